@@ -1,0 +1,49 @@
+"""debiasbench: a benchmark suite for mitigating dataset bias.
+
+    import debiasbench
+    table = debiasbench.run(methods=["vanilla", "pgd"], datasets=["cmnist5k"], seeds=3)
+    debiasbench.compare(table)
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+# Raised when evaluation, sampling or randomness change so that numbers move: part of every cell's identity.
+PROTOCOL_VERSION = 1
+
+if TYPE_CHECKING:
+    from debiasbench.api import compare, load_predictor, load_results, run
+
+__all__ = ["PROTOCOL_VERSION", "__version__", "compare", "load_predictor", "load_results", "run"]
+
+
+def _hide_bare_datasets_folder() -> None:
+    """Keep our folder `datasets/` from passing for the Hugging Face package of that name.
+
+    From a clone's root, `import datasets` would find the bare folder, and libraries that probe for the package
+    would take it for installed. Where the real package is installed it wins by itself, and nothing is done.
+    """
+    if "datasets" in sys.modules:
+        return
+    try:
+        spec = importlib.util.find_spec("datasets")
+    except (ImportError, ValueError):
+        return
+    if spec is not None and spec.origin is None:
+        sys.modules["datasets"] = None  # type: ignore[assignment]
+
+
+_hide_bare_datasets_folder()
+
+
+def __getattr__(name: str) -> Any:
+    """The Python interface, imported when first used: `import debiasbench` stays quick."""
+    if name in ("compare", "load_predictor", "load_results", "run"):
+        from debiasbench import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'debiasbench' has no attribute '{name}'")

@@ -1,0 +1,164 @@
+"""Augmentation of whole batches on their device, with the distributions of torchvision's per-image transforms.
+
+Parameters are drawn per sample. Crop and rotation are one resampling that equals torchvision's two: the rotation
+(nearest) picks pixels of the cropped and resized image, so its source coordinates are rounded to that image's grid
+and clamped to the crop before the crop's bilinear sampling. A single bilinear resampling of both would differ in a
+quarter of the pixels.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from debiasbench.recipe import Recipe
+
+_LUMA = (0.2989, 0.587, 0.114)  # torchvision's grey
+
+
+def to_input(x: Tensor, recipe: Recipe) -> Tensor:
+    """uint8 (B, C, H, W) in 0..255 -> float32 in [0, 1], normalised by the recipe, channels last."""
+    return _normalised(x.to(torch.float32).div_(255), recipe).contiguous(memory_format=torch.channels_last)
+
+
+def augmented(x: Tensor, recipe: Recipe, generator: Generator) -> Tensor:
+    """As `to_input`, with the recipe's augmentation drawn from `generator` (on x's device)."""
+    image = x.to(torch.float32).div_(255)
+    if recipe.crop_scale is not None or recipe.rotation:
+        image = _crop_and_rotate(image, recipe, generator)
+    if recipe.pad_crop:
+        image = _pad_crop(image, recipe.pad_crop, generator)
+    if recipe.flip:
+        flipped = torch.rand(len(image), generator=generator, device=image.device) < 0.5
+        image = torch.where(flipped[:, None, None, None], image.flip(3), image)
+    if recipe.saturation or recipe.hue:
+        image = _colour_jitter(image, recipe.saturation, recipe.hue, generator)
+    return _normalised(image, recipe).contiguous(memory_format=torch.channels_last)
+
+
+def _normalised(image: Tensor, recipe: Recipe) -> Tensor:
+    if recipe.mean is None or recipe.std is None:
+        return image
+    mean = torch.tensor(recipe.mean, device=image.device).view(1, -1, 1, 1)
+    std = torch.tensor(recipe.std, device=image.device).view(1, -1, 1, 1)
+    return (image - mean) / std
+
+
+def crop_boxes(n: int, height: int, width: int, recipe: Recipe, generator: Generator) -> Tensor:
+    """Boxes of torchvision's RandomResizedCrop -> int64 (n, 4) as top, left, height, width.
+
+    Ten draws of area and aspect ratio; the first that fits the image is taken, else the largest central box whose
+    ratio is allowed. With `crop_scale` above 1 most draws do not fit: that is part of the official augmentation,
+    not a mistake to mend.
+    """
+    assert recipe.crop_scale is not None
+    device = generator.device
+    tries = torch.rand(2, n, 10, generator=generator, device=device, dtype=torch.float64)
+    low, high = recipe.crop_scale
+    area = height * width * (low + (high - low) * tries[0])
+    log_low, log_high = math.log(recipe.crop_ratio[0]), math.log(recipe.crop_ratio[1])
+    ratio = torch.exp(log_low + (log_high - log_low) * tries[1])
+    box_width = torch.round(torch.sqrt(area * ratio)).long()  # half to even, as Python's round
+    box_height = torch.round(torch.sqrt(area / ratio)).long()
+    fits = (box_width > 0) & (box_width <= width) & (box_height > 0) & (box_height <= height)
+    first = fits.long().argmax(1, keepdim=True)  # the first draw that fits; 0 if none does
+    box_width, box_height = box_width.gather(1, first)[:, 0], box_height.gather(1, first)[:, 0]
+
+    in_ratio = width / height
+    whole_width, whole_height = width, height
+    if in_ratio < min(recipe.crop_ratio):
+        whole_height = round(width / min(recipe.crop_ratio))
+    elif in_ratio > max(recipe.crop_ratio):
+        whole_width = round(height * max(recipe.crop_ratio))
+    any_fits = fits.any(1)
+    box_width = torch.where(any_fits, box_width, whole_width)
+    box_height = torch.where(any_fits, box_height, whole_height)
+    corner = torch.rand(2, n, generator=generator, device=device, dtype=torch.float64)
+    top = torch.where(any_fits, (corner[0] * (height - box_height + 1)).long(), (height - whole_height) // 2)
+    left = torch.where(any_fits, (corner[1] * (width - box_width + 1)).long(), (width - whole_width) // 2)
+    return torch.stack([top, left, box_height, box_width], 1)
+
+
+def _crop_and_rotate(image: Tensor, recipe: Recipe, generator: Generator) -> Tensor:
+    n, _, height, width = image.shape
+    device = image.device
+    if recipe.crop_scale is not None:
+        boxes = crop_boxes(n, height, width, recipe, generator)
+    else:
+        boxes = torch.tensor([0, 0, height, width], device=device).expand(n, 4)
+    angle = torch.zeros(n, device=device)
+    if recipe.rotation:
+        turns = torch.rand(n, generator=generator, device=device) * 2 - 1
+        angle = turns * (recipe.rotation * math.pi / 180)
+    return resample(image, boxes, angle)
+
+
+def resample(image: Tensor, boxes: Tensor, angle: Tensor) -> Tensor:
+    """Crop each image to its box, resize it back (bilinear), rotate it counter-clockwise (nearest, filled with 0).
+
+    image: float (B, C, H, W); boxes: (B, 4) as top, left, height, width; angle: (B,) in radians.
+    """
+    n, _, height, width = image.shape
+    device = image.device
+    rows = torch.arange(height, device=device) + 0.5 - height / 2  # pixel centres, from the middle
+    columns = torch.arange(width, device=device) + 0.5 - width / 2
+    cos, sin = torch.cos(angle)[:, None, None], torch.sin(angle)[:, None, None]
+    column = torch.floor(cos * columns - sin * rows[:, None] + width / 2)  # (B, H, W), of the resized crop
+    row = torch.floor(sin * columns + cos * rows[:, None] + height / 2)
+    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+    top, left, box_height, box_width = boxes.to(image.dtype).T[:, :, None, None]
+    row = _box_coordinate(row, height, top, box_height)
+    column = _box_coordinate(column, width, left, box_width)
+    grid = torch.stack([(2 * column + 1) / width - 1, (2 * row + 1) / height - 1], 3)
+    sampled = F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return sampled * inside[:, None]
+
+
+def _box_coordinate(position: Tensor, size: int, start: Tensor, length: Tensor) -> Tensor:
+    """A pixel of the resized crop -> its place in the image, clamped to the crop (as resizing the crop does)."""
+    source = (position + 0.5) * (length / size) - 0.5
+    return start + torch.minimum(source.clamp_min(0), length - 1)
+
+
+def _pad_crop(image: Tensor, pad: int, generator: Generator) -> Tensor:
+    """torchvision's RandomCrop to the same size after zero padding."""
+    n, channels, height, width = image.shape
+    padded = F.pad(image, (pad, pad, pad, pad))
+    shift = torch.randint(0, 2 * pad + 1, (2, n), generator=generator, device=image.device)
+    rows = (shift[0][:, None] + torch.arange(height, device=image.device))[:, None, :, None]
+    columns = (shift[1][:, None] + torch.arange(width, device=image.device))[:, None, None, :]
+    sample = torch.arange(n, device=image.device)[:, None, None, None]
+    channel = torch.arange(channels, device=image.device)[None, :, None, None]
+    return padded[sample, channel, rows, columns]
+
+
+def _colour_jitter(image: Tensor, saturation: float, hue: float, generator: Generator) -> Tensor:
+    """torchvision's ColorJitter(saturation=, hue=): both, in an order drawn per image.
+
+    A shift of hue commutes with scaling and with adding grey, so either order is
+    factor * shifted + (1 - factor) * grey, with the grey of the image before or after the shift.
+    """
+    draws = torch.rand(3, len(image), 1, 1, 1, generator=generator, device=image.device)
+    factor = 1 + saturation * (2 * draws[0] - 1)
+    shifted = shift_hue(image, hue * (2 * draws[1] - 1)) if hue else image
+    weights = image.new_tensor(_LUMA).view(3, 1, 1)
+    grey = (torch.where(draws[2] < 0.5, image, shifted) * weights).sum(1, keepdim=True)
+    return torch.lerp(grey, shifted, factor).clamp_(0, 1)
+
+
+def shift_hue(image: Tensor, turns: Tensor) -> Tensor:
+    """Shift the hue of RGB images (B, 3, H, W) in [0, 1] by `turns` (broadcastable), through HSV."""
+    red, green, blue = image.unbind(1)
+    high, low = image.amax(1), image.amin(1)
+    chroma = high - low
+    scale = 1 / torch.where(chroma == 0, 1.0, chroma)
+    hue = torch.where(
+        high == red, (green - blue) * scale, torch.where(high == green, (blue - red) * scale + 2, (red - green) * scale + 4)
+    )  # in sixths of a turn
+    hue = hue + 6 * turns[:, 0]
+    offsets = image.new_tensor([0.0, 4.0, 2.0]).view(3, 1, 1)
+    ramp = torch.remainder(hue[:, None] + offsets, 6).sub_(3).abs_().sub_(1).clamp_(0, 1)  # (B, 3, H, W)
+    return torch.addcmul(low[:, None], ramp, chroma[:, None])

@@ -1,0 +1,79 @@
+"""Colouring of grey digits: what the Colored MNIST datasets share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Generator, Tensor
+
+# The official PGD generator's colours of the digits 0..9, as RGB in 0..255 (fixed there, though the paper says
+# that they were randomly selected).
+PGD_PALETTE = (
+    (220, 20, 60), (0, 128, 128), (253, 233, 16), (0, 149, 182), (237, 145, 33),
+    (145, 30, 188), (70, 240, 240), (250, 197, 187), (210, 245, 60), (128, 0, 0),
+)  # fmt: skip
+# The official LfF generator's.
+LFF_PALETTE = (
+    (251, 80, 43), (253, 233, 90), (172, 118, 148), (200, 212, 153), (22, 198, 250),
+    (82, 245, 114), (6, 60, 193), (142, 26, 194), (53, 100, 5), (213, 52, 68),
+)  # fmt: skip
+
+
+def random_palette(generator: Generator) -> tuple[tuple[int, ...], ...]:
+    """Ten colours drawn uniformly among those that are bright enough to be seen on black."""
+    drawn = torch.randint(0, 256, (200, 3), generator=generator)
+    bright = drawn[drawn.amax(1) >= 128]
+    return tuple(tuple(colour.tolist()) for colour in bright[:10])
+
+
+def bernoulli_conflicts(y: Tensor, ratio: float, generator: Generator) -> Tensor:
+    """Bias labels (N,): each sample conflicts with probability `ratio`, then with a uniform other value."""
+    conflicting = torch.rand(len(y), generator=generator, dtype=torch.float64) < ratio
+    return _with_conflicts(y, conflicting, generator)
+
+
+def exact_conflicts(y: Tensor, ratio: float, generator: Generator) -> Tensor:
+    """Bias labels (N,): exactly round(ratio N_c) samples of each class conflict, drawn at random."""
+    conflicting = torch.zeros(len(y), dtype=torch.bool)
+    for label in range(10):
+        members = torch.nonzero(y == label)[:, 0]
+        order = torch.randperm(len(members), generator=generator)
+        conflicting[members[order[: round(ratio * len(members))]]] = True
+    return _with_conflicts(y, conflicting, generator)
+
+
+def block_conflicts(y: Tensor, ratio: float) -> Tensor:
+    """Bias labels (N,) as the official LfF generator deals them: in blocks of dataset order, nothing random.
+
+    Within a class, blocks end at round(N_c * cumulated share); the shares are 1 - ratio for the aligned value and
+    ratio / 9 for each other, in order of the bias value.
+    """
+    bias = torch.empty_like(y)
+    for label in range(10):
+        share = torch.full((10,), ratio / 9, dtype=torch.float64)
+        share[label] = 1 - ratio
+        members = torch.nonzero(y == label)[:, 0]
+        ends = torch.round(share.cumsum(0) * len(members)).long()
+        bias[members] = torch.searchsorted(ends, torch.arange(len(members)), right=True).clamp_max(9)
+    return bias
+
+
+def _with_conflicts(y: Tensor, conflicting: Tensor, generator: Generator) -> Tensor:
+    shift = torch.randint(1, 10, (len(y),), generator=generator)  # uniform over the other nine
+    return torch.where(conflicting, (y + shift) % 10, y)
+
+
+def colour(
+    grey: Tensor, bias: Tensor, palette: tuple[tuple[int, ...], ...], noise: float, generator: Generator
+) -> Tensor:
+    """Grey digits uint8 (N, 28, 28) -> coloured on black, uint8 (N, 3, 28, 28).
+
+    The colour of each sample is its palette entry plus normal noise of standard deviation `noise` (of colours in
+    [0, 1]) a channel. Values are cut off to whole grey levels, as torchvision's ToPILImage does.
+    """
+    colours = torch.tensor(palette, dtype=torch.float32)[bias] / 255
+    colours = colours + noise * torch.randn(colours.shape, generator=generator)
+    parts = [
+        (some_grey[:, None].float() / 255 * some_colours[:, :, None, None]).clamp_(0, 1).mul_(255).to(torch.uint8)
+        for some_grey, some_colours in zip(grey.split(5000), colours.split(5000), strict=True)
+    ]
+    return torch.cat(parts)

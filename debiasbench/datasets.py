@@ -1,0 +1,97 @@
+"""What a dataset is. The datasets themselves are the modules of this package, one file each.
+
+Like `debiasbench/methods.py`, this file is a one-file package whose modules are in the top-level folder `datasets/`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from debiasbench.parameters import Parameters, above, at_least, between, one_of
+from debiasbench.plugins import Registry, folders
+from debiasbench.recipe import Recipe
+
+if TYPE_CHECKING:
+    from debiasbench.samples import Splits
+
+__all__ = ["Dataset", "NeededFile", "Recipe", "above", "at_least", "between", "one_of", "registry"]
+
+__path__ = folders(__file__, "DEBIASBENCH_DATASETS_PATH")
+registry = Registry("debiasbench.datasets", "Dataset", "DEBIASBENCH_DATASETS_PATH")
+
+
+@dataclass(frozen=True)
+class NeededFile:
+    """A file or folder that a dataset needs: where it belongs, how big it is, and where to get it."""
+
+    path: Path
+    size: str  # for people: "9.9 MB"
+    source: str  # an address, or a sentence on how to get it
+    downloads: bool = False  # True: `debiasbench prepare` fetches it by itself
+
+
+class Dataset(Parameters, ABC):
+    """A labelled dataset with a bias, its splits, its recipe and its metrics. Subclass it in one file of `datasets/`.
+
+    Annotated class attributes are the dataset's parameters. `data_seed` changes what is drawn (colours, conflicts)
+    and is apart from the training seed: all training seeds see the same data.
+    """
+
+    name: ClassVar[str] = ""
+    version: ClassVar[int] = 1  # a change of the data is a new version, never a silent fix
+    citation: ClassVar[str] = ""
+    aliases: ClassVar[dict[str, dict[str, Any]]] = {}
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}  # {"lff": {parameter: value, "recipe": {field: value}}}
+    recipe: ClassVar[Recipe] = Recipe()
+    class_names: ClassVar[tuple[str, ...]] = ()
+    bias_names: ClassVar[tuple[str, ...]] = ("bias",)
+    n_bias_values: ClassVar[int] = 0  # values each bias can take
+    headline: ClassVar[tuple[str, ...]] = ("acc_unbiased",)
+    unbiased_test: ClassVar[bool] = False  # True: in the test split the bias says nothing of the label
+    official_counts: ClassVar[dict[str, int]] = {}  # split -> samples, of the data as published
+
+    data_seed: int = at_least(0, default=0)
+    root: str | None = None  # where this dataset's files are, instead of its place below the data folder
+
+    @property
+    def n_classes(self) -> int:
+        """Number of labels."""
+        return len(self.class_names)
+
+    @property
+    def conflict_ratio(self) -> float | None:
+        """The share of bias-conflicting training samples that the dataset is built for; None if not known."""
+        return None
+
+    @property
+    def has_bias_labels(self) -> bool:
+        """Whether the bias of the training samples is known."""
+        return True
+
+    def folder(self, data_dir: Path) -> Path:
+        """Where this dataset's files are."""
+        return Path(self.root) if self.root else data_dir / self.name
+
+    def needed_files(self, data_dir: Path) -> list[NeededFile]:
+        """The files that are needed and not there. Asked before anything trains."""
+        del data_dir
+        return []
+
+    def prepare(self, data_dir: Path) -> None:
+        """Download what can be downloaded into `data_dir`; `debiasbench prepare` calls it."""
+        del data_dir
+
+    @abstractmethod
+    def build(self, data_dir: Path) -> Splits:
+        """Read or make the data.
+
+        Raises:
+            BenchmarkError: a file is missing, cut off, or not what it should be; the message names it.
+        """
+
+    def key(self) -> dict[str, Any]:
+        """The parameters that make up the identity of the data: all but where the files are."""
+        return {key: value for key, value in self.values().items() if key != "root"}

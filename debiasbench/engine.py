@@ -1,0 +1,281 @@
+"""The training loop, written once: what a method gives to `task.train` is carried out here.
+
+The engine draws the order of the samples, gathers and augments batches on the device, runs the loss, steps the
+optimiser by the recipe's schedule, and reads losses back once an epoch. A method's loss is a pure function of
+tensors, so it says nothing of all this.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from debiasbench.augment import augmented, to_input
+from debiasbench.errors import DivergedError
+from debiasbench.randomness import derived_generator, derived_seed
+from debiasbench.recipe import Recipe
+
+if TYPE_CHECKING:
+    from debiasbench.task import Task
+
+State = dict[str, Tensor]
+Loss = Callable[[Any, "Batch", State], Tensor | tuple[Tensor, State]]
+Layout = Callable[[torch.Generator], list[Tensor]]
+Sample = Tensor | Layout | None
+
+
+class Batch(SimpleNamespace):
+    """What a loss sees of one step.
+
+    Attributes:
+        x: float32 (B, C, H, W), augmented and normalised.
+        y: int64 (B,). index: int64 (B,), places in the training set. perm: int64 (B,), a permutation of the batch.
+        step, epoch: int64 (), 0-based in the phase. n_steps: int64 (), steps of the whole phase.
+        y_all: int64 (N,), all labels of the training set.
+        bias: int64 (B, A), only for a method that declares `needs_bias_labels`.
+        Declared columns, by name: (B, ...).
+    """
+
+    def __getattr__(self, name: str) -> NoReturn:
+        """Say what a batch holds, and why `bias` is not there."""
+        if name == "bias":
+            raise AttributeError("batch.bias is only there for a method that declares needs_bias_labels = True")
+        raise AttributeError(f"a batch has no '{name}'; it has {', '.join(sorted(vars(self)))}")
+
+
+class Stage:
+    """One training phase: optimiser, schedule and epoch count live as long as the stage.
+
+    `run` may be called several times, for methods that take turns between networks.
+    """
+
+    def __init__(  # noqa: PLR0913 - the arguments of task.train, handed on
+        self,
+        task: Task,
+        nets: dict[str, nn.Module],
+        loss: Loss,
+        *,
+        recipe: Recipe,
+        sample: Sample,
+        draws: int | None,
+        columns: Mapping[str, Tensor],
+        state: State,
+        predict: Any,
+        share: tuple[Any, ...] | None,
+    ) -> None:
+        self.task, self.nets, self.loss, self.recipe, self.share = task, nets, loss, recipe, share
+        self.sample, self.draws, self.columns, self.state, self.predict = sample, draws, columns, state, predict
+        self.epoch = 0
+        self.step = 0
+        parameters = [parameter for net in nets.values() for parameter in net.parameters()]
+        self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
+        self.optimizer = _optimizer(self.parameters, recipe)
+
+    def run(self, epochs: int | None = None, *, sample: Sample = None, draws: int | None = None) -> State:
+        """Train for `epochs` more epochs (default: to the end of the recipe) and return the state.
+
+        `sample` and `draws` replace those of the stage for this call.
+        """
+        sample = self.sample if sample is None else sample
+        draws = self.draws if draws is None else draws
+        call = self.task._numbered("train", self._signature(epochs, sample))
+        steps_per_epoch = len(self._plan(sample, draws, call, 0))
+        total_steps = self.recipe.steps or self.recipe.epochs * steps_per_epoch
+        total_epochs = -(-total_steps // steps_per_epoch)
+        last_epoch = total_epochs if epochs is None else self.epoch + epochs
+        phase = self.task._begin_phase(call, self, last_epoch - self.epoch)
+        started = time.perf_counter()
+        evaluating = 0.0
+        devices = [self.task.device] if self.task.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):  # dropout is seeded a step; nobody else's draws change
+            while self.epoch < last_epoch:
+                limit = self.recipe.steps if epochs is None else None
+                loss, rate = self._run_epoch(sample, draws, call, total_steps, total_epochs, limit)
+                self.epoch += 1
+                phase.losses.append(loss)
+                due = self.epoch % self.recipe.eval_every == 0 or self.epoch == last_epoch
+                before = time.perf_counter()
+                if self.predict is not None and due:
+                    self.task._evaluate_epoch(phase, self, rate)
+                evaluating += time.perf_counter() - before
+                self.task._report(phase, self.epoch, last_epoch)
+        phase.seconds = time.perf_counter() - started - evaluating
+        phase.evaluation_seconds = evaluating
+        self.task._end_phase(phase, self)
+        return self.state
+
+    def _run_epoch(
+        self, sample: Sample, draws: int | None, call: int, total_steps: int, total_epochs: int, limit: int | None
+    ) -> tuple[float, float]:
+        """One epoch -> (mean loss a sample, learning rate at its end)."""
+        task, recipe, device = self.task, self.recipe, self.task.device
+        plan = self._plan(sample, draws, call, self.epoch)
+        for net in self.nets.values():
+            net.train()
+        nets = SimpleNamespace(**self.nets)
+        total = torch.zeros((), device=device, dtype=torch.float64)
+        n_seen = 0
+        rate = recipe.learning_rate
+        epoch = torch.tensor(self.epoch, device=device)
+        n_steps = torch.tensor(total_steps, device=device)
+        for index in plan:
+            if limit is not None and self.step >= limit:
+                break
+            done = self.step / total_steps if recipe.steps else self.epoch / total_epochs
+            rate = recipe.learning_rate_at(done)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            place = (task.seed, call, self.epoch, self.step)
+            batch = Batch(
+                x=self._gather(index, place),
+                y=task.y[index],
+                index=index,
+                perm=torch.randperm(
+                    len(index), generator=derived_generator("permutation", *place, device=device), device=device
+                ),
+                step=torch.tensor(self.step, device=device),
+                n_steps=n_steps,
+                epoch=epoch,
+                y_all=task.y,
+                **{name: column[index] for name, column in self.columns.items()},
+            )
+            if task.method.needs_bias_labels:
+                batch.bias = task.bias[index]
+            torch.manual_seed(derived_seed("dropout", *place))
+            value = self._loss(nets, batch)
+            self.optimizer.zero_grad(set_to_none=True)
+            value.backward()
+            if recipe.clip_norm is not None:
+                nn.utils.clip_grad_norm_(self.parameters, recipe.clip_norm)
+            self.optimizer.step()
+            total += value.detach() * len(index)
+            n_seen += len(index)
+            self.step += 1
+        mean = float(total) / max(n_seen, 1)  # the one read of the epoch
+        if mean != mean or mean in (float("inf"), float("-inf")):
+            raise DivergedError(
+                f"The training loss became {mean} in epoch {self.epoch + 1} of training call {call}. "
+                f"Lower the learning rate (now {rate:g}) or look at the loss for logarithms and divisions."
+            )
+        return mean, rate
+
+    def _loss(self, nets: Any, batch: Batch) -> Tensor:
+        result = self.loss(nets, batch, self.state)
+        value, self.state = result if isinstance(result, tuple) else (result, self.state)
+        if not isinstance(value, Tensor) or value.ndim != 0:
+            shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise TypeError(f"A loss must return one number (a tensor of shape ()), or (number, state). Got {shape}.")
+        return value
+
+    def _gather(self, index: Tensor, place: tuple[int, ...]) -> Tensor:
+        x = self.task.x[index]
+        if not self.recipe.augment:
+            return to_input(x, self.recipe)
+        return augmented(x, self.recipe, derived_generator("augment", *place, device=x.device))
+
+    def _plan(self, sample: Sample, draws: int | None, call: int, epoch: int) -> list[Tensor]:
+        """The batches of an epoch, as int64 indices on the device; a function of (seed, call, epoch) alone."""
+        generator = derived_generator("order", self.task.seed, call, epoch)
+        return plan_epoch(
+            sample,
+            n_samples=len(self.task.y),
+            batch_size=self.recipe.batch_size,
+            drop_last=self.recipe.drop_last,
+            draws=draws,
+            generator=generator,
+            device=self.task.device,
+        )
+
+    def _signature(self, epochs: int | None, sample: Sample) -> dict[str, Any]:
+        from debiasbench.task import digest_of, source_of
+
+        return {
+            "loss": source_of(self.loss),
+            "nets": {name: sum(p.numel() for p in net.parameters()) for name, net in self.nets.items()},
+            "recipe": self.recipe.values(),
+            "epochs": epochs,
+            "sample": digest_of(sample) if isinstance(sample, Tensor) else source_of(sample),
+            "columns": {name: digest_of(column) for name, column in self.columns.items()},
+            "state": {name: tuple(value.shape) for name, value in self.state.items()},
+            "share": self.share,
+        }
+
+
+def plan_epoch(  # noqa: PLR0913 - all keyword-only, each a plain value
+    sample: Sample,
+    *,
+    n_samples: int,
+    batch_size: int,
+    generator: torch.Generator,
+    drop_last: bool = False,
+    draws: int | None = None,
+    device: torch.device | str = "cpu",
+) -> list[Tensor]:
+    """Lay out one epoch as batches of indices.
+
+    sample: None: each sample once, shuffled. Float (N,): `draws` (default N) independent draws with replacement,
+        in proportion to the values. Int64 (N,): so many copies of each sample, shuffled. Callable: lays out the
+        batches itself, from a generator.
+
+    The last batch is kept as a smaller one unless `drop_last`; a tail of one sample joins the batch before it, as
+    batch normalisation cannot train on one.
+    """
+    if callable(sample):
+        return [batch.to(device) for batch in sample(generator)]
+    if sample is None:
+        order = torch.randperm(n_samples, generator=generator)
+    elif sample.dtype == torch.int64:
+        order = torch.arange(n_samples).repeat_interleave(sample.cpu())
+        order = order[torch.randperm(len(order), generator=generator)]
+    else:
+        # float64: in float32 the running sum of many small probabilities loses some of them
+        edges = sample.detach().cpu().double().cumsum(0)
+        points = torch.rand(draws or n_samples, generator=generator, dtype=torch.float64) * edges[-1]
+        order = torch.searchsorted(edges, points, right=True).clamp_max(n_samples - 1)
+    batches = list(order.to(device).split(batch_size))
+    if len(batches) > 1 and drop_last and len(batches[-1]) < batch_size:
+        batches.pop()
+    elif len(batches) > 1 and len(batches[-1]) == 1:
+        batches[-2:] = [torch.cat(batches[-2:])]
+    return batches
+
+
+def check_sample(sample: Any, n_samples: int, state: Mapping[str, Tensor]) -> None:
+    """Refuse samplings that would train on something else than meant."""
+    if sample is None or callable(sample):
+        return
+    if not isinstance(sample, Tensor) or sample.shape != (n_samples,):
+        shape = tuple(sample.shape) if isinstance(sample, Tensor) else type(sample).__name__
+        raise TypeError(f"sample must be None, a tensor of shape ({n_samples},) or a function. Got {shape}.")
+    if not (sample.is_floating_point() or sample.dtype == torch.int64):
+        raise TypeError(f"sample must be float (probabilities) or int64 (copies). Got {sample.dtype}.")
+    values = sample.detach().double()
+    if not bool(torch.isfinite(values).all()):
+        raise DivergedError("The sampling probabilities hold values that are not finite: look at the scores.")
+    if bool((values < 0).any()) or not bool((values > 0).any()):
+        raise ValueError("sample must not be negative anywhere, and above 0 somewhere.")
+    tables = [name for name, value in state.items() if value.ndim and len(value) == n_samples]
+    if tables:
+        raise ValueError(
+            f"State tables ({', '.join(tables)}) cannot go with sampling that repeats samples: two rows of one batch "
+            "would write to one place. Use sample=None, or keep the table in another phase."
+        )
+
+
+def _optimizer(parameters: list[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
+    rate, decay = recipe.learning_rate, recipe.weight_decay
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(parameters, rate, momentum=recipe.momentum, weight_decay=decay, fused=True)
+    if recipe.optimizer == "adam":
+        return torch.optim.Adam(parameters, rate, weight_decay=decay, fused=True)
+    # biases and normalisation are vectors; decay is for what has at least two dimensions
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, rate, fused=True)

@@ -1,0 +1,190 @@
+"""Predictions on validation and test, the metrics of them, and the rules that select an epoch.
+
+Metric names are those of the field, told apart (see docs/metrics.md): `acc_avg` is plain accuracy on a split;
+`acc_unbiased` is the same on a test split whose bias says nothing of the label. All accuracies are shares in [0, 1];
+what has no samples is nan.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from debiasbench.augment import to_input
+from debiasbench.recipe import Recipe
+from debiasbench.samples import Samples, Splits
+
+if TYPE_CHECKING:
+    from debiasbench.datasets import Dataset
+
+NAN = float("nan")
+
+SELECTION_RULES = {
+    "last": "the last epoch (headline)",
+    "val_loss": "lowest cross-entropy on the biased validation split",
+    "val_acc": "highest accuracy on the biased validation split",
+    "group_val": "best group metric on validation; uses bias labels",
+    "test_oracle": "best headline metric on test; an upper bound, never a result",
+}
+USES_BIAS_LABELS = ("group_val", "test_oracle")
+
+
+class Evaluation:
+    """Evaluates predictors on the splits of one dataset."""
+
+    def __init__(self, dataset: Dataset, splits: Splits, *, batch_size: int = 500) -> None:
+        self.dataset, self.splits, self.batch_size = dataset, splits, batch_size
+        self._columns = {
+            name: (samples.y.cpu().numpy(), samples.bias.cpu().numpy()) for name, samples in splits.named().items()
+        }
+
+    def logits(
+        self, predict: Callable[[Tensor], Tensor], nets: Iterable[nn.Module], samples: Samples, recipe: Recipe
+    ) -> Tensor:
+        """Logits of all samples -> (N, C), in eval mode, without augmentation, on the device."""
+        from debiasbench.task import evaluating
+
+        with torch.no_grad(), evaluating(nets):
+            parts = samples.x.split(self.batch_size)
+            return torch.cat([predict(to_input(x, recipe)) for x in parts]).float()
+
+    def row(
+        self, predict: Callable[[Tensor], Tensor], nets: Iterable[nn.Module], recipe: Recipe
+    ) -> dict[str, dict[str, float]]:
+        """Metrics on validation and test, by split."""
+        nets = list(nets)
+        return {
+            split: self.metrics(split, self.logits(predict, nets, self.splits.named()[split], recipe))
+            for split in ("valid", "test")
+        }
+
+    def metrics(self, split: str, logits: Tensor) -> dict[str, float]:
+        """Every metric of one split from its logits (N, C)."""
+        y, bias = self._columns[split]
+        loss = nn.functional.cross_entropy(logits, torch.from_numpy(y).to(logits.device)).item()
+        correct = logits.argmax(1).cpu().numpy() == y
+        unbiased = split == "test" and self.dataset.unbiased_test
+        return {"loss": loss} | accuracies(correct, y, bias, bias_names=self.dataset.bias_names, unbiased=unbiased)
+
+    def groups(self, split: str, logits: Tensor) -> list[dict[str, Any]]:
+        """Accuracy and size of every (label, bias) group of a split; only for a single bias."""
+        y, bias = self._columns[split]
+        if len(self.dataset.bias_names) != 1:
+            return []
+        correct = logits.argmax(1).cpu().numpy() == y
+        rows = []
+        for label in range(self.dataset.n_classes):
+            for value in range(self.dataset.n_bias_values):
+                members = (y == label) & (bias[:, 0] == value)
+                rows.append({"y": label, "bias": value, "n": int(members.sum()), "acc": _mean(correct[members])})
+        return rows
+
+
+def accuracies(
+    correct: np.ndarray, y: np.ndarray, bias: np.ndarray, *, bias_names: tuple[str, ...], unbiased: bool
+) -> dict[str, float]:
+    """Accuracies by name, from which samples were predicted correctly.
+
+    correct: bool (N,). y: int (N,). bias: int (N, A), -1 where unknown. With several biases, `acc_aligned` and
+    `acc_conflict` are given for each (`acc_conflict.colour`), and no cells are formed.
+    """
+    result = {"n": float(len(y)), "acc_avg": _mean(correct)}
+    if unbiased:
+        result["acc_unbiased"] = result["acc_avg"]
+    for column, name in enumerate(bias_names):
+        suffix = f".{name}" if len(bias_names) > 1 else ""
+        known = bias[:, column] >= 0
+        conflicting = known & (bias[:, column] != y)
+        result[f"acc_aligned{suffix}"] = _mean(correct[known & ~conflicting])
+        result[f"acc_conflict{suffix}"] = _mean(correct[conflicting])
+        result[f"n_conflict{suffix}"] = float(conflicting.sum())
+    if len(bias_names) == 1 and bool((bias[:, 0] >= 0).any()):
+        known = bias[:, 0] >= 0
+        cells = y[known].astype(np.int64) * (int(bias.max()) + 1) + bias[known, 0]
+        n_cell = np.bincount(cells)
+        share = np.bincount(cells, correct[known])[n_cell > 0] / n_cell[n_cell > 0]
+        # over the groups that are there: an empty one has no accuracy
+        result["acc_worst"] = float(share.min())
+        result["n_worst"] = float(n_cell[n_cell > 0][share.argmin()])
+        result["acc_cellmean"] = result["acc_groupmean"] = float(share.mean())
+        result["n_groups"] = float(len(share))
+    return result
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if len(values) else NAN
+
+
+def adjusted_accuracy(group_accuracies: np.ndarray, train_counts: np.ndarray) -> float:
+    """`acc_adjusted`: group accuracies weighted by the groups' *training* frequencies (Waterbirds' convention)."""
+    return float(np.average(group_accuracies, weights=train_counts))
+
+
+def select(epochs: list[dict[str, Any]], headline: tuple[str, ...]) -> dict[str, int | None]:
+    """Rule -> the row of `epochs` that it chooses, or None where it cannot choose.
+
+    Ties go to the later epoch. Rules read logged metrics only; `last`, `val_loss` and `val_acc` never read the
+    test split or a bias label.
+    """
+
+    def best(value: Callable[[dict[str, Any]], float]) -> int | None:
+        values = [value(row) for row in epochs]
+        usable = [place for place, number in enumerate(values) if not math.isnan(number)]
+        return max(usable, key=lambda place: (values[place], place)) if usable else None
+
+    def group_value(row: dict[str, Any]) -> float:
+        valid = row["valid"]
+        if min((number for name, number in valid.items() if name.startswith("n_conflict")), default=0) < 10:
+            return NAN  # too few to choose by
+        if "acc_worst" in headline:
+            return valid.get("acc_worst", NAN)
+        sides = [number for name, number in valid.items() if name.startswith(("acc_aligned", "acc_conflict"))]
+        return sum(sides) / len(sides)
+
+    return {
+        "last": len(epochs) - 1 if epochs else None,
+        "val_loss": best(lambda row: -row["valid"]["loss"]),
+        "val_acc": best(lambda row: row["valid"]["acc_avg"]),
+        "group_val": best(group_value),
+        "test_oracle": best(lambda row: row["test"].get(headline[0], NAN)),
+    }
+
+
+def identification(column: Tensor, samples: Samples, bias_names: tuple[str, ...]) -> dict[str, float]:
+    """How well per-sample values find the bias-conflicting training samples.
+
+    column: bool (N,), the samples taken for conflicting: precision and recall. Float (N,), scores: AUROC, the
+    share of the total score on conflicting samples (`conflict_mass`; of the sampling distribution, where it is
+    proportional to the score), and precision among the n highest, n being the number of true conflicts (where it
+    equals recall).
+    """
+    from sklearn.metrics import roc_auc_score
+
+    result: dict[str, float] = {}
+    values = column.numpy()
+    conflicts = samples.conflicting.cpu().numpy()
+    for place, name in enumerate(bias_names):
+        suffix = f".{name}" if len(bias_names) > 1 else ""
+        truth = conflicts[:, place]
+        n_true = int(truth.sum())
+        if values.dtype == bool:
+            found = int((values & truth).sum())
+            result |= {
+                f"n_selected{suffix}": float(values.sum()),
+                f"precision{suffix}": found / values.sum() if values.any() else NAN,
+                f"recall{suffix}": found / n_true if n_true else NAN,
+            }
+            continue
+        total = float(values.sum(dtype=np.float64))
+        highest = np.argsort(-values, kind="stable")[:n_true]
+        result |= {
+            f"auroc{suffix}": float(roc_auc_score(truth, values)) if 0 < n_true < len(truth) else NAN,
+            f"conflict_mass{suffix}": float(values[truth].sum(dtype=np.float64)) / total if total else NAN,
+            f"precision_at_n{suffix}": float(truth[highest].mean()) if n_true else NAN,
+        }
+    return {name: float(value) for name, value in result.items()}

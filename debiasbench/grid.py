@@ -1,0 +1,271 @@
+"""What to run: a grid of methods x datasets x seeds, and its cells with all values resolved.
+
+A value comes from, each overriding the one before: the class, the class for this dataset, a preset, inline
+parameters, `--epochs`. Names, parameters and combinations are all checked here, before anything trains.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from debiasbench import PROTOCOL_VERSION
+from debiasbench.datasets import Dataset
+from debiasbench.datasets import registry as dataset_registry
+from debiasbench.errors import BenchmarkError
+from debiasbench.methods import Method
+from debiasbench.methods import registry as method_registry
+from debiasbench.parameters import expand_sweeps, nearest, split_spec
+from debiasbench.plugins import defaults, label, read_parameters
+from debiasbench.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run: a method, a dataset, a seed, and every value resolved. Plain values only; workers receive cells."""
+
+    method: str
+    method_version: int
+    method_parameters: dict[str, Any]
+    dataset: str
+    dataset_version: int
+    dataset_parameters: dict[str, Any]
+    recipe: dict[str, Any]
+    seed: int
+    # for people and for finding files; not part of the identity
+    method_label: str = field(compare=False)
+    dataset_label: str = field(compare=False)
+    recipe_changes: dict[str, Any] = field(compare=False)  # fields that the method trains with instead of the dataset's
+    root: str | None = field(default=None, compare=False)
+
+    def identity(self) -> dict[str, Any]:
+        """What makes two cells one: all resolved values and the versions."""
+        names = (
+            "method", "method_version", "method_parameters", "dataset", "dataset_version", "dataset_parameters",
+            "recipe", "seed",
+        )  # fmt: skip
+        return {"protocol": PROTOCOL_VERSION} | {name: getattr(self, name) for name in names}
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the identity, in hexadecimal."""
+        return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
+
+    @property
+    def title(self) -> str:
+        """For progress and messages."""
+        return f"{self.method_label} on {self.dataset_label}, seed {self.seed}"
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values; the inverse of `from_json`."""
+        return json.loads(json.dumps(asdict(self)))
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Cell:
+        """A cell from its plain values."""
+        return cls(**values)
+
+    def build_method(self) -> Method:
+        """The method with this cell's parameters."""
+        return method_registry.get(self.method)[0](**self.method_parameters)
+
+    def build_dataset(self) -> Dataset:
+        """The dataset with this cell's parameters."""
+        return dataset_registry.get(self.dataset)[0](**self.dataset_parameters, root=self.root)
+
+    def build_recipe(self) -> Recipe:
+        """The recipe with this cell's values (lists of JSON are tuples again)."""
+        return Recipe(
+            **{key: tuple(value) if isinstance(value, list) else value for key, value in self.recipe.items()}
+        )
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A method that declines a dataset, and why."""
+
+    method_label: str
+    dataset_label: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Cells to run, what is left out, and notices for the user."""
+
+    cells: list[Cell]
+    skips: list[Skip]
+    notices: list[str]
+    relative_costs: dict[str, float]  # cell hash -> cost in units of one vanilla run of its dataset
+
+
+def expand(  # noqa: PLR0913 - the words of the command line
+    methods: list[str],
+    datasets: list[str],
+    *,
+    seeds: list[int],
+    data_seeds: int | None = None,
+    epochs: int | None = None,
+    shared_recipes: bool = False,
+) -> Grid:
+    """Resolve names and parameters into cells, ordered by dataset, then seed, then method.
+
+    Raises:
+        BenchmarkError: everything that is wrong with names, parameters and seeds, in one message.
+    """
+    problems: list[str] = []
+    if not seeds:
+        problems.append("The number of seeds must be at least 1. Got 0.")
+    if len(set(seeds)) != len(seeds) or any(seed < 0 for seed in seeds):
+        problems.append(f"Seeds must be different whole numbers of at least 0. Got {seeds}.")
+    if epochs is not None and epochs < 1:
+        problems.append(f"--epochs must be at least 1. Got {epochs}.")
+    if data_seeds is not None and data_seeds < 1:
+        problems.append(f"--data-seeds must be at least 1. Got {data_seeds}.")
+    for what, given in (("method", methods), ("dataset", datasets)):
+        if not given:
+            problems.append(f"Give at least one {what}.")
+    method_choices = [choice for spec in methods for choice in _collect(problems, _method_choices, spec)]
+    dataset_choices = [
+        choice for spec in datasets for choice in _collect(problems, _dataset_choices, spec, data_seeds)
+    ]
+    cells: list[Cell] = []
+    skips: list[Skip] = []
+    costs: dict[str, float] = {}
+    for dataset_choice, seed, method_choice in itertools.product(dataset_choices, seeds, method_choices):
+        try:
+            cell, reason, cost = _resolve(method_choice, dataset_choice, seed, epochs, shared_recipes)
+        except BenchmarkError as error:
+            problems.append(str(error))
+            continue
+        if reason:
+            skips.append(Skip(cell.method_label, cell.dataset_label, reason))
+        else:
+            cells.append(cell)
+            costs[cell.hash] = cost
+    if problems:
+        raise BenchmarkError("\n".join(dict.fromkeys(problems)))
+    unique: dict[str, Cell] = {}
+    notices = []
+    for cell in cells:
+        if cell.hash in unique:
+            notices.append(f"{cell.title}: asked for twice (written differently, equal in all values); run once.")
+        unique.setdefault(cell.hash, cell)
+    return Grid(list(unique.values()), list(dict.fromkeys(skips)), list(dict.fromkeys(notices)), costs)
+
+
+def _collect(problems: list[str], function: Any, *arguments: Any) -> list[Any]:
+    """The function's list, or nothing and its complaint noted."""
+    try:
+        return function(*arguments)
+    except BenchmarkError as error:
+        problems.append(str(error))
+        return []
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """One method or dataset with what was given for it, not yet resolved."""
+
+    cls: type[Any]
+    preset: str
+    given: dict[str, Any]
+    recipe: dict[str, Any] = field(default_factory=dict)
+
+
+def _preset_of(cls: type[Any], options: dict[str, str]) -> str:
+    preset = options.pop("preset", "")
+    if preset and preset not in cls.presets:
+        known = ", ".join(cls.presets) or "none"
+        raise BenchmarkError(
+            f"Unknown preset '{preset}' of {cls.name}.{nearest(preset, cls.presets)} Known: {known}."
+        )
+    return preset
+
+
+def _method_choices(spec: str) -> list[_Choice]:
+    name, options = split_spec(spec)
+    cls, implied = method_registry.get(name)
+    choices = []
+    for single in expand_sweeps(options):
+        preset = _preset_of(cls, single)
+        given, _ = read_parameters(cls, single)
+        choices.append(_Choice(cls, preset, {**implied, **given}))
+    return choices
+
+
+def _dataset_choices(spec: str, data_seeds: int | None) -> list[_Choice]:
+    name, options = split_spec(spec)
+    cls, implied = dataset_registry.get(name)
+    if data_seeds is not None:
+        if "data_seed" in options:
+            raise BenchmarkError(f"Give either --data-seeds or data_seed= of {name}, not both.")
+        options["data_seed"] = [str(number) for number in range(data_seeds)]
+    choices = []
+    for single in expand_sweeps(options):
+        preset = _preset_of(cls, single)
+        given, recipe = read_parameters(cls, single, Recipe)
+        values = {**cls.presets.get(preset, {}), **implied, **given}
+        values.pop("recipe", None)
+        cls(**values)  # complain now, once, not for every method
+        choices.append(_Choice(cls, preset, {**implied, **given}, recipe))
+    return choices
+
+
+def _resolve(
+    method: _Choice, dataset: _Choice, seed: int, epochs: int | None, shared_recipes: bool
+) -> tuple[Cell, str | None, float]:
+    """One cell with all values, why it is declined (or None), and its relative cost."""
+    data_preset = dict(dataset.cls.presets.get(dataset.preset, {}))
+    recipe_preset = data_preset.pop("recipe", {})
+    data = dataset.cls(**{**data_preset, **dataset.given})
+
+    preset = dict(method.cls.presets.get(method.preset, {}))
+    preset_recipes = preset.pop("recipes", {})
+    base = {**defaults(method.cls), **method.cls.by_dataset.get(data.name, {})}
+    built = method.cls(**{**base, **preset, **method.given})
+
+    changes: dict[str, Any] = {}
+    if not shared_recipes:
+        changes = {**method.cls.recipes.get(data.name, {}), **preset_recipes.get(data.name, {})}
+    recipe = data.recipe.replace(**{**recipe_preset, **changes, **dataset.recipe})
+    if epochs is not None:
+        recipe = recipe.replace(epochs=epochs, steps=None)
+    common = data.recipe.replace(**{**recipe_preset, **dataset.recipe})
+    changes = {key: value for key, value in changes.items() if getattr(common, key) != value}
+
+    bases = {"": base}
+    for name, values in method.cls.presets.items():
+        if preset_recipes == values.get("recipes", {}):  # a preset's recipes are part of what it says
+            bases[name] = {**base, **{key: value for key, value in values.items() if key != "recipes"}}
+    if preset_recipes:
+        bases.pop("")
+    method_label = label(built.name, built.values(), bases)
+
+    data_bases = {"": defaults(dataset.cls)}
+    if dataset.preset:
+        data_bases = {dataset.preset: {**data_bases[""], **data_preset}}
+    shown = {**data.key(), **dataset.recipe} | ({"epochs": epochs} if epochs is not None else {})
+    shown_bases = {
+        name: {**values, **{key: getattr(data.recipe, key) for key in shown if key not in data.key()}}
+        for name, values in data_bases.items()
+    }
+    dataset_label = label(data.name, shown, shown_bases)
+    cell = Cell(
+        method=built.name,
+        method_version=method.cls.version,
+        method_parameters=built.values(),
+        dataset=data.name,
+        dataset_version=dataset.cls.version,
+        dataset_parameters=data.key(),
+        recipe=json.loads(json.dumps(recipe.values())),
+        seed=seed,
+        method_label=method_label,
+        dataset_label=dataset_label,
+        recipe_changes=json.loads(json.dumps(changes)),
+        root=data.root,
+    )
+    return cell, built.decline(data), built.relative_cost(data) * recipe.epochs / data.recipe.epochs

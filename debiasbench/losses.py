@@ -1,0 +1,81 @@
+"""Losses and per-sample quantities that several methods share. All are pure functions of tensors."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """Per-sample cross-entropy: logits (B, C), y int64 (B,) -> (B,)."""
+    return F.cross_entropy(logits, y, reduction="none")
+
+
+def gce(logits: Tensor, y: Tensor, alpha: float, form: str = "paper") -> Tensor:
+    """Per-sample generalised cross-entropy: logits (B, C), y (B,) -> (B,).
+
+    "paper": (1 - p_y^alpha) / alpha, the PGD paper's section 3; its limit at alpha = 0 is cross-entropy.
+    "official": alpha p_y^alpha CE with the factor held constant, as in every published implementation; its
+    gradient is alpha times the paper's, and alpha = 0 is special-cased there to cross-entropy, as here.
+    """
+    ce = cross_entropy(logits, y)
+    if alpha == 0:
+        return ce
+    if form == "paper":
+        return -torch.expm1(-alpha * ce) / alpha  # p_y = exp(-ce); expm1 keeps small losses exact
+    return alpha * torch.exp(-alpha * ce).detach() * ce
+
+
+def gradient_norm(features: Tensor, logits: Tensor, y: Tensor, *, order: float, bias: bool = True) -> Tensor:
+    """Norm of each sample's cross-entropy gradient for the final linear layer, in closed form -> (B,).
+
+    The gradient is the outer product of a = p - e_y and the features z, so its entry-wise norm of any order s
+    factorises: |a|_s |z|_s for the weight, |a|_s (|z|_s^s + 1)^(1/s) with the layer's bias. `order` may be inf,
+    or below 1 (a quasi-norm).
+    """
+    residual = logits.softmax(1) - F.one_hot(y, logits.shape[1])  # (B, C)
+    if bias:
+        features = torch.cat([features, torch.ones_like(features[:, :1])], 1)  # (B, D + 1)
+    return _entry_norm(residual, order) * _entry_norm(features, order)
+
+
+def _entry_norm(x: Tensor, order: float) -> Tensor:
+    """(sum |x|^s)^(1/s) over dim 1, in float64: powers of a float32 run out of range for small orders."""
+    magnitude = x.double().abs()
+    if math.isinf(order):
+        return magnitude.amax(1)
+    return (magnitude**order).sum(1) ** (1 / order)
+
+
+def smoothed(table: Tensor, index: Tensor, value: Tensor, decay: float) -> Tensor:
+    """Per-sample moving average: the table (N,) with the rows `index` (B,) moved towards `value` (B,).
+
+    A row that is still nan takes the value itself: the first visit has no bias towards zero.
+    """
+    old = table[index]
+    value = value.detach().to(table.dtype)
+    new = torch.where(torch.isnan(old), value, decay * old + (1 - decay) * value)
+    return table.index_put((index,), new)
+
+
+def class_maxima(table: Tensor, y_all: Tensor, n_classes: int) -> Tensor:
+    """Maximum of a per-sample table (N,) over each class of the whole training set -> (C,); unvisited rows are 0."""
+    start = torch.zeros(n_classes, dtype=table.dtype, device=table.device)
+    return start.scatter_reduce(0, y_all, torch.nan_to_num(table), "amax")
+
+
+def relative_difficulty(biased: Tensor, debiased: Tensor, index: Tensor, y_all: Tensor, n_classes: int) -> Tensor:
+    """LfF's weight W = b / (b + d) of the samples `index` (B,) -> (B,), in [0, 1], without gradient.
+
+    b and d are the smoothed losses of the biased and the debiased model (tables (N,)), each divided by its
+    maximum over the sample's class in the whole training set, whose labels are y_all (N,) (official LfF and Disen
+    code).
+    """
+    relative = []
+    for table in (biased, debiased):
+        maxima = class_maxima(table, y_all, n_classes)
+        relative.append(torch.nan_to_num(table)[index] / maxima[y_all[index]].clamp_min(1e-30))
+    return (relative[0] / (relative[0] + relative[1] + 1e-8)).detach()

@@ -1,0 +1,56 @@
+"""What a debiasing method is. The methods themselves are the modules of this package, one file each.
+
+This file is a one-file package: it has a `__path__`, so `debiasbench.methods.<file>` is the file of that name in
+the top-level folder `methods/` of a clone, or in the folder beside this file in an installed wheel. Neither folder
+may have an `__init__.py`: a package would be found before this file.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from debiasbench.parameters import Parameters, above, at_least, between, one_of
+from debiasbench.plugins import Registry, folders
+
+if TYPE_CHECKING:
+    from debiasbench.datasets import Dataset
+    from debiasbench.task import Predict, Task
+
+__all__ = ["Method", "above", "at_least", "between", "one_of", "registry"]
+
+__path__ = folders(__file__, "DEBIASBENCH_METHODS_PATH")
+registry = Registry("debiasbench.methods", "Method", "DEBIASBENCH_METHODS_PATH")
+
+
+class Method(Parameters, ABC):
+    """A way to train a classifier on biased data. Subclass it in one file of `methods/`.
+
+    Annotated class attributes are the method's parameters; `fit` is the algorithm. A subclass is a frozen
+    dataclass without a decorator.
+    """
+
+    name: ClassVar[str] = ""  # as on the command line
+    version: ClassVar[int] = 1  # raised when a change moves numbers: older records no longer count as finished
+    citation: ClassVar[str] = ""  # BibTeX
+    aliases: ClassVar[dict[str, dict[str, Any]]] = {}  # {"pgd-loss": {"score": "loss"}}
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}  # {"official": {parameter: value, "recipes": {...}}}
+    by_dataset: ClassVar[dict[str, dict[str, Any]]] = {}  # {dataset: {parameter: value}}, each with its source
+    recipes: ClassVar[dict[str, dict[str, Any]]] = {}  # {dataset: {recipe field: value}}, each with its source
+    tuned: ClassVar[dict[str, str]] = {}  # {dataset: what was chosen with bias knowledge, and how}: a footnote
+    needs_bias_labels: ClassVar[bool] = False  # of the training samples; `task.bias` and `batch.bias` raise without
+    cost: ClassVar[float] = 1.0  # network trainings, in units of one vanilla run: for the estimate of --dry-run
+
+    def decline(self, dataset: Dataset) -> str | None:
+        """Why this method cannot run on that dataset, or None if it can. Asked before anything trains."""
+        del dataset
+        return None
+
+    def relative_cost(self, dataset: Dataset) -> float:
+        """The cost in units of one vanilla run on that dataset; override where parameters change it."""
+        del dataset
+        return self.cost
+
+    @abstractmethod
+    def fit(self, task: Task) -> Predict:
+        """Train, and return the predictor: the same object that was given to `task.train(..., predict=...)`."""

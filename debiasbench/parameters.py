@@ -1,0 +1,233 @@
+"""Parameters of methods and datasets: declared as dataclass fields, checked, and read from `name:key=value`.
+
+A plug-in declares a parameter as an annotated class attribute and, where values are limited, says so:
+
+    alpha: float = between(0, 1, default=0.7)
+
+Everything else (typed reading from the command line, range checks, labels, identity) follows from that.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import itertools
+import math
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import MISSING, Field, dataclass, field
+from typing import Any, ClassVar, Self, dataclass_transform
+
+from debiasbench.errors import BenchmarkError
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """A limit on a value: the test and the words for it."""
+
+    text: str
+    holds: Callable[[Any], bool]
+
+
+def _limited(default: Any, text: str, holds: Callable[[Any], bool]) -> Any:
+    return field(default=default, metadata={"allowed": Allowed(text, holds)})
+
+
+def between(low: float, high: float, *, default: Any) -> Any:
+    """A number in [low, high], both ends allowed."""
+    return _limited(default, f"a number in [{low:g}, {high:g}]", lambda value: low <= value <= high)
+
+
+def at_least(low: float, *, default: Any) -> Any:
+    """A finite number of at least `low`."""
+    return _limited(default, f"a number of at least {low:g}", lambda value: low <= value < math.inf)
+
+
+def above(low: float, *, default: Any) -> Any:
+    """A finite number greater than `low`."""
+    return _limited(default, f"a number above {low:g}", lambda value: low < value < math.inf)
+
+
+def one_of(*choices: str, default: str) -> Any:
+    """One of the given words."""
+    return _limited(default, "one of " + ", ".join(choices), lambda value: value in choices)
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """` Did you mean 'x'?` for the known word most like `word`, or nothing."""
+    found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f" Did you mean '{found[0]}'?" if found else ""
+
+
+@dataclass_transform(
+    frozen_default=True, kw_only_default=True, field_specifiers=(between, at_least, above, one_of, field)
+)
+class Parameters:
+    """Base of everything that has parameters: each subclass becomes a frozen, keyword-only dataclass."""
+
+    name: ClassVar[str] = ""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        dataclass(frozen=True, kw_only=True)(cls)
+
+    def __post_init__(self) -> None:
+        """Check types and limits of all fields, and report all that is wrong at once."""
+        hints = field_types(type(self))
+        problems = []
+        for item in fields_of(self):
+            value, kinds = getattr(self, item.name), _kinds(hints[item.name])
+            if float in kinds and type(value) is int:
+                value = float(value)
+                object.__setattr__(self, item.name, value)
+            problem = _problem(value, item, kinds)
+            if problem:
+                problems.append(
+                    f"The '{item.name}' parameter of {self.name or type(self).__name__} must be {problem}. "
+                    f"Got {value!r}."
+                )
+        if problems:
+            raise BenchmarkError("\n".join(problems))
+        self.check()
+
+    def check(self) -> None:
+        """Override to refuse combinations of values: raise `BenchmarkError`."""
+
+    def values(self) -> dict[str, Any]:
+        """The parameters as plain values, in order of declaration."""
+        return {item.name: getattr(self, item.name) for item in fields_of(self)}
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some parameters changed."""
+        return dataclasses.replace(self, **changes)  # type: ignore[type-var]
+
+
+def fields_of(owner: Any) -> tuple[Field[Any], ...]:
+    """The dataclass fields of a parameter class or instance, hidden ones left out."""
+    return dataclasses.fields(owner)
+
+
+def field_types(cls: type) -> dict[str, Any]:
+    """Field name -> its type, with string annotations evaluated."""
+    return typing.get_type_hints(cls)
+
+
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    """The plain types a hint allows: `float | None` -> (float, NoneType)."""
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        return tuple(kind for part in typing.get_args(hint) for kind in _kinds(part))
+    return (hint,)
+
+
+_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a word", type(None): "none"}
+
+
+def _words(kinds: tuple[Any, ...]) -> str:
+    return " or ".join(_WORDS.get(kind, getattr(kind, "__name__", str(kind))) for kind in kinds)
+
+
+def _problem(value: Any, item: Field[Any], kinds: tuple[Any, ...]) -> str | None:
+    """What the value should have been, or None if it is right."""
+    if value is None and type(None) in kinds:
+        return None
+    plain = tuple(typing.get_origin(kind) or kind for kind in kinds)
+    if not isinstance(value, plain) or (isinstance(value, bool) and bool not in plain):
+        return _words(kinds)
+    if isinstance(value, float) and math.isnan(value):
+        return "a number, and not nan"
+    allowed: Allowed | None = item.metadata.get("allowed")
+    if allowed and not allowed.holds(value):
+        return allowed.text
+    return None
+
+
+def read_value(text: str, hint: Any, what: str) -> Any:
+    """Read one inline value by the type of its field; `what` names it in the message.
+
+    Lists of numbers are written with slashes: `milestones=0.4/0.8`.
+    """
+    kinds = _kinds(hint)
+    if type(None) in kinds and text.lower() == "none":
+        return None
+    for kind in sorted(kinds, key=lambda kind: kind is str):
+        if kind is bool and text.lower() in ("true", "false"):
+            return text.lower() == "true"
+        if kind in (int, float):
+            try:
+                return kind(text)
+            except ValueError:
+                continue
+        if kind is str:
+            return text
+        if typing.get_origin(kind) is tuple:
+            try:
+                return tuple(float(part) for part in text.split("/") if part)
+            except ValueError:
+                continue
+    raise BenchmarkError(f"The {what} must be {_words(kinds)}. Got {text!r}.")
+
+
+def split_spec(spec: str) -> tuple[str, dict[str, list[str]]]:
+    """`name:key=value,key=a|b` -> (name, {key: [values]}).
+
+    Split at the first `:`, at commas outside quotes, at the first `=` of each part; `|` separates the values of
+    a sweep, and quotes protect all of these.
+    """
+    name, _, rest = spec.partition(":")
+    options: dict[str, list[str]] = {}
+    for part in _split_outside_quotes(rest, ",") if rest else []:
+        key, equals, value = part.partition("=")
+        key = key.strip()
+        if not equals or not key or not value:
+            raise BenchmarkError(
+                f"Cannot read '{part}' in '{spec}': parameters are written name:key=value,key=value "
+                f"(for example pgd:norm=l1,alpha=0.9)."
+            )
+        if key in options:
+            raise BenchmarkError(f"'{key}' is given twice in '{spec}'; write a sweep as {key}=a|b.")
+        options[key] = [_unquote(choice.strip()) for choice in _split_outside_quotes(value, "|")]
+        if not all(options[key]):
+            raise BenchmarkError(f"'{key}' has an empty value in '{spec}'; write {key}=value or {key}=a|b.")
+    return name.strip(), options
+
+
+def expand_sweeps(options: Mapping[str, list[str]]) -> list[dict[str, str]]:
+    """Every combination of the swept values."""
+    return [dict(zip(options, values, strict=True)) for values in itertools.product(*options.values())]
+
+
+def _split_outside_quotes(text: str, separator: str) -> list[str]:
+    parts, quote, start = [], "", 0
+    for position, character in enumerate(text):
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "\"'":
+            quote = character
+        elif character == separator:
+            parts.append(text[start:position])
+            start = position + 1
+    return [*parts, text[start:]]
+
+
+def _unquote(text: str) -> str:
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" else text
+
+
+def default_of(item: Field[Any]) -> Any:
+    """The class default of a field."""
+    if item.default is not MISSING:
+        return item.default
+    return item.default_factory() if item.default_factory is not MISSING else MISSING
+
+
+def write_value(value: Any) -> str:
+    """A value as it is written inline; the inverse of `read_value`."""
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+    if isinstance(value, tuple | list):
+        return "/".join(write_value(part) for part in value)
+    text = str(value)
+    return f'"{text}"' if any(character in text for character in ",|:") else text

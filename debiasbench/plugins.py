@@ -1,0 +1,185 @@
+"""What methods and datasets have in common as plug-ins: where their files are, and how they are found by name."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import pkgutil
+import traceback
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from debiasbench.errors import BenchmarkError
+from debiasbench.parameters import (
+    Parameters,
+    default_of,
+    field_types,
+    fields_of,
+    nearest,
+    read_value,
+    write_value,
+)
+
+
+def folders(module_file: str, variable: str) -> list[str]:
+    """Where the modules of a one-file package are: beside it in a wheel, at the top of a clone; and $variable.
+
+    `module_file` is the `__file__` of `debiasbench/methods.py` or `debiasbench/datasets.py`.
+    """
+    beside = Path(module_file).with_suffix("")
+    own = beside if beside.is_dir() else beside.parent.parent / beside.name
+    return [str(own), *filter(None, os.environ.get(variable, "").split(os.pathsep))]
+
+
+class Registry:
+    """Names -> plug-in classes of one kind; modules are imported when first asked for, and failures are kept."""
+
+    def __init__(self, package: str, contract: str, variable: str) -> None:
+        self.package, self.contract, self.variable = package, contract, variable
+        self.kind = contract.lower()
+        self.broken: dict[str, str] = {}  # module -> traceback
+        self._classes: dict[str, type[Any]] = {}
+        self._aliases: dict[str, tuple[str, dict[str, Any]]] = {}
+        self._scanned: tuple[str, ...] | None = None
+
+    def add_folder(self, folder: str | Path) -> None:
+        """Look for plug-ins in one more folder, here and in worker processes (which inherit the variable)."""
+        path = Path(folder).resolve()
+        if not path.is_dir():
+            raise BenchmarkError(f"--{self.kind}s-dir: '{folder}' is not a folder.")
+        module = importlib.import_module(self.package)
+        if str(path) not in module.__path__:
+            module.__path__.append(str(path))
+            old = os.environ.get(self.variable)
+            os.environ[self.variable] = str(path) if not old else f"{old}{os.pathsep}{path}"
+
+    def classes(self) -> dict[str, type[Any]]:
+        """All plug-ins that could be imported, by name."""
+        package = importlib.import_module(self.package)
+        path = tuple(package.__path__)
+        if self._scanned != path:
+            self._classes, self._aliases, self.broken = {}, {}, {}
+            self._scan(package)
+            self._scanned = path
+        return dict(sorted(self._classes.items()))
+
+    def aliases(self) -> dict[str, tuple[str, dict[str, Any]]]:
+        """Short names for settings of a plug-in: alias -> (name, parameters)."""
+        self.classes()
+        return dict(sorted(self._aliases.items()))
+
+    def get(self, name: str) -> tuple[type[Any], dict[str, Any]]:
+        """The class of a name or alias, and the parameters that an alias stands for."""
+        classes = self.classes()
+        if name in classes:
+            return classes[name], {}
+        if name in self._aliases:
+            owner, values = self._aliases[name]
+            return classes[owner], values
+        if name in self.broken:
+            cause = self.broken[name].strip().splitlines()[-1]
+            raise BenchmarkError(
+                f"The file of {self.kind} '{name}' could not be imported: {cause} "
+                f"(the traceback: debiasbench list --tracebacks)"
+            )
+        known = sorted([*classes, *self._aliases])
+        raise BenchmarkError(
+            f"Unknown {self.kind} '{name}'.{nearest(name, known)} Known: {', '.join(known) or 'none'}. "
+            f"(To add one: a file in {self.kind}s/, or --{self.kind}s-dir.)"
+        )
+
+    def _scan(self, package: ModuleType) -> None:
+        base = getattr(package, self.contract)
+        files: dict[str, str] = {}
+        for finder, name, _ in pkgutil.iter_modules(package.__path__):
+            where = getattr(finder, "path", "?")
+            if name in files:
+                raise BenchmarkError(
+                    f"Two files define the {self.kind} module '{name}': {files[name]} and {where}. Rename one."
+                )
+            files[name] = where
+            self._import(name, f"{self.package}.{name}", base)
+        for entry in entry_points(group=self.package):
+            try:
+                self._register(entry.load(), base, entry.value)
+            except BenchmarkError:
+                raise
+            except Exception:  # a third party's package must not stop the rest
+                self.broken[entry.name] = traceback.format_exc()
+
+    def _import(self, name: str, module_name: str, base: type[Any]) -> None:
+        try:
+            module = importlib.import_module(module_name)
+        except Exception:  # one broken file must not stop the rest; its traceback is shown when it is asked for
+            self.broken[name] = traceback.format_exc()
+            return
+        for value in vars(module).values():
+            own = inspect.isclass(value) and issubclass(value, base) and value.__module__ == module_name
+            if own and not inspect.isabstract(value) and value.name:
+                self._register(value, base, module_name)
+
+    def _register(self, cls: type[Any], base: type[Any], where: str) -> None:
+        if not (inspect.isclass(cls) and issubclass(cls, base)):
+            raise BenchmarkError(f"{where} is no {self.contract}: it must be a subclass of {base.__qualname__}.")
+        for name in [cls.name, *cls.aliases]:
+            other = self._classes.get(name)
+            if (other is not None and other is not cls) or name in self._aliases:
+                taken = other or self._classes[self._aliases[name][0]]
+                raise BenchmarkError(
+                    f"The {self.kind} name '{name}' is used twice: by {taken.__module__} and {cls.__module__}."
+                )
+        self._classes[cls.name] = cls
+        for alias, values in cls.aliases.items():
+            self._aliases[alias] = (cls.name, values)
+
+
+def read_parameters(cls: type[Parameters], options: Mapping[str, str], extra: type[Parameters] | None = None):
+    """Inline texts -> typed values of `cls` and, for keys that `cls` lacks, of `extra` (a dataset's recipe).
+
+    Returns (values of cls, values of extra).
+
+    Raises:
+        BenchmarkError: unknown keys or texts that do not read, all of them in one message.
+    """
+    own: dict[str, Any] = {}
+    other: dict[str, Any] = {}
+    problems = []
+    for key, text in options.items():
+        owner = next((c for c in (cls, extra) if c and key in {f.name for f in fields_of(c)}), None)
+        if owner is None:
+            known = [f.name for c in (cls, extra) if c for f in fields_of(c)]
+            problems.append(
+                f"Unknown parameter '{key}' of {cls.name}.{nearest(key, known)} Known: {', '.join(known)}."
+            )
+            continue
+        try:
+            value = read_value(text, field_types(owner)[key], f"'{key}' parameter of {cls.name}")
+            # checked alone, so that several mistakes are all reported
+            (own if owner is cls else other)[key] = value
+        except BenchmarkError as error:
+            problems.append(str(error))
+    if problems:
+        raise BenchmarkError("\n".join(problems))
+    return own, other
+
+
+def label(name: str, values: Mapping[str, Any], bases: Mapping[str, Mapping[str, Any]]) -> str:
+    """The shortest inline text that gives these values: `pgd:score=loss`, `pgd:preset=official`.
+
+    `bases` maps a preset's name ("" for none) to the values that it stands for.
+    """
+    texts = []
+    for preset, base in bases.items():
+        parts = [f"preset={preset}"] if preset else []
+        parts += [f"{key}={write_value(value)}" for key, value in values.items() if base.get(key) != value]
+        texts.append((len(parts), name + (":" + ",".join(parts) if parts else "")))
+    return min(texts)[1]
+
+
+def defaults(cls: type[Parameters]) -> dict[str, Any]:
+    """Field -> class default."""
+    return {item.name: default_of(item) for item in fields_of(cls)}

@@ -1,0 +1,25 @@
+"""Stateless randomness: every generator is a function of a purpose and numbers, never of what ran before.
+
+The numbers are (seed, call number, epoch, step), as far as they apply. So a phase that is skipped or resumed draws
+the same values as in an uninterrupted run, and adding a draw in one place changes no other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Literal
+
+import torch
+
+Purpose = Literal["data", "init", "order", "augment", "dropout", "permutation", "once", "statistics"]
+
+
+def derived_seed(purpose: Purpose, *numbers: int) -> int:
+    """A 63-bit seed from a purpose and numbers."""
+    text = purpose + "".join(f" {number}" for number in numbers)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def derived_generator(purpose: Purpose, *numbers: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A new generator, seeded from a purpose and numbers."""
+    return torch.Generator(device).manual_seed(derived_seed(purpose, *numbers))

@@ -1,0 +1,69 @@
+"""How a network is trained: the columns of the paper's Table 6, as one value owned by the dataset."""
+
+from __future__ import annotations
+
+from debiasbench.parameters import Parameters, above, at_least, between, one_of
+
+
+class Recipe(Parameters):
+    """Network, optimiser, schedule and augmentation of one training phase.
+
+    Lengths are counted in epochs (passes of `draws` samples), or in optimiser steps where `steps` is given.
+    `milestones` are fractions of the phase, so a shorter phase keeps the shape of its schedule: 100 epochs with
+    a decay every 40 are (0.4, 0.8).
+    """
+
+    name = "recipe"
+
+    net: str = "simconv1"
+    pretrained: str = "none"  # "none": random start; "imagenet": torchvision's weights; else a file of weights
+    epochs: int = at_least(1, default=100)
+    steps: int | None = at_least(1, default=None)  # optimiser steps of a phase; replaces `epochs`
+    batch_size: int = at_least(2, default=128)
+    drop_last: bool = False  # leave out the last, smaller batch of an epoch
+    optimizer: str = one_of("sgd", "adam", "adamw", default="sgd")
+    learning_rate: float = above(0, default=0.02)
+    momentum: float = between(0, 1, default=0.9)  # of SGD
+    weight_decay: float = at_least(0, default=0.0)  # coupled (L2) for sgd and adam
+    schedule: str = one_of("step", "cosine", "constant", default="step")
+    milestones: tuple[float, ...] = (0.4, 0.8)  # schedule=step: learning rate times gamma at each
+    gamma: float = between(0, 1, default=0.1)
+    clip_norm: float | None = above(0, default=None)  # of the gradient over all parameters
+
+    augment: bool = True
+    crop_scale: tuple[float, ...] | None = None  # RandomResizedCrop: area, as a share of the image
+    crop_ratio: tuple[float, ...] = (3 / 4, 4 / 3)
+    pad_crop: int = at_least(0, default=0)  # RandomCrop after zero padding, in pixels
+    flip: bool = False
+    saturation: float = at_least(0, default=0.0)  # ColorJitter: factor in [1 - s, 1 + s]
+    hue: float = between(0, 0.5, default=0.0)  # ColorJitter: shift in turns
+    rotation: float = between(0, 180, default=0.0)  # degrees to either side, nearest, filled with 0
+    mean: tuple[float, ...] | None = None  # per channel, of pixels in [0, 1]
+    std: tuple[float, ...] | None = None
+
+    eval_every: int = at_least(1, default=1)  # epochs between two evaluations of a phase with a predictor
+
+    def check(self) -> None:
+        """Refuse pairs that do not belong together."""
+        from debiasbench.errors import BenchmarkError
+
+        if (self.mean is None) != (self.std is None):
+            raise BenchmarkError("The recipe needs both 'mean' and 'std', or neither.")
+        for key in ("crop_scale", "crop_ratio"):
+            value = getattr(self, key)
+            if value is not None and (len(value) != 2 or not 0 < value[0] <= value[1]):
+                raise BenchmarkError(f"The '{key}' of a recipe must be two rising numbers above 0. Got {value!r}.")
+        if any(not 0 <= at <= 1 for at in self.milestones):
+            raise BenchmarkError(
+                f"The 'milestones' of a recipe are fractions of the phase in [0, 1]. Got {self.milestones!r}."
+            )
+
+    def learning_rate_at(self, done: float) -> float:
+        """The learning rate after the fraction `done` of the phase, in [0, 1]."""
+        import math
+
+        if self.schedule == "step":  # 1e-9: 3 of 5 epochs is at the milestone 0.6, whatever the floats say
+            return self.learning_rate * self.gamma ** sum(done >= at - 1e-9 for at in self.milestones)
+        if self.schedule == "cosine":
+            return self.learning_rate * (1 + math.cos(math.pi * min(done, 1.0))) / 2
+        return self.learning_rate

@@ -1,0 +1,147 @@
+"""Records: what a cell produced, one JSON file each, with per-sample arrays in a safetensors file beside it.
+
+A record has two parts. `result` is what must come out equal again: metrics by epoch, selection, digests. What may
+differ from run to run (seconds, versions, device) is in `provenance`. Files are written whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from debiasbench.errors import BenchmarkError
+from debiasbench.grid import Cell
+
+SCHEMA = 1
+
+
+def record_path(results_dir: Path, cell: Cell) -> Path:
+    """results/records/<dataset label>/<method label>/s<seed>-<hash>.json"""
+    folder = results_dir / "records" / _file_name(cell.dataset_label) / _file_name(cell.method_label)
+    return folder / f"s{cell.seed}-{cell.hash[:8]}.json"
+
+
+def _file_name(text: str) -> str:
+    """A label as a file name on every system; the hash in the record's name tells apart what this merges."""
+    return re.sub(r"[^A-Za-z0-9_.,=+-]", "-", text.replace(":", "+", 1))[:120]
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write through a temporary file and a rename, so that nobody ever sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_record(path: Path, record: dict[str, Any], arrays: dict[str, Any] | None = None) -> None:
+    """Write a record, and before it its arrays (name -> tensor)."""
+    if arrays:
+        from safetensors.torch import save
+
+        write_atomically(arrays_path(path), save(arrays))
+    write_atomically(path, (dump(_without_nan(record)) + "\n").encode())
+
+
+def arrays_path(record: Path) -> Path:
+    """The file of per-sample arrays that belongs to a record."""
+    return record.with_suffix(".safetensors")
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Read one record; numbers that were nan are nan again.
+
+    Raises:
+        BenchmarkError: the file is cut off, no record, or of a later schema.
+    """
+    try:
+        record = json.loads(path.read_text())
+        schema = record["schema"]
+        record["status"], record["cell"], record["hash"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BenchmarkError(f"{path} cannot be read as a record ({error}); delete it to have its cell run again.") from None
+    if schema > SCHEMA:
+        raise BenchmarkError(f"{path} has schema {schema}; this version of debiasbench reads up to {SCHEMA}.")
+    return _with_nan(record)
+
+
+def read_records(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """All records below a folder, and complaints about files that cannot be read. Each record gets its `path`."""
+    records, complaints = [], []
+    for path in _record_files(folder):
+        try:
+            records.append({**read_record(path), "path": path})
+        except BenchmarkError as error:
+            complaints.append(str(error))
+    return records, complaints
+
+
+def _record_files(folder: Path) -> Iterator[Path]:
+    return (path for path in sorted(folder.rglob("s*-*.json")) if not path.name.startswith("."))
+
+
+def check_writable(results_dir: Path) -> None:
+    """Refuse a results folder that cannot be written, before anything trains."""
+    try:
+        folder = results_dir / "records"
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise BenchmarkError(
+            f"The results folder {results_dir} cannot be written ({error.strerror}): give another with --results-dir."
+        ) from None
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+_METRIC = re.compile(r"acc_|loss$|auroc|precision|recall|conflict_mass|^acc$")
+
+
+def _with_nan(value: Any, key: str = "") -> Any:
+    if isinstance(value, dict):
+        return {name: _with_nan(part, name) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_with_nan(part, key) for part in value]
+    return float("nan") if value is None and _METRIC.search(key) else value
+
+
+def dump(value: Any, indent: str = "", width: int = 118) -> str:
+    """JSON for people: what fits on a line is on one line."""
+    flat = json.dumps(value, ensure_ascii=False)
+    if len(indent) + len(flat) <= width or not isinstance(value, dict | list):
+        return flat
+    deeper = indent + "  "
+    if isinstance(value, dict):
+        parts = [f"{json.dumps(key, ensure_ascii=False)}: {dump(part, deeper, width)}" for key, part in value.items()]
+        return "{\n" + ",\n".join(deeper + part for part in parts) + "\n" + indent + "}"
+    parts = [dump(part, deeper, width) for part in value]
+    if all(isinstance(part, int | float | None) for part in value):  # long lists of numbers: fill the lines
+        lines, line = [], ""
+        for part in parts:
+            if line and len(deeper) + len(line) + len(part) + 2 > width:
+                lines.append(line)
+                line = ""
+            line += (", " if line else "") + part
+        return "[\n" + ",\n".join(deeper + line for line in [*lines, line]) + "\n" + indent + "]"
+    return "[\n" + ",\n".join(deeper + part for part in parts) + "\n" + indent + "]"

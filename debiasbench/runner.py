@@ -1,0 +1,249 @@
+"""Run one cell, here: build the data, fit, evaluate, and make the record. Failures become records too."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from debiasbench import PROTOCOL_VERSION, __version__
+from debiasbench.datasets import Dataset
+from debiasbench.errors import BenchmarkError
+from debiasbench.evaluate import identification, select
+from debiasbench.grid import Cell
+from debiasbench.records import SCHEMA, arrays_path, record_path, write_record
+from debiasbench.samples import Splits
+from debiasbench.task import Progress, Task, digest_of
+
+
+@dataclass
+class Runner:
+    """Runs cells one after another in this process; equal data are built once."""
+
+    data_dir: Path
+    results_dir: Path
+    device: str = "cpu"
+    save_weights: bool = False
+    _data: dict[str, Splits] = field(default_factory=dict)
+
+    def run(self, cell: Cell, progress: Progress | None = None) -> Path:
+        """Run a cell and write its record, done or failed; returns the record's path.
+
+        Raises:
+            OSError: the record could not be written.
+        """
+        path = record_path(self.results_dir, cell)
+        started = time.perf_counter()
+        record: dict[str, Any] = {"schema": SCHEMA, "status": "done", "hash": cell.hash, "cell": cell.to_json()}
+        arrays: dict[str, Tensor] = {}
+        seconds: dict[str, Any] = {}
+        try:
+            record["result"], arrays = self._train(cell, progress, seconds, path)
+        except Exception as error:  # whatever a method does wrong: the other cells go on
+            record["status"] = "failed"
+            record["error"] = {
+                "type": type(error).__name__,
+                "message": str(error),
+                "traceback": traceback.format_exc(),
+            }
+        seconds["total"] = time.perf_counter() - started
+        record["provenance"] = provenance(self.device, seconds)
+        write_record(path, record, arrays)
+        return path
+
+    def splits(self, dataset: Dataset) -> Splits:
+        """The dataset's splits on the device; the last ones built are kept."""
+        key = repr(dataset)
+        if key not in self._data:
+            self._data.clear()
+            self._data[key] = check_splits(dataset, dataset.build(self.data_dir)).to(torch.device(self.device))
+        return self._data[key]
+
+    def _train(
+        self, cell: Cell, progress: Progress | None, seconds: dict[str, Any], path: Path
+    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        method, dataset, recipe = cell.build_method(), cell.build_dataset(), cell.build_recipe()
+        started = time.perf_counter()
+        splits = self.splits(dataset)
+        seconds["data"] = time.perf_counter() - started
+        if torch.device(self.device).type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        task = Task(
+            splits, dataset=dataset, method=method, recipe=recipe, seed=cell.seed, device=self.device,
+            progress=progress,
+        )  # fmt: skip
+        predictor = method.fit(task)
+        if task.predictor is None:
+            raise BenchmarkError(
+                f"{cell.method}: no phase was given predict=, so there is nothing to evaluate. Pass it to the "
+                "task.train whose epochs are to be selected from."
+            )
+        if predictor is not task.predictor and predictor != task.predictor:
+            raise BenchmarkError(
+                f"{cell.method}: fit must return the predictor that it gave to task.train(predict=...), so that what "
+                f"was evaluated is what is returned. Got {type(predictor).__name__}."
+            )
+        result, arrays = outcome(task, splits)
+        seconds["phases"] = [phase.seconds for phase in task.phases]
+        seconds["evaluation"] = sum(phase.evaluation_seconds for phase in task.phases)
+        seconds |= task.other_seconds
+        if self.save_weights:
+            from safetensors.torch import save_file
+
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file(task.weights(), path.with_suffix(".weights.safetensors"))
+            result["weights"] = task.weights_description()
+        return result, arrays
+
+
+def check_splits(dataset: Dataset, splits: Splits) -> Splits:
+    """Refuse data that cannot be trained on."""
+    for name, samples in splits.named().items():
+        if len(samples) == 0:
+            raise BenchmarkError(f"{dataset.name}: the {name} split is empty.")
+        if int(samples.y.min()) < 0 or int(samples.y.max()) >= dataset.n_classes:
+            raise BenchmarkError(
+                f"{dataset.name}: labels of {name} must be in 0..{dataset.n_classes - 1}. "
+                f"Got {int(samples.y.min())}..{int(samples.y.max())}."
+            )
+    present = splits.train.y.unique()
+    if len(present) < 2:
+        raise BenchmarkError(
+            f"{dataset.name}: the training data hold one class only ({dataset.class_names[int(present[0])]}); "
+            "there is nothing to tell apart. At least two classes are needed."
+        )
+    return splits
+
+
+def outcome(task: Task, splits: Splits) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The `result` of a record and its arrays, from a task whose method has finished."""
+    evaluation, dataset = task.evaluation, task.dataset
+    predict, nets = task.final_predictor(), task.all_nets()
+    logits = evaluation.logits(predict, nets, task.splits.test, task.recipe)
+    arrays = {name: column.contiguous() for name, column in task.logged.items()}
+    arrays["test_prediction"] = logits.argmax(1).to(torch.int16).cpu()
+    result: dict[str, Any] = {
+        "data": {
+            "fingerprint": splits.fingerprint(),
+            "official": splits.official,
+            "note": splits.note,
+            "splits": {
+                name: {
+                    "n": len(part),
+                    "n_conflict": dict(
+                        zip(dataset.bias_names, part.conflicting.sum(0).tolist(), strict=True)
+                    ),
+                }
+                for name, part in splits.named().items()
+            },
+        },
+        "selection": select(task.epochs, dataset.headline),
+        "identification": {
+            name: identification(column, splits.train, dataset.bias_names)
+            for name, column in task.logged.items()
+            if dataset.has_bias_labels
+        },
+        "phases": [
+            {
+                "call": phase.call, "epochs": phase.epochs, "evaluated": phase.evaluated, "parameters": phase.nets,
+                "end": phase.end, "train_loss": phase.losses,
+            }
+            for phase in task.phases
+        ],
+        "calls": task.calls,
+        "epochs": task.epochs,
+        "groups": {"test": evaluation.groups("test", logits)},
+        "arrays": {name: digest_of(array) for name, array in arrays.items()},
+    }  # fmt: skip
+    if splits.tune is not None:
+        tune_logits = evaluation.logits(predict, nets, task.splits.named()["tune"], task.recipe)
+        result["tune"] = evaluation.metrics("tune", tune_logits)
+    return result, arrays
+
+
+def failed_record(cell: Cell, results_dir: Path, message: str) -> Path:
+    """Record a cell whose process was lost."""
+    path = record_path(results_dir, cell)
+    record = {
+        "schema": SCHEMA,
+        "status": "failed",
+        "hash": cell.hash,
+        "cell": cell.to_json(),
+        "error": {"type": "LostWorker", "message": message, "traceback": ""},
+        "provenance": provenance("", {}),
+    }
+    write_record(path, record)
+    arrays_path(path).unlink(missing_ok=True)
+    return path
+
+
+def provenance(device: str, seconds: dict[str, Any]) -> dict[str, Any]:
+    """Where, when, with what and how long."""
+    cuda = device.startswith("cuda") and torch.cuda.is_available()
+    peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {
+        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "seconds": seconds,
+        "device": torch.cuda.get_device_name() if cuda else f"cpu ({platform.machine()})",
+        "threads": torch.get_num_threads(),
+        "peak_memory_mib": round(peak / 2**20),
+        "versions": {"debiasbench": __version__, "protocol": PROTOCOL_VERSION, "python": platform.python_version()}
+        | {name: _version(name) for name in ("torch", "torchvision", "numpy")}
+        | ({"cuda": torch.version.cuda} if cuda else {}),
+        "commit": git_commit(),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+    }
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
+
+
+_COMMIT: list[str] = []
+
+
+def git_commit() -> str:
+    """The suite's commit, with "+changes" if the checkout differs from it; "" outside a checkout."""
+    if not _COMMIT:
+        _COMMIT.append(_ask_git())
+    return _COMMIT[0]
+
+
+def _ask_git() -> str:
+    root = Path(__file__).parent.parent
+    if not (root / ".git").exists():
+        return ""
+    git: Callable[..., str] = lambda *words: subprocess.run(  # noqa: E731
+        ["git", "-C", str(root), *words], capture_output=True, text=True, check=True, timeout=20
+    ).stdout.strip()
+    try:
+        code = ["debiasbench", "methods", "datasets"]
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--", *code) else "")
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def default_device() -> str:
+    """The GPU if there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def n_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,121 @@
+"""The data of a cell as tensors: `Samples` are columns, `Splits` are the samples of each part."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import struct
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from debiasbench.errors import BenchmarkError
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Columns of equal length N, on one device.
+
+    Attributes:
+        x: uint8 (N, C, H, W) in 0..255 for images.
+        y: int64 (N,), the label, 0-based.
+        bias: int64 (N, A), one column a bias; -1 where it is not known.
+    """
+
+    x: Tensor
+    y: Tensor
+    bias: Tensor
+
+    def __post_init__(self) -> None:
+        if not len(self.x) == len(self.y) == len(self.bias) or self.bias.ndim != 2:
+            raise BenchmarkError(
+                f"Samples need columns of equal length and bias as (N, A): x {tuple(self.x.shape)}, "
+                f"y {tuple(self.y.shape)}, bias {tuple(self.bias.shape)}."
+            )
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    @property
+    def conflicting(self) -> Tensor:
+        """bool (N, A): the bias is known and disagrees with the label."""
+        return (self.bias != self.y[:, None]) & (self.bias >= 0)
+
+    def to(self, device: torch.device) -> Samples:
+        """The same columns on another device."""
+        return Samples(self.x.to(device), self.y.to(device), self.bias.to(device))
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the shapes, types and bytes of all columns."""
+        digest = hashlib.sha256()
+        for column in fields(self):
+            tensor: Tensor = getattr(self, column.name).cpu().contiguous()
+            digest.update(f"{column.name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+            digest.update(tensor.numpy().data)
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The parts of a dataset.
+
+    `valid` has the bias of the training data. `tune`, where there is one, holds validation samples with the bias
+    taken out: it serves to choose settings that no publication gives, never to report.
+    `official` says whether counts and digests are those of the data as published; `note` says what is not.
+    """
+
+    train: Samples
+    valid: Samples
+    test: Samples
+    tune: Samples | None = None
+    official: bool = True
+    note: str = ""
+    _fingerprint: list[str] = field(default_factory=list, compare=False, repr=False)
+
+    def named(self) -> dict[str, Samples]:
+        """Split name -> samples, for the splits that exist."""
+        parts = {"train": self.train, "valid": self.valid, "test": self.test, "tune": self.tune}
+        return {name: samples for name, samples in parts.items() if samples is not None}
+
+    def to(self, device: torch.device) -> Splits:
+        """The same splits on another device."""
+        moved = {name: samples.to(device) for name, samples in self.named().items()}
+        return Splits(**moved, official=self.official, note=self.note, _fingerprint=self._fingerprint)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the fingerprints of train, valid and test (tune does not touch a result)."""
+        if not self._fingerprint:
+            parts = [part.fingerprint() for name, part in self.named().items() if name != "tune"]
+            self._fingerprint.append(hashlib.sha256("".join(parts).encode()).hexdigest())
+        return self._fingerprint[0]
+
+
+_IDX_TYPES = {8: np.uint8, 9: np.int8, 11: np.dtype(">i2"), 12: np.dtype(">i4"), 13: np.dtype(">f4")}
+
+
+def read_idx(path: Path, *, sha256: str | None = None) -> np.ndarray:
+    """Read an IDX file (MNIST's format), plain or gzip-ed.
+
+    Raises:
+        BenchmarkError: the file is empty, cut off, no IDX file, or (its unpacked bytes) not of the given SHA-256.
+    """
+    mend = "Delete it and fetch it again (debiasbench prepare)."
+    try:
+        data = path.read_bytes()
+        data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+    except (OSError, EOFError, gzip.zlib.error) as error:  # type: ignore[attr-defined]
+        raise BenchmarkError(f"Cannot read {path}: {error}. {mend}") from None
+    if len(data) < 4 or data[:2] != b"\0\0" or data[2] not in _IDX_TYPES:
+        raise BenchmarkError(f"{path} is no IDX file ({len(data)} bytes once unpacked). {mend}")
+    start = 4 + 4 * data[3]
+    kind = np.dtype(_IDX_TYPES[data[2]])
+    shape = struct.unpack(f">{data[3]}I", data[4:start]) if len(data) >= start else (-1,)
+    expected = start + int(np.prod(shape)) * kind.itemsize
+    if len(data) != expected or -1 in shape:
+        raise BenchmarkError(f"{path} is cut off or damaged: {len(data)} bytes once unpacked, not {expected}. {mend}")
+    if sha256 and hashlib.sha256(data).hexdigest() != sha256:
+        raise BenchmarkError(f"{path} has a wrong checksum: it is not the published file. {mend}")
+    return np.frombuffer(data, kind, offset=start).reshape(shape)

@@ -1,0 +1,67 @@
+"""LfF: learning from failure (Nam, Cha, Ahn, Lee, Shin; NeurIPS 2020).
+
+Two networks learn together. In each step
+1. the biased network is trained with generalised cross-entropy;
+2. both networks' cross-entropies are smoothed per sample and divided by their maximum over the sample's class;
+3. the debiased network is trained with cross-entropy weighted by W = b / (b + d): high where the biased one fails.
+
+This is the authors' algorithm as released: smoothing 0.7 that starts at the first loss, class maxima over the whole
+training set, official GCE, W not normalised. Where ours departs: one optimiser holds both networks (their graphs
+are disjoint, so each step is the same). The PGD paper writes W without smoothing and maxima; several public
+re-implementations do so too, which is another method.
+
+On Colored MNIST the optimiser decides the ranking (definition of the suite): Adam 0.01 without decay, chosen on a
+split with known bias; `preset=official` has the authors' Adam 0.001 and batches of 256. Expected on Colored MNIST at
+0.5 / 1 / 5 %: 91.35 +- 1.83 / 96.88 +- 0.20 / 98.18 +- 0.05 (PGD paper, Table 1); ours: docs/reproduction.md.
+"""
+
+import torch
+
+from debiasbench.losses import cross_entropy, gce, relative_difficulty, smoothed
+from debiasbench.methods import Method, between, one_of
+
+ADAM = {"optimizer": "adam", "learning_rate": 0.01, "weight_decay": 0.0}
+OFFICIAL = {
+    "optimizer": "adam", "learning_rate": 0.001, "weight_decay": 0.0, "batch_size": 256, "schedule": "constant",
+}  # fmt: skip
+
+
+class LfF(Method):
+    """Learning from failure."""
+
+    name = "lff"
+    cost = 2.0
+    citation = """@inproceedings{nam2020lff,
+  title={Learning from Failure: De-biasing Classifier from Biased Classifier},
+  author={Nam, Junhyun and Cha, Hyuntak and Ahn, Sungsoo and Lee, Jaeho and Shin, Jinwoo},
+  booktitle={Advances in Neural Information Processing Systems}, year={2020}}"""
+    recipes = {"cmnist": ADAM, "cmnist5k": ADAM}
+    presets = {"official": {"recipes": {"cmnist": OFFICIAL, "cmnist5k": OFFICIAL}}}
+    tuned = {"cmnist": "Adam 0.01 on the tune split", "cmnist5k": "Adam 0.01 on the tune split"}
+
+    alpha: float = between(0, 1, default=0.7)  # exponent of GCE (q in LfF)
+    gce_form: str = one_of("official", "paper", default="official")
+    smoothing: float = between(0, 1, default=0.7)  # share of the old value in the moving average
+
+    def fit(self, task):
+        """One phase with two networks and two per-sample tables."""
+        nets = {"biased": task.new_net(), "debiased": task.new_net()}
+        tables = {"biased_loss": task.column(float("nan")), "debiased_loss": task.column(float("nan"))}
+        tables = task.train(nets, self.loss, state=tables, predict=nets["debiased"])
+        everyone = torch.arange(task.n_samples, device=task.y.device)
+        task.log(score=relative_difficulty(*tables.values(), everyone, task.y, task.n_classes))  # W at the end
+        return nets["debiased"]
+
+    def loss(self, nets, batch, state):
+        """GCE of the biased network plus weighted cross-entropy of the debiased one."""
+        logits_b, logits_d = nets.biased(batch.x), nets.debiased(batch.x)
+        ce_d = cross_entropy(logits_d, batch.y)
+        tables = {
+            "biased_loss": smoothed(
+                state["biased_loss"], batch.index, cross_entropy(logits_b, batch.y), self.smoothing
+            ),
+            "debiased_loss": smoothed(state["debiased_loss"], batch.index, ce_d, self.smoothing),
+        }
+        weight = relative_difficulty(*tables.values(), batch.index, batch.y_all, logits_b.shape[1])
+        value = gce(logits_b, batch.y, self.alpha, self.gce_form).mean() + (weight * ce_d).mean()
+        return value, tables

@@ -157,6 +157,22 @@ def expand(  # noqa: PLR0913 - the words of the command line
     return Grid(list(unique.values()), list(dict.fromkeys(skips)), list(dict.fromkeys(notices)), costs)
 
 
+def dataset_from_spec(spec: str) -> tuple[Dataset, str]:
+    """The dataset that a name with inline parameters gives, and its label.
+
+    Raises:
+        BenchmarkError: unknown names or parameters; a sweep, where one dataset is wanted.
+    """
+    choices = _dataset_choices(spec, None)
+    if len(choices) != 1:
+        raise BenchmarkError(f"One dataset is wanted here, and '{spec}' gives {len(choices)}.")
+    choice = choices[0]
+    preset = {key: value for key, value in choice.cls.presets.get(choice.preset, {}).items() if key != "recipe"}
+    dataset = choice.cls(**{**preset, **choice.given})
+    bases = {"": defaults(choice.cls)} | ({choice.preset: {**defaults(choice.cls), **preset}} if choice.preset else {})
+    return dataset, label(dataset.name, dataset.key(), bases)
+
+
 def _collect(problems: list[str], function: Any, *arguments: Any) -> list[Any]:
     """The function's list, or nothing and its complaint noted."""
     try:

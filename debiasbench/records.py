@@ -27,6 +27,42 @@ def record_path(results_dir: Path, cell: Cell) -> Path:
     return folder / f"s{cell.seed}-{cell.hash[:8]}.json"
 
 
+def find_record(results_dir: Path, cell: Cell) -> Path | None:
+    """The record of an equal cell, also one written before a parameter existed that has its default here.
+
+    An exact hash is looked for first. Else a record of the same labels and seed counts, if all values that it knows
+    are equal and those that it does not know have their class defaults: so a new option does not make everybody's
+    results stale.
+    """
+    exact = record_path(results_dir, cell)
+    if exact.is_file():
+        return exact
+    for path in sorted(exact.parent.glob(f"s{cell.seed}-*.json")):
+        try:
+            known = Cell.from_json(read_record(path)["cell"])
+        except (BenchmarkError, TypeError):
+            continue
+        if _equal_but_for_new_defaults(known, cell):
+            return path
+    return None
+
+
+def _equal_but_for_new_defaults(known: Cell, cell: Cell) -> bool:
+    from debiasbench.plugins import defaults
+    from debiasbench.recipe import Recipe
+
+    old, new = json.loads(json.dumps(known.identity())), json.loads(json.dumps(cell.identity()))
+    classes = {
+        "method_parameters": type(cell.build_method()),
+        "dataset_parameters": type(cell.build_dataset()),
+        "recipe": Recipe,
+    }
+    for part, cls in classes.items():
+        values = json.loads(json.dumps(defaults(cls)))
+        old[part] = {**{key: values[key] for key in new[part].keys() - old[part].keys()}, **old[part]}
+    return old == new
+
+
 def _file_name(text: str) -> str:
     """A label as a file name on every system; the hash in the record's name tells apart what this merges."""
     return re.sub(r"[^A-Za-z0-9_.,=+-]", "-", text.replace(":", "+", 1))[:120]

@@ -135,6 +135,8 @@ def outcome(task: Task, splits: Splits) -> tuple[dict[str, Any], dict[str, Tenso
     logits = evaluation.logits(predict, nets, task.splits.test, task.recipe)
     arrays = {name: column.contiguous() for name, column in task.logged.items()}
     arrays["test_prediction"] = logits.argmax(1).to(torch.int16).cpu()
+    if arrays.keys() & {"score", "selected"} and dataset.has_bias_labels:
+        arrays["train_conflict"] = splits.train.conflicting.cpu().contiguous()  # the truth, for the figures
     result: dict[str, Any] = {
         "data": {
             "fingerprint": splits.fingerprint(),

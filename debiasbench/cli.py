@@ -1,0 +1,429 @@
+"""The command line: arguments to a grid, and what a person sees. torch is imported only when something runs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from debiasbench.errors import BenchmarkError
+from debiasbench.parameters import nearest
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from debiasbench.api import Plan
+    from debiasbench.report import Report, Table
+
+OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse that answers a misspelt option with the nearest one."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        for word in message.partition("unrecognized arguments:")[2].split():
+            if word.startswith("-"):
+                message += nearest(word.partition("=")[0], self._every_option())
+        raise BenchmarkError(f"{message}\nSee {self.prog} --help.")
+
+    def _every_option(self) -> list[str]:
+        options = list(self._option_string_actions)
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                for parser in action.choices.values():
+                    options += parser._option_string_actions
+        return options
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands and options."""
+    parser = _Parser(prog="debiasbench", description="A benchmark suite for mitigating dataset bias.")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
+
+    run = commands.add_parser(
+        "run",
+        prog="run_benchmark.py" if Path(sys.argv[0]).name == "run_benchmark.py" else "debiasbench run",
+        help="run methods x datasets x seeds and report",
+        description="Run a grid of methods x datasets x seeds and report it. Without methods and datasets: the demo "
+        "(five methods on 5,000 coloured digits).",
+    )
+    run.add_argument("--methods", nargs="+", metavar="M", help="names, with parameters inline: pgd:norm=l1,alpha=0.9")
+    run.add_argument("--datasets", nargs="+", metavar="D", help="names, with parameters inline: cmnist:rho=0.01|0.05")
+    run.add_argument("--experiment", metavar="E", help="a grid from experiments/E.toml, or a TOML file")
+    seeds = run.add_mutually_exclusive_group()
+    seeds.add_argument("--seeds", type=_number, metavar="N", help="train with seeds 0 .. N-1 (default 3)")
+    seeds.add_argument("--seed-list", type=_number, nargs="+", metavar="S", help="train with these seeds")
+    run.add_argument("--data-seeds", type=_number, metavar="K", help="draw the data K times (default: once)")
+    run.add_argument("--epochs", type=_number, metavar="E", help="replace the epochs of each stage of the recipes")
+    run.add_argument("--recipes", choices=("own", "shared"), default="own", help="shared: ignore methods' own recipes")
+    run.add_argument("--reference", metavar="M", help="test the others against this method (default: the first)")
+    run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default auto)")
+    run.add_argument("--workers", type=_number, metavar="W", help="processes (default: one a core, or one a GPU)")
+    run.add_argument("--rerun", choices=("missing", "failed", "all"), default="missing", help="which cells to run")
+    run.add_argument("--save-weights", action="store_true", help="keep the trained networks beside the records")
+    run.add_argument("--dry-run", action="store_true", help="show cells, skips and cost, and stop")
+    run.add_argument("--list", action="store_true", help="list methods and datasets, and stop")
+    _places(run, data=True, results=True)
+
+    report = commands.add_parser("report", help="tables and figures from records alone")
+    report.add_argument("folder", nargs="?", type=Path, default=Path("results"), help="a results folder, or records")
+    report.add_argument("--reference", metavar="M", help="test the others against this method (default: the first)")
+    report.add_argument("--bibtex", action="store_true", help="print the references of what was used, and stop")
+    _places(report)
+
+    listing = commands.add_parser("list", help="methods and datasets, with their parameters")
+    listing.add_argument("--tracebacks", action="store_true", help="show why files could not be imported")
+    _places(listing)
+
+    inspect = commands.add_parser("inspect", help="how biased is a dataset: counts, ratios, a contact sheet")
+    inspect.add_argument("dataset", help="a name, with parameters inline")
+    _places(inspect, data=True, results=True)
+
+    prepare = commands.add_parser("prepare", help="download a dataset, or say how to get it")
+    prepare.add_argument("datasets", nargs="*", metavar="DATASET")
+    prepare.add_argument("--check", action="store_true", help="say what is there, for every dataset")
+    _places(prepare, data=True)
+
+    status = commands.add_parser("status", help="what a results folder holds, also while it grows")
+    status.add_argument("folder", nargs="?", type=Path, default=Path("results"))
+    return parser
+
+
+def _places(parser: argparse.ArgumentParser, *, data: bool = False, results: bool = False) -> None:
+    if data:
+        parser.add_argument("--data-dir", type=Path, metavar="DIR", help="default: $DEBIASBENCH_DATA, or ./data")
+    if results:
+        parser.add_argument("--results-dir", type=Path, metavar="DIR", default=Path("results"), help="default: ./results")
+    parser.add_argument("--methods-dir", type=Path, metavar="DIR", help="look for methods in this folder as well")
+    parser.add_argument("--datasets-dir", type=Path, metavar="DIR", help="look for datasets in this folder as well")
+
+
+def _number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a whole number. Got {text!r}") from None
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0, 1 if cells failed, 2 for a mistake in what was asked, 130 if stopped."""
+    commands = {
+        "run": run_command, "report": report_command, "list": list_command, "inspect": inspect_command,
+        "prepare": prepare_command, "status": status_command,
+    }  # fmt: skip
+    try:
+        options = build_parser().parse_args(arguments)
+        _add_folders(options)
+        return commands[options.command](options)
+    except BenchmarkError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USAGE
+    except KeyboardInterrupt:
+        print("\nStopped. Finished cells are kept; the same command goes on with the rest.", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output went away (| head)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+
+
+def _add_folders(options: argparse.Namespace) -> None:
+    if getattr(options, "methods_dir", None):
+        from debiasbench.methods import registry
+
+        registry.add_folder(options.methods_dir)
+    if getattr(options, "datasets_dir", None):
+        from debiasbench.datasets import registry as datasets
+
+        datasets.add_folder(options.datasets_dir)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=170)
+
+
+def _data_dir(options: argparse.Namespace) -> Path:
+    from debiasbench.api import default_data_dir
+
+    return options.data_dir or default_data_dir()
+
+
+# ---- run ------------------------------------------------------------------------------------------------------------
+
+
+def run_command(options: argparse.Namespace) -> int:
+    """Expand, check, run and report a grid."""
+    if options.list:
+        return list_command(options)
+    asked = _asked(options)
+    from debiasbench.api import plan, run_plan, worker_devices
+    from debiasbench.grid import expand
+    from debiasbench.records import check_writable
+
+    grid = expand(
+        asked["methods"],
+        asked["datasets"],
+        seeds=asked["seeds"],
+        data_seeds=options.data_seeds,
+        epochs=options.epochs,
+        shared_recipes=options.recipes == "shared",
+    )
+    console = _console()
+    data_dir = _data_dir(options)
+    reference = _reference_label(asked["reference"], grid.cells)
+    places = {"data_dir": data_dir, "results_dir": options.results_dir}
+    planned = plan(grid, rerun=options.rerun, **places)
+    devices = worker_devices(options.device, options.workers)
+    _show_plan(console, planned, options.results_dir, n_workers=len(devices), every_cell=options.dry_run)
+    if options.dry_run:
+        return OK
+    check_writable(options.results_dir)
+    if not grid.cells:
+        console.print("Nothing to run: every method declined.")
+        return OK
+    from debiasbench.progress import Display
+
+    try:
+        with Display(planned) as display:
+            run_plan(
+                planned, display.handle, device=options.device, workers=options.workers,
+                save_weights=options.save_weights, **places,
+            )  # fmt: skip
+    except KeyboardInterrupt:
+        print("\nStopped. Finished cells are kept; the same command goes on with the rest.", file=sys.stderr)
+        return INTERRUPTED
+    return _report_grid(console, planned, options.results_dir, reference)
+
+
+def _asked(options: argparse.Namespace) -> dict[str, Any]:
+    """Methods, datasets, seeds and reference, from the options or an experiment file."""
+    experiment: dict[str, Any] = {}
+    if options.experiment or not (options.methods or options.datasets):
+        experiment = read_experiment(options.experiment or "demo")
+    elif not (options.methods and options.datasets):
+        missing = "--datasets" if options.methods else "--methods"
+        raise BenchmarkError(f"{missing} is missing (for example --methods vanilla pgd --datasets cmnist5k).")
+    seeds = experiment.get("seeds", 3) if options.seeds is None else options.seeds
+    return {
+        "methods": options.methods or experiment["methods"],
+        "datasets": options.datasets or experiment["datasets"],
+        "seeds": options.seed_list or (list(range(seeds)) if isinstance(seeds, int) else seeds),
+        "reference": options.reference or experiment.get("reference"),
+    }
+
+
+def read_experiment(name: str) -> dict[str, Any]:
+    """A grid from a TOML file: methods, datasets, and perhaps title, seeds and reference."""
+    from debiasbench.plugins import folders
+
+    shipped = Path(folders(str(Path(__file__).with_name("experiments.py")), "DEBIASBENCH_EXPERIMENTS_PATH")[0])
+    path = Path(name) if name.endswith(".toml") else shipped / f"{name}.toml"
+    if not path.is_file():
+        known = sorted(file.stem for file in shipped.glob("*.toml"))
+        raise BenchmarkError(f"Unknown experiment '{name}'.{nearest(name, known)} Known: {', '.join(known)}.")
+    try:
+        experiment = tomllib.loads(path.read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise BenchmarkError(f"{path} is no valid TOML: {error}") from None
+    lacking = [key for key in ("methods", "datasets") if key not in experiment]
+    if lacking:
+        raise BenchmarkError(f"{path} lacks {', '.join(lacking)}.")
+    return experiment
+
+
+def _reference_label(reference: str | None, cells: list[Any]) -> str | None:
+    """The label of the reference as asked for, by name or label; checked before anything trains."""
+    if reference is None:
+        return cells[0].method_label if cells else None
+    labels = list(dict.fromkeys(cell.method_label for cell in cells))
+    if reference in labels:
+        return reference
+    by_name = [label for label in labels if label.partition(":")[0] == reference]
+    if len(by_name) == 1:
+        return by_name[0]
+    raise BenchmarkError(
+        f"The reference '{reference}' is not among the methods of this run.{nearest(reference, labels)} "
+        f"Allowed: {', '.join(labels)}."
+    )
+
+
+def _show_plan(console: Console, planned: Plan, results_dir: Path, *, n_workers: int, every_cell: bool) -> None:
+    grid = planned.grid
+    for notice in grid.notices:
+        console.print(f"note: {notice}", markup=False)
+    for skip in grid.skips:
+        console.print(f"skip: {skip.method_label} on {skip.dataset_label}: {skip.reason}", markup=False)
+    if every_cell:
+        for cell in grid.cells:
+            state = "finished" if cell.hash in planned.finished else "failed before" if cell.hash in planned.failed_before else "to run"
+            console.print(f"cell: {cell.title} ({grid.relative_costs[cell.hash]:.1f} vanilla runs): {state}", markup=False)
+    if planned.failed_before:
+        console.print(f"{len(planned.failed_before)} cells failed before and are left as they are: --rerun failed tries again.")
+    parts = [f"{len(planned.to_run)} cells to run", f"{len(planned.finished)} finished before"]
+    console.print(", ".join(parts) + f"; {_cost(planned, results_dir, n_workers)}.")
+
+
+def _cost(planned: Plan, results_dir: Path, n_workers: int) -> str:
+    """What the cells to run will cost: from the seconds of records of the same dataset, else in vanilla runs."""
+    from debiasbench.progress import duration
+    from debiasbench.records import read_records
+
+    costs = planned.grid.relative_costs
+    cost = sum(costs[cell.hash] for cell in planned.to_run)
+    if not planned.to_run:
+        return "nothing to pay"
+    rates: dict[str, list[float]] = {}
+    if (results_dir / "records").is_dir():
+        for record in read_records(results_dir / "records")[0]:
+            if record["status"] == "done" and record["hash"] in costs:
+                rate = record["provenance"]["seconds"]["total"] / costs[record["hash"]]
+                rates.setdefault(record["cell"]["dataset_label"], []).append(rate)
+    if all(cell.dataset_label in rates for cell in planned.to_run):
+        seconds = sum(
+            costs[cell.hash] * sorted(rates[cell.dataset_label])[len(rates[cell.dataset_label]) // 2]
+            for cell in planned.to_run
+        )
+        return f"about {duration(seconds / n_workers)} with {n_workers} workers, by what the finished cells took"
+    return f"as much as {cost:.0f} vanilla runs, in {n_workers} workers"
+
+
+def _report_grid(console: Console, planned: Plan, results_dir: Path, reference: str | None) -> int:
+    from debiasbench.records import find_record
+    from debiasbench.report import make
+
+    cells = planned.grid.cells
+    wanted = {str(path) for cell in cells if (path := find_record(results_dir, cell))}
+    order = list(dict.fromkeys(cell.method_label for cell in cells))
+    report = make(
+        results_dir, reference=reference, keep=lambda record: str(record["path"]) in wanted, order=order
+    )
+    _show_report(console, report)
+    lost = len(cells) - len(wanted)
+    return FAILED if report.failed or lost else OK
+
+
+def _show_report(console: Console, report: Report) -> None:
+    for table in report.tables:
+        _show_table(console, table)
+    for complaint in report.complaints:
+        console.print(f"left out: {complaint}", markup=False)
+    for record in report.failed:
+        cell, error = record["cell"], record["error"]
+        console.print(
+            f"[red]failed:[/red] {cell['method_label']} on {cell['dataset_label']}, seed {cell['seed']}: {error['type']}: "
+            f"{error['message']}\n  (traceback in {record['path']})",
+        )
+    for kind, paths in report.paths.items():
+        console.print(f"{kind}: " + ", ".join(map(str, paths)), markup=False, soft_wrap=True)
+
+
+def _show_table(console: Console, table: Table) -> None:
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    shown = RichTable(title=table.title, title_justify="left", title_style="bold")
+    for place, column in enumerate(table.columns):
+        shown.add_column(Text(column), justify="left" if place == 0 else "right", overflow="fold")
+    for row in table.rows:
+        shown.add_row(*(Text(text, style="bold green" if best else "") for text, best in row))
+    console.print()
+    console.print(shown)
+    for note in table.notes:
+        console.print(Text(note, style="dim"))
+
+
+# ---- the other commands -----------------------------------------------------------------------------------------------
+
+
+def report_command(options: argparse.Namespace) -> int:
+    """Tables and figures again, from records."""
+    from debiasbench.report import bibtex, make
+
+    if options.bibtex:
+        print(bibtex(options.folder))
+        return OK
+    report = make(options.folder, reference=options.reference)
+    _show_report(_console(), report)
+    return FAILED if report.failed else OK
+
+
+def list_command(options: argparse.Namespace) -> int:
+    """Every method and dataset with its parameters."""
+    from debiasbench.datasets import registry as datasets
+    from debiasbench.methods import registry as methods
+    from debiasbench.parameters import write_value
+    from debiasbench.plugins import defaults
+
+    console = _console()
+    for registry in (methods, datasets):
+        console.print(f"[bold]{registry.kind}s[/bold]")
+        for name, cls in registry.classes().items():
+            summary = (sys.modules[cls.__module__].__doc__ or cls.__doc__ or "").strip().partition("\n")[0]
+            console.print(f"  {name}: {summary.partition(': ')[2] or summary}", markup=False)
+            values = {key: value for key, value in defaults(cls).items() if key != "root"}
+            if values:
+                console.print("    " + ", ".join(f"{k}={write_value(v)}" for k, v in values.items()), markup=False)
+            if cls.presets:
+                console.print("    presets: " + ", ".join(cls.presets), markup=False)
+        for alias, (name, values) in registry.aliases().items():
+            console.print(f"  {alias}: {name}:" + ",".join(f"{k}={write_value(v)}" for k, v in values.items()), markup=False)
+        for name, text in registry.broken.items():
+            console.print(f"  [red]{name}: could not be imported[/red] ({text.strip().splitlines()[-1]})")
+            if getattr(options, "tracebacks", False):
+                console.print(text, markup=False)
+    return OK
+
+
+def inspect_command(options: argparse.Namespace) -> int:
+    """Counts, ratios and a picture of one dataset."""
+    from debiasbench.api import check_data
+    from debiasbench.grid import dataset_from_spec
+    from debiasbench.inspection import inspect
+
+    dataset, label = dataset_from_spec(options.dataset)
+    check_data([dataset], _data_dir(options))
+    tables, paths = inspect(dataset, label, data_dir=_data_dir(options), results_dir=options.results_dir)
+    console = _console()
+    for table in tables:
+        _show_table(console, table)
+    console.print("pictures: " + ", ".join(map(str, paths)), markup=False, soft_wrap=True)
+    return OK
+
+
+def prepare_command(options: argparse.Namespace) -> int:
+    """Download what can be downloaded; say what is there and what is missing."""
+    from debiasbench.datasets import registry
+    from debiasbench.grid import dataset_from_spec
+
+    data_dir = _data_dir(options)
+    names = options.datasets or (list(registry.classes()) if options.check else [])
+    if not names:
+        raise BenchmarkError("Name a dataset, or use --check to see what is there.")
+    incomplete = 0
+    for spec in names:
+        dataset, label = dataset_from_spec(spec)
+        if not options.check and dataset.needed_files(data_dir):
+            dataset.prepare(data_dir)
+        needed = dataset.needed_files(data_dir)
+        incomplete += bool(needed)
+        print(f"{label}: {'complete' if not needed else 'not complete. Needed:'}")
+        for file in needed:
+            print(f"  {file.path} ({file.size}) from: {file.source}")
+    return FAILED if incomplete and not options.check else OK
+
+
+def status_command(options: argparse.Namespace) -> int:
+    """Count what a results folder holds."""
+    from debiasbench.report import status
+
+    _show_table(_console(), status(options.folder))
+    return OK

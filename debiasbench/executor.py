@@ -1,0 +1,177 @@
+"""Run many cells in worker processes: one thread each on a CPU, or one process a GPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from debiasbench.grid import Cell
+from debiasbench.records import record_path
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What workers need besides the cell."""
+
+    data_dir: Path
+    results_dir: Path
+    devices: tuple[str, ...]  # one a worker
+    threads: int = 1
+    save_weights: bool = False
+
+
+@dataclass(frozen=True)
+class Event:
+    """What happened: kind is "started", "epoch", "finished" or "lost"."""
+
+    kind: str
+    cell: Cell
+    worker: int
+    phase: str = ""
+    epoch: int = 0
+    epochs: int = 0
+    path: Path | None = None
+    message: str = ""
+
+
+def run_cells(cells: list[Cell], settings: Settings, handle: Callable[[Event], None]) -> None:
+    """Run all cells, calling `handle` in this thread for every event; returns when all are finished or lost.
+
+    A worker that dies takes one cell with it ("lost"); a new worker takes its place. On KeyboardInterrupt (or any
+    error of `handle`) workers are stopped; records written so far stay.
+    """
+    waiting: queue.SimpleQueue[Cell] = queue.SimpleQueue()
+    for cell in cells:
+        waiting.put(cell)
+    events: queue.Queue[Event | None] = queue.Queue()
+    n_workers = min(len(settings.devices), len(cells))
+    workers = [_Worker(number, settings, waiting, events) for number in range(n_workers)]
+    try:
+        for worker in workers:
+            worker.start()
+        running = n_workers
+        while running:
+            event = events.get()
+            if event is None:
+                running -= 1
+            else:
+                handle(event)
+    finally:
+        for worker in workers:
+            worker.stop()
+
+
+class _Worker(threading.Thread):
+    """Feeds one process with cells and turns its lines into events."""
+
+    def __init__(
+        self,
+        number: int,
+        settings: Settings,
+        waiting: queue.SimpleQueue[Cell],
+        events: queue.Queue[Event | None],
+    ) -> None:
+        super().__init__(daemon=True)
+        self.number, self.settings, self.waiting, self.events = number, settings, waiting, events
+        self.process: subprocess.Popen[str] | None = None
+        self.stopped = False
+
+    def run(self) -> None:
+        try:
+            while not self.stopped:
+                cell = self.waiting.get_nowait()
+                self._run_cell(cell)
+        except queue.Empty:
+            pass
+        finally:
+            self._close()
+            self.events.put(None)
+
+    def stop(self) -> None:
+        """End the process now."""
+        self.stopped = True
+        process = self.process
+        if process and process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(5)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+    def _run_cell(self, cell: Cell) -> None:
+        if self.process is None or self.process.poll() is not None:
+            self.process = self._start_process()
+        process = self.process
+        assert process.stdin and process.stdout
+        self.events.put(Event("started", cell, self.number))
+        request = {"cell": cell.to_json(), "log": str(log_path(self.settings.results_dir, cell))}
+        try:
+            process.stdin.write(json.dumps(request) + "\n")
+            process.stdin.flush()
+            for line in process.stdout:
+                message = json.loads(line)
+                kind = message.pop("event")
+                if kind == "epoch":
+                    self.events.put(Event("epoch", cell, self.number, **message))
+                elif kind == "finished":
+                    self.events.put(Event("finished", cell, self.number, path=Path(message["path"])))
+                    return
+                elif kind == "lost":
+                    self.events.put(Event("lost", cell, self.number, message=message["message"]))
+                    return
+        except (BrokenPipeError, json.JSONDecodeError):
+            pass
+        if self.stopped:
+            return
+        code = process.wait()
+        cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        hint = " (killed from outside, perhaps for want of memory)" if code == -signal.SIGKILL else ""
+        self.events.put(Event("lost", cell, self.number, message=f"The worker process died: {cause}{hint}."))
+
+    def _start_process(self) -> subprocess.Popen[str]:
+        environment = dict(os.environ)
+        # the package as this process found it, whether installed or run from a clone
+        package_parent = str(Path(__file__).parent.parent)
+        environment["PYTHONPATH"] = os.pathsep.join(
+            filter(None, [package_parent, environment.get("PYTHONPATH", "")])
+        )
+        environment["PYTHONSAFEPATH"] = "1"
+        environment["OMP_NUM_THREADS"] = environment["MKL_NUM_THREADS"] = str(self.settings.threads)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "debiasbench.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+            start_new_session=True,  # Ctrl-C is the parent's to handle
+        )
+        assert process.stdin
+        settings: dict[str, Any] = {
+            "data_dir": str(self.settings.data_dir),
+            "results_dir": str(self.settings.results_dir),
+            "device": self.settings.devices[self.number],
+            "threads": self.settings.threads,
+            "save_weights": self.settings.save_weights,
+        }
+        process.stdin.write(json.dumps(settings) + "\n")
+        process.stdin.flush()
+        return process
+
+    def _close(self) -> None:
+        if self.process and self.process.poll() is None and self.process.stdin:
+            self.process.stdin.close()  # end of input: the worker leaves by itself
+
+
+def log_path(results_dir: Path, cell: Cell) -> Path:
+    """Where a cell's own output goes."""
+    record = record_path(results_dir, cell)
+    return results_dir / "logs" / record.relative_to(results_dir / "records").with_suffix(".log")

@@ -1,0 +1,94 @@
+"""How biased is a dataset: counts, conflict ratios, mutual information, and a picture to look at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from debiasbench.datasets import Dataset
+from debiasbench.errors import BenchmarkError
+from debiasbench.report import Table
+from debiasbench.samples import Samples
+
+
+def inspect(dataset: Dataset, label: str, *, data_dir: Path, results_dir: Path) -> tuple[list[Table], list[Path]]:
+    """Tables on each split, and a contact sheet of aligned and conflicting training samples."""
+    splits = dataset.build(data_dir)
+    rows = []
+    for split, samples in splits.named().items():
+        for column, bias_name in enumerate(dataset.bias_names):
+            rows.append([(text, False) for text in _row(dataset, split, samples, column, bias_name)])
+    columns = ["split", "n", "bias", "conflicting", "ratio", "information (nats)", "smallest group"]
+    notes = [
+        f"Data fingerprint {splits.fingerprint()[:16]}. {'As published' if splits.official else 'NOT the published data'}"
+        f". {splits.note}".rstrip(" .") + ".",
+        "information: mutual information of label and bias, less its upward bias (C - 1)(K - 1) / 2N; "
+        f"at most ln {dataset.n_classes} = {np.log(dataset.n_classes):.2f}. smallest group: over (label, bias), empty ones included.",
+    ]
+    tables = [Table(f"{label}: {dataset.n_classes} classes ({', '.join(dataset.class_names)})", columns, rows, notes)]
+    paths = contact_sheets(dataset, label, splits.train, results_dir / "inspect")
+    return tables, paths
+
+
+def _row(dataset: Dataset, split: str, samples: Samples, column: int, bias_name: str) -> list[str]:
+    y, bias = samples.y.cpu().numpy(), samples.bias[:, column].cpu().numpy()
+    known = bias >= 0
+    if not known.any():
+        return [split, f"{len(y):,}", bias_name, "unknown", "unknown", "-", "-"]
+    conflicts = int((known & (bias != y)).sum())
+    n_values = max(dataset.n_bias_values, int(bias.max()) + 1)
+    counts = np.zeros((dataset.n_classes, n_values), dtype=int)
+    np.add.at(counts, (y[known], bias[known]), 1)
+    label, value = np.unravel_index(counts.argmin(), counts.shape)
+    smallest = f"{counts.min()} ({dataset.class_names[label]} / {value}; {int((counts == 0).sum())} empty)"
+    return [
+        split, f"{len(y):,}", bias_name, f"{conflicts:,}", f"{conflicts / known.sum():.2%}",
+        f"{mutual_information(counts):.3f}", smallest,
+    ]  # fmt: skip
+
+
+def mutual_information(counts: np.ndarray) -> float:
+    """Mutual information in nats from a table of counts (C, K), less its bias (C - 1)(K - 1) / 2N, at least 0."""
+    share = counts / counts.sum()
+    independent = share.sum(1, keepdims=True) * share.sum(0, keepdims=True)
+    positive = share > 0
+    value = float((share[positive] * np.log(share[positive] / independent[positive])).sum())
+    correction = (counts.shape[0] - 1) * (counts.shape[1] - 1) / (2 * counts.sum())
+    return max(0.0, value - correction)
+
+
+def contact_sheets(dataset: Dataset, label: str, samples: Samples, folder: Path, *, n_each: int = 4) -> list[Path]:
+    """One sheet a bias: a row a class, aligned samples on the left, conflicting ones on the right."""
+    from debiasbench.figures import contact_sheet
+
+    if samples.x.ndim != 4:
+        return []
+    paths = []
+    for column, bias_name in enumerate(dataset.bias_names):
+        conflicting = samples.conflicting[:, column]
+        unknown = samples.bias[:, column] < 0
+        blank = np.full((*samples.x.shape[2:], 3), 255, dtype=np.uint8)
+        images = np.empty((dataset.n_classes, 2 * n_each, *blank.shape), dtype=np.uint8)
+        for row in range(dataset.n_classes):
+            for side, members in enumerate((~conflicting, conflicting)):
+                found = torch.nonzero(members & (samples.y == row))[:n_each, 0]
+                for place in range(n_each):
+                    images[row, side * n_each + place] = (
+                        _picture(samples.x[found[place]]) if place < len(found) else blank
+                    )
+        left = "unknown" if bool(unknown.all()) else "aligned"
+        names = [*([left] * n_each), *(["conflicting"] * n_each)]
+        stem = folder / f"{label.replace(':', '+').replace('/', '-')}-{bias_name}"
+        title = f"{label}: label and {bias_name}"
+        paths += contact_sheet(images, names, stem, rows=list(dataset.class_names), title=title)
+    return paths
+
+
+def _picture(x: torch.Tensor) -> np.ndarray:
+    """uint8 (C, H, W) -> (H, W, 3)."""
+    if x.dtype != torch.uint8:
+        raise BenchmarkError(f"A picture needs uint8 pixels. Got {x.dtype}.")
+    image = x.cpu().numpy().transpose(1, 2, 0)
+    return image if image.shape[2] == 3 else image[:, :, :1].repeat(3, axis=2)

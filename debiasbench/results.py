@@ -1,0 +1,203 @@
+"""Records as one tidy table, and the comparison of methods in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from debiasbench.errors import BenchmarkError
+from debiasbench.evaluate import SELECTION_RULES
+from debiasbench.parameters import nearest
+from debiasbench.records import read_records
+from debiasbench.statistics import compare as compare_runs
+from debiasbench.statistics import holm
+
+SPLITS = ("valid", "test")
+REQUIRED = ("method", "dataset", "seed", "data_seed", "status", "split", "select", "fingerprint")
+
+
+def to_frame(records: Iterable[dict[str, Any]]) -> pd.DataFrame:
+    """One row for each cell x split x selection rule; a failed cell has one row without metrics.
+
+    Columns: method, dataset (labels), seed, data_seed, status, split, select, epoch, every metric (shares in [0, 1]),
+    seconds, official, fingerprint, protocol, hash, path, and the parameters as `method.<name>`, `dataset.<name>`
+    and `recipe.<name>`.
+    """
+    return pd.DataFrame([row for record in records for row in _rows(record)])
+
+
+def _rows(record: dict[str, Any]) -> list[dict[str, Any]]:
+    cell, result = record["cell"], record.get("result", {})
+    common = {
+        "method": cell["method_label"],
+        "dataset": cell["dataset_label"],
+        "seed": cell["seed"],
+        "data_seed": cell["dataset_parameters"].get("data_seed", 0),
+        "status": record["status"],
+    }
+    data = result.get("data", {})
+    tail = {
+        "seconds": record["provenance"]["seconds"].get("total"),
+        "official": data.get("official"),
+        "fingerprint": data.get("fingerprint", ""),
+        "protocol": record["provenance"]["versions"].get("protocol"),
+        "hash": record["hash"],
+        "path": str(record.get("path", "")),
+    }
+    for part in ("method", "dataset"):
+        tail[f"{part}.name"] = cell[part]
+        tail[f"{part}.version"] = cell[f"{part}_version"]
+        tail |= {f"{part}.{key}": value for key, value in cell[f"{part}_parameters"].items()}
+    tail |= {f"recipe.{key}": tuple(v) if isinstance(v, list) else v for key, v in cell["recipe"].items()}
+    if record["status"] != "done":
+        return [{**common, "split": None, "select": None, "epoch": None, **tail}]
+    rows = []
+    for split in SPLITS:
+        for rule in SELECTION_RULES:
+            place = result["selection"].get(rule)
+            metrics = result["epochs"][place][split] if place is not None else {}
+            epoch = result["epochs"][place]["epoch"] if place is not None else None
+            rows.append({**common, "split": split, "select": rule, "epoch": epoch, **metrics, **tail})
+    return rows
+
+
+def load_results(path: str | Path) -> pd.DataFrame:
+    """All records below a folder as one tidy table (see `to_frame`).
+
+    Raises:
+        BenchmarkError: there is no such folder, or it holds no record that can be read.
+    """
+    records, complaints = read_records(_existing(Path(path)))
+    if not records:
+        raise BenchmarkError("\n".join([f"There are no records in {path}.", *complaints]))
+    return to_frame(records)
+
+
+def _existing(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise BenchmarkError(f"There is no results folder {folder}.")
+    return folder
+
+
+def runs(table: pd.DataFrame, dataset: str, metric: str, *, split: str = "test", select: str = "last") -> pd.DataFrame:
+    """The finished runs of one dataset with the chosen metric as `value`.
+
+    Raises:
+        BenchmarkError: the table lacks the metric, or mixes versions or data that must not be mixed.
+    """
+    missing = [name for name in REQUIRED if name not in table]
+    if missing:
+        raise BenchmarkError(f"This is no table of results: it lacks the columns {', '.join(missing)}.")
+    metrics = [name for name in table.columns if name.startswith("acc_")]
+    if metric not in table:
+        raise BenchmarkError(f"No metric '{metric}'.{nearest(metric, metrics)} Known: {', '.join(metrics)}.")
+    chosen = table[
+        (table["dataset"] == dataset)
+        & (table["status"] == "done")
+        & (table["split"] == split)
+        & (table["select"] == select)
+    ]
+    versions = chosen.groupby("method")[["protocol", "method.version", "dataset.version"]].nunique().max()
+    if len(chosen) and (versions.max() > 1 or chosen["protocol"].nunique() > 1):
+        raise BenchmarkError(
+            f"The results on {dataset} come from different versions of the suite, a method or the dataset: "
+            "compare one version at a time."
+        )
+    mixed = chosen.groupby("data_seed").fingerprint.nunique()
+    if (mixed > 1).any():
+        raise BenchmarkError(
+            f"The results on {dataset} were trained on different data under one name (fingerprints differ for "
+            f"data seed {', '.join(map(str, mixed[mixed > 1].index))}): they cannot be compared."
+        )
+    return chosen.assign(value=chosen[metric].astype(float))[["method", "seed", "data_seed", "fingerprint", "value"]]
+
+
+def headline_of(table: pd.DataFrame, dataset: str) -> str:
+    """The dataset's headline metric, from its class; acc_avg where the dataset is not known here."""
+    from debiasbench.datasets import registry
+
+    names = table.loc[table.dataset == dataset, "dataset.name"].unique()
+    cls = registry.classes().get(names[0]) if len(names) else None
+    return cls.headline[0] if cls else "acc_avg"
+
+
+def compare(
+    table: pd.DataFrame,
+    *,
+    reference: str | None = None,
+    metric: str | None = None,
+    split: str = "test",
+    select: str = "last",
+) -> pd.DataFrame:
+    """Test on each dataset whether each method is better than a reference method.
+
+    Args:
+        table: from `debiasbench.run` or `load_results`.
+        reference: a method's label; default: the first method of the table.
+        metric: default: each dataset's headline metric. split, select: which numbers.
+
+    Returns:
+        One row for each dataset and method: n, gap, p values (Welch one-sided as the headline, paired by seed,
+        Wilcoxon), the same after Holm's correction over the dataset's comparisons, Hedges' g, the 95 % interval of
+        the gap, and the gap that this many runs could detect.
+
+    Raises:
+        BenchmarkError: no such reference; different data or versions under one name.
+    """
+    methods = list(dict.fromkeys(table.method))
+    reference = reference or methods[0]
+    if reference not in methods:
+        raise BenchmarkError(
+            f"No results of the reference '{reference}'.{nearest(reference, methods)} There are: {', '.join(methods)}."
+        )
+    rows = []
+    for dataset in dict.fromkeys(table.dataset):
+        name = metric or headline_of(table, dataset)
+        chosen = runs(table, dataset, name, split=split, select=select)
+        others = [method for method in dict.fromkeys(chosen.method) if method != reference]
+        rows += _against(chosen, reference, others, {"dataset": dataset, "metric": name, "split": split, "select": select})
+    return pd.DataFrame(rows)
+
+
+def _against(
+    chosen: pd.DataFrame, reference: str, others: list[str], common: dict[str, Any], *, turned: bool = False
+) -> list[dict[str, Any]]:
+    """Rows of tests of `others` against `reference`; `turned`: whether the reference is better than they are."""
+    rows: list[dict[str, Any]] = []
+    base = chosen[chosen.method == reference]
+    for method in others:
+        runs_of = chosen[chosen.method == method]
+        a, b = (base, runs_of) if turned else (runs_of, base)
+        pairs = a.merge(b, on=["seed", "data_seed", "fingerprint"])
+        result = compare_runs(
+            a.value.tolist(),
+            b.value.tolist(),
+            list(zip(pairs.value_x, pairs.value_y, strict=True)),
+            n_comparisons=max(len(others), 1),
+        )
+        rows.append({**common, "method": method, "reference": reference, "n_pairs": len(pairs), **vars(result)})
+    for test in ("welch", "paired", "wilcoxon"):
+        for row, corrected in zip(rows, holm([row[test] for row in rows]), strict=True):
+            row[f"{test}_holm"] = corrected
+    return rows
+
+
+def summary(table: pd.DataFrame, dataset: str, metric: str, *, split: str = "test", select: str = "last") -> pd.DataFrame:
+    """Mean, sample standard deviation and n of each method, with `best` and `tied` (not separable from the best).
+
+    "Separable" is decided after the fact: Welch one-sided of the best method against each other, Holm below .05.
+    With fewer than two runs a side nothing is separable, and `tied` says so.
+    """
+    chosen = runs(table, dataset, metric, split=split, select=select)
+    grouped = chosen.groupby("method", sort=False).value
+    result = grouped.agg(["mean", "std", "count"])
+    if result["mean"].isna().all():
+        return result.assign(best=False, tied=False)
+    best = result["mean"].idxmax()
+    others = [method for method in result.index if method != best and result.loc[method, "mean"] == result.loc[method, "mean"]]
+    rows = _against(chosen, best, others, {}, turned=True)
+    tied = {row["method"] for row in rows if not row["welch_holm"] < 0.05}
+    return result.assign(best=result.index == best, tied=[method in tied for method in result.index])

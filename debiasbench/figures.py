@@ -66,26 +66,27 @@ def score_histogram(scores: dict[str, tuple[np.ndarray, np.ndarray]], stem: Path
 def accuracy_histogram(
     values: dict[str, np.ndarray], stem: Path, *, metric: str, title: str = "", order: list[str] | None = None
 ) -> list[Path]:
-    """Accuracies of the runs of each method, as the paper's Figure 10; every run is a tick as well.
+    """Accuracies of the runs of each method, as the paper's Figure 10: a panel a method, every run a tick.
 
     values: method -> shares (n,). `order`: all methods of the report, so that colours stay the same everywhere.
     """
     order = sorted(order or values)
-    figure, axes = _new_figure(1, 2.4)
-    axis = axes[0]
+    figure, axes = _new_figure(len(values), 0.62)
     everything = 100 * np.concatenate([numbers[~np.isnan(numbers)] for numbers in values.values()])
     margin = max(0.5, 0.05 * np.ptp(everything))
-    edges = np.linspace(everything.min() - margin, everything.max() + margin, 31)
-    for method, numbers in values.items():
+    edges = np.linspace(everything.min() - margin, everything.max() + margin, 41)
+    for axis, (method, numbers) in zip(axes, values.items(), strict=True):
         colour = PALETTE[order.index(method) % len(PALETTE)]
         percent = 100 * numbers[~np.isnan(numbers)]
-        axis.hist(percent, edges, color=colour, alpha=0.6, label=f"{method} (n = {len(percent)})")
-        axis.plot(percent, np.full(len(percent), -0.12), "|", color=colour, markersize=6, clip_on=False)
-    axis.set_ylim(bottom=-0.25)
-    axis.yaxis.get_major_locator().set_params(integer=True)
-    axis.set_xlabel(f"{metric} (%)", fontsize=8)
-    axis.set_ylabel("runs", fontsize=8)
-    axis.legend(fontsize=6, frameon=False)
+        axis.hist(percent, edges, color=colour, alpha=0.75)
+        axis.plot(percent, np.zeros(len(percent)), "|", color="black", markersize=5, clip_on=False)
+        axis.axvline(percent.mean(), color="black", linewidth=0.8, linestyle=":")
+        axis.set_xlim(edges[0], edges[-1])
+        axis.yaxis.get_major_locator().set_params(integer=True, nbins=3)
+        axis.set_title(f"{method} (n = {len(percent)})", fontsize=7, loc="left", pad=2)
+        axis.tick_params(labelbottom=axis is axes[-1])
+    axes[len(axes) // 2].set_ylabel("runs", fontsize=8)
+    axes[-1].set_xlabel(f"{metric} (%); dotted: mean", fontsize=8)
     if title:
         figure.suptitle(title, fontsize=8)
     return _save(figure, stem)

@@ -151,7 +151,9 @@ def build_net(name: str, shape: tuple[int, ...], n_classes: int, *, pretrained: 
     `pretrained` is "none", "imagenet" or the path of a state dict in torchvision's format.
     """
     check_net(name)
-    return NETS[name](shape, n_classes, pretrained)
+    net = NETS[name](shape, n_classes, pretrained)
+    net.input_shape, net.n_classes = shape, n_classes  # type: ignore[assignment]
+    return net
 
 
 def n_parameters(net: nn.Module) -> int:

@@ -179,11 +179,20 @@ def _data_notes(records: list[dict[str, Any]]) -> list[str]:
     return list(dict.fromkeys(notes))
 
 
+def _headlines_of(table: pd.DataFrame, dataset: str) -> list[str]:
+    """All headline metrics of a dataset that the table has."""
+    from debiasbench.datasets import registry
+
+    cls = registry.classes().get(table.loc[table["dataset"] == dataset, "dataset.name"].iloc[0])
+    return [name for name in (cls.headline if cls else ("acc_avg",)) if name in table]
+
+
 def selection_table(table: pd.DataFrame, dataset: str) -> Table:
     """One dataset: every selection rule, and the accuracies on aligned and conflicting samples at the last epoch."""
     metric = headline_of(table, dataset)
     rules = [rule for rule in SELECTION_RULES if table[(table.dataset == dataset) & (table["select"] == rule)][metric].notna().any()]
-    parts = [name for name in table.columns if name.startswith(("acc_aligned", "acc_conflict", "acc_worst"))]
+    others = _headlines_of(table, dataset)[1:]
+    parts = [name for name in table.columns if name.startswith(("acc_aligned", "acc_conflict")) or name in others]
     parts = [name for name in parts if table[table.dataset == dataset][name].notna().any()]
     rows = []
     for method in dict.fromkeys(table[table.dataset == dataset].method):

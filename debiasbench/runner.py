@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from debiasbench import PROTOCOL_VERSION, __version__
+from debiasbench import PROTOCOL_VERSION, __version__, weights
 from debiasbench.datasets import Dataset
 from debiasbench.errors import BenchmarkError
 from debiasbench.evaluate import identification, select
@@ -101,11 +101,7 @@ class Runner:
         seconds["evaluation"] = sum(phase.evaluation_seconds for phase in task.phases)
         seconds |= task.other_seconds
         if self.save_weights:
-            from safetensors.torch import save_file
-
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(task.weights(), path.with_suffix(".weights.safetensors"))
-            result["weights"] = task.weights_description()
+            result["weights"] = weights.save(task, weights.weights_path(path))
         return result, arrays
 
 

@@ -275,6 +275,10 @@ class Task:
         """Every network that this task made."""
         return list(self._nets)
 
+    def predicting_nets(self) -> dict[str, nn.Module]:
+        """The networks of the phase that the predictor speaks for, by name."""
+        return dict(self._predicting)
+
     def _placed(self, net: Any) -> Any:
         net = net.to(self.device, memory_format=torch.channels_last)
         self._nets.append(net)

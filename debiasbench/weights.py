@@ -1,0 +1,80 @@
+"""Trained networks beside their record: saved with `--save-weights`, loaded with `debiasbench.load_predictor`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from debiasbench.errors import BenchmarkError
+from debiasbench.grid import Cell
+from debiasbench.nets import build_net
+from debiasbench.records import read_record
+
+if TYPE_CHECKING:
+    from debiasbench.task import Task
+
+
+def weights_path(record: Path) -> Path:
+    """The file of weights that belongs to a record."""
+    return record.with_suffix(".weights.safetensors")
+
+
+def save(task: Task, path: Path) -> dict[str, Any]:
+    """Save the networks of the predictor to `path`; returns what the record must know to build them again."""
+    from safetensors.torch import save_file
+
+    nets = task.predicting_nets()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {f"{name}.{key}": value.contiguous() for name, net in nets.items() for key, value in net.state_dict().items()}
+    save_file(tensors, path)
+    predict = task.predictor
+    if isinstance(predict, nn.Module):
+        name = next(name for name, net in nets.items() if net is predict)
+        return {"nets": {name: _form(nets[name])}, "net": name}
+    return {"nets": {name: _form(net) for name, net in nets.items()}, "function": predict.__name__}
+
+
+def _form(net: nn.Module) -> dict[str, Any]:
+    if isinstance(net, nn.Linear):
+        return {"linear": [net.in_features, net.out_features]}
+    return {"head": not isinstance(net.head, nn.Identity), "shape": list(net.input_shape), "classes": net.n_classes}
+
+
+def load(record: Path) -> Callable[[Tensor], Tensor]:
+    """x float (B, C, H, W), normalised as by `augment.to_input` -> logits (B, C), on the CPU, in eval mode.
+
+    Raises:
+        BenchmarkError: the record has no weights, or their file is gone.
+    """
+    from safetensors.torch import load_file
+
+    from debiasbench.task import bound
+
+    content = read_record(record)
+    form = content.get("result", {}).get("weights")
+    path = weights_path(record)
+    if form is None or not path.is_file():
+        raise BenchmarkError(f"{record} has no weights: run its cell with --save-weights (and --rerun all).")
+    cell = Cell.from_json(content["cell"])
+    tensors = load_file(path)
+    nets = {}
+    for name, parts in form["nets"].items():
+        net = _build(parts, cell)
+        prefix = f"{name}."
+        net.load_state_dict({key.removeprefix(prefix): v for key, v in tensors.items() if key.startswith(prefix)})
+        nets[name] = net.eval()
+    if "net" in form:
+        return nets[form["net"]]
+    return bound(getattr(cell.build_method(), form["function"]), nets)
+
+
+def _build(form: dict[str, Any], cell: Cell) -> nn.Module:
+    if "linear" in form:
+        return nn.Linear(*form["linear"])
+    net = build_net(cell.recipe["net"], tuple(form["shape"]), form["classes"])
+    if not form["head"]:
+        net.head = nn.Identity()
+    return net

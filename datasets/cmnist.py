@@ -92,7 +92,7 @@ class CMNIST(Dataset):
         ]
 
     def prepare(self, data_dir):
-        """torchvision downloads and verifies MNIST."""
+        """Torchvision downloads and verifies MNIST."""
         if self.needed_files(data_dir):
             import torchvision
 

@@ -1,8 +1,8 @@
 """debiasbench: a benchmark suite for mitigating dataset bias.
 
-    import debiasbench
-    table = debiasbench.run(methods=["vanilla", "pgd"], datasets=["cmnist5k"], seeds=3)
-    debiasbench.compare(table)
+import debiasbench
+table = debiasbench.run(methods=["vanilla", "pgd"], datasets=["cmnist5k"], seeds=3)
+debiasbench.compare(table)
 """
 
 from __future__ import annotations

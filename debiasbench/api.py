@@ -96,7 +96,7 @@ def _fingerprint(cell: Cell, data_dir: Path, known: dict[str, str]) -> str:
     return known[key]
 
 
-def run_plan(  # noqa: PLR0913 - what a run needs, keyword-only
+def run_plan(
     planned: Plan,
     handle: Callable[[Event], None],
     *,

@@ -124,7 +124,7 @@ def _box_coordinate(position: Tensor, size: int, start: Tensor, length: Tensor) 
 
 
 def _pad_crop(image: Tensor, pad: int, generator: Generator) -> Tensor:
-    """torchvision's RandomCrop to the same size after zero padding."""
+    """Torchvision's RandomCrop to the same size after zero padding."""
     n, channels, height, width = image.shape
     padded = F.pad(image, (pad, pad, pad, pad))
     shift = torch.randint(0, 2 * pad + 1, (2, n), generator=generator, device=image.device)
@@ -136,7 +136,7 @@ def _pad_crop(image: Tensor, pad: int, generator: Generator) -> Tensor:
 
 
 def _colour_jitter(image: Tensor, saturation: float, hue: float, generator: Generator) -> Tensor:
-    """torchvision's ColorJitter(saturation=, hue=): both, in an order drawn per image.
+    """Torchvision's ColorJitter(saturation=, hue=): both, in an order drawn per image.
 
     A shift of hue commutes with scaling and with adding grey, so either order is
     factor * shifted + (1 - factor) * grey, with the grey of the image before or after the shift.
@@ -156,7 +156,9 @@ def shift_hue(image: Tensor, turns: Tensor) -> Tensor:
     chroma = high - low
     scale = 1 / torch.where(chroma == 0, 1.0, chroma)
     hue = torch.where(
-        high == red, (green - blue) * scale, torch.where(high == green, (blue - red) * scale + 2, (red - green) * scale + 4)
+        high == red,
+        (green - blue) * scale,
+        torch.where(high == green, (blue - red) * scale + 2, (red - green) * scale + 4),
     )  # in sixths of a turn
     hue = hue + 6 * turns[:, 0]
     offsets = image.new_tensor([0.0, 4.0, 2.0]).view(3, 1, 1)

@@ -100,7 +100,9 @@ def _places(parser: argparse.ArgumentParser, *, data: bool = False, results: boo
     if data:
         parser.add_argument("--data-dir", type=Path, metavar="DIR", help="default: $DEBIASBENCH_DATA, or ./data")
     if results:
-        parser.add_argument("--results-dir", type=Path, metavar="DIR", default=Path("results"), help="default: ./results")
+        parser.add_argument(
+            "--results-dir", type=Path, metavar="DIR", default=Path("results"), help="default: ./results"
+        )
     parser.add_argument("--methods-dir", type=Path, metavar="DIR", help="look for methods in this folder as well")
     parser.add_argument("--datasets-dir", type=Path, metavar="DIR", help="look for datasets in this folder as well")
 
@@ -264,10 +266,20 @@ def _show_plan(console: Console, planned: Plan, results_dir: Path, *, n_workers:
         console.print(f"skip: {skip.method_label} on {skip.dataset_label}: {skip.reason}", markup=False)
     if every_cell:
         for cell in grid.cells:
-            state = "finished" if cell.hash in planned.finished else "failed before" if cell.hash in planned.failed_before else "to run"
-            console.print(f"cell: {cell.title} ({grid.relative_costs[cell.hash]:.1f} vanilla runs): {state}", markup=False)
+            state = (
+                "finished"
+                if cell.hash in planned.finished
+                else "failed before"
+                if cell.hash in planned.failed_before
+                else "to run"
+            )
+            console.print(
+                f"cell: {cell.title} ({grid.relative_costs[cell.hash]:.1f} vanilla runs): {state}", markup=False
+            )
     if planned.failed_before:
-        console.print(f"{len(planned.failed_before)} cells failed before and are left as they are: --rerun failed tries again.")
+        console.print(
+            f"{len(planned.failed_before)} cells failed before and are left as they are: --rerun failed tries again."
+        )
     parts = [f"{len(planned.to_run)} cells to run", f"{len(planned.finished)} finished before"]
     console.print(", ".join(parts) + f"; {_cost(planned, results_dir, n_workers)}.")
 
@@ -303,9 +315,7 @@ def _report_grid(console: Console, planned: Plan, results_dir: Path, reference: 
     cells = planned.grid.cells
     wanted = {str(path) for cell in cells if (path := find_record(results_dir, cell))}
     order = list(dict.fromkeys(cell.method_label for cell in cells))
-    report = make(
-        results_dir, reference=reference, keep=lambda record: str(record["path"]) in wanted, order=order
-    )
+    report = make(results_dir, reference=reference, keep=lambda record: str(record["path"]) in wanted, order=order)
     _show_report(console, report)
     lost = len(cells) - len(wanted)
     return FAILED if report.failed or lost else OK
@@ -375,7 +385,9 @@ def list_command(options: argparse.Namespace) -> int:
             if cls.presets:
                 console.print("    presets: " + ", ".join(cls.presets), markup=False)
         for alias, (name, values) in registry.aliases().items():
-            console.print(f"  {alias}: {name}:" + ",".join(f"{k}={write_value(v)}" for k, v in values.items()), markup=False)
+            console.print(
+                f"  {alias}: {name}:" + ",".join(f"{k}={write_value(v)}" for k, v in values.items()), markup=False
+            )
         for name, text in registry.broken.items():
             console.print(f"  [red]{name}: could not be imported[/red] ({text.strip().splitlines()[-1]})")
             if getattr(options, "tracebacks", False):

@@ -206,7 +206,7 @@ class Stage:
         }
 
 
-def plan_epoch(  # noqa: PLR0913 - all keyword-only, each a plain value
+def plan_epoch(
     sample: Sample,
     *,
     n_samples: int,

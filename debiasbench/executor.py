@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -68,6 +69,8 @@ def run_cells(cells: list[Cell], settings: Settings, handle: Callable[[Event], N
     finally:
         for worker in workers:
             worker.stop()
+        for worker in workers:
+            worker.join(timeout=10)
 
 
 class _Worker(threading.Thread):
@@ -101,14 +104,11 @@ class _Worker(threading.Thread):
         self.stopped = True
         process = self.process
         if process and process.poll() is None:
-            process.terminate()
-            try:
-                process.wait(5)
-            except subprocess.TimeoutExpired:
-                process.kill()
+            process.kill()  # records are written whole or not at all, so nothing is lost by it
 
     def _run_cell(self, cell: Cell) -> None:
         if self.process is None or self.process.poll() is not None:
+            self._close()
             self.process = self._start_process()
         process = self.process
         assert process.stdin and process.stdout
@@ -141,9 +141,7 @@ class _Worker(threading.Thread):
         environment = dict(os.environ)
         # the package as this process found it, whether installed or run from a clone
         package_parent = str(Path(__file__).parent.parent)
-        environment["PYTHONPATH"] = os.pathsep.join(
-            filter(None, [package_parent, environment.get("PYTHONPATH", "")])
-        )
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package_parent, environment.get("PYTHONPATH", "")]))
         environment["PYTHONSAFEPATH"] = "1"
         environment["OMP_NUM_THREADS"] = environment["MKL_NUM_THREADS"] = str(self.settings.threads)
         process = subprocess.Popen(
@@ -167,8 +165,12 @@ class _Worker(threading.Thread):
         return process
 
     def _close(self) -> None:
-        if self.process and self.process.poll() is None and self.process.stdin:
-            self.process.stdin.close()  # end of input: the worker leaves by itself
+        """End the input, upon which the worker leaves by itself, and wait for it."""
+        if self.process is None:
+            return
+        with contextlib.suppress(BrokenPipeError):  # it may have died with a request unread
+            self.process.communicate()
+        self.process = None
 
 
 def log_path(results_dir: Path, cell: Cell) -> Path:

@@ -16,11 +16,11 @@ ALIGNED, CONFLICTING = "#56B4E9", "#D55E00"
 COLUMN = 3.35  # inches
 
 
-def _new_figure(n_panels: int, height: float) -> tuple[Figure, Any]:
+def _new_figure(n_panels: int, height: float, *, around: float = 0.0) -> tuple[Figure, Any]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(COLUMN, height * n_panels), layout="constrained")
+    figure = Figure(figsize=(COLUMN, height * n_panels + around), layout="constrained")
     FigureCanvasAgg(figure)  # without pyplot: no display, no global state
     axes = figure.subplots(n_panels, 1, squeeze=False)[:, 0]
     for axis in axes:
@@ -71,7 +71,7 @@ def accuracy_histogram(
     values: method -> shares (n,). `order`: all methods of the report, so that colours stay the same everywhere.
     """
     order = sorted(order or values)
-    figure, axes = _new_figure(len(values), 0.62)
+    figure, axes = _new_figure(len(values), 0.55, around=0.8)
     everything = 100 * np.concatenate([numbers[~np.isnan(numbers)] for numbers in values.values()])
     margin = max(0.5, 0.05 * np.ptp(everything))
     edges = np.linspace(everything.min() - margin, everything.max() + margin, 41)

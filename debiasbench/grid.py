@@ -78,9 +78,7 @@ class Cell:
 
     def build_recipe(self) -> Recipe:
         """The recipe with this cell's values (lists of JSON are tuples again)."""
-        return Recipe(
-            **{key: tuple(value) if isinstance(value, list) else value for key, value in self.recipe.items()}
-        )
+        return Recipe(**{key: tuple(value) if isinstance(value, list) else value for key, value in self.recipe.items()})
 
 
 @dataclass(frozen=True)
@@ -102,7 +100,7 @@ class Grid:
     relative_costs: dict[str, float]  # cell hash -> cost in units of one vanilla run of its dataset
 
 
-def expand(  # noqa: PLR0913 - the words of the command line
+def expand(
     methods: list[str],
     datasets: list[str],
     *,
@@ -129,9 +127,7 @@ def expand(  # noqa: PLR0913 - the words of the command line
         if not given:
             problems.append(f"Give at least one {what}.")
     method_choices = [choice for spec in methods for choice in _collect(problems, _method_choices, spec)]
-    dataset_choices = [
-        choice for spec in datasets for choice in _collect(problems, _dataset_choices, spec, data_seeds)
-    ]
+    dataset_choices = [choice for spec in datasets for choice in _collect(problems, _dataset_choices, spec, data_seeds)]
     cells: list[Cell] = []
     skips: list[Skip] = []
     costs: dict[str, float] = {}
@@ -196,9 +192,7 @@ def _preset_of(cls: type[Any], options: dict[str, str]) -> str:
     preset = options.pop("preset", "")
     if preset and preset not in cls.presets:
         known = ", ".join(cls.presets) or "none"
-        raise BenchmarkError(
-            f"Unknown preset '{preset}' of {cls.name}.{nearest(preset, cls.presets)} Known: {known}."
-        )
+        raise BenchmarkError(f"Unknown preset '{preset}' of {cls.name}.{nearest(preset, cls.presets)} Known: {known}.")
     return preset
 
 

@@ -23,7 +23,8 @@ def inspect(dataset: Dataset, label: str, *, data_dir: Path, results_dir: Path) 
     columns = ["split", "n", "bias", "conflicting", "ratio", "information (nats)", "smallest group"]
     notes = [
         f"Data fingerprint {splits.fingerprint()[:16]}. {'As published' if splits.official else 'NOT the published data'}"
-        f". {splits.note}".rstrip(" .") + ".",
+        f". {splits.note}".rstrip(" .")
+        + ".",
         "information: mutual information of label and bias, less its upward bias (C - 1)(K - 1) / 2N; "
         f"at most ln {dataset.n_classes} = {np.log(dataset.n_classes):.2f}. smallest group: over (label, bias), empty ones included.",
     ]

@@ -152,9 +152,7 @@ def read_parameters(cls: type[Parameters], options: Mapping[str, str], extra: ty
         owner = next((c for c in (cls, extra) if c and key in {f.name for f in fields_of(c)}), None)
         if owner is None:
             known = [f.name for c in (cls, extra) if c for f in fields_of(c)]
-            problems.append(
-                f"Unknown parameter '{key}' of {cls.name}.{nearest(key, known)} Known: {', '.join(known)}."
-            )
+            problems.append(f"Unknown parameter '{key}' of {cls.name}.{nearest(key, known)} Known: {', '.join(known)}.")
             continue
         try:
             value = read_value(text, field_types(owner)[key], f"'{key}' parameter of {cls.name}")

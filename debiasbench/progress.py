@@ -84,7 +84,9 @@ class Display:
             n_done = int(self.grid_bar.tasks[0].completed)
             total = int(self.grid_bar.tasks[0].total or 0)
             left = self._left()
-            self.console.print(f"done {n_done}/{total}  {event.cell.title} ({seconds:.0f} s){'  ' + left if left else ''}")
+            self.console.print(
+                f"done {n_done}/{total}  {event.cell.title} ({seconds:.0f} s){'  ' + left if left else ''}"
+            )
 
     def _left(self) -> str:
         """The time left, from the cost of what is done."""

@@ -109,7 +109,9 @@ def read_record(path: Path) -> dict[str, Any]:
         schema = record["schema"]
         record["status"], record["cell"], record["hash"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BenchmarkError(f"{path} cannot be read as a record ({error}); delete it to have its cell run again.") from None
+        raise BenchmarkError(
+            f"{path} cannot be read as a record ({error}); delete it to have its cell run again."
+        ) from None
     if schema > SCHEMA:
         raise BenchmarkError(f"{path} has schema {schema}; this version of debiasbench reads up to {SCHEMA}.")
     return _with_nan(record)

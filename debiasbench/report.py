@@ -190,7 +190,11 @@ def _headlines_of(table: pd.DataFrame, dataset: str) -> list[str]:
 def selection_table(table: pd.DataFrame, dataset: str) -> Table:
     """One dataset: every selection rule, and the accuracies on aligned and conflicting samples at the last epoch."""
     metric = headline_of(table, dataset)
-    rules = [rule for rule in SELECTION_RULES if table[(table.dataset == dataset) & (table["select"] == rule)][metric].notna().any()]
+    rules = [
+        rule
+        for rule in SELECTION_RULES
+        if table[(table.dataset == dataset) & (table["select"] == rule)][metric].notna().any()
+    ]
     others = _headlines_of(table, dataset)[1:]
     parts = [name for name in table.columns if name.startswith(("acc_aligned", "acc_conflict")) or name in others]
     parts = [name for name in parts if table[table.dataset == dataset][name].notna().any()]
@@ -203,7 +207,11 @@ def selection_table(table: pd.DataFrame, dataset: str) -> Table:
         rows.append(row)
     marks = {rule: ORACLE if rule in USES_BIAS_LABELS else "" for rule in rules}
     columns = ["method", *(f"{rule}{marks[rule]}" for rule in rules), *(f"{name}, last" for name in parts)]
-    notes = [f"Test {metric} (%) of the epoch that each rule selects. " + "; ".join(f"{rule}: {SELECTION_RULES[rule]}" for rule in rules) + "."]
+    notes = [
+        f"Test {metric} (%) of the epoch that each rule selects. "
+        + "; ".join(f"{rule}: {SELECTION_RULES[rule]}" for rule in rules)
+        + "."
+    ]
     if any(marks.values()):
         notes.append(f"{ORACLE} selects with bias labels or on the test split: never a headline.")
     return Table(f"Selection rules on {dataset}", columns, rows, notes)
@@ -244,7 +252,20 @@ def tests_table(tests: pd.DataFrame) -> Table:
             (_p(test["wilcoxon"]), False), ("-" if test["effect_size"] != test["effect_size"] else f"{test['effect_size']:.1f}", False),
             ("-" if test["detectable"] != test["detectable"] else f"{100 * test['detectable']:.1f}", False),
         ])  # fmt: skip
-    columns = ["dataset", "method", "n", "gap", "95 % interval", "p Welch", "Holm", "p paired", "Holm", "p Wilcoxon", "g", "detectable"]
+    columns = [
+        "dataset",
+        "method",
+        "n",
+        "gap",
+        "95 % interval",
+        "p Welch",
+        "Holm",
+        "p paired",
+        "Holm",
+        "p Wilcoxon",
+        "g",
+        "detectable",
+    ]
     notes = [
         f"Is the method better than {tests.reference.iloc[0]}? Gaps in points of {', '.join(tests.metric.unique())}. One-sided tests; "
         "Welch is the headline, paired is by seed on equal data; Holm over the dataset's comparisons. g: Hedges' effect size. "

@@ -158,7 +158,9 @@ def compare(
         name = metric or headline_of(table, dataset)
         chosen = runs(table, dataset, name, split=split, select=select)
         others = [method for method in dict.fromkeys(chosen.method) if method != reference]
-        rows += _against(chosen, reference, others, {"dataset": dataset, "metric": name, "split": split, "select": select})
+        rows += _against(
+            chosen, reference, others, {"dataset": dataset, "metric": name, "split": split, "select": select}
+        )
     return pd.DataFrame(rows)
 
 
@@ -185,7 +187,9 @@ def _against(
     return rows
 
 
-def summary(table: pd.DataFrame, dataset: str, metric: str, *, split: str = "test", select: str = "last") -> pd.DataFrame:
+def summary(
+    table: pd.DataFrame, dataset: str, metric: str, *, split: str = "test", select: str = "last"
+) -> pd.DataFrame:
     """Mean, sample standard deviation and n of each method, with `best` and `tied` (not separable from the best).
 
     "Separable" is decided after the fact: Welch one-sided of the best method against each other, Holm below .05.
@@ -197,7 +201,9 @@ def summary(table: pd.DataFrame, dataset: str, metric: str, *, split: str = "tes
     if result["mean"].isna().all():
         return result.assign(best=False, tied=False)
     best = result["mean"].idxmax()
-    others = [method for method in result.index if method != best and result.loc[method, "mean"] == result.loc[method, "mean"]]
+    others = [
+        method for method in result.index if method != best and result.loc[method, "mean"] == result.loc[method, "mean"]
+    ]
     rows = _against(chosen, best, others, {}, turned=True)
     tied = {row["method"] for row in rows if not row["welch_holm"] < 0.05}
     return result.assign(best=result.index == best, tied=[method in tied for method in result.index])

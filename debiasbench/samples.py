@@ -41,7 +41,7 @@ class Samples:
 
     @property
     def conflicting(self) -> Tensor:
-        """bool (N, A): the bias is known and disagrees with the label."""
+        """Bool (N, A): the bias is known and disagrees with the label."""
         return (self.bias != self.y[:, None]) & (self.bias >= 0)
 
     def to(self, device: torch.device) -> Samples:

@@ -76,7 +76,7 @@ def compare(
 
 
 def welch(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray) -> float:
-    """p of Welch's one-sided t-test for mean(x) > mean(y); nan with fewer than two runs a side."""
+    """P of Welch's one-sided t-test for mean(x) > mean(y); nan with fewer than two runs a side."""
     if len(x) < 2 or len(y) < 2:
         return NAN
     if np.var(x) == 0 and np.var(y) == 0:  # no spread at all: the t statistic is infinite or undefined
@@ -85,7 +85,7 @@ def welch(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray) -> f
 
 
 def paired_t(pairs: Sequence[tuple[float, float]]) -> float:
-    """p of the one-sided paired t-test for a > b; nan with fewer than two pairs."""
+    """P of the one-sided paired t-test for a > b; nan with fewer than two pairs."""
     if len(pairs) < 2:
         return NAN
     difference = np.asarray(pairs, dtype=float) @ (1, -1)
@@ -95,7 +95,7 @@ def paired_t(pairs: Sequence[tuple[float, float]]) -> float:
 
 
 def wilcoxon(pairs: Sequence[tuple[float, float]], *, level: float = 0.05) -> float:
-    """p of the one-sided signed-rank test; nan where even all pairs of one sign could not reach `level`."""
+    """P of the one-sided signed-rank test; nan where even all pairs of one sign could not reach `level`."""
     difference = np.asarray(pairs, dtype=float).reshape(-1, 2) @ (1, -1)
     if not len(difference) or 2.0 ** -len(difference) > level or not difference.any():
         return NAN

@@ -56,7 +56,7 @@ class Task:
         n_classes, n_samples, recipe, dataset: what the data are and how to train on them.
     """
 
-    def __init__(  # noqa: PLR0913 - built in one place, by the runner
+    def __init__(
         self,
         splits: Splits,
         *,
@@ -148,9 +148,7 @@ class Task:
                 several methods; kept in the record.
         """
         options = {"sample": sample, "draws": draws, "columns": columns, "state": state}
-        return self.stage(
-            nets, loss, epochs=epochs, recipe=recipe, predict=predict, share=share, **options
-        ).run()
+        return self.stage(nets, loss, epochs=epochs, recipe=recipe, predict=predict, share=share, **options).run()
 
     def stage(  # noqa: PLR0913 - as train
         self,
@@ -268,7 +266,7 @@ class Task:
     # ---- what the engine uses -----------------------------------------------------------------------------------
 
     def final_predictor(self) -> Callable[[Tensor], Tensor]:
-        """x -> logits, by the predictor of the last evaluated phase."""
+        """X -> logits, by the predictor of the last evaluated phase."""
         return bound(self.predictor, self._predicting)
 
     def all_nets(self) -> list[nn.Module]:
@@ -297,9 +295,7 @@ class Task:
     def _evaluate_epoch(self, phase: Phase, stage: Stage, rate: float) -> None:
         predict = bound(stage.predict, stage.nets)
         row = self.evaluation.row(predict, stage.nets.values(), stage.recipe)
-        self.epochs.append(
-            {"epoch": stage.epoch, "learning_rate": rate, "train_loss": phase.losses[-1], **row}
-        )
+        self.epochs.append({"epoch": stage.epoch, "learning_rate": rate, "train_loss": phase.losses[-1], **row})
 
     def _end_phase(self, phase: Phase, stage: Stage) -> None:
         """The end accuracy of whole networks that no predictor speaks for (so the biased model's is known)."""

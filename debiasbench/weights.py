@@ -28,7 +28,9 @@ def save(task: Task, path: Path) -> dict[str, Any]:
 
     nets = task.predicting_nets()
     path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {f"{name}.{key}": value.contiguous() for name, net in nets.items() for key, value in net.state_dict().items()}
+    tensors = {
+        f"{name}.{key}": value.contiguous() for name, net in nets.items() for key, value in net.state_dict().items()
+    }
     save_file(tensors, path)
     predict = task.predictor
     if isinstance(predict, nn.Module):
@@ -44,7 +46,7 @@ def _form(net: nn.Module) -> dict[str, Any]:
 
 
 def load(record: Path) -> Callable[[Tensor], Tensor]:
-    """x float (B, C, H, W), normalised as by `augment.to_input` -> logits (B, C), on the CPU, in eval mode.
+    """X float (B, C, H, W), normalised as by `augment.to_input` -> logits (B, C), on the CPU, in eval mode.
 
     Raises:
         BenchmarkError: the record has no weights, or their file is gone.

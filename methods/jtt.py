@@ -45,7 +45,9 @@ class JTT(Method):
         if self.lambda_up is None and not dataset.conflict_ratio:
             ratio = dataset.conflict_ratio
             reason = "unknown" if ratio is None else f"{ratio:g}"
-            return f"lambda_up is 1 / (conflict ratio), and the ratio of {dataset.name} is {reason}: give jtt:lambda_up="
+            return (
+                f"lambda_up is 1 / (conflict ratio), and the ratio of {dataset.name} is {reason}: give jtt:lambda_up="
+            )
         return None
 
     def relative_cost(self, dataset):

@@ -1,0 +1,408 @@
+"""What every method and every dataset must hold, for ours and for third parties' plug-ins.
+
+In a test file of your own:
+
+    import pytest
+    from debiasbench.testing import METHOD_CHECKS
+
+    @pytest.mark.parametrize("check", METHOD_CHECKS)
+    def test_my_method(check):
+        check(MyMethod)
+
+Each check takes the class and raises `AssertionError` with a sentence that says what is wrong.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from debiasbench.colouring import PGD_PALETTE, bernoulli_conflicts, colour
+from debiasbench.datasets import Dataset, between
+from debiasbench.engine import Batch, Loss, Stage, State
+from debiasbench.errors import BenchmarkError
+from debiasbench.methods import Method
+from debiasbench.nets import NETS, build_net
+from debiasbench.recipe import Recipe
+from debiasbench.samples import Samples, Splits
+from debiasbench.task import Task
+
+
+class Tiny(Dataset):
+    """A few hundred coloured squares: the place of the square is the label, its colour the bias.
+
+    One label in sixteen is wrong, so that nothing learns the training data whole; `clean=true` leaves them right.
+    """
+
+    name = "tiny"
+    class_names = ("0", "1", "2", "3")
+    bias_names = ("colour",)
+    n_bias_values = 10
+    unbiased_test = True
+    recipe = Recipe(epochs=2, batch_size=32, crop_scale=(0.9, 1.1), saturation=0.05, hue=0.05, rotation=10.0)
+
+    rho: float = between(0, 1, default=0.1)
+    clean: bool = False
+
+    @property
+    def conflict_ratio(self) -> float:
+        return self.rho
+
+    def build(self, data_dir: Path) -> Splits:
+        del data_dir
+        sizes = {"train": (256, self.rho), "valid": (64, self.rho), "test": (100, 0.9)}
+        return Splits(**{split: self._part(number, *size) for number, (split, size) in enumerate(sizes.items())})
+
+    def _part(self, number: int, n: int, ratio: float) -> Samples:
+        generator = torch.Generator().manual_seed(number)
+        y = torch.arange(n) % self.n_classes
+        grey = torch.zeros(n, 28, 28, dtype=torch.uint8)
+        for row, label in enumerate(y.tolist()):
+            top, left = 4 + 12 * (label // 2), 4 + 12 * (label % 2)
+            grey[row, top : top + 8, left : left + 8] = 255
+        bias = bernoulli_conflicts(y, ratio, generator)
+        if not self.clean:
+            y = torch.where(torch.arange(n) % 16 == 5, (y + 1) % self.n_classes, y)
+        return Samples(colour(grey, bias, PGD_PALETTE, 0.02, generator), y, bias[:, None])
+
+
+def make_task(
+    method: Method,
+    *,
+    dataset: Dataset | None = None,
+    splits: Splits | None = None,
+    seed: int = 0,
+    recipe: Recipe | None = None,
+    task_class: type[Task] = Task,
+) -> Task:
+    """A task on the tiny dataset, for tests of methods."""
+    dataset = dataset or Tiny()
+    splits = splits or dataset.build(Path())
+    return task_class(splits, dataset=dataset, method=method, recipe=recipe or dataset.recipe, seed=seed)
+
+
+def default_method(cls: type[Method], dataset: Dataset) -> Method:
+    """The method with its class defaults; skips the calling test if it declines the tiny dataset."""
+    method = cls()
+    reason = method.decline(dataset)
+    if reason is not None:
+        import pytest
+
+        pytest.skip(f"{cls.name} declines: {reason}")
+    return method
+
+
+def _fit(cls: type[Method], **options: Any) -> tuple[Task, Tensor]:
+    """A fitted task and its logits on the test split."""
+    task = make_task(default_method(cls, options.get("dataset") or Tiny()), **options)
+    predictor = task.method.fit(task)
+    assert task.predictor is not None, f"{cls.name}: no task.train was given predict=."
+    same = predictor is task.predictor or predictor == task.predictor
+    assert same, f"{cls.name}: fit must return the predictor that it gave to task.train(predict=...)."
+    logits = task.evaluation.logits(task.final_predictor(), task.all_nets(), task.splits.test, task.recipe)
+    return task, logits
+
+
+# ---- methods --------------------------------------------------------------------------------------------------------
+
+
+def check_declaration(cls: type[Method]) -> None:
+    """Name, documentation, presets, aliases and settings by dataset can be used."""
+    assert cls.name and cls.name == cls.name.lower(), f"{cls.__name__} needs a name in lower case."
+    module = inspect.getmodule(cls)
+    assert (module and module.__doc__) or cls.__doc__, f"{cls.name} needs documentation."
+    values = cls().values()
+    assert cls(**values).values() == values
+    for preset in cls.presets.values():
+        cls(**{key: value for key, value in preset.items() if key != "recipes"})
+        for changes in preset.get("recipes", {}).values():
+            Recipe().replace(**changes)
+    for alias in cls.aliases.values():
+        cls(**alias)
+    for changes in cls.by_dataset.values():
+        cls(**changes)
+    for changes in cls.recipes.values():
+        Recipe().replace(**changes)
+    assert cls.relative_cost(cls(), Tiny()) > 0, f"{cls.name}: relative_cost must be above 0."
+
+
+def check_fit_returns_logits(cls: type[Method]) -> None:
+    """Fit returns a predictor whose logits are finite, (B, n_classes); everything logged is finite."""
+    task, logits = _fit(cls)
+    assert logits.shape == (len(task.splits.test), task.n_classes), f"{cls.name}: logits {tuple(logits.shape)}."
+    assert torch.isfinite(logits).all(), f"{cls.name}: logits are not finite."
+    assert task.epochs, f"{cls.name}: no epoch was evaluated."
+    for name, column in task.logged.items():
+        assert column.dtype == torch.bool or torch.isfinite(column).all(), f"{cls.name}: logged {name} is not finite."
+
+
+def check_same_seed_same_result(cls: type[Method]) -> None:
+    """Two runs of one seed are equal bit for bit, whatever was drawn in between."""
+    first, logits = _fit(cls)
+    torch.rand(7)
+    np.random.rand(7)  # noqa: NPY002 - the global state is the point
+    second, again = _fit(cls)
+    assert torch.equal(logits, again), f"{cls.name}: equal seeds give different results."
+    assert first.calls == second.calls, f"{cls.name}: equal seeds make different calls of the task."
+
+
+def check_other_seed_other_result(cls: type[Method]) -> None:
+    """Another seed gives another result."""
+    assert not torch.equal(_fit(cls, seed=0)[1], _fit(cls, seed=1)[1]), f"{cls.name} does not follow the seed."
+
+
+def check_bias_labels_are_not_read(cls: type[Method]) -> None:
+    """Unless declared, the result does not depend on the bias labels of any split."""
+    if cls.needs_bias_labels:
+        return
+    honest = Tiny().build(Path())
+    blind = {name: Samples(part.x, part.y, torch.full_like(part.bias, -1)) for name, part in honest.named().items()}
+    _, logits = _fit(cls, splits=honest)
+    _, again = _fit(cls, splits=Splits(**blind))
+    assert torch.equal(logits, again), f"{cls.name} reads bias labels; declare needs_bias_labels = True."
+
+
+def check_valid_and_test_do_not_train(cls: type[Method]) -> None:
+    """The labels of validation and test do not change the result."""
+    splits = Tiny().build(Path())
+    changed = {"train": splits.train} | {
+        name: Samples(part.x, part.y.flip(0), part.bias) for name, part in splits.named().items() if name != "train"
+    }
+    _, logits = _fit(cls, splits=splits)
+    _, again = _fit(cls, splits=Splits(**changed))
+    assert torch.equal(logits, again), f"{cls.name} trains on labels of the validation or the test split."
+
+
+def check_global_randomness_is_left_alone(cls: type[Method]) -> None:
+    """Neither torch's nor numpy's global generator moves."""
+    before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].copy()  # type: ignore[index,union-attr]  # noqa: NPY002
+    _fit(cls)
+    assert torch.equal(before, torch.get_rng_state()), f"{cls.name} draws from torch's global generator."
+    assert (numpy_before == np.random.get_state()[1]).all(), f"{cls.name} draws from numpy's."  # type: ignore[index]  # noqa: NPY002
+
+
+def check_data_are_not_changed(cls: type[Method]) -> None:
+    """The samples are the same after fit as before."""
+    splits = Tiny().build(Path())
+    parts = {name: part.fingerprint() for name, part in splits.named().items()}
+    _fit(cls, splits=splits)
+    assert parts == {name: part.fingerprint() for name, part in splits.named().items()}, f"{cls.name} changes the data."
+
+
+def check_easy_data(cls: type[Method]) -> None:
+    """Data that are learnt at once are survived, or refused in words (an empty error set, no clusters)."""
+    recipe = Tiny.recipe.replace(epochs=6, augment=False, schedule="constant")
+    try:
+        _fit(cls, dataset=Tiny(rho=0.02, clean=True), recipe=recipe)
+    except (RuntimeError, BenchmarkError) as error:
+        assert len(str(error)) > 20, f"{cls.name}: say what is wrong and what to do. Got {error!r}."
+
+
+def check_decline_is_a_reason(cls: type[Method]) -> None:
+    """Decline gives None or a sentence, also on data without a known ratio."""
+
+    class Unknown(Tiny):
+        name = "unknown"
+
+        @property
+        def conflict_ratio(self) -> None:  # type: ignore[override]
+            return None
+
+        @property
+        def has_bias_labels(self) -> bool:
+            return False
+
+    for dataset in (Tiny(), Tiny(rho=0.0), Unknown()):
+        reason = cls().decline(dataset)
+        assert reason is None or (isinstance(reason, str) and reason), f"{cls.name}: decline gives None or a reason."
+
+
+def check_losses_are_pure(cls: type[Method]) -> None:
+    """Every loss of the method is a pure function of tensors (see `lint_loss`)."""
+    task, _ = _fit(cls, task_class=_LintingTask)
+    assert isinstance(task, _LintingTask)
+    for nets, loss, columns, state in task.seen:
+        lint_loss(loss, nets, sample_batch(task, columns), state)
+
+
+class _LintingTask(Task):
+    """Notes what is given to each training phase."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.seen: list[tuple[dict[str, nn.Module], Loss, dict[str, Tensor], State]] = []
+
+    def stage(self, nets: Any, loss: Loss, **options: Any) -> Stage:  # type: ignore[override]
+        stage = super().stage(nets, loss, **options)
+        self.seen.append((stage.nets, loss, dict(stage.columns), dict(stage.state)))
+        return stage
+
+
+def sample_batch(task: Task, columns: dict[str, Tensor] | None = None, *, size: int = 16) -> dict[str, Tensor]:
+    """What a batch of the first samples holds, as plain tensors."""
+    from debiasbench.augment import to_input
+
+    index = torch.arange(size)
+    batch = {
+        "x": to_input(task.x[:size], task.recipe),
+        "y": task.y[:size],
+        "index": index,
+        "perm": index.flip(0),
+        "step": torch.tensor(3),
+        "n_steps": torch.tensor(10),
+        "epoch": torch.tensor(1),
+        "y_all": task.y,
+        **{name: column[:size] for name, column in (columns or {}).items()},
+    }
+    if task.method.needs_bias_labels:
+        batch["bias"] = task.bias[:size]
+    return batch
+
+
+def lint_loss(loss: Loss, nets: dict[str, nn.Module], batch: dict[str, Tensor], state: State) -> None:
+    """Refuse a loss that is no pure function of tensors; such a loss could not be compiled, captured or resumed.
+
+    Two calls agree; the state is returned anew, not changed; no tensor hides in a closure; and two copies run at
+    once under `torch.vmap`, which refuses `.item()`, boolean masks and `if` on a tensor. Networks are in eval mode.
+    """
+    name = getattr(loss, "__qualname__", type(loss).__name__)
+    closure = inspect.getclosurevars(loss).nonlocals if inspect.isroutine(loss) else {}
+    hidden = [key for key, value in closure.items() if isinstance(value, Tensor | nn.Module)]
+    hidden += [key for key, value in vars(getattr(loss, "__self__", object)).items() if isinstance(value, Tensor)]
+    assert not hidden, f"{name} holds the tensors or networks {', '.join(hidden)}: pass them as columns or nets."
+
+    whole = _Whole(nets, loss).eval()
+    kept = {key: value.clone() for key, value in state.items()}
+    first, _ = whole(batch, state)
+    second, _ = whole(batch, state)
+    assert torch.equal(first, second), f"{name}: two calls with equal arguments differ."
+    assert first.shape == (), f"{name} must return one number, of shape (). Got {tuple(first.shape)}."
+    for key, value in kept.items():
+        assert torch.equal(value.nan_to_num(-1), state[key].nan_to_num(-1)), f"{name} changes state['{key}'] in place."
+
+    def both(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {key: torch.stack([value, value]) for key, value in tensors.items()}
+
+    parameters, buffers = torch.func.stack_module_state([whole, whole])
+    single = lambda p, b, x, s: torch.func.functional_call(whole, (p, b), (x, s))  # noqa: E731
+    try:
+        values, _ = torch.func.vmap(single, randomness="same")(parameters, buffers, both(batch), both(state))
+    except RuntimeError as error:
+        raise AssertionError(f"{name} is no pure function of tensors: {error}") from error
+    same = torch.allclose(values, first.expand(2), rtol=1e-4, atol=1e-5)
+    assert same, f"{name}: two copies at once give {values.tolist()}, one gives {float(first):g}."
+
+
+class _Whole(nn.Module):
+    """A loss with its networks, as one module."""
+
+    def __init__(self, nets: dict[str, nn.Module], loss: Loss) -> None:
+        super().__init__()
+        self.nets, self.loss = nn.ModuleDict(nets), loss
+
+    def forward(self, batch: dict[str, Tensor], state: State) -> tuple[Tensor, State]:
+        result = self.loss(SimpleNamespace(**dict(self.nets.items())), Batch(**batch), state)
+        return result if isinstance(result, tuple) else (result, state)
+
+
+METHOD_CHECKS: list[Callable[[type[Method]], None]] = [
+    check_declaration,
+    check_fit_returns_logits,
+    check_same_seed_same_result,
+    check_other_seed_other_result,
+    check_bias_labels_are_not_read,
+    check_valid_and_test_do_not_train,
+    check_global_randomness_is_left_alone,
+    check_data_are_not_changed,
+    check_easy_data,
+    check_decline_is_a_reason,
+    check_losses_are_pure,
+]
+
+
+# ---- datasets -------------------------------------------------------------------------------------------------------
+
+
+def check_dataset_declaration(dataset: Dataset, splits: Splits) -> None:
+    """Names, recipe and counts can be used."""
+    cls = type(dataset)
+    assert cls.name and cls.name == cls.name.lower(), f"{cls.__name__} needs a name in lower case."
+    module = inspect.getmodule(cls)
+    assert module and module.__doc__, f"{cls.name} needs documentation: input, label, bias, splits, source, licence."
+    assert dataset.n_classes > 1
+    assert dataset.bias_names, f"{cls.name} needs the names of its biases."
+    assert cls.recipe.net in NETS, f"{cls.name}: unknown net {cls.recipe.net}."
+    for preset in cls.presets.values():
+        cls(**{key: value for key, value in preset.items() if key != "recipe"})
+        Recipe().replace(**preset.get("recipe", {}))
+    del splits
+
+
+def check_columns(dataset: Dataset, splits: Splits) -> None:
+    """Shapes, types and ranges of all splits."""
+    for split, samples in splits.named().items():
+        where = f"{dataset.name}, {split}"
+        assert len(samples) > 0, f"{where}: empty."
+        assert samples.x.dtype == torch.uint8, f"{where}: x must be uint8."
+        assert samples.x.ndim == 4, f"{where}: x must be (N, C, H, W)."
+        assert samples.x.shape[1:] == splits.train.x.shape[1:], f"{where}: images of another shape than train's."
+        assert samples.y.dtype == torch.int64, f"{where}: y must be int64."
+        assert 0 <= int(samples.y.min()) <= int(samples.y.max()) < dataset.n_classes, f"{where}: labels out of range."
+        assert samples.bias.shape == (len(samples), len(dataset.bias_names)), f"{where}: bias must be (N, A)."
+        assert int(samples.bias.min()) >= -1, f"{where}: a bias below -1."
+        assert int(samples.bias.max()) < dataset.n_bias_values, f"{where}: a bias out of range."
+
+
+def check_builds_the_same_again(dataset: Dataset, splits: Splits, data_dir: Path) -> None:
+    """Two builds are equal, whatever the global generators are at."""
+    torch.rand(3)
+    assert dataset.build(data_dir).fingerprint() == splits.fingerprint(), f"{dataset.name}: two builds differ."
+
+
+def check_counts(dataset: Dataset, splits: Splits) -> None:
+    """Data that are called official have the published counts."""
+    counts = {split: len(samples) for split, samples in splits.named().items()}
+    if splits.official:
+        for split, expected in dataset.official_counts.items():
+            assert counts[split] == expected, f"{dataset.name}: {counts[split]} of {split}, published {expected}."
+
+
+def check_ratio(dataset: Dataset, splits: Splits) -> None:
+    """The measured conflict ratio of the training data is the declared one, within five standard deviations."""
+    if dataset.conflict_ratio is None or not dataset.has_bias_labels:
+        return
+    n, ratio = len(splits.train), dataset.conflict_ratio
+    measured = splits.train.conflicting.double().mean(0)
+    allowed = 5 * math.sqrt(ratio * (1 - ratio) / n) + 0.5 / n
+    worst = float((measured - ratio).abs().max())
+    if splits.official:
+        assert worst <= allowed, f"{dataset.name}: conflict ratio {measured.tolist()}, declared {ratio:g}."
+
+
+def check_net_runs(dataset: Dataset, splits: Splits) -> None:
+    """The recipe's network takes a batch of the data."""
+    from debiasbench.augment import augmented
+
+    recipe = dataset.recipe
+    net = build_net(recipe.net, tuple(splits.train.x.shape[1:]), dataset.n_classes)
+    x = augmented(splits.train.x[:4], recipe, torch.Generator().manual_seed(0))
+    features = net.features(x)  # type: ignore[operator]
+    assert features.shape == (4, net.n_features), f"{dataset.name}: features {tuple(features.shape)}."
+    assert net(x).shape == (4, dataset.n_classes)
+
+
+DATASET_CHECKS: list[Callable[[Dataset, Splits], None]] = [
+    check_dataset_declaration,
+    check_columns,
+    check_counts,
+    check_ratio,
+    check_net_runs,
+]

@@ -1,0 +1,325 @@
+"""The whole way through the command line: what a user types, and what is on the disk and the screen afterwards."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import debiasbench
+from debiasbench.cli import main
+from debiasbench.datasets import registry as datasets
+from debiasbench.methods import registry as methods
+
+DATASET = '''
+"""Small: the tiny data of the contract suite, for one epoch."""
+from debiasbench.testing import Tiny
+
+class Small(Tiny):
+    name = "small"
+    recipe = Tiny.recipe.replace(epochs=1)
+
+class OneClass(Small):
+    """A dataset with one class in its training data."""
+    name = "one-class"
+    def build(self, data_dir):
+        import dataclasses
+        splits = super().build(data_dir)
+        keep = splits.train.y == 0
+        train = type(splits.train)(splits.train.x[keep], splits.train.y[keep], splits.train.bias[keep])
+        return dataclasses.replace(splits, train=train)
+'''
+METHODS = '''
+"""Methods that go wrong in several ways."""
+import os, signal, time
+from debiasbench.losses import cross_entropy
+from debiasbench.methods import Method
+
+class Base(Method):
+    def fit(self, task):
+        net = task.new_net()
+        task.train(net, self.loss, predict=net)
+        return net
+    def loss(self, nets, batch, state):
+        return cross_entropy(nets.net(batch.x), batch.y).mean()
+
+class Raising(Base):
+    name = "raising"
+    def loss(self, nets, batch, state):
+        print("printed by the method")
+        raise KeyError("no such thing")
+
+class NotANumber(Base):
+    name = "notanumber"
+    def loss(self, nets, batch, state):
+        return super().loss(nets, batch, state) * float("nan")
+
+class Killed(Base):
+    name = "killed"
+    def fit(self, task):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+class WrongReturn(Base):
+    name = "wrongreturn"
+    def fit(self, task):
+        super().fit(task)
+        return "a string"
+
+class Slow(Base):
+    name = "slow"
+    def fit(self, task):
+        time.sleep(60 if task.seed else 0)
+        return super().fit(task)
+'''
+
+
+@pytest.fixture(scope="module", autouse=True)
+def plugins(tmp_path_factory):
+    """Folders with a quick dataset and with methods that fail, given as --methods-dir and --datasets-dir."""
+    folder = tmp_path_factory.mktemp("plugins")
+    for name, text in (("quick_data", DATASET), ("bad_methods", METHODS)):
+        (folder / name).mkdir()
+        (folder / name / f"{name}.py").write_text(text)
+    kept = {name: os.environ.get(name) for name in ("DEBIASBENCH_METHODS_PATH", "DEBIASBENCH_DATASETS_PATH")}
+    yield ["--methods-dir", str(folder / "bad_methods"), "--datasets-dir", str(folder / "quick_data")]
+    for registry in (methods, datasets):
+        path = sys.modules[registry.package].__path__
+        path[:] = [part for part in path if not part.startswith(str(folder))]
+    for name, value in kept.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory, plugins):
+    """The results of one small grid, run once for all tests that only read it."""
+    folder = tmp_path_factory.mktemp("results")
+    code = main(["run", *plugins, "--methods", "vanilla", "pgd", "--datasets", "small", "--seeds", "2",
+                 "--results-dir", str(folder), "--device", "cpu", "--save-weights"])  # fmt: skip
+    assert code == 0
+    return folder
+
+
+def records_of(folder):
+    return {path: json.loads(path.read_text()) for path in sorted(folder.rglob("s*.json"))}
+
+
+def run(folder, plugins, *words):
+    return main(["run", *plugins, "--datasets", "small", "--results-dir", str(folder), "--device", "cpu", *words])
+
+
+def test_a_grid_leaves_records_tables_and_figures(results):
+    records = records_of(results)
+    assert sorted(path.parent.name for path in records) == ["pgd", "pgd", "vanilla", "vanilla"]
+    assert {record["status"] for record in records.values()} == {"done"}
+    for path in ("tables/comparison.md", "tables/comparison.tex", "tables/results.csv", "tables/tests.csv"):
+        assert (results / path).stat().st_size > 100
+    for stem in ("scores-small", "accuracies-small"):
+        assert (results / "figures" / f"{stem}.png").read_bytes()[:4] == b"\x89PNG"
+        assert (results / "figures" / f"{stem}.pdf").read_bytes()[:4] == b"%PDF"
+
+
+def test_a_record_holds_what_produced_it(results):
+    path, record = next(item for item in records_of(results).items() if item[0].parent.name == "pgd")
+    assert record["schema"] == 1
+    assert record["cell"]["method_parameters"]["norm"] == "l2"
+    assert record["cell"]["recipe"]["epochs"] == 1
+    assert len(record["result"]["data"]["fingerprint"]) == 64
+    assert set(record["result"]["selection"]) == {"last", "val_loss", "val_acc", "group_val", "test_oracle"}
+    assert 0 <= record["result"]["identification"]["score"]["conflict_mass"] <= 1
+    assert record["result"]["phases"][0]["end"]["net"]["test"]["n"] == 100  # the biased model's accuracy is known
+    seconds = record["provenance"]["seconds"]
+    assert seconds["total"] > sum(seconds["phases"]) > 0
+    assert record["provenance"]["peak_memory_mib"] > 0
+    assert set(record["provenance"]["versions"]) >= {"debiasbench", "torch", "python", "protocol"}
+    assert path.with_suffix(".safetensors").is_file()
+
+
+def test_finished_cells_are_not_run_again(results, plugins, capsys):
+    before = {path: path.stat().st_mtime_ns for path in records_of(results)}
+    assert run(results, plugins, "--methods", "vanilla", "pgd", "--seeds", "2") == 0
+    assert "0 cells to run, 4 finished before" in capsys.readouterr().out
+    assert before == {path: path.stat().st_mtime_ns for path in records_of(results)}
+
+
+def test_a_lost_and_a_cut_record_are_made_again_equal(results, plugins, capsys):
+    first, second = list(records_of(results))[:2]
+    kept = {path: records_of(results)[path]["result"] for path in (first, second)}
+    first.unlink()
+    second.write_bytes(second.read_bytes()[: second.stat().st_size // 2])
+    assert run(results, plugins, "--methods", "vanilla", "pgd", "--seeds", "2", "--save-weights") == 0
+    assert "2 cells to run, 2 finished before" in capsys.readouterr().out
+    assert {path: records_of(results)[path]["result"] for path in (first, second)} == kept
+
+
+def test_the_screen_shows_the_table_the_tests_and_the_paths(results, capsys):
+    assert main(["report", str(results)]) == 0
+    shown = capsys.readouterr().out
+    for words in ("Comparison", "±", "Tests against the reference", "p Welch", "comparison.tex", "scores-small"):
+        assert words in shown
+
+
+def test_python_interface_gives_one_tidy_table(results, plugins):
+    table = debiasbench.run(["vanilla", "pgd"], ["small"], seeds=2, results_dir=results, device="cpu")
+    assert len(table) == 4 * 2 * 5  # cells x splits x rules
+    assert {"method", "dataset", "seed", "status", "select", "split", "acc_unbiased", "seconds"} <= set(table.columns)
+    order = ["hash", "split", "select"]
+    loaded = debiasbench.load_results(results).sort_values(order).acc_avg
+    np.testing.assert_array_equal(loaded, table.sort_values(order).acc_avg)
+    tests = debiasbench.compare(table, reference="vanilla")
+    assert tests.method.tolist() == ["pgd"]
+    assert tests.n_pairs.tolist() == [2]
+
+
+def test_saved_weights_predict_what_the_record_says(results):
+    import torch
+    from safetensors.torch import load_file
+
+    from debiasbench.augment import to_input
+    from debiasbench.testing import Tiny
+
+    samples = Tiny().build(Path()).test
+    for path in records_of(results):
+        predict = debiasbench.load_predictor(path)
+        with torch.no_grad():
+            predicted = predict(to_input(samples.x, Tiny.recipe)).argmax(1)
+        assert torch.equal(predicted.short(), load_file(path.with_suffix(".safetensors"))["test_prediction"])
+
+
+def test_failures_are_recorded_and_the_others_finish(tmp_path, plugins, capsys):
+    bad = ["raising", "notanumber", "killed", "wrongreturn"]
+    assert run(tmp_path, plugins, "--methods", "raising", "vanilla", *bad[1:], "--seeds", "1") == 1
+    records = {path.parent.name: record for path, record in records_of(tmp_path).items()}
+    assert records["vanilla"]["status"] == "done"
+    assert {name: records[name]["status"] for name in bad} == dict.fromkeys(bad, "failed")
+    assert "no such thing" in records["raising"]["error"]["traceback"]
+    assert "became nan in epoch 1" in records["notanumber"]["error"]["message"]
+    assert "SIGKILL" in records["killed"]["error"]["message"]
+    assert "fit must return the predictor" in records["wrongreturn"]["error"]["message"]
+    shown = capsys.readouterr()
+    assert "Traceback" not in shown.out + shown.err
+    assert "no such thing" in shown.out
+    logs = [path.read_text() for path in (tmp_path / "logs").rglob("*.log")]
+    assert any("printed by the method" in text for text in logs)
+
+    assert run(tmp_path, plugins, "--methods", "vanilla", "raising", "--seeds", "1") == 1
+    assert "0 cells to run" in capsys.readouterr().out  # failed cells wait for --rerun failed
+    assert run(tmp_path, plugins, "--methods", "vanilla", "raising", "--seeds", "1", "--rerun", "failed") == 1
+    assert "1 cells to run, 1 finished before" in capsys.readouterr().out
+
+
+def test_one_class_is_refused_in_words(tmp_path, plugins):
+    words = ["run", *plugins, "--methods", "vanilla", "--datasets", "one-class", "--seeds", "1"]
+    assert main([*words, "--results-dir", str(tmp_path), "--device", "cpu"]) == 1
+    (record,) = records_of(tmp_path).values()
+    assert "one class only" in record["error"]["message"]
+
+
+def test_ctrl_c_keeps_what_is_finished(tmp_path, plugins):
+    words = [sys.executable, "-P", "-m", "debiasbench", "run", *plugins, "--methods", "slow", "--datasets", "small"]
+    words += ["--seeds", "2", "--workers", "1", "--device", "cpu", "--results-dir", str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(Path(debiasbench.__file__).parent.parent)}
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not records_of(tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "the same command goes on" in errors
+    assert "Traceback" not in errors
+    (record,) = records_of(tmp_path).values()
+    assert record["status"] == "done"
+    assert not list(tmp_path.rglob(".s*"))  # no half-written files
+
+
+MISTAKES = {
+    "unknown method": (["--methods", "pdg", "--datasets", "small"], "Did you mean 'pgd'?"),
+    "unknown dataset": (["--methods", "pgd", "--datasets", "smal"], "Did you mean 'small'?"),
+    "unknown parameter": (["--methods", "pgd:alpa=1", "--datasets", "small"], "Did you mean 'alpha'?"),
+    "ratio above 1": (["--methods", "pgd", "--datasets", "small:rho=1.5"], "in [0, 1]. Got 1.5"),
+    "ratio below 0": (["--methods", "pgd", "--datasets", "small:rho=-0.1"], "in [0, 1]. Got -0.1"),
+    "ratio no number": (["--methods", "pgd", "--datasets", "small:rho=abc"], "must be a number. Got 'abc'"),
+    "no seeds": (["--methods", "pgd", "--datasets", "small", "--seeds", "0"], "at least 1. Got 0"),
+    "no epochs": (["--methods", "pgd", "--datasets", "small", "--epochs", "0"], "at least 1. Got 0"),
+    "no datasets": (["--methods", "pgd"], "--datasets is missing"),
+    "unknown option": (["--metods", "pgd"], "--methods"),
+    "unknown experiment": (["--experiment", "dmeo"], "Did you mean 'demo'?"),
+    "unknown preset": (["--methods", "pgd:preset=oficial", "--datasets", "small"], "Did you mean 'official'?"),
+    "unknown reference": (["--methods", "pgd", "--datasets", "small", "--reference", "vanilla"], "not among"),
+    "unknown device": (["--methods", "pgd", "--datasets", "small", "--device", "gpu"], "Allowed: auto, cpu"),
+    "unknown net": (["--methods", "pgd", "--datasets", "small:net=simconv"], "Did you mean 'simconv1'?"),
+    "no worker": (["--methods", "pgd", "--datasets", "small", "--workers", "0"], "at least 1. Got 0"),
+    "missing files": (["--methods", "pgd", "--datasets", "cmnist", "--data-dir", "nowhere"], "9.9 MB"),
+    "missing folder": (["--methods", "pgd", "--datasets", "bffhq", "--data-dir", "nowhere"], "bffhq:root="),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_a_mistake_gets_one_message_before_anything_trains(case, tmp_path, plugins, capsys):
+    words, answer = MISTAKES[case]
+    assert main(["run", *plugins, "--results-dir", str(tmp_path / "results"), *words]) == 2
+    shown = capsys.readouterr()
+    assert answer in shown.err
+    assert shown.err.startswith("error: ")
+    assert "Traceback" not in shown.err
+    assert not (tmp_path / "results" / "logs").exists()
+
+
+def test_results_that_cannot_be_written_are_refused_first(tmp_path, plugins, capsys):
+    (tmp_path / "file").write_text("")
+    assert run(tmp_path / "file" / "results", plugins, "--methods", "vanilla", "--seeds", "1") == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_ratio_0_is_allowed_and_jtt_declines_it(tmp_path, plugins, capsys):
+    words = ["--methods", "vanilla", "jtt", "--dry-run", "--results-dir", str(tmp_path)]
+    assert main(["run", *plugins, "--datasets", "small:rho=0|1", *words]) == 0
+    shown = capsys.readouterr().out
+    assert "skip: jtt on small:rho=0: lambda_up is 1 / (conflict ratio)" in shown
+    assert "jtt on small:rho=1, seed 2 (" in shown
+    assert not (tmp_path / "records").exists()
+
+
+def test_list_inspect_prepare_and_status(results, plugins, tmp_path, capsys):
+    assert main(["list", *plugins]) == 0
+    assert "pgd-loss: pgd:score=loss" in capsys.readouterr().out
+    assert main(["inspect", "small", *plugins, "--results-dir", str(tmp_path)]) == 0
+    assert "information (nats)" in capsys.readouterr().out
+    assert (tmp_path / "inspect" / "small-colour.png").read_bytes()[:4] == b"\x89PNG"
+    assert main(["prepare", "--check", *plugins, "--data-dir", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert "cmnist: not complete" in shown
+    assert "small: complete" in shown
+    assert main(["status", str(results)]) == 0
+    assert "pgd" in capsys.readouterr().out
+    assert main(["report", str(results), "--bibtex"]) == 0
+    assert "@inproceedings{ahn2023pgd" in capsys.readouterr().out
+
+
+def test_help_does_not_import_torch():
+    code = "import sys; from debiasbench.cli import main\ntry: main(['run', '--help'])\nexcept SystemExit: pass\n"
+    code += "assert main(['run', '--metods', 'pgd']) == 2\nassert 'torch' not in sys.modules"
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, cwd=Path(debiasbench.__file__).parent.parent
+    )
+
+
+def test_run_works_from_a_script_without_a_main_guard(results, plugins, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        textwrap.dedent(f"""
+        import debiasbench
+        table = debiasbench.run(["vanilla"], ["small"], seeds=[7], results_dir={str(tmp_path)!r}, device="cpu")
+        assert table.status.tolist() == ["done"] * 10, table.status
+    """)
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(debiasbench.__file__).parent.parent)}
+    subprocess.run([sys.executable, "-P", str(script)], check=True, env=environment, timeout=120)

@@ -195,7 +195,7 @@ def run(  # noqa: PLR0913 - the command line's options
     )
     check_writable(results)
     planned = plan(grid, data_dir=data, results_dir=results, rerun=rerun)
-    options = {"data_dir": data, "results_dir": results, "device": device, "workers": workers}
+    options: dict[str, Any] = {"data_dir": data, "results_dir": results, "device": device, "workers": workers}
     if progress:
         from debiasbench.progress import Display
 

@@ -101,7 +101,7 @@ def resample(image: Tensor, boxes: Tensor, angle: Tensor) -> Tensor:
 
     image: float (B, C, H, W); boxes: (B, 4) as top, left, height, width; angle: (B,) in radians.
     """
-    n, _, height, width = image.shape
+    height, width = image.shape[2:]
     device = image.device
     rows = torch.arange(height, device=device) + 0.5 - height / 2  # pixel centres, from the middle
     columns = torch.arange(width, device=device) + 0.5 - width / 2

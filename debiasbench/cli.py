@@ -328,10 +328,9 @@ def _show_report(console: Console, report: Report) -> None:
         console.print(f"left out: {complaint}", markup=False)
     for record in report.failed:
         cell, error = record["cell"], record["error"]
-        console.print(
-            f"[red]failed:[/red] {cell['method_label']} on {cell['dataset_label']}, seed {cell['seed']}: {error['type']}: "
-            f"{error['message']}\n  (traceback in {record['path']})",
-        )
+        name = f"{cell['method_label']} on {cell['dataset_label']}, seed {cell['seed']}"
+        text = f"failed: {name}: {error['type']}: {error['message']}\n  (traceback in {record['path']})"
+        console.print(text, style="red", markup=False, soft_wrap=True)
     for kind, paths in report.paths.items():
         console.print(f"{kind}: " + ", ".join(map(str, paths)), markup=False, soft_wrap=True)
 
@@ -351,7 +350,7 @@ def _show_table(console: Console, table: Table) -> None:
         console.print(Text(note, style="dim"))
 
 
-# ---- the other commands -----------------------------------------------------------------------------------------------
+# ---- the other commands ---------------------------------------------------------------------------------------------
 
 
 def report_command(options: argparse.Namespace) -> int:
@@ -389,7 +388,8 @@ def list_command(options: argparse.Namespace) -> int:
                 f"  {alias}: {name}:" + ",".join(f"{k}={write_value(v)}" for k, v in values.items()), markup=False
             )
         for name, text in registry.broken.items():
-            console.print(f"  [red]{name}: could not be imported[/red] ({text.strip().splitlines()[-1]})")
+            cause = text.strip().splitlines()[-1]
+            console.print(f"  {name}: could not be imported ({cause})", style="red", markup=False)
             if getattr(options, "tracebacks", False):
                 console.print(text, markup=False)
     return OK

@@ -111,7 +111,8 @@ class _Worker(threading.Thread):
             self._close()
             self.process = self._start_process()
         process = self.process
-        assert process.stdin and process.stdout
+        assert process.stdin is not None
+        assert process.stdout is not None
         self.events.put(Event("started", cell, self.number))
         request = {"cell": cell.to_json(), "log": str(log_path(self.settings.results_dir, cell))}
         try:

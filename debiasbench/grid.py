@@ -78,7 +78,10 @@ class Cell:
 
     def build_recipe(self) -> Recipe:
         """The recipe with this cell's values (lists of JSON are tuples again)."""
-        return Recipe(**{key: tuple(value) if isinstance(value, list) else value for key, value in self.recipe.items()})
+        values: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in self.recipe.items()
+        }
+        return Recipe(**values)
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,11 @@ def inspect(dataset: Dataset, label: str, *, data_dir: Path, results_dir: Path) 
             rows.append([(text, False) for text in _row(dataset, split, samples, column, bias_name)])
     columns = ["split", "n", "bias", "conflicting", "ratio", "information (nats)", "smallest group"]
     notes = [
-        f"Data fingerprint {splits.fingerprint()[:16]}. {'As published' if splits.official else 'NOT the published data'}"
-        f". {splits.note}".rstrip(" .")
-        + ".",
+        f"Data fingerprint {splits.fingerprint()[:16]}.",
+        "As published." if splits.official else f"NOT the published data. {splits.note}".strip(),
         "information: mutual information of label and bias, less its upward bias (C - 1)(K - 1) / 2N; "
-        f"at most ln {dataset.n_classes} = {np.log(dataset.n_classes):.2f}. smallest group: over (label, bias), empty ones included.",
+        f"at most ln {dataset.n_classes} = {np.log(dataset.n_classes):.2f}.",
+        "smallest group: over (label, bias), empty ones included.",
     ]
     tables = [Table(f"{label}: {dataset.n_classes} classes ({', '.join(dataset.class_names)})", columns, rows, notes)]
     paths = contact_sheets(dataset, label, splits.train, results_dir / "inspect")

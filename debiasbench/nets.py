@@ -51,7 +51,30 @@ def _dense(x: Tensor) -> bool:
     return x.is_contiguous() or (x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last))
 
 
-class SimConv1(nn.Module):
+class Net(nn.Module):
+    """A network that is a body and a final head.
+
+    Attributes:
+        head: from features to logits; the identity in an encoder.
+        n_features: D, the width of the head's input.
+        input_shape, n_classes: what the network was built for.
+    """
+
+    head: nn.Module
+    n_features: int
+    input_shape: tuple[int, ...]
+    n_classes: int
+
+    def features(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, D)."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, n_classes)."""
+        return self.head(self.features(x))
+
+
+class SimConv1(Net):
     """The paper's network for Colored MNIST (appendix B; equal in the official code): 38,210 parameters.
 
     Input (B, 3, 28, 28), no padding; spatial 28 -> 25 -> 12 -> 9 -> 4 -> 1. The third block has ReLU *before*
@@ -73,12 +96,8 @@ class SimConv1(nn.Module):
         """(B, 3, 28, 28) -> (B, 64)."""
         return self.body(x)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits (B, n_classes)."""
-        return self.head(self.features(x))
 
-
-class MLP(nn.Module):
+class MLP(Net):
     """Three hidden layers on flat pixels, as in the official LfF and Disen code.
 
     Their networks divide images that are already in [0, 1] by 255 once more; so does this one, as it is part of
@@ -99,12 +118,8 @@ class MLP(nn.Module):
         """(B, C, H, W) in [0, 1] -> (B, width)."""
         return self.body(x.contiguous() / 255)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits (B, n_classes)."""
-        return self.head(self.features(x))
 
-
-class ResNet(nn.Module):
+class ResNet(Net):
     """A torchvision ResNet with ImageNet's stem: body to the average pool, and a new linear head."""
 
     def __init__(self, n_classes: int, *, depth: int, pretrained: str) -> None:
@@ -125,12 +140,8 @@ class ResNet(nn.Module):
         """(B, 3, H, W) -> (B, D)."""
         return self.body(x)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits (B, n_classes)."""
-        return self.head(self.features(x))
 
-
-NETS: dict[str, Callable[[tuple[int, ...], int, str], nn.Module]] = {
+NETS: dict[str, Callable[[tuple[int, ...], int, str], Net]] = {
     "simconv1": lambda shape, n_classes, _: SimConv1(shape, n_classes),
     "mlp": lambda shape, n_classes, _: MLP(shape, n_classes),
     "mlp16": lambda shape, n_classes, _: MLP(shape, n_classes, width=16),  # Disen's
@@ -145,14 +156,14 @@ def check_net(name: str) -> None:
         raise BenchmarkError(f"Unknown net '{name}'.{nearest(name, NETS)} Known: {', '.join(NETS)}.")
 
 
-def build_net(name: str, shape: tuple[int, ...], n_classes: int, *, pretrained: str = "none") -> nn.Module:
+def build_net(name: str, shape: tuple[int, ...], n_classes: int, *, pretrained: str = "none") -> Net:
     """A new network for samples of `shape` (C, H, W); its start is drawn from torch's global generator.
 
     `pretrained` is "none", "imagenet" or the path of a state dict in torchvision's format.
     """
     check_net(name)
     net = NETS[name](shape, n_classes, pretrained)
-    net.input_shape, net.n_classes = shape, n_classes  # type: ignore[assignment]
+    net.input_shape, net.n_classes = shape, n_classes
     return net
 
 

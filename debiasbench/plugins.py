@@ -118,12 +118,13 @@ class Registry:
             self.broken[name] = traceback.format_exc()
             return
         for value in vars(module).values():
-            own = inspect.isclass(value) and issubclass(value, base) and value.__module__ == module_name
-            if own and not inspect.isabstract(value) and value.name:
+            if not (inspect.isclass(value) and issubclass(value, base)):
+                continue
+            if value.__module__ == module_name and not inspect.isabstract(value) and value.__dict__.get("name"):
                 self._register(value, base, module_name)
 
     def _register(self, cls: type[Any], base: type[Any], where: str) -> None:
-        if not (inspect.isclass(cls) and issubclass(cls, base)):
+        if not isinstance(cls, type) or base not in cls.__mro__:
             raise BenchmarkError(f"{where} is no {self.contract}: it must be a subclass of {base.__qualname__}.")
         for name in [cls.name, *cls.aliases]:
             other = self._classes.get(name)
@@ -137,7 +138,9 @@ class Registry:
             self._aliases[alias] = (cls.name, values)
 
 
-def read_parameters(cls: type[Parameters], options: Mapping[str, str], extra: type[Parameters] | None = None):
+def read_parameters(
+    cls: type[Parameters], options: Mapping[str, str], extra: type[Parameters] | None = None
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Inline texts -> typed values of `cls` and, for keys that `cls` lacks, of `extra` (a dataset's recipe).
 
     Returns (values of cls, values of extra).

@@ -22,7 +22,7 @@ SCHEMA = 1
 
 
 def record_path(results_dir: Path, cell: Cell) -> Path:
-    """results/records/<dataset label>/<method label>/s<seed>-<hash>.json"""
+    """Where a cell's record goes: records/<dataset label>/<method label>/s<seed>-<hash>.json."""
     folder = results_dir / "records" / _file_name(cell.dataset_label) / _file_name(cell.method_label)
     return folder / f"s{cell.seed}-{cell.hash[:8]}.json"
 

@@ -107,6 +107,10 @@ def _p(value: float) -> str:
     return "< .0001" if value < 0.0001 else f"{value:.4f}".lstrip("0") if value < 1 else "1"
 
 
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.1f}"
+
+
 def comparison_table(table: pd.DataFrame, records: list[dict[str, Any]]) -> Table:
     """Methods x datasets: the headline metric at the last epoch, and n."""
     datasets = list(dict.fromkeys(table.dataset))
@@ -245,31 +249,20 @@ def tests_table(tests: pd.DataFrame) -> Table:
     rows = []
     for test in tests.to_dict("records"):
         interval = "-" if test["low"] != test["low"] else f"{100 * test['low']:+.1f} .. {100 * test['high']:+.1f}"
-        rows.append([
-            (test["dataset"], False), (test["method"], False), (f"{test['n_a']} / {test['n_b']}", False),
-            (f"{100 * test['gap']:+.2f}", False), (interval, False), (_p(test["welch"]), False),
-            (_p(test["welch_holm"]), False), (_p(test["paired"]), False), (_p(test["paired_holm"]), False),
-            (_p(test["wilcoxon"]), False), ("-" if test["effect_size"] != test["effect_size"] else f"{test['effect_size']:.1f}", False),
-            ("-" if test["detectable"] != test["detectable"] else f"{100 * test['detectable']:.1f}", False),
-        ])  # fmt: skip
-    columns = [
-        "dataset",
-        "method",
-        "n",
-        "gap",
-        "95 % interval",
-        "p Welch",
-        "Holm",
-        "p paired",
-        "Holm",
-        "p Wilcoxon",
-        "g",
-        "detectable",
-    ]
+        texts = [
+            test["dataset"], test["method"], f"{test['n_a']} / {test['n_b']}", f"{100 * test['gap']:+.2f}", interval,
+            *(_p(test[name]) for name in ("welch", "welch_holm", "paired", "paired_holm", "wilcoxon")),
+            _number(test["effect_size"]), _number(100 * test["detectable"]),
+        ]  # fmt: skip
+        rows.append([(text, False) for text in texts])
+    columns = ["dataset", "method", "n", "gap", "95 % interval", "p Welch", "Holm", "p paired", "Holm"]
+    columns += ["p Wilcoxon", "g", "detectable"]
+    metrics = ", ".join(tests.metric.unique())
     notes = [
-        f"Is the method better than {tests.reference.iloc[0]}? Gaps in points of {', '.join(tests.metric.unique())}. One-sided tests; "
-        "Welch is the headline, paired is by seed on equal data; Holm over the dataset's comparisons. g: Hedges' effect size. "
-        "detectable: the smallest gap in points that these runs find with 80 % power after correction."
+        f"Is the method better than {tests.reference.iloc[0]}? Gaps in points of {metrics}. One-sided tests; Welch is "
+        "the headline, paired is by seed on equal data; Holm over the dataset's comparisons.",
+        "g: Hedges' effect size. detectable: the smallest gap in points that these runs find with 80 % power after "
+        "correction.",
     ]
     if (tests[["n_a", "n_b"]].min(axis=1) < 2).any():
         notes.append("A dash for p: a test needs at least two runs of both methods.")
@@ -286,7 +279,10 @@ def markdown(table: Table) -> str:
     return "\n".join([*lines, "", *(f"{note}\n" for note in table.notes)]).rstrip()
 
 
-_LATEX = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "±": r"$\pm$", "~": r"$\sim$", "†": r"$\dagger$", "§": r"\S{}", "<": "$<$", ">": "$>$", "|": "$|$"}  # fmt: skip
+_LATEX = {
+    "&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}", "±": r"$\pm$",
+    "~": r"$\sim$", "†": r"$\dagger$", "§": r"\S{}", "<": "$<$", ">": "$>$", "|": "$|$", "^": r"\^{}",
+}  # fmt: skip
 
 
 def _tex(text: str) -> str:

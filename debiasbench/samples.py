@@ -93,7 +93,7 @@ class Splits:
         return self._fingerprint[0]
 
 
-_IDX_TYPES = {8: np.uint8, 9: np.int8, 11: np.dtype(">i2"), 12: np.dtype(">i4"), 13: np.dtype(">f4")}
+_IDX_TYPES = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4"}  # data type byte -> numpy
 
 
 def read_idx(path: Path, *, sha256: str | None = None) -> np.ndarray:

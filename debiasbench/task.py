@@ -17,7 +17,7 @@ from debiasbench.augment import augmented, to_input
 from debiasbench.engine import Batch, Loss, Sample, Stage, State, check_sample, plan_epoch
 from debiasbench.errors import BenchmarkError, DivergedError
 from debiasbench.evaluate import Evaluation
-from debiasbench.nets import build_net
+from debiasbench.nets import Net, build_net
 from debiasbench.randomness import derived_generator, derived_seed
 from debiasbench.recipe import Recipe
 from debiasbench.samples import Splits
@@ -99,7 +99,7 @@ class Task:
         """The ratio that the dataset was built for (not a label of any sample)."""
         return self.dataset.conflict_ratio
 
-    def new_net(self, *, head: bool = True) -> nn.Module:
+    def new_net(self, *, head: bool = True) -> Net:
         """A new network of the recipe's kind; with `head=False` its `.head` is the identity (an encoder)."""
         call = self._numbered("new_net", {"net": self.recipe.net, "head": head})
         shape = tuple(self.x.shape[1:])
@@ -120,7 +120,7 @@ class Task:
 
     def train(  # noqa: PLR0913 - the contract's seven arguments, keyword-only
         self,
-        nets: nn.Module | dict[str, nn.Module],
+        nets: nn.Module | Mapping[str, nn.Module],
         loss: Loss,
         *,
         epochs: int | None = None,
@@ -147,12 +147,15 @@ class Task:
             share: what this phase depends on besides data, recipe, seed and loss, for phases that are equal in
                 several methods; kept in the record.
         """
-        options = {"sample": sample, "draws": draws, "columns": columns, "state": state}
-        return self.stage(nets, loss, epochs=epochs, recipe=recipe, predict=predict, share=share, **options).run()
+        stage = self.stage(
+            nets, loss, epochs=epochs, sample=sample, draws=draws, columns=columns, state=state, recipe=recipe,
+            predict=predict, share=share,
+        )  # fmt: skip
+        return stage.run()
 
     def stage(  # noqa: PLR0913 - as train
         self,
-        nets: nn.Module | dict[str, nn.Module],
+        nets: nn.Module | Mapping[str, nn.Module],
         loss: Loss,
         *,
         epochs: int | None = None,
@@ -165,7 +168,7 @@ class Task:
         share: tuple[Any, ...] | None = None,
     ) -> Stage:
         """A training phase that is run in parts: arguments as `train`; see `Stage.run`."""
-        named = nets if isinstance(nets, dict) else {"net": nets}
+        named = {"net": nets} if isinstance(nets, nn.Module) else dict(nets)
         unknown = [name for name, net in named.items() if not any(net is own for own in self._nets)]
         if unknown:
             raise BenchmarkError(
@@ -303,7 +306,7 @@ class Task:
             return
         started = time.perf_counter()
         for name, net in stage.nets.items():
-            if hasattr(net, "features") and not isinstance(net.head, nn.Identity):
+            if isinstance(net, Net) and not isinstance(net.head, nn.Identity):
                 phase.end[name] = self.evaluation.row(net, [net], stage.recipe)
         phase.evaluation_seconds += time.perf_counter() - started
 

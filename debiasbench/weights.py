@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from debiasbench.errors import BenchmarkError
 from debiasbench.grid import Cell
-from debiasbench.nets import build_net
+from debiasbench.nets import Net, build_net
 from debiasbench.records import read_record
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def save(task: Task, path: Path) -> dict[str, Any]:
 def _form(net: nn.Module) -> dict[str, Any]:
     if isinstance(net, nn.Linear):
         return {"linear": [net.in_features, net.out_features]}
+    assert isinstance(net, Net)
     return {"head": not isinstance(net.head, nn.Identity), "shape": list(net.input_shape), "classes": net.n_classes}
 
 

@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def main() -> None:
 
 
 @contextlib.contextmanager
-def _output_to(file: Any):
+def _output_to(file: Any) -> Iterator[None]:
     """Send file descriptors 1 and 2 to `file` for a while."""
     kept = os.dup(1), os.dup(2)
     sys.stdout.flush()

@@ -61,7 +61,9 @@ class Disen(Method):
         tables = {"biased_loss": task.column(float("nan")), "intrinsic_loss": task.column(float("nan"))}
         tables = task.train(nets, self.loss, state=tables, predict=self.predict)
         everyone = torch.arange(task.n_samples, device=task.y.device)
-        task.log(score=relative_difficulty(*tables.values(), everyone, task.y, task.n_classes))  # W at the end
+        task.log(
+            score=relative_difficulty(tables["biased_loss"], tables["intrinsic_loss"], everyone, task.y, task.n_classes)
+        )  # W at the end
         return self.predict
 
     def predict(self, nets, x):
@@ -78,7 +80,9 @@ class Disen(Method):
             "biased_loss": smoothed(state["biased_loss"], batch.index, ce_b, self.smoothing),
             "intrinsic_loss": smoothed(state["intrinsic_loss"], batch.index, ce_i, self.smoothing),
         }
-        weight = relative_difficulty(*tables.values(), batch.index, batch.y_all, logits_i.shape[1])
+        weight = relative_difficulty(
+            tables["biased_loss"], tables["intrinsic_loss"], batch.index, batch.y_all, logits_i.shape[1]
+        )
         value = (weight * ce_i).mean() + self.bias_factor * self.gce(logits_b, batch.y)
 
         swapped, y_swapped = z_b[batch.perm], batch.y[batch.perm]

@@ -62,7 +62,7 @@ class JTT(Method):
         task.log(selected=wrong)
         if not wrong.any():
             raise RuntimeError(f"The error set of JTT is empty after {self.T} epochs: lower T or the learning rate.")
-        lambda_up = self.lambda_up or 1 / task.conflict_ratio
+        lambda_up = self.lambda_up or 1 / task.conflict_ratio  # known, or the dataset was declined
         times = lambda_up + 1 if self.copies == "lambda+1" else lambda_up
         weight = torch.where(wrong, times, 1.0).double()
         second = task.new_net()

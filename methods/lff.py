@@ -49,7 +49,9 @@ class LfF(Method):
         tables = {"biased_loss": task.column(float("nan")), "debiased_loss": task.column(float("nan"))}
         tables = task.train(nets, self.loss, state=tables, predict=nets["debiased"])
         everyone = torch.arange(task.n_samples, device=task.y.device)
-        task.log(score=relative_difficulty(*tables.values(), everyone, task.y, task.n_classes))  # W at the end
+        task.log(
+            score=relative_difficulty(tables["biased_loss"], tables["debiased_loss"], everyone, task.y, task.n_classes)
+        )  # W at the end
         return nets["debiased"]
 
     def loss(self, nets, batch, state):
@@ -62,6 +64,8 @@ class LfF(Method):
             ),
             "debiased_loss": smoothed(state["debiased_loss"], batch.index, ce_d, self.smoothing),
         }
-        weight = relative_difficulty(*tables.values(), batch.index, batch.y_all, logits_b.shape[1])
+        weight = relative_difficulty(
+            tables["biased_loss"], tables["debiased_loss"], batch.index, batch.y_all, logits_b.shape[1]
+        )
         value = gce(logits_b, batch.y, self.alpha, self.gce_form).mean() + (weight * ce_d).mean()
         return value, tables

@@ -87,8 +87,8 @@ class PGD(Method):
         for _ in range(task.recipe.epochs):
             biased_stage.run(epochs=1)
             score = task.each(lambda x, y: self.scores(biased, x, y), augment=self.score_augment)
+            task.log(score=score)
             debiased_stage.run(epochs=1, sample=score / score.sum())
-        task.log(score=score)
         return debiased
 
     def biased_loss(self, nets, batch, state):

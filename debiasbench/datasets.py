@@ -44,7 +44,7 @@ class Dataset(Parameters, ABC):
     version: ClassVar[int] = 1  # a change of the data is a new version, never a silent fix
     citation: ClassVar[str] = ""
     aliases: ClassVar[dict[str, dict[str, Any]]] = {}
-    presets: ClassVar[dict[str, dict[str, Any]]] = {}  # {"lff": {parameter: value, "recipe": {field: value}}}
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}  # {preset: {parameter: value, "recipe": {...}}}
     recipe: ClassVar[Recipe] = Recipe()
     class_names: ClassVar[tuple[str, ...]] = ()
     bias_names: ClassVar[tuple[str, ...]] = ("bias",)

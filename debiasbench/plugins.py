@@ -95,8 +95,8 @@ class Registry:
     def _scan(self, package: ModuleType) -> None:
         base = getattr(package, self.contract)
         files: dict[str, str] = {}
-        for finder, name, _ in pkgutil.iter_modules(package.__path__):
-            where = getattr(finder, "path", "?")
+        found = [(folder, module.name) for folder in package.__path__ for module in pkgutil.iter_modules([folder])]
+        for where, name in found:
             if name in files:
                 raise BenchmarkError(
                     f"Two files define the {self.kind} module '{name}': {files[name]} and {where}. Rename one."

@@ -1,0 +1,50 @@
+"""What the documents say is what the code does."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+from debiasbench.testing import METHOD_CHECKS
+
+ROOT = Path(__file__).parent.parent
+EXAMPLE = ROOT / "examples" / "methods" / "focal.py"
+
+
+def focal():
+    """The example's class."""
+    spec = importlib.util.spec_from_file_location("focal_example", EXAMPLE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.Focal
+
+
+@pytest.mark.parametrize("check", METHOD_CHECKS, ids=lambda check: check.__name__)
+def test_the_example_passes_the_contract_suite(check):
+    cls = focal()
+    check(cls)
+
+
+def test_the_document_shows_the_example_as_it_is():
+    assert EXAMPLE.read_text().strip() in (ROOT / "docs" / "adding-a-method.md").read_text()
+    lines = [line for line in EXAMPLE.read_text().splitlines() if line.strip()]
+    assert len(lines) <= 36  # "30 lines", and what the docstring needs
+
+
+def test_contributing_is_short():
+    assert len((ROOT / "CONTRIBUTING.md").read_text().splitlines()) <= 60
+
+
+@pytest.mark.parametrize("document", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.name)
+def test_links_lead_to_files(document):
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", document.read_text()):
+        assert (document.parent / target).exists() or (ROOT / target).exists(), f"{document.name}: {target}"
+
+
+def test_every_option_of_the_readme_exists():
+    from debiasbench.cli import build_parser
+
+    known = set(build_parser()._every_option())
+    for option in set(re.findall(r"`(--[a-z-]+)", (ROOT / "README.md").read_text())):
+        assert option in known, f"README names {option}"

@@ -39,21 +39,22 @@ class Plan:
 
 
 def plan(grid: Grid, *, data_dir: Path, results_dir: Path, rerun: str = "missing") -> Plan:
-    """Check that the data are there, and find the cells that are finished.
+    """Check that the data are there and whole, and find the cells that are finished.
 
     A cell is finished if a record of an equal cell is done and was made with equal data. Failed cells run again
     with `rerun="failed"`; everything with `rerun="all"`.
 
     Raises:
-        BenchmarkError: files are missing, with what is needed, how big, from where, and where to put it.
+        BenchmarkError: files are missing (what, how big, from where, where to put it) or damaged.
     """
     if rerun not in RERUN:
         raise BenchmarkError(f"rerun must be one of {', '.join(RERUN)}. Got {rerun!r}.")
     for cell in grid.cells:
         check_net(cell.recipe["net"])
-    check_data([cell.build_dataset() for cell in grid.cells], data_dir)
+    datasets = {_data_key(cell): cell.build_dataset() for cell in grid.cells}
+    check_data(list(datasets.values()), data_dir)
+    fingerprints = build_all(datasets, data_dir)
     to_run, finished, failed = [], {}, {}
-    fingerprints: dict[str, str] = {}
     for cell in grid.cells:
         path = find_record(results_dir, cell) if rerun != "all" else None
         try:
@@ -64,7 +65,7 @@ def plan(grid: Grid, *, data_dir: Path, results_dir: Path, rerun: str = "missing
             to_run.append(cell)
         elif record["status"] != "done":
             (to_run.append(cell) if rerun == "failed" else failed.update({cell.hash: path}))
-        elif record["result"]["data"]["fingerprint"] == _fingerprint(cell, data_dir, fingerprints):
+        elif record["result"]["data"]["fingerprint"] == fingerprints[_data_key(cell)]:
             finished[cell.hash] = path
         else:
             to_run.append(cell)
@@ -89,11 +90,23 @@ def check_data(datasets: Sequence[Dataset], data_dir: Path) -> None:
         raise BenchmarkError("\n".join(dict.fromkeys(problems)))
 
 
-def _fingerprint(cell: Cell, data_dir: Path, known: dict[str, str]) -> str:
-    key = cell.dataset + repr(cell.dataset_parameters) + str(cell.root)
-    if key not in known:
-        known[key] = cell.build_dataset().build(data_dir).fingerprint()
-    return known[key]
+def _data_key(cell: Cell) -> str:
+    return f"{cell.dataset} {cell.dataset_parameters} {cell.root}"
+
+
+def build_all(datasets: dict[str, Dataset], data_dir: Path) -> dict[str, str]:
+    """Build each dataset once and return the fingerprints: damaged files are told before anything trains."""
+    from debiasbench.samples import check_splits
+
+    fingerprints, problems = {}, []
+    for key, dataset in datasets.items():
+        try:
+            fingerprints[key] = check_splits(dataset, dataset.build(data_dir)).fingerprint()
+        except BenchmarkError as error:
+            problems.append(str(error))
+    if problems:
+        raise BenchmarkError("\n".join(dict.fromkeys(problems)))
+    return fingerprints
 
 
 def run_plan(

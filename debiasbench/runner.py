@@ -25,7 +25,7 @@ from debiasbench.errors import BenchmarkError
 from debiasbench.evaluate import identification, select
 from debiasbench.grid import Cell
 from debiasbench.records import SCHEMA, arrays_path, record_path, write_record
-from debiasbench.samples import Splits
+from debiasbench.samples import Splits, check_splits
 from debiasbench.task import Progress, Task, digest_of
 
 
@@ -105,25 +105,6 @@ class Runner:
         return result, arrays
 
 
-def check_splits(dataset: Dataset, splits: Splits) -> Splits:
-    """Refuse data that cannot be trained on."""
-    for name, samples in splits.named().items():
-        if len(samples) == 0:
-            raise BenchmarkError(f"{dataset.name}: the {name} split is empty.")
-        if int(samples.y.min()) < 0 or int(samples.y.max()) >= dataset.n_classes:
-            raise BenchmarkError(
-                f"{dataset.name}: labels of {name} must be in 0..{dataset.n_classes - 1}. "
-                f"Got {int(samples.y.min())}..{int(samples.y.max())}."
-            )
-    present = splits.train.y.unique()
-    if len(present) < 2:
-        raise BenchmarkError(
-            f"{dataset.name}: the training data hold one class only ({dataset.class_names[int(present[0])]}); "
-            "there is nothing to tell apart. At least two classes are needed."
-        )
-    return splits
-
-
 def outcome(task: Task, splits: Splits) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The `result` of a record and its arrays, from a task whose method has finished."""
     evaluation, dataset = task.evaluation, task.dataset
@@ -156,7 +137,7 @@ def outcome(task: Task, splits: Splits) -> tuple[dict[str, Any], dict[str, Tenso
         },
         "phases": [
             {
-                "call": phase.call, "epochs": phase.epochs, "evaluated": phase.evaluated, "parameters": phase.nets,
+                "call": phase.call, "share": phase.share, "epochs": phase.epochs, "evaluated": phase.evaluated, "parameters": phase.nets,
                 "end": phase.end, "train_loss": phase.losses,
             }
             for phase in task.phases

@@ -7,12 +7,16 @@ import hashlib
 import struct
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from debiasbench.errors import BenchmarkError
+
+if TYPE_CHECKING:
+    from debiasbench.datasets import Dataset
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,25 @@ class Splits:
             parts = [part.fingerprint() for name, part in self.named().items() if name != "tune"]
             self._fingerprint.append(hashlib.sha256("".join(parts).encode()).hexdigest())
         return self._fingerprint[0]
+
+
+def check_splits(dataset: Dataset, splits: Splits) -> Splits:
+    """Refuse data that cannot be trained on."""
+    for name, samples in splits.named().items():
+        if len(samples) == 0:
+            raise BenchmarkError(f"{dataset.name}: the {name} split is empty.")
+        if int(samples.y.min()) < 0 or int(samples.y.max()) >= dataset.n_classes:
+            raise BenchmarkError(
+                f"{dataset.name}: labels of {name} must be in 0..{dataset.n_classes - 1}. "
+                f"Got {int(samples.y.min())}..{int(samples.y.max())}."
+            )
+    present = splits.train.y.unique()
+    if len(present) < 2:
+        raise BenchmarkError(
+            f"{dataset.name}: the training data hold one class only ({dataset.class_names[int(present[0])]}); "
+            "there is nothing to tell apart. At least two classes are needed."
+        )
+    return splits
 
 
 _IDX_TYPES = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4"}  # data type byte -> numpy

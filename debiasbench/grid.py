@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field
 from typing import Any
 
 from debiasbench import PROTOCOL_VERSION
@@ -18,7 +18,7 @@ from debiasbench.datasets import registry as dataset_registry
 from debiasbench.errors import BenchmarkError
 from debiasbench.methods import Method
 from debiasbench.methods import registry as method_registry
-from debiasbench.parameters import expand_sweeps, nearest, split_spec
+from debiasbench.parameters import check_values, expand_sweeps, nearest, split_spec
 from debiasbench.plugins import defaults, label, read_parameters
 from debiasbench.recipe import Recipe
 
@@ -206,6 +206,7 @@ def _method_choices(spec: str) -> list[_Choice]:
     for single in expand_sweeps(options):
         preset = _preset_of(cls, single)
         given, _ = read_parameters(cls, single)
+        check_values(cls, {**implied, **given})
         choices.append(_Choice(cls, preset, {**implied, **given}))
     return choices
 
@@ -224,6 +225,7 @@ def _dataset_choices(spec: str, data_seeds: int | None) -> list[_Choice]:
         values = {**cls.presets.get(preset, {}), **implied, **given}
         values.pop("recipe", None)
         cls(**values)  # complain now, once, not for every method
+        Recipe(**{**cls.recipe.values(), **recipe})
         choices.append(_Choice(cls, preset, {**implied, **given}, recipe))
     return choices
 
@@ -248,7 +250,9 @@ def _resolve(
     if epochs is not None:
         recipe = recipe.replace(epochs=epochs, steps=None)
     common = data.recipe.replace(**{**recipe_preset, **dataset.recipe})
-    changes = {key: value for key, value in changes.items() if getattr(common, key) != value}
+    if epochs is not None:
+        common = common.replace(epochs=epochs, steps=None)
+    changes = {key: getattr(recipe, key) for key in changes if getattr(common, key) != getattr(recipe, key)}
 
     bases = {"": base}
     for name, values in method.cls.presets.items():
@@ -263,17 +267,18 @@ def _resolve(
         data_bases = {dataset.preset: {**data_bases[""], **data_preset}}
     shown = {**data.key(), **dataset.recipe} | ({"epochs": epochs} if epochs is not None else {})
     shown_bases = {
-        name: {**values, **{key: getattr(data.recipe, key) for key in shown if key not in data.key()}}
+        # recipe fields that were given are always shown: whether they change anything depends on the method
+        name: {**values, **{key: MISSING for key in shown if key not in data.key()}}
         for name, values in data_bases.items()
     }
     dataset_label = label(data.name, shown, shown_bases)
     cell = Cell(
         method=built.name,
         method_version=method.cls.version,
-        method_parameters=built.values(),
+        method_parameters=json.loads(json.dumps(built.values())),
         dataset=data.name,
         dataset_version=dataset.cls.version,
-        dataset_parameters=data.key(),
+        dataset_parameters=json.loads(json.dumps(data.key())),
         recipe=json.loads(json.dumps(recipe.values())),
         seed=seed,
         method_label=method_label,

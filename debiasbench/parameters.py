@@ -75,20 +75,13 @@ class Parameters:
     def __post_init__(self) -> None:
         """Check types and limits of all fields, and report all that is wrong at once."""
         hints = field_types(type(self))
-        problems = []
         for item in fields_of(self):
             value, kinds = getattr(self, item.name), _kinds(hints[item.name])
             if float in kinds and type(value) is int:
-                value = float(value)
-                object.__setattr__(self, item.name, value)
-            problem = _problem(value, item, kinds)
-            if problem:
-                problems.append(
-                    f"The '{item.name}' parameter of {self.name or type(self).__name__} must be {problem}. "
-                    f"Got {value!r}."
-                )
-        if problems:
-            raise BenchmarkError("\n".join(problems))
+                object.__setattr__(self, item.name, float(value))
+            if isinstance(value, list) and any(typing.get_origin(kind) is tuple for kind in kinds):
+                object.__setattr__(self, item.name, tuple(value))  # JSON has no tuples
+        check_values(type(self), self.values())
         self.check()
 
     def check(self) -> None:
@@ -101,6 +94,19 @@ class Parameters:
     def replace(self, **changes: Any) -> Self:
         """A copy with some parameters changed."""
         return dataclasses.replace(self, **changes)  # type: ignore[type-var]
+
+
+def check_values(cls: type[Parameters], values: Mapping[str, Any]) -> None:
+    """Refuse values of the wrong type or outside their limits, all in one message."""
+    hints = field_types(cls)
+    problems = []
+    for item in fields_of(cls):
+        problem = _problem(values[item.name], item, _kinds(hints[item.name])) if item.name in values else None
+        if problem:
+            owner = cls.name or cls.__name__
+            problems.append(f"The '{item.name}' parameter of {owner} must be {problem}. Got {values[item.name]!r}.")
+    if problems:
+        raise BenchmarkError("\n".join(problems))
 
 
 def fields_of(owner: Any) -> tuple[Field[Any], ...]:
@@ -120,7 +126,11 @@ def _kinds(hint: Any) -> tuple[Any, ...]:
     return (hint,)
 
 
-_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a word", type(None): "none"}
+_NUMBERS = "numbers, written a/b/c"
+_WORDS = {
+    int: "a whole number", float: "a number", bool: "true or false", str: "a word", type(None): "none",
+    tuple[float, ...]: _NUMBERS,
+}  # fmt: skip
 
 
 def _words(kinds: tuple[Any, ...]) -> str:
@@ -136,6 +146,8 @@ def _problem(value: Any, item: Field[Any], kinds: tuple[Any, ...]) -> str | None
         return _words(kinds)
     if isinstance(value, float) and math.isnan(value):
         return "a number, and not nan"
+    if isinstance(value, tuple) and not all(type(part) in (int, float) and not math.isnan(part) for part in value):
+        return _NUMBERS
     allowed: Allowed | None = item.metadata.get("allowed")
     if allowed and not allowed.holds(value):
         return allowed.text
@@ -228,6 +240,7 @@ def write_value(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}" if float(f"{value:g}") == value else repr(value)
     if isinstance(value, tuple | list):
-        return "/".join(write_value(part) for part in value)
+        return "/".join(write_value(part) for part in value) or "/"
     text = str(value)
-    return f'"{text}"' if any(character in text for character in ",|:") else text
+    mark = "'" if '"' in text else '"'
+    return f"{mark}{text}{mark}" if any(character in text for character in ",|:\"'") else text

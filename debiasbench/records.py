@@ -12,6 +12,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator
+from dataclasses import MISSING
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +59,9 @@ def _equal_but_for_new_defaults(known: Cell, cell: Cell) -> bool:
         "recipe": Recipe,
     }
     for part, cls in classes.items():
-        values = json.loads(json.dumps(defaults(cls)))
-        old[part] = {**{key: values[key] for key in new[part].keys() - old[part].keys()}, **old[part]}
+        values = defaults(cls)
+        added = {key: values[key] for key in new[part].keys() - old[part].keys() if values[key] is not MISSING}
+        old[part] = {**json.loads(json.dumps(added)), **old[part]}
     return old == new
 
 
@@ -106,7 +108,7 @@ def read_record(path: Path) -> dict[str, Any]:
     """
     try:
         record = json.loads(path.read_text())
-        schema = record["schema"]
+        schema = int(record["schema"])
         record["status"], record["cell"], record["hash"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BenchmarkError(
@@ -114,7 +116,7 @@ def read_record(path: Path) -> dict[str, Any]:
         ) from None
     if schema > SCHEMA:
         raise BenchmarkError(f"{path} has schema {schema}; this version of debiasbench reads up to {SCHEMA}.")
-    return _with_nan(record)
+    return {key: value if key == "cell" else _with_nan(value) for key, value in record.items()}
 
 
 def read_records(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,9 @@ import pandas as pd
 
 from debiasbench.errors import BenchmarkError
 from debiasbench.evaluate import SELECTION_RULES, USES_BIAS_LABELS
+from debiasbench.parameters import nearest
 from debiasbench.records import arrays_path, read_records, write_atomically
-from debiasbench.results import compare, headline_of, runs, summary, to_frame
+from debiasbench.results import compare, dataset_label, headline_of, runs, summary, to_frame
 
 TIE, MARKED, ORACLE = "~", "†", "§"
 
@@ -77,6 +79,11 @@ def make(
     identified = identification_table(done)
     tables += [identified] if identified else []
     methods = list(dict.fromkeys(table.method))
+    known = list(dict.fromkeys(record["cell"]["method_label"] for record in records))
+    if reference is not None and reference not in known:
+        raise BenchmarkError(
+            f"No results of the reference '{reference}'.{nearest(reference, known)} There are: {', '.join(known)}."
+        )
     if len(methods) > 1:
         tests = compare(table, reference=reference if reference in methods else None)
         tables.append(tests_table(tests))
@@ -107,8 +114,8 @@ def _p(value: float) -> str:
     return "< .0001" if value < 0.0001 else f"{value:.4f}".lstrip("0") if value < 1 else "1"
 
 
-def _number(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.1f}"
+def _number(value: float, digits: int = 1) -> str:
+    return "-" if math.isnan(value) else f"{value:.{digits}f}"
 
 
 def comparison_table(table: pd.DataFrame, records: list[dict[str, Any]]) -> Table:
@@ -173,7 +180,7 @@ def _recipe_notes(records: list[dict[str, Any]]) -> list[str]:
 def _data_notes(records: list[dict[str, Any]]) -> list[str]:
     notes = []
     for record in records:
-        data, name = record["result"]["data"], record["cell"]["dataset_label"]
+        data, name = record["result"]["data"], dataset_label(record["cell"])
         if not data["official"]:
             counts = ", ".join(f"{split} {part['n']:,}" for split, part in data["splits"].items())
             notes.append(f"{MARKED} {name}: not the published data ({counts}). {data['note']}".strip())
@@ -206,8 +213,12 @@ def selection_table(table: pd.DataFrame, dataset: str) -> Table:
     for method in dict.fromkeys(table[table.dataset == dataset].method):
         row = [(method, False)]
         for rule, name in [*((rule, metric) for rule in rules), *(("last", name) for name in parts)]:
-            values = runs(table, dataset, name, select=rule).query("method == @method").value
-            row.append((percent(values.mean(), values.std(), len(values)), False))
+            chosen = runs(table, dataset, name, select=rule).query("method == @method")
+            values = chosen.value
+            text = percent(values.mean(), values.std(), len(values))
+            if name == "acc_worst" and len(values):
+                text += f" (n {chosen.n_worst.min():.0f})"
+            row.append((text, False))
         rows.append(row)
     marks = {rule: ORACLE if rule in USES_BIAS_LABELS else "" for rule in rules}
     columns = ["method", *(f"{rule}{marks[rule]}" for rule in rules), *(f"{name}, last" for name in parts)]
@@ -226,7 +237,7 @@ def identification_table(records: list[dict[str, Any]]) -> Table | None:
     rows = []
     for record in records:
         for name, numbers in record["result"]["identification"].items():
-            key = {"dataset": record["cell"]["dataset_label"], "method": record["cell"]["method_label"], "values": name}
+            key = {"dataset": dataset_label(record["cell"]), "method": record["cell"]["method_label"], "values": name}
             rows.append({**key, **numbers})
     if not rows:
         return None
@@ -252,17 +263,17 @@ def tests_table(tests: pd.DataFrame) -> Table:
         texts = [
             test["dataset"], test["method"], f"{test['n_a']} / {test['n_b']}", f"{100 * test['gap']:+.2f}", interval,
             *(_p(test[name]) for name in ("welch", "welch_holm", "paired", "paired_holm", "wilcoxon")),
-            _number(test["effect_size"]), _number(100 * test["detectable"]),
+            _number(test["effect_size"]), _number(100 * test["detectable"]), _number(test["correlation"], 2),
         ]  # fmt: skip
         rows.append([(text, False) for text in texts])
     columns = ["dataset", "method", "n", "gap", "95 % interval", "p Welch", "Holm", "p paired", "Holm"]
-    columns += ["p Wilcoxon", "g", "detectable"]
+    columns += ["p Wilcoxon", "g", "detectable", "r"]
     metrics = ", ".join(tests.metric.unique())
     notes = [
         f"Is the method better than {tests.reference.iloc[0]}? Gaps in points of {metrics}. One-sided tests; Welch is "
         "the headline, paired is by seed on equal data; Holm over the dataset's comparisons.",
         "g: Hedges' effect size. detectable: the smallest gap in points that these runs find with 80 % power after "
-        "correction.",
+        "correction. r: correlation of the pairs.",
     ]
     if (tests[["n_a", "n_b"]].min(axis=1) < 2).any():
         notes.append("A dash for p: a test needs at least two runs of both methods.")
@@ -271,17 +282,28 @@ def tests_table(tests: pd.DataFrame) -> Table:
     return Table("Tests against the reference", columns, rows, notes)
 
 
+def _escaped(text: str) -> str:
+    """Text without what Markdown would take for a column, emphasis or code (single ~ and inner _ are harmless)."""
+    return re.sub(r"([\\|*`]|~(?=~)|(?<=~)~|\b_|_\b)", r"\\\1", text)
+
+
 def markdown(table: Table) -> str:
     """A table as Markdown."""
-    lines = [f"### {table.title}", "", "| " + " | ".join(table.columns) + " |", "|" + " --- |" * len(table.columns)]
+    lines = [
+        f"### {table.title}",
+        "",
+        "| " + " | ".join(map(_escaped, table.columns)) + " |",
+        "|" + " --- |" * len(table.columns),
+    ]
     for row in table.rows:
-        lines.append("| " + " | ".join(f"**{text}**" if best else text for text, best in row) + " |")
+        texts = [(_escaped(text), best) for text, best in row]
+        lines.append("| " + " | ".join(f"**{text}**" if best else text for text, best in texts) + " |")
     return "\n".join([*lines, "", *(f"{note}\n" for note in table.notes)]).rstrip()
 
 
 _LATEX = {
-    "&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}", "±": r"$\pm$",
-    "~": r"$\sim$", "†": r"$\dagger$", "§": r"\S{}", "<": "$<$", ">": "$>$", "|": "$|$", "^": r"\^{}",
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$",
+    "{": r"\{", "}": r"\}", "±": r"$\pm$", "~": r"$\sim$", "†": r"$\dagger$", "§": r"\S{}", "<": "$<$", ">": "$>$", "|": "$|$", "^": r"\^{}",
 }  # fmt: skip
 
 
@@ -311,7 +333,7 @@ def draw(table: pd.DataFrame, records: list[dict[str, Any]], folder: Path) -> li
         scores = {}
         for record in records:
             cell = record["cell"]
-            if cell["dataset_label"] == dataset and cell["method_label"] not in scores:
+            if dataset_label(cell) == dataset and cell["method_label"] not in scores:
                 found = _scores(Path(record["path"]))
                 if found:
                     scores[cell["method_label"]] = found
@@ -356,7 +378,7 @@ def status(results_dir: Path) -> Table:
     records, complaints = read_records(results_dir)
     counts: dict[tuple[str, str], dict[str, int]] = {}
     for record in records:
-        key = (record["cell"]["dataset_label"], record["cell"]["method_label"])
+        key = (dataset_label(record["cell"]), record["cell"]["method_label"])
         counts.setdefault(key, {"done": 0, "failed": 0})[record["status"]] += 1
     logs = results_dir / "logs"
     begun = [

@@ -29,11 +29,18 @@ def to_frame(records: Iterable[dict[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame([row for record in records for row in _rows(record)])
 
 
+def dataset_label(cell: dict[str, Any]) -> str:
+    """The dataset's label without its data seed: drawings of one dataset stand together in tables."""
+    name, _, options = cell["dataset_label"].partition(":")
+    kept = [part for part in options.split(",") if part and not part.startswith("data_seed=")]
+    return name + (":" + ",".join(kept) if kept else "")
+
+
 def _rows(record: dict[str, Any]) -> list[dict[str, Any]]:
     cell, result = record["cell"], record.get("result", {})
     common = {
         "method": cell["method_label"],
-        "dataset": cell["dataset_label"],
+        "dataset": dataset_label(cell),
         "seed": cell["seed"],
         "data_seed": cell["dataset_parameters"].get("data_seed", 0),
         "status": record["status"],
@@ -100,8 +107,9 @@ def runs(table: pd.DataFrame, dataset: str, metric: str, *, split: str = "test",
         & (table["split"] == split)
         & (table["select"] == select)
     ]
-    versions = chosen.groupby("method")[["protocol", "method.version", "dataset.version"]].nunique().max()
-    if len(chosen) and (versions.max() > 1 or chosen["protocol"].nunique() > 1):
+    n_versions = [chosen[name].nunique() for name in ("protocol", "dataset.version")]
+    n_versions += chosen.groupby("method")["method.version"].nunique().tolist()
+    if max(n_versions) > 1:
         raise BenchmarkError(
             f"The results on {dataset} come from different versions of the suite, a method or the dataset: "
             "compare one version at a time."
@@ -112,7 +120,14 @@ def runs(table: pd.DataFrame, dataset: str, metric: str, *, split: str = "test",
             f"The results on {dataset} were trained on different data under one name (fingerprints differ for "
             f"data seed {', '.join(map(str, mixed[mixed > 1].index))}): they cannot be compared."
         )
-    return chosen.assign(value=chosen[metric].astype(float))[["method", "seed", "data_seed", "fingerprint", "value"]]
+    twice = chosen[chosen.duplicated(["method", "seed", "data_seed", "fingerprint"])]
+    if len(twice):
+        raise BenchmarkError(
+            f"There are several runs of {twice.method.iloc[0]} on {dataset} with seed {twice.seed.iloc[0]}, made with "
+            f"different settings under one label (own and shared recipes, say): keep them in separate folders."
+        )
+    columns = ["method", "seed", "data_seed", "fingerprint", "value", *({"n_worst"} & set(chosen.columns))]
+    return chosen.assign(value=chosen[metric].astype(float)).dropna(subset=["value"])[columns]
 
 
 def headline_of(table: pd.DataFrame, dataset: str) -> str:

@@ -137,7 +137,8 @@ def outcome(task: Task, splits: Splits) -> tuple[dict[str, Any], dict[str, Tenso
         },
         "phases": [
             {
-                "call": phase.call, "share": phase.share, "epochs": phase.epochs, "evaluated": phase.evaluated, "parameters": phase.nets,
+                "call": phase.call, "share": phase.share, "epochs": phase.epochs, "evaluated": phase.evaluated,
+                "parameters": phase.nets,
                 "end": phase.end, "train_loss": phase.losses,
             }
             for phase in task.phases

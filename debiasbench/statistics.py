@@ -13,6 +13,7 @@ import numpy as np
 from scipy import optimize, stats
 
 NAN = float("nan")
+Numbers = Sequence[float] | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def compare(
     gap = float(x.mean() - y.mean()) if len(x) and len(y) else NAN
     if len(x) < 2 or len(y) < 2:
         return Comparison(len(x), len(y), gap, NAN, NAN, NAN, NAN, NAN, NAN, NAN, NAN)
-    pooled = math.sqrt(((len(x) - 1) * x.var(ddof=1) + (len(y) - 1) * y.var(ddof=1)) / (len(x) + len(y) - 2))
+    pooled = math.sqrt(((len(x) - 1) * _deviation(x) ** 2 + (len(y) - 1) * _deviation(y) ** 2) / (len(x) + len(y) - 2))
     low, high = gap_interval(x, y)
     level = 0.05 / n_comparisons
     return Comparison(
@@ -67,7 +68,7 @@ def compare(
         welch=welch(x, y),
         paired=paired_t(pairs),
         wilcoxon=wilcoxon(pairs, level=level),
-        effect_size=gap / pooled * (1 - 3 / (4 * (len(x) + len(y)) - 9)) if pooled else math.copysign(math.inf, gap),
+        effect_size=hedges_g(gap, pooled, len(x) + len(y)),
         low=low,
         high=high,
         detectable=pooled * detectable_gap(len(x), len(y), level=level),
@@ -75,13 +76,31 @@ def compare(
     )
 
 
-def welch(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray) -> float:
+def hedges_g(gap: float, deviation: float, n: int) -> float:
+    """The gap in standard deviations, corrected for the bias of few runs (n: of both sides together)."""
+    if deviation == 0:
+        return math.copysign(math.inf, gap) if gap else 0.0
+    return gap / deviation * (1 - 3 / (4 * n - 9))
+
+
+def _flat(x: Numbers) -> bool:
+    """Whether all values are equal, up to what floats make of equal shares."""
+    return bool(np.ptp(np.asarray(x, dtype=float)) <= 1e-12)
+
+
+def _deviation(x: Numbers) -> float:
+    """Sample standard deviation, exactly 0 where there is no spread."""
+    return 0.0 if _flat(x) else float(np.std(x, ddof=1))
+
+
+def welch(x: Numbers, y: Numbers) -> float:
     """P of Welch's one-sided t-test for mean(x) > mean(y); nan with fewer than two runs a side."""
     if len(x) < 2 or len(y) < 2:
         return NAN
-    if np.var(x) == 0 and np.var(y) == 0:  # no spread at all: the t statistic is infinite or undefined
-        return {1: 0.0, 0: 0.5, -1: 1.0}[int(np.sign(np.mean(x) - np.mean(y)))]
-    return float(stats.ttest_ind(x, y, equal_var=False, alternative="greater").pvalue)
+    if _flat(x) and _flat(y):  # no spread at all: the t statistic is infinite or undefined
+        return {1: 0.0, 0: 0.5, -1: 1.0}[int(np.sign(x[0] - y[0]))]
+    sides = (np.mean(x), _deviation(x), len(x), np.mean(y), _deviation(y), len(y))
+    return float(stats.ttest_ind_from_stats(*sides, equal_var=False, alternative="greater").pvalue)
 
 
 def paired_t(pairs: Sequence[tuple[float, float]]) -> float:
@@ -89,7 +108,7 @@ def paired_t(pairs: Sequence[tuple[float, float]]) -> float:
     if len(pairs) < 2:
         return NAN
     difference = np.asarray(pairs, dtype=float) @ (1, -1)
-    if np.var(difference) == 0:
+    if _flat(difference):
         return {1: 0.0, 0: 0.5, -1: 1.0}[int(np.sign(difference[0]))]
     return float(stats.ttest_1samp(difference, 0, alternative="greater").pvalue)
 
@@ -116,12 +135,17 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 def gap_interval(x: np.ndarray, y: np.ndarray, *, seed: int = 0) -> tuple[float, float]:
     """95 % interval of mean(x) - mean(y): Welch's t below ten runs a side, bootstrap (BCa) from there."""
-    if np.var(x) == 0 and np.var(y) == 0:
+    if _flat(x) and _flat(y):
         gap = float(np.mean(x) - np.mean(y))
         return gap, gap
     if min(len(x), len(y)) < 10:
-        interval = stats.ttest_ind(x, y, equal_var=False).confidence_interval(0.95)
-        return float(interval.low), float(interval.high)
+        var_x, var_y = _deviation(x) ** 2 / len(x), _deviation(y) ** 2 / len(y)  # of the means
+        freedom = (var_x + var_y) ** 2 / (var_x**2 / (len(x) - 1) + var_y**2 / (len(y) - 1))
+        half = float(stats.t.ppf(0.975, freedom)) * math.sqrt(var_x + var_y)
+        gap = float(np.mean(x) - np.mean(y))
+        return gap - half, gap + half
+    if np.isnan(x).any() or np.isnan(y).any():
+        return NAN, NAN
     result = stats.bootstrap(
         (x, y),
         lambda first, second, axis: first.mean(axis=axis) - second.mean(axis=axis),
@@ -163,6 +187,6 @@ def detectable_gap(n_a: int, n_b: int, *, level: float = 0.05, power: float = 0.
 
 def _correlation(pairs: Sequence[tuple[float, float]]) -> float:
     values = np.asarray(pairs, dtype=float).reshape(-1, 2)
-    if len(values) < 3 or (values.std(axis=0) == 0).any():
+    if len(values) < 3 or _flat(values[:, 0]) or _flat(values[:, 1]):
         return NAN
     return float(np.corrcoef(values.T)[0, 1])

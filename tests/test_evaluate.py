@@ -152,9 +152,7 @@ def test_overall_accuracy_is_the_mean_of_groups_weighted_by_their_counts(make_sp
 def labelled(y, bias):
     """Samples with empty pictures."""
     y, bias = torch.tensor(y), torch.tensor(bias)
-    return Samples(
-        torch.zeros(len(y), 3, 2, 2, dtype=torch.uint8), y, bias if bias.ndim == 2 else bias[:, None]
-    )
+    return Samples(torch.zeros(len(y), 3, 2, 2, dtype=torch.uint8), y, bias if bias.ndim == 2 else bias[:, None])
 
 
 def evaluation_of(test, **changes):
@@ -171,9 +169,7 @@ def test_the_metrics_of_a_split_are_loss_and_accuracies_of_its_logits():
     for split in ("valid", "test"):
         found = evaluation.metrics(split, logits)
         assert found.pop("loss") == pytest.approx(cross_entropy(logits.double(), y).item(), rel=1e-6)
-        assert_same(
-            found, slow_accuracies(correct, y.numpy(), bias.numpy()[:, None], ("b",), split == "test")
-        )
+        assert_same(found, slow_accuracies(correct, y.numpy(), bias.numpy()[:, None], ("b",), split == "test"))
     biased = evaluation_of(labelled(y.tolist(), bias.tolist()), unbiased_test=False)
     assert "acc_unbiased" not in biased.metrics("test", logits)
 
@@ -299,9 +295,7 @@ def test_the_rules_without_bias_knowledge_read_neither_test_nor_bias_labels():
     rows = epochs_of(**FOUR)
     for row in rows:
         row["test"] = {name: NAN for name in row["test"]}
-        row["valid"] = {
-            name: row["valid"][name] if name in ("loss", "acc_avg") else NAN for name in row["valid"]
-        }
+        row["valid"] = {name: row["valid"][name] if name in ("loss", "acc_avg") else NAN for name in row["valid"]}
     found = select(rows, ("acc_unbiased",))
     assert {rule: found[rule] for rule in ("last", "val_loss", "val_acc")} == {
         "last": 3,
@@ -324,9 +318,7 @@ def conflicts(n=200, n_biases=1, ratio=0.1):
 def test_scores_are_judged_by_auroc_mass_and_precision(kind):
     samples = conflicts()
     truth = samples.conflicting[:, 0].numpy()
-    score = torch.rand(200, generator=torch.Generator().manual_seed(0), dtype=kind) + 0.3 * torch.from_numpy(
-        truth
-    )
+    score = torch.rand(200, generator=torch.Generator().manual_seed(0), dtype=kind) + 0.3 * torch.from_numpy(truth)
     score = score.to(kind)
     found = identification(score, samples, ("bias",))
     values = score.double().numpy()

@@ -134,8 +134,7 @@ def test_the_hash_covers_the_values_and_versions_and_nothing_else():
 def test_a_new_version_of_a_method_or_dataset_is_another_cell(monkeypatch):
     before = one_cell("vanilla").hash
     method, dataset = (
-        registry.get(name)[0]
-        for registry, name in ((debiasbench.methods.registry, "vanilla"), (datasets, "cmnist5k"))
+        registry.get(name)[0] for registry, name in ((debiasbench.methods.registry, "vanilla"), (datasets, "cmnist5k"))
     )
     hashes = {before}
     for cls in (method, dataset):
@@ -237,9 +236,7 @@ def test_the_rest_of_the_recipe_is_the_datasets():
 def test_epochs_scale_the_schedule_and_replace_the_steps():
     long, short = (one_cell("vanilla", "cmnist", epochs=epochs).build_recipe() for epochs in (100, 10))
     assert short == long.replace(epochs=10)
-    rates = {
-        r.epochs: [r.learning_rate_at(epoch / r.epochs) for epoch in range(r.epochs)] for r in (long, short)
-    }
+    rates = {r.epochs: [r.learning_rate_at(epoch / r.epochs) for epoch in range(r.epochs)] for r in (long, short)}
     assert rates[10] == rates[100][::10]
     assert rates[10] == pytest.approx([0.02] * 4 + [0.002] * 4 + [0.0002] * 2)
     official = one_cell("disen:preset=official").build_recipe()
@@ -326,10 +323,7 @@ def test_two_sweeps_expand_to_their_product():
 
 
 def test_presets_can_be_swept():
-    labels = [
-        cell.method_label
-        for cell in expand(["pgd:preset=official|official-l2"], ["cmnist5k"], seeds=[0]).cells
-    ]
+    labels = [cell.method_label for cell in expand(["pgd:preset=official|official-l2"], ["cmnist5k"], seeds=[0]).cells]
     assert labels == ["pgd:preset=official", "pgd:preset=official-l2"]
 
 

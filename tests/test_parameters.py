@@ -78,9 +78,7 @@ def test_a_spec_is_split_at_the_first_colon_at_commas_and_at_the_first_equals_si
     assert split_spec(spec) == expected
 
 
-@pytest.mark.parametrize(
-    "spec", ["a:key", "a:key=", "a:=1", "a:,", "a:key=1,", "a:key=1,,b=2", "a:key=1|", "a:key=|1"]
-)
+@pytest.mark.parametrize("spec", ["a:key", "a:key=", "a:=1", "a:,", "a:key=1,", "a:key=1,,b=2", "a:key=1|", "a:key=|1"])
 def test_what_is_no_key_and_value_is_refused_and_quoted(spec):
     with pytest.raises(BenchmarkError) as error:
         split_spec(spec)
@@ -94,9 +92,7 @@ def test_an_empty_quoted_value_is_refused():
 
 
 def test_a_key_given_twice_is_refused_and_the_sweep_is_shown():
-    with pytest.raises(
-        BenchmarkError, match=r"'key' is given twice in 'a:key=1,key=2'; write a sweep as key=a\|b"
-    ):
+    with pytest.raises(BenchmarkError, match=r"'key' is given twice in 'a:key=1,key=2'; write a sweep as key=a\|b"):
         split_spec("a:key=1,key=2")
 
 
@@ -173,9 +169,7 @@ def test_all_inline_problems_are_reported_together_with_the_nearest_names():
         read_parameters(Knobs, options, Recipe)
     lines = str(error.value).splitlines()
     assert len(lines) == 4
-    assert lines[0].startswith(
-        "Unknown parameter 'shar' of knobs. Did you mean 'share'? Known: share, count,"
-    )
+    assert lines[0].startswith("Unknown parameter 'shar' of knobs. Did you mean 'share'? Known: share, count,")
     assert lines[1] == "The 'count' parameter of knobs must be a whole number. Got 'x'."
     assert lines[2] == "The 'on' parameter of knobs must be true or false. Got 'maybe'."
     assert lines[3].startswith("Unknown parameter 'lerning_rate' of knobs. Did you mean 'learning_rate'?")
@@ -330,10 +324,7 @@ def test_a_label_names_only_what_differs_and_takes_the_shorter_of_preset_and_val
     assert label("knobs", DEFAULTS, bases) == "knobs"
     assert label("knobs", {**DEFAULTS, "count": 9}, bases) == "knobs:count=9"
     assert label("knobs", {**DEFAULTS, "share": 1.0, "count": 9}, bases) == "knobs:preset=bold"
-    assert (
-        label("knobs", {**DEFAULTS, "share": 1.0, "count": 9, "on": True}, bases)
-        == "knobs:preset=bold,on=true"
-    )
+    assert label("knobs", {**DEFAULTS, "share": 1.0, "count": 9, "on": True}, bases) == "knobs:preset=bold,on=true"
 
 
 LABELS = [
@@ -378,9 +369,7 @@ LABELS = [
 
 
 @pytest.mark.parametrize(("method", "dataset", "method_label", "dataset_label"), LABELS)
-def test_a_label_is_the_shortest_text_and_reads_back_as_the_same_cell(
-    method, dataset, method_label, dataset_label
-):
+def test_a_label_is_the_shortest_text_and_reads_back_as_the_same_cell(method, dataset, method_label, dataset_label):
     cell = one_cell(method, dataset)
     if method_label is not None:
         assert (cell.method_label, cell.dataset_label) == (method_label, dataset_label)

@@ -136,9 +136,7 @@ def break_by_hand(monkeypatch):
 
 @pytest.mark.parametrize("existing", [True, False])
 @pytest.mark.parametrize("break_it", [break_write, break_fsync, break_replace, break_by_hand])
-def test_a_write_that_fails_leaves_the_old_file_whole_and_nothing_else(
-    tmp_path, monkeypatch, break_it, existing
-):
+def test_a_write_that_fails_leaves_the_old_file_whole_and_nothing_else(tmp_path, monkeypatch, break_it, existing):
     path = tmp_path / "s0-abc.json"
     if existing:
         path.write_bytes(b"old and whole")
@@ -319,10 +317,7 @@ def test_a_later_schema_is_refused_with_both_numbers(tmp_path):
     path = written(tmp_path, new_cell(), schema=SCHEMA + 4)
     with pytest.raises(BenchmarkError) as error:
         read_record(path)
-    assert (
-        str(error.value)
-        == f"{path} has schema {SCHEMA + 4}; this version of debiasbench reads up to {SCHEMA}."
-    )
+    assert str(error.value) == f"{path} has schema {SCHEMA + 4}; this version of debiasbench reads up to {SCHEMA}."
 
 
 def test_all_records_below_a_folder_are_read_in_order_and_leftovers_are_not(tmp_path):
@@ -379,9 +374,7 @@ def older(cell, part, key):
         ("recipe", "clip_norm"), ("recipe", "eval_every"), ("recipe", "crop_ratio"),
     ],
 )  # fmt: skip
-def test_a_record_from_before_a_parameter_existed_still_counts_if_its_value_is_the_default(
-    tmp_path, part, key
-):
+def test_a_record_from_before_a_parameter_existed_still_counts_if_its_value_is_the_default(tmp_path, part, key):
     cell = new_cell()
     old = older(cell, part, key)
     assert old.hash != cell.hash
@@ -391,9 +384,7 @@ def test_a_record_from_before_a_parameter_existed_still_counts_if_its_value_is_t
 
 def test_a_record_from_before_several_parameters_existed_still_counts(tmp_path):
     cell = new_cell("jtt:T=3")
-    old = older(
-        older(older(cell, "method_parameters", "copies"), "method_parameters", "lambda_up"), "recipe", "flip"
-    )
+    old = older(older(older(cell, "method_parameters", "copies"), "method_parameters", "lambda_up"), "recipe", "flip")
     assert find_record(tmp_path, cell) is None
     path = written(tmp_path, old)
     assert find_record(tmp_path, cell) == path
@@ -401,9 +392,7 @@ def test_a_record_from_before_several_parameters_existed_still_counts(tmp_path):
 
 def as_if_labelled(old, cell):
     """`old` with the labels of `cell`, so that only the values can tell them apart."""
-    return Cell.from_json(
-        {**old.to_json(), "method_label": cell.method_label, "dataset_label": cell.dataset_label}
-    )
+    return Cell.from_json({**old.to_json(), "method_label": cell.method_label, "dataset_label": cell.dataset_label})
 
 
 def test_a_record_from_before_a_parameter_existed_does_not_count_for_another_value(tmp_path):

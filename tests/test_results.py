@@ -220,9 +220,7 @@ def test_best_and_tied_follow_from_scipy_on_the_raw_numbers():
     found = summary(to_frame(records_of()), "cmnist5k", "acc_unbiased")
     best = max(VALUES, key=lambda method: np.mean(VALUES[method]))
     others = [method for method in VALUES if method != best]
-    corrected = dict(
-        zip(others, holm([welch(VALUES[best], VALUES[method]) for method in others]), strict=True)
-    )
+    corrected = dict(zip(others, holm([welch(VALUES[best], VALUES[method]) for method in others]), strict=True))
     assert found["best"].to_dict() == {method: method == best for method in VALUES}
     assert found["tied"].to_dict() == {method: corrected.get(method, 0.0) >= 0.05 for method in VALUES}
     assert sorted(found["tied"]) == [False, False, False, True]  # the test tests something
@@ -262,9 +260,7 @@ def test_a_comparison_is_scipy_on_the_raw_numbers_and_holm_over_the_dataset():
     assert found.method.tolist() == others
     p = {
         "welch": [welch(VALUES[method], VANILLA) for method in others],
-        "paired": [
-            stats.ttest_rel(VALUES[method], VANILLA, alternative="greater").pvalue for method in others
-        ],
+        "paired": [stats.ttest_rel(VALUES[method], VANILLA, alternative="greater").pvalue for method in others],
     }
     for test, expected in p.items():
         assert found[test].tolist() == pytest.approx(expected, rel=1e-9)
@@ -321,9 +317,7 @@ def test_only_runs_of_equal_seed_and_data_seed_are_pairs():
     records += [record("pgd", 0, 0.99, data_seed=1)]
     found = compare(to_frame(records), reference="vanilla").iloc[0]
     assert (found.n_a, found.n_b, found.n_pairs) == (5, 4, 3)
-    assert found.paired == pytest.approx(
-        stats.ttest_rel(PGD[1:4], VANILLA[1:4], alternative="greater").pvalue
-    )
+    assert found.paired == pytest.approx(stats.ttest_rel(PGD[1:4], VANILLA[1:4], alternative="greater").pvalue)
     assert found.correlation == pytest.approx(np.corrcoef(PGD[1:4], VANILLA[1:4])[0, 1])
     assert found.welch == pytest.approx(welch([*PGD[1:5], 0.99], VANILLA[:4]))
 
@@ -395,8 +389,7 @@ def test_an_unknown_reference_is_answered_with_the_nearest_and_all():
     with pytest.raises(BenchmarkError) as error:
         compare(to_frame(records_of()), reference="vanila")
     assert str(error.value) == (
-        "No results of the reference 'vanila'. Did you mean 'vanilla'? "
-        "There are: vanilla, pgd:score=loss, lff, disen."
+        "No results of the reference 'vanila'. Did you mean 'vanilla'? There are: vanilla, pgd:score=loss, lff, disen."
     )
 
 
@@ -475,9 +468,7 @@ def test_the_comparison_shows_mean_spread_n_best_and_ties(made):
 
 def test_the_selection_table_shows_every_rule_and_marks_those_that_use_bias_labels(made):
     folder, _ = made
-    columns, rows = markdown_tables((folder / "tables" / "comparison.md").read_text())[
-        "Selection rules on cmnist5k"
-    ]
+    columns, rows = markdown_tables((folder / "tables" / "comparison.md").read_text())["Selection rules on cmnist5k"]
     assert columns == [
         "method", "last", "val_loss", "val_acc", "group_val§", "test_oracle§", "acc_aligned, last",
         "acc_conflict, last",
@@ -494,9 +485,7 @@ def test_the_selection_table_shows_every_rule_and_marks_those_that_use_bias_labe
 
 def test_the_tests_in_the_report_are_those_of_scipy(made):
     folder, _ = made
-    columns, rows = markdown_tables((folder / "tables" / "comparison.md").read_text())[
-        "Tests against the reference"
-    ]
+    columns, rows = markdown_tables((folder / "tables" / "comparison.md").read_text())["Tests against the reference"]
     others = ["pgd:score=loss", "lff", "disen"]
     p = holm([welch(VALUES[method], VANILLA) for method in others])
     assert [row[columns.index("method")] for row in rows] == others
@@ -510,9 +499,7 @@ def test_the_tests_in_the_report_are_those_of_scipy(made):
     table = pd.read_csv(folder / "tables" / "tests.csv")
     assert table["method"].tolist() == others
     assert table["welch_holm"].tolist() == pytest.approx(p, rel=1e-9)
-    assert table["gap"].tolist() == pytest.approx(
-        [np.mean(VALUES[m]) - np.mean(VANILLA) for m in others], rel=1e-9
-    )
+    assert table["gap"].tolist() == pytest.approx([np.mean(VALUES[m]) - np.mean(VANILLA) for m in others], rel=1e-9)
 
 
 def test_the_correlation_of_the_pairs_is_printed(made):
@@ -607,7 +594,7 @@ def test_with_a_single_run_there_are_dashes_and_a_sentence_in_place_of_p(tmp_pat
     cells = [text for text, _ in row]
     assert cells[2] == f"1 / {n}"
     assert cells[3] == f"{100 * (PGD[0] - np.mean(VANILLA[:n])):+.2f}"
-    assert cells[4:] == ["-"] * 8
+    assert cells[4:] == ["-"] * 9
     assert "A dash for p: a test needs at least two runs of both methods." in tests.notes
     assert "nan" not in (tmp_path / "tables" / "comparison.md").read_text()
 
@@ -656,20 +643,14 @@ def test_identification_is_the_mean_over_runs(tmp_path):
     found = report.make(store(tmp_path, records), figures=False)
     (table,) = [table for table in found.tables if table.title == "Bias identification"]
     assert table.columns == ["dataset", "method", "values", "auroc", "conflict_mass"]
-    assert [[text for text, _ in row] for row in table.rows] == [
-        ["cmnist5k", "pgd", "score", "0.850", "0.375"]
-    ]
+    assert [[text for text, _ in row] for row in table.rows] == [["cmnist5k", "pgd", "score", "0.850", "0.375"]]
 
 
 def test_figures_are_drawn_of_scores_and_accuracies(tmp_path):
     records = records_of({"vanilla": VANILLA[:2], "pgd": PGD[:2]})
     for one in records:
         score = torch.linspace(0, 1, 50, dtype=torch.float64)
-        arrays = (
-            {"score": score, "train_conflict": (score > 0.8)[:, None]}
-            if one["cell"]["method"] == "pgd"
-            else {}
-        )
+        arrays = {"score": score, "train_conflict": (score > 0.8)[:, None]} if one["cell"]["method"] == "pgd" else {}
         write_record(record_path(tmp_path, Cell.from_json(one["cell"])), one, arrays)
     found = report.make(tmp_path)
     names = {f"{stem}-cmnist5k{ending}" for stem in ("scores", "accuracies") for ending in (".pdf", ".png")}
@@ -688,9 +669,7 @@ def rendered(text):
 
     html = markdown_it.MarkdownIt("commonmark").enable(["table", "strikethrough"]).render(text)
     rows = re.findall(r"<tr>(.*?)</tr>", html, flags=re.DOTALL)
-    return [
-        [unescape(cell) for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL)] for row in rows
-    ]
+    return [[unescape(cell) for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL)] for row in rows]
 
 
 @pytest.mark.parametrize(
@@ -714,9 +693,7 @@ def test_markdown_shows_every_character_as_it_is(text):
 
 
 def test_markdown_sets_the_best_in_bold():
-    table = report.Table(
-        "Title", ["method"], [[("81.00 ± 1.00", True)], [("80.00 ± 1.00 ~", False)]], ["A note."]
-    )
+    table = report.Table("Title", ["method"], [[("81.00 ± 1.00", True)], [("80.00 ± 1.00 ~", False)]], ["A note."])
     cells = rendered(report.markdown(table))
     assert cells == [["method"], ["<strong>81.00 ± 1.00</strong>"], ["80.00 ± 1.00 ~"]]
     assert report.markdown(table).startswith("### Title\n")
@@ -734,9 +711,7 @@ def test_markdown_sets_the_best_in_bold():
     ],
 )  # fmt: skip
 def test_latex_escapes_every_special_character(text, expected):
-    table = report.Table(
-        "Title", [text, "n"], [[(text, False), ("1", False)], [(text, True), ("1", False)]], [text]
-    )
+    table = report.Table("Title", [text, "n"], [[(text, False), ("1", False)], [(text, True), ("1", False)]], [text])
     lines = report.latex(table).splitlines()
     (row,) = {cell for cell in expected if any(line.strip() == rf"{cell} & 1 \\" for line in lines)} or [None]
     assert row is not None, lines
@@ -769,9 +744,7 @@ def test_the_status_counts_done_failed_and_begun_cells(tmp_path):
 
 
 def test_references_are_given_once_for_what_was_used(tmp_path):
-    text = report.bibtex(
-        store(tmp_path, records_of({"pgd": PGD[:2], "lff": LFF[:1], "vanilla": VANILLA[:1]}))
-    )
+    text = report.bibtex(store(tmp_path, records_of({"pgd": PGD[:2], "lff": LFF[:1], "vanilla": VANILLA[:1]})))
     assert re.findall(r"@\w+\{(\w+),", text) == ["ahn2023pgd", "nam2020lff"]
 
 

@@ -46,9 +46,7 @@ def slow_welch(x, y):
     return stats.t.sf(t, freedom)
 
 
-@pytest.mark.parametrize(
-    ("x", "y"), [(BETTER, WORSE), (WORSE, BETTER), (BETTER[:2], WORSE), (BETTER[:2], WORSE[:2])]
-)
+@pytest.mark.parametrize(("x", "y"), [(BETTER, WORSE), (WORSE, BETTER), (BETTER[:2], WORSE), (BETTER[:2], WORSE[:2])])
 def test_welch_is_one_sided_with_unequal_variances(x, y):
     assert welch(x, y) == pytest.approx(slow_welch(x, y), rel=1e-9)
     expected = stats.ttest_ind(x, y, equal_var=False, alternative="greater").pvalue
@@ -267,16 +265,12 @@ def test_the_intervals_cover_the_truth_as_often_as_they_say():
 # --- what could be found
 
 
-@pytest.mark.parametrize(
-    ("n", "n_comparisons", "expected"), [(3, 1, 2.5), (3, 4, 3.7), (25, 1, 0.71), (25, 4, 0.90)]
-)
+@pytest.mark.parametrize(("n", "n_comparisons", "expected"), [(3, 1, 2.5), (3, 4, 3.7), (25, 1, 0.71), (25, 4, 0.90)])
 def test_the_detectable_gaps_of_the_design(n, n_comparisons, expected):
     assert detectable_gap(n, n, level=0.05 / n_comparisons) == pytest.approx(expected, abs=0.05)
 
 
-@pytest.mark.parametrize(
-    ("n", "m", "level"), [(3, 3, 0.05), (3, 3, 0.05 / 4), (25, 25, 0.05 / 4), (3, 25, 0.05)]
-)
+@pytest.mark.parametrize(("n", "m", "level"), [(3, 3, 0.05), (3, 3, 0.05 / 4), (25, 25, 0.05 / 4), (3, 25, 0.05)])
 def test_a_gap_called_detectable_is_found_in_eighty_percent_of_simulated_experiments(n, m, level):
     generator = np.random.default_rng(0)
     x = generator.normal(detectable_gap(n, m, level=level), 1, (4000, n))
@@ -295,9 +289,7 @@ def test_the_power_at_the_detectable_gap_is_right_by_integration(n, m, level, po
     gap = detectable_gap(n, m, level=level, power=power)
 
     def found(spread):  # given the estimated spread, t exceeds the critical value with this probability
-        return stats.norm.sf(critical * spread - gap * scale) * stats.chi.pdf(
-            spread * math.sqrt(freedom), freedom
-        )
+        return stats.norm.sf(critical * spread - gap * scale) * stats.chi.pdf(spread * math.sqrt(freedom), freedom)
 
     value, _ = integrate.quad(found, 0, 6, limit=400, points=[0.5, 1, 2])
     assert value * math.sqrt(freedom) == pytest.approx(power, abs=2e-4)

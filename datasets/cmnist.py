@@ -104,7 +104,6 @@ class CMNIST(Dataset):
         test_grey, test_y = self._read(data_dir, "t10k")
         if self.generator == "lff":
             parts = {"train": (grey, y, self.rho), "valid": (test_grey, test_y, TEST_RATIO)}
-            parts["test"] = parts["valid"]
         else:
             n_train = len(y) * 9 // 10
             parts = {
@@ -114,6 +113,8 @@ class CMNIST(Dataset):
                 "tune": (grey[n_train:], y[n_train:], TEST_RATIO),
             }
         splits = {split: self._coloured(number, *part) for number, (split, part) in enumerate(parts.items())}
+        if self.generator == "lff":
+            splits["test"] = splits["valid"]
         return Splits(**splits)
 
     def _coloured(self, number, grey, digit, ratio):

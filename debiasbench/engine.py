@@ -75,6 +75,10 @@ class Stage:
         parameters = [parameter for net in nets.values() for parameter in net.parameters()]
         self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
         self.optimizer = _optimizer(self.parameters, recipe)
+        # what dropout layers draw from; torch.manual_seed would walk the stack at each call until CUDA is in use
+        self.global_generators = [torch.default_generator]
+        if task.device.type == "cuda":
+            self.global_generators.append(torch.cuda.default_generators[task.device.index or 0])
 
     def run(self, epochs: int | None = None, *, sample: Sample = None, draws: int | None = None) -> State:
         """Train for `epochs` more epochs (default: to the end of the recipe) and return the state.
@@ -83,6 +87,7 @@ class Stage:
         """
         sample = self.sample if sample is None else sample
         draws = self.draws if draws is None else draws
+        check_sample(sample, self.task.n_samples, self.state)
         call = self.task._numbered("train", self._signature(epochs, sample))
         steps_per_epoch = len(self._plan(sample, draws, call, 0))
         total_steps = self.recipe.steps or self.recipe.epochs * steps_per_epoch
@@ -146,7 +151,8 @@ class Stage:
             )
             if task.method.needs_bias_labels:
                 batch.bias = task.bias[index]
-            torch.manual_seed(derived_seed("dropout", *place))
+            for global_generator in self.global_generators:
+                global_generator.manual_seed(derived_seed("dropout", *place))
             value = self._loss(nets, batch)
             self.optimizer.zero_grad(set_to_none=True)
             value.backward()
@@ -181,7 +187,7 @@ class Stage:
     def _plan(self, sample: Sample, draws: int | None, call: int, epoch: int) -> list[Tensor]:
         """The batches of an epoch, as int64 indices on the device; a function of (seed, call, epoch) alone."""
         generator = derived_generator("order", self.task.seed, call, epoch)
-        return plan_epoch(
+        plan = plan_epoch(
             sample,
             n_samples=len(self.task.y),
             batch_size=self.recipe.batch_size,
@@ -190,6 +196,11 @@ class Stage:
             generator=generator,
             device=self.task.device,
         )
+        if callable(sample) and _tables(self.state, self.task.n_samples):
+            for batch in plan:
+                if len(batch.unique()) < len(batch):
+                    raise ValueError("State tables need batches without duplicates; this layout repeats a sample.")
+        return plan
 
     def _signature(self, epochs: int | None, sample: Sample) -> dict[str, Any]:
         from debiasbench.task import digest_of, source_of
@@ -259,12 +270,17 @@ def check_sample(sample: Any, n_samples: int, state: Mapping[str, Tensor]) -> No
         raise DivergedError("The sampling probabilities hold values that are not finite: look at the scores.")
     if bool((values < 0).any()) or not bool((values > 0).any()):
         raise ValueError("sample must not be negative anywhere, and above 0 somewhere.")
-    tables = [name for name, value in state.items() if value.ndim and len(value) == n_samples]
+    tables = _tables(state, n_samples)
     if tables:
         raise ValueError(
             f"State tables ({', '.join(tables)}) cannot go with sampling that repeats samples: two rows of one batch "
             "would write to one place. Use sample=None, or keep the table in another phase."
         )
+
+
+def _tables(state: Mapping[str, Tensor], n_samples: int) -> list[str]:
+    """Names of the per-sample tables in a state."""
+    return [name for name, value in state.items() if value.ndim and len(value) == n_samples]
 
 
 def _optimizer(parameters: list[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:

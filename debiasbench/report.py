@@ -301,9 +301,9 @@ def markdown(table: Table) -> str:
     return "\n".join([*lines, "", *(f"{note}\n" for note in table.notes)]).rstrip()
 
 
-_LATEX = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$",
-    "{": r"\{", "}": r"\}", "±": r"$\pm$", "~": r"$\sim$", "†": r"$\dagger$", "§": r"\S{}", "<": "$<$", ">": "$>$", "|": "$|$", "^": r"\^{}",
+_LATEX = {character: "\\" + character for character in "&%_#${}"} | {
+    "\\": r"\textbackslash{}", "^": r"\^{}", "~": r"$\sim$", "±": r"$\pm$", "†": r"$\dagger$", "§": r"\S{}",
+    "<": "$<$", ">": "$>$", "|": "$|$",
 }  # fmt: skip
 
 

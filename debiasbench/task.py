@@ -104,7 +104,7 @@ class Task:
         call = self._numbered("new_net", {"net": self.recipe.net, "head": head})
         shape = tuple(self.x.shape[1:])
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derived_seed("init", self.seed, call))
+            torch.default_generator.manual_seed(derived_seed("init", self.seed, call))
             net = build_net(self.recipe.net, shape, self.n_classes, pretrained=self.recipe.pretrained)
         if not head:
             net.head = nn.Identity()
@@ -114,7 +114,7 @@ class Task:
         """A new linear layer, in torch's own initialisation."""
         call = self._numbered("new_head", {"n_in": n_in, "n_out": n_out})
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derived_seed("init", self.seed, call))
+            torch.default_generator.manual_seed(derived_seed("init", self.seed, call))
             head = nn.Linear(n_in, n_out)
         return self._placed(head)
 

@@ -17,8 +17,6 @@ biased network of 18.1 / 19.7 / 44.0 (Table 7); ours: docs/reproduction.md.
 
 import math
 
-import torch
-
 from debiasbench.errors import BenchmarkError
 from debiasbench.losses import cross_entropy, gce, gradient_norm
 from debiasbench.methods import Method, above, between, one_of
@@ -96,14 +94,15 @@ class PGD(Method):
         return gce(nets.net(batch.x), batch.y, self.alpha, self.gce_form).mean()
 
     def scores(self, net, x, y):
-        """Step 2, equation 1 before normalisation: gradient norms of cross-entropy -> (B,), at least 1e-8."""
+        """Step 2, equation 1 before normalisation: gradient norms of cross-entropy -> (B,); norms are at least 1e-8."""
         features = net.features(x)
         logits = net.head(features)
         if self.score == "loss":
             return cross_entropy(logits, y).double().clamp_min(1e-8)
         order = self.order or ORDERS[self.norm]
         norms = gradient_norm(features, logits, y, order=order, bias=self.score_bias)
-        return torch.clamp_min(norms**2 if self.norm == "l2sq" else norms, 1e-8)
+        norms = norms.clamp_min(1e-8)
+        return norms**2 if self.norm == "l2sq" else norms
 
     def debiased_loss(self, nets, batch, state):
         """Step 3: cross-entropy on batches drawn from h."""

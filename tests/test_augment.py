@@ -130,9 +130,7 @@ def test_crop_of_other_scales_is_torchvisions():
     with torch.random.fork_rng():
         torch.manual_seed(1)
         image = torch.zeros(3, 24, 32)
-        theirs = torch.tensor(
-            [RandomResizedCrop.get_params(image, [0.08, 1.0], [0.75, 1.3333]) for _ in range(5000)]
-        )
+        theirs = torch.tensor([RandomResizedCrop.get_params(image, [0.08, 1.0], [0.75, 1.3333]) for _ in range(5000)])
     for column in range(4):
         assert p_of_two_samples(ours[:, column], theirs[:, column]) > 1e-4, column
 
@@ -192,9 +190,7 @@ def test_hue_shift_equals_torchvisions(images):
     image = torch.cat([images[: n // 2].float() / 255, torch.rand(n // 2, 3, 28, 28, generator=seeded(8))])
     turns = torch.empty(n, 1, 1, 1).uniform_(-0.5, 0.5, generator=seeded(9))
     ours = shift_hue(image, turns)
-    theirs = torch.stack(
-        [vision.adjust_hue(one, by) for one, by in zip(image, turns.flatten().tolist(), strict=True)]
-    )
+    theirs = torch.stack([vision.adjust_hue(one, by) for one, by in zip(image, turns.flatten().tolist(), strict=True)])
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
     assert (ours - image).abs().mean() > 0.1
 
@@ -240,9 +236,7 @@ def test_colour_jitter_equals_one_of_torchvisions_orders(images, saturation_firs
         other = max(other, ((ours[place] - others).abs() * (cut == 0)).max().item())
     assert n_equal > 0.5 * n * 28 * 28
     assert worst < 0.0075
-    assert (
-        other > 1e-3
-    )  # the two orders differ where nothing is cut off, so that the comparison says something
+    assert other > 1e-3  # the two orders differ where nothing is cut off, so that the comparison says something
 
 
 def test_jitter_factors_are_uniform_and_drawn_per_sample():

@@ -81,9 +81,7 @@ def difference_to(x, grey, colours):
 
 def test_cmnist_has_the_published_counts(cmnist):
     """Trap 13: 54,000 / 6,000 / 10,000; 270 conflicts in training and 9,000 in test, up to chance."""
-    assert {
-        name: len(part) for name, part in cmnist.named().items() if name != "tune"
-    } == CMNIST.official_counts
+    assert {name: len(part) for name, part in cmnist.named().items() if name != "tune"} == CMNIST.official_counts
     assert CMNIST.official_counts == {"train": 54_000, "valid": 6_000, "test": 10_000}
     conflicts = {name: int(part.conflicting.sum()) for name, part in cmnist.named().items()}
     assert abs(conflicts["train"] - 270) <= 4 * 16.4
@@ -435,9 +433,7 @@ def predictions(splits, n_epochs=40):
         for name in ("valid", "test"):
             part = splits.named()[name]
             noise = torch.randn(len(part), 10, generator=generator)
-            logits[name] = (
-                noise + strength[0] * torch.eye(10)[part.y] + strength[1] * torch.eye(10)[part.bias[:, 0]]
-            )
+            logits[name] = noise + strength[0] * torch.eye(10)[part.y] + strength[1] * torch.eye(10)[part.bias[:, 0]]
         yield logits
 
 
@@ -453,10 +449,7 @@ def test_selection_does_not_see_test_labels(cmnist5k, headline):
         test=Samples(splits.test.x, splits.test.y[order], splits.test.bias),
     )
     rows, others = (
-        [
-            {name: evaluation.metrics(name, part) for name, part in logits.items()}
-            for logits in predictions(splits)
-        ]
+        [{name: evaluation.metrics(name, part) for name, part in logits.items()} for logits in predictions(splits)]
         for evaluation in (Evaluation(dataset, splits), Evaluation(dataset, permuted))
     )
     assert [row["valid"] for row in rows] == [row["valid"] for row in others]
@@ -475,17 +468,13 @@ def test_selection_does_not_see_test_labels_in_a_training(make_task, make_splits
     """Trap 40: the same through a whole training, whose weights are equal too."""
     splits = make_splits(100, ratio=0.4)
     mixed = splits.test.y[torch.randperm(40, generator=torch.Generator().manual_seed(2))]
-    permuted = Splits(
-        train=splits.train, valid=splits.valid, test=Samples(splits.test.x, mixed, splits.test.bias)
-    )
+    permuted = Splits(train=splits.train, valid=splits.valid, test=Samples(splits.test.x, mixed, splits.test.bias))
     chosen = []
     for some in (splits, permuted):
         task = make_task(new_method("vanilla"), splits=some, epochs=6)
         net = task.method.fit(task)
         rules = select(task.epochs, task.dataset.headline)
-        chosen.append(
-            ({rule: rules[rule] for rule in ("last", "val_loss", "val_acc", "group_val")}, net, task)
-        )
+        chosen.append(({rule: rules[rule] for rule in ("last", "val_loss", "val_acc", "group_val")}, net, task))
     assert chosen[0][0] == chosen[1][0]
     assert None not in chosen[0][0].values()
     assert torch.equal(chosen[0][1].head.weight, chosen[1][1].head.weight)

@@ -302,10 +302,7 @@ def test_fractional_copies_by_probabilities_and_draws():
         order = torch.cat(laid_out(weight, 900, draws=draws, generator=seeded(epoch)))
         assert len(order) == draws
         total += torch.bincount(order, minlength=900)
-    assert (
-        chisquare((total / total.sum()).numpy() * 339_900, (weight / weight.sum() * 339_900).numpy()).pvalue
-        > 1e-4
-    )
+    assert chisquare((total / total.sum()).numpy() * 339_900, (weight / weight.sum() * 339_900).numpy()).pvalue > 1e-4
 
 
 def test_a_function_lays_out_batches_itself(make_task):
@@ -459,9 +456,7 @@ def test_step_schedule_is_torchs_step_lr():
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.02)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, 40, 0.1)
     for epoch in range(100):
-        assert recipe.learning_rate_at(epoch / 100) == pytest.approx(
-            optimizer.param_groups[0]["lr"], rel=1e-9
-        ), epoch
+        assert recipe.learning_rate_at(epoch / 100) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9), epoch
         optimizer.step()
         schedule.step()
 
@@ -472,9 +467,7 @@ def test_cosine_schedule_is_torchs():
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.03)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 100)
     for epoch in range(100):
-        assert recipe.learning_rate_at(epoch / 100) == pytest.approx(
-            optimizer.param_groups[0]["lr"], rel=1e-9
-        ), epoch
+        assert recipe.learning_rate_at(epoch / 100) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9), epoch
         optimizer.step()
         schedule.step()
 
@@ -759,9 +752,7 @@ def test_seeds_differ_in_everything(make_task, new_method):
 
 def test_steps_and_epochs_have_their_own_randomness(make_task):
     """Augmentation and dropout are drawn anew at every step, and so is the start of every network."""
-    task = make_task(
-        splits=Splits(train=numbered(64), valid=numbered(40), test=numbered(40)), batch_size=64, epochs=3
-    )
+    task = make_task(splits=Splits(train=numbered(64), valid=numbered(40), test=numbered(40)), batch_size=64, epochs=3)
     images, masks = [], []
 
     def loss(nets, batch, state):

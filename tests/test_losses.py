@@ -231,9 +231,7 @@ def test_gce_has_finite_gradients_at_the_extremes(form):
     assert torch.isfinite(slope).all()
 
 
-@pytest.mark.parametrize(
-    ("p_aligned", "gradient_mass", "loss_mass"), [(0.999, 0.87, 0.96), (0.99, 0.40, 0.70)]
-)
+@pytest.mark.parametrize(("p_aligned", "gradient_mass", "loss_mass"), [(0.999, 0.87, 0.96), (0.99, 0.40, 0.70)])
 def test_mass_on_conflicting_samples(new_method, p_aligned, gradient_mass, loss_mass):
     """Trap 12: 270 conflicting samples of 54,000 get most of the distribution, with equal |z|."""
     n_conflict, n = 270, 54_000
@@ -254,9 +252,7 @@ def test_scores_are_never_zero(new_method):
     """Equation 1 divides by the sum: a sample that is certainly right keeps a score of at least 1e-8."""
     logits = torch.tensor([[500.0, 0.0], [0.0, 0.0]])
     for options in ({}, {"score": "loss"}, {"norm": "linf"}):
-        score = pgd_scores(
-            new_method("pgd", **options), torch.ones(2, 2), logits, torch.zeros(2, dtype=torch.int64)
-        )
+        score = pgd_scores(new_method("pgd", **options), torch.ones(2, 2), logits, torch.zeros(2, dtype=torch.int64))
         assert score[0].item() == pytest.approx(1e-8, rel=1e-6)
         assert score[1] > 0.1
 

@@ -139,9 +139,7 @@ def test_lff_equals_a_loop_over_samples(small, new_method, options):
             expected = expected + weight[place] * slow_ce(logits_d[place], y) / 12
 
         torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(
-            tables["biased_loss"], slow.table(slow.biased), rtol=1e-5, atol=0, equal_nan=True
-        )
+        torch.testing.assert_close(tables["biased_loss"], slow.table(slow.biased), rtol=1e-5, atol=0, equal_nan=True)
         torch.testing.assert_close(
             tables["debiased_loss"], slow.table(slow.debiased), rtol=1e-5, atol=0, equal_nan=True
         )
@@ -230,14 +228,10 @@ def test_disen_equals_a_loop_over_samples(small, new_method, options):
             if step > 2:
                 gce_swapped = slow_gce(logits("b", at, other), y[other], method.alpha, method.gce_form)
                 swapped = weight[at] * slow_ce(logits("i", at, other), y[at])
-                expected = (
-                    expected + method.swap_factor * (swapped + method.swap_bias_factor * gce_swapped) / 12
-                )
+                expected = expected + method.swap_factor * (swapped + method.swap_bias_factor * gce_swapped) / 12
 
         torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(
-            tables["biased_loss"], slow.table(slow.biased), rtol=1e-5, atol=0, equal_nan=True
-        )
+        torch.testing.assert_close(tables["biased_loss"], slow.table(slow.biased), rtol=1e-5, atol=0, equal_nan=True)
         torch.testing.assert_close(
             tables["intrinsic_loss"], slow.table(slow.debiased), rtol=1e-5, atol=0, equal_nan=True
         )
@@ -547,7 +541,5 @@ def test_pgd_trains_its_stages_with_gce_and_then_ce(small, new_method, form):
     torch.testing.assert_close(method.biased_loss(nets, batch, {}), gce)
     torch.testing.assert_close(method.debiased_loss(nets, batch, {}), ce)
     batch.weight = torch.linspace(0, 2, 12)
-    weighted = torch.stack(
-        [w * slow_ce(one, y) for w, (one, y) in zip(batch.weight, pairs, strict=True)]
-    ).mean()
+    weighted = torch.stack([w * slow_ce(one, y) for w, (one, y) in zip(batch.weight, pairs, strict=True)]).mean()
     torch.testing.assert_close(method.weighted_loss(nets, batch, {}), weighted)

@@ -23,9 +23,7 @@ def test_mlp_divides_by_255_once_more(name):
     assert x.max() == 1
     net(x)
     assert seen[0].max().item() == pytest.approx(1 / 255, rel=1e-6)
-    torch.testing.assert_close(
-        seen[0], images.flatten(1) / 255 / 255
-    )  # in the order of an image's own layout
+    torch.testing.assert_close(seen[0], images.flatten(1) / 255 / 255)  # in the order of an image's own layout
 
 
 def test_simconv_does_not_divide_again():

@@ -33,6 +33,7 @@ class BFFHQ(Dataset):
     bias_names = ("attr1",)
     n_bias_values = 2
     unbiased_test = True
+    headline = ("acc_unbiased",)
     official_counts = {"train": 19_200, "valid": 1_000, "test": 1_000}
     recipe = Recipe(
         net="resnet18", epochs=160, batch_size=64, optimizer="adam", learning_rate=1e-4, weight_decay=0.0,

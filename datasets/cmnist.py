@@ -18,19 +18,20 @@ import numpy as np
 import torch
 
 from debiasbench.colouring import (
+    COLOURED_MNIST_RECIPE,
     LFF_PALETTE,
     PGD_PALETTE,
+    TEST_RATIO,
     bernoulli_conflicts,
     block_conflicts,
     colour,
     random_palette,
 )
-from debiasbench.datasets import Dataset, NeededFile, Recipe, between, one_of
+from debiasbench.datasets import Dataset, NeededFile, between, one_of
 from debiasbench.errors import BenchmarkError
 from debiasbench.randomness import derived_generator
 from debiasbench.samples import Samples, Splits, read_idx
 
-TEST_RATIO = 0.9
 LFF_NOISE = {1: 0.05, 2: 0.02, 3: 0.01, 4: 0.005, 5: 0.002}
 # name -> (size of the .gz, SHA-256 of the unpacked bytes)
 FILES = {
@@ -49,15 +50,12 @@ class CMNIST(Dataset):
     bias_names = ("bias",)
     n_bias_values = 10
     unbiased_test = True
-    official_counts = {"train": 54_000, "valid": 6_000, "test": 10_000}
+    headline = ("acc_unbiased",)
     citation = """@article{lecun1998mnist,
   title={Gradient-based learning applied to document recognition},
   author={LeCun, Yann and Bottou, L{\\'e}on and Bengio, Yoshua and Haffner, Patrick},
   journal={Proceedings of the IEEE}, year={1998}}"""
-    recipe = Recipe(
-        net="simconv1", epochs=100, batch_size=128, learning_rate=0.02, weight_decay=1e-3,
-        crop_scale=(0.9, 1.1), saturation=0.05, hue=0.05, rotation=10.0,
-    )  # fmt: skip
+    recipe = COLOURED_MNIST_RECIPE
     presets = {
         "lff": {
             "generator": "lff",
@@ -73,6 +71,12 @@ class CMNIST(Dataset):
     palette: str = one_of("fixed", "random", default="fixed")
     generator: str = one_of("pgd", "lff", default="pgd")
     severity: int = between(1, 5, default=4)  # of generator=lff: the smaller, the more noise of the colour
+
+    @property
+    def official_counts(self):
+        if self.generator == "lff":
+            return {"train": 60_000, "valid": 10_000, "test": 10_000}
+        return {"train": 54_000, "valid": 6_000, "test": 10_000}
 
     @property
     def conflict_ratio(self):
@@ -93,6 +97,8 @@ class CMNIST(Dataset):
 
     def prepare(self, data_dir):
         """Torchvision downloads and verifies MNIST."""
+        if self.root and self.needed_files(data_dir):
+            raise BenchmarkError("torchvision downloads into the data folder: leave out root=, or fill it by hand.")
         if self.needed_files(data_dir):
             import torchvision
 

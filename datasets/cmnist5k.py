@@ -14,13 +14,11 @@ Source: Y. LeCun, C. Cortes, C. Burges, MNIST; CC BY-SA 3.0.
 
 import torch
 
-from debiasbench.colouring import PGD_PALETTE, colour, exact_conflicts
-from debiasbench.datasets import Dataset, Recipe, between
+from debiasbench.colouring import COLOURED_MNIST_RECIPE, PGD_PALETTE, TEST_RATIO, colour, exact_conflicts
+from debiasbench.datasets import Dataset, between
 from debiasbench.errors import BenchmarkError
 from debiasbench.randomness import derived_generator
 from debiasbench.samples import Samples, Splits
-
-TEST_RATIO = 0.9
 
 
 class CMNIST5k(Dataset):
@@ -31,11 +29,9 @@ class CMNIST5k(Dataset):
     bias_names = ("colour",)
     n_bias_values = 10
     unbiased_test = True
+    headline = ("acc_unbiased",)
     official_counts = {"train": 4000, "valid": 500, "test": 500}
-    recipe = Recipe(
-        net="simconv1", epochs=20, batch_size=128, learning_rate=0.02, weight_decay=1e-3,
-        crop_scale=(0.9, 1.1), saturation=0.05, hue=0.05, rotation=10.0,
-    )  # fmt: skip
+    recipe = COLOURED_MNIST_RECIPE.replace(epochs=20)
 
     rho: float = between(0, 1, default=0.02)  # share of bias-conflicting training samples
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -63,6 +64,8 @@ def plan(grid: Grid, *, data_dir: Path, results_dir: Path, rerun: str = "missing
             record = None  # cut off or foreign: its cell runs again
         if path is None or record is None:
             to_run.append(cell)
+        elif record["status"] != "done" and record["error"]["type"] == "LostWorker":
+            to_run.append(cell)  # not the cell's own fault
         elif record["status"] != "done":
             (to_run.append(cell) if rerun == "failed" else failed.update({cell.hash: path}))
         elif record["result"]["data"]["fingerprint"] == fingerprints[_data_key(cell)]:
@@ -132,7 +135,8 @@ def run_plan(
 
     def keep(event: Event) -> None:
         if event.kind == "lost":
-            failed_record(event.cell, results_dir, event.message)
+            with contextlib.suppress(OSError):  # a full disk, perhaps: the message is shown all the same
+                failed_record(event.cell, results_dir, event.message, settings.devices[event.worker])
         handle(event)
 
     if planned.to_run:
@@ -201,7 +205,7 @@ def run(  # noqa: PLR0913 - the command line's options
     grid = expand(
         list(methods),
         list(datasets),
-        seeds=list(range(seeds)) if isinstance(seeds, int) else list(seeds),
+        seeds=seeds,
         data_seeds=data_seeds,
         epochs=epochs,
         shared_recipes=shared_recipes,

@@ -25,7 +25,9 @@ def to_input(x: Tensor, recipe: Recipe) -> Tensor:
 
 
 def augmented(x: Tensor, recipe: Recipe, generator: Generator) -> Tensor:
-    """As `to_input`, with the recipe's augmentation drawn from `generator` (on x's device)."""
+    """As `to_input`, with the recipe's augmentation (if it is on) drawn from `generator` (on x's device)."""
+    if not recipe.augment:
+        return to_input(x, recipe)
     image = x.to(torch.float32).div_(255)
     if recipe.crop_scale is not None or recipe.rotation:
         image = _crop_and_rotate(image, recipe, generator)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
+import threading
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -132,7 +134,10 @@ def main(arguments: list[str] | None = None) -> int:
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output went away (| head)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return OK
+        return FAILED if options.command == "run" else OK
+    except OSError as error:
+        print(f"error: {error.strerror}: {error.filename}", file=sys.stderr)
+        return USAGE
 
 
 def _add_folders(options: argparse.Namespace) -> None:
@@ -194,6 +199,9 @@ def run_command(options: argparse.Namespace) -> int:
         return OK
     from debiasbench.progress import Display
 
+    for ending in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C: workers are stopped, records stay
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(ending, signal.default_int_handler)
     try:
         with Display(planned) as display:
             run_plan(
@@ -203,7 +211,7 @@ def run_command(options: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("\nStopped. Finished cells are kept; the same command goes on with the rest.", file=sys.stderr)
         return INTERRUPTED
-    return _report_grid(console, planned, options.results_dir, reference)
+    return _report_grid(console, planned, options.results_dir, reference, n_failed=display.n_failed)
 
 
 def _asked(options: argparse.Namespace) -> dict[str, Any]:
@@ -218,7 +226,7 @@ def _asked(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "methods": options.methods or experiment["methods"],
         "datasets": options.datasets or experiment["datasets"],
-        "seeds": options.seed_list or (list(range(seeds)) if isinstance(seeds, int) else seeds),
+        "seeds": options.seed_list or seeds,
         "reference": options.reference or experiment.get("reference"),
     }
 
@@ -239,6 +247,12 @@ def read_experiment(name: str) -> dict[str, Any]:
     lacking = [key for key in ("methods", "datasets") if key not in experiment]
     if lacking:
         raise BenchmarkError(f"{path} lacks {', '.join(lacking)}.")
+    kinds: dict[str, Any] = {"title": str, "methods": list, "datasets": list, "seeds": (int, list), "reference": str}
+    for key, value in experiment.items():
+        if key not in kinds:
+            raise BenchmarkError(f"{path}: unknown key '{key}'.{nearest(key, kinds)} Known: {', '.join(kinds)}.")
+        if not isinstance(value, kinds[key]):
+            raise BenchmarkError(f"{path}: '{key}' must not be {value!r}; see the shipped experiments.")
     return experiment
 
 
@@ -308,17 +322,18 @@ def _cost(planned: Plan, results_dir: Path, n_workers: int) -> str:
     return f"as much as {cost:.0f} vanilla runs, in {n_workers} workers"
 
 
-def _report_grid(console: Console, planned: Plan, results_dir: Path, reference: str | None) -> int:
+def _report_grid(console: Console, planned: Plan, results_dir: Path, reference: str | None, *, n_failed: int) -> int:
     from debiasbench.records import find_record
-    from debiasbench.report import make
+    from debiasbench.report import make, write_grid
 
     cells = planned.grid.cells
     wanted = {str(path) for cell in cells if (path := find_record(results_dir, cell))}
     order = list(dict.fromkeys(cell.method_label for cell in cells))
+    write_grid(results_dir, reference=reference, order=order)
     report = make(results_dir, reference=reference, keep=lambda record: str(record["path"]) in wanted, order=order)
     _show_report(console, report)
     lost = len(cells) - len(wanted)
-    return FAILED if report.failed or lost else OK
+    return FAILED if report.failed or lost or n_failed else OK
 
 
 def _show_report(console: Console, report: Report) -> None:

@@ -5,6 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor
 
+from debiasbench.recipe import Recipe
+
+TEST_RATIO = 0.9  # of conflicts: over ten values, the bias then says nothing of the label
+# PGD paper, Table 6, and the augmentation of the official code.
+COLOURED_MNIST_RECIPE = Recipe(
+    net="simconv1", epochs=100, batch_size=128, learning_rate=0.02, weight_decay=1e-3,
+    crop_scale=(0.9, 1.1), saturation=0.05, hue=0.05, rotation=10.0,
+)  # fmt: skip
+
 # The official PGD generator's colours of the digits 0..9, as RGB in 0..255 (fixed there, though the paper says
 # that they were randomly selected).
 PGD_PALETTE = (

@@ -49,9 +49,9 @@ class Dataset(Parameters, ABC):
     class_names: ClassVar[tuple[str, ...]] = ()
     bias_names: ClassVar[tuple[str, ...]] = ("bias",)
     n_bias_values: ClassVar[int] = 0  # values each bias can take
-    headline: ClassVar[tuple[str, ...]] = ("acc_unbiased",)
+    headline: ClassVar[tuple[str, ...]] = ("acc_avg",)
     unbiased_test: ClassVar[bool] = False  # True: in the test split the bias says nothing of the label
-    official_counts: ClassVar[dict[str, int]] = {}  # split -> samples, of the data as published
+    official_counts: ClassVar[dict[str, int]] = {}  # split -> samples as published; or a property
 
     data_seed: int = at_least(0, default=0)
     root: str | None = None  # where this dataset's files are, instead of its place below the data folder

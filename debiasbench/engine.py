@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from debiasbench.augment import augmented, to_input
+from debiasbench.augment import augmented
 from debiasbench.errors import DivergedError
 from debiasbench.randomness import derived_generator, derived_seed
 from debiasbench.recipe import Recipe
@@ -75,10 +75,6 @@ class Stage:
         parameters = [parameter for net in nets.values() for parameter in net.parameters()]
         self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
         self.optimizer = _optimizer(self.parameters, recipe)
-        # what dropout layers draw from; torch.manual_seed would walk the stack at each call until CUDA is in use
-        self.global_generators = [torch.default_generator]
-        if task.device.type == "cuda":
-            self.global_generators.append(torch.cuda.default_generators[task.device.index or 0])
 
     def run(self, epochs: int | None = None, *, sample: Sample = None, draws: int | None = None) -> State:
         """Train for `epochs` more epochs (default: to the end of the recipe) and return the state.
@@ -88,7 +84,7 @@ class Stage:
         sample = self.sample if sample is None else sample
         draws = self.draws if draws is None else draws
         check_sample(sample, self.task.n_samples, self.state)
-        call = self.task._numbered("train", self._signature(epochs, sample))
+        call = self.task._numbered("train", self._signature(epochs, sample) | {"draws": draws})
         steps_per_epoch = len(self._plan(sample, draws, call, 0))
         total_steps = self.recipe.steps or self.recipe.epochs * steps_per_epoch
         total_epochs = -(-total_steps // steps_per_epoch)
@@ -126,7 +122,6 @@ class Stage:
         total = torch.zeros((), device=device, dtype=torch.float64)
         n_seen = 0
         rate = recipe.learning_rate
-        epoch = torch.tensor(self.epoch, device=device)
         n_steps = torch.tensor(total_steps, device=device)
         for index in plan:
             if limit is not None and self.step >= limit:
@@ -136,23 +131,7 @@ class Stage:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             place = (task.seed, call, self.epoch, self.step)
-            batch = Batch(
-                x=self._gather(index, place),
-                y=task.y[index],
-                index=index,
-                perm=torch.randperm(
-                    len(index), generator=derived_generator("permutation", *place, device=device), device=device
-                ),
-                step=torch.tensor(self.step, device=device),
-                n_steps=n_steps,
-                epoch=epoch,
-                y_all=task.y,
-                **{name: column[index] for name, column in self.columns.items()},
-            )
-            if task.method.needs_bias_labels:
-                batch.bias = task.bias[index]
-            for global_generator in self.global_generators:
-                global_generator.manual_seed(derived_seed("dropout", *place))
+            batch = make_batch(task, recipe, index, place, n_steps=n_steps, columns=self.columns)
             value = self._loss(nets, batch)
             self.optimizer.zero_grad(set_to_none=True)
             value.backward()
@@ -177,12 +156,6 @@ class Stage:
             shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise TypeError(f"A loss must return one number (a tensor of shape ()), or (number, state). Got {shape}.")
         return value
-
-    def _gather(self, index: Tensor, place: tuple[int, ...]) -> Tensor:
-        x = self.task.x[index]
-        if not self.recipe.augment:
-            return to_input(x, self.recipe)
-        return augmented(x, self.recipe, derived_generator("augment", *place, device=x.device))
 
     def _plan(self, sample: Sample, draws: int | None, call: int, epoch: int) -> list[Tensor]:
         """The batches of an epoch, as int64 indices on the device; a function of (seed, call, epoch) alone."""
@@ -215,6 +188,42 @@ class Stage:
             "state": {name: tuple(value.shape) for name, value in self.state.items()},
             "share": self.share,
         }
+
+
+def make_batch(
+    task: Task,
+    recipe: Recipe,
+    index: Tensor,
+    place: tuple[int, int, int, int],
+    *,
+    n_steps: Tensor,
+    columns: Mapping[str, Tensor],
+) -> Batch:
+    """Gather and augment one batch; `place` is (seed, call, epoch, step), which all its randomness follows.
+
+    Dropout layers draw from the global generators, so these are set as well: call it inside `fork_rng`.
+    """
+    device = index.device
+    batch = Batch(
+        x=augmented(task.x[index], recipe, derived_generator("augment", *place, device=device)),
+        y=task.y[index],
+        index=index,
+        perm=torch.randperm(
+            len(index), generator=derived_generator("permutation", *place, device=device), device=device
+        ),
+        step=torch.tensor(place[3], device=device),
+        n_steps=n_steps,
+        epoch=torch.tensor(place[2], device=device),
+        y_all=task.y,
+        **{name: column[index] for name, column in columns.items()},
+    )
+    if task.method.needs_bias_labels:
+        batch.bias = task.bias[index]
+    # torch.manual_seed would do, but it walks the stack at each call until CUDA is in use
+    torch.default_generator.manual_seed(derived_seed("dropout", *place))
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index or 0].manual_seed(derived_seed("dropout", *place))
+    return batch
 
 
 def plan_epoch(

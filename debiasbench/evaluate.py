@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from debiasbench.augment import to_input
+from debiasbench.errors import DivergedError
 from debiasbench.recipe import Recipe
 from debiasbench.samples import Samples, Splits
 
@@ -51,7 +52,10 @@ class Evaluation:
 
         with torch.no_grad(), evaluating(nets):
             parts = samples.x.split(self.batch_size)
-            return torch.cat([predict(to_input(x, recipe)) for x in parts]).float()
+            logits = torch.cat([predict(to_input(x, recipe)) for x in parts]).float()
+        if not bool(torch.isfinite(logits).all()):
+            raise DivergedError("The predictor returned logits that are not finite (nan or infinite).")
+        return logits
 
     def row(
         self, predict: Callable[[Tensor], Tensor], nets: Iterable[nn.Module], recipe: Recipe
@@ -125,9 +129,12 @@ def adjusted_accuracy(group_accuracies: np.ndarray, train_counts: np.ndarray) ->
     return float(np.average(group_accuracies, weights=train_counts))
 
 
-def select(epochs: list[dict[str, Any]], headline: tuple[str, ...]) -> dict[str, int | None]:
+def select(
+    epochs: list[dict[str, Any]], headline: tuple[str, ...], *, validation: bool = True
+) -> dict[str, int | None]:
     """Rule -> the row of `epochs` that it chooses, or None where it cannot choose.
 
+    `validation=False`: there is no validation split apart from test, and the rules that need one do not choose.
     Ties go to the later epoch. Rules read logged metrics only; `last`, `val_loss` and `val_acc` never read the
     test split or a bias label.
     """
@@ -148,9 +155,9 @@ def select(epochs: list[dict[str, Any]], headline: tuple[str, ...]) -> dict[str,
 
     return {
         "last": len(epochs) - 1 if epochs else None,
-        "val_loss": best(lambda row: -row["valid"]["loss"]),
-        "val_acc": best(lambda row: row["valid"]["acc_avg"]),
-        "group_val": best(group_value),
+        "val_loss": best(lambda row: -row["valid"]["loss"]) if validation else None,
+        "val_acc": best(lambda row: row["valid"]["acc_avg"]) if validation else None,
+        "group_val": best(group_value) if validation else None,
         "test_oracle": best(lambda row: row["test"].get(headline[0], NAN)),
     }
 

@@ -107,13 +107,20 @@ class _Worker(threading.Thread):
             process.kill()  # records are written whole or not at all, so nothing is lost by it
 
     def _run_cell(self, cell: Cell) -> None:
-        if self.process is None or self.process.poll() is not None:
-            self._close()
-            self.process = self._start_process()
-        process = self.process
+        self.events.put(Event("started", cell, self.number))
+        try:
+            if self.process is None or self.process.poll() is not None:
+                self._close()
+                self.process = self._start_process()
+            process = self.process
+        except OSError as error:
+            self.events.put(Event("lost", cell, self.number, message=f"No worker process could be started: {error}"))
+            return
+        if self.stopped:  # meanwhile: nobody would end this process
+            process.kill()
+            return
         assert process.stdin is not None
         assert process.stdout is not None
-        self.events.put(Event("started", cell, self.number))
         request = {"cell": cell.to_json(), "log": str(log_path(self.settings.results_dir, cell))}
         try:
             process.stdin.write(json.dumps(request) + "\n")

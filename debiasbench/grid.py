@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, field
 from typing import Any
 
@@ -107,19 +108,23 @@ def expand(
     methods: list[str],
     datasets: list[str],
     *,
-    seeds: list[int],
+    seeds: int | Sequence[int],
     data_seeds: int | None = None,
     epochs: int | None = None,
     shared_recipes: bool = False,
 ) -> Grid:
     """Resolve names and parameters into cells, ordered by dataset, then seed, then method.
 
+    `seeds` are the training seeds, or how many of them (0, 1, ...).
+
     Raises:
         BenchmarkError: everything that is wrong with names, parameters and seeds, in one message.
     """
     problems: list[str] = []
+    n_seeds = seeds if isinstance(seeds, int) else len(seeds)
+    seeds = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
     if not seeds:
-        problems.append("The number of seeds must be at least 1. Got 0.")
+        problems.append(f"The number of seeds must be at least 1. Got {n_seeds}.")
     if len(set(seeds)) != len(seeds) or any(seed < 0 for seed in seeds):
         problems.append(f"Seeds must be different whole numbers of at least 0. Got {seeds}.")
     if epochs is not None and epochs < 1:
@@ -129,14 +134,16 @@ def expand(
     for what, given in (("method", methods), ("dataset", datasets)):
         if not given:
             problems.append(f"Give at least one {what}.")
-    method_choices = [choice for spec in methods for choice in _collect(problems, _method_choices, spec)]
+    method_choices = [
+        choice for spec in methods for choice in _collect(problems, _method_choices, spec, shared_recipes)
+    ]
     dataset_choices = [choice for spec in datasets for choice in _collect(problems, _dataset_choices, spec, data_seeds)]
     cells: list[Cell] = []
     skips: list[Skip] = []
     costs: dict[str, float] = {}
     for dataset_choice, seed, method_choice in itertools.product(dataset_choices, seeds, method_choices):
         try:
-            cell, reason, cost = _resolve(method_choice, dataset_choice, seed, epochs, shared_recipes)
+            cell, reason, cost = _resolve(method_choice, dataset_choice, seed, epochs)
         except BenchmarkError as error:
             problems.append(str(error))
             continue
@@ -189,6 +196,7 @@ class _Choice:
     preset: str
     given: dict[str, Any]
     recipe: dict[str, Any] = field(default_factory=dict)
+    shared_recipes: bool = False  # of a method: train with the dataset's recipe whatever the method would change
 
 
 def _preset_of(cls: type[Any], options: dict[str, str]) -> str:
@@ -199,15 +207,18 @@ def _preset_of(cls: type[Any], options: dict[str, str]) -> str:
     return preset
 
 
-def _method_choices(spec: str) -> list[_Choice]:
+def _method_choices(spec: str, shared_recipes: bool) -> list[_Choice]:
     name, options = split_spec(spec)
     cls, implied = method_registry.get(name)
     choices = []
     for single in expand_sweeps(options):
         preset = _preset_of(cls, single)
+        recipes = single.pop("recipes", "shared" if shared_recipes else "own")
+        if recipes not in ("own", "shared"):
+            raise BenchmarkError(f"The 'recipes' of {cls.name} must be own or shared. Got {recipes!r}.")
         given, _ = read_parameters(cls, single)
         check_values(cls, {**implied, **given})
-        choices.append(_Choice(cls, preset, {**implied, **given}))
+        choices.append(_Choice(cls, preset, {**implied, **given}, shared_recipes=recipes == "shared"))
     return choices
 
 
@@ -230,9 +241,7 @@ def _dataset_choices(spec: str, data_seeds: int | None) -> list[_Choice]:
     return choices
 
 
-def _resolve(
-    method: _Choice, dataset: _Choice, seed: int, epochs: int | None, shared_recipes: bool
-) -> tuple[Cell, str | None, float]:
+def _resolve(method: _Choice, dataset: _Choice, seed: int, epochs: int | None) -> tuple[Cell, str | None, float]:
     """One cell with all values, why it is declined (or None), and its relative cost."""
     data_preset = dict(dataset.cls.presets.get(dataset.preset, {}))
     recipe_preset = data_preset.pop("recipe", {})
@@ -243,9 +252,13 @@ def _resolve(
     base = {**defaults(method.cls), **method.cls.by_dataset.get(data.name, {})}
     built = method.cls(**{**base, **preset, **method.given})
 
-    changes: dict[str, Any] = {}
-    if not shared_recipes:
-        changes = {**method.cls.recipes.get(data.name, {}), **preset_recipes.get(data.name, {})}
+    if preset_recipes and data.name not in preset_recipes:
+        raise BenchmarkError(
+            f"The preset '{method.preset}' of {method.cls.name} has no settings for {data.name}, "
+            f"only for {', '.join(preset_recipes)}."
+        )
+    own_changes = {**method.cls.recipes.get(data.name, {}), **preset_recipes.get(data.name, {})}
+    changes = {} if method.shared_recipes else own_changes
     recipe = data.recipe.replace(**{**recipe_preset, **changes, **dataset.recipe})
     if epochs is not None:
         recipe = recipe.replace(epochs=epochs, steps=None)
@@ -260,7 +273,8 @@ def _resolve(
             bases[name] = {**base, **{key: value for key, value in values.items() if key != "recipes"}}
     if preset_recipes:
         bases.pop("")
-    method_label = label(built.name, built.values(), bases)
+    shared = {"recipes": "shared"} if method.shared_recipes and own_changes else {}
+    method_label = label(built.name, {**built.values(), **shared}, bases)
 
     data_bases = {"": defaults(dataset.cls)}
     if dataset.preset:
@@ -286,4 +300,12 @@ def _resolve(
         recipe_changes=json.loads(json.dumps(changes)),
         root=data.root,
     )
-    return cell, built.decline(data), built.relative_cost(data) * recipe.epochs / data.recipe.epochs
+    return cell, built.decline(data), built.relative_cost(data) * _length(recipe, data) / _length(data.recipe, data)
+
+
+def _length(recipe: Recipe, data: Dataset) -> float:
+    """Epochs of a recipe, also where it counts steps and the size of the training data is published."""
+    n_train = data.official_counts.get("train")
+    if recipe.steps is None or n_train is None:
+        return recipe.epochs
+    return recipe.steps * recipe.batch_size / n_train

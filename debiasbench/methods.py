@@ -37,7 +37,8 @@ class Method(Parameters, ABC):
     presets: ClassVar[dict[str, dict[str, Any]]] = {}  # {"official": {parameter: value, "recipes": {...}}}
     by_dataset: ClassVar[dict[str, dict[str, Any]]] = {}  # {dataset: {parameter: value}}, each with its source
     recipes: ClassVar[dict[str, dict[str, Any]]] = {}  # {dataset: {recipe field: value}}, each with its source
-    tuned: ClassVar[dict[str, str]] = {}  # {dataset: what was chosen with bias knowledge, and how}: a footnote
+    tuned: ClassVar[dict[str, dict[str, Any]]] = {}  # {dataset: {parameter or recipe field: value}} chosen with bias
+    # knowledge on the tune split; tables mark them
     needs_bias_labels: ClassVar[bool] = False  # of the training samples; `task.bias` and `batch.bias` raise without
     cost: ClassVar[float] = 1.0  # network trainings, in units of one vanilla run: for the estimate of --dry-run
 

@@ -29,7 +29,6 @@ class Display:
         self.started = time.monotonic()
         self.rows: dict[int, TaskID] = {}
         self.begun: dict[int, float] = {}
-        self.running: dict[int, tuple[str, float]] = {}  # worker -> (cell hash, share done of the current phase)
         self.grid_bar = Progress(
             TextColumn("[bold]grid"), BarColumn(40), MofNCompleteColumn(), TimeElapsedColumn(),
             TextColumn("{task.fields[left]}"), console=self.console,
@@ -54,7 +53,6 @@ class Display:
         """Show one event."""
         if event.kind == "started":
             self.begun[event.worker] = time.monotonic()
-            self.running[event.worker] = (event.cell.hash, 0.0)
             if event.worker not in self.rows:
                 self.rows[event.worker] = self.cell_bars.add_task("", total=1, title="", phase="")
             self._row(event, title=event.cell.title, phase="loading data", completed=0, total=1)
@@ -69,7 +67,6 @@ class Display:
 
     def _ended(self, event: Event) -> None:
         self.done_cost += self.costs.get(event.cell.hash, 1.0)
-        self.running.pop(event.worker, None)
         self.grid_bar.advance(self.grid_task)
         seconds = time.monotonic() - self.begun.get(event.worker, self.started)
         problem = event.message

@@ -16,6 +16,7 @@ from dataclasses import MISSING
 from pathlib import Path
 from typing import Any
 
+from debiasbench import PROTOCOL_VERSION
 from debiasbench.errors import BenchmarkError
 from debiasbench.grid import Cell
 
@@ -40,10 +41,13 @@ def find_record(results_dir: Path, cell: Cell) -> Path | None:
         return exact
     for path in sorted(exact.parent.glob(f"s{cell.seed}-*.json")):
         try:
-            known = Cell.from_json(read_record(path)["cell"])
+            record = read_record(path)
+            known = Cell.from_json(record["cell"])
         except (BenchmarkError, TypeError):
             continue
-        if _equal_but_for_new_defaults(known, cell):
+        if record["provenance"]["versions"].get("protocol") == PROTOCOL_VERSION and _equal_but_for_new_defaults(
+            known, cell
+        ):
             return path
     return None
 
@@ -95,6 +99,18 @@ def write_record(path: Path, record: dict[str, Any], arrays: dict[str, Any] | No
     write_atomically(path, (dump(_without_nan(record)) + "\n").encode())
 
 
+def failed_path(path: Path) -> Path:
+    """Where a failed run is recorded whose cell has a finished record: that one is never replaced by a failure."""
+    return path.with_name(path.name + ".failed") if _is_done(path) else path
+
+
+def _is_done(path: Path) -> bool:
+    try:
+        return bool(read_record(path)["status"] == "done")
+    except BenchmarkError:
+        return False
+
+
 def arrays_path(record: Path) -> Path:
     """The file of per-sample arrays that belongs to a record."""
     return record.with_suffix(".safetensors")
@@ -109,14 +125,16 @@ def read_record(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text())
         schema = int(record["schema"])
-        record["status"], record["cell"], record["hash"]
+        record["status"], record["hash"], record["cell"]["method_label"], record["cell"]["dataset_label"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BenchmarkError(
             f"{path} cannot be read as a record ({error}); delete it to have its cell run again."
         ) from None
     if schema > SCHEMA:
         raise BenchmarkError(f"{path} has schema {schema}; this version of debiasbench reads up to {SCHEMA}.")
-    return {key: value if key == "cell" else _with_nan(value) for key, value in record.items()}
+    result = record.get("result", {})
+    names = ("epochs", "phases", "identification", "groups", "tune")
+    return record | ({"result": {k: _with_nan(v) if k in names else v for k, v in result.items()}} if result else {})
 
 
 def read_records(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:

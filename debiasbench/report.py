@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from debiasbench.errors import BenchmarkError
 from debiasbench.evaluate import SELECTION_RULES, USES_BIAS_LABELS
 from debiasbench.parameters import nearest
 from debiasbench.records import arrays_path, read_records, write_atomically
-from debiasbench.results import compare, dataset_label, headline_of, runs, summary, to_frame
+from debiasbench.results import compare, dataset_label, headline_of, runs, summaries, to_frame
 
 TIE, MARKED, ORACLE = "~", "†", "§"
 
@@ -66,6 +67,9 @@ def make(
     records = [record for record in records if keep is None or keep(record)]
     if not records:
         raise BenchmarkError("\n".join([f"There are no records in {results_dir}.", *complaints]))
+    if keep is None:
+        saved = read_grid(results_dir)
+        reference, order = reference or saved.get("reference"), order or saved.get("order")
     rank = {label: place for place, label in enumerate(order or [])}
     records.sort(key=lambda record: rank.get(record["cell"]["method_label"], len(rank)))
     done = [record for record in records if record["status"] == "done"]
@@ -80,6 +84,8 @@ def make(
     tables += [identified] if identified else []
     methods = list(dict.fromkeys(table.method))
     known = list(dict.fromkeys(record["cell"]["method_label"] for record in records))
+    if reference is not None and reference not in known and keep is None and reference == saved.get("reference"):
+        reference = None  # the last grid's, whose records are elsewhere
     if reference is not None and reference not in known:
         raise BenchmarkError(
             f"No results of the reference '{reference}'.{nearest(reference, known)} There are: {', '.join(known)}."
@@ -90,10 +96,30 @@ def make(
         paths["tests"] = [_write(results_dir / "tables" / "tests.csv", tests.to_csv(index=False))]
     body = {"md": "\n\n".join(markdown(one) for one in tables) + "\n", "tex": "\n\n".join(map(latex, tables)) + "\n"}
     paths["tables"] = [_write(results_dir / "tables" / f"comparison.{kind}", text) for kind, text in body.items()]
+    paths["tables"].append(_write(results_dir / "tables" / "comparison.csv", csv(tables[0])))
     paths["tables"].append(_write(results_dir / "tables" / "results.csv", table.to_csv(index=False)))
     if figures:
         paths["figures"] = draw(table, done, results_dir / "figures")
     return Report(tables, paths, failed, complaints)
+
+
+def read_grid(results_dir: Path) -> dict[str, Any]:
+    """Reference and order of methods of the last grid that was run into this folder."""
+    try:
+        return dict(json.loads((results_dir / "grid.json").read_text()))
+    except (OSError, ValueError):
+        return {}
+
+
+def write_grid(results_dir: Path, *, reference: str | None, order: list[str]) -> None:
+    """Keep what `debiasbench report` needs to show a grid as its run did."""
+    write_atomically(results_dir / "grid.json", json.dumps({"reference": reference, "order": order}).encode())
+
+
+def csv(table: Table) -> str:
+    """A table as CSV; notes are left to the other formats."""
+    rows = [[text for text, _ in row] for row in table.rows]
+    return str(pd.DataFrame(rows, columns=table.columns).to_csv(index=False))
 
 
 def _write(path: Path, text: str) -> Path:
@@ -123,13 +149,13 @@ def comparison_table(table: pd.DataFrame, records: list[dict[str, Any]]) -> Tabl
     datasets = list(dict.fromkeys(table.dataset))
     methods = list(dict.fromkeys(table.method))
     metrics = {dataset: headline_of(table, dataset) for dataset in datasets}
-    summaries = {dataset: summary(table, dataset, metrics[dataset]) for dataset in datasets}
+    by_dataset = summaries(table, metrics)
     marks = {dataset: MARKED if not table[table.dataset == dataset].official.all() else "" for dataset in datasets}
     rows = []
     for method in methods:
         row = [(method, False)]
         for dataset in datasets:
-            one = summaries[dataset]
+            one = by_dataset[dataset]
             if method not in one.index:
                 row += [("-", False), ("0", False)]
                 continue
@@ -143,14 +169,14 @@ def comparison_table(table: pd.DataFrame, records: list[dict[str, Any]]) -> Tabl
     notes = [
         "Test split, last epoch. Mean ± sample standard deviation (n - 1) over n runs; best in bold. "
         f"{TIE}: not separable from the best (one-sided Welch test of the best against it, chosen after the fact, "
-        "Holm-corrected p of at least .05)."
+        "p of at least .05 after Holm's correction over this table)."
     ]
-    notes += _few_runs(summaries) + _recipe_notes(records) + _data_notes(records)
+    notes += _few_runs(by_dataset) + _recipe_notes(records) + _data_notes(records)
     return Table("Comparison", columns, rows, notes)
 
 
-def _few_runs(summaries: dict[str, pd.DataFrame]) -> list[str]:
-    smallest = min(int(one["count"].min()) for one in summaries.values() if len(one))
+def _few_runs(by_dataset: dict[str, pd.DataFrame]) -> list[str]:
+    smallest = min(int(one["count"].min()) for one in by_dataset.values() if len(one))
     if smallest < 2:
         return ["Some methods have a single run: no spread and no test; run more seeds."]
     if smallest < 5:
@@ -169,9 +195,11 @@ def _recipe_notes(records: list[dict[str, Any]]) -> list[str]:
             changes = ", ".join(f"{key} {value}" for key, value in cell["recipe_changes"].items())
             notes.append(f"{cell['method_label']} on {cell['dataset']} trains with its own {changes}.")
         cls = registry.classes().get(cell["method"])
-        tuned = cls.tuned.get(cell["dataset"]) if cls else None
-        if tuned and cell["method_label"] == cell["method"]:
-            notes.append(f"{cell['method']} on {cell['dataset']}: tuned with bias knowledge ({tuned}).")
+        values = {**cell["recipe"], **cell["method_parameters"]}
+        tuned = cls.tuned.get(cell["dataset"], {}) if cls else {}
+        used = ", ".join(f"{key} {value}" for key, value in tuned.items() if values.get(key) == value)
+        if used:
+            notes.append(f"{cell['method_label']} on {cell['dataset']}: tuned with bias knowledge ({used}).")
         if cls and cls.needs_bias_labels:
             notes.append(f"{cell['method_label']} trains with bias labels.")
     return list(dict.fromkeys(notes))
@@ -271,7 +299,7 @@ def tests_table(tests: pd.DataFrame) -> Table:
     metrics = ", ".join(tests.metric.unique())
     notes = [
         f"Is the method better than {tests.reference.iloc[0]}? Gaps in points of {metrics}. One-sided tests; Welch is "
-        "the headline, paired is by seed on equal data; Holm over the dataset's comparisons.",
+        "the headline, paired is by seed on equal data; Holm over the comparisons of this table.",
         "g: Hedges' effect size. detectable: the smallest gap in points that these runs find with 80 % power after "
         "correction. r: correlation of the pairs.",
     ]

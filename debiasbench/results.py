@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +157,7 @@ def compare(
 
     Returns:
         One row for each dataset and method: n, gap, p values (Welch one-sided as the headline, paired by seed,
-        Wilcoxon), the same after Holm's correction over the dataset's comparisons, Hedges' g, the 95 % interval of
+        Wilcoxon), the same after Holm's correction over all comparisons of the table, Hedges' g, the 95 % interval of
         the gap, and the gap that this many runs could detect.
 
     Raises:
@@ -168,57 +169,75 @@ def compare(
         raise BenchmarkError(
             f"No results of the reference '{reference}'.{nearest(reference, methods)} There are: {', '.join(methods)}."
         )
-    rows = []
+    parts = []
     for dataset in dict.fromkeys(table.dataset):
         name = metric or headline_of(table, dataset)
         chosen = runs(table, dataset, name, split=split, select=select)
         others = [method for method in dict.fromkeys(chosen.method) if method != reference]
-        rows += _against(
-            chosen, reference, others, {"dataset": dataset, "metric": name, "split": split, "select": select}
-        )
-    return pd.DataFrame(rows)
+        common = {"dataset": dataset, "metric": name, "split": split, "select": select}
+        parts.append(_Family(chosen, reference, others, common))
+    return pd.DataFrame(_test(parts))
 
 
-def _against(
-    chosen: pd.DataFrame, reference: str, others: list[str], common: dict[str, Any], *, turned: bool = False
-) -> list[dict[str, Any]]:
-    """Rows of tests of `others` against `reference`; `turned`: whether the reference is better than they are."""
+@dataclass(frozen=True)
+class _Family:
+    """Comparisons on one dataset: of `others` against `reference`; `turned`: of the reference against them."""
+
+    runs: pd.DataFrame
+    reference: str
+    others: list[str]
+    common: dict[str, Any]
+    turned: bool = False
+
+
+def _test(families: list[_Family]) -> list[dict[str, Any]]:
+    """A row a comparison, Holm-corrected over all of them."""
     rows: list[dict[str, Any]] = []
-    base = chosen[chosen.method == reference]
-    for method in others:
-        runs_of = chosen[chosen.method == method]
-        a, b = (base, runs_of) if turned else (runs_of, base)
-        pairs = a.merge(b, on=["seed", "data_seed", "fingerprint"])
-        result = compare_runs(
-            a.value.tolist(),
-            b.value.tolist(),
-            list(zip(pairs.value_x, pairs.value_y, strict=True)),
-            n_comparisons=max(len(others), 1),
-        )
-        rows.append({**common, "method": method, "reference": reference, "n_pairs": len(pairs), **vars(result)})
+    n_comparisons = max(sum(len(family.others) for family in families), 1)
+    for family in families:
+        base = family.runs[family.runs.method == family.reference]
+        for method in family.others:
+            other = family.runs[family.runs.method == method]
+            a, b = (base, other) if family.turned else (other, base)
+            pairs = a.merge(b, on=["seed", "data_seed", "fingerprint"])
+            pair_values = list(zip(pairs.value_x, pairs.value_y, strict=True))
+            result = compare_runs(a.value.tolist(), b.value.tolist(), pair_values, n_comparisons=n_comparisons)
+            names = {"method": method, "reference": family.reference, "n_pairs": len(pairs)}
+            rows.append({**family.common, **names, **vars(result)})
     for test in ("welch", "paired", "wilcoxon"):
         for row, corrected in zip(rows, holm([row[test] for row in rows]), strict=True):
             row[f"{test}_holm"] = corrected
     return rows
 
 
+def summaries(
+    table: pd.DataFrame, metrics: dict[str, str], *, split: str = "test", select: str = "last"
+) -> dict[str, pd.DataFrame]:
+    """Mean, sample standard deviation and n of each method on each dataset of `metrics` (dataset -> metric).
+
+    Also `best`, and `tied`: not separable from the best. "Separable" is decided after the fact: Welch one-sided of
+    the best method against each other, Holm below .05 over all these comparisons. With fewer than two runs a side
+    nothing is separable, and `tied` says so.
+    """
+    results, families = {}, []
+    for dataset, metric in metrics.items():
+        chosen = runs(table, dataset, metric, split=split, select=select)
+        results[dataset] = chosen.groupby("method", sort=False).value.agg(["mean", "std", "count"])
+        if len(chosen):
+            best = results[dataset]["mean"].idxmax()
+            others = [method for method in results[dataset].index if method != best]
+            families.append(_Family(chosen, best, others, {"dataset": dataset}, turned=True))
+    tests = _test(families)
+    for family in families:
+        dataset = family.common["dataset"]
+        tied = {row["method"] for row in tests if row["dataset"] == dataset and not row["welch_holm"] < 0.05}
+        one = results[dataset]
+        results[dataset] = one.assign(best=one.index == family.reference, tied=[name in tied for name in one.index])
+    return results
+
+
 def summary(
     table: pd.DataFrame, dataset: str, metric: str, *, split: str = "test", select: str = "last"
 ) -> pd.DataFrame:
-    """Mean, sample standard deviation and n of each method, with `best` and `tied` (not separable from the best).
-
-    "Separable" is decided after the fact: Welch one-sided of the best method against each other, Holm below .05.
-    With fewer than two runs a side nothing is separable, and `tied` says so.
-    """
-    chosen = runs(table, dataset, metric, split=split, select=select)
-    grouped = chosen.groupby("method", sort=False).value
-    result = grouped.agg(["mean", "std", "count"])
-    if result["mean"].isna().all():
-        return result.assign(best=False, tied=False)
-    best = result["mean"].idxmax()
-    others = [
-        method for method in result.index if method != best and result.loc[method, "mean"] == result.loc[method, "mean"]
-    ]
-    rows = _against(chosen, best, others, {}, turned=True)
-    tied = {row["method"] for row in rows if not row["welch_holm"] < 0.05}
-    return result.assign(best=result.index == best, tied=[method in tied for method in result.index])
+    """`summaries` of one dataset."""
+    return summaries(table, {dataset: metric}, split=split, select=select)[dataset]

@@ -7,7 +7,6 @@ import os
 import platform
 import resource
 import subprocess
-import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -24,7 +23,7 @@ from debiasbench.datasets import Dataset
 from debiasbench.errors import BenchmarkError
 from debiasbench.evaluate import identification, select
 from debiasbench.grid import Cell
-from debiasbench.records import SCHEMA, arrays_path, record_path, write_record
+from debiasbench.records import SCHEMA, failed_path, record_path, write_record
 from debiasbench.samples import Splits, check_splits
 from debiasbench.task import Progress, Task, digest_of
 
@@ -50,8 +49,9 @@ class Runner:
         record: dict[str, Any] = {"schema": SCHEMA, "status": "done", "hash": cell.hash, "cell": cell.to_json()}
         arrays: dict[str, Tensor] = {}
         seconds: dict[str, Any] = {}
+        calls: list[dict[str, Any]] = []
         try:
-            record["result"], arrays = self._train(cell, progress, seconds, path)
+            record["result"], arrays = self._train(cell, progress, seconds, calls, path)
         except Exception as error:  # whatever a method does wrong: the other cells go on
             record["status"] = "failed"
             record["error"] = {
@@ -60,7 +60,9 @@ class Runner:
                 "traceback": traceback.format_exc(),
             }
         seconds["total"] = time.perf_counter() - started
-        record["provenance"] = provenance(self.device, seconds)
+        record["provenance"] = provenance(self.device, seconds) | {"calls": calls}
+        if record["status"] == "failed":
+            path = failed_path(path)
         write_record(path, record, arrays)
         return path
 
@@ -73,18 +75,19 @@ class Runner:
         return self._data[key]
 
     def _train(
-        self, cell: Cell, progress: Progress | None, seconds: dict[str, Any], path: Path
+        self, cell: Cell, progress: Progress | None, seconds: dict[str, Any], calls: list[dict[str, Any]], path: Path
     ) -> tuple[dict[str, Any], dict[str, Tensor]]:
         method, dataset, recipe = cell.build_method(), cell.build_dataset(), cell.build_recipe()
         started = time.perf_counter()
         splits = self.splits(dataset)
         seconds["data"] = time.perf_counter() - started
         if torch.device(self.device).type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
+            torch.cuda.reset_peak_memory_stats(self.device)
         task = Task(
             splits, dataset=dataset, method=method, recipe=recipe, seed=cell.seed, device=self.device,
             progress=progress,
         )  # fmt: skip
+        task.calls = calls
         predictor = method.fit(task)
         if task.predictor is None:
             raise BenchmarkError(
@@ -129,7 +132,7 @@ def outcome(task: Task, splits: Splits) -> tuple[dict[str, Any], dict[str, Tenso
                 for name, part in splits.named().items()
             },
         },
-        "selection": select(task.epochs, dataset.headline),
+        "selection": select(task.epochs, dataset.headline, validation=not splits.valid_is_test),
         "identification": {
             name: identification(column, splits.train, dataset.bias_names)
             for name, column in task.logged.items()
@@ -143,7 +146,6 @@ def outcome(task: Task, splits: Splits) -> tuple[dict[str, Any], dict[str, Tenso
             }
             for phase in task.phases
         ],
-        "calls": task.calls,
         "epochs": task.epochs,
         "groups": {"test": evaluation.groups("test", logits)},
         "arrays": {name: digest_of(array) for name, array in arrays.items()},
@@ -154,37 +156,37 @@ def outcome(task: Task, splits: Splits) -> tuple[dict[str, Any], dict[str, Tenso
     return result, arrays
 
 
-def failed_record(cell: Cell, results_dir: Path, message: str) -> Path:
+def failed_record(cell: Cell, results_dir: Path, message: str, device: str) -> Path:
     """Record a cell whose process was lost."""
-    path = record_path(results_dir, cell)
+    path = failed_path(record_path(results_dir, cell))
     record = {
         "schema": SCHEMA,
         "status": "failed",
         "hash": cell.hash,
         "cell": cell.to_json(),
         "error": {"type": "LostWorker", "message": message, "traceback": ""},
-        "provenance": provenance("", {}),
+        "provenance": provenance(device, {}),
     }
     write_record(path, record)
-    arrays_path(path).unlink(missing_ok=True)
     return path
 
 
 def provenance(device: str, seconds: dict[str, Any]) -> dict[str, Any]:
     """Where, when, with what and how long."""
     cuda = device.startswith("cuda") and torch.cuda.is_available()
-    peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = (
+        torch.cuda.max_memory_allocated(device) if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    )
     return {
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "seconds": seconds,
-        "device": torch.cuda.get_device_name() if cuda else f"cpu ({platform.machine()})",
+        "device": torch.cuda.get_device_name(device) if cuda else f"cpu ({platform.machine()})",
         "threads": torch.get_num_threads(),
         "peak_memory_mib": round(peak / 2**20),
         "versions": {"debiasbench": __version__, "protocol": PROTOCOL_VERSION, "python": platform.python_version()}
         | {name: _version(name) for name in ("torch", "torchvision", "numpy")}
         | ({"cuda": torch.version.cuda} if cuda else {}),
         "commit": git_commit(),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
     }
 
 

@@ -89,6 +89,11 @@ class Splits:
         moved = {name: samples.to(device) for name, samples in self.named().items()}
         return Splits(**moved, official=self.official, note=self.note, _fingerprint=self._fingerprint)
 
+    @property
+    def valid_is_test(self) -> bool:
+        """Whether the "validation" split is the test split (as in LfF's code): nothing may be selected by it."""
+        return self.valid is self.test or self.valid.fingerprint() == self.test.fingerprint()
+
     def fingerprint(self) -> str:
         """SHA-256 of the fingerprints of train, valid and test (tune does not touch a result)."""
         if not self._fingerprint:

@@ -155,15 +155,6 @@ def gap_interval(x: np.ndarray, y: np.ndarray, *, seed: int = 0) -> tuple[float,
     return float(result.low), float(result.high)
 
 
-def mean_interval(x: Sequence[float]) -> tuple[float, float]:
-    """95 % t interval of a mean; nan with fewer than two runs."""
-    values = np.asarray(x, dtype=float)
-    if len(values) < 2:
-        return NAN, NAN
-    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
-    return float(values.mean() - half), float(values.mean() + half)
-
-
 def detectable_gap(n_a: int, n_b: int, *, level: float = 0.05, power: float = 0.8) -> float:
     """The gap, in standard deviations, that a one-sided t-test with these n finds with this power.
 

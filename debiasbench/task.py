@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from debiasbench.augment import augmented, to_input
-from debiasbench.engine import Batch, Loss, Sample, Stage, State, check_sample, plan_epoch
+from debiasbench.engine import Batch, Loss, Sample, Stage, State, check_sample, make_batch, plan_epoch
 from debiasbench.errors import BenchmarkError, DivergedError
 from debiasbench.evaluate import Evaluation
 from debiasbench.nets import Net, build_net
@@ -198,6 +198,8 @@ class Task:
 
         Networks are in eval mode and no gradient is kept; x is not augmented unless asked for.
         """
+        if split not in ("train", "valid"):
+            raise ValueError(f"task.each reads the train or the valid split, never test. Got {split!r}.")
         call = self._numbered("each", {"function": source_of(function), "split": split, "augment": augment})
         started = time.perf_counter()
         samples = self.splits.named()[split]
@@ -218,12 +220,16 @@ class Task:
         return result
 
     def once(self, function: Callable[..., Any], *tensors: Tensor) -> Any:
-        """`function(*tensors, generator=...)`: for work outside the loop, such as k-means; its result is kept."""
+        """`function(*tensors, generator=...)`: for work outside the loop, such as k-means; its result is kept.
+
+        The generator is on the device of the first tensor.
+        """
         call = self._numbered(
             "once", {"function": source_of(function), "tensors": [digest_of(tensor) for tensor in tensors]}
         )
         started = time.perf_counter()
-        result = function(*tensors, generator=derived_generator("once", self.seed, call))
+        device = tensors[0].device if tensors else "cpu"
+        result = function(*tensors, generator=derived_generator("once", self.seed, call, device=device))
         self._spent(f"once {call}", started)
         return result
 
@@ -243,25 +249,39 @@ class Task:
         """A per-sample table (N,) filled with `value`, for `state`."""
         return torch.full((self.n_samples,), value, device=self.device)
 
-    def batches(self, *, epochs: int | None = None, sample: Sample = None) -> Any:
-        """The slow path: batches for a loop of the method's own. Such a method calls `task.evaluate` itself."""
-        call = self._numbered("batches", {"epochs": epochs})
+    def batches(self, *, epochs: int | None = None, sample: Sample = None) -> Iterator[Batch]:
+        """The slow path: batches as a loss sees them, for a loop of the method's own.
+
+        Networks are put into train mode at each step. Such a method calls `task.evaluate` itself.
+        """
+        call = self._numbered("batches", {"epochs": epochs, "sample": source_of(sample)})
         check_sample(sample, self.n_samples, {})
+        return self._batches(call, epochs or self.recipe.epochs, sample)
+
+    def _batches(self, call: int, epochs: int, sample: Sample) -> Iterator[Batch]:
         step = 0
-        for epoch in range(epochs or self.recipe.epochs):
+        for epoch in range(epochs):
             order = derived_generator("order", self.seed, call, epoch)
             plan = plan_epoch(
                 sample, n_samples=self.n_samples, batch_size=self.recipe.batch_size,
                 drop_last=self.recipe.drop_last, generator=order, device=self.device,
             )  # fmt: skip
+            n_steps = torch.tensor(epochs * len(plan), device=self.device)
             for index in plan:
-                generator = derived_generator("augment", self.seed, call, epoch, step, device=self.device)
-                x = augmented(self.x[index], self.recipe, generator)
-                yield Batch(x=x, y=self.y[index], index=index, step=step, epoch=epoch, y_all=self.y)
+                with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+                    batch = make_batch(
+                        self, self.recipe, index, (self.seed, call, epoch, step), n_steps=n_steps, columns={}
+                    )
+                    for net in self._nets:
+                        net.train()
+                    yield batch  # the method's step runs here, inside the fork
                 step += 1
 
     def evaluate(self, predict: Predict, nets: dict[str, nn.Module] | None = None) -> None:
-        """Evaluate a predictor now, as one more epoch to select from; for methods with a loop of their own."""
+        """Evaluate a predictor now, as one more epoch to select from; for methods with a loop of their own.
+
+        `nets` are what the predictor is called with (`nets.<name>`); a network that predicts itself needs none.
+        """
         self.predictor, self._predicting = predict, nets or {}
         row = self.evaluation.row(bound(predict, self._predicting), self._nets, self.recipe)
         self.epochs.append({"epoch": len(self.epochs) + 1, **row})

@@ -29,6 +29,7 @@ from debiasbench.colouring import PGD_PALETTE, bernoulli_conflicts, colour
 from debiasbench.datasets import Dataset, between
 from debiasbench.engine import Batch, Loss, Stage, State
 from debiasbench.errors import BenchmarkError
+from debiasbench.evaluate import Evaluation
 from debiasbench.methods import Method
 from debiasbench.nets import NETS, build_net
 from debiasbench.recipe import Recipe
@@ -47,6 +48,7 @@ class Tiny(Dataset):
     bias_names = ("colour",)
     n_bias_values = 10
     unbiased_test = True
+    headline = ("acc_unbiased",)
     recipe = Recipe(epochs=2, batch_size=32, crop_scale=(0.9, 1.1), saturation=0.05, hue=0.05, rotation=10.0)
 
     rho: float = between(0, 1, default=0.1)
@@ -369,6 +371,14 @@ def check_columns(dataset: Dataset, splits: Splits) -> None:
         assert int(samples.bias.max()) < dataset.n_bias_values, f"{where}: a bias out of range."
 
 
+def check_headline(dataset: Dataset, splits: Splits) -> None:
+    """Every headline metric comes out of an evaluation of the test split."""
+    logits = torch.nn.functional.one_hot(splits.test.y, dataset.n_classes).float()
+    metrics = Evaluation(dataset, splits).metrics("test", logits)
+    missing = [name for name in dataset.headline if name not in metrics]
+    assert not missing, f"{dataset.name}: no metric {', '.join(missing)}; there are {', '.join(metrics)}."
+
+
 def check_builds_the_same_again(dataset: Dataset, splits: Splits, data_dir: Path) -> None:
     """Two builds are equal, whatever the global generators are at."""
     torch.rand(3)
@@ -412,5 +422,6 @@ DATASET_CHECKS: list[Callable[[Dataset, Splits], None]] = [
     check_columns,
     check_counts,
     check_ratio,
+    check_headline,
     check_net_runs,
 ]

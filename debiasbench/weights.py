@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from debiasbench.errors import BenchmarkError
 from debiasbench.grid import Cell
 from debiasbench.nets import Net, build_net
-from debiasbench.records import read_record
+from debiasbench.records import read_record, write_atomically
 
 if TYPE_CHECKING:
     from debiasbench.task import Task
@@ -24,14 +24,13 @@ def weights_path(record: Path) -> Path:
 
 def save(task: Task, path: Path) -> dict[str, Any]:
     """Save the networks of the predictor to `path`; returns what the record must know to build them again."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save as to_bytes
 
     nets = task.predicting_nets()
-    path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {
         f"{name}.{key}": value.contiguous() for name, net in nets.items() for key, value in net.state_dict().items()
     }
-    save_file(tensors, path)
+    write_atomically(path, to_bytes(tensors))
     predict = task.predictor
     if isinstance(predict, nn.Module):
         name = next(name for name, net in nets.items() if net is predict)

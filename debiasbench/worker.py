@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import sys
-import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,13 +21,18 @@ def main() -> None:
     os.dup2(2, 1)  # what a method prints must not get between the events
 
     def send(**event: Any) -> None:
-        out.write(json.dumps(event) + "\n")
+        try:
+            out.write(json.dumps(event) + "\n")
+        except BrokenPipeError:  # whoever asked is gone: leave without a record, so that the cell runs again
+            os._exit(1)
 
     settings = json.loads(sys.stdin.readline())
     import torch
 
     torch.set_num_threads(settings["threads"])
     torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.deterministic = True  # equal seeds, equal results, also on a GPU
+    torch.backends.cudnn.allow_tf32 = False
     from debiasbench.grid import Cell
     from debiasbench.runner import Runner
 
@@ -42,17 +46,16 @@ def main() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         cell = Cell.from_json(request["cell"])
-        log = Path(request["log"])
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("a") as file, _output_to(file):
-            try:
+        try:
+            log = Path(request["log"])
+            log.parent.mkdir(parents=True, exist_ok=True)
+            with log.open("a") as file, _output_to(file):
                 path = runner.run(
                     cell, lambda phase, epoch, epochs: send(event="epoch", phase=phase, epoch=epoch, epochs=epochs)
                 )
-            except OSError as error:  # the record itself could not be written
-                traceback.print_exc()
-                send(event="lost", message=f"The record could not be written: {error}")
-                continue
+        except OSError as error:  # the log or the record itself could not be written
+            send(event="lost", message=f"The record could not be written: {error}")
+            continue
         send(event="finished", path=str(path))
 
 

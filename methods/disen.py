@@ -27,6 +27,7 @@ OFFICIAL = {
     **ADAM, "batch_size": 256, "steps": 50_000, "drop_last": True, "schedule": "step",
     "milestones": (0.4, 0.6, 0.8), "gamma": 0.5,
 }  # fmt: skip
+OFFICIAL_BFFHQ = OFFICIAL | {"learning_rate": 1e-4, "batch_size": 64, "gamma": 0.1}
 MNIST_FACTORS = {"bias_factor": 10.0, "swap_bias_factor": 10.0, "swap_factor": 1.0}  # official CMNIST command
 
 
@@ -40,8 +41,11 @@ class Disen(Method):
   author={Lee, Jungsoo and Kim, Eungyeup and Lee, Juyoung and Lee, Jihyeon and Choo, Jaegul},
   booktitle={Advances in Neural Information Processing Systems}, year={2021}}"""
     recipes = {"cmnist": ADAM, "cmnist5k": ADAM}
-    by_dataset = {"cmnist": MNIST_FACTORS, "cmnist5k": MNIST_FACTORS}
-    presets = {"official": {"recipes": {"cmnist": OFFICIAL, "cmnist5k": OFFICIAL}}}
+    by_dataset = {
+        "cmnist": MNIST_FACTORS, "cmnist5k": MNIST_FACTORS,
+        "bffhq": {"bias_factor": 2.0, "swap_bias_factor": 2.0, "swap_factor": 0.1},  # official BFFHQ command
+    }  # fmt: skip
+    presets = {"official": {"recipes": {"cmnist": OFFICIAL, "cmnist5k": OFFICIAL, "bffhq": OFFICIAL_BFFHQ}}}
 
     alpha: float = between(0, 1, default=0.7)  # exponent of GCE
     gce_form: str = one_of("official", "paper", default="official")

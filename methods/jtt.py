@@ -33,7 +33,7 @@ class JTT(Method):
   booktitle={International Conference on Machine Learning}, year={2021}}"""
     presets = {"official": {"copies": "lambda+1", "error_pass": "online"}}
     by_dataset = {"cmnist5k": {"T": 1}}
-    tuned = {"cmnist": "T on the tune split", "cmnist5k": "T on the tune split"}
+    tuned = {"cmnist5k": {"T": 1}}
 
     T: int = at_least(1, default=1)  # epochs of the first training
     lambda_up: float | None = above(0, default=None)  # none: 1 / (conflict ratio of the dataset)
@@ -65,6 +65,7 @@ class JTT(Method):
         lambda_up = self.lambda_up or 1 / task.conflict_ratio  # known, or the dataset was declined
         times = lambda_up + 1 if self.copies == "lambda+1" else lambda_up
         weight = torch.where(wrong, times, 1.0).double()
+        task.log(sampling=weight)
         second = task.new_net()
         if times == round(times):
             task.train(second, self.loss, sample=weight.long(), predict=second)

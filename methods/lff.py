@@ -37,7 +37,7 @@ class LfF(Method):
   booktitle={Advances in Neural Information Processing Systems}, year={2020}}"""
     recipes = {"cmnist": ADAM, "cmnist5k": ADAM}
     presets = {"official": {"recipes": {"cmnist": OFFICIAL, "cmnist5k": OFFICIAL}}}
-    tuned = {"cmnist": "Adam 0.01 on the tune split", "cmnist5k": "Adam 0.01 on the tune split"}
+    tuned = {"cmnist": {"learning_rate": 0.01}, "cmnist5k": {"learning_rate": 0.01}}
 
     alpha: float = between(0, 1, default=0.7)  # exponent of GCE (q in LfF)
     gce_form: str = one_of("official", "paper", default="official")

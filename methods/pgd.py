@@ -55,7 +55,7 @@ class PGD(Method):
         """The order belongs to norm=lp."""
         if (self.norm == "lp") != (self.order is not None):
             raise BenchmarkError(
-                f"The 'order' parameter of pgd belongs to norm=lp (pgd:norm=lp,order=0.7). "
+                f"The 'order' parameter of pgd belongs to norm=lp (pgd:norm=lp,order=0.7); else order=none. "
                 f"Got norm={self.norm}, order={self.order}."
             )
 

@@ -40,6 +40,7 @@ class OneClass(Small):
 METHODS = '''
 """Methods that go wrong in several ways."""
 import os, signal, time
+import torch
 from debiasbench.losses import cross_entropy
 from debiasbench.methods import Method
 
@@ -72,6 +73,38 @@ class WrongReturn(Base):
     def fit(self, task):
         super().fit(task)
         return "a string"
+
+class NanLogits(Base):
+    name = "nanlogits"
+    def fit(self, task):
+        net = task.new_net()
+        task.train(net, self.loss, predict=self.predict)
+        return self.predict
+    def predict(self, nets, x):
+        return nets.net(x) * float("nan")
+
+class OwnLoop(Base):
+    """Uses the slow path."""
+    name = "ownloop"
+    def fit(self, task):
+        net = task.new_net()
+        for batch in task.batches(epochs=1):
+            loss = cross_entropy(net(batch.x), batch.y[batch.perm][batch.perm.argsort()]).mean()
+            loss.backward()
+            with torch.no_grad():
+                for parameter in net.parameters():
+                    parameter -= 0.01 * parameter.grad
+                    parameter.grad = None
+        task.evaluate(net)
+        return net
+
+class FailsOnce(Base):
+    """Fails if the file that DEBIASBENCH_TEST names is there."""
+    name = "failsonce"
+    def fit(self, task):
+        if os.path.exists(os.environ.get("DEBIASBENCH_TEST", "")):
+            raise RuntimeError("the file is there")
+        return super().fit(task)
 
 class Slow(Base):
     name = "slow"
@@ -196,13 +229,14 @@ def test_saved_weights_predict_what_the_record_says(results):
 
 
 def test_failures_are_recorded_and_the_others_finish(tmp_path, plugins, capsys):
-    bad = ["raising", "notanumber", "killed", "wrongreturn"]
+    bad = ["raising", "notanumber", "nanlogits", "killed", "wrongreturn"]
     assert run(tmp_path, plugins, "--methods", "raising", "vanilla", *bad[1:], "--seeds", "1") == 1
     records = {path.parent.name: record for path, record in records_of(tmp_path).items()}
     assert records["vanilla"]["status"] == "done"
     assert {name: records[name]["status"] for name in bad} == dict.fromkeys(bad, "failed")
     assert "no such thing" in records["raising"]["error"]["traceback"]
     assert "became nan in epoch 1" in records["notanumber"]["error"]["message"]
+    assert "logits that are not finite" in records["nanlogits"]["error"]["message"]
     assert "SIGKILL" in records["killed"]["error"]["message"]
     assert "fit must return the predictor" in records["wrongreturn"]["error"]["message"]
     shown = capsys.readouterr()
@@ -336,3 +370,36 @@ def test_run_works_from_a_script_without_a_main_guard(results, plugins, tmp_path
     )
     environment = os.environ | {"PYTHONPATH": str(Path(debiasbench.__file__).parent.parent)}
     subprocess.run([sys.executable, "-P", str(script)], check=True, env=environment, timeout=120)
+
+
+def test_a_failure_never_replaces_a_finished_record(tmp_path, plugins, monkeypatch, capsys):
+    words = ["--methods", "failsonce", "--seeds", "1", "--workers", "1"]
+    assert run(tmp_path, plugins, *words) == 0
+    (before,) = records_of(tmp_path).values()
+    (tmp_path / "flag").write_text("")
+    monkeypatch.setenv("DEBIASBENCH_TEST", str(tmp_path / "flag"))
+    assert run(tmp_path, plugins, *words, "--rerun", "all") == 1
+    assert "the file is there" in capsys.readouterr().err
+    assert list(records_of(tmp_path).values()) == [before]
+
+
+def test_workers_leave_without_a_record_when_their_parent_is_gone(tmp_path, plugins):
+    words = [sys.executable, "-P", "-m", "debiasbench", "run", *plugins, "--methods", "vanilla", "--datasets"]
+    words += ["small:epochs=400", "--seeds", "1", "--device", "cpu", "--results-dir", str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(Path(debiasbench.__file__).parent.parent)}
+    process = subprocess.Popen(words, stderr=subprocess.DEVNULL, env=environment, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.rglob("*.log")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.kill()
+    process.wait()
+    time.sleep(3)  # an epoch is much shorter: the worker has noticed
+    assert records_of(tmp_path) == {}
+
+
+def test_a_loop_of_the_methods_own_gives_equal_results_again(plugins):
+    from debiasbench.testing import check_global_randomness_is_left_alone, check_same_seed_same_result
+
+    cls = methods.get("ownloop")[0]
+    check_same_seed_same_result(cls)
+    check_global_randomness_is_left_alone(cls)

@@ -81,7 +81,7 @@ def difference_to(x, grey, colours):
 
 def test_cmnist_has_the_published_counts(cmnist):
     """Trap 13: 54,000 / 6,000 / 10,000; 270 conflicts in training and 9,000 in test, up to chance."""
-    assert {name: len(part) for name, part in cmnist.named().items() if name != "tune"} == CMNIST.official_counts
+    assert {name: len(part) for name, part in cmnist.named().items() if name != "tune"} == CMNIST().official_counts
     assert CMNIST.official_counts == {"train": 54_000, "valid": 6_000, "test": 10_000}
     conflicts = {name: int(part.conflicting.sum()) for name, part in cmnist.named().items()}
     assert abs(conflicts["train"] - 270) <= 4 * 16.4
@@ -584,3 +584,10 @@ def test_missing_or_unreadable_idx_file_is_named(tmp_path):
     for path in (tmp_path / "absent", tmp_path):
         with pytest.raises(BenchmarkError, match=path.name):
             read_idx(path)
+
+
+def test_lffs_generator_has_no_validation_split_of_its_own(mnist_data_dir):
+    """Trap 40: its "validation" split is the test split, so nothing may be selected by it."""
+    cls, _ = datasets.get("cmnist")
+    assert cls(generator="lff").build(mnist_data_dir).valid_is_test
+    assert not cls().build(mnist_data_dir).valid_is_test

@@ -778,3 +778,19 @@ def test_evaluating_does_not_change_training(make_task):
         results.append(weights(task))
     assert_equal(results[0], results[1])
     assert_equal(results[0], results[2])
+
+
+def mean_of_x(x, y):
+    return x.mean((1, 2, 3))
+
+
+def test_augmentation_that_is_off_is_off_for_scoring_too(make_task):
+    """Table 4: `augment=false` holds for both stages and for the pass that scores."""
+    task = make_task(augment=False)
+    clean = task.each(mean_of_x)
+    assert torch.equal(task.each(mean_of_x, augment=True), clean)
+
+
+def test_each_never_reads_the_test_split(make_task):
+    with pytest.raises(ValueError, match="never test"):
+        make_task().each(mean_of_x, split="test")

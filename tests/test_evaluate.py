@@ -419,3 +419,10 @@ def test_information_of_equal_columns_is_the_logarithm_of_the_number_of_classes(
         correction = (n_classes - 1) ** 2 / (2 * counts.sum())
         assert mutual_information(counts) == pytest.approx(math.log(n_classes) - correction, rel=1e-12)
     assert mutual_information(np.full((4, 4), 100)) == 0
+
+
+def test_without_a_validation_split_of_its_own_no_rule_selects_by_it():
+    row = {"valid": {"loss": 0.1, "acc_avg": 0.9, "n_conflict": 50.0, "acc_aligned": 1.0, "acc_conflict": 0.5}}
+    epochs = [{**row, "test": {"acc_unbiased": value}} for value in (0.5, 0.4)]
+    chosen = select(epochs, ("acc_unbiased",), validation=False)
+    assert chosen == {"last": 1, "val_loss": None, "val_acc": None, "group_val": None, "test_oracle": 0}

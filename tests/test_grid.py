@@ -186,7 +186,7 @@ def test_a_cell_of_a_method_with_a_list_parameter_survives_json(toy):
     [
         ("toy", "cmnist", (1, 1, 1, 1)),
         ("toy", "cmnist5k", (1, 2, 2, 2)),
-        ("toy:preset=bold", "cmnist", (1, 1, 3, 3)),
+        ("toy:preset=plain", "cmnist", (1, 1, 3, 1)),
         ("toy:preset=bold", "cmnist5k", (1, 2, 3, 3)),
         ("toy:preset=bold,d=4", "cmnist5k", (1, 2, 3, 4)),
         ("toy:d=4,preset=bold", "cmnist5k", (1, 2, 3, 4)),
@@ -434,3 +434,15 @@ def test_methods_know_no_recipe_fields():
 
 def test_every_field_of_a_stored_recipe_is_a_field_of_the_class():
     assert list(one_cell("vanilla").recipe) == list(Recipe().values())
+
+
+def test_a_preset_is_refused_where_it_has_no_settings(toy):
+    with pytest.raises(BenchmarkError, match="'bold' of toy has no settings for cmnist, only for cmnist5k"):
+        one_cell("toy:preset=bold", "cmnist")
+
+
+def test_shared_recipes_show_in_the_label_where_they_change_something(toy):
+    cell = one_cell("toy", "cmnist5k", shared_recipes=True)
+    assert cell.method_label == "toy:recipes=shared"
+    assert one_cell(cell.method_label, "cmnist5k").hash == cell.hash
+    assert one_cell("toy", "cmnist", shared_recipes=True).method_label == "toy"

@@ -469,3 +469,20 @@ def test_a_read_only_results_folder_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.TemporaryFile", fail)
     with pytest.raises(BenchmarkError, match="Read-only file system"):
         check_writable(tmp_path)
+
+
+def test_a_record_of_another_protocol_is_not_this_cells(tmp_path, monkeypatch):
+    cell = new_cell()
+    write_record(record_path(tmp_path, cell), record_of(cell))
+    assert find_record(tmp_path, cell) is not None
+    monkeypatch.setattr("debiasbench.grid.PROTOCOL_VERSION", 2)
+    monkeypatch.setattr("debiasbench.records.PROTOCOL_VERSION", 2)
+    assert find_record(tmp_path, cell) is None
+
+
+def test_a_rule_that_chose_nothing_stays_none(tmp_path):
+    cell = new_cell()
+    record = record_of(cell)
+    record["result"]["selection"]["val_loss"] = None
+    write_record(tmp_path / "s0-x.json", record)
+    assert read_record(tmp_path / "s0-x.json")["result"]["selection"]["val_loss"] is None

@@ -13,7 +13,6 @@ from debiasbench.statistics import (
     detectable_gap,
     gap_interval,
     holm,
-    mean_interval,
     paired_t,
     welch,
     wilcoxon,
@@ -237,21 +236,12 @@ def test_every_interval_contains_its_estimate(n):
         x, y = numbers(seed, n, 0.9), numbers(seed + 50, n)
         low, high = gap_interval(x, y)
         assert low < x.mean() - y.mean() < high
-        low, high = mean_interval(x)
-        assert low < x.mean() < high
 
 
 @pytest.mark.parametrize("value", [0.25, 0.1])
 @pytest.mark.parametrize("n", [3, 12])
 def test_without_any_spread_the_interval_is_the_gap(value, n):
     assert gap_interval(np.full(n, value), np.full(n, 0.3)) == pytest.approx((value - 0.3,) * 2, abs=1e-12)
-
-
-def test_the_interval_of_a_mean_is_students():
-    expected = stats.t.interval(0.95, 4, np.mean(BETTER), stats.sem(BETTER))
-    assert mean_interval(BETTER) == pytest.approx(expected, rel=1e-12)
-    assert all(math.isnan(end) for end in mean_interval([0.5]))
-    assert all(math.isnan(end) for end in mean_interval([]))
 
 
 def test_the_intervals_cover_the_truth_as_often_as_they_say():

@@ -1,0 +1,82 @@
+"""The numbers in docs/reproduction.md follow from the committed records and from the paper's table."""
+
+import json
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).parent.parent
+RECORDS = sorted((ROOT / "docs" / "reproduction" / "records").rglob("*.json"))
+DOCUMENT = (ROOT / "docs" / "reproduction.md").read_text()
+
+
+def section(title):
+    """The rows of the first table below a heading, as lists of texts."""
+    part = DOCUMENT.split(f"## {title}\n")[1].split("\n## ")[0]
+    lines = [line.strip().strip("|") for line in part.splitlines() if line.startswith("|")]
+    return [[cell.strip().strip("*") for cell in line.split("|")] for line in lines[2:]]
+
+
+def runs(dataset):
+    """One row a finished record: method, seed, accuracy in per cent, and the biased network's where there is one."""
+    rows = []
+    for path in RECORDS:
+        record = json.loads(path.read_text())
+        if record["status"] == "done" and record["cell"]["dataset_label"] == dataset:
+            result = record["result"]
+            biased = [end["test"]["acc_unbiased"] for phase in result["phases"] for end in phase["end"].values()]
+            last = result["epochs"][result["selection"]["last"]]
+            rows.append(
+                {
+                    "method": record["cell"]["method_label"],
+                    "seed": record["cell"]["seed"],
+                    "accuracy": 100 * last["test"]["acc_unbiased"],
+                    "biased": 100 * biased[0] if biased else float("nan"),
+                    "mass": result["identification"].get("score", {}).get("conflict_mass", float("nan")),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def written(values):
+    return f"{values.mean():.2f}" + (f" ± {values.std():.2f}" if len(values) > 1 else "")
+
+
+def test_full_colored_mnist_follows_from_the_records():
+    found = runs("cmnist")
+    paper = pd.read_csv(ROOT / "results" / "paper" / "table1.csv")
+    paper = paper[(paper.dataset == "cmnist") & (paper.rho == 0.005)].set_index("method")
+    rows = section("Colored MNIST, 0.5 % conflicts")
+    assert {row[0] for row in rows} == set(found.method)
+    for method, ours, n, published, difference, *_ in rows:
+        values = found[found.method == method].accuracy
+        assert ours == written(values), method
+        assert int(n) == len(values), method
+        assert published == f"{paper.loc[method, 'mean']:.2f} ± {paper.loc[method, 'std']:.2f}", method
+        assert difference == f"{values.mean() - paper.loc[method, 'mean']:+.2f}", method
+
+
+def test_the_biased_network_and_the_conflict_mass_follow_from_the_records():
+    found = runs("cmnist")
+    scored = found[found.method == "pgd"].sort_values("seed")
+    rows = section("PGD's biased network")
+    assert [row[0] for row in rows] == [str(seed) for seed in scored.seed]
+    for row, (_, run) in zip(rows, scored.iterrows(), strict=True):
+        assert row[1:] == [f"{run.biased:.2f}", f"{run.mass:.3f}", f"{run.accuracy:.2f}"]
+
+
+def test_records_are_of_one_protocol_and_one_drawing_of_the_data():
+    records = [json.loads(path.read_text()) for path in RECORDS]
+    assert records
+    assert {record["provenance"]["versions"]["protocol"] for record in records} == {1}
+    assert {record["schema"] for record in records} == {1}
+    for dataset in {record["cell"]["dataset_label"] for record in records}:
+        prints = {r["result"]["data"]["fingerprint"] for r in records if r["cell"]["dataset_label"] == dataset}
+        assert len(prints) == 1, dataset
+
+
+@pytest.mark.parametrize("path", RECORDS, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_no_record_names_a_place_on_a_machine(path):
+    assert not re.search(r"\"/|\b(root|home|tmp)/", path.read_text())

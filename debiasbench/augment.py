@@ -116,7 +116,7 @@ def resample(image: Tensor, boxes: Tensor, angle: Tensor) -> Tensor:
     column = _box_coordinate(column, width, left, box_width)
     grid = torch.stack([(2 * column + 1) / width - 1, (2 * row + 1) / height - 1], 3)
     sampled = F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)
-    return sampled * inside[:, None]
+    return sampled.mul_(inside[:, None].to(sampled.dtype))
 
 
 def _box_coordinate(position: Tensor, size: int, start: Tensor, length: Tensor) -> Tensor:
@@ -146,15 +146,16 @@ def _colour_jitter(image: Tensor, saturation: float, hue: float, generator: Gene
     draws = torch.rand(3, len(image), 1, 1, 1, generator=generator, device=image.device)
     factor = 1 + saturation * (2 * draws[0] - 1)
     shifted = shift_hue(image, hue * (2 * draws[1] - 1)) if hue else image
-    weights = image.new_tensor(_LUMA).view(3, 1, 1)
-    grey = (torch.where(draws[2] < 0.5, image, shifted) * weights).sum(1, keepdim=True)
+    red, green, blue = torch.where(draws[2] < 0.5, image, shifted).split(1, dim=1)
+    grey = red * _LUMA[0] + green * _LUMA[1] + blue * _LUMA[2]
     return torch.lerp(grey, shifted, factor).clamp_(0, 1)
 
 
 def shift_hue(image: Tensor, turns: Tensor) -> Tensor:
     """Shift the hue of RGB images (B, 3, H, W) in [0, 1] by `turns` (broadcastable), through HSV."""
     red, green, blue = image.unbind(1)
-    high, low = image.amax(1), image.amin(1)
+    high = torch.maximum(torch.maximum(red, green), blue)  # much quicker than a reduction over three channels
+    low = torch.minimum(torch.minimum(red, green), blue)
     chroma = high - low
     scale = 1 / torch.where(chroma == 0, 1.0, chroma)
     hue = torch.where(
@@ -164,5 +165,7 @@ def shift_hue(image: Tensor, turns: Tensor) -> Tensor:
     )  # in sixths of a turn
     hue = hue + 6 * turns[:, 0]
     offsets = image.new_tensor([0.0, 4.0, 2.0]).view(3, 1, 1)
-    ramp = torch.remainder(hue[:, None] + offsets, 6).sub_(3).abs_().sub_(1).clamp_(0, 1)  # (B, 3, H, W)
+    turned = hue[:, None] + offsets  # (B, 3, H, W)
+    turned = torch.where(turned >= 6, turned - 6, turned)  # a remainder, in half the time
+    ramp = torch.where(turned < 0, turned + 6, turned).sub_(3).abs_().sub_(1).clamp_(0, 1)
     return torch.addcmul(low[:, None], ramp, chroma[:, None])

@@ -29,6 +29,7 @@ class Display:
         self.started = time.monotonic()
         self.rows: dict[int, TaskID] = {}
         self.begun: dict[int, float] = {}
+        self.running: dict[int, float] = {}  # worker -> cost of its cell
         self.grid_bar = Progress(
             TextColumn("[bold]grid"), BarColumn(40), MofNCompleteColumn(), TimeElapsedColumn(),
             TextColumn("{task.fields[left]}"), console=self.console,
@@ -53,6 +54,7 @@ class Display:
         """Show one event."""
         if event.kind == "started":
             self.begun[event.worker] = time.monotonic()
+            self.running[event.worker] = self.costs.get(event.cell.hash, 1.0)
             if event.worker not in self.rows:
                 self.rows[event.worker] = self.cell_bars.add_task("", total=1, title="", phase="")
             self._row(event, title=event.cell.title, phase="loading data", completed=0, total=1)
@@ -67,6 +69,7 @@ class Display:
 
     def _ended(self, event: Event) -> None:
         self.done_cost += self.costs.get(event.cell.hash, 1.0)
+        self.running.pop(event.worker, None)
         self.grid_bar.advance(self.grid_task)
         seconds = time.monotonic() - self.begun.get(event.worker, self.started)
         problem = event.message
@@ -86,10 +89,11 @@ class Display:
             )
 
     def _left(self) -> str:
-        """The time left, from the cost of what is done."""
+        """The time left, from the cost of what is done; cells that run are taken for half done."""
         if not self.done_cost:
             return ""
-        seconds = (time.monotonic() - self.started) * (self.total_cost - self.done_cost) / self.done_cost
+        done = self.done_cost + sum(self.running.values()) / 2
+        seconds = (time.monotonic() - self.started) * (self.total_cost - done) / done
         return f"about {duration(seconds)} left" if seconds > 1 else ""
 
 

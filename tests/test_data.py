@@ -82,6 +82,7 @@ def difference_to(x, grey, colours):
 def test_cmnist_has_the_published_counts(cmnist):
     """Trap 13: 54,000 / 6,000 / 10,000; 270 conflicts in training and 9,000 in test, up to chance."""
     assert {name: len(part) for name, part in cmnist.named().items() if name != "tune"} == CMNIST().official_counts
+    assert CMNIST().official_counts == {"train": 54_000, "valid": 6_000, "test": 10_000}
     conflicts = {name: int(part.conflicting.sum()) for name, part in cmnist.named().items()}
     assert abs(conflicts["train"] - 270) <= 4 * 16.4
     assert abs(conflicts["valid"] - 30) <= 4 * 5.5

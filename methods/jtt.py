@@ -59,13 +59,12 @@ class JTT(Method):
         """The three steps."""
         net = task.new_net()
         wrong = self.errors_during(task, net) if self.error_pass == "online" else self.errors_after(task, net)
-        task.log(selected=wrong)
         if not wrong.any():
             raise RuntimeError(f"The error set of JTT is empty after {self.T} epochs: lower T or the learning rate.")
         lambda_up = self.lambda_up or 1 / task.conflict_ratio  # known, or the dataset was declined
         times = lambda_up + 1 if self.copies == "lambda+1" else lambda_up
         weight = torch.where(wrong, times, 1.0).double()
-        task.log(sampling=weight)
+        task.log(selected=wrong, sampling=weight)
         second = task.new_net()
         if times == round(times):
             task.train(second, self.loss, sample=weight.long(), predict=second)

@@ -85,9 +85,7 @@ class Stage:
         draws = self.draws if draws is None else draws
         check_sample(sample, self.task.n_samples, self.state)
         call = self.task._numbered("train", self._signature(epochs, sample) | {"draws": draws})
-        steps_per_epoch = len(self._plan(sample, draws, call, 0))
-        total_steps = self.recipe.steps or self.recipe.epochs * steps_per_epoch
-        total_epochs = -(-total_steps // steps_per_epoch)
+        total_steps, total_epochs = self._length(len(self._plan(sample, draws, call, 0)))
         last_epoch = total_epochs if epochs is None else self.epoch + epochs
         phase = self.task._begin_phase(call, self, last_epoch - self.epoch)
         started = time.perf_counter()
@@ -109,6 +107,24 @@ class Stage:
         phase.evaluation_seconds = evaluating
         self.task._end_phase(phase, self)
         return self.state
+
+    @property
+    def n_epochs(self) -> int:
+        """Epochs of the whole phase, each sample once an epoch; where the recipe counts steps, rounded up."""
+        n_samples = self.task.n_samples
+        plan = plan_epoch(
+            None,
+            n_samples=n_samples,
+            batch_size=self.recipe.batch_size,
+            drop_last=self.recipe.drop_last,
+            generator=torch.Generator(),
+        )
+        return self._length(len(plan))[1]
+
+    def _length(self, steps_per_epoch: int) -> tuple[int, int]:
+        """Steps and epochs of the whole phase."""
+        steps = self.recipe.steps or self.recipe.epochs * steps_per_epoch
+        return steps, -(-steps // steps_per_epoch)
 
     def _run_epoch(
         self, sample: Sample, draws: int | None, call: int, total_steps: int, total_epochs: int, limit: int | None

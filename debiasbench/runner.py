@@ -138,6 +138,7 @@ def outcome(task: Task, splits: Splits) -> tuple[dict[str, Any], dict[str, Tenso
             for name, column in task.logged.items()
             if dataset.has_bias_labels
         },
+        "numbers": task.numbers,
         "phases": [
             {
                 "call": phase.call, "share": phase.share, "epochs": phase.epochs, "evaluated": phase.evaluated,

@@ -76,6 +76,7 @@ class Task:
         self.phases: list[Phase] = []
         self.epochs: list[dict[str, Any]] = []  # one row for each evaluated epoch of the phases with a predictor
         self.logged: dict[str, Tensor] = {}  # per-sample columns (N,), on the CPU
+        self.numbers: dict[str, float] = {}  # single numbers that the method logged
         self.calls: list[dict[str, Any]] = []  # the numbered calls, with what they depend on
         self.other_seconds: dict[str, float] = {}  # of `each` and `once`
         self.predictor: Any = None
@@ -234,16 +235,21 @@ class Task:
         return result
 
     def log(self, **columns: Tensor) -> None:
-        """Keep per-sample values (N,) with the record; `score` and `selected` are compared with the true conflicts.
+        """Keep per-sample values (N,) or single numbers () with the record.
 
-        score: float (N,), the higher the likelier a sample is bias-conflicting; for a method that samples by it,
-            in proportion to the probability. selected: bool (N,), the samples taken for conflicting.
+        Per-sample values are compared with the true conflicts. score: float (N,), the higher the likelier a sample
+        is bias-conflicting; for a method that samples by it, in proportion to the probability. selected: bool (N,),
+        the samples taken for conflicting.
         """
         self._numbered("log", {"columns": sorted(columns)})
         for name, column in columns.items():
-            if tuple(column.shape) != (self.n_samples,):
-                raise ValueError(f"task.log({name}=...) must have shape ({self.n_samples},). Got {column.shape}.")
-            self.logged[name] = column.detach().cpu()
+            shape = tuple(column.shape)
+            if shape == ():
+                self.numbers[name] = float(column)
+            elif shape == (self.n_samples,):
+                self.logged[name] = column.detach().cpu()
+            else:
+                raise ValueError(f"task.log({name}=...) must have shape ({self.n_samples},) or (). Got {shape}.")
 
     def column(self, value: float) -> Tensor:
         """A per-sample table (N,) filled with `value`, for `state`."""

@@ -78,9 +78,16 @@ class JTT(Method):
         return task.each(lambda x, y: net(x).argmax(1) != y)
 
     def errors_during(self, task, net):
-        """E as collected while epoch index T is trained, in train mode -> bool (N,)."""
-        state = task.stage(net, self.noting_loss, state={"wrong": task.column(0)}).run(epochs=self.T + 1)
-        return state["wrong"] > 0
+        """E as collected while epoch index T is trained, in train mode -> bool (N,).
+
+        Its overlap with the clean E is logged: the two are different sets.
+        """
+        stage = task.stage(net, self.noting_loss, state={"wrong": task.column(0)})
+        stage.run(epochs=self.T)
+        clean = task.each(lambda x, y: net(x).argmax(1) != y)
+        wrong = stage.run(epochs=1)["wrong"] > 0  # every sample is visited, so all of the column is of this epoch
+        task.log(jaccard_with_clean=(wrong & clean).sum() / (wrong | clean).sum().clamp_min(1))
+        return wrong
 
     def loss(self, nets, batch, state):
         """Mean cross-entropy."""

@@ -794,3 +794,27 @@ def test_augmentation_that_is_off_is_off_for_scoring_too(make_task):
 def test_each_never_reads_the_test_split(make_task):
     with pytest.raises(ValueError, match="never test"):
         make_task().each(mean_of_x, split="test")
+
+
+def test_methods_log_columns_and_single_numbers(make_task):
+    """Numbers go into the record beside the per-sample columns; other shapes are refused."""
+    task = make_task(n=24)
+    task.log(score=torch.arange(24.0), overlap=torch.tensor(0.25))
+    assert list(task.logged) == ["score"]
+    assert task.numbers == {"overlap": 0.25}
+    with pytest.raises(ValueError, match=r"must have shape \(24,\) or \(\). Got \(3,\)"):
+        task.log(score=torch.zeros(3))
+
+
+def test_a_stage_knows_its_length_in_epochs(make_task):
+    """By epochs, or by steps rounded up to whole epochs."""
+    task = make_task(n=24)
+    net = task.new_net()
+
+    def length(**fields):
+        recipe = task.recipe.replace(batch_size=10, **fields)
+        return task.stage(net, lambda nets, batch, state: nets.net(batch.x).sum(), recipe=recipe).n_epochs
+
+    assert length(epochs=7) == 7
+    assert length(steps=7) == 3  # batches of 10, 10 and 4
+    assert length(steps=7, drop_last=True) == 4

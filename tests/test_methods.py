@@ -330,7 +330,9 @@ def test_jtt_online_errors_are_those_of_epoch_index_t(make_task, new_method):
     method = new_method("jtt", T=1, error_pass="online")
     task = make_task(method, epochs=5)
     wrong = method.errors_during(task, task.new_net())
-    assert task.phases[0].epochs == 2
+    assert [phase.epochs for phase in task.phases] == [1, 1]
+
+    logged = task.numbers
 
     # the same training once more, with notes
     task = make_task(method, epochs=5)
@@ -342,10 +344,17 @@ def test_jtt_online_errors_are_those_of_epoch_index_t(make_task, new_method):
             notes.setdefault(int(batch.epoch), {})[sample] = not bool(right)
         return cross_entropy(logits, batch.y).mean()
 
-    task.stage(task.new_net(), loss).run(epochs=2)
+    net = task.new_net()
+    stage = task.stage(net, loss)
+    stage.run(epochs=1)
+    clean = task.each(lambda x, y: net(x).argmax(1) != y)
+    stage.run(epochs=1)
     assert wrong.dtype == torch.bool
     assert wrong.tolist() == [notes[1][sample] for sample in range(200)]
     assert wrong.tolist() != [notes[0][sample] for sample in range(200)]
+    jaccard = (wrong & clean).sum() / (wrong | clean).sum()
+    assert logged == {"jaccard_with_clean": pytest.approx(float(jaccard))}
+    assert 0 < jaccard < 1
 
 
 def test_jtt_clean_and_online_errors_differ(make_task, new_method):
@@ -497,6 +506,56 @@ def test_pgd_reweighting_gives_each_sample_n_h(make_task, new_method):
     assert calls[1].get("sample") is None
     assert weight.mean().item() == pytest.approx(1, abs=1e-5)
     torch.testing.assert_close(weight.double(), (80 * score / score.sum()).double(), rtol=1e-5, atol=0)
+
+
+def test_pgd_can_score_with_the_epoch_of_lowest_biased_validation_loss(make_task, new_method):
+    """Flag bias_ckpt: step 2 and 3 go on from the best epoch, not the last."""
+    task = make_task(new_method("pgd", bias_ckpt="best"), n=80, epochs=4)
+    losses, states, each = [], [], task.each
+
+    def noting(function, **options):
+        values = each(function, **options)
+        if options.get("split") == "valid":
+            losses.append(float(values.mean()))
+            states.append(copy.deepcopy(task.all_nets()[0].state_dict()))
+            if len(losses) == 4:  # make the second the best, whatever was measured
+                values = values * 0 + 1e9
+            elif len(losses) == 2:
+                values = values * 0
+        return values
+
+    task.each = noting
+    calls = spied(task)
+    task.method.fit(task)
+    assert len(losses) == 4
+    (call,) = calls
+    for name, tensor in call["start"].items():
+        assert torch.equal(tensor, states[1][name])
+    assert any(not torch.equal(states[1][name], states[3][name]) for name in states[1])
+
+
+def test_pgd_validation_loss_of_the_biased_network_is_the_evaluated_one(make_task, new_method):
+    """What bias_ckpt=best compares is the mean cross-entropy on validation, as evaluated with bias_ckpt=last."""
+    task = make_task(new_method("pgd", bias_ckpt="best"), n=80, epochs=3)
+    losses, each = [], task.each
+
+    def noting(function, **options):
+        values = each(function, **options)
+        losses.append(float(values.mean())) if options.get("split") == "valid" else None
+        return values
+
+    task.each = noting
+    task.method.fit(task)
+    ends = [phase.end["net"]["valid"]["loss"] for phase in task.phases[:3]]
+    assert losses == pytest.approx(ends, rel=1e-5)
+
+
+def test_pgd_can_keep_the_learning_rate_of_its_first_stage(make_task, new_method):
+    """Flag restart_lr: true starts the schedule anew, false goes on with the rate that step 1 ended with."""
+    for restart, expected in ((True, [0.02, 0.02, 0.002, 0.002, 0.0002]), (False, [0.0002] * 5)):
+        task = make_task(new_method("pgd", restart_lr=restart), n=80, epochs=5)
+        task.method.fit(task)
+        assert [row["learning_rate"] for row in task.epochs] == pytest.approx(expected)
 
 
 def test_pgd_single_stage_scores_anew_in_every_epoch(make_task, new_method):

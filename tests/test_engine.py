@@ -813,7 +813,7 @@ def test_a_stage_knows_its_length_in_epochs(make_task):
 
     def length(**fields):
         recipe = task.recipe.replace(batch_size=10, **fields)
-        return task.stage(net, lambda nets, batch, state: nets.net(batch.x).sum(), recipe=recipe).n_epochs
+        return task.stage(net, lambda nets, *_: nets.net(nets.x).sum(), recipe=recipe).n_epochs
 
     assert length(epochs=7) == 7
     assert length(steps=7) == 3  # batches of 10, 10 and 4

@@ -20,8 +20,9 @@ _LUMA = (0.2989, 0.587, 0.114)  # torchvision's grey
 
 
 def to_input(x: Tensor, recipe: Recipe) -> Tensor:
-    """uint8 (B, C, H, W) in 0..255 -> float32 in [0, 1], normalised by the recipe, channels last."""
-    return _normalised(x.to(torch.float32).div_(255), recipe).contiguous(memory_format=torch.channels_last)
+    """uint8 (B, C, H, W) in 0..255 -> float32 in [0, 1], resized and normalised by the recipe, channels last."""
+    image = _resized(x.to(torch.float32).div_(255), recipe)
+    return _normalised(image, recipe).contiguous(memory_format=torch.channels_last)
 
 
 def augmented(x: Tensor, recipe: Recipe, generator: Generator) -> Tensor:
@@ -29,6 +30,8 @@ def augmented(x: Tensor, recipe: Recipe, generator: Generator) -> Tensor:
     if not recipe.augment:
         return to_input(x, recipe)
     image = x.to(torch.float32).div_(255)
+    if recipe.crop_scale is None:
+        image = _resized(image, recipe)
     if recipe.crop_scale is not None or recipe.rotation:
         image = _crop_and_rotate(image, recipe, generator)
     if recipe.pad_crop:
@@ -39,6 +42,13 @@ def augmented(x: Tensor, recipe: Recipe, generator: Generator) -> Tensor:
     if recipe.saturation or recipe.hue:
         image = _colour_jitter(image, recipe.saturation, recipe.hue, generator)
     return _normalised(image, recipe).contiguous(memory_format=torch.channels_last)
+
+
+def _resized(image: Tensor, recipe: Recipe) -> Tensor:
+    """Torchvision's Resize to a square, on the device: bilinear, with antialiasing."""
+    if recipe.size is None or image.shape[2:] == (recipe.size, recipe.size):
+        return image
+    return F.interpolate(image, (recipe.size, recipe.size), mode="bilinear", antialias=True)
 
 
 def _normalised(image: Tensor, recipe: Recipe) -> Tensor:
@@ -95,15 +105,17 @@ def _crop_and_rotate(image: Tensor, recipe: Recipe, generator: Generator) -> Ten
     if recipe.rotation:
         turns = torch.rand(n, generator=generator, device=device) * 2 - 1
         angle = turns * (recipe.rotation * math.pi / 180)
-    return resample(image, boxes, angle)
+    return resample(image, boxes, angle, size=(recipe.size, recipe.size) if recipe.size else None)
 
 
-def resample(image: Tensor, boxes: Tensor, angle: Tensor) -> Tensor:
-    """Crop each image to its box, resize it back (bilinear), rotate it counter-clockwise (nearest, filled with 0).
+def resample(image: Tensor, boxes: Tensor, angle: Tensor, *, size: tuple[int, int] | None = None) -> Tensor:
+    """Crop each image to its box, resize it (bilinear), rotate it counter-clockwise (nearest, filled with 0).
 
-    image: float (B, C, H, W); boxes: (B, 4) as top, left, height, width; angle: (B,) in radians.
+    image: float (B, C, H, W); boxes: (B, 4) as top, left, height, width; angle: (B,) in radians; size: height and
+    width of the result, by default those of the image. A crop that is made smaller is sampled without antialiasing.
     """
-    height, width = image.shape[2:]
+    image_height, image_width = image.shape[2:]
+    height, width = size or (image_height, image_width)
     device = image.device
     rows = torch.arange(height, device=device) + 0.5 - height / 2  # pixel centres, from the middle
     columns = torch.arange(width, device=device) + 0.5 - width / 2
@@ -114,7 +126,7 @@ def resample(image: Tensor, boxes: Tensor, angle: Tensor) -> Tensor:
     top, left, box_height, box_width = boxes.to(image.dtype).T[:, :, None, None]
     row = _box_coordinate(row, height, top, box_height)
     column = _box_coordinate(column, width, left, box_width)
-    grid = torch.stack([(2 * column + 1) / width - 1, (2 * row + 1) / height - 1], 3)
+    grid = torch.stack([(2 * column + 1) / image_width - 1, (2 * row + 1) / image_height - 1], 3)
     sampled = F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)
     return sampled.mul_(inside[:, None].to(sampled.dtype))
 

@@ -101,6 +101,9 @@ def build_parser() -> argparse.ArgumentParser:
 def _places(parser: argparse.ArgumentParser, *, data: bool = False, results: bool = False) -> None:
     if data:
         parser.add_argument("--data-dir", type=Path, metavar="DIR", help="default: $DEBIASBENCH_DATA, or ./data")
+        parser.add_argument(
+            "--cache-dir", type=Path, metavar="DIR", help="for decoded images; default: $DEBIASBENCH_CACHE, or ~/.cache"
+        )
     if results:
         parser.add_argument(
             "--results-dir", type=Path, metavar="DIR", default=Path("results"), help="default: ./results"
@@ -149,6 +152,8 @@ def _add_folders(options: argparse.Namespace) -> None:
         from debiasbench.datasets import registry as datasets
 
         datasets.add_folder(options.datasets_dir)
+    if getattr(options, "cache_dir", None):
+        os.environ["DEBIASBENCH_CACHE"] = str(options.cache_dir.absolute())  # workers inherit it
 
 
 def _console() -> Console:

@@ -8,7 +8,9 @@ tensors, so it says nothing of all this.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -19,6 +21,7 @@ from debiasbench.augment import augmented
 from debiasbench.errors import DivergedError
 from debiasbench.randomness import derived_generator, derived_seed
 from debiasbench.recipe import Recipe
+from debiasbench.samples import Samples
 
 if TYPE_CHECKING:
     from debiasbench.task import Task
@@ -27,6 +30,7 @@ State = dict[str, Tensor]
 Loss = Callable[[Any, "Batch", State], Tensor | tuple[Tensor, State]]
 Layout = Callable[[torch.Generator], list[Tensor]]
 Sample = Tensor | Layout | None
+READERS, AHEAD = 4, 8  # threads and batches, where images are read from the host while the device works
 
 
 class Batch(SimpleNamespace):
@@ -139,7 +143,7 @@ class Stage:
         n_seen = 0
         rate = recipe.learning_rate
         n_steps = torch.tensor(total_steps, device=device)
-        for index in plan:
+        for index, x in fetched(task.splits.train, plan):
             if limit is not None and self.step >= limit:
                 break
             done = self.step / total_steps if recipe.steps else self.epoch / total_epochs
@@ -147,7 +151,7 @@ class Stage:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             place = (task.seed, call, self.epoch, self.step)
-            batch = make_batch(task, recipe, index, place, n_steps=n_steps, columns=self.columns)
+            batch = make_batch(task, recipe, index, x, place, n_steps=n_steps, columns=self.columns)
             value = self._loss(nets, batch)
             self.optimizer.zero_grad(set_to_none=True)
             value.backward()
@@ -206,22 +210,46 @@ class Stage:
         }
 
 
+def fetched(samples: Samples, plan: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """The indices and the images (uint8, on the device) of each batch of a plan.
+
+    Where x did not fit on the device, the next batches are read while one is trained on.
+    """
+    if samples.x.device == samples.y.device:
+        for index in plan:
+            yield index, samples.rows(index)
+        return
+    hosts = [index.cpu() for index in plan]  # all at once: each of these waits for the device
+    with ThreadPoolExecutor(READERS) as pool:
+        coming = deque(pool.submit(samples.rows, host) for host in hosts[:AHEAD])
+        try:
+            for number, index in enumerate(plan):
+                x = coming.popleft().result()
+                if number + AHEAD < len(hosts):
+                    coming.append(pool.submit(samples.rows, hosts[number + AHEAD]))
+                yield index, x
+        finally:
+            for future in coming:
+                future.cancel()
+
+
 def make_batch(
     task: Task,
     recipe: Recipe,
     index: Tensor,
+    x: Tensor,
     place: tuple[int, int, int, int],
     *,
     n_steps: Tensor,
     columns: Mapping[str, Tensor],
 ) -> Batch:
-    """Gather and augment one batch; `place` is (seed, call, epoch, step), which all its randomness follows.
+    """Augment one batch; x are its images (uint8). `place` is (seed, call, epoch, step): all randomness follows it.
 
     Dropout layers draw from the global generators, so these are set as well: call it inside `fork_rng`.
     """
     device = index.device
     batch = Batch(
-        x=augmented(task.x[index], recipe, derived_generator("augment", *place, device=device)),
+        x=augmented(x, recipe, derived_generator("augment", *place, device=device)),
         y=task.y[index],
         index=index,
         perm=torch.randperm(

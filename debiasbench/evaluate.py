@@ -38,10 +38,12 @@ USES_BIAS_LABELS = ("group_val", "test_oracle")
 class Evaluation:
     """Evaluates predictors on the splits of one dataset."""
 
-    def __init__(self, dataset: Dataset, splits: Splits, *, batch_size: int = 500) -> None:
-        self.dataset, self.splits, self.batch_size = dataset, splits, batch_size
+    def __init__(self, dataset: Dataset, splits: Splits, *, batch_size: int | None = None) -> None:
+        large = splits.train.x[0].numel() > 3 * 64 * 64
+        self.dataset, self.splits, self.batch_size = dataset, splits, batch_size or (100 if large else 500)
         self._columns = {
-            name: (samples.y.cpu().numpy(), samples.bias.cpu().numpy()) for name, samples in splits.named().items()
+            name: (samples.y.cpu().numpy(), samples.bias.cpu().numpy(), samples.conflicting.cpu().numpy())
+            for name, samples in splits.named().items()
         }
 
     def logits(
@@ -51,7 +53,8 @@ class Evaluation:
         from debiasbench.task import evaluating
 
         with torch.no_grad(), evaluating(nets):
-            parts = samples.x.split(self.batch_size)
+            starts = range(0, len(samples), self.batch_size)
+            parts = (samples.rows(slice(start, start + self.batch_size)) for start in starts)
             logits = torch.cat([predict(to_input(x, recipe)) for x in parts]).float()
         if not bool(torch.isfinite(logits).all()):
             raise DivergedError("The predictor returned logits that are not finite (nan or infinite).")
@@ -69,15 +72,16 @@ class Evaluation:
 
     def metrics(self, split: str, logits: Tensor) -> dict[str, float]:
         """Every metric of one split from its logits (N, C)."""
-        y, bias = self._columns[split]
+        y, bias, conflict = self._columns[split]
         loss = nn.functional.cross_entropy(logits, torch.from_numpy(y).to(logits.device)).item()
         correct = logits.argmax(1).cpu().numpy() == y
         unbiased = split == "test" and self.dataset.unbiased_test
-        return {"loss": loss} | accuracies(correct, y, bias, bias_names=self.dataset.bias_names, unbiased=unbiased)
+        names = self.dataset.bias_names
+        return {"loss": loss} | accuracies(correct, y, bias, bias_names=names, unbiased=unbiased, conflict=conflict)
 
     def groups(self, split: str, logits: Tensor) -> list[dict[str, Any]]:
         """Accuracy and size of every (label, bias) group of a split; only for a single bias."""
-        y, bias = self._columns[split]
+        y, bias, _ = self._columns[split]
         if len(self.dataset.bias_names) != 1:
             return []
         correct = logits.argmax(1).cpu().numpy() == y
@@ -90,11 +94,18 @@ class Evaluation:
 
 
 def accuracies(
-    correct: np.ndarray, y: np.ndarray, bias: np.ndarray, *, bias_names: tuple[str, ...], unbiased: bool
+    correct: np.ndarray,
+    y: np.ndarray,
+    bias: np.ndarray,
+    *,
+    bias_names: tuple[str, ...],
+    unbiased: bool,
+    conflict: np.ndarray | None = None,
 ) -> dict[str, float]:
     """Accuracies by name, from which samples were predicted correctly.
 
-    correct: bool (N,). y: int (N,). bias: int (N, A), -1 where unknown. With several biases, `acc_aligned` and
+    correct: bool (N,). y: int (N,). bias: int (N, A), -1 where unknown. conflict: bool (N, A); default: the known
+    biases that differ from y. With several biases, `acc_aligned` and
     `acc_conflict` are given for each (`acc_conflict.colour`), and no cells are formed.
     """
     result = {"n": float(len(y)), "acc_avg": _mean(correct)}
@@ -103,7 +114,7 @@ def accuracies(
     for column, name in enumerate(bias_names):
         suffix = f".{name}" if len(bias_names) > 1 else ""
         known = bias[:, column] >= 0
-        conflicting = known & (bias[:, column] != y)
+        conflicting = known & (bias[:, column] != y if conflict is None else conflict[:, column])
         result[f"acc_aligned{suffix}"] = _mean(correct[known & ~conflicting])
         result[f"acc_conflict{suffix}"] = _mean(correct[conflicting])
         result[f"n_conflict{suffix}"] = float(conflicting.sum())

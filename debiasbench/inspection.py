@@ -38,7 +38,7 @@ def _row(dataset: Dataset, split: str, samples: Samples, column: int, bias_name:
     known = bias >= 0
     if not known.any():
         return [split, f"{len(y):,}", bias_name, "unknown", "unknown", "-", "-"]
-    conflicts = int((known & (bias != y)).sum())
+    conflicts = int(samples.conflicting[:, column].sum())
     n_values = max(dataset.n_bias_values, int(bias.max()) + 1)
     counts = np.zeros((dataset.n_classes, n_values), dtype=int)
     np.add.at(counts, (y[known], bias[known]), 1)

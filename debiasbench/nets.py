@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import pickle
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -96,6 +99,34 @@ class SimConv1(Net):
         return self.body(x).mean((2, 3))  # adaptive pooling's CUDA gradient would not be deterministic
 
 
+class SimConv2(Net):
+    """The paper's network for Multi-bias MNIST (appendix B): 140,634 parameters.
+
+    Input (B, 3, 56, 56). Pooling of 3 x 3 with stride 3, as printed, runs out of pixels: below 87 there is no
+    output. `pool=2` (default here) pools 2 x 2 (56 -> 50 -> 25 -> 19 -> 9 -> 5 -> 3); `pool=3` pools 3 x 3 as
+    printed, with padded convolutions that keep the size (56 -> 18 -> 6). Blocks 3 and 4 have ReLU *before* batch
+    normalisation.
+    """
+
+    def __init__(self, shape: tuple[int, ...], n_classes: int, *, pool: int = 2) -> None:
+        super().__init__()
+        padding: int | str = 0 if pool == 2 else "same"
+        self.body = nn.Sequential(
+            *[nn.Conv2d(shape[0], 8, 7, padding=padding), nn.BatchNorm2d(8), nn.ReLU(), HalfDropout()],
+            nn.AvgPool2d(pool),
+            *[nn.Conv2d(8, 32, 7, padding=padding), nn.BatchNorm2d(32), nn.ReLU(), HalfDropout()],
+            nn.AvgPool2d(pool),
+            *[nn.Conv2d(32, 64, 5, padding=padding), nn.ReLU(), nn.BatchNorm2d(64), HalfDropout()],
+            *[nn.Conv2d(64, 128, 3, padding=padding), nn.ReLU(), nn.BatchNorm2d(128), HalfDropout()],
+        )
+        self.n_features = 128
+        self.head = nn.Linear(128, n_classes)
+
+    def features(self, x: Tensor) -> Tensor:
+        """(B, 3, 56, 56) -> (B, 128)."""
+        return self.body(x).mean((2, 3))
+
+
 class MLP(Net):
     """Three hidden layers on flat pixels, as in the official LfF and Disen code.
 
@@ -119,17 +150,22 @@ class MLP(Net):
 
 
 class ResNet(Net):
-    """A torchvision ResNet with ImageNet's stem: body to the average pool, and a new linear head."""
+    """A torchvision ResNet: body to the average pool, and a new linear head.
 
-    def __init__(self, n_classes: int, *, depth: int, pretrained: str) -> None:
+    `small_images=True` has the stem that is usual for CIFAR (3 x 3 convolution, no pooling) instead of ImageNet's
+    (7 x 7 with stride 2, pooling), after which 32 x 32 pixels are one.
+    """
+
+    def __init__(self, n_classes: int, *, depth: int, pretrained: str, small_images: bool = False) -> None:
         super().__init__()
         import torchvision
 
-        name = f"ResNet{depth}"
-        weights = getattr(torchvision.models, f"{name}_Weights").IMAGENET1K_V1 if pretrained == "imagenet" else None
-        net = torchvision.models.get_model(name.lower(), weights=weights)
-        if pretrained not in ("none", "imagenet"):
-            net.load_state_dict(torch.load(pretrained, map_location="cpu", weights_only=True))
+        net = torchvision.models.get_model(f"resnet{depth}", weights=None)
+        if pretrained != "none":
+            net.load_state_dict(pretrained_weights(f"resnet{depth}", pretrained))
+        if small_images:
+            net.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+            net.maxpool = nn.Identity()
         self.n_features = net.fc.in_features
         net.fc = nn.Identity()
         self.body = net
@@ -142,17 +178,71 @@ class ResNet(Net):
 
 NETS: dict[str, Callable[[tuple[int, ...], int, str], Net]] = {
     "simconv1": lambda shape, n_classes, _: SimConv1(shape, n_classes),
+    "simconv2": lambda shape, n_classes, _: SimConv2(shape, n_classes),
+    "simconv2-pool3": lambda shape, n_classes, _: SimConv2(shape, n_classes, pool=3),
     "mlp": lambda shape, n_classes, _: MLP(shape, n_classes),
     "mlp16": lambda shape, n_classes, _: MLP(shape, n_classes, width=16),  # Disen's
     "resnet18": lambda _, n_classes, pretrained: ResNet(n_classes, depth=18, pretrained=pretrained),
     "resnet50": lambda _, n_classes, pretrained: ResNet(n_classes, depth=50, pretrained=pretrained),
+    "resnet18-small": lambda _, n_classes, pretrained: ResNet(
+        n_classes, depth=18, pretrained=pretrained, small_images=True
+    ),
 }
+PRETRAINED_NETS = ("resnet18", "resnet50")
 
 
-def check_net(name: str) -> None:
-    """Refuse a network that does not exist."""
+def check_net(name: str, pretrained: str = "none") -> None:
+    """Refuse a network that does not exist, and weights that cannot be had; downloads them if need be."""
     if name not in NETS:
         raise BenchmarkError(f"Unknown net '{name}'.{nearest(name, NETS)} Known: {', '.join(NETS)}.")
+    if pretrained != "none":
+        if name not in PRETRAINED_NETS:
+            raise BenchmarkError(
+                f"There are no pretrained weights for the net {name}: give pretrained=none. "
+                f"Got pretrained={pretrained}; nets with weights: {', '.join(PRETRAINED_NETS)}."
+            )
+        pretrained_weights(name, pretrained)
+
+
+@functools.lru_cache(maxsize=2)
+def pretrained_weights(name: str, pretrained: str) -> dict[str, Tensor]:
+    """The state dict of a torchvision network: "imagenet" (its IMAGENET1K_V1 weights) or the path of a file.
+
+    Raises:
+        BenchmarkError: the file cannot be read or is of another network; the download failed. Never a random start
+            instead.
+    """
+    import torchvision
+
+    if pretrained == "imagenet":
+        weights = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"]
+        try:
+            state: dict[str, Tensor] = weights.get_state_dict(progress=False, check_hash=True)
+        except (OSError, RuntimeError) as error:
+            file = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[1]
+            raise BenchmarkError(
+                f"The ImageNet weights of {name} could not be downloaded ({error}). Fetch {weights.url} elsewhere and "
+                f"put it at {file}, or give pretrained=FILE, or pretrained=none for a random start."
+            ) from None
+        return state
+    try:
+        state = torch.load(pretrained, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise BenchmarkError(
+            f"pretrained={pretrained} cannot be read as a state dict ({reason}). Give a file made by torch.save of "
+            "a torchvision network's state_dict(), or imagenet, or none."
+        ) from None
+    expected = torchvision.models.get_model(name, weights=None).state_dict()
+    if not isinstance(state, dict):
+        state = {}
+    wrong = [key for key in expected if key not in state or state[key].shape != expected[key].shape]
+    if wrong or set(state) - set(expected):
+        raise BenchmarkError(
+            f"pretrained={pretrained} does not hold the weights of torchvision's {name}: "
+            f"{', '.join([*wrong, *sorted(set(state) - set(expected))][:3])}, ..."
+        )
+    return state
 
 
 def build_net(name: str, shape: tuple[int, ...], n_classes: int, *, pretrained: str = "none") -> Net:

@@ -16,6 +16,7 @@ class Recipe(Parameters):
     name = "recipe"
 
     net: str = "simconv1"
+    size: int | None = at_least(16, default=None)  # pixels a side of the network's input; none: as the data have
     pretrained: str = "none"  # "none": random start; "imagenet": torchvision's weights; else a file of weights
     epochs: int = at_least(1, default=100)
     steps: int | None = at_least(1, default=None)  # optimiser steps of a phase; replaces `epochs`
@@ -57,6 +58,10 @@ class Recipe(Parameters):
             raise BenchmarkError(
                 f"The 'milestones' of a recipe are fractions of the phase in [0, 1]. Got {self.milestones!r}."
             )
+
+    def input_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape (C, H, W) that the network sees, of images of `shape`."""
+        return (*shape[:1], self.size, self.size) if self.size else shape
 
     def learning_rate_at(self, done: float) -> float:
         """The learning rate after the fraction `done` of the phase, in [0, 1]."""

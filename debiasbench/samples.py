@@ -21,17 +21,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Samples:
-    """Columns of equal length N, on one device.
+    """Columns of equal length N.
 
     Attributes:
-        x: uint8 (N, C, H, W) in 0..255 for images.
+        x: uint8 (N, C, H, W) in 0..255 for images. It may stay in the host's memory, or on disk (a mapped tensor),
+            when the other columns are on a device: see `rows`.
         y: int64 (N,), the label, 0-based.
         bias: int64 (N, A), one column a bias; -1 where it is not known.
+        conflict: bool (N, A), for biases whose values are not those of the label; else a sample conflicts if its
+            bias is known and differs from its label.
+        x_sha256: of the bytes of x, where that is known already (large data are not read to be fingerprinted).
     """
 
     x: Tensor
     y: Tensor
     bias: Tensor
+    conflict: Tensor | None = None
+    x_sha256: str = ""
 
     def __post_init__(self) -> None:
         if not len(self.x) == len(self.y) == len(self.bias) or self.bias.ndim != 2:
@@ -46,19 +52,36 @@ class Samples:
     @property
     def conflicting(self) -> Tensor:
         """Bool (N, A): the bias is known and disagrees with the label."""
+        if self.conflict is not None:
+            return self.conflict
         return (self.bias != self.y[:, None]) & (self.bias >= 0)
 
-    def to(self, device: torch.device) -> Samples:
-        """The same columns on another device."""
-        return Samples(self.x.to(device), self.y.to(device), self.bias.to(device))
+    def to(self, device: torch.device, *, with_x: bool = True) -> Samples:
+        """The same columns on another device; without `with_x`, x stays where it is."""
+        conflict = None if self.conflict is None else self.conflict.to(device)
+        x = self.x.to(device) if with_x else self.x
+        return Samples(x, self.y.to(device), self.bias.to(device), conflict, self.x_sha256)
+
+    def rows(self, rows: slice | Tensor) -> Tensor:
+        """Some rows of x, on the device of the labels. `rows` is a slice, or int64 indices beside x or the labels."""
+        part = self.x[rows.to(self.x.device) if isinstance(rows, Tensor) else rows]
+        if part.device == self.y.device:
+            return part
+        # a copy from pinned memory does not make the host wait for the device
+        return part.pin_memory().to(self.y.device, non_blocking=True)
 
     def fingerprint(self) -> str:
         """SHA-256 over the shapes, types and bytes of all columns."""
         digest = hashlib.sha256()
         for column in fields(self):
-            tensor: Tensor = getattr(self, column.name).cpu().contiguous()
+            tensor = getattr(self, column.name)
+            if not isinstance(tensor, Tensor):
+                continue
             digest.update(f"{column.name} {tensor.dtype} {tuple(tensor.shape)};".encode())
-            digest.update(tensor.numpy().data)
+            if column.name == "x" and self.x_sha256:
+                digest.update(self.x_sha256.encode())
+            else:
+                digest.update(tensor.cpu().contiguous().numpy().data)
         return digest.hexdigest()
 
 
@@ -85,8 +108,10 @@ class Splits:
         return {name: samples for name, samples in parts.items() if samples is not None}
 
     def to(self, device: torch.device) -> Splits:
-        """The same splits on another device."""
-        moved = {name: samples.to(device) for name, samples in self.named().items()}
+        """The same splits on another device; x moves where all of it takes at most half of the free memory there."""
+        n_bytes = sum(samples.x.nbytes for samples in self.named().values())
+        fits = device.type != "cuda" or n_bytes <= torch.cuda.mem_get_info(device)[0] / 2
+        moved = {name: samples.to(device, with_x=fits) for name, samples in self.named().items()}
         return Splits(**moved, official=self.official, note=self.note, _fingerprint=self._fingerprint)
 
     @property

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from debiasbench.augment import augmented, to_input
-from debiasbench.engine import Batch, Loss, Sample, Stage, State, check_sample, make_batch, plan_epoch
+from debiasbench.engine import Batch, Loss, Sample, Stage, State, check_sample, fetched, make_batch, plan_epoch
 from debiasbench.errors import BenchmarkError, DivergedError
 from debiasbench.evaluate import Evaluation
 from debiasbench.nets import Net, build_net
@@ -103,7 +103,7 @@ class Task:
     def new_net(self, *, head: bool = True) -> Net:
         """A new network of the recipe's kind; with `head=False` its `.head` is the identity (an encoder)."""
         call = self._numbered("new_net", {"net": self.recipe.net, "head": head})
-        shape = tuple(self.x.shape[1:])
+        shape = self.recipe.input_shape(tuple(self.x.shape[1:]))
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(derived_seed("init", self.seed, call))
             net = build_net(self.recipe.net, shape, self.n_classes, pretrained=self.recipe.pretrained)
@@ -210,9 +210,9 @@ class Task:
                 rows = slice(start, start + self.evaluation.batch_size)
                 if augment:
                     generator = derived_generator("augment", self.seed, call, 0, step, device=self.device)
-                    x = augmented(samples.x[rows], self.recipe, generator)
+                    x = augmented(samples.rows(rows), self.recipe, generator)
                 else:
-                    x = to_input(samples.x[rows], self.recipe)
+                    x = to_input(samples.rows(rows), self.recipe)
                 parts.append(function(x, samples.y[rows]))
         result = torch.cat(parts)
         if result.is_floating_point() and not bool(torch.isfinite(result).all()):
@@ -273,10 +273,10 @@ class Task:
                 drop_last=self.recipe.drop_last, generator=order, device=self.device,
             )  # fmt: skip
             n_steps = torch.tensor(epochs * len(plan), device=self.device)
-            for index in plan:
+            for index, x in fetched(self.splits.train, plan):
                 with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
                     batch = make_batch(
-                        self, self.recipe, index, (self.seed, call, epoch, step), n_steps=n_steps, columns={}
+                        self, self.recipe, index, x, (self.seed, call, epoch, step), n_steps=n_steps, columns={}
                     )
                     for net in self._nets:
                         net.train()

@@ -410,7 +410,7 @@ def check_net_runs(dataset: Dataset, splits: Splits) -> None:
     from debiasbench.augment import augmented
 
     recipe = dataset.recipe
-    net = build_net(recipe.net, tuple(splits.train.x.shape[1:]), dataset.n_classes)
+    net = build_net(recipe.net, recipe.input_shape(tuple(splits.train.x.shape[1:])), dataset.n_classes)
     x = augmented(splits.train.x[:4], recipe, torch.Generator().manual_seed(0))
     features = net.features(x)
     assert features.shape == (4, net.n_features), f"{dataset.name}: features {tuple(features.shape)}."

@@ -170,7 +170,7 @@ def test_resampling_equals_torchvision_for_small_boxes_and_large_angles(images):
 def test_angles_are_uniform_between_the_limits(images, monkeypatch):
     """Section 1.6: RandomRotation(10) draws uniformly from -10 to 10 degrees, an angle a sample."""
     seen = []
-    monkeypatch.setattr(augment, "resample", lambda image, boxes, angle: seen.append((boxes, angle)) or image)
+    monkeypatch.setattr(augment, "resample", lambda image, boxes, angle, **_: seen.append((boxes, angle)) or image)
     for seed in range(20):
         augmented(images, OFFICIAL, seeded(seed))
     degrees = torch.cat([angle for _, angle in seen]).double() * 180 / math.pi
@@ -342,3 +342,29 @@ def test_augmentation_is_a_function_of_the_generator(images):
     assert torch.equal(torch.get_rng_state(), state)
     twins = augmented(images[:1].expand(50, -1, -1, -1), OFFICIAL, seeded(3))
     assert len(twins.flatten(1).unique(dim=0)) == 50  # equal images of one batch are augmented differently
+
+
+@pytest.mark.parametrize("shape", [(3, 40, 30), (3, 24, 24), (3, 60, 90)])
+def test_resizing_on_the_device_is_torchvisions(shape):
+    """Recipe size: bilinear with antialiasing, to a square, before normalisation; nothing where the size is right."""
+    x = torch.randint(0, 256, (4, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    recipe = Recipe(size=24, augment=False)
+    expected = vision.resize(x.float() / 255, [24, 24], antialias=True)
+    torch.testing.assert_close(to_input(x, recipe), expected, atol=1e-6, rtol=0)
+    assert augmented(x, recipe, torch.Generator()).shape == (4, 3, 24, 24)
+    assert recipe.input_shape(shape) == (3, 24, 24)
+
+
+def test_a_crop_is_resized_to_the_recipes_size_in_one_resampling():
+    """RandomResizedCrop(size) takes its box from the image as it is, not from a resized one."""
+    x = torch.randint(0, 256, (3, 3, 30, 20), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    boxes = torch.tensor([[2, 3, 12, 10], [0, 0, 30, 20], [5, 1, 20, 19]])
+    image = x.float() / 255
+    found = resample(image, boxes, torch.zeros(3), size=(48, 48))
+    for row, (top, left, height, width) in enumerate(boxes.tolist()):
+        expected = vision.resized_crop(
+            image[row : row + 1], top, left, height, width, [48, 48], antialias=True
+        )  # a crop that grows: antialiasing changes nothing
+        torch.testing.assert_close(found[row : row + 1], expected, atol=1e-5, rtol=0)
+    recipe = Recipe(size=48, crop_scale=(0.7, 1.0))
+    assert augmented(x, recipe, torch.Generator().manual_seed(0)).shape == (3, 3, 48, 48)

@@ -93,7 +93,7 @@ def test_every_network_is_its_head_on_its_features(name):
 def test_unknown_network_is_refused():
     """A misspelt name says which ones exist."""
     with pytest.raises(BenchmarkError, match="Did you mean 'simconv1'"):
-        build_net("simconv", (3, 28, 28), 10)
+        build_net("simcnv1", (3, 28, 28), 10)
     assert "simconv1" in NETS
     assert isinstance(build_net("mlp", (1, 2, 2), 2), MLP)
 

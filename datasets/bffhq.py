@@ -1,8 +1,9 @@
 """Biased FFHQ: faces, whose gender and age agree for all but 0.5 % of the training images.
 
-Input: uint8 (3, size, size). Label: the first attribute in the file names, bias: the second; both are 0 or 1, and
-they agree for aligned samples (0, 0: young women; 1, 1: old men). The PGD paper calls the target gender and the bias
-age; other loaders of the same archive say the reverse. Here they are attr0 and attr1, as the files have them.
+Input: uint8 (3, H, W), resized to 224 x 224 on the device. Label: the first attribute in the file names, bias: the
+second; both are 0 or 1, and they agree for aligned samples (0, 0: young women; 1, 1: old men). The PGD paper calls
+the target gender and the bias age; other loaders of the same archive say the reverse. Here they are attr0 and attr1,
+as the files have them.
 
 Layout, as the official archive: bffhq/0.5pct/{align,conflict}/<label>/*, bffhq/valid/*, bffhq/test/*, with names
 <id>_<attr0>_<attr1>. Counts: 19,200 training images (96 conflicting), 1,000 for validation, 1,000 for test. The
@@ -12,16 +13,13 @@ test images. Recipe: PGD paper, Table 6; its magnitudes of augmentation are not 
 Images: FFHQ (NVIDIA), CC BY-NC-SA 4.0; BFFHQ by J. Lee et al., 2021.
 """
 
-from concurrent.futures import ThreadPoolExecutor
-
-import numpy as np
 import torch
 
-from debiasbench.datasets import Dataset, NeededFile, Recipe, at_least, one_of
+from debiasbench.datasets import Dataset, NeededFile, Recipe, one_of
 from debiasbench.errors import BenchmarkError
+from debiasbench.images import decode, image_files
 from debiasbench.samples import Samples, Splits
 
-ENDINGS = {".png", ".jpg", ".jpeg"}
 SOURCE = "the BFFHQ archive linked by the repository kakaoenterprise/Learning-Debiased-Disentangled"
 
 
@@ -36,13 +34,12 @@ class BFFHQ(Dataset):
     headline = ("acc_unbiased",)
     official_counts = {"train": 19_200, "valid": 1_000, "test": 1_000}
     recipe = Recipe(
-        net="resnet18", epochs=160, batch_size=64, optimizer="adam", learning_rate=1e-4, weight_decay=0.0,
+        net="resnet18", size=224, epochs=160, batch_size=64, optimizer="adam", learning_rate=1e-4, weight_decay=0.0,
         milestones=(0.2, 0.4, 0.6, 0.8), gamma=0.1, pad_crop=4, flip=True,
         mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010),
     )  # fmt: skip
 
     part: str = one_of("0.5pct", "1pct", "2pct", "5pct", default="0.5pct")  # share of conflicting samples
-    size: int = at_least(16, default=224)  # pixels a side
 
     @property
     def conflict_ratio(self):
@@ -60,32 +57,33 @@ class BFFHQ(Dataset):
         return [NeededFile(path, size, SOURCE) for path, size in sizes.items() if not path.is_dir()]
 
     def build(self, data_dir):
+        """Training images of one part, and the whole of validation and test."""
         folder = self.folder(data_dir)
         parts = {"train": folder / self.part, "valid": folder / "valid", "test": folder / "test"}
-        splits = {split: self._read(path) for split, path in parts.items()}
+        splits = {split: self._read(split, path) for split, path in parts.items()}
+        for split, samples in splits.items():
+            if samples.x.shape[1:] != splits["train"].x.shape[1:]:
+                raise BenchmarkError(f"The images of {parts[split]} are of another size than those for training.")
         counts = {split: len(samples) for split, samples in splits.items()}
         official = counts == self.official_counts and self.part == "0.5pct"
         return Splits(**splits, official=official)
 
-    def _read(self, folder):
-        paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS)
-        if not paths:
-            raise BenchmarkError(f"There are no images in {folder}. Get {SOURCE}.")
+    def _read(self, split, folder):
+        sides = (folder / "align", folder / "conflict") if split == "train" else (folder,)
+        paths = [path for side in sides for path in image_files(side, below=split == "train")]
         attributes = torch.tensor([attributes_of(path) for path in paths])
-        with ThreadPoolExecutor() as pool:
-            images = list(pool.map(self._decode, paths))
-        return Samples(torch.from_numpy(np.stack(images)), attributes[:, 0], attributes[:, 1:])
+        if split == "train":
+            _refuse_misplaced(paths, attributes, folder)
+        images = decode(f"{self.name}-{split}", paths)
+        return Samples(images.x, attributes[:, 0], attributes[:, 1:], x_sha256=images.sha256)
 
-    def _decode(self, path):
-        """uint8 (3, size, size)."""
-        from PIL import Image
 
-        try:
-            with Image.open(path) as image:
-                small = image.convert("RGB").resize((self.size, self.size), Image.Resampling.BILINEAR)
-        except OSError as error:
-            raise BenchmarkError(f"{path} cannot be read as an image ({error}). Fetch it again.") from None
-        return np.asarray(small).transpose(2, 0, 1)
+def _refuse_misplaced(paths, attributes, folder):
+    """The folder align or conflict must say what the names say."""
+    for path, (label, bias) in zip(paths, attributes.tolist(), strict=True):
+        side = "align" if label == bias else "conflict"
+        if path.relative_to(folder).parts[0] != side:
+            raise BenchmarkError(f"{path} is not in the folder that its attributes give ({side}). Unpack it again.")
 
 
 def attributes_of(path):

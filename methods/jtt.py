@@ -32,8 +32,8 @@ class JTT(Method):
     Sagawa, Shiori and Liang, Percy and Finn, Chelsea},
   booktitle={International Conference on Machine Learning}, year={2021}}"""
     presets = {"official": {"copies": "lambda+1", "error_pass": "online"}}
-    by_dataset = {"cmnist5k": {"T": 1}}
-    tuned = {"cmnist5k": {"T": 1}}
+    by_dataset = {"cmnist5k": {"T": 5}, "celeba": {"T": 1, "lambda_up": 50.0}}  # celeba: the authors' README
+    tuned = {"cmnist5k": {"T": 5}}
 
     T: int = at_least(1, default=1)  # epochs of the first training
     lambda_up: float | None = above(0, default=None)  # none: 1 / (conflict ratio of the dataset)

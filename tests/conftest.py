@@ -17,6 +17,14 @@ from debiasbench.task import Task
 torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_the_tests(tmp_path_factory):
+    """Decoded images go to a folder of the test run, not to the user's."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("DEBIASBENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def mnist_data_dir():
     """The data folder that holds MNIST/raw/*.gz; tests that need it are skipped where it is not given."""
@@ -27,6 +35,15 @@ def mnist_data_dir():
     if missing:
         pytest.skip(f"the real MNIST is needed: {missing[0].path} is missing")
     return Path(given)
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    """The folder of real images; tests that need it are skipped where it is not set."""
+    folder = Path(os.environ.get("DEBIASBENCH_DATA", "no-such-folder"))
+    if not (folder / "celeba").is_dir():
+        pytest.skip("needs real images: set DEBIASBENCH_DATA to a folder that holds BAR, celeba, ...")
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from debiasbench.testing import DATASET_CHECKS, METHOD_CHECKS, check_builds_the_
 
 NO_DATA = Path("no-such-folder")
 # Data that are not at their usual place below the data folder: parameters for the tests' copies of them.
-ELSEWHERE = {"bffhq": {"root": "bffhq_standin_from_celeba/bffhq", "size": 32}}
+ELSEWHERE = {"bffhq": {"root": "bffhq_standin_from_celeba/bffhq"}}
 
 
 @pytest.mark.parametrize("check", METHOD_CHECKS, ids=lambda check: check.__name__)

@@ -170,7 +170,8 @@ class Stage:
         return mean, rate
 
     def _loss(self, nets: Any, batch: Batch) -> Tensor:
-        result = self.loss(nets, batch, self.state)
+        with self.recipe.autocast(self.task.device):
+            result = self.loss(nets, batch, self.state)
         value, self.state = result if isinstance(result, tuple) else (result, self.state)
         if not isinstance(value, Tensor) or value.ndim != 0:
             shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__

@@ -52,7 +52,7 @@ class Evaluation:
         """Logits of all samples -> (N, C), in eval mode, without augmentation, on the device."""
         from debiasbench.task import evaluating
 
-        with torch.no_grad(), evaluating(nets):
+        with torch.no_grad(), evaluating(nets), recipe.autocast(self.splits.test.y.device):
             starts = range(0, len(samples), self.batch_size)
             parts = (samples.rows(slice(start, start + self.batch_size)) for start in starts)
             logits = torch.cat([predict(to_input(x, recipe)) for x in parts]).float()

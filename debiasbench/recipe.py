@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
 from debiasbench.parameters import Parameters, above, at_least, between, one_of
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Recipe(Parameters):
@@ -18,6 +24,8 @@ class Recipe(Parameters):
     net: str = "simconv1"
     size: int | None = at_least(16, default=None)  # pixels a side of the network's input; none: as the data have
     pretrained: str = "none"  # "none": random start; "imagenet": torchvision's weights; else a file of weights
+    precision: str = one_of("fp32", "bf16", default="fp32")  # bf16: matrix products by autocast, half the memory
+    recompute: bool = False  # ResNets: blocks are computed again in the backward pass; less memory, equal numbers
     epochs: int = at_least(1, default=100)
     steps: int | None = at_least(1, default=None)  # optimiser steps of a phase; replaces `epochs`
     batch_size: int = at_least(2, default=128)
@@ -58,6 +66,12 @@ class Recipe(Parameters):
             raise BenchmarkError(
                 f"The 'milestones' of a recipe are fractions of the phase in [0, 1]. Got {self.milestones!r}."
             )
+
+    def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
+        """The precision, as a context for a forward pass."""
+        import torch
+
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def input_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape (C, H, W) that the network sees, of images of `shape`."""

@@ -106,7 +106,10 @@ class Task:
         shape = self.recipe.input_shape(tuple(self.x.shape[1:]))
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(derived_seed("init", self.seed, call))
-            net = build_net(self.recipe.net, shape, self.n_classes, pretrained=self.recipe.pretrained)
+            net = build_net(
+                self.recipe.net, shape, self.n_classes,
+                pretrained=self.recipe.pretrained, recompute=self.recipe.recompute,
+            )  # fmt: skip
         if not head:
             net.head = nn.Identity()
         return self._placed(net)
@@ -205,7 +208,7 @@ class Task:
         started = time.perf_counter()
         samples = self.splits.named()[split]
         parts = []
-        with torch.no_grad(), evaluating(self._nets):
+        with torch.no_grad(), evaluating(self._nets), self.recipe.autocast(self.device):
             for step, start in enumerate(range(0, len(samples), self.evaluation.batch_size)):
                 rows = slice(start, start + self.evaluation.batch_size)
                 if augment:

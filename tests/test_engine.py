@@ -1,13 +1,14 @@
 """The training loop and what goes into a step: order, sampling, schedule, randomness, and what is refused."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
 from scipy.stats import chisquare, spearmanr
 from torch import nn
 
-from debiasbench.engine import plan_epoch
+from debiasbench.engine import fetched, plan_epoch
 from debiasbench.errors import BenchmarkError, DivergedError
 from debiasbench.grid import expand
 from debiasbench.losses import cross_entropy
@@ -818,3 +819,58 @@ def test_a_stage_knows_its_length_in_epochs(make_task):
     assert length(epochs=7) == 7
     assert length(steps=7) == 3  # batches of 10, 10 and 4
     assert length(steps=7, drop_last=True) == 4
+
+
+class HostSamples:
+    """Samples whose images stay on the host while labels are on a device, as far as the engine can see."""
+
+    def __init__(self, x):
+        self.images, self.read = x, []
+        self.x, self.y = SimpleNamespace(device="cpu"), SimpleNamespace(device="cuda")
+
+    def rows(self, index):
+        self.read.append(index.tolist())
+        return self.images[index]
+
+
+def test_images_on_the_host_are_read_ahead_and_in_order():
+    """Every batch comes with its own images; a few batches are read ahead, not all of them."""
+    x = torch.arange(1000)
+    samples = HostSamples(x)
+    plan = list(torch.randperm(1000, generator=torch.Generator().manual_seed(0)).split(10))
+    coming = fetched(samples, plan)
+    index, images = next(coming)
+    assert torch.equal(index, images)
+    assert len(samples.read) <= 20
+    rest = list(coming)
+    assert len(rest) == 99
+    assert all(torch.equal(index, images) for index, images in rest)
+    assert sorted(samples.read) == sorted(batch.tolist() for batch in plan)
+
+
+def test_an_image_that_cannot_be_read_ends_the_epoch():
+    """What goes wrong in a reader's thread is raised where the batch is asked for."""
+    samples = HostSamples(torch.arange(10))
+    with pytest.raises(IndexError):
+        list(fetched(samples, [torch.tensor([1, 2]), torch.tensor([99])]))
+
+
+def test_bf16_is_autocast_of_the_forward_pass(make_task, new_method):
+    """Logits are of low precision inside the loss, parameters stay float32, and results are close."""
+    seen = []
+
+    def loss(nets, batch, state):
+        logits = nets.net(batch.x)
+        seen.append((logits.dtype, nets.net.head.weight.dtype))
+        return nn.functional.cross_entropy(logits.float(), batch.y)
+
+    ends = {}
+    for precision in ("fp32", "bf16"):
+        task = make_task(n=64, epochs=1, precision=precision, augment=False)
+        net = task.new_net()
+        task.train(net, loss, predict=net)
+        ends[precision] = task.phases[0].losses[0]
+    assert seen[0] == (torch.float32, torch.float32)
+    assert seen[-1] == (torch.bfloat16, torch.float32)
+    assert ends["bf16"] == pytest.approx(ends["fp32"], rel=0.02)
+    assert ends["bf16"] != ends["fp32"]

@@ -1,12 +1,17 @@
 """Networks: their shapes and quirks, and the cheap dropout against what dropout must be."""
 
+import shutil
+import urllib.error
+
 import pytest
 import torch
+import torchvision
 from torch import nn
 
+from debiasbench import nets
 from debiasbench.augment import to_input
 from debiasbench.errors import BenchmarkError
-from debiasbench.nets import MLP, NETS, HalfDropout, SimConv1, build_net, half_mask, n_parameters
+from debiasbench.nets import MLP, NETS, HalfDropout, SimConv1, build_net, check_net, half_mask, n_parameters
 from debiasbench.recipe import Recipe
 
 
@@ -193,3 +198,96 @@ def test_dropout_passes_gradients_through_the_same_mask(layout):
     out = HalfDropout()(x)
     (slope,) = torch.autograd.grad(out.sum(), x)
     assert torch.equal(slope, torch.where(out.detach() == 0, 0.0, 2.0))
+
+
+def test_recomputed_blocks_give_equal_numbers():
+    """Less memory, the same logits, gradients and running statistics (which count a batch once)."""
+    torch.manual_seed(0)
+    x, y = torch.rand(4, 3, 64, 64), torch.tensor([0, 1, 2, 0])
+    plain = build_net("resnet18", (3, 64, 64), 3)
+    again = build_net("resnet18", (3, 64, 64), 3, recompute=True)
+    again.load_state_dict(plain.state_dict())
+    for net in (plain, again):
+        nn.functional.cross_entropy(net.train()(x), y).backward()
+    for name, parameter in plain.named_parameters():
+        assert torch.equal(parameter.grad, again.get_parameter(name).grad), name
+    for name, value in plain.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+    assert int(again.body.bn1.num_batches_tracked) == 1
+    assert again.body.layer2[0].bn1.momentum == 0.1
+    assert torch.equal(plain.eval()(x), again.eval()(x))
+
+
+def test_the_stem_for_small_images_keeps_their_size():
+    """ImageNet's stem leaves one pixel of 32 x 32; the other one 4 x 4."""
+    x = torch.rand(2, 3, 32, 32)
+    for name, side in (("resnet18", 1), ("resnet18-small", 4)):
+        net = build_net(name, (3, 32, 32), 10).eval()
+        sizes = []
+        net.body.layer4.register_forward_hook(lambda *given, sizes=sizes: sizes.append(given[2].shape[2]))
+        assert net(x).shape == (2, 10)
+        assert sizes == [side]
+
+
+# ---- pretrained weights: one of three, never one silently for another ------------------------------------------------
+
+
+@pytest.fixture
+def weights_file(tmp_path):
+    """Weights in torchvision's format, told apart from a random start."""
+    state = torchvision.models.resnet18(weights=None).state_dict()
+    state["conv1.weight"] = torch.full_like(state["conv1.weight"], 0.25)
+    torch.save(state, tmp_path / "weights.pth")
+    return tmp_path / "weights.pth"
+
+
+def test_weights_come_from_a_file(weights_file):
+    net = build_net("resnet18", (3, 32, 32), 6, pretrained=str(weights_file))
+    assert (net.body.conv1.weight == 0.25).all()
+    assert net.head.out_features == 6  # the head is new
+
+
+def test_imagenet_weights_come_through_torchvisions_own_interface(weights_file, tmp_path, monkeypatch):
+    """The file is looked for in torch's hub folder; what has another checksum, or cannot be had, is an error."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    nets.pretrained_weights.cache_clear()
+
+    def no_network(*_, **__):
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
+    with pytest.raises(
+        BenchmarkError, match=r"could not be downloaded or read .*resnet18-f37072fd\.pth.*pretrained=none"
+    ):
+        build_net("resnet18", (3, 32, 32), 6, pretrained="imagenet")
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True, exist_ok=True)
+    shutil.copy(weights_file, tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth")
+    net = build_net("resnet18", (3, 32, 32), 6, pretrained="imagenet")
+    assert (net.body.conv1.weight == 0.25).all()
+    nets.pretrained_weights.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("contents", "message"),
+    [
+        (None, "cannot be read as a state dict"),
+        (b"", "cannot be read as a state dict"),
+        (b"hello", "cannot be read as a state dict"),
+        ({"a": torch.zeros(2)}, "does not hold the weights of torchvision's resnet18"),
+        (torch.zeros(3), "does not hold the weights of torchvision's resnet18"),
+    ],
+    ids=["absent", "empty", "no weights", "of another network", "a tensor"],
+)
+def test_wrong_weights_are_refused(tmp_path, contents, message):
+    path = tmp_path / "weights.pth"
+    if isinstance(contents, bytes):
+        path.write_bytes(contents)
+    elif contents is not None:
+        torch.save(contents, path)
+    with pytest.raises(BenchmarkError, match=message):
+        check_net("resnet18", str(path))
+
+
+def test_weights_for_a_net_without_any_are_refused():
+    with pytest.raises(BenchmarkError, match="no pretrained weights for the net simconv1"):
+        check_net("simconv1", "imagenet")

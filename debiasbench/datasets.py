@@ -80,6 +80,11 @@ class Dataset(Parameters, ABC):
         del data_dir
         return []
 
+    def present_files(self, data_dir: Path) -> list[Path]:
+        """What is there of its files, whole or not: `prepare --check` tells incomplete from absent by it."""
+        folder = self.folder(data_dir)
+        return [path for path in folder.iterdir() if not path.name.startswith(".")] if folder.is_dir() else []
+
     def prepare(self, data_dir: Path) -> None:
         """Download what can be downloaded into `data_dir`; `debiasbench prepare` calls it."""
         del data_dir

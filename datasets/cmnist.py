@@ -14,7 +14,6 @@ The paper writes 55,000 / 5,000; its own Table 14 sums to 54,000, and the code s
 Source: Y. LeCun, C. Cortes, C. Burges, MNIST; CC BY-SA 3.0. Recipe: Table 6 and the official code.
 """
 
-import numpy as np
 import torch
 
 from debiasbench.colouring import (
@@ -27,19 +26,12 @@ from debiasbench.colouring import (
     colour,
     random_palette,
 )
-from debiasbench.datasets import Dataset, NeededFile, between, one_of
-from debiasbench.errors import BenchmarkError
+from debiasbench.datasets import Dataset, between, one_of
+from debiasbench.mnist_files import MNIST, prepare
 from debiasbench.randomness import derived_generator
-from debiasbench.samples import Samples, Splits, read_idx
+from debiasbench.samples import Samples, Splits
 
 LFF_NOISE = {1: 0.05, 2: 0.02, 3: 0.01, 4: 0.005, 5: 0.002}
-# name -> (size of the .gz, SHA-256 of the unpacked bytes)
-FILES = {
-    "train-images-idx3-ubyte": ("9.9 MB", "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db"),
-    "train-labels-idx1-ubyte": ("29 kB", "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5"),
-    "t10k-images-idx3-ubyte": ("1.6 MB", "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7"),
-    "t10k-labels-idx1-ubyte": ("5 kB", "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2"),
-}
 
 
 class CMNIST(Dataset):
@@ -88,21 +80,11 @@ class CMNIST(Dataset):
 
     def needed_files(self, data_dir):
         """The four files of MNIST, plain or as .gz."""
-        folder = self.folder(data_dir)
-        return [
-            NeededFile(folder / f"{name}.gz", size, "MNIST, through torchvision's mirrors", downloads=True)
-            for name, (size, _) in FILES.items()
-            if self._find(folder, name) is None
-        ]
+        return MNIST.missing(self.folder(data_dir))
 
     def prepare(self, data_dir):
         """Torchvision downloads and verifies MNIST."""
-        if self.root and self.needed_files(data_dir):
-            raise BenchmarkError("torchvision downloads into the data folder: leave out root=, or fill it by hand.")
-        if self.needed_files(data_dir):
-            import torchvision
-
-            torchvision.datasets.MNIST(str(data_dir), download=True)
+        prepare({self.folder(data_dir): MNIST}, data_dir, self.root)
 
     def build(self, data_dir):
         """54,000 / 6,000 / 10,000 samples, and the validation images at 90 % conflicts as `tune`."""
@@ -137,14 +119,5 @@ class CMNIST(Dataset):
 
     def _read(self, data_dir, part):
         """Images uint8 (N, 28, 28) and labels int64 (N,) of "train" or "t10k"."""
-        arrays = []
-        for name in (f"{part}-images-idx3-ubyte", f"{part}-labels-idx1-ubyte"):
-            path = self._find(self.folder(data_dir), name)
-            if path is None:
-                raise BenchmarkError(f"{self.folder(data_dir) / name} is missing: debiasbench prepare {self.name}")
-            arrays.append(read_idx(path, sha256=FILES[name][1]))
-        return torch.from_numpy(arrays[0].copy()), torch.from_numpy(arrays[1].astype(np.int64))
-
-    @staticmethod
-    def _find(folder, name):
-        return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
+        folder = self.folder(data_dir)
+        return torch.from_numpy(MNIST.images(folder, part).copy()), torch.from_numpy(MNIST.labels(folder, part))

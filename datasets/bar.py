@@ -20,12 +20,14 @@ Source: J. Nam et al., NeurIPS 2020; images under mixed terms, for research.
 import torch
 
 from debiasbench.datasets import Dataset, NeededFile, Recipe, at_least
+from debiasbench.downloads import fetch, unpack
 from debiasbench.errors import BenchmarkError
 from debiasbench.images import decode, image_files
 from debiasbench.randomness import derived_generator
 from debiasbench.samples import Samples, Splits, stratified
 
 ACTIONS = ("climbing", "diving", "fishing", "pole vaulting", "racing", "throwing")
+ARCHIVE = "https://github.com/alinlab/BAR/archive/b12b7c05514201dfae596c6af4739701fc871b0e.zip"
 SOURCE = "the repository alinlab/BAR (https://github.com/alinlab/BAR)"
 
 
@@ -60,7 +62,14 @@ class BAR(Dataset):
         """The two folders."""
         folder = self.folder(data_dir)
         sizes = {folder / "train": "1,941 images", folder / "test": "654 images"}
-        return [NeededFile(path, size, SOURCE) for path, size in sizes.items() if not path.is_dir()]
+        return [NeededFile(path, size, SOURCE, downloads=True) for path, size in sizes.items() if not path.is_dir()]
+
+    def prepare(self, data_dir):
+        """The repository's archive, unpacked."""
+        folder = self.folder(data_dir)
+        archive = fetch(ARCHIVE, folder / "BAR.zip")
+        unpack(archive, folder, strip=1)
+        archive.unlink()
 
     def build(self, data_dir):
         """1,746 / 195 / 654 photographs."""

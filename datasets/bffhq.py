@@ -16,11 +16,16 @@ Images: FFHQ (NVIDIA), CC BY-NC-SA 4.0; BFFHQ by J. Lee et al., 2021.
 import torch
 
 from debiasbench.datasets import Dataset, NeededFile, Recipe, one_of
+from debiasbench.downloads import unpack
 from debiasbench.errors import BenchmarkError
 from debiasbench.images import decode, image_files
 from debiasbench.samples import Samples, Splits
 
-SOURCE = "the BFFHQ archive linked by the repository kakaoenterprise/Learning-Debiased-Disentangled"
+SOURCE = (
+    "the archive of BFFHQ in https://drive.google.com/drive/folders/1JEOqxrhU_IhkdcRohdbuEtFETUxfNmNT (the link of "
+    "the repository kakaoenterprise/Learning-Debiased-Disentangled); put it beside as bffhq.zip and debiasbench "
+    "prepare bffhq unpacks it"
+)
 
 
 class BFFHQ(Dataset):
@@ -55,6 +60,12 @@ class BFFHQ(Dataset):
             folder / "test": "1,000 images",
         }
         return [NeededFile(path, size, SOURCE) for path, size in sizes.items() if not path.is_dir()]
+
+    def prepare(self, data_dir):
+        """Unpack the archive, if it was put there: its address is a folder of several, which cannot be named."""
+        archive = self.folder(data_dir).with_suffix(".zip")
+        if archive.is_file():
+            unpack(archive, archive.parent)
 
     def build(self, data_dir):
         """Training images of one part, and the whole of validation and test."""

@@ -17,17 +17,24 @@ Source: Z. Liu et al., ICCV 2015; for non-commercial research only.
 """
 
 import gzip
+import hashlib
 
 import numpy as np
 import torch
 
 from debiasbench.datasets import Dataset, NeededFile, Recipe
+from debiasbench.downloads import fetch_from_drive, unpack
 from debiasbench.errors import BenchmarkError
 from debiasbench.images import decode
 from debiasbench.samples import Samples, Splits
 
 PARTS = ("train", "valid", "test")  # 0, 1, 2 in the partition list
 SOURCE = "the CelebA pages of its authors (mmlab.ie.cuhk.edu.hk/projects/CelebA.html), folder Img and Anno"
+DRIVE = {  # file -> (its id, MD5), as torchvision has them
+    "img_align_celeba.zip": ("0B7EVK8r0v71pZjFTYXZWM3FlRnM", "00d2c5bc6d35e252742224ab0c1e8fcb"),
+    "list_attr_celeba.txt": ("0B7EVK8r0v71pblRyaVFSWGxPY0U", "75e246fa4810816ffd6ee81facbd244c"),
+    "list_eval_partition.txt": ("0B7EVK8r0v71pY0NSMzRuSXJEVkk", "d32c9cbf5e040fd4025c592c306e6668"),
+}
 OFFICIAL_TRAIN_GROUPS = [71_629, 66_874, 22_880, 1_387]
 
 
@@ -57,12 +64,27 @@ class CelebA(Dataset):
         needed = []
         if not (folder / "img_align_celeba").is_dir():
             needed.append(
-                NeededFile(folder / "img_align_celeba", "202,599 images, 1.4 GB (img_align_celeba.zip)", SOURCE)
+                NeededFile(folder / "img_align_celeba", "202,599 images, 1.4 GB (img_align_celeba.zip)", SOURCE, True)
             )
         for name, size in (("list_attr_celeba.txt", "26 MB"), ("list_eval_partition.txt", "2.8 MB")):
             if _find(folder, name) is None:
-                needed.append(NeededFile(folder / name, size, SOURCE))
+                needed.append(NeededFile(folder / name, size, SOURCE, True))
         return needed
+
+    def prepare(self, data_dir):
+        """From the authors' Google Drive, checked by the sums that torchvision has."""
+        folder = self.folder(data_dir)
+        for name, (file_id, md5) in DRIVE.items():
+            images = name == "img_align_celeba.zip"
+            if (folder / "img_align_celeba").is_dir() if images else _find(folder, name):
+                continue
+            path = fetch_from_drive(file_id, folder / name)
+            if hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest() != md5:
+                path.unlink()
+                raise BenchmarkError(f"{path} was not the published file and was deleted. Fetch it from {SOURCE}.")
+            if images:
+                unpack(path, folder)
+                path.unlink()
 
     def build(self, data_dir):
         """The parts of the partition list, each in the order of the attribute list."""

@@ -198,7 +198,8 @@ def _statistics_kept(block: nn.Module) -> Iterator[None]:
     norms = [module for module in block.modules() if isinstance(module, nn.BatchNorm2d)]
     before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
-        norm.momentum, norm.num_batches_tracked = 0.0, norm.num_batches_tracked.clone()
+        norm.momentum = 0.0
+        norm.num_batches_tracked = norm.num_batches_tracked.clone()  # type: ignore[union-attr] # they do count
     try:
         yield
     finally:

@@ -1,7 +1,11 @@
 """BAR, BFFHQ, CelebA and folders of one's own: layout, labels, groups, and what damaged data say."""
 
 import gzip
+import hashlib
 import shutil
+import sys
+import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -293,8 +297,6 @@ def test_damaged_celeba_is_told_by_name(tmp_path, small_celeba, damage):
 
 def test_celeba_official_lists_give_the_published_groups(shared_data, tmp_path):
     """Trap: 71,629 / 66,874 / 22,880 / 1,387 in training; blond men 180 in test and 182 in validation."""
-    import sys
-
     celeba = sys.modules[datasets.get("celeba")[0].__module__]
     names, attributes = celeba.read_attributes(shared_data / "celeba" / "official_lists")
     parts = celeba.read_partition(shared_data / "celeba" / "official_lists")
@@ -408,3 +410,66 @@ def test_imagefolder_needs_a_place_and_a_title(tmp_path):
         new("imagefolder", root=str(tmp_path))
     (needed,) = new("imagefolder", root=str(tmp_path / "none"), title="x").needed_files(tmp_path)
     assert needed.path == tmp_path / "none"
+
+
+# ---- prepare ------------------------------------------------------------------------------------------------------
+
+
+def pack(folder, archive, *, top):
+    """A zip of a folder's files, below `top`; the folder goes away."""
+    with zipfile.ZipFile(archive, "w") as packed:
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                packed.write(path, f"{top}{path.relative_to(folder)}")
+    shutil.rmtree(folder)
+
+
+def test_bffhq_unpacks_an_archive_that_was_put_there(tmp_path, small_bffhq):
+    before = new("bffhq").build(tmp_path).fingerprint()
+    pack(small_bffhq, tmp_path / "bffhq.zip", top="bffhq/")
+    assert len(new("bffhq").needed_files(tmp_path)) == 4
+    new("bffhq").prepare(tmp_path)
+    assert new("bffhq").needed_files(tmp_path) == []
+    assert new("bffhq").build(tmp_path).fingerprint() == before
+
+
+def test_bar_fetches_and_unpacks_the_repositorys_archive(tmp_path, small_bar, monkeypatch):
+    before = new("bar", size=16).build(tmp_path).fingerprint()
+    pack(small_bar, tmp_path / "served.zip", top="BAR-b12b7c0/")
+    module = sys.modules[datasets.get("bar")[0].__module__]
+    asked = []
+
+    def fetch(url, path):
+        asked.append(url)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return Path(shutil.copy(tmp_path / "served.zip", path))
+
+    monkeypatch.setattr(module, "fetch", fetch)
+    new("bar").prepare(tmp_path)
+    assert asked == [module.ARCHIVE]
+    assert new("bar").needed_files(tmp_path) == []
+    assert not (small_bar / "BAR.zip").exists()
+    assert new("bar", size=16).build(tmp_path).fingerprint() == before
+
+
+def test_celeba_fetches_what_is_missing_and_refuses_what_was_not_published(tmp_path, small_celeba, monkeypatch):
+    module = sys.modules[datasets.get("celeba")[0].__module__]
+    before = new("celeba").build(tmp_path).fingerprint()
+    served = tmp_path / "served"
+    served.mkdir()
+    shutil.copy(small_celeba / "list_attr_celeba.txt", served)
+    (small_celeba / "list_attr_celeba.txt").unlink()
+    pack(small_celeba / "img_align_celeba", served / "img_align_celeba.zip", top="img_align_celeba/")
+
+    def fetch(file_id, path):
+        return Path(shutil.copy(served / path.name, path))
+
+    monkeypatch.setattr(module, "fetch_from_drive", fetch)
+    with pytest.raises(BenchmarkError, match="was not the published file and was deleted"):
+        new("celeba").prepare(tmp_path)
+    assert not (small_celeba / "img_align_celeba.zip").exists()
+    sums = {path.name: hashlib.md5(path.read_bytes()).hexdigest() for path in served.iterdir()}
+    monkeypatch.setattr(module, "DRIVE", {name: ("an id", sums.get(name, "")) for name in module.DRIVE})
+    new("celeba").prepare(tmp_path)
+    assert new("celeba").needed_files(tmp_path) == []
+    assert new("celeba").build(tmp_path).fingerprint() == before

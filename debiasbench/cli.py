@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from debiasbench.api import Plan
-    from debiasbench.datasets import Dataset, NeededFile
     from debiasbench.report import Report, Table
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -439,111 +438,33 @@ def inspect_command(options: argparse.Namespace) -> int:
 
 def prepare_command(options: argparse.Namespace) -> int:
     """Download what can be downloaded; say what is there and what is missing."""
+    from debiasbench import preparation
+
     data_dir = _data_dir(options)
     if options.check:
-        return _check_datasets(options.datasets, data_dir)
+        table, lines = preparation.state(options.datasets, data_dir)
+        console = _console()
+        console.print(table)
+        for line in lines:  # which scripts can search for
+            console.print(line, markup=False, soft_wrap=True)
+        return OK
     if not options.datasets:
         raise BenchmarkError("Name a dataset, or use --check to see what is there.")
     incomplete = 0
-    for dataset, label in _named_datasets(options.datasets):
+    for dataset, label in preparation.named_datasets(options.datasets):
         try:
-            needed = _prepare(dataset, data_dir)
+            needed, problem = preparation.prepare(dataset, data_dir)
         except Exception as error:  # the other datasets are prepared all the same
             incomplete += 1
-            print(f"error: {label}: {_in_words(error)}", file=sys.stderr)
+            print(f"error: {label}: {preparation.in_words(error)}", file=sys.stderr)
             continue
+        if problem:
+            print(f"error: {label}: {problem}", file=sys.stderr)
         incomplete += bool(needed)
         print(f"{label}: {'complete' if not needed else 'not complete. Needed:'}")
         for file in needed:
             print(f"  {file.path} ({file.size}) from: {file.source}")
     return FAILED if incomplete else OK
-
-
-def _named_datasets(specs: list[str]) -> list[tuple[Dataset, str]]:
-    """The datasets and their labels; every mistake is told, before anything is downloaded."""
-    from debiasbench.grid import dataset_from_spec
-
-    found, problems = [], []
-    for spec in specs:
-        try:
-            found.append(dataset_from_spec(spec))
-        except Exception as error:
-            problems.append(_in_words(error))
-    if problems:
-        raise BenchmarkError("\n".join(problems))
-    return found
-
-
-def _prepare(dataset: Dataset, data_dir: Path) -> list[NeededFile]:
-    """Let a dataset fetch what it lacks; returns what it lacks then."""
-    from debiasbench.downloads import check_writable
-
-    needed = dataset.needed_files(data_dir)
-    if not needed:
-        return []
-    for folder in dict.fromkeys(file.path.parent for file in needed if file.downloads):
-        check_writable(folder)
-    try:
-        dataset.prepare(data_dir)
-    except BenchmarkError as error:  # told, and then what is to be done by hand
-        print(f"error: {dataset.name}: {error}", file=sys.stderr)
-    return dataset.needed_files(data_dir)
-
-
-def _in_words(error: Exception) -> str:
-    return str(error) if isinstance(error, BenchmarkError) else f"{type(error).__name__}: {error}"
-
-
-def _check_datasets(specs: list[str], data_dir: Path) -> int:
-    """Show what is there of each dataset, and what `prepare` can do about the rest."""
-    from rich.table import Table as RichTable
-    from rich.text import Text
-
-    from debiasbench.datasets import registry
-    from debiasbench.grid import dataset_from_spec
-
-    _named_datasets(specs)  # mistakes in the names come first
-    rows: list[tuple[str, list[str]]] = []
-    for spec in specs or list(registry.classes()):
-        label = spec
-        try:
-            dataset, label = dataset_from_spec(spec)
-            rows.append((label, _row(dataset, data_dir)))
-        except Exception as error:  # one plug-in that raises must not hide the others
-            rows.append((label, ["error", _in_words(error), "", ""]))
-    if not specs:
-        for name, text in registry.broken.items():
-            rows.append((name, ["error", f"could not be imported: {text.strip().splitlines()[-1]}", "", ""]))
-
-    table = RichTable(title=f"Data in {data_dir.absolute()}", title_justify="left", title_style="bold", show_lines=True)
-    for column in ("dataset", "state", "missing", "from", "debiasbench prepare"):
-        table.add_column(column, overflow="fold")
-    styles = {"complete": "green", "incomplete": "yellow", "absent": "dim", "error": "red"}
-    for label, (state, *cells) in rows:
-        table.add_row(Text(label), Text(state, style=styles[state]), *map(Text, cells))
-    console = _console()
-    console.print(table)
-    for label, (state, *_) in rows:  # a line each, which scripts can search for
-        console.print(
-            f"{label}: {'complete' if state == 'complete' else f'not complete ({state})'}", markup=False, soft_wrap=True
-        )
-    return OK
-
-
-def _row(dataset: Dataset, data_dir: Path) -> list[str]:
-    """State, missing files, their sources, and what `debiasbench prepare` does about them."""
-    needed = dataset.needed_files(data_dir)
-    if not needed:
-        return ["complete", "", "", ""]
-    state = "incomplete" if dataset.present_files(data_dir) else "absent"
-    missing = []
-    for file in needed:
-        inside = file.path.is_relative_to(data_dir)
-        missing.append(f"{file.path.relative_to(data_dir) if inside else file.path} ({file.size})")
-    n_downloads = sum(file.downloads for file in needed)
-    does = "downloads them" if n_downloads == len(needed) else f"downloads {n_downloads} of {len(needed)}"
-    sources = "\n".join(dict.fromkeys(file.source for file in needed))
-    return [state, "\n".join(missing), sources, does if n_downloads else "nothing: by hand"]
 
 
 def status_command(options: argparse.Namespace) -> int:

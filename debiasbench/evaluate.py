@@ -179,7 +179,8 @@ def identification(column: Tensor, samples: Samples, bias_names: tuple[str, ...]
     column: bool (N,), the samples taken for conflicting: precision and recall. Float (N,), scores: AUROC, the
     share of the total score on conflicting samples (`conflict_mass`; of the sampling distribution, where it is
     proportional to the score), and precision among the n highest, n being the number of true conflicts (where it
-    equals recall).
+    equals recall). With several biases each has its own numbers (`auroc.fashion`), and `spearman` is the rank
+    correlation with the number of conflicting biases.
     """
     from sklearn.metrics import roc_auc_score
 
@@ -205,4 +206,15 @@ def identification(column: Tensor, samples: Samples, bias_names: tuple[str, ...]
             f"conflict_mass{suffix}": float(values[truth].sum(dtype=np.float64)) / total if total else NAN,
             f"precision_at_n{suffix}": float(truth[highest].mean()) if n_true else NAN,
         }
+    if len(bias_names) > 1 and values.dtype != bool:
+        result["spearman"] = spearman(values, conflicts.sum(1))
     return {name: float(value) for name, value in result.items()}
+
+
+def spearman(score: np.ndarray, n_conflicts: np.ndarray) -> float:
+    """Rank correlation of a score (N,) with the number of conflicting biases (N,); nan if either is constant."""
+    from scipy.stats import spearmanr
+
+    if np.ptp(score) == 0 or np.ptp(n_conflicts) == 0:
+        return NAN
+    return float(spearmanr(score, n_conflicts).statistic)

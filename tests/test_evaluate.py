@@ -357,7 +357,11 @@ def test_several_biases_are_judged_each_by_name():
     for place, name in enumerate("ab"):
         one = Samples(samples.x, samples.y, samples.bias[:, place : place + 1])
         expected |= {f"{key}.{name}": value for key, value in identification(score, one, (name,)).items()}
+    ranks = [np.array([(v > values).sum() + ((v == values).sum() - 1) / 2 for v in values])
+             for values in (score.numpy(), samples.conflicting.sum(1).numpy())]  # fmt: skip
+    expected["spearman"] = pytest.approx(np.corrcoef(*ranks)[0, 1])
     assert found == expected
+    assert np.isnan(identification(torch.zeros(200), samples, ("a", "b"))["spearman"])
     assert found["auroc.a"] != found["auroc.b"]
 
 

@@ -7,14 +7,17 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from debiasbench.methods import registry as methods
+
 ROOT = Path(__file__).parent.parent
 RECORDS = sorted((ROOT / "docs" / "reproduction" / "records").rglob("*.json"))
+TUNE = ROOT / "docs" / "reproduction" / "records" / "tune"
 DOCUMENT = (ROOT / "docs" / "reproduction.md").read_text()
 
 
 def section(title):
     """The rows of the first table below a heading, as lists of texts."""
-    part = DOCUMENT.split(f"## {title}\n")[1].split("\n## ")[0]
+    part = re.split(r"\n##+ ", DOCUMENT.split(f"## {title}\n")[1])[0]
     lines = [line.strip().strip("|") for line in part.splitlines() if line.startswith("|")]
     return [[cell.strip().strip("*") for cell in line.split("|")] for line in lines[2:]]
 
@@ -65,6 +68,52 @@ def test_the_biased_network_and_the_conflict_mass_follow_from_the_records():
     assert [row[0] for row in rows] == [str(seed) for seed in scored.seed]
     for row, (_, run) in zip(rows, scored.iterrows(), strict=True):
         assert row[1:] == [f"{run.biased:.2f}", f"{run.mass:.3f}", f"{run.accuracy:.2f}"]
+
+
+def tune_runs(method, setting):
+    """One row a run on the tune split: the setting, accuracy in per cent, and what was selected."""
+    rows = []
+    for path in RECORDS:
+        record = json.loads(path.read_text())
+        if path.is_relative_to(TUNE) and record["cell"]["method"] == method:
+            selected = record["result"]["identification"].get("selected", {})
+            rows.append(
+                {
+                    "setting": setting(record["cell"]),
+                    "seed": record["cell"]["seed"],
+                    "accuracy": 100 * record["result"]["tune"]["acc_avg"],
+                    **{name: selected.get(name) for name in ("n_selected", "precision", "recall")},
+                }
+            )
+    frame = pd.DataFrame(rows)
+    assert (frame.seed >= 1000).all()
+    return frame
+
+
+def test_sensitivity_of_jtt_follows_from_the_records():
+    found = tune_runs("jtt", lambda cell: cell["method_parameters"]["T"])
+    rows = section("JTT's T on cmnist5k")
+    assert [int(row[0]) for row in rows] == sorted(set(found.setting))
+    for setting, accuracy, n, errors, precision, recall in rows:
+        some = found[found.setting == int(setting)]
+        assert accuracy == f"{some.accuracy.mean():.1f} ± {some.accuracy.std():.1f}"
+        assert int(n) == len(some) == len(set(some.seed))
+        assert errors == f"{some.n_selected.mean():.0f}"
+        assert (precision, recall) == (f"{some.precision.mean():.2f}", f"{some.recall.mean():.2f}")
+    best = found.groupby("setting").accuracy.mean().idxmax()
+    assert methods.get("jtt")[0].by_dataset["cmnist5k"]["T"] == best
+
+
+def test_sensitivity_of_lff_follows_from_the_records():
+    found = tune_runs("lff", lambda cell: cell["recipe"]["learning_rate"])
+    rows = section("LfF's learning rate on cmnist5k")
+    assert [float(row[0]) for row in rows] == sorted(set(found.setting))
+    for setting, accuracy, n in rows:
+        some = found[found.setting == float(setting)]
+        assert accuracy == f"{some.accuracy.mean():.1f} ± {some.accuracy.std():.1f}"
+        assert int(n) == len(some) == len(set(some.seed))
+    best = found.groupby("setting").accuracy.mean().idxmax()
+    assert methods.get("lff")[0].recipes["cmnist5k"]["learning_rate"] == best
 
 
 def test_records_are_of_one_protocol_and_one_drawing_of_the_data():

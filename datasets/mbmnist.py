@@ -111,9 +111,10 @@ class MBMNIST(Dataset):
             "test": (slice(None), TEST_RATIO),
             "tune": (last, TEST_RATIO),
         }
-        return Splits(
-            **{split: self._part(folders, number, split, *part) for number, (split, part) in enumerate(parts.items())}
-        )
+        splits = {
+            split: self._part(folders, number, split, *part) for number, (split, part) in enumerate(parts.items())
+        }
+        return Splits(**splits, note=f"As this suite defines it (version {self.version}): nothing was ever released.")
 
     def _collections(self, data_dir):
         return {self.folder(data_dir) / files.name / "raw": files for files in TILES.values()}

@@ -10,11 +10,11 @@ import torch
 from debiasbench.datasets import Dataset
 from debiasbench.errors import BenchmarkError
 from debiasbench.report import Table
-from debiasbench.samples import Samples
+from debiasbench.samples import Samples, Splits
 
 
 def inspect(dataset: Dataset, label: str, *, data_dir: Path, results_dir: Path) -> tuple[list[Table], list[Path]]:
-    """Tables on each split, and a contact sheet of aligned and conflicting training samples."""
+    """Tables on each split, and contact sheets in which the bias can be seen."""
     splits = dataset.build(data_dir)
     rows = []
     for split, samples in splits.named().items():
@@ -23,13 +23,13 @@ def inspect(dataset: Dataset, label: str, *, data_dir: Path, results_dir: Path) 
     columns = ["split", "n", "bias", "conflicting", "ratio", "information (nats)", "smallest group"]
     notes = [
         f"Data fingerprint {splits.fingerprint()[:16]}.",
-        "As published." if splits.official else f"NOT the published data. {splits.note}".strip(),
+        " ".join(["The data are complete." if splits.official else "NOT the published data.", splits.note]).strip(),
         "information: mutual information of label and bias, less its upward bias (C - 1)(K - 1) / 2N; "
         f"at most ln {dataset.n_classes} = {np.log(dataset.n_classes):.2f}.",
         "smallest group: over (label, bias), empty ones included.",
     ]
     tables = [Table(f"{label}: {dataset.n_classes} classes ({', '.join(dataset.class_names)})", columns, rows, notes)]
-    paths = contact_sheets(dataset, label, splits.train, results_dir / "inspect")
+    paths = contact_sheets(dataset, label, splits, results_dir / "inspect")
     return tables, paths
 
 
@@ -60,27 +60,40 @@ def mutual_information(counts: np.ndarray) -> float:
     return max(0.0, value - correction)
 
 
-def contact_sheets(dataset: Dataset, label: str, samples: Samples, folder: Path, *, n_each: int = 4) -> list[Path]:
-    """One sheet a bias: a row a class, aligned samples on the left, conflicting ones on the right."""
+def sides_of(dataset: Dataset, splits: Splits, column: int) -> list[tuple[str, Samples, torch.Tensor]]:
+    """What a contact sheet sets against each other: name, samples, and which of them (bool).
+
+    Aligned and conflicting training samples; where a bias of two values does not follow from the label, the two
+    values; where the bias is not known, training and test.
+    """
+    train = splits.train
+    bias, conflicting = train.bias[:, column], train.conflicting[:, column]
+    if bool((bias < 0).all()):
+        return [(name, part, torch.ones_like(part.y, dtype=torch.bool)) for name, part in
+                (("training", train), ("test", splits.test))]  # fmt: skip
+    if train.conflict is not None and dataset.n_bias_values == 2:
+        return [(f"{dataset.bias_names[column]} = {value}", train, bias == value) for value in (0, 1)]
+    return [("aligned", train, ~conflicting & (bias >= 0)), ("conflicting", train, conflicting)]
+
+
+def contact_sheets(dataset: Dataset, label: str, splits: Splits, folder: Path, *, n_each: int = 4) -> list[Path]:
+    """One sheet a bias: a row a class, and what `sides_of` gives on its left and right."""
     from debiasbench.figures import contact_sheet
 
+    samples = splits.train
     if samples.x.ndim != 4:
         return []
     paths = []
     for column, bias_name in enumerate(dataset.bias_names):
-        conflicting = samples.conflicting[:, column]
-        unknown = samples.bias[:, column] < 0
+        sides = sides_of(dataset, splits, column)
         blank = np.full((*samples.x.shape[2:], 3), 255, dtype=np.uint8)
         images = np.empty((dataset.n_classes, 2 * n_each, *blank.shape), dtype=np.uint8)
         for row in range(dataset.n_classes):
-            for side, members in enumerate((~conflicting, conflicting)):
-                found = torch.nonzero(members & (samples.y == row))[:n_each, 0]
+            for side, (_, part, members) in enumerate(sides):
+                found = torch.nonzero(members & (part.y == row))[:n_each, 0]
                 for place in range(n_each):
-                    images[row, side * n_each + place] = (
-                        _picture(samples.x[found[place]]) if place < len(found) else blank
-                    )
-        left = "unknown" if bool(unknown.all()) else "aligned"
-        names = [*([left] * n_each), *(["conflicting"] * n_each)]
+                    images[row, side * n_each + place] = _picture(part.x[found[place]]) if place < len(found) else blank
+        names = [name for name, *_ in sides for _ in range(n_each)]
         stem = folder / f"{label.replace(':', '+').replace('/', '-')}-{bias_name}"
         title = f"{label}: label and {bias_name}"
         paths += contact_sheet(images, names, stem, rows=list(dataset.class_names), title=title)

@@ -22,7 +22,7 @@ import torch
 from debiasbench.datasets import Dataset, NeededFile, Recipe, at_least
 from debiasbench.downloads import fetch, unpack
 from debiasbench.errors import BenchmarkError
-from debiasbench.images import decode, image_files
+from debiasbench.images import decode, has_images, image_files
 from debiasbench.randomness import derived_generator
 from debiasbench.samples import Samples, Splits, stratified
 
@@ -62,7 +62,7 @@ class BAR(Dataset):
         """The two folders."""
         folder = self.folder(data_dir)
         sizes = {folder / "train": "1,941 images", folder / "test": "654 images"}
-        return [NeededFile(path, size, SOURCE, downloads=True) for path, size in sizes.items() if not path.is_dir()]
+        return [NeededFile(path, size, SOURCE, downloads=True) for path, size in sizes.items() if not has_images(path)]
 
     def prepare(self, data_dir):
         """The repository's archive, unpacked."""
@@ -86,7 +86,12 @@ class BAR(Dataset):
             "test": self._read("test", paths["test"], y["test"]),
         }
         counts = {split: len(samples) for split, samples in splits.items()}
-        return Splits(**splits, official=counts == self.official_counts)
+        as_published = "as published" if counts == self.official_counts else "not as published"
+        return Splits(
+            **splits,
+            official=False,  # nobody published checksums: images that were re-encoded cannot be told from others
+            note=f"Counts are {as_published}; no checksums of the images were published, so they are not verified.",
+        )
 
     def _read(self, split, paths, y):
         images = decode(f"{self.name}-{split}", paths, size=self.size)

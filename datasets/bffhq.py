@@ -18,7 +18,7 @@ import torch
 from debiasbench.datasets import Dataset, NeededFile, Recipe, one_of
 from debiasbench.downloads import unpack
 from debiasbench.errors import BenchmarkError
-from debiasbench.images import decode, image_files
+from debiasbench.images import decode, has_images, image_files
 from debiasbench.samples import Samples, Splits
 
 SOURCE = (
@@ -59,11 +59,12 @@ class BFFHQ(Dataset):
             folder / "valid": "1,000 images",
             folder / "test": "1,000 images",
         }
-        return [NeededFile(path, size, SOURCE) for path, size in sizes.items() if not path.is_dir()]
+        return [NeededFile(path, size, SOURCE) for path, size in sizes.items() if not has_images(path)]
 
     def prepare(self, data_dir):
         """Unpack the archive, if it was put there: its address is a folder of several, which cannot be named."""
-        archive = self.folder(data_dir).with_suffix(".zip")
+        folder = self.folder(data_dir).absolute()
+        archive = folder.with_name(f"{folder.name}.zip")
         if archive.is_file():
             unpack(archive, archive.parent)
 
@@ -76,8 +77,14 @@ class BFFHQ(Dataset):
             if samples.x.shape[1:] != splits["train"].x.shape[1:]:
                 raise BenchmarkError(f"The images of {parts[split]} are of another size than those for training.")
         counts = {split: len(samples) for split, samples in splits.items()}
-        official = counts == self.official_counts and self.part == "0.5pct"
-        return Splits(**splits, official=official)
+        n_conflict = int(splits["train"].conflicting.sum())
+        as_published = counts == self.official_counts and (self.part, n_conflict) == ("0.5pct", 96)
+        return Splits(
+            **splits,
+            official=False,  # nobody published checksums
+            note=f"Counts are {'as published' if as_published else 'not those published for 0.5pct'}; no checksums of "
+            "the images were published, so they are not verified.",
+        )
 
     def _read(self, split, folder):
         sides = (folder / "align", folder / "conflict") if split == "train" else (folder,)

@@ -5,10 +5,10 @@ pixelate, saturate, each of which goes with the class of its place ("type 0" of 
 and validation samples has another corruption; of the test samples 90 %, so that there it says nothing of the object.
 
 Two sources; `source=auto` takes the first that is there, and the note of the data says which it was:
-- archive: the files of Disen's authors, as folders cifar10c/<pct>/{align,conflict}/<class>/*,
-  cifar10c/<pct>/valid/<class>/* and cifar10c/test/<class>/*, with names <..>_<label>_<bias>.<ending>; `rho` chooses
-  <pct>. How many images it holds was never published (recalled: 44,832 + 228 for training at 0.5 %), so it counts as
-  official only with the counts that the PGD paper states, 45,000 / 5,000 / 10,000.
+- archive (one level, one drawing: `level`, `frost` or `data_seed` of your own means generated): the files of Disen's
+  authors, as folders cifar10c/<pct>/{align,conflict}/<class>/*, cifar10c/<pct>/valid/<class>/* and
+  cifar10c/test/<class>/*, with names <..>_<label>_<bias>.<ending>; `rho` chooses <pct>. How many images it holds was
+  never published (recalled: 44,832 + 228 for training at 0.5 %), so it never counts as verified.
 - generated: CIFAR-10 by LfF's protocol, made once and kept in the cache. The corruption is at `level` (LfF's severity
   plus one; 5, the most severe, is what the archive is said to have). Conflicts are dealt in blocks of dataset order.
   LfF's generator has no validation images of its own; here the last 5,000 training images are taken off first, so
@@ -20,7 +20,8 @@ frost4.jpg and frost5.jpg, below the data folder; the package imagecorruptions s
 differs is told in `debiasbench/corruptions.py`.
 
 Source: A. Krizhevsky, CIFAR-10; J. Nam et al., 2020; J. Lee et al., 2021. Recipe: PGD paper, Table 6; magnitudes of its
-augmentation are not published, so Disen's are used. `preset=disen` is Disen's recipe at 0.5 %.
+augmentation are not published, so Disen's are used. `preset=disen` is Disen's recipe for its
+own method at 0.5 % (its vanilla has no decay of the learning rate).
 """
 
 import hashlib
@@ -44,7 +45,7 @@ from debiasbench.colouring import TEST_RATIO, block_conflicts
 from debiasbench.datasets import Dataset, NeededFile, between, one_of
 from debiasbench.downloads import unpack
 from debiasbench.errors import BenchmarkError
-from debiasbench.images import decode, image_files, read_image
+from debiasbench.images import decode, has_images, image_files, read_image
 from debiasbench.samples import Samples, Splits
 
 ARCHIVE = (
@@ -80,7 +81,13 @@ class CCIFAR(Dataset):
     recipe = CIFAR_RECIPE
     presets = {
         "disen": {
-            "recipe": {"steps": 50_000, "weight_decay": 0.0, "learning_rate": 5e-4, "milestones": (0.4, 0.6, 0.8)}
+            "recipe": {
+                "steps": 50_000,
+                "drop_last": True,
+                "weight_decay": 0.0,
+                "learning_rate": 5e-4,
+                "milestones": (0.4, 0.6, 0.8),
+            }
         }
     }
 
@@ -108,8 +115,10 @@ class CCIFAR(Dataset):
     def needed_files(self, data_dir):
         """The archive's folders where it is used, else CIFAR-10 (and the photographs of frost)."""
         if self._from_archive(data_dir):
-            sizes = {path: "images" for path in self._archive(data_dir).values()}
-            return [NeededFile(path, size, ARCHIVE) for path, size in sizes.items() if not path.is_dir()]
+            packed = self._packed(data_dir)
+            source = f"{packed}: debiasbench prepare {self.name} unpacks it" if packed.is_file() else ARCHIVE
+            folders = self._archive(data_dir).values()
+            return [NeededFile(path, "images", source, packed.is_file()) for path in folders if not has_images(path)]
         return missing_files(self._plain(data_dir)) + [
             NeededFile(path, "0.1 to 1.2 MB", "the folder frost of the Python package imagecorruptions")
             for path in self._photographs(data_dir)
@@ -123,10 +132,10 @@ class CCIFAR(Dataset):
 
     def prepare(self, data_dir):
         """Unpack the archive, if it was put beside its folder; else torchvision downloads and verifies CIFAR-10."""
-        archive = self.folder(data_dir).with_suffix(".zip")
-        if archive.is_file() and self.source != "generated":
-            unpack(archive, archive.parent)
-        if not self._from_archive(data_dir) and missing_files(self._plain(data_dir)):
+        packed = self._packed(data_dir)
+        if self._from_archive(data_dir) and packed.is_file():
+            unpack(packed, packed.parent)
+        elif not self._from_archive(data_dir) and missing_files(self._plain(data_dir)):
             download(self._plain(data_dir))
 
     def build(self, data_dir):
@@ -140,9 +149,14 @@ class CCIFAR(Dataset):
         return f"{100 * self.rho:g}pct"
 
     def _from_archive(self, data_dir):
-        if self.source == "auto":
-            return (self.folder(data_dir) / self._share).is_dir()
+        if self.source == "auto":  # what the archive does not have is generated
+            own = (self.level, self.frost, self.data_seed) != (corruptions.LEVELS, "drawn", 0)
+            return not own and ((self.folder(data_dir) / self._share).is_dir() or self._packed(data_dir).is_file())
         return self.source == "archive"
+
+    def _packed(self, data_dir):
+        folder = self.folder(data_dir).absolute()
+        return folder.with_name(f"{folder.name}.zip")
 
     def _archive(self, data_dir):
         """What a folder holds -> the folder."""
@@ -157,15 +171,22 @@ class CCIFAR(Dataset):
             missing = ", ".join(str(file.path) for file in needed)
             raise BenchmarkError(f"{missing} is missing in {ARCHIVE}. Unpack it again, or give source=generated.")
         paths = {part: image_files(folder, below=True) for part, folder in self._archive(data_dir).items()}
+        misplaced = [
+            path
+            for side in ("align", "conflict")
+            for path in paths[side]
+            if (len(set(attributes_of(path))) == 1) != (side == "align")
+        ]
+        if misplaced:
+            raise BenchmarkError(f"{misplaced[0]} is not in the folder that its name gives. Unpack the archive again.")
         n_aligned, n_conflict = len(paths["align"]), len(paths["conflict"])
         paths = {"train": paths["align"] + paths["conflict"], "valid": paths["valid"], "test": paths["test"]}
         splits = {split: self._decoded(split, some) for split, some in paths.items()}
-        counts = {split: len(samples) for split, samples in splits.items()}
         note = (
             f"Read from the archive's files ({n_aligned:,} aligned and {n_conflict:,} conflicting training images); "
-            "its counts were never published."
+            "its counts and checksums were never published."
         )
-        return Splits(**splits, official=counts == self.official_counts, note=note)
+        return Splits(**splits, official=False, note=note)
 
     def _decoded(self, split, paths):
         attributes = torch.tensor([attributes_of(path) for path in paths])

@@ -25,7 +25,7 @@ import torch
 from debiasbench.datasets import Dataset, NeededFile, Recipe
 from debiasbench.downloads import fetch_from_drive, unpack
 from debiasbench.errors import BenchmarkError
-from debiasbench.images import decode
+from debiasbench.images import decode, has_images
 from debiasbench.samples import Samples, Splits
 
 PARTS = ("train", "valid", "test")  # 0, 1, 2 in the partition list
@@ -62,7 +62,7 @@ class CelebA(Dataset):
         """The folder of images and the two lists."""
         folder = self.folder(data_dir)
         needed = []
-        if not (folder / "img_align_celeba").is_dir():
+        if not has_images(folder / "img_align_celeba"):
             needed.append(
                 NeededFile(folder / "img_align_celeba", "202,599 images, 1.4 GB (img_align_celeba.zip)", SOURCE, True)
             )
@@ -76,15 +76,17 @@ class CelebA(Dataset):
         folder = self.folder(data_dir)
         for name, (file_id, md5) in DRIVE.items():
             images = name == "img_align_celeba.zip"
-            if (folder / "img_align_celeba").is_dir() if images else _find(folder, name):
+            if has_images(folder / "img_align_celeba") if images else _find(folder, name):
                 continue
-            path = fetch_from_drive(file_id, folder / name)
-            if hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest() != md5:
+            path = fetch_from_drive(file_id, folder / f"{name}.fetched")
+            if _md5(path) != md5:
                 path.unlink()
-                raise BenchmarkError(f"{path} was not the published file and was deleted. Fetch it from {SOURCE}.")
+                raise BenchmarkError(f"{name} was not the published file and was deleted. Fetch it from {SOURCE}.")
             if images:
                 unpack(path, folder)
                 path.unlink()
+            else:
+                path.replace(folder / name)
 
     def build(self, data_dir):
         """The parts of the partition list, each in the order of the attribute list."""
@@ -116,7 +118,9 @@ class CelebA(Dataset):
         train = splits["train"]
         groups = torch.bincount(2 * train.y + train.bias[:, 0], minlength=4).tolist()
         counts = {split: len(samples) for split, samples in splits.items()}
-        official = counts == self.official_counts and groups == OFFICIAL_TRAIN_GROUPS
+        lists = all(_md5(_find(folder, name)) == DRIVE[name][1] for name in DRIVE if name.startswith("list"))
+        whole = counts == self.official_counts and groups == OFFICIAL_TRAIN_GROUPS
+        official = whole and lists and train.x.shape[2:] == (178, 178)
         return Splits(**splits, official=official)
 
     def _read(self, folder, split, names, attributes):
@@ -163,6 +167,15 @@ def read_partition(folder):
             raise BenchmarkError(f"{path}, line {number}: a name and 0, 1 or 2 are needed. Got {' '.join(row)[:80]}")
     _refuse_duplicates(path, [name for name, _ in rows])
     return {name: int(part) for name, part in rows}
+
+
+def _md5(path):
+    """Of the file, or of what a .gz holds."""
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        digest = hashlib.md5(usedforsecurity=False)
+        while part := file.read(2**20):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def _refuse_duplicates(path, names):

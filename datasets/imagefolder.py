@@ -28,7 +28,7 @@ import torch
 
 from debiasbench.datasets import Dataset, NeededFile, Recipe, at_least, between
 from debiasbench.errors import BenchmarkError
-from debiasbench.images import decode, image_files
+from debiasbench.images import ENDINGS, decode, image_files
 from debiasbench.randomness import derived_generator
 from debiasbench.samples import Samples, Splits, stratified
 
@@ -101,16 +101,18 @@ class ImageFolder(Dataset):
             split: torch.tensor([[values.index(value) if value else -1] for *_, value in part])
             for split, part in rows.items()
         }
-        typical = torch.arange(len(classes))
-        if values and values != classes:
-            counts = torch.zeros(len(classes), len(values))
+        typical = None  # the bias that is named like the class
+        if values != classes:
+            counts = torch.zeros(len(classes), max(len(values), 1))
             known = bias["train"][:, 0] >= 0
             counts.index_put_((y["train"][known], bias["train"][known, 0]), torch.ones(()), accumulate=True)
             typical = counts.argmax(1)
         splits = {}
         for split in SPLITS:
             images = decode(f"{self.name}-{split}", [path for path, *_ in rows[split]], size=self.size)
-            conflict = (bias[split] != typical[y[split]][:, None]) & (bias[split] >= 0)
+            conflict = None
+            if typical is not None:
+                conflict = (bias[split] != typical[y[split]][:, None]) & (bias[split] >= 0)
             splits[split] = Samples(images.x, y[split], bias[split], conflict, images.sha256)
         return Splits(**splits, note=note)
 
@@ -123,6 +125,8 @@ class ImageFolder(Dataset):
         """Split -> list of (path, label, bias or "")."""
         root = Path(self.root)
         table = root / self.table
+        if self.table != "images.csv" and not table.is_file():
+            raise BenchmarkError(f"There is no file {table} (imagefolder:table={self.table}).")
         rows = _from_table(root, table) if table.is_file() else _from_folders(root)
         for split in ("train", "test"):
             if not rows.get(split):
@@ -139,9 +143,16 @@ class ImageFolder(Dataset):
 def _from_folders(root):
     rows = defaultdict(list)
     for split in SPLITS:
-        folders = sorted(path for path in (root / split).iterdir() if path.is_dir()) if (root / split).is_dir() else []
-        for folder in folders:
-            below = sorted(path for path in folder.iterdir() if path.is_dir())
+        place = root / split
+        folders = sorted(place.iterdir()) if place.is_dir() else []
+        for folder in [path for path in folders if path.is_dir() and not path.name.startswith(".")]:
+            below = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+            beside = [path for path in folder.iterdir() if path.suffix.lower() in ENDINGS]
+            if below and beside:
+                raise BenchmarkError(
+                    f"{folder} holds images ({beside[0].name}, ...) and folders ({below[0].name}, ...): which is meant "
+                    "cannot be told. Folders below a class are values of the bias: put all its images there, or none."
+                )
             for place, bias in [(path, path.name) for path in below] or [(folder, "")]:
                 rows[split] += [(path, folder.name, bias) for path in image_files(place)]
     return dict(rows)

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from debiasbench.cache import CACHE_VARIABLE
 from debiasbench.errors import BenchmarkError
 from debiasbench.grid import Cell, Grid, expand
-from debiasbench.nets import check_net
+from debiasbench.nets import check_net, weights_sha256
 from debiasbench.records import check_writable, find_record, read_record
 
 if TYPE_CHECKING:
@@ -68,11 +69,21 @@ def plan(grid: Grid, *, data_dir: Path, results_dir: Path, rerun: str = "missing
             to_run.append(cell)  # not the cell's own fault
         elif record["status"] != "done":
             (to_run.append(cell) if rerun == "failed" else failed.update({cell.hash: path}))
-        elif record["result"]["data"]["fingerprint"] == fingerprints[_data_key(cell)]:
+        elif _made_from(record) == (fingerprints[_data_key(cell)], _weights_of(cell)):
             finished[cell.hash] = path
         else:
             to_run.append(cell)
     return Plan(grid, to_run, finished, failed)
+
+
+def _made_from(record: dict[str, Any]) -> tuple[str, str]:
+    """Fingerprint of the data and of the pretrained weights."""
+    result = record["result"]
+    return result["data"]["fingerprint"], result.get("pretrained_sha256", "")
+
+
+def _weights_of(cell: Cell) -> str:
+    return weights_sha256(cell.recipe["net"], cell.recipe["pretrained"])
 
 
 def check_data(datasets: Sequence[Dataset], data_dir: Path) -> None:
@@ -184,6 +195,7 @@ def run(  # noqa: PLR0913 - the command line's options
     shared_recipes: bool = False,
     rerun: str = "missing",
     save_weights: bool = False,
+    cache_dir: str | Path | None = None,
     progress: bool = False,
 ) -> pd.DataFrame:
     """Run a grid and return its results as one tidy table (see `debiasbench.results.to_frame`).
@@ -193,6 +205,7 @@ def run(  # noqa: PLR0913 - the command line's options
         seeds: how many (0, 1, ...), or which.
         data_dir: default: $DEBIASBENCH_DATA, or `data`. results_dir: finished cells in it are not run again.
         device: "auto", "cpu", "cuda", ... workers: processes; default: one a core or GPU.
+        cache_dir: for decoded images; default: $DEBIASBENCH_CACHE, or a folder of the user's own.
         epochs: replaces the epochs of each stage that follows the recipe.
         progress: show the live display.
 
@@ -201,6 +214,8 @@ def run(  # noqa: PLR0913 - the command line's options
     """
     from debiasbench.results import to_frame
 
+    if cache_dir:
+        os.environ[CACHE_VARIABLE] = str(Path(cache_dir).absolute())  # workers inherit it
     data, results = Path(data_dir) if data_dir else default_data_dir(), Path(results_dir)
     grid = expand(
         list(methods),

@@ -10,7 +10,9 @@ import contextlib
 import errno
 import hashlib
 import json
+import mmap
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,11 +61,26 @@ def cached(
     key = hashlib.sha256(json.dumps([VERSION, dict(identity), shape], sort_keys=True).encode()).hexdigest()[:16]
     path = cache_dir() / f"{name}-{key}.uint8"
     with _explained(path, shape):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock"):  # several processes make it once
-            sha256 = _finished(path, shape) or _make(path, identity, shape, chunks)
-    x = np.memmap(path, np.uint8, mode="c", shape=shape)  # c: what is written stays in this process
-    return Cached(torch.from_numpy(x), sha256)
+        sha256 = _finished(path, shape)  # also in a folder that can only be read, where no lock can be made
+        if sha256 is None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{path}.lock"):  # several processes make it once
+                sha256 = _finished(path, shape) or _make(path, identity, shape, chunks)
+        return Cached(mapped(path).view(shape), sha256)
+
+
+def mapped(path: Path) -> Tensor:
+    """The bytes of a file as a uint8 tensor that is read as it is used; what is written into it stays in this process.
+
+    The file may be larger than the memory: on Linux the mapping makes no claim on memory for what might be written.
+    """
+    with path.open("rb") as file:
+        if sys.platform == "linux":
+            flags = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0x4000)  # Python names it from 3.13 on
+            memory = mmap.mmap(file.fileno(), 0, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+        else:
+            memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    return torch.frombuffer(memory, dtype=torch.uint8)
 
 
 def _finished(path: Path, shape: tuple[int, ...]) -> str | None:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from debiasbench.datasets import NeededFile
+from debiasbench.downloads import torchvision_download
 from debiasbench.errors import BenchmarkError
 from debiasbench.recipe import Recipe
 
@@ -86,13 +87,9 @@ def download(folder: Path) -> None:
     import torchvision
 
     batches, _ = _folders(folder)
-    try:
+    by_hand = f"cifar-10-python.tar.gz there, unpacked, so that there is {batches}"
+    with torchvision_download("CIFAR-10", by_hand):
         torchvision.datasets.CIFAR10(str(batches.parent), download=True)
-    except (OSError, RuntimeError) as error:
-        raise BenchmarkError(
-            f"CIFAR-10 could not be downloaded ({error}). Try again, or fetch cifar-10-python.tar.gz elsewhere and "
-            f"unpack it, so that there is {batches}."
-        ) from None
 
 
 def read_cifar10(folder: Path) -> Cifar10:

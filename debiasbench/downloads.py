@@ -498,6 +498,7 @@ def unpack(archive: Path, folder: Path, *, strip: int = 0) -> Path:
         BenchmarkError: the archive is damaged, has an entry that leaves the folder or is no plain file, or the disk is
             too small.
     """
+    folder = folder.absolute()
     with _explained(folder), _explained_archive(archive), _contents(archive) as (members, open_member):
         entries = [entry for member in members if (entry := _entry(archive, member, strip)) is not None]
         if not entries:
@@ -505,7 +506,7 @@ def unpack(archive: Path, folder: Path, *, strip: int = 0) -> Path:
         if all(_is_there(entry, folder) for entry in entries):
             return folder
         check_writable(folder)
-        with _alone(folder):
+        with _alone(folder / "unpacking" if folder.is_dir() else folder):
             # Inside where the folder is there: it may be a disk of its own, and renaming works on one disk only.
             place = folder if folder.is_dir() else folder.parent
             temporary = place / f".{folder.name}.unpacking"

@@ -167,6 +167,7 @@ class _Worker(threading.Thread):
             "device": self.settings.devices[self.number],
             "threads": self.settings.threads,
             "save_weights": self.settings.save_weights,
+            "memory_share": 0.5 / self.settings.devices.count(self.settings.devices[self.number]),
         }
         process.stdin.write(json.dumps(settings) + "\n")
         process.stdin.flush()

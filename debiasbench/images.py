@@ -9,12 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+import PIL
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from debiasbench.cache import Cached, cached
 from debiasbench.errors import BenchmarkError
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+VERSION = 1  # of how files become pixels
 BLOCK = 512  # images decoded before they are written
 SHOWN = 10  # bad files named in one message
 
@@ -27,10 +29,16 @@ def image_files(folder: Path, *, below: bool = False) -> list[Path]:
     """
     if not folder.is_dir():
         raise BenchmarkError(f"There is no folder {folder}.")
-    paths = sorted(p for p in (folder.rglob("*") if below else folder.iterdir()) if p.suffix.lower() in ENDINGS)
+    found = folder.rglob("*") if below else folder.iterdir()
+    paths = sorted(path for path in found if path.suffix.lower() in ENDINGS and not path.name.startswith("."))
     if not paths:
         raise BenchmarkError(f"There are no images in {folder} ({', '.join(ENDINGS)}).")
     return paths
+
+
+def has_images(folder: Path) -> bool:
+    """Whether there is an image in a folder, or below it."""
+    return folder.is_dir() and any(path.suffix.lower() in ENDINGS for path in folder.rglob("*"))
 
 
 def read_image(path: Path, *, size: int | None = None, square: bool = False) -> np.ndarray:
@@ -65,7 +73,10 @@ def decode(name: str, paths: Sequence[Path], *, size: int | None = None, square:
         BenchmarkError: files that cannot be read, each by name; images of several sizes; the cache cannot be written.
     """
     first = read_image(paths[0], size=size, square=square)
-    identity = {"files": _digest_of_files(paths), "size": size, "square": square}
+    identity = {
+        "files": _digest_of_files(paths), "size": size, "square": square, "version": VERSION,
+        "pillow": PIL.__version__, "jpeg": features.version("jpg"),
+    }  # fmt: skip
     shape = (len(paths), *first.shape)
     return cached(name, identity, shape, lambda: _decoded(name, paths, shape, size=size, square=square))
 

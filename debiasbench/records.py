@@ -173,7 +173,7 @@ def _without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-_METRIC = re.compile(r"acc_|loss$|auroc|precision|recall|conflict_mass|^acc$")
+_METRIC = re.compile(r"acc_|loss$|auroc|precision|recall|conflict_mass|spearman|^acc$")
 
 
 def _with_nan(value: Any, key: str = "") -> Any:

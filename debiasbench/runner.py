@@ -23,6 +23,7 @@ from debiasbench.datasets import Dataset
 from debiasbench.errors import BenchmarkError
 from debiasbench.evaluate import identification, select
 from debiasbench.grid import Cell
+from debiasbench.nets import weights_sha256
 from debiasbench.records import SCHEMA, failed_path, record_path, write_record
 from debiasbench.samples import Splits, check_splits
 from debiasbench.task import Progress, Task, digest_of
@@ -36,6 +37,7 @@ class Runner:
     results_dir: Path
     device: str = "cpu"
     save_weights: bool = False
+    memory_share: float = 0.5  # of the device's free memory, which the data may take
     _data: dict[str, Splits] = field(default_factory=dict)
 
     def run(self, cell: Cell, progress: Progress | None = None) -> Path:
@@ -71,7 +73,10 @@ class Runner:
         key = repr(dataset)
         if key not in self._data:
             self._data.clear()
-            self._data[key] = check_splits(dataset, dataset.build(self.data_dir)).to(torch.device(self.device))
+            if torch.device(self.device).type == "cuda":
+                torch.cuda.empty_cache()  # else what the last data took still counts as taken
+            splits = check_splits(dataset, dataset.build(self.data_dir))
+            self._data[key] = splits.to(torch.device(self.device), share=self.memory_share)
         return self._data[key]
 
     def _train(
@@ -125,6 +130,7 @@ def outcome(task: Task, splits: Splits) -> tuple[dict[str, Any], dict[str, Tenso
             "splits": {
                 name: {
                     "n": len(part),
+                    "x_sha256": part.x_sha256,  # of cached images; else they are in the fingerprint alone
                     "n_conflict": dict(
                         zip(dataset.bias_names, part.conflicting.sum(0).tolist(), strict=True)
                     ),
@@ -132,6 +138,7 @@ def outcome(task: Task, splits: Splits) -> tuple[dict[str, Any], dict[str, Tenso
                 for name, part in splits.named().items()
             },
         },
+        "pretrained_sha256": weights_sha256(task.recipe.net, task.recipe.pretrained),
         "selection": select(task.epochs, dataset.headline, validation=not splits.valid_is_test),
         "identification": {
             name: identification(column, splits.train, dataset.bias_names)

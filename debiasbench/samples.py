@@ -107,10 +107,10 @@ class Splits:
         parts = {"train": self.train, "valid": self.valid, "test": self.test, "tune": self.tune}
         return {name: samples for name, samples in parts.items() if samples is not None}
 
-    def to(self, device: torch.device) -> Splits:
-        """The same splits on another device; x moves where all of it takes at most half of the free memory there."""
+    def to(self, device: torch.device, *, share: float = 0.5) -> Splits:
+        """The same splits on another device; x moves if all of it takes at most this share of the free memory there."""
         n_bytes = sum(samples.x.nbytes for samples in self.named().values())
-        fits = device.type != "cuda" or n_bytes <= torch.cuda.mem_get_info(device)[0] / 2
+        fits = device.type != "cuda" or n_bytes <= share * torch.cuda.mem_get_info(device)[0]
         moved = {name: samples.to(device, with_x=fits) for name, samples in self.named().items()}
         return Splits(**moved, official=self.official, note=self.note, _fingerprint=self._fingerprint)
 

@@ -6,7 +6,8 @@
 
 lambda_up = 1 / (conflict ratio), as the PGD paper sets it; with a perfect error set half of the samples seen are
 then conflicting. Where ours departs from the authors' code: errors are found in one clean pass in eval mode after
-epoch T (`error_pass=online` collects them during epoch index T in train mode, before each update, as released), and
+epoch T (`error_pass=online` collects them during epoch index T in train mode, before each update, as released, and
+logs how much they have in common with the clean errors of the same network at the end of that epoch), and
 an error sample appears lambda_up times an epoch (`copies=lambda+1` as released: the data plus lambda_up copies). A
 fractional lambda_up is honoured by sampling probabilities, not rounded. No bias-labelled validation is used. An
 empty error set is an error.
@@ -70,6 +71,9 @@ class JTT(Method):
             task.train(second, self.loss, sample=weight.long(), predict=second)
         else:
             task.train(second, self.loss, sample=weight, draws=round(float(weight.sum())), predict=second)
+        if self.error_pass == "online":
+            clean = task.each(lambda x, y: net(x).argmax(1) != y)
+            task.log(jaccard_with_clean=(wrong & clean).sum() / (wrong | clean).sum())
         return second
 
     def errors_after(self, task, net):
@@ -78,16 +82,9 @@ class JTT(Method):
         return task.each(lambda x, y: net(x).argmax(1) != y)
 
     def errors_during(self, task, net):
-        """E as collected while epoch index T is trained, in train mode -> bool (N,).
-
-        Its overlap with the clean E is logged: the two are different sets.
-        """
-        stage = task.stage(net, self.noting_loss, state={"wrong": task.column(0)})
-        stage.run(epochs=self.T)
-        clean = task.each(lambda x, y: net(x).argmax(1) != y)
-        wrong = stage.run(epochs=1)["wrong"] > 0  # every sample is visited, so all of the column is of this epoch
-        task.log(jaccard_with_clean=(wrong & clean).sum() / (wrong | clean).sum().clamp_min(1))
-        return wrong
+        """E as collected while epoch index T is trained, in train mode -> bool (N,)."""
+        state = task.stage(net, self.noting_loss, state={"wrong": task.column(0)}).run(epochs=self.T + 1)
+        return state["wrong"] > 0
 
     def loss(self, nets, batch, state):
         """Mean cross-entropy."""

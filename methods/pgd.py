@@ -55,7 +55,13 @@ class PGD(Method):
     restart_lr: bool = True  # step 3 starts the schedule anew; else it keeps the rate at which step 1 ended
 
     def check(self):
-        """The order belongs to norm=lp."""
+        """The order belongs to norm=lp; what is between two stages belongs to two stages."""
+        between_stages = (self.bias_ckpt, self.restart_lr, self.inherit)
+        if self.use == "single-stage" and between_stages != ("last", True, True):
+            raise BenchmarkError(
+                "pgd:use=single-stage trains both networks at once: bias_ckpt, restart_lr and inherit do not apply. "
+                f"Got bias_ckpt={self.bias_ckpt}, restart_lr={self.restart_lr}, inherit={self.inherit}."
+            )
         if (self.norm == "lp") != (self.order is not None):
             raise BenchmarkError(
                 f"The 'order' parameter of pgd belongs to norm=lp (pgd:norm=lp,order=0.7); else order=none. "
@@ -66,6 +72,10 @@ class PGD(Method):
         """The three steps."""
         if self.use == "single-stage":
             return self.fit_in_turns(task)
+        recipe = task.recipe
+        if not self.restart_lr:  # goes on with the rate of step 1's last epoch
+            last = recipe.learning_rate_at((recipe.epochs - 1) / recipe.epochs)
+            recipe = recipe.replace(learning_rate=last, schedule="constant")
         net = task.new_net()
         if self.bias_ckpt == "best":
             self.train_to_lowest_validation_loss(task, net)
@@ -76,9 +86,6 @@ class PGD(Method):
         if not self.inherit:
             net = task.new_net()
         h = score / score.sum()
-        recipe = task.recipe
-        if not self.restart_lr:
-            recipe = recipe.replace(learning_rate=recipe.learning_rate_at(1.0), schedule="constant")
         if self.use == "reweight":
             weight = (h * task.n_samples).float()
             task.train(net, self.weighted_loss, columns={"weight": weight}, predict=net, recipe=recipe)
@@ -93,7 +100,7 @@ class PGD(Method):
         for _ in range(stage.n_epochs):
             stage.run(epochs=1)
             loss = float(task.each(lambda x, y: cross_entropy(net(x), y), split="valid").mean())
-            if loss < lowest:
+            if loss <= lowest:  # of equal epochs the later
                 lowest, best = loss, copy.deepcopy(net.state_dict())
         net.load_state_dict(best)
 

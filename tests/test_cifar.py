@@ -8,6 +8,7 @@ import os
 import pickle
 import shutil
 import sys
+import zipfile
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -789,7 +790,8 @@ def test_an_archive_with_a_folder_missing_is_told(tmp_path, part):
     with pytest.raises(BenchmarkError, match=rf"{part} is missing in the Corrupted CIFAR-10 archive.*source=generated"):
         CCIFAR().build(tmp_path)
     (tmp_path / "cifar10c" / part).mkdir()
-    with pytest.raises(BenchmarkError, match="There are no images in"):
+    assert CCIFAR().needed_files(tmp_path) == [needed]  # an empty folder is no better
+    with pytest.raises(BenchmarkError, match="is missing in the Corrupted"):
         CCIFAR().build(tmp_path)
 
 
@@ -813,6 +815,39 @@ def test_what_an_archive_cannot_have_is_refused():
         with pytest.raises(BenchmarkError, match=r"rho 0\.005, 0\.01, 0\.02, 0\.05.*source=generated"):
             CCIFAR(source="archive", **parameters)
         CCIFAR(source="auto", **parameters)
+
+
+@pytest.mark.parametrize("own", [{"level": 3}, {"frost": "photographs"}, {"data_seed": 1}], ids=str)
+def test_auto_generates_what_the_archive_does_not_have(tmp_path, own):
+    """Another level is never told of data that have the archive's."""
+    write_archive(tmp_path / "cifar10c")
+    dataset = CCIFAR(**own)
+    assert not dataset._from_archive(tmp_path)
+    assert all("cifar" in str(file.path) or "frost" in str(file.path) for file in dataset.needed_files(tmp_path))
+    assert dataset.needed_files(tmp_path)  # CIFAR-10, which is not there
+
+
+def test_a_packed_archive_is_used_though_cifar10_is_there(tmp_path):
+    """It must be unpacked first; the run says so instead of generating."""
+    write_batches(tmp_path)
+    write_archive(tmp_path / "cifar10c", n=1)
+    with zipfile.ZipFile(tmp_path / "cifar10c.zip", "w") as packed:
+        for path in sorted((tmp_path / "cifar10c").rglob("*.png")):
+            packed.write(path, path.relative_to(tmp_path))
+    shutil.rmtree(tmp_path / "cifar10c")
+    needed = CCIFAR().needed_files(tmp_path)
+    assert len(needed) == 4
+    assert "debiasbench prepare ccifar unpacks it" in needed[0].source
+    CCIFAR().prepare(tmp_path)
+    assert CCIFAR().needed_files(tmp_path) == []
+    assert "Read from the archive" in CCIFAR().build(tmp_path).note
+
+
+def test_an_archive_with_images_in_the_wrong_folder_is_told(tmp_path):
+    write_archive(tmp_path / "cifar10c", n=1)
+    Image.fromarray(smooth()).save(tmp_path / "cifar10c" / "0.5pct" / "conflict" / "3" / "9_3_3.png")
+    with pytest.raises(BenchmarkError, match=r"9_3_3\.png is not in the folder that its name gives"):
+        CCIFAR().build(tmp_path)
 
 
 # ---- real images ----------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import torch
 from scipy.stats import chisquare, spearmanr
 from torch import nn
 
+from debiasbench.augment import to_input
 from debiasbench.engine import fetched, plan_epoch
 from debiasbench.errors import BenchmarkError, DivergedError
 from debiasbench.grid import expand
@@ -874,3 +875,13 @@ def test_bf16_is_autocast_of_the_forward_pass(make_task, new_method):
     assert seen[-1] == (torch.bfloat16, torch.float32)
     assert ends["bf16"] == pytest.approx(ends["fp32"], rel=0.02)
     assert ends["bf16"] != ends["fp32"]
+
+
+def test_scores_are_of_full_precision_under_bf16(make_task):
+    """With 8 bits, the scores of confident samples would be equal."""
+    task = make_task(n=64, epochs=1, precision="bf16")
+    net = task.new_net()
+    logits = task.each(lambda *batch: net(batch[0]))
+    assert logits.dtype == torch.float32
+    with torch.no_grad():
+        assert torch.equal(logits, net.eval()(to_input(task.x, task.recipe)))

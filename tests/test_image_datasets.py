@@ -95,9 +95,11 @@ def test_bar_without_a_class_or_a_folder(tmp_path, small_bar):
 
 
 def test_bar_as_published(shared_data):
-    """1,746 / 195 / 654, stratified; names give the counts of methods.md 2.4."""
+    """Trap 39: 1,746 / 195 / 654, stratified; names give the published counts. Half of these images are re-encoded."""
     splits = new("bar", size=16).build(shared_data)
-    assert splits.official
+    assert {name: len(part) for name, part in splits.named().items()} == new("bar").official_counts
+    assert not splits.official  # no checksums were published, so re-encoded images cannot be told from others
+    assert splits.note.startswith("Counts are as published;")
     train = splits.train.y.bincount() + splits.valid.y.bincount()
     assert train.tolist() == [326, 520, 163, 279, 336, 317]
     assert splits.test.y.bincount().tolist() == [105, 159, 42, 131, 132, 85]
@@ -235,6 +237,20 @@ def test_celeba_labels_groups_and_parts(tmp_path, small_celeba):
     assert metrics["n_conflict"] == 1
 
 
+def test_average_and_group_mean_are_told_apart():
+    """Trap 33: cells of .96, .99, .86, .477 on CelebA's test sizes are .9545 on average and .8218 by groups."""
+    from debiasbench.evaluate import accuracies
+
+    sizes, shares = [9_767, 7_535, 2_480, 180], [0.96, 0.99, 0.86, 0.477]
+    groups = np.repeat(np.arange(4), sizes)
+    correct = np.concatenate([np.arange(n) < round(share * n) for n, share in zip(sizes, shares, strict=True)])
+    found = accuracies(correct, groups // 2, (groups % 2)[:, None], bias_names=("male",), unbiased=False)
+    assert found["acc_avg"] == pytest.approx(0.9545, abs=1e-4)
+    assert found["acc_groupmean"] == pytest.approx(0.8218, abs=5e-4)
+    assert found["acc_worst"] == pytest.approx(0.477, abs=3e-3)
+    assert found["n_worst"] == 180
+
+
 def test_celeba_jtt_takes_its_authors_factor():
     """The share of conflicting samples was not built in, so 1 / ratio does not exist."""
     from debiasbench.grid import expand
@@ -296,7 +312,7 @@ def test_damaged_celeba_is_told_by_name(tmp_path, small_celeba, damage):
 
 
 def test_celeba_official_lists_give_the_published_groups(shared_data, tmp_path):
-    """Trap: 71,629 / 66,874 / 22,880 / 1,387 in training; blond men 180 in test and 182 in validation."""
+    """Trap 32: 71,629 / 66,874 / 22,880 / 1,387 in training; blond men 180 in test and 182 in validation."""
     celeba = sys.modules[datasets.get("celeba")[0].__module__]
     names, attributes = celeba.read_attributes(shared_data / "celeba" / "official_lists")
     parts = celeba.read_partition(shared_data / "celeba" / "official_lists")
@@ -403,6 +419,29 @@ def test_mistakes_in_a_table_are_told(tmp_path, mistake):
         new("imagefolder", root=str(tmp_path), title="x").build(tmp_path)
 
 
+def test_images_beside_folders_are_not_left_out_silently(tmp_path):
+    """Are they images of the class, or is the folder a value of the bias?"""
+    write_folders(tmp_path / "photos", with_bias=False)
+    save_picture(tmp_path / "photos" / "train" / "land" / "old" / "9.png")
+    with pytest.raises(BenchmarkError, match=r"holds images .* and folders .*which is meant cannot be told"):
+        new("imagefolder", root=str(tmp_path / "photos"), title="x").build(tmp_path)
+
+
+def test_hidden_files_and_folders_are_left_alone(tmp_path):
+    write_folders(tmp_path / "photos", with_bias=False)
+    expected = new("imagefolder", root=str(tmp_path / "photos"), title="x", size=16).build(tmp_path).fingerprint()
+    save_picture(tmp_path / "photos" / "train" / ".thumbnails" / "9.png")
+    save_picture(tmp_path / "photos" / "train" / "land" / ".hidden.png")
+    dataset = new("imagefolder", root=str(tmp_path / "photos"), title="x", size=16)
+    assert dataset.build(tmp_path).fingerprint() == expected
+
+
+def test_a_table_that_is_not_there_is_told(tmp_path):
+    write_folders(tmp_path / "photos", with_bias=False)
+    with pytest.raises(BenchmarkError, match=r"There is no file .*labels\.csv"):
+        new("imagefolder", root=str(tmp_path / "photos"), title="x", table="labels.csv").build(tmp_path)
+
+
 def test_imagefolder_needs_a_place_and_a_title(tmp_path):
     (needed,) = new("imagefolder").needed_files(tmp_path)
     assert "imagefolder:root=FOLDER,title=NAME" in needed.source
@@ -427,6 +466,8 @@ def pack(folder, archive, *, top):
 def test_bffhq_unpacks_an_archive_that_was_put_there(tmp_path, small_bffhq):
     before = new("bffhq").build(tmp_path).fingerprint()
     pack(small_bffhq, tmp_path / "bffhq.zip", top="bffhq/")
+    small_bffhq.mkdir()
+    (small_bffhq / "valid").mkdir()  # an empty folder is not complete
     assert len(new("bffhq").needed_files(tmp_path)) == 4
     new("bffhq").prepare(tmp_path)
     assert new("bffhq").needed_files(tmp_path) == []
@@ -462,14 +503,50 @@ def test_celeba_fetches_what_is_missing_and_refuses_what_was_not_published(tmp_p
     pack(small_celeba / "img_align_celeba", served / "img_align_celeba.zip", top="img_align_celeba/")
 
     def fetch(file_id, path):
-        return Path(shutil.copy(served / path.name, path))
+        return Path(shutil.copy(served / path.name.removesuffix(".fetched"), path))
 
     monkeypatch.setattr(module, "fetch_from_drive", fetch)
     with pytest.raises(BenchmarkError, match="was not the published file and was deleted"):
         new("celeba").prepare(tmp_path)
-    assert not (small_celeba / "img_align_celeba.zip").exists()
+    assert not list(small_celeba.glob("*.fetched"))
     sums = {path.name: hashlib.md5(path.read_bytes()).hexdigest() for path in served.iterdir()}
     monkeypatch.setattr(module, "DRIVE", {name: ("an id", sums.get(name, "")) for name in module.DRIVE})
     new("celeba").prepare(tmp_path)
     assert new("celeba").needed_files(tmp_path) == []
     assert new("celeba").build(tmp_path).fingerprint() == before
+
+
+# ---- recipes ------------------------------------------------------------------------------------------------------
+
+# PGD paper, Table 6: optimizer, batch, learning rate, weight decay, factor and epochs of its decay, epochs, network
+TABLE_6 = {
+    "cmnist": ("sgd", 128, 0.02, 1e-3, 0.1, 40, 100, "simconv1"),
+    "mbmnist": ("sgd", 32, 0.01, 1e-4, 0.1, 40, 100, "simconv2"),
+    "ccifar": ("adam", 256, 1e-3, 1e-3, 0.5, 40, 200, "resnet18"),
+    "bar": ("sgd", 16, 5e-4, 1e-5, 0.1, 20, 100, "resnet18"),
+    "bffhq": ("adam", 64, 1e-4, 0.0, 0.1, 32, 160, "resnet18"),
+    "celeba": ("adam", 256, 1e-4, 0.01, None, None, 100, "resnet50"),
+}
+
+
+@pytest.mark.parametrize("name", TABLE_6)
+def test_recipes_are_those_of_table_6(name):
+    recipe = datasets.get(name)[0].recipe
+    optimizer, batch_size, rate, decay, factor, every, epochs, net = TABLE_6[name]
+    assert (recipe.optimizer, recipe.batch_size, recipe.net, recipe.epochs) == (optimizer, batch_size, net, epochs)
+    assert (recipe.learning_rate, recipe.weight_decay) == (rate, decay)
+    assert recipe.momentum == 0.9
+    for epoch in range(epochs):
+        cosine = rate * (1 + np.cos(np.pi * epoch / epochs)) / 2
+        expected = cosine if factor is None else rate * factor ** (epoch // every)
+        assert recipe.learning_rate_at(epoch / epochs) == pytest.approx(expected), epoch
+
+
+def test_resnets_see_224_pixels_and_their_statistics():
+    cifar, imagenet = (0.4914, 0.4822, 0.4465), (0.485, 0.456, 0.406)
+    for name, mean in (("bffhq", cifar), ("celeba", imagenet)):
+        recipe = datasets.get(name)[0].recipe
+        assert (recipe.size, recipe.mean) == (224, mean)
+    assert new("bar").size == 224
+    assert datasets.get("bar")[0].recipe.mean == cifar
+    assert not datasets.get("celeba")[0].recipe.augment

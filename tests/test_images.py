@@ -4,7 +4,9 @@ import errno
 import json
 import multiprocessing
 import os
+import sys
 
+import filelock
 import numpy as np
 import pytest
 import torch
@@ -138,6 +140,36 @@ def test_writing_into_what_was_cached_does_not_change_the_cache():
     entry = cached("some", {}, (4, 2), lambda: [array])
     entry.x.add_(1)
     assert int(cached("some", {}, (4, 2), lambda: pytest.fail("is there")).x.sum()) == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="how mappings count against memory is the system's")
+def test_an_entry_may_be_larger_than_the_memory(tmp_path):
+    """A mapping that could be written to as a whole would be refused: CelebA is 19 GB, a small machine has 8."""
+    size = 2 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with (tmp_path / "large").open("wb") as file:
+        try:
+            file.truncate(size)  # without contents, it takes no room
+        except OSError:
+            pytest.skip("the file system has no sparse files of this size")
+    x = cache.mapped(tmp_path / "large")
+    assert x.shape == (size,)
+    assert int(x[-1]) == 0
+    x[0] = 1
+    assert int(x[0]) == 1
+
+
+def test_an_entry_is_read_where_nothing_can_be_written(monkeypatch):
+    """No lock is taken for what is there."""
+    array = np.ones((4, 2), dtype=np.uint8)
+    cached("some", {}, (4, 2), lambda: [array])
+
+    def refuse(*_):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(filelock, "FileLock", refuse)
+    assert int(cached("some", {}, (4, 2), lambda: [array]).x.sum()) == 8
+    with pytest.raises(BenchmarkError, match="cannot be written"):
+        cached("other", {}, (4, 2), lambda: [array])
 
 
 def test_half_an_entry_is_not_taken_for_whole(tmp_path):

@@ -1,7 +1,9 @@
 """Networks: their shapes and quirks, and the cheap dropout against what dropout must be."""
 
+import hashlib
 import shutil
 import urllib.error
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -248,7 +250,7 @@ def test_weights_come_from_a_file(weights_file):
 
 
 def test_imagenet_weights_come_through_torchvisions_own_interface(weights_file, tmp_path, monkeypatch):
-    """The file is looked for in torch's hub folder; what has another checksum, or cannot be had, is an error."""
+    """The file is looked for in torch's hub folder; one of another checksum, or that cannot be had, is an error."""
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     nets.pretrained_weights.cache_clear()
 
@@ -262,9 +264,29 @@ def test_imagenet_weights_come_through_torchvisions_own_interface(weights_file, 
         build_net("resnet18", (3, 32, 32), 6, pretrained="imagenet")
     (tmp_path / "hub" / "checkpoints").mkdir(parents=True, exist_ok=True)
     shutil.copy(weights_file, tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth")
+    with pytest.raises(BenchmarkError, match=r"has the checksum .*not f37072fd: it is not the published file"):
+        build_net("resnet18", (3, 32, 32), 6, pretrained="imagenet")
+
+    # the published file cannot be had here: another one takes its name and its address
+    told = hashlib.sha256(weights_file.read_bytes()).hexdigest()[:8]
+    shutil.copy(weights_file, tmp_path / "hub" / "checkpoints" / f"resnet18-{told}.pth")
+    url = f"https://download.pytorch.org/models/resnet18-{told}.pth"
+    other = SimpleNamespace(
+        url=url, get_state_dict=lambda **options: torch.hub.load_state_dict_from_url(url, **options)
+    )
+    monkeypatch.setattr(torchvision.models, "get_model_weights", lambda _: {"IMAGENET1K_V1": other})
     net = build_net("resnet18", (3, 32, 32), 6, pretrained="imagenet")
     assert (net.body.conv1.weight == 0.25).all()
     nets.pretrained_weights.cache_clear()
+
+
+def test_weights_are_known_by_what_they_hold(weights_file, tmp_path):
+    """Not by the name of their file, which a record would be found by."""
+    copy = shutil.copy(weights_file, tmp_path / "copy.pth")
+    assert nets.weights_sha256("resnet18", str(weights_file)) == nets.weights_sha256("resnet18", str(copy))
+    torch.save(torchvision.models.resnet18(weights=None).state_dict(), tmp_path / "other.pth")
+    assert nets.weights_sha256("resnet18", str(tmp_path / "other.pth")) != nets.weights_sha256("resnet18", str(copy))
+    assert nets.weights_sha256("resnet18", "none") == ""
 
 
 @pytest.mark.parametrize(
@@ -273,8 +295,8 @@ def test_imagenet_weights_come_through_torchvisions_own_interface(weights_file, 
         (None, "cannot be read as a state dict"),
         (b"", "cannot be read as a state dict"),
         (b"hello", "cannot be read as a state dict"),
-        ({"a": torch.zeros(2)}, "does not hold the weights of torchvision's resnet18"),
-        (torch.zeros(3), "does not hold the weights of torchvision's resnet18"),
+        ({"a": torch.zeros(2)}, "does not hold torchvision's resnet18: 12. entries"),
+        (torch.zeros(3), "does not hold torchvision's resnet18"),
     ],
     ids=["absent", "empty", "no weights", "of another network", "a tensor"],
 )

@@ -301,7 +301,7 @@ MISTAKES = {
     "unknown preset": (["--methods", "pgd:preset=oficial", "--datasets", "small"], "Did you mean 'official'?"),
     "unknown reference": (["--methods", "pgd", "--datasets", "small", "--reference", "vanilla"], "not among"),
     "unknown device": (["--methods", "pgd", "--datasets", "small", "--device", "gpu"], "Allowed: auto, cpu"),
-    "unknown net": (["--methods", "pgd", "--datasets", "small:net=simconv"], "Did you mean 'simconv1'?"),
+    "unknown net": (["--methods", "pgd", "--datasets", "small:net=simcnv1"], "Did you mean 'simconv1'?"),
     "no worker": (["--methods", "pgd", "--datasets", "small", "--workers", "0"], "at least 1. Got 0"),
     "one class": (["--methods", "pgd", "--datasets", "one-class"], "one class only"),
     "missing files": (["--methods", "pgd", "--datasets", "cmnist", "--data-dir", "nowhere"], "9.9 MB"),

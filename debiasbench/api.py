@@ -152,7 +152,14 @@ def run_plan(
 
     if planned.to_run:
         check_writable(results_dir)
-        run_cells(planned.to_run, settings, keep)
+        run_cells(longest_first(planned), settings, keep)
+
+
+def longest_first(planned: Plan) -> list[Cell]:
+    """The cells to run, dataset by dataset; short ones last, so that no worker waits long for the others at the end."""
+    datasets = list(dict.fromkeys(_data_key(cell) for cell in planned.to_run))
+    costs = planned.grid.relative_costs
+    return sorted(planned.to_run, key=lambda cell: (datasets.index(_data_key(cell)), -costs[cell.hash]))
 
 
 def worker_devices(device: str, workers: int | None) -> tuple[str, ...]:

@@ -22,13 +22,19 @@ class HalfDropout(nn.Module):
 
     Drawing one bit a value instead of one float makes the mask almost free: with `nn.Dropout` it is half of a
     SimConv step on a CPU.
+
+    inplace: write into the input, which nothing else may need (such as the output of batch normalisation).
     """
+
+    def __init__(self, inplace: bool = False) -> None:
+        super().__init__()
+        self.inplace = inplace
 
     def forward(self, x: Tensor) -> Tensor:
         """Zero half of the values and double the others; in eval mode, x itself."""
         if not self.training:
             return x
-        return x * half_mask(x)
+        return x.mul_(half_mask(x)) if self.inplace else x * half_mask(x)
 
 
 _BIT_TABLES: dict[tuple[torch.device, torch.dtype], Tensor] = {}
@@ -84,14 +90,15 @@ class SimConv1(Net):
     """The paper's network for Colored MNIST (appendix B; equal in the official code): 38,210 parameters.
 
     Input (B, 3, 28, 28), no padding; spatial 28 -> 25 -> 12 -> 9 -> 4 -> 1. The third block has ReLU *before*
-    batch normalisation, so features can be negative.
+    batch normalisation, so features can be negative. Dropout stands before ReLU instead of after it, which gives the
+    same values (a mask is never negative) and lets both work in place: a tenth of a step.
     """
 
     def __init__(self, shape: tuple[int, ...], n_classes: int) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            *[nn.Conv2d(shape[0], 8, 4), nn.BatchNorm2d(8), nn.ReLU(), HalfDropout(), nn.AvgPool2d(2)],
-            *[nn.Conv2d(8, 32, 4), nn.BatchNorm2d(32), nn.ReLU(), HalfDropout(), nn.AvgPool2d(2)],
+            *[nn.Conv2d(shape[0], 8, 4), nn.BatchNorm2d(8), HalfDropout(True), nn.ReLU(True), nn.AvgPool2d(2)],
+            *[nn.Conv2d(8, 32, 4), nn.BatchNorm2d(32), HalfDropout(True), nn.ReLU(True), nn.AvgPool2d(2)],
             *[nn.Conv2d(32, 64, 4), nn.ReLU(), nn.BatchNorm2d(64), HalfDropout()],
         )
         self.n_features = 64
@@ -115,9 +122,9 @@ class SimConv2(Net):
         super().__init__()
         padding: int | str = 0 if pool == 2 else "same"
         self.body = nn.Sequential(
-            *[nn.Conv2d(shape[0], 8, 7, padding=padding), nn.BatchNorm2d(8), nn.ReLU(), HalfDropout()],
+            *[nn.Conv2d(shape[0], 8, 7, padding=padding), nn.BatchNorm2d(8), HalfDropout(True), nn.ReLU(True)],
             nn.AvgPool2d(pool),
-            *[nn.Conv2d(8, 32, 7, padding=padding), nn.BatchNorm2d(32), nn.ReLU(), HalfDropout()],
+            *[nn.Conv2d(8, 32, 7, padding=padding), nn.BatchNorm2d(32), HalfDropout(True), nn.ReLU(True)],
             nn.AvgPool2d(pool),
             *[nn.Conv2d(32, 64, 5, padding=padding), nn.ReLU(), nn.BatchNorm2d(64), HalfDropout()],
             *[nn.Conv2d(64, 128, 3, padding=padding), nn.ReLU(), nn.BatchNorm2d(128), HalfDropout()],

@@ -60,9 +60,24 @@ def test_simconv1_has_38210_parameters():
 def test_simconv1_has_relu_before_normalisation_in_block_3_only():
     """Trap 16: the order of the blocks as published."""
     kinds = [type(module).__name__ for module in SimConv1((3, 28, 28), 10).body]
-    first = ["Conv2d", "BatchNorm2d", "ReLU", "HalfDropout", "AvgPool2d"]
+    first = ["Conv2d", "BatchNorm2d", "HalfDropout", "ReLU", "AvgPool2d"]  # dropout and ReLU commute
     third = ["Conv2d", "ReLU", "BatchNorm2d", "HalfDropout"]
     assert kinds == first + first + third
+
+
+def test_dropout_before_relu_is_dropout_after_relu():
+    """Values and gradients are equal bit for bit, though the network works in place."""
+    x = torch.randn(8, 5, 7, 7, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    results = []
+    for order in ([nn.ReLU(), HalfDropout()], [HalfDropout(inplace=True), nn.ReLU(inplace=True)]):
+        norm = nn.BatchNorm2d(5)
+        torch.manual_seed(1)
+        y = nn.Sequential(norm, *order)(x)
+        gradient = torch.autograd.grad(y.square().sum(), [x, norm.weight])
+        results.append([y.detach(), *gradient])
+    for after, before in zip(*results, strict=True):
+        assert torch.equal(after, before)
+    assert (results[0][0] > 0).float().mean() < 0.3
 
 
 def test_simconv1_maps_have_the_published_sizes():

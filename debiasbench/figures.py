@@ -35,6 +35,7 @@ def _save(figure: Figure, stem: Path) -> list[Path]:
     for path in paths:
         metadata = {"CreationDate": None} if path.suffix == ".pdf" else None  # equal records, equal bytes
         figure.savefig(path, dpi=200, metadata=metadata)
+        figure.set_layout_engine("none")  # laid out by the first; doing it again is half of the second's time
     return paths
 
 
@@ -51,7 +52,7 @@ def score_histogram(scores: dict[str, tuple[np.ndarray, np.ndarray]], stem: Path
         for members, colour, name in ((~conflicting, ALIGNED, "aligned"), (conflicting, CONFLICTING, "conflicting")):
             axis.hist(
                 relative[members], edges, color=colour, alpha=0.75, label=f"{name} (n = {int(members.sum()):,})",
-                edgecolor="white", linewidth=0.2,
+                histtype="stepfilled",
             )  # fmt: skip
         axis.set_yscale("log")
         axis.set_ylabel("samples", fontsize=8)
@@ -78,7 +79,7 @@ def accuracy_histogram(
     for axis, (method, numbers) in zip(axes, values.items(), strict=True):
         colour = PALETTE[order.index(method) % len(PALETTE)]
         percent = 100 * numbers[~np.isnan(numbers)]
-        axis.hist(percent, edges, color=colour, alpha=0.75)
+        axis.hist(percent, edges, color=colour, alpha=0.75, histtype="stepfilled")
         axis.plot(percent, np.zeros(len(percent)), "|", color="black", markersize=5, clip_on=False)
         axis.axvline(percent.mean(), color="black", linewidth=0.8, linestyle=":")
         axis.set_xlim(edges[0], edges[-1])

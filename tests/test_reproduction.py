@@ -70,6 +70,27 @@ def test_the_biased_network_and_the_conflict_mass_follow_from_the_records():
         assert row[1:] == [f"{run.biased:.2f}", f"{run.mass:.3f}", f"{run.accuracy:.2f}"]
 
 
+def test_multi_bias_mnist_follows_from_the_records():
+    paper = pd.read_csv(ROOT / "results" / "paper" / "table1.csv").set_index(["dataset", "rho", "method"])
+    rows = section("Multi-bias MNIST, shortened to 2 epochs a stage")
+    records = [json.loads(path.read_text()) for path in RECORDS if path.parts[-3].startswith("mbmnist")]
+    assert len(records) == 2 * len(rows)
+    for conflicts, *ours, paper_vanilla, paper_pgd in rows:
+        rho = float(conflicts.split()[0]) / 100
+        for method, text, published in (("vanilla", ours[0], paper_vanilla), ("pgd", ours[1], paper_pgd)):
+            (record,) = [
+                record
+                for record in records
+                if record["cell"]["method_label"] == method and record["cell"]["dataset_parameters"]["rho"] == rho
+            ]
+            result = record["result"]
+            last = result["epochs"][result["selection"]["last"]]
+            assert (record["cell"]["recipe"]["epochs"], last["epoch"]) == (2, 2)
+            assert text == f"{100 * last['test']['acc_unbiased']:.2f}"
+            row = paper.loc[("mbmnist", rho, method)]
+            assert published == f"{row['mean']:.2f} ± {row['std']:.2f}"
+
+
 def tune_runs(method, setting):
     """One row a run on the tune split: the setting, accuracy in per cent, and what was selected."""
     rows = []

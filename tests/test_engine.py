@@ -743,7 +743,7 @@ def test_seeds_differ_in_everything(make_task, new_method):
 
         def loss(nets, batch, state):
             if batch.step == 0:
-                firsts.append((batch.index, batch.x, nets.net.body[3](torch.ones(4, 8, 5, 5))))
+                firsts.append((batch.index, batch.x, nets.net.body[2](torch.ones(4, 8, 5, 5))))
             return ce(nets, batch, state)
 
         task.train(net, loss, epochs=1)
@@ -759,7 +759,7 @@ def test_steps_and_epochs_have_their_own_randomness(make_task):
 
     def loss(nets, batch, state):
         images.append(batch.x)
-        masks.append(nets.net.body[3](torch.ones(4, 8, 5, 5)))
+        masks.append(nets.net.body[2](torch.ones(4, 8, 5, 5)))
         return ce(nets, batch, state)
 
     nets = [task.new_net(), task.new_net()]

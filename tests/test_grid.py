@@ -79,7 +79,7 @@ def problems_of(methods, datasets, **options):
             "pgd:preset=official",
             "pgd:gce_form=official,norm=lp,order=0.7,score_bias=false,score_augment=true",
         ),
-        ("jtt:T=1", "jtt"),
+        ("jtt:T=5", "jtt"),
         ("disen:bias_factor=10", "disen"),
     ],
 )

@@ -339,7 +339,7 @@ LABELS = [
     ("pgd:norm=lp,order=0.7", "cmnist", "pgd:norm=lp,order=0.7", "cmnist"),
     ("pgd:score_bias=False", "cmnist", "pgd:score_bias=false", "cmnist"),
     ("jtt:lambda_up=50", "cmnist5k:rho=0", "jtt:lambda_up=50", "cmnist5k:rho=0"),
-    ("jtt:T=1,lambda_up=none", "cmnist5k", "jtt", "cmnist5k"),
+    ("jtt:T=5,lambda_up=none", "cmnist5k", "jtt", "cmnist5k"),
     ("disen", "cmnist5k", "disen", "cmnist5k"),  # its values for this dataset need not be shown
     ("disen:bias_factor=1", "cmnist5k", "disen:bias_factor=1", "cmnist5k"),
     ("disen:preset=official", "cmnist5k", "disen:preset=official", "cmnist5k"),

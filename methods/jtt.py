@@ -13,7 +13,8 @@ fractional lambda_up is honoured by sampling probabilities, not rounded. No bias
 empty error set is an error.
 
 T is published for CelebA alone of the paper's image datasets (1, with lambda_up 50: the authors' README). On cmnist5k
-ours is chosen on a split with known bias (docs/reproduction.md shows the sensitivity); elsewhere it is 1, untuned. Expected on Colored MNIST at 0.5 / 1 / 5 %: 85.84 +- 1.32 / 95.07 +- 3.42 / 96.56 +- 1.23 (PGD
+ours is chosen on a split with known bias (docs/reproduction.md shows the sensitivity); elsewhere it is 1, untuned.
+Expected on Colored MNIST at 0.5 / 1 / 5 %: 85.84 +- 1.32 / 95.07 +- 3.42 / 96.56 +- 1.23 (PGD
 paper, Table 1).
 """
 

@@ -22,7 +22,7 @@ import torch
 from debiasbench.datasets import Dataset, NeededFile, Recipe, at_least
 from debiasbench.downloads import fetch, unpack
 from debiasbench.errors import BenchmarkError
-from debiasbench.images import decode, has_images, image_files
+from debiasbench.images import decode, has_images, image_files, shortfalls
 from debiasbench.randomness import derived_generator
 from debiasbench.samples import Samples, Splits, stratified
 
@@ -61,8 +61,15 @@ class BAR(Dataset):
     def needed_files(self, data_dir):
         """The two folders."""
         folder = self.folder(data_dir)
-        sizes = {folder / "train": "1,941 images", folder / "test": "654 images"}
-        return [NeededFile(path, size, SOURCE, downloads=True) for path, size in sizes.items() if not has_images(path)]
+        return [
+            NeededFile(path, f"{n:,} images", SOURCE, downloads=True)
+            for path, n in _published(folder).items()
+            if not has_images(path)
+        ]
+
+    def shortfalls(self, data_dir):
+        """By the number of images."""
+        return shortfalls(_published(self.folder(data_dir)))
 
     def prepare(self, data_dir):
         """The repository's archive, unpacked."""
@@ -96,6 +103,11 @@ class BAR(Dataset):
     def _read(self, split, paths, y):
         images = decode(f"{self.name}-{split}", paths, size=self.size)
         return Samples(images.x, y, torch.full((len(y), 1), -1), x_sha256=images.sha256)
+
+
+def _published(folder):
+    """The number of images by folder."""
+    return {folder / "train": 1_941, folder / "test": 654}
 
 
 def action_of(path):

@@ -18,7 +18,7 @@ import torch
 from debiasbench.datasets import Dataset, NeededFile, Recipe, one_of
 from debiasbench.downloads import unpack
 from debiasbench.errors import BenchmarkError
-from debiasbench.images import decode, has_images, image_files
+from debiasbench.images import decode, has_images, image_files, shortfalls
 from debiasbench.samples import Samples, Splits
 
 SOURCE = (
@@ -60,6 +60,14 @@ class BFFHQ(Dataset):
             folder / "test": "1,000 images",
         }
         return [NeededFile(path, size, SOURCE) for path, size in sizes.items() if not has_images(path)]
+
+    def shortfalls(self, data_dir):
+        """By the number of images; those of the other parts are not told in the paper."""
+        folder = self.folder(data_dir)
+        published = {folder / "valid": 1_000, folder / "test": 1_000}
+        if self.part == "0.5pct":
+            published |= {folder / self.part / "align": 19_104, folder / self.part / "conflict": 96}
+        return shortfalls(published)
 
     def prepare(self, data_dir):
         """Unpack the archive, if it was put there: its address is a folder of several, which cannot be named."""

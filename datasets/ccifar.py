@@ -40,6 +40,7 @@ from debiasbench.cifar import (
     missing_files,
     present_files,
     read_cifar10,
+    shortfalls,
 )
 from debiasbench.colouring import TEST_RATIO, block_conflicts
 from debiasbench.datasets import Dataset, NeededFile, between, one_of
@@ -129,6 +130,10 @@ class CCIFAR(Dataset):
         if self._from_archive(data_dir):
             return super().present_files(data_dir)
         return present_files(self._plain(data_dir))
+
+    def shortfalls(self, data_dir):
+        """Those of CIFAR-10; how many images the archive has was never published."""
+        return [] if self._from_archive(data_dir) else shortfalls(self._plain(data_dir))
 
     def prepare(self, data_dir):
         """Unpack the archive, if it was put beside its folder; else torchvision downloads and verifies CIFAR-10."""

@@ -25,7 +25,7 @@ import torch
 from debiasbench.datasets import Dataset, NeededFile, Recipe
 from debiasbench.downloads import fetch_from_drive, unpack
 from debiasbench.errors import BenchmarkError
-from debiasbench.images import decode, has_images
+from debiasbench.images import decode, has_images, shortfalls
 from debiasbench.samples import Samples, Splits
 
 PARTS = ("train", "valid", "test")  # 0, 1, 2 in the partition list
@@ -70,6 +70,10 @@ class CelebA(Dataset):
             if _find(folder, name) is None:
                 needed.append(NeededFile(folder / name, size, SOURCE, True))
         return needed
+
+    def shortfalls(self, data_dir):
+        """By the number of images."""
+        return shortfalls({self.folder(data_dir) / "img_align_celeba": 202_599})
 
     def prepare(self, data_dir):
         """From the authors' Google Drive, checked by the sums that torchvision has."""

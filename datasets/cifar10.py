@@ -12,7 +12,16 @@ Source: A. Krizhevsky, Learning multiple layers of features from tiny images, 20
 
 import torch
 
-from debiasbench.cifar import CIFAR_RECIPE, CLASS_NAMES, COUNTS, download, missing_files, present_files, read_cifar10
+from debiasbench.cifar import (
+    CIFAR_RECIPE,
+    CLASS_NAMES,
+    COUNTS,
+    download,
+    missing_files,
+    present_files,
+    read_cifar10,
+    shortfalls,
+)
 from debiasbench.datasets import Dataset
 from debiasbench.samples import Samples, Splits
 
@@ -43,6 +52,9 @@ class CIFAR10(Dataset):
 
     def present_files(self, data_dir):
         return present_files(self.folder(data_dir))
+
+    def shortfalls(self, data_dir):
+        return shortfalls(self.folder(data_dir))
 
     def prepare(self, data_dir):
         """Torchvision downloads and verifies CIFAR-10."""

@@ -461,7 +461,10 @@ def prepare_command(options: argparse.Namespace) -> int:
         if problem:
             print(f"error: {label}: {problem}", file=sys.stderr)
         incomplete += bool(needed)
-        print(f"{label}: {'complete' if not needed else 'not complete. Needed:'}")
+        shortfalls = [] if needed else dataset.shortfalls(data_dir)
+        print(f"{label}: {'not complete. Needed:' if needed else 'usable, but a part:' if shortfalls else 'complete'}")
+        for line in shortfalls:
+            print(f"  {line}")
         for file in needed:
             print(f"  {file.path} ({file.size}) from: {file.source}")
     return FAILED if incomplete else OK

@@ -85,6 +85,11 @@ class Dataset(Parameters, ABC):
         folder = self.folder(data_dir)
         return [path for path in folder.iterdir() if not path.name.startswith(".")] if folder.is_dir() else []
 
+    def shortfalls(self, data_dir: Path) -> list[str]:
+        """Where no needed file is missing, but less is there than was published: a line each, for `prepare --check`."""
+        del data_dir
+        return []
+
     def prepare(self, data_dir: Path) -> None:
         """Download what can be downloaded into `data_dir`; `debiasbench prepare` calls it."""
         del data_dir

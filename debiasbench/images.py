@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -38,7 +38,19 @@ def image_files(folder: Path, *, below: bool = False) -> list[Path]:
 
 def has_images(folder: Path) -> bool:
     """Whether there is an image in a folder, or below it."""
-    return folder.is_dir() and any(path.suffix.lower() in ENDINGS for path in folder.rglob("*"))
+    return next(_images_below(folder), None) is not None
+
+
+def shortfalls(published: Mapping[Path, int]) -> list[str]:
+    """Which folders hold (in themselves and below) another number of images than was published."""
+    found = {folder: sum(1 for _ in _images_below(folder)) for folder in published}
+    return [f"{folder}: {found[folder]:,} of {n:,} images" for folder, n in published.items() if found[folder] != n]
+
+
+def _images_below(folder: Path) -> Iterator[str]:
+    """Names of the image files; by `os.walk`, as 200,000 paths take `pathlib` seconds."""
+    for _, _, names in os.walk(folder):
+        yield from (name for name in names if name.lower().endswith(ENDINGS) and not name.startswith("."))
 
 
 def read_image(path: Path, *, size: int | None = None, square: bool = False) -> np.ndarray:

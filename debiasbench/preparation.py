@@ -74,7 +74,7 @@ def state(specs: list[str], data_dir: Path) -> tuple[Table, list[str]]:
     table = Table(title=f"Data in {data_dir.absolute()}", title_justify="left", title_style="bold", show_lines=True)
     for column in ("dataset", "state", "missing", "from", "debiasbench prepare"):
         table.add_column(column, overflow="fold")
-    styles = {"complete": "green", "incomplete": "yellow", "absent": "dim", "error": "red"}
+    styles = {"complete": "green", "subset": "yellow", "incomplete": "yellow", "absent": "dim", "error": "red"}
     for label, (word, *cells) in rows:
         table.add_row(Text(label), Text(word, style=styles[word]), *map(Text, cells))
     lines = [f"{label}: {'complete' if word == 'complete' else f'not complete ({word})'}" for label, (word, *_) in rows]
@@ -85,7 +85,8 @@ def _row(dataset: Dataset, data_dir: Path) -> list[str]:
     """State, missing files, their sources, and what `debiasbench prepare` does about them."""
     needed = dataset.needed_files(data_dir)
     if not needed:
-        return ["complete", "", "", ""]
+        shortfalls = dataset.shortfalls(data_dir)
+        return ["subset" if shortfalls else "complete", "\n".join(shortfalls), "", ""]
     word = "incomplete" if dataset.present_files(data_dir) else "absent"
     missing = []
     for file in needed:

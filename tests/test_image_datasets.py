@@ -94,6 +94,24 @@ def test_bar_without_a_class_or_a_folder(tmp_path, small_bar):
     assert needed.path == small_bar / "test"
 
 
+def test_prepare_tells_a_part_from_the_whole(tmp_path, small_bar, shared_data, capsys):
+    """A subset trains, but it is not what was published."""
+    from debiasbench.cli import main
+
+    assert new("bar").shortfalls(tmp_path) == [
+        f"{small_bar / 'train'}: 60 of 1,941 images", f"{small_bar / 'test'}: 6 of 654 images",
+    ]  # fmt: skip
+    assert main(["prepare", "bar", "--data-dir", str(tmp_path)]) == 0
+    assert "bar: usable, but a part:" in capsys.readouterr().out
+    assert main(["prepare", "--check", "bar", "--data-dir", str(tmp_path)]) == 0
+    assert "bar: not complete (subset)" in capsys.readouterr().out
+    assert main(["prepare", "--check", "bar", "celeba", "cifar10", "--data-dir", str(shared_data)]) == 0
+    shown = capsys.readouterr().out
+    assert "bar: complete" in shown
+    assert "celeba: not complete (subset)" in shown
+    assert "cifar10: not complete (subset)" in shown
+
+
 def test_bar_as_published(shared_data):
     """Trap 39: 1,746 / 195 / 654, stratified; names give the published counts. Half of these images are re-encoded."""
     splits = new("bar", size=16).build(shared_data)

@@ -23,8 +23,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import scipy  # its modules are loaded when they are first used: every command imports this file
 from PIL import Image, features
-from scipy import ndimage
 
 VERSION = 1  # of what the corruptions do; part of the identity of generated data
 LEVELS = 5
@@ -125,7 +125,6 @@ def identity(textures: Textures | None = None) -> dict[str, Any]:
 
     import matplotlib
     import PIL
-    import scipy
 
     digest = hashlib.sha256()
     for texture in drawn_textures() if textures is None else textures:
@@ -155,7 +154,7 @@ def _zoomed(field: np.ndarray, factor: float) -> np.ndarray:
     size = len(field)
     inner = int(np.ceil(size / factor))
     top = (size - inner) // 2
-    large = ndimage.zoom(field[top : top + inner, top : top + inner], factor, order=1)
+    large = scipy.ndimage.zoom(field[top : top + inner, top : top + inner], factor, order=1)
     cut = (len(large) - size) // 2
     return large[cut : cut + size, cut : cut + size]
 
@@ -198,11 +197,11 @@ def drawn_textures() -> tuple[np.ndarray, ...]:
 def _drawn(number: int, mean: tuple[int, ...], deviation: tuple[int, ...], coarse: float) -> np.ndarray:
     generator = np.random.default_rng([FROST_SEED, number])
     shape = (120, 180)
-    clouds = ndimage.gaussian_filter(generator.normal(size=shape), 6, mode="wrap")
+    clouds = scipy.ndimage.gaussian_filter(generator.normal(size=shape), 6, mode="wrap")
     needles = np.full(shape, -np.inf)
     for angle in range(0, 180, 30):
-        lines = ndimage.gaussian_filter(generator.normal(size=(220, 220)), (0.4, 1.2))
-        turned = ndimage.rotate(lines, angle, reshape=False, order=1)[50:170, 20:200]
+        lines = scipy.ndimage.gaussian_filter(generator.normal(size=(220, 220)), (0.4, 1.2))
+        turned = scipy.ndimage.rotate(lines, angle, reshape=False, order=1)[50:170, 20:200]
         needles = np.maximum(needles, turned / turned.std())
     parts = [(part - part.mean()) / part.std() for part in (clouds, needles)]
     field = np.sqrt(coarse) * parts[0] + np.sqrt(1 - coarse) * parts[1]
@@ -279,10 +278,12 @@ def contrast(image: np.ndarray, constants: Any, _: np.random.Generator, __: Text
 def spatter(image: np.ndarray, constants: Any, generator: np.random.Generator, _: Textures) -> np.ndarray:
     """Drops of water (levels 1 to 3) or of mud (4 and 5)."""
     mean, deviation, smoothing, threshold, last, mud = constants
-    liquid = ndimage.gaussian_filter(generator.normal(mean, deviation, image.shape[:2]), smoothing, mode="nearest")
+    liquid = scipy.ndimage.gaussian_filter(
+        generator.normal(mean, deviation, image.shape[:2]), smoothing, mode="nearest"
+    )
     x = image / 255
     if mud:
-        cover = ndimage.gaussian_filter((liquid > threshold).astype(float), last, mode="nearest")
+        cover = scipy.ndimage.gaussian_filter((liquid > threshold).astype(float), last, mode="nearest")
         cover = np.where(cover < 0.8, 0, cover)[..., None]
         return x * (1 - cover) + MUD * cover
     return x + last * _water(np.where(liquid < threshold, 0, liquid))[..., None] * WATER
@@ -294,11 +295,11 @@ def _water(liquid: np.ndarray) -> np.ndarray:
     edges = canny(depth, 50, 150)
     if not edges.any():
         return np.zeros(liquid.shape)
-    distance = np.minimum(ndimage.distance_transform_edt(~edges), 20)
-    levels = _equalized(ndimage.uniform_filter(distance, 3, mode="mirror").astype(np.uint8))
+    distance = np.minimum(scipy.ndimage.distance_transform_edt(~edges), 20)
+    levels = _equalized(scipy.ndimage.uniform_filter(distance, 3, mode="mirror").astype(np.uint8))
     relief = np.array([[-2, -1, 0], [-1, 1, 1], [0, 1, 2]])
-    shaded = np.clip(ndimage.correlate(levels.astype(float), relief, mode="mirror"), 0, 255)
-    light = depth * ndimage.uniform_filter(shaded, 3, mode="mirror")
+    shaded = np.clip(scipy.ndimage.correlate(levels.astype(float), relief, mode="mirror"), 0, 255)
+    light = depth * scipy.ndimage.uniform_filter(shaded, 3, mode="mirror")
     return light / max(light.max(), 1e-9)
 
 
@@ -307,7 +308,7 @@ def canny(grey: np.ndarray, low: float, high: float) -> np.ndarray:
 
     The gradient is Sobel's, its size |dx| + |dy|, its direction one of four; no smoothing before.
     """
-    right, down = (ndimage.sobel(grey.astype(int), axis=axis, mode="nearest") for axis in (1, 0))
+    right, down = (scipy.ndimage.sobel(grey.astype(int), axis=axis, mode="nearest") for axis in (1, 0))
     size = abs(right) + abs(down)
     around = np.pad(size, 1)
 
@@ -325,7 +326,7 @@ def canny(grey: np.ndarray, low: float, high: float) -> np.ndarray:
         ],
         np.where((right < 0) == (down < 0), falling, rising),
     )
-    parts, _ = ndimage.label(ridge & (size > low), np.ones((3, 3)))
+    parts, _ = scipy.ndimage.label(ridge & (size > low), np.ones((3, 3)))
     strong = np.unique(parts[ridge & (size > high)])
     return np.isin(parts, strong[strong > 0])
 
@@ -356,7 +357,7 @@ def elastic(image: np.ndarray, constants: Any, generator: np.random.Generator, _
     source_right, source_down = (right * back[0, axis] + down * back[1, axis] + back[2, axis] for axis in (0, 1))
     x = _sampled(image / 255, source_down, source_right, "mirror")
     shift_right, shift_down = (
-        strength * ndimage.gaussian_filter(generator.uniform(-1, 1, (height, width)), smoothness, truncate=3)
+        strength * scipy.ndimage.gaussian_filter(generator.uniform(-1, 1, (height, width)), smoothness, truncate=3)
         for _ in range(2)
     )
     return _sampled(x, down + shift_down, right + shift_right, "reflect")
@@ -364,7 +365,7 @@ def elastic(image: np.ndarray, constants: Any, generator: np.random.Generator, _
 
 def _sampled(x: np.ndarray, down: np.ndarray, right: np.ndarray, mode: str) -> np.ndarray:
     """Pixels (H, W, 3) at the places (down, right), bilinear; `mode` is scipy's name of what is beyond the edges."""
-    channels = [ndimage.map_coordinates(x[..., c], (down, right), order=1, mode=mode) for c in range(x.shape[2])]
+    channels = [scipy.ndimage.map_coordinates(x[..., c], (down, right), order=1, mode=mode) for c in range(x.shape[2])]
     return np.stack(channels, -1)
 
 

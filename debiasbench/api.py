@@ -51,10 +51,11 @@ def plan(grid: Grid, *, data_dir: Path, results_dir: Path, rerun: str = "missing
     """
     if rerun not in RERUN:
         raise BenchmarkError(f"rerun must be one of {', '.join(RERUN)}. Got {rerun!r}.")
-    for net, pretrained in dict.fromkeys((cell.recipe["net"], cell.recipe["pretrained"]) for cell in grid.cells):
-        check_net(net, pretrained)
     datasets = {_data_key(cell): cell.build_dataset() for cell in grid.cells}
     check_data(list(datasets.values()), data_dir)
+    nets = ((cell.recipe["net"], cell.recipe["pretrained"], datasets[_data_key(cell)].input) for cell in grid.cells)
+    for net, pretrained, inputs in dict.fromkeys(nets):
+        check_net(net, pretrained, inputs=inputs)
     fingerprints = build_all(datasets, data_dir)
     to_run, finished, failed = [], {}, {}
     for cell in grid.cells:

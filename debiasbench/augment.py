@@ -20,14 +20,19 @@ _LUMA = (0.2989, 0.587, 0.114)  # torchvision's grey
 
 
 def to_input(x: Tensor, recipe: Recipe) -> Tensor:
-    """uint8 (B, C, H, W) in 0..255 -> float32 in [0, 1], resized and normalised by the recipe, channels last."""
+    """uint8 (B, C, H, W) in 0..255 -> float32 in [0, 1], resized and normalised by the recipe, channels last.
+
+    Token numbers (B, L) are what a network reads already.
+    """
+    if x.ndim == 2:
+        return x
     image = _resized(x.to(torch.float32).div_(255), recipe)
     return _normalised(image, recipe).contiguous(memory_format=torch.channels_last)
 
 
 def augmented(x: Tensor, recipe: Recipe, generator: Generator) -> Tensor:
     """As `to_input`, with the recipe's augmentation (if it is on) drawn from `generator` (on x's device)."""
-    if not recipe.augment:
+    if not recipe.augment or x.ndim == 2:
         return to_input(x, recipe)
     image = x.to(torch.float32).div_(255)
     if recipe.crop_scale is None:

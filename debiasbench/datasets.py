@@ -47,8 +47,11 @@ class Dataset(Parameters, ABC):
     presets: ClassVar[dict[str, dict[str, Any]]] = {}  # {preset: {parameter: value, "recipe": {...}}}
     recipe: ClassVar[Recipe] = Recipe()
     class_names: ClassVar[tuple[str, ...]] = ()
+    input: ClassVar[str] = "images"  # or "text"
     bias_names: ClassVar[tuple[str, ...]] = ("bias",)
     n_bias_values: ClassVar[int] = 0  # values each bias can take
+    defines_conflicts: ClassVar[bool] = True  # False: no value of the bias belongs to a label
+    group_names: ClassVar[tuple[str, ...]] = ()  # of evaluation groups that overlap (`Samples.groups`)
     headline: ClassVar[tuple[str, ...]] = ("acc_avg",)
     unbiased_test: ClassVar[bool] = False  # True: in the test split the bias says nothing of the label
     official_counts: ClassVar[dict[str, int]] = {}  # split -> samples as published; or a property
@@ -60,6 +63,11 @@ class Dataset(Parameters, ABC):
     def n_classes(self) -> int:
         """Number of labels."""
         return len(self.class_names)
+
+    @property
+    def own_recipe(self) -> Recipe:
+        """The recipe, with what follows from the dataset's parameters; such fields cannot be given inline."""
+        return self.recipe
 
     @property
     def conflict_ratio(self) -> float | None:

@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -37,7 +38,7 @@ class Batch(SimpleNamespace):
     """What a loss sees of one step.
 
     Attributes:
-        x: float32 (B, C, H, W), augmented and normalised.
+        x: float32 (B, C, H, W), augmented and normalised; for text, token numbers (B, L), -1 where it is padded.
         y: int64 (B,). index: int64 (B,), places in the training set. perm: int64 (B,), a permutation of the batch.
         step, epoch: int64 (), 0-based in the phase. n_steps: int64 (), steps of the whole phase.
         y_all: int64 (N,), all labels of the training set.
@@ -76,9 +77,10 @@ class Stage:
         self.sample, self.draws, self.columns, self.state, self.predict = sample, draws, columns, state, predict
         self.epoch = 0
         self.step = 0
-        parameters = [parameter for net in nets.values() for parameter in net.parameters()]
-        self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
-        self.optimizer = _optimizer(self.parameters, recipe)
+        named = {f"{net}.{name}": value for net, module in nets.items() for name, value in module.named_parameters()}
+        named = {name: value for name, value in named.items() if value.requires_grad}
+        self.parameters = list(named.values())
+        self.optimizer = _optimizer(named, recipe)
 
     def run(self, epochs: int | None = None, *, sample: Sample = None, draws: int | None = None) -> State:
         """Train for `epochs` more epochs (default: to the end of the recipe) and return the state.
@@ -146,7 +148,8 @@ class Stage:
         for index, x in fetched(task.splits.train, plan):
             if limit is not None and self.step >= limit:
                 break
-            done = self.step / total_steps if recipe.steps else self.epoch / total_epochs
+            by_step = recipe.steps or recipe.schedule == "linear"
+            done = self.step / total_steps if by_step else self.epoch / total_epochs
             rate = recipe.learning_rate_at(done)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
@@ -212,22 +215,23 @@ class Stage:
 
 
 def fetched(samples: Samples, plan: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-    """The indices and the images (uint8, on the device) of each batch of a plan.
+    """The indices and the rows of x (on the device) of each batch of a plan.
 
     Where x did not fit on the device, the next batches are read while one is trained on.
     """
+    widths = samples.widths(plan)
     if samples.x.device == samples.y.device:
-        for index in plan:
-            yield index, samples.rows(index)
+        for index, width in zip(plan, widths, strict=True):
+            yield index, samples.rows(index, width)
         return
     hosts = [index.cpu() for index in plan]  # all at once: each of these waits for the device
     with ThreadPoolExecutor(READERS) as pool:
-        coming = deque(pool.submit(samples.rows, host) for host in hosts[:AHEAD])
+        coming = deque(map(pool.submit, repeat(samples.rows), hosts[:AHEAD], widths))
         try:
             for number, index in enumerate(plan):
                 x = coming.popleft().result()
                 if number + AHEAD < len(hosts):
-                    coming.append(pool.submit(samples.rows, hosts[number + AHEAD]))
+                    coming.append(pool.submit(samples.rows, hosts[number + AHEAD], widths[number + AHEAD]))
                 yield index, x
         finally:
             for future in coming:
@@ -244,7 +248,7 @@ def make_batch(
     n_steps: Tensor,
     columns: Mapping[str, Tensor],
 ) -> Batch:
-    """Augment one batch; x are its images (uint8). `place` is (seed, call, epoch, step): all randomness follows it.
+    """Augment one batch; x are its rows as stored. `place` is (seed, call, epoch, step): all randomness follows it.
 
     Dropout layers draw from the global generators, so these are set as well: call it inside `fork_rng`.
     """
@@ -337,15 +341,22 @@ def _tables(state: Mapping[str, Tensor], n_samples: int) -> list[str]:
     return [name for name, value in state.items() if value.ndim and len(value) == n_samples]
 
 
-def _optimizer(parameters: list[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
+def _optimizer(named: dict[str, nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
     rate, decay = recipe.learning_rate, recipe.weight_decay
+    parameters = list(named.values())
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(parameters, rate, momentum=recipe.momentum, weight_decay=decay, fused=True)
     if recipe.optimizer == "adam":
         return torch.optim.Adam(parameters, rate, weight_decay=decay, fused=True)
-    # biases and normalisation are vectors; decay is for what has at least two dimensions
+    decayed = {name for name, parameter in named.items() if _is_decayed(name, parameter, recipe.decayed)}
     groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [parameter for name, parameter in named.items() if name in decayed], "weight_decay": decay},
+        {"params": [parameter for name, parameter in named.items() if name not in decayed], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, rate, fused=True)
+
+
+def _is_decayed(name: str, parameter: nn.Parameter, rule: str) -> bool:
+    if rule == "wilds":  # by name: the layer norms of DistilBERT are called otherwise, and are decayed there
+        return not ("bias" in name or "LayerNorm.weight" in name)
+    return parameter.ndim >= 2  # biases and normalisation are vectors

@@ -39,7 +39,7 @@ class Evaluation:
     """Evaluates predictors on the splits of one dataset."""
 
     def __init__(self, dataset: Dataset, splits: Splits, *, batch_size: int | None = None) -> None:
-        large = splits.train.x[0].numel() > 3 * 64 * 64
+        large = splits.train.x.ndim == 2 or splits.train.x[0].numel() > 3 * 64 * 64
         self.dataset, self.splits, self.batch_size = dataset, splits, batch_size or (100 if large else 500)
         self._columns = {
             name: (samples.y.cpu().numpy(), samples.bias.cpu().numpy(), samples.conflicting.cpu().numpy())
@@ -53,9 +53,7 @@ class Evaluation:
         from debiasbench.task import evaluating
 
         with torch.no_grad(), evaluating(nets), recipe.autocast(self.splits.test.y.device):
-            starts = range(0, len(samples), self.batch_size)
-            parts = (samples.rows(slice(start, start + self.batch_size)) for start in starts)
-            logits = torch.cat([predict(to_input(x, recipe)) for x in parts]).float()
+            logits = samples.map(lambda _, __, x: predict(to_input(x, recipe)), self.batch_size).float()
         if not bool(torch.isfinite(logits).all()):
             raise DivergedError("The predictor returned logits that are not finite (nan or infinite).")
         return logits
@@ -75,22 +73,55 @@ class Evaluation:
         y, bias, conflict = self._columns[split]
         loss = nn.functional.cross_entropy(logits, torch.from_numpy(y).to(logits.device)).item()
         correct = logits.argmax(1).cpu().numpy() == y
+        groups = self._groups(split)
+        if groups is not None:
+            return {"loss": loss, "n": float(len(y)), "acc_avg": _mean(correct)} | overlapping(correct, groups)
         unbiased = split == "test" and self.dataset.unbiased_test
         names = self.dataset.bias_names
         return {"loss": loss} | accuracies(correct, y, bias, bias_names=names, unbiased=unbiased, conflict=conflict)
 
     def groups(self, split: str, logits: Tensor) -> list[dict[str, Any]]:
-        """Accuracy and size of every (label, bias) group of a split; only for a single bias."""
+        """Accuracy and size of every group of a split; by (label, bias) only for a single bias."""
         y, bias, _ = self._columns[split]
+        correct = logits.argmax(1).cpu().numpy() == y
+        groups = self._groups(split)
+        if groups is not None:
+            names = self.dataset.group_names
+            return [
+                {"group": name, "n": int(members.sum()), "acc": _mean(correct[members])}
+                for name, members in zip(names, groups.T, strict=True)
+            ]
         if len(self.dataset.bias_names) != 1:
             return []
-        correct = logits.argmax(1).cpu().numpy() == y
         rows = []
         for label in range(self.dataset.n_classes):
             for value in range(self.dataset.n_bias_values):
                 members = (y == label) & (bias[:, 0] == value)
                 rows.append({"y": label, "bias": value, "n": int(members.sum()), "acc": _mean(correct[members])})
         return rows
+
+    def _groups(self, split: str) -> np.ndarray | None:
+        groups = self.splits.named()[split].groups
+        return None if groups is None else groups.numpy()
+
+
+def overlapping(correct: np.ndarray, groups: np.ndarray) -> dict[str, float]:
+    """Accuracies over groups that overlap: correct bool (N,), groups bool (N, G), who is in each.
+
+    `acc_overlapavg` is CNC's average: each sample counts once for every group that it is in.
+    """
+    n = groups.sum(0)
+    n_correct = (groups & correct[:, None]).sum(0)
+    share = n_correct[n > 0] / n[n > 0]  # over the groups that are there: an empty one has no accuracy
+    if not len(share):
+        return {"acc_worst": NAN, "n_worst": 0.0, "acc_groupmean": NAN, "acc_overlapavg": NAN, "n_groups": 0.0}
+    return {
+        "acc_worst": float(share.min()),
+        "n_worst": float(n[n > 0][share.argmin()]),
+        "acc_groupmean": float(share.mean()),
+        "acc_overlapavg": float(n_correct.sum() / n.sum()),
+        "n_groups": float(len(share)),
+    }
 
 
 def accuracies(
@@ -157,12 +188,12 @@ def select(
 
     def group_value(row: dict[str, Any]) -> float:
         valid = row["valid"]
-        if min((number for name, number in valid.items() if name.startswith("n_conflict")), default=0) < 10:
+        if min((number for name, number in valid.items() if name.startswith("n_conflict")), default=10) < 10:
             return NAN  # too few to choose by
         if "acc_worst" in headline:
             return valid.get("acc_worst", NAN)
         sides = [number for name, number in valid.items() if name.startswith(("acc_aligned", "acc_conflict"))]
-        return sum(sides) / len(sides)
+        return sum(sides) / len(sides) if sides else NAN
 
     return {
         "last": len(epochs) - 1 if epochs else None,

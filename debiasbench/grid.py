@@ -235,7 +235,13 @@ def _dataset_choices(spec: str, data_seeds: int | None) -> list[_Choice]:
         given, recipe = read_parameters(cls, single, Recipe)
         values = {**cls.presets.get(preset, {}), **implied, **given}
         values.pop("recipe", None)
-        cls(**values)  # complain now, once, not for every method
+        data = cls(**values)  # complain now, once, not for every method
+        following = [key for key in recipe if getattr(data.own_recipe, key) != getattr(cls.recipe, key)]
+        if following:
+            raise BenchmarkError(
+                f"The recipe's {', '.join(following)} of {name} cannot be given: it follows from the dataset's "
+                f"parameters ({', '.join(defaults(cls))})."
+            )
         Recipe(**{**cls.recipe.values(), **recipe})
         choices.append(_Choice(cls, preset, {**implied, **given}, recipe))
     return choices
@@ -259,10 +265,10 @@ def _resolve(method: _Choice, dataset: _Choice, seed: int, epochs: int | None) -
         )
     own_changes = {**method.cls.recipes.get(data.name, {}), **preset_recipes.get(data.name, {})}
     changes = {} if method.shared_recipes else own_changes
-    recipe = data.recipe.replace(**{**recipe_preset, **changes, **dataset.recipe})
+    recipe = data.own_recipe.replace(**{**recipe_preset, **changes, **dataset.recipe})
     if epochs is not None:
         recipe = recipe.replace(epochs=epochs, steps=None)
-    common = data.recipe.replace(**{**recipe_preset, **dataset.recipe})
+    common = data.own_recipe.replace(**{**recipe_preset, **dataset.recipe})
     if epochs is not None:
         common = common.replace(epochs=epochs, steps=None)
     changes = {key: getattr(recipe, key) for key in changes if getattr(common, key) != getattr(recipe, key)}
@@ -300,7 +306,18 @@ def _resolve(method: _Choice, dataset: _Choice, seed: int, epochs: int | None) -
         recipe_changes=json.loads(json.dumps(changes)),
         root=data.root,
     )
-    return cell, built.decline(data), built.relative_cost(data) * _length(recipe, data) / _length(data.recipe, data)
+    return (
+        cell,
+        _declined(built, data),
+        built.relative_cost(data) * _length(recipe, data) / _length(data.own_recipe, data),
+    )
+
+
+def _declined(method: Method, data: Dataset) -> str | None:
+    """Why a method cannot run on a dataset, or None."""
+    if data.input not in method.inputs:
+        return f"{method.name} is made for {', '.join(method.inputs)} only, and {data.name} is {data.input}"
+    return method.decline(data)
 
 
 def _length(recipe: Recipe, data: Dataset) -> float:

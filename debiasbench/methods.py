@@ -39,6 +39,7 @@ class Method(Parameters, ABC):
     recipes: ClassVar[dict[str, dict[str, Any]]] = {}  # {dataset: {recipe field: value}}, each with its source
     tuned: ClassVar[dict[str, dict[str, Any]]] = {}  # {dataset: {parameter or recipe field: value}} chosen with bias
     # knowledge on the tune split; tables mark them
+    inputs: ClassVar[tuple[str, ...]] = ("images", "text")  # what it runs on
     needs_bias_labels: ClassVar[bool] = False  # of the training samples; `task.bias` and `batch.bias` raise without
     cost: ClassVar[float] = 1.0  # network trainings, in units of one vanilla run: for the estimate of --dry-run
 

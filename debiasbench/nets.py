@@ -216,6 +216,12 @@ def _statistics_kept(block: nn.Module) -> Iterator[None]:
             norm.momentum, norm.num_batches_tracked = momentum, n_batches
 
 
+def _transformer(_: tuple[int, ...], n_classes: int, pretrained: str) -> Net:
+    from debiasbench.encoders import Transformer
+
+    return Transformer(n_classes, pretrained)
+
+
 NETS: dict[str, Callable[[tuple[int, ...], int, str], Net]] = {
     "simconv1": lambda shape, n_classes, _: SimConv1(shape, n_classes),
     "simconv2": lambda shape, n_classes, _: SimConv2(shape, n_classes),
@@ -227,14 +233,21 @@ NETS: dict[str, Callable[[tuple[int, ...], int, str], Net]] = {
     "resnet18-small": lambda _, n_classes, pretrained: ResNet(
         n_classes, depth=18, pretrained=pretrained, small_images=True
     ),
+    "transformer": _transformer,
 }
-PRETRAINED_NETS = ("resnet18", "resnet50")
+PRETRAINED_NETS = ("resnet18", "resnet50", "transformer")
 
 
-def check_net(name: str, pretrained: str = "none") -> None:
-    """Refuse a network that does not exist, and weights that cannot be had; downloads them if need be."""
+def check_net(name: str, pretrained: str = "none", *, inputs: str | None = None) -> None:
+    """Refuse a network that does not exist or is not made for such inputs, and weights that cannot be had.
+
+    ImageNet weights are downloaded if need be.
+    """
     if name not in NETS:
         raise BenchmarkError(f"Unknown net '{name}'.{nearest(name, NETS)} Known: {', '.join(NETS)}.")
+    if inputs is not None and (name == "transformer") != (inputs == "text"):
+        fitting = [net for net in NETS if (net == "transformer") == (inputs == "text")]
+        raise BenchmarkError(f"The net {name} does not take {inputs}. Allowed: {', '.join(fitting)}.")
     if pretrained != "none":
         if name not in PRETRAINED_NETS:
             raise BenchmarkError(
@@ -246,12 +259,16 @@ def check_net(name: str, pretrained: str = "none") -> None:
 
 @functools.lru_cache(maxsize=2)
 def pretrained_weights(name: str, pretrained: str) -> dict[str, Tensor]:
-    """The state dict of a torchvision network: "imagenet" (its IMAGENET1K_V1 weights) or the path of a file.
+    """The state dict of a torchvision network ("imagenet", its IMAGENET1K_V1 weights, or a file), or of an encoder.
 
     Raises:
         BenchmarkError: the file cannot be read or is of another network; the download failed. Never a random start
             instead.
     """
+    if name == "transformer":
+        from debiasbench.encoders import encoder_weights
+
+        return encoder_weights(pretrained)
     import torchvision
 
     expected = torchvision.models.get_model(name, weights=None).state_dict()

@@ -23,8 +23,9 @@ class Recipe(Parameters):
 
     net: str = "simconv1"
     size: int | None = at_least(16, default=None)  # pixels a side of the network's input; none: as the data have
-    pretrained: str = "none"  # "none": random start; "imagenet": torchvision's weights; else a file of weights
-    precision: str = one_of("fp32", "bf16", default="fp32")  # bf16: matrix products by autocast, half the memory
+    pretrained: str = "none"  # "none": random start; "imagenet": torchvision's weights; else a file or an encoder
+    precision: str = one_of("fp32", "bf16", "auto", default="fp32")  # bf16: matrix products by autocast, half the
+    # memory; auto: bf16 on CUDA, else fp32
     recompute: bool = False  # ResNets: blocks are computed again in the backward pass; less memory, equal numbers
     epochs: int = at_least(1, default=100)
     steps: int | None = at_least(1, default=None)  # optimiser steps of a phase; replaces `epochs`
@@ -34,7 +35,9 @@ class Recipe(Parameters):
     learning_rate: float = above(0, default=0.02)
     momentum: float = between(0, 1, default=0.9)  # of SGD
     weight_decay: float = at_least(0, default=0.0)  # coupled (L2) for sgd and adam
-    schedule: str = one_of("step", "cosine", "constant", default="step")
+    decayed: str = one_of("matrices", "wilds", default="matrices")  # of adamw; wilds: all but what is named bias or
+    # LayerNorm.weight, as in WILDS' examples
+    schedule: str = one_of("step", "cosine", "linear", "constant", default="step")
     milestones: tuple[float, ...] = (0.4, 0.8)  # schedule=step: learning rate times gamma at each
     gamma: float = between(0, 1, default=0.1)
     clip_norm: float | None = above(0, default=None)  # of the gradient over all parameters
@@ -71,7 +74,8 @@ class Recipe(Parameters):
         """The precision, as a context for a forward pass."""
         import torch
 
-        return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        enabled = self.precision == "bf16" or (self.precision == "auto" and device.type == "cuda")
+        return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
     def input_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape (C, H, W) that the network sees, of images of `shape`."""
@@ -85,4 +89,6 @@ class Recipe(Parameters):
             return self.learning_rate * self.gamma ** sum(done >= at - 1e-9 for at in self.milestones)
         if self.schedule == "cosine":
             return self.learning_rate * (1 + math.cos(math.pi * min(done, 1.0))) / 2
+        if self.schedule == "linear":  # to zero, by steps
+            return self.learning_rate * max(0.0, 1 - done)
         return self.learning_rate

@@ -120,7 +120,8 @@ def outcome(task: Task, splits: Splits) -> tuple[dict[str, Any], dict[str, Tenso
     logits = evaluation.logits(predict, nets, task.splits.test, task.recipe)
     arrays = {name: column.contiguous() for name, column in task.logged.items()}
     arrays["test_prediction"] = logits.argmax(1).to(torch.int16).cpu()
-    if arrays.keys() & {"score", "selected"} and dataset.has_bias_labels:
+    conflicts_known = dataset.has_bias_labels and dataset.defines_conflicts
+    if arrays.keys() & {"score", "selected"} and conflicts_known:
         arrays["train_conflict"] = splits.train.conflicting.cpu().contiguous()  # the truth, for the figures
     result: dict[str, Any] = {
         "data": {
@@ -133,7 +134,7 @@ def outcome(task: Task, splits: Splits) -> tuple[dict[str, Any], dict[str, Tenso
                     "x_sha256": part.x_sha256,  # of cached images; else they are in the fingerprint alone
                     "n_conflict": dict(
                         zip(dataset.bias_names, part.conflicting.sum(0).tolist(), strict=True)
-                    ),
+                    ) if dataset.defines_conflicts else {},
                 }
                 for name, part in splits.named().items()
             },
@@ -143,7 +144,7 @@ def outcome(task: Task, splits: Splits) -> tuple[dict[str, Any], dict[str, Tenso
         "identification": {
             name: identification(column, splits.train, dataset.bias_names)
             for name, column in task.logged.items()
-            if dataset.has_bias_labels
+            if conflicts_known
         },
         "numbers": task.numbers,
         "phases": [

@@ -5,9 +5,10 @@ from __future__ import annotations
 import gzip
 import hashlib
 import struct
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,19 +19,25 @@ from debiasbench.errors import BenchmarkError
 if TYPE_CHECKING:
     from debiasbench.datasets import Dataset
 
+ROUNDED_TO = 32  # tokens: few different lengths, little padding
+
 
 @dataclass(frozen=True)
 class Samples:
     """Columns of equal length N.
 
     Attributes:
-        x: uint8 (N, C, H, W) in 0..255 for images. It may stay in the host's memory, or on disk (a mapped tensor),
-            when the other columns are on a device: see `rows`.
+        x: uint8 (N, C, H, W) in 0..255 for images; int32 (N, L) for texts, token numbers that are padded with -1. It
+            may stay in the host's memory, or on disk (a mapped tensor), when the other columns are on a device: see
+            `rows`.
         y: int64 (N,), the label, 0-based.
         bias: int64 (N, A), one column a bias; -1 where it is not known.
         conflict: bool (N, A), for biases whose values are not those of the label; else a sample conflicts if its
             bias is known and differs from its label.
         x_sha256: of the bytes of x, where that is known already (large data are not read to be fingerprinted).
+        length: int64 (N,), on the host: tokens of each text. None for images.
+        groups: bool (N, G), on the host, of a dataset whose evaluation groups overlap: who is in each of its
+            `group_names`. Else groups are (label, bias).
     """
 
     x: Tensor
@@ -38,6 +45,8 @@ class Samples:
     bias: Tensor
     conflict: Tensor | None = None
     x_sha256: str = ""
+    length: Tensor | None = None
+    groups: Tensor | None = None
 
     def __post_init__(self) -> None:
         if not len(self.x) == len(self.y) == len(self.bias) or self.bias.ndim != 2:
@@ -60,15 +69,53 @@ class Samples:
         """The same columns on another device; without `with_x`, x stays where it is."""
         conflict = None if self.conflict is None else self.conflict.to(device)
         x = self.x.to(device) if with_x else self.x
-        return Samples(x, self.y.to(device), self.bias.to(device), conflict, self.x_sha256)
+        y, bias = self.y.to(device), self.bias.to(device)
+        return Samples(x, y, bias, conflict, self.x_sha256, self.length, self.groups)
 
-    def rows(self, rows: slice | Tensor) -> Tensor:
-        """Some rows of x, on the device of the labels. `rows` is a slice, or int64 indices beside x or the labels."""
-        part = self.x[rows.to(self.x.device) if isinstance(rows, Tensor) else rows]
+    def rows(self, rows: slice | Tensor, width: int | None = None) -> Tensor:
+        """Some rows of x, on the device of the labels. `rows` is a slice, or int64 indices beside x or the labels.
+
+        width: the first so many tokens of texts (see `widths`).
+        """
+        x = self.x if width is None else self.x[:, :width]
+        part = x[rows.to(x.device) if isinstance(rows, Tensor) else rows]
         if part.device == self.y.device:
             return part
         # a copy from pinned memory does not make the host wait for the device
         return part.pin_memory().to(self.y.device, non_blocking=True)
+
+    def widths(self, plan: Sequence[Tensor | slice]) -> Sequence[int | None]:
+        """How many tokens each batch of a plan needs: its longest text, rounded up to a multiple of 32.
+
+        All batches at once, as lengths are on the host and the plan may be on the device. None for images.
+        """
+        if self.length is None:
+            return [None] * len(plan)
+        if plan and isinstance(plan[0], Tensor):
+            sizes = [len(index) for index in plan]  # type: ignore[arg-type]
+            lengths = self.length[torch.cat(list(plan)).cpu()].split(sizes)  # type: ignore[arg-type]
+        else:
+            lengths = tuple(self.length[rows] for rows in plan)
+        return [min(-(-int(some.max()) // ROUNDED_TO) * ROUNDED_TO, self.x.shape[1]) for some in lengths]
+
+    def map(self, function: Callable[[int, slice | Tensor, Tensor], Tensor], batch_size: int) -> Tensor:
+        """`function(number of the batch, rows, x) -> (B, ...)` over all samples, joined in their order.
+
+        Images go in their order; texts of like length go together.
+        """
+        plan: list[Any]
+        if self.length is None:
+            plan = [slice(start, start + batch_size) for start in range(0, len(self), batch_size)]
+        else:
+            plan = list(self.length.argsort(descending=True, stable=True).split(batch_size))
+        widths = self.widths(plan)
+        parts = [function(number, plan[number], self.rows(plan[number], widths[number])) for number in range(len(plan))]
+        joined = torch.cat(parts)
+        if self.length is None:
+            return joined
+        result = torch.empty_like(joined)
+        result[torch.cat(plan).to(joined.device)] = joined
+        return result
 
     def fingerprint(self) -> str:
         """SHA-256 over the shapes, types and bytes of all columns."""

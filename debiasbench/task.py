@@ -52,8 +52,8 @@ class Task:
     all randomness is a function of (purpose, seed, number, epoch, step).
 
     Attributes:
-        y: int64 (N,), the labels of the training samples, on the device. x: their images, uint8 (N, C, H, W), on the
-            device or, where they did not fit, on the host.
+        y: int64 (N,), the labels of the training samples, on the device. x: their images, uint8 (N, C, H, W), or
+            texts, int32 (N, L), on the device or, where they did not fit, on the host.
         n_classes, n_samples, recipe, dataset: what the data are and how to train on them.
     """
 
@@ -208,17 +208,15 @@ class Task:
         call = self._numbered("each", {"function": source_of(function), "split": split, "augment": augment})
         started = time.perf_counter()
         samples = self.splits.named()[split]
-        parts = []
+
+        def of_batch(number: int, rows: slice | Tensor, x: Tensor) -> Tensor:
+            if augment:
+                generator = derived_generator("augment", self.seed, call, 0, number, device=self.device)
+                return function(augmented(x, self.recipe, generator), samples.y[rows])
+            return function(to_input(x, self.recipe), samples.y[rows])
+
         with torch.no_grad(), evaluating(self._nets):  # in float32 whatever the recipe: scores of 8 bits would be equal
-            for step, start in enumerate(range(0, len(samples), self.evaluation.batch_size)):
-                rows = slice(start, start + self.evaluation.batch_size)
-                if augment:
-                    generator = derived_generator("augment", self.seed, call, 0, step, device=self.device)
-                    x = augmented(samples.rows(rows), self.recipe, generator)
-                else:
-                    x = to_input(samples.rows(rows), self.recipe)
-                parts.append(function(x, samples.y[rows]))
-        result = torch.cat(parts)
+            result = samples.map(of_batch, self.evaluation.batch_size)
         if result.is_floating_point() and not bool(torch.isfinite(result).all()):
             raise DivergedError(f"task.each (call {call}) returned values that are not finite.")
         self._spent(f"each {call}", started)

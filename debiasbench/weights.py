@@ -76,7 +76,8 @@ def load(record: Path) -> Callable[[Tensor], Tensor]:
 def _build(form: dict[str, Any], cell: Cell) -> nn.Module:
     if "linear" in form:
         return nn.Linear(*form["linear"])
-    net = build_net(cell.recipe["net"], tuple(form["shape"]), form["classes"])
+    pretrained = cell.recipe["pretrained"] if cell.recipe["net"] == "transformer" else "none"  # its form is there
+    net = build_net(cell.recipe["net"], tuple(form["shape"]), form["classes"], pretrained=pretrained)
     if not form["head"]:
         net.head = nn.Identity()
     return net

@@ -36,6 +36,7 @@ class Disen(Method):
 
     name = "disen"
     cost = 2.2
+    inputs = ("images",)  # published for convolutional encoders alone
     citation = """@inproceedings{lee2021disen,
   title={Learning Debiased Representation via Disentangled Feature Augmentation},
   author={Lee, Jungsoo and Kim, Eungyeup and Lee, Juyoung and Lee, Jihyeon and Choo, Jaegul},

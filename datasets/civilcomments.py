@@ -1,0 +1,224 @@
+"""CivilComments-WILDS: is an online comment toxic? Comments that mention some identities are so more often.
+
+Input: token numbers int32 (300,), made once by the tokenizer of `encoder`. Label: rated toxic by at least half of the
+annotators. Eight identities, each mentioned by a comment or not (at least half of its annotators), and overlapping.
+
+Evaluation is WILDS' own: for each identity, the comments that mention it, toxic and not: 16 overlapping groups.
+`acc_worst` is the lowest accuracy of a group, `acc_avg` plain accuracy over all comments. `acc_overlapavg` is CNC's
+average over the 16 groups, which counts some comments several times and most not at all: never compare it with
+`acc_avg`. A group without comments is left out (WILDS' code counts it as 0).
+
+Bias, for methods that use bias labels in training: `groups=black` (WILDS) or `groups=identity_any` (JTT's
+GroupDRO), each with the label: four groups, numbered bias + 2 label. No comment is "conflicting": mentioning an
+identity belongs to neither label.
+
+Layout, as WILDS has it: civilcomments_v1.0/all_data_with_identities.csv with 269,038 / 45,180 / 133,782 comments. Its
+own loader fails on it under pandas 3, so the file is read here.
+
+Recipe: WILDS' settings (AdamW, linear decay, gradients clipped at 1) with bert-base-uncased, as the PGD paper and
+others have it. `preset=wilds` is WILDS' default (DistilBERT, and its rule for weight decay), `preset=jtt` JTT's second
+training, `preset=paper` the optimiser that the PGD paper's Table 6 prints (SGD, constant rate).
+Source: D. Borkan et al., WWW 2019; P. W. Koh et al., ICML 2021; CC0.
+"""
+
+import hashlib
+import os
+
+import pandas as pd
+import torch
+
+from debiasbench.datasets import Dataset, NeededFile, Recipe, at_least, one_of
+from debiasbench.encoders import download_encoder, missing_encoder, tokenised, tokenizer_of
+from debiasbench.errors import BenchmarkError
+from debiasbench.samples import Samples, Splits
+
+FOLDER = "civilcomments_v1.0"
+FILE = "all_data_with_identities.csv"
+IDENTITIES = ("male", "female", "LGBTQ", "christian", "muslim", "other_religions", "black", "white")
+SPLITS = {"train": "train", "valid": "val", "test": "test"}  # ours -> the file's
+COLUMNS = ("comment_text", "split", "toxicity", *IDENTITIES, "identity_any")
+SHOWN = 5  # rows named in one message
+MEND = "Fetch the file again, or mend it."
+
+
+class CivilComments(Dataset):
+    """Toxic comments, biased by the identities that they mention."""
+
+    name = "civilcomments"
+    input = "text"
+    class_names = ("non-toxic", "toxic")
+    n_bias_values = 2
+    defines_conflicts = False
+    group_names = tuple(f"{identity}, {label}" for identity in IDENTITIES for label in ("non-toxic", "toxic"))
+    headline = ("acc_worst", "acc_avg")
+    official_counts = {"train": 269_038, "valid": 45_180, "test": 133_782}
+    citation = """@inproceedings{koh2021wilds,
+  title={WILDS: A Benchmark of in-the-Wild Distribution Shifts},
+  author={Koh, Pang Wei and Sagawa, Shiori and Marklund, Henrik and Xie, Sang Michael and Zhang, Marvin and others},
+  booktitle={International Conference on Machine Learning}, year={2021}}"""
+    recipe = Recipe(
+        net="transformer", precision="auto", epochs=5, batch_size=16, optimizer="adamw", learning_rate=1e-5,
+        weight_decay=0.01, schedule="linear", clip_norm=1.0, augment=False,
+    )  # fmt: skip
+    presets = {
+        "wilds": {"encoder": "distilbert-base-uncased", "recipe": {"decayed": "wilds"}},
+        "jtt": {"groups": "identity_any", "recipe": {"epochs": 3}},
+        "paper": {"recipe": {"optimizer": "sgd", "momentum": 0.9, "schedule": "constant", "clip_norm": None}},
+    }
+
+    encoder: str = "bert-base-uncased"  # of transformers: a name on the Hugging Face hub, or a folder
+    max_length: int = at_least(4, default=300)  # tokens; the rest of a comment is cut off
+    groups: str = one_of("black", "identity_any", default="black")
+
+    @property
+    def own_recipe(self):
+        """The network is the tokenizer's."""
+        return self.recipe.replace(pretrained=self.encoder)
+
+    @property
+    def bias_names(self):
+        return (self.groups,)
+
+    def file(self, data_dir):
+        """The CSV, in WILDS' folder below the data folder or `root`, or in `root` itself."""
+        folder = super().folder(data_dir) if self.root else data_dir
+        inside = folder / FILE
+        return inside if self.root and inside.is_file() else folder / FOLDER / FILE
+
+    def folder(self, data_dir):
+        return self.file(data_dir).parent
+
+    def needed_files(self, data_dir):
+        """The CSV, and the encoder."""
+        path = self.file(data_dir)
+        source = (
+            "https://worksheets.codalab.org (WILDS; its host is often down), or the CivilComments of wilds.stanford.edu"
+        )
+        needed = [] if path.is_file() else [NeededFile(path, "0.2 GB, 448,000 comments", source, downloads=True)]
+        return needed + missing_encoder(self.encoder)
+
+    def prepare(self, data_dir):
+        """The package wilds downloads the comments, the Hugging Face hub has the encoder."""
+        if not self.file(data_dir).is_file():
+            _download(self.file(data_dir).parent.parent)
+        download_encoder(self.encoder)
+
+    def build(self, data_dir):
+        """The file's own split."""
+        path = self.file(data_dir)
+        table = read(path, [column for column in COLUMNS if column != "comment_text"])
+        check(table, path)
+        file_sha256 = _digest(path)
+        tokenizer = tokenizer_of(self.encoder, self.max_length)
+        texts = _Texts(path)
+        splits = {}
+        for split, word in SPLITS.items():
+            rows = (table["split"] == word).to_numpy().nonzero()[0]
+            if not len(rows):
+                raise BenchmarkError(f"{path} has no comment whose split is {word!r}. {MEND}")
+            tokens = tokenised(
+                f"{self.name}-{split}", f"{file_sha256} {split}", lambda rows=rows: texts.of(rows), len(rows),
+                tokenizer, self.max_length,
+            )  # fmt: skip
+            splits[split] = self._samples(table.iloc[rows], tokens)
+        counts = {split: len(samples) for split, samples in splits.items()}
+        as_published = "as published" if counts == self.official_counts else "not as published"
+        shown = " / ".join(f"{n:,}" for n in counts.values())
+        return Splits(
+            **splits,
+            official=False,  # nobody published checksums
+            note=f"Counts are {as_published} ({shown}); no checksum of the file was published, so it is not verified.",
+        )
+
+    def _samples(self, table, tokens):
+        y = torch.from_numpy((table["toxicity"] >= 0.5).to_numpy().astype("int64"))
+        mentioned = torch.from_numpy((table[list(IDENTITIES)] >= 0.5).to_numpy())  # an empty cell is no mention
+        bias = torch.from_numpy((table[[self.groups]] >= 0.5).to_numpy().astype("int64"))
+        groups = torch.stack([mentioned & (y == 0)[:, None], mentioned & (y == 1)[:, None]], 2).flatten(1)
+        return Samples(
+            tokens.x, y, bias, torch.zeros_like(bias, dtype=torch.bool), tokens.sha256,
+            length=(tokens.x >= 0).sum(1), groups=groups,
+        )  # fmt: skip
+
+
+class _Texts:
+    """The comments of the file, read when they are first asked for."""
+
+    def __init__(self, path):
+        self.path, self.texts = path, None
+
+    def of(self, rows):
+        if self.texts is None:
+            column = read(self.path, ["comment_text"])["comment_text"]
+            empty = (column == "").to_numpy().nonzero()[0]
+            if len(empty):
+                raise BenchmarkError(f"{self.path}: no text in {_named(empty)}. {MEND}")
+            self.texts = column.to_numpy(dtype=object)
+        return self.texts[rows]
+
+
+def read(path, columns):
+    """Some columns of the CSV; text stays text, even where it is "null" or "NA".
+
+    Raises:
+        BenchmarkError: a column is missing, or the file is cut off.
+    """
+    try:
+        header = pd.read_csv(path, nrows=0).columns
+        missing = [column for column in columns if column not in header]
+        if missing:
+            raise BenchmarkError(f"{path} has no column {', '.join(missing)}. It needs {', '.join(COLUMNS)}. {MEND}")
+        words = {column: str for column in ("comment_text", "split") if column in columns}
+        empty = {column: [] if column in words else ["", "NA", "nan", "NaN"] for column in columns}
+        return pd.read_csv(path, usecols=columns, dtype=words, na_values=empty, keep_default_na=False)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, OSError) as error:
+        raise BenchmarkError(f"{path} is cut off or no CSV ({error}). {MEND}") from None
+
+
+def check(table, path):
+    """Refuse splits and labels that are none."""
+    words = set(SPLITS.values())
+    unknown = (~table["split"].isin(words)).to_numpy().nonzero()[0]
+    if len(unknown):
+        given = sorted(set(table["split"].iloc[unknown].astype(str)))[:SHOWN]
+        raise BenchmarkError(
+            f"{path}: the split must be {', '.join(sorted(words))}. Got {given} in {_named(unknown)}. {MEND}"
+        )
+    for column in ("toxicity", *IDENTITIES, "identity_any"):
+        if not pd.api.types.is_numeric_dtype(table[column]):
+            wrong = pd.to_numeric(table[column], errors="coerce").isna() & table[column].notna()
+            raise BenchmarkError(
+                f"{path}: {column} must be numbers. Got others in {_named(wrong.to_numpy().nonzero()[0])}."
+            )
+    wrong = (~table["toxicity"].between(0, 1)).to_numpy().nonzero()[0]  # an empty cell is not between
+    if len(wrong):
+        raise BenchmarkError(f"{path}: toxicity must be a share in [0, 1]. It is not in {_named(wrong)}. {MEND}")
+
+
+def _named(places):
+    """Places (from 0) as rows for people: the first comment is row 1."""
+    some = ", ".join(str(place + 1) for place in places[:SHOWN])
+    return f"{len(places):,} comments (row {some}{', ...' if len(places) > SHOWN else ''})"
+
+
+def _digest(path):
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _download(folder):
+    """By the package wilds into `folder`; its reader, which fails under pandas 3, is told not to use new strings."""
+    os.environ.setdefault("OUTDATED_IGNORE", "1")  # wilds asks a package index for its own version otherwise
+    import wilds
+
+    reason = ""
+    with pd.option_context("future.infer_string", False):
+        try:
+            wilds.get_dataset("civilcomments", root_dir=str(folder), download=True)
+        except Exception as error:  # wilds reports a failed download by what fails after it
+            reason = f" ({str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__})"
+    if not (folder / FOLDER / FILE).is_file():
+        raise BenchmarkError(
+            f"The package wilds could not download CivilComments{reason}; its host is often down. Fetch the dataset "
+            f"elsewhere and put the file at {folder / FOLDER / FILE}."
+        )

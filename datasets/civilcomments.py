@@ -207,16 +207,15 @@ def _digest(path):
 
 
 def _download(folder):
-    """By the package wilds into `folder`; its reader, which fails under pandas 3, is told not to use new strings."""
+    """By the package wilds into `folder`. Its reader fails under pandas 3, after the download: the file counts."""
     os.environ.setdefault("OUTDATED_IGNORE", "1")  # wilds asks a package index for its own version otherwise
     import wilds
 
     reason = ""
-    with pd.option_context("future.infer_string", False):
-        try:
-            wilds.get_dataset("civilcomments", root_dir=str(folder), download=True)
-        except Exception as error:  # wilds reports a failed download by what fails after it
-            reason = f" ({str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__})"
+    try:
+        wilds.get_dataset("civilcomments", root_dir=str(folder), download=True)
+    except Exception as error:  # whatever fails after a download that failed
+        reason = f" ({str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__})"
     if not (folder / FOLDER / FILE).is_file():
         raise BenchmarkError(
             f"The package wilds could not download CivilComments{reason}; its host is often down. Fetch the dataset "

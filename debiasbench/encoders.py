@@ -42,9 +42,7 @@ def encoder_folder(encoder: str) -> Path | None:
             folder = Path(snapshot_download(encoder, local_files_only=True))
         except Exception:  # no such folder, no name of the hub, nothing in its cache: not there
             return None
-        if not any((folder / name).is_file() for name in WEIGHTS):
-            return None  # begun, and broken off
-    return folder
+    return folder if any((folder / name).is_file() for name in WEIGHTS) else None  # without: begun, and broken off
 
 
 def missing_encoder(encoder: str) -> list[NeededFile]:
@@ -131,6 +129,7 @@ def tokenised(name: str, text_sha256: str, texts: Any, n: int, tokenizer: Any, m
         text_sha256: of the texts, or of what they follow from.
         texts: a function that gives the n texts; called only if they are not in the cache.
     """
+    tokenizer.backend_tokenizer.no_truncation()  # which the last use left set, and which its text would tell
     identity = {
         "texts": text_sha256, "max_length": max_length, "version": VERSION,
         "tokenizer": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),

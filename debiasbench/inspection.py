@@ -29,8 +29,34 @@ def inspect(dataset: Dataset, label: str, *, data_dir: Path, results_dir: Path) 
         "smallest group: over (label, bias), empty ones included.",
     ]
     tables = [Table(f"{label}: {dataset.n_classes} classes ({', '.join(dataset.class_names)})", columns, rows, notes)]
+    if dataset.group_names:
+        tables.append(_groups(dataset, splits))
+    if dataset.input == "text":
+        tables.append(_lengths(splits))
     paths = contact_sheets(dataset, label, splits, results_dir / "inspect")
     return tables, paths
+
+
+def _groups(dataset: Dataset, splits: Splits) -> Table:
+    """The size of each evaluation group, by split."""
+    counts = {name: part.groups.sum(0).tolist() for name, part in splits.named().items() if part.groups is not None}
+    rows = [
+        [(name, False), *((f"{sizes[place]:,}", False) for sizes in counts.values())]
+        for place, name in enumerate(dataset.group_names)
+    ]
+    notes = ["These groups overlap: a sample may be in several, or in none."]
+    return Table("Evaluation groups", ["group", *counts], rows, notes)
+
+
+def _lengths(splits: Splits) -> Table:
+    """How long the texts are, in tokens."""
+    rows = []
+    for name, part in splits.named().items():
+        assert part.length is not None
+        quantiles = np.quantile(part.length.numpy(), [0.5, 0.9, 1.0])
+        cut = (part.length == part.x.shape[1]).double().mean()
+        rows.append([(text, False) for text in (name, *(f"{value:.0f}" for value in quantiles), f"{cut:.1%}")])
+    return Table("Tokens a text", ["split", "median", "90 %", "longest", "as long as allowed"], rows, [])
 
 
 def _row(dataset: Dataset, split: str, samples: Samples, column: int, bias_name: str) -> list[str]:
@@ -39,14 +65,14 @@ def _row(dataset: Dataset, split: str, samples: Samples, column: int, bias_name:
     if not known.any():
         return [split, f"{len(y):,}", bias_name, "unknown", "unknown", "-", "-"]
     conflicts = int(samples.conflicting[:, column].sum())
+    told = (f"{conflicts:,}", f"{conflicts / known.sum():.2%}") if dataset.defines_conflicts else ("not defined", "-")
     n_values = max(dataset.n_bias_values, int(bias.max()) + 1)
     counts = np.zeros((dataset.n_classes, n_values), dtype=int)
     np.add.at(counts, (y[known], bias[known]), 1)
     label, value = np.unravel_index(counts.argmin(), counts.shape)
     smallest = f"{counts.min()} ({dataset.class_names[label]} / {value}; {int((counts == 0).sum())} empty)"
     return [
-        split, f"{len(y):,}", bias_name, f"{conflicts:,}", f"{conflicts / known.sum():.2%}",
-        f"{mutual_information(counts):.3f}", smallest,
+        split, f"{len(y):,}", bias_name, *told, f"{mutual_information(counts):.3f}", smallest,
     ]  # fmt: skip
 
 

@@ -361,9 +361,19 @@ def check_columns(dataset: Dataset, splits: Splits) -> None:
     for split, samples in splits.named().items():
         where = f"{dataset.name}, {split}"
         assert len(samples) > 0, f"{where}: empty."
-        assert samples.x.dtype == torch.uint8, f"{where}: x must be uint8."
-        assert samples.x.ndim == 4, f"{where}: x must be (N, C, H, W)."
-        assert samples.x.shape[1:] == splits.train.x.shape[1:], f"{where}: images of another shape than train's."
+        if dataset.input == "text":
+            assert samples.x.dtype == torch.int32, f"{where}: x must be int32."
+            assert samples.x.ndim == 2, f"{where}: x must be (N, L)."
+            assert samples.length is not None, f"{where}: texts need their length."
+            padded = torch.arange(samples.x.shape[1]) >= samples.length[:, None]
+            assert torch.equal(samples.x == -1, padded), f"{where}: texts are padded with -1 after their length."
+        else:
+            assert samples.x.dtype == torch.uint8, f"{where}: x must be uint8."
+            assert samples.x.ndim == 4, f"{where}: x must be (N, C, H, W)."
+        assert samples.x.shape[1:] == splits.train.x.shape[1:], f"{where}: x of another shape than train's."
+        if samples.groups is not None:
+            shape = (len(samples), len(dataset.group_names))
+            assert samples.groups.shape == shape, f"{where}: groups must be {shape}."
         assert samples.y.dtype == torch.int64, f"{where}: y must be int64."
         assert 0 <= int(samples.y.min()) <= int(samples.y.max()) < dataset.n_classes, f"{where}: labels out of range."
         assert samples.bias.shape == (len(samples), len(dataset.bias_names)), f"{where}: bias must be (N, A)."
@@ -409,8 +419,10 @@ def check_net_runs(dataset: Dataset, splits: Splits) -> None:
     """The recipe's network takes a batch of the data."""
     from debiasbench.augment import augmented
 
-    recipe = dataset.recipe
-    net = build_net(recipe.net, recipe.input_shape(tuple(splits.train.x.shape[1:])), dataset.n_classes)
+    recipe = dataset.own_recipe
+    shape = recipe.input_shape(tuple(splits.train.x.shape[1:]))
+    pretrained = recipe.pretrained if dataset.input == "text" else "none"  # an encoder is its weights
+    net = build_net(recipe.net, shape, dataset.n_classes, pretrained=pretrained)
     x = augmented(splits.train.x[:4], recipe, torch.Generator().manual_seed(0))
     features = net.features(x)
     assert features.shape == (4, net.n_features), f"{dataset.name}: features {tuple(features.shape)}."

@@ -64,6 +64,10 @@ class Cell:
         """As plain values; the inverse of `from_json`."""
         return json.loads(json.dumps(asdict(self)))
 
+    def to_record(self) -> dict[str, Any]:
+        """As plain values for a record, which names no place on a machine."""
+        return self.to_json() | {"root": None}
+
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Cell:
         """A cell from its plain values."""

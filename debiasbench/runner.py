@@ -48,7 +48,7 @@ class Runner:
         """
         path = record_path(self.results_dir, cell)
         started = time.perf_counter()
-        record: dict[str, Any] = {"schema": SCHEMA, "status": "done", "hash": cell.hash, "cell": cell.to_json()}
+        record: dict[str, Any] = {"schema": SCHEMA, "status": "done", "hash": cell.hash, "cell": cell.to_record()}
         arrays: dict[str, Tensor] = {}
         seconds: dict[str, Any] = {}
         calls: list[dict[str, Any]] = []
@@ -172,7 +172,7 @@ def failed_record(cell: Cell, results_dir: Path, message: str, device: str) -> P
         "schema": SCHEMA,
         "status": "failed",
         "hash": cell.hash,
-        "cell": cell.to_json(),
+        "cell": cell.to_record(),
         "error": {"type": "LostWorker", "message": message, "traceback": ""},
         "provenance": provenance(device, {}),
     }

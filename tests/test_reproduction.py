@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from debiasbench.datasets import registry as datasets
 from debiasbench.methods import registry as methods
 
 ROOT = Path(__file__).parent.parent
@@ -89,6 +90,24 @@ def test_multi_bias_mnist_follows_from_the_records():
             assert text == f"{100 * last['test']['acc_unbiased']:.2f}"
             row = paper.loc[("mbmnist", rho, method)]
             assert published == f"{row['mean']:.2f} ± {row['std']:.2f}"
+
+
+def test_two_epochs_on_each_image_dataset_follow_from_the_records():
+    rows = section("Two epochs on each image dataset")
+    records = [json.loads(path.read_text()) for path in RECORDS if path.parts[-4] == "short"]
+    images = [record for record in records if datasets.get(record["cell"]["dataset"])[0].input == "images"]
+    assert len(images) == 2 * len(rows)
+    for label, _, metric, *accuracies in rows:
+        for method, text in zip(("vanilla", "pgd"), accuracies, strict=True):
+            (record,) = [
+                record
+                for record in images
+                if (record["cell"]["dataset_label"], record["cell"]["method_label"]) == (label.strip("`"), method)
+            ]
+            last = record["result"]["epochs"][record["result"]["selection"]["last"]]
+            assert metric == datasets.get(record["cell"]["dataset"])[0].headline[0]
+            assert (last["epoch"], record["result"]["data"]["official"]) == (2, False)
+            assert text == f"{100 * last['test'][metric]:.2f}"
 
 
 def tune_runs(method, setting):

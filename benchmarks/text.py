@@ -123,7 +123,7 @@ def main():
     options = parser.parse_args()
     torch.set_num_threads(1)
     result = memory(options) if options.rows else measure(options)
-    print(json.dumps(result | {"torch": torch.__version__, "device": options.device}, indent=1))  # noqa: T201
+    print(json.dumps(result | {"torch": torch.__version__, "device": options.device}, indent=1))
 
 
 if __name__ == "__main__":

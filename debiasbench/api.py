@@ -264,7 +264,8 @@ def compare(table: pd.DataFrame, **options: Any) -> pd.DataFrame:
 def load_predictor(record: str | Path) -> Any:
     """The trained predictor of a cell that was run with `save_weights`: x float (B, C, H, W) -> logits (B, C).
 
-    x is as the recipe normalises it (`debiasbench.augment.to_input` makes it from uint8 images).
+    x is as the recipe normalises it (`debiasbench.augment.to_input` makes it from uint8 images). Of text, x holds
+    token numbers (B, L) with -1 where it is padded, as in the dataset's `Samples`.
 
     Raises:
         BenchmarkError: the record has no weights.

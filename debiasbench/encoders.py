@@ -7,7 +7,6 @@ hub, where `debiasbench prepare` puts it.
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,7 +25,19 @@ VERSION = 1  # of how texts become tokens
 BLOCK = 2_000  # texts that are tokenised before they are written
 PADDING = -1  # in place of a token; the network makes the attention mask from it
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
 KINDS = ("*.json", "*.txt", "*.model", "*.safetensors")  # what is downloaded of an encoder
+OLDER_KINDS = ("pytorch_model*.bin", "pytorch_model.bin.index.json")  # if it has no safetensors
+# whose positions start behind the number of the padding token
+SHIFTED = (
+    "roberta",
+    "roberta-prelayernorm",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "camembert",
+    "data2vec-text",
+    "longformer",
+)
 
 
 # ---- where encoders are ---------------------------------------------------------------------------------------------
@@ -42,18 +53,30 @@ def encoder_folder(encoder: str) -> Path | None:
             folder = Path(snapshot_download(encoder, local_files_only=True))
         except Exception:  # no such folder, no name of the hub, nothing in its cache: not there
             return None
+        if not any((folder / name).is_file() for name in TOKENIZERS):
+            return None  # fetched by somebody who needed the network alone
     return folder if any((folder / name).is_file() for name in WEIGHTS) else None  # without: begun, and broken off
+
+
+def _is_a_place(encoder: str) -> bool:
+    """Whether it is meant as a folder; names on the hub are `name` or `owner/name`."""
+    return Path(encoder).is_dir() or encoder.startswith((".", "~", "/")) or encoder.count("/") > 1 or "\\" in encoder
 
 
 def missing_encoder(encoder: str) -> list[NeededFile]:
     """What a dataset needs of its encoder that is not there."""
     if encoder_folder(encoder) is not None:
         return []
+    path = Path(encoder)
+    if _is_a_place(encoder):
+        what = f"it has none of {', '.join(WEIGHTS)}" if path.is_dir() else "there is no such folder"
+        source = f"you ({what}): the folder of a transformers encoder, or a name on the Hugging Face hub: encoder=NAME"
+        return [NeededFile(path, "config.json, weights, tokenizer", source)]
     source = (
         f"https://huggingface.co/{encoder}: debiasbench prepare downloads it into the cache of the hub; or name a "
         "folder: encoder=FOLDER"
     )
-    return [NeededFile(Path(encoder), "an encoder, 0.3 to 0.5 GB", source, downloads=True)]
+    return [NeededFile(path, "an encoder, 0.3 to 0.5 GB", source, downloads=True)]
 
 
 def download_encoder(encoder: str) -> None:
@@ -62,25 +85,29 @@ def download_encoder(encoder: str) -> None:
     Raises:
         BenchmarkError: it could not be fetched.
     """
-    if encoder_folder(encoder) is not None:
+    if encoder_folder(encoder) is not None or _is_a_place(encoder):
         return
     from huggingface_hub import snapshot_download
 
+    reason = "it holds no weights or no tokenizer that transformers reads"
     try:
-        snapshot_download(encoder, allow_patterns=list(KINDS))
+        folder = Path(snapshot_download(encoder, allow_patterns=list(KINDS)))
+        if not any((folder / name).is_file() for name in WEIGHTS):
+            snapshot_download(encoder, allow_patterns=[*KINDS, *OLDER_KINDS])
     except Exception as error:  # the hub raises of almost anything
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = _first_line(error)
+    if encoder_folder(encoder) is None:
         raise BenchmarkError(
             f"The encoder {encoder} could not be downloaded ({reason}). Fetch https://huggingface.co/{encoder} "
             "elsewhere and name its folder: encoder=FOLDER."
-        ) from None
+        )
 
 
 def _whole_folder(encoder: str) -> Path:
     folder = encoder_folder(encoder)
     if folder is None:
         raise BenchmarkError(
-            f"The encoder {encoder} is neither a folder nor in the hub's cache. Run debiasbench prepare."
+            f"The encoder {encoder} is neither a whole folder nor in the hub's cache. Run debiasbench prepare."
         )
     return folder
 
@@ -116,6 +143,8 @@ def tokenizer_of(encoder: str, max_length: int) -> Any:
             f"belong together. {mend}"
         )
     longest = getattr(config, "max_position_embeddings", max_length)
+    if config.model_type in SHIFTED:
+        longest -= (config.pad_token_id or 0) + 1
     if max_length > longest:
         raise BenchmarkError(f"{encoder} takes at most {longest} tokens. Got max_length={max_length}.")
     return tokenizer
@@ -129,7 +158,8 @@ def tokenised(name: str, text_sha256: str, texts: Any, n: int, tokenizer: Any, m
         text_sha256: of the texts, or of what they follow from.
         texts: a function that gives the n texts; called only if they are not in the cache.
     """
-    tokenizer.backend_tokenizer.no_truncation()  # which the last use left set, and which its text would tell
+    tokenizer.backend_tokenizer.no_truncation()  # both are set by its file or by its last use, and are in its text
+    tokenizer.backend_tokenizer.no_padding()
     identity = {
         "texts": text_sha256, "max_length": max_length, "version": VERSION,
         "tokenizer": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
@@ -171,9 +201,12 @@ class Transformer(Net):
 
     def __init__(self, n_classes: int, encoder: str) -> None:
         super().__init__()
-        body, _ = _load(encoder, n_classes)
+        body, new = _load(encoder, n_classes)
         place, head = [(name, part) for name, part in body.named_modules() if isinstance(part, nn.Linear)][-1]
         assert head.out_features == n_classes, (place, head)
+        if f"{place}.weight" not in new:  # the folder is a classifier's: here it starts afresh
+            nn.init.normal_(head.weight, std=getattr(body.config, "initializer_range", 0.02))
+            nn.init.zeros_(head.bias)
         body.set_submodule(place, nn.Identity())
         self.body, self.head = body, head
         self.n_features = head.in_features
@@ -184,6 +217,12 @@ class Transformer(Net):
         there = x != PADDING
         tokens = torch.where(there, x, self.padding_token).long()
         return self.body(input_ids=tokens, attention_mask=there.long()).logits
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, n_classes), in float32 whatever the precision: in 8 bits many would be equal."""
+        features = self.features(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return self.head(features.float())
 
 
 def _load(encoder: str, n_classes: int) -> tuple[Any, set[str]]:
@@ -212,7 +251,6 @@ def _load(encoder: str, n_classes: int) -> tuple[Any, set[str]]:
     return model, new
 
 
-@functools.lru_cache(maxsize=1)
 def encoder_weights(encoder: str) -> dict[str, Tensor]:
     """The weights that an encoder brings, without what is new in a classifier.
 

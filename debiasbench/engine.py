@@ -77,14 +77,12 @@ class Stage:
         self.sample, self.draws, self.columns, self.state, self.predict = sample, draws, columns, state, predict
         self.epoch = 0
         self.step = 0
-        named = {f"{net}.{name}": value for net, module in nets.items() for name, value in module.named_parameters()}
-        named = {name: value for name, value in named.items() if value.requires_grad}
-        self.parameters = list(named.values())
-        self.optimizer = _optimizer(named, recipe)
+        self.optimizer = _optimizer(nets, recipe)
 
     def run(self, epochs: int | None = None, *, sample: Sample = None, draws: int | None = None) -> State:
         """Train for `epochs` more epochs (default: to the end of the recipe) and return the state.
 
+        Where the recipe counts steps, the stage ends with the last of them, whatever `epochs` says.
         `sample` and `draws` replace those of the stage for this call.
         """
         sample = self.sample if sample is None else sample
@@ -98,12 +96,13 @@ class Stage:
         evaluating = 0.0
         devices = [self.task.device] if self.task.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):  # dropout is seeded a step; nobody else's draws change
-            while self.epoch < last_epoch:
-                limit = self.recipe.steps if epochs is None else None
-                loss, rate = self._run_epoch(sample, draws, call, total_steps, total_epochs, limit)
+            ended = self.step == self.recipe.steps
+            while self.epoch < last_epoch and not ended:
+                loss, rate = self._run_epoch(sample, draws, call, total_steps, total_epochs)
                 self.epoch += 1
                 phase.losses.append(loss)
-                due = self.epoch % self.recipe.eval_every == 0 or self.epoch == last_epoch
+                ended = self.epoch == last_epoch or self.step == self.recipe.steps
+                due = self.epoch % self.recipe.eval_every == 0 or ended
                 before = time.perf_counter()
                 if self.predict is not None and due:
                     self.task._evaluate_epoch(phase, self, rate)
@@ -133,7 +132,7 @@ class Stage:
         return steps, -(-steps // steps_per_epoch)
 
     def _run_epoch(
-        self, sample: Sample, draws: int | None, call: int, total_steps: int, total_epochs: int, limit: int | None
+        self, sample: Sample, draws: int | None, call: int, total_steps: int, total_epochs: int
     ) -> tuple[float, float]:
         """One epoch -> (mean loss a sample, learning rate at its end)."""
         task, recipe, device = self.task, self.recipe, self.task.device
@@ -146,7 +145,7 @@ class Stage:
         rate = recipe.learning_rate
         n_steps = torch.tensor(total_steps, device=device)
         for index, x in fetched(task.splits.train, plan):
-            if limit is not None and self.step >= limit:
+            if self.step == recipe.steps:
                 break
             by_step = recipe.steps or recipe.schedule == "linear"
             done = self.step / total_steps if by_step else self.epoch / total_epochs
@@ -159,7 +158,8 @@ class Stage:
             self.optimizer.zero_grad(set_to_none=True)
             value.backward()
             if recipe.clip_norm is not None:
-                nn.utils.clip_grad_norm_(self.parameters, recipe.clip_norm)
+                for net in self.nets.values():  # each by itself: nets that learn side by side must not meet here
+                    nn.utils.clip_grad_norm_(net.parameters(), recipe.clip_norm)
             self.optimizer.step()
             total += value.detach() * len(index)
             n_seen += len(index)
@@ -341,17 +341,22 @@ def _tables(state: Mapping[str, Tensor], n_samples: int) -> list[str]:
     return [name for name, value in state.items() if value.ndim and len(value) == n_samples]
 
 
-def _optimizer(named: dict[str, nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
+def _optimizer(nets: Mapping[str, nn.Module], recipe: Recipe) -> torch.optim.Optimizer:
     rate, decay = recipe.learning_rate, recipe.weight_decay
-    parameters = list(named.values())
+    # names within their network: what it is called ("biased") says nothing of its parameters
+    named = [pair for net in nets.values() for pair in net.named_parameters() if pair[1].requires_grad]
+    parameters = [parameter for _, parameter in named]
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(parameters, rate, momentum=recipe.momentum, weight_decay=decay, fused=True)
     if recipe.optimizer == "adam":
         return torch.optim.Adam(parameters, rate, weight_decay=decay, fused=True)
-    decayed = {name for name, parameter in named.items() if _is_decayed(name, parameter, recipe.decayed)}
+    decayed = [_is_decayed(name, parameter, recipe.decayed) for name, parameter in named]
     groups = [
-        {"params": [parameter for name, parameter in named.items() if name in decayed], "weight_decay": decay},
-        {"params": [parameter for name, parameter in named.items() if name not in decayed], "weight_decay": 0.0},
+        {
+            "params": [parameter for parameter, its in zip(parameters, decayed, strict=True) if its is side],
+            "weight_decay": decay if side else 0.0,
+        }
+        for side in (True, False)
     ]
     return torch.optim.AdamW(groups, rate, fused=True)
 

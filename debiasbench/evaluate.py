@@ -114,13 +114,21 @@ def overlapping(correct: np.ndarray, groups: np.ndarray) -> dict[str, float]:
     n_correct = (groups & correct[:, None]).sum(0)
     share = n_correct[n > 0] / n[n > 0]  # over the groups that are there: an empty one has no accuracy
     if not len(share):
-        return {"acc_worst": NAN, "n_worst": 0.0, "acc_groupmean": NAN, "acc_overlapavg": NAN, "n_groups": 0.0}
+        return {
+            "acc_worst": NAN,
+            "n_worst": 0.0,
+            "acc_groupmean": NAN,
+            "acc_overlapavg": NAN,
+            "n_groups": 0.0,
+            "n_smallest": 0.0,
+        }
     return {
         "acc_worst": float(share.min()),
         "n_worst": float(n[n > 0][share.argmin()]),
         "acc_groupmean": float(share.mean()),
         "acc_overlapavg": float(n_correct.sum() / n.sum()),
         "n_groups": float(len(share)),
+        "n_smallest": float(n[n > 0].min()),
     }
 
 
@@ -188,7 +196,8 @@ def select(
 
     def group_value(row: dict[str, Any]) -> float:
         valid = row["valid"]
-        if min((number for name, number in valid.items() if name.startswith("n_conflict")), default=10) < 10:
+        deciding = [number for name, number in valid.items() if name.startswith(("n_conflict", "n_smallest"))]
+        if min(deciding, default=0) < 10:
             return NAN  # too few to choose by
         if "acc_worst" in headline:
             return valid.get("acc_worst", NAN)

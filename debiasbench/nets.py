@@ -254,21 +254,17 @@ def check_net(name: str, pretrained: str = "none", *, inputs: str | None = None)
                 f"There are no pretrained weights for the net {name}: give pretrained=none. "
                 f"Got pretrained={pretrained}; nets with weights: {', '.join(PRETRAINED_NETS)}."
             )
-        pretrained_weights(name, pretrained)
+        weights_sha256(name, pretrained)
 
 
 @functools.lru_cache(maxsize=2)
 def pretrained_weights(name: str, pretrained: str) -> dict[str, Tensor]:
-    """The state dict of a torchvision network ("imagenet", its IMAGENET1K_V1 weights, or a file), or of an encoder.
+    """The state dict of a torchvision network: "imagenet" (its IMAGENET1K_V1 weights) or the path of a file.
 
     Raises:
         BenchmarkError: the file cannot be read or is of another network; the download failed. Never a random start
             instead.
     """
-    if name == "transformer":
-        from debiasbench.encoders import encoder_weights
-
-        return encoder_weights(pretrained)
     import torchvision
 
     expected = torchvision.models.get_model(name, weights=None).state_dict()
@@ -328,7 +324,13 @@ def weights_sha256(name: str, pretrained: str) -> str:
     if pretrained == "none":
         return ""
     digest = hashlib.sha256()
-    for key, value in sorted(pretrained_weights(name, pretrained).items()):
+    if name == "transformer":
+        from debiasbench.encoders import encoder_weights
+
+        weights = encoder_weights(pretrained)  # not kept: each network reads its own
+    else:
+        weights = pretrained_weights(name, pretrained)
+    for key, value in sorted(weights.items()):
         digest.update(f"{key} {value.dtype} {tuple(value.shape)};".encode())
         digest.update(value.contiguous().numpy().data)
     return digest.hexdigest()

@@ -40,7 +40,7 @@ class Recipe(Parameters):
     schedule: str = one_of("step", "cosine", "linear", "constant", default="step")
     milestones: tuple[float, ...] = (0.4, 0.8)  # schedule=step: learning rate times gamma at each
     gamma: float = between(0, 1, default=0.1)
-    clip_norm: float | None = above(0, default=None)  # of the gradient over all parameters
+    clip_norm: float | None = above(0, default=None)  # of the gradient over all parameters of each network
 
     augment: bool = True
     crop_scale: tuple[float, ...] | None = None  # RandomResizedCrop: area, as a share of the image

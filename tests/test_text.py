@@ -61,7 +61,10 @@ def save_encoder(folder, kind="bert", vocabulary=VOCABULARY):
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.txt").write_text("\n".join(vocabulary))
-    transformers.BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
+    tokenizer = transformers.BertTokenizerFast(str(folder / "vocab.txt"))
+    tokenizer.backend_tokenizer.enable_padding(length=48)  # as MiniLM's file has it: must not matter
+    tokenizer.backend_tokenizer.enable_truncation(64)
+    tokenizer.save_pretrained(folder)
     common = {"vocab_size": len(VOCABULARY), "max_position_embeddings": 80, "pad_token_id": 0}
     if kind == "distilbert":
         config = transformers.DistilBertConfig(dim=16, n_layers=2, n_heads=2, hidden_dim=32, **common)
@@ -186,7 +189,14 @@ def test_overlapping_accuracies_by_hand():
     correct = np.array([True, False, True])
     groups = np.array([[True, True, False], [False, True, False], [False, True, False]])
     assert overlapping(correct, groups) == pytest.approx(
-        {"acc_worst": 2 / 3, "n_worst": 3, "acc_groupmean": (1 + 2 / 3) / 2, "acc_overlapavg": 3 / 4, "n_groups": 2}
+        {
+            "acc_worst": 2 / 3,
+            "n_worst": 3,
+            "acc_groupmean": (1 + 2 / 3) / 2,
+            "acc_overlapavg": 3 / 4,
+            "n_groups": 2,
+            "n_smallest": 1,
+        }
     )
     assert np.isnan(overlapping(correct, np.zeros((3, 2), dtype=bool))["acc_worst"])
 
@@ -259,8 +269,15 @@ def test_no_comment_is_conflicting(comments, encoder):
     splits = dataset.build(comments)
     metrics = Evaluation(dataset, splits).metrics("valid", torch.randn(len(splits.valid), 2))
     assert not [name for name in metrics if "conflict" in name or "aligned" in name]
-    rows = [{"valid": {"acc_avg": 0.5, "loss": 1.0, "acc_worst": worst}, "test": {}} for worst in (0.1, 0.3, 0.2)]
-    assert select(rows, dataset.headline)["group_val"] == 1
+    assert metrics["n_smallest"] == splits.valid.groups.sum(0)[splits.valid.groups.any(0)].min()
+
+    def chosen(n_smallest):
+        common = {"acc_avg": 0.5, "loss": 1.0, "n_smallest": n_smallest}
+        rows = [{"valid": {**common, "acc_worst": worst}, "test": {}} for worst in (0.1, 0.3, 0.2)]
+        return select(rows, dataset.headline)["group_val"]
+
+    assert chosen(10) == 1
+    assert chosen(9) is None  # too few to choose by
 
 
 # ---- tokens ---------------------------------------------------------------------------------------------------------
@@ -387,6 +404,15 @@ def test_gradient_norms_are_those_of_the_last_layer(comments, encoder):
     torch.testing.assert_close(found.float(), torch.stack(expected), rtol=1e-5, atol=1e-5)
 
 
+def test_logits_are_of_full_precision(comments, encoder):
+    """Under bf16 the head is not: rounded logits would be equal, and the worst group is small."""
+    net = build_net("transformer", (40,), 2, pretrained=encoder).eval()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        logits = net(batch_of(built(comments, encoder)))
+    assert logits.dtype == torch.float32
+    assert (logits != logits.bfloat16()).any()
+
+
 def test_only_the_head_starts_by_the_seed(comments, encoder, make_task):
     """The encoder starts as its weights say, the last layer by the seed."""
     dataset = civilcomments(encoder)
@@ -409,7 +435,7 @@ def test_weight_decay_belongs_to_matrices(tmp_path, kind, equal):
     decayed = {}
     for rule in ("matrices", "wilds"):
         recipe = Recipe(optimizer="adamw", weight_decay=0.01, decayed=rule)
-        groups = _optimizer(named, recipe).param_groups
+        groups = _optimizer({"biased": net}, recipe).param_groups  # LfF's name for it is not its parameters'
         assert [group["weight_decay"] for group in groups] == [0.01, 0.0]
         places = {id(parameter) for parameter in groups[0]["params"]}
         decayed[rule] = {name for name, parameter in named.items() if id(parameter) in places}
@@ -503,11 +529,70 @@ def test_jtt_trains_first_as_its_authors(comments, encoder):
 
     (cell,) = expand(["jtt"], [f"civilcomments:encoder={encoder},root={comments}"], seeds=1).cells
     parameters = cell.method_parameters
-    assert (parameters["T"], parameters["lambda_up"], parameters["first_recipe"]) == (2, 6.0, "official")
+    assert (parameters["T"], parameters["lambda_up"], parameters["first_optimizer"]) == (2, 6.0, "sgd")
     method = cell.build_method()
     first = method.recipe_of_first(SimpleNamespace(recipe=cell.build_recipe(), dataset=cell.build_dataset()))
     assert (first.optimizer, first.learning_rate, first.weight_decay, first.batch_size) == ("sgd", 2e-5, 0.0, 24)
+    assert (first.schedule, first.clip_norm, first.momentum) == ("constant", None, 0.9)
     assert (cell.build_recipe().optimizer, cell.build_recipe().batch_size) == ("adamw", 16)
+
+
+@pytest.mark.parametrize(
+    ("preset", "fields"),
+    [
+        ("", {"optimizer": "adamw", "schedule": "linear", "clip_norm": 1.0, "epochs": 5, "decayed": "matrices"}),
+        ("wilds", {"pretrained": "distilbert-base-uncased", "decayed": "wilds", "learning_rate": 1e-5, "epochs": 5}),
+        ("jtt", {"pretrained": "bert-base-uncased", "epochs": 3, "weight_decay": 0.01, "batch_size": 16}),
+        ("paper", {"optimizer": "sgd", "momentum": 0.9, "schedule": "constant", "clip_norm": None, "epochs": 5}),
+    ],
+)
+def test_presets(preset, fields):
+    """WILDS' default, JTT's second training, and the paper's Table 6."""
+    from debiasbench.grid import expand
+
+    spec = f"civilcomments:preset={preset}" if preset else "civilcomments"
+    (cell,) = expand(["vanilla"], [spec], seeds=1).cells
+    assert {key: cell.recipe[key] for key in fields} == fields
+    assert cell.dataset_parameters["max_length"] == 300
+    assert cell.dataset_parameters["groups"] == ("identity_any" if preset == "jtt" else "black")
+
+
+def test_each_network_is_clipped_by_itself(make_task):
+    """A large gradient of one network leaves the other's alone: LfF's two are trained side by side."""
+    task = make_task(n=32, batch_size=32, epochs=1, clip_norm=0.1)
+    nets = {"large": task.new_net(), "small": task.new_net()}
+    norms = {}
+
+    def loss(nets, batch, state):
+        del state
+        return 1e3 * nets.large(batch.x).square().mean() + 1e-6 * nets.small(batch.x).square().mean()
+
+    step = torch.optim.SGD.step
+
+    def noted(self):
+        norms.update(
+            {name: torch.cat([p.grad.flatten() for p in net.parameters()]).norm() for name, net in nets.items()}
+        )
+        return step(self)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(torch.optim.SGD, "step", noted)
+        task.train(nets, loss)
+    assert norms["large"] == pytest.approx(0.1, rel=1e-3)
+    assert 0 < norms["small"] < 0.01
+    ratio = norms["small"] / norms["large"]
+    assert ratio > 1e-9
+
+
+def test_steps_bound_a_stage_that_is_run_by_epochs(make_task):
+    """JTT's T epochs end with the recipe's steps: what came after would train at a rate of zero."""
+    task = make_task(n=64, batch_size=16, steps=6, schedule="linear")
+    net = task.new_net()
+    stage = task.stage(net, lambda nets, batch, _: torch.nn.functional.cross_entropy(nets.net(batch.x), batch.y))
+    stage.run(epochs=4)
+    assert (stage.step, stage.epoch) == (6, 2)
+    stage.run(epochs=1)
+    assert (stage.step, stage.epoch) == (6, 2)
 
 
 def test_a_trained_encoder_can_be_loaded(records, comments, encoder):
@@ -648,7 +733,30 @@ def test_encoders_that_are_not_whole(tmp_path, comments, encoder):
         build_net("transformer", (40,), 2, pretrained=str(broken))
     (broken / "model.safetensors").unlink()
     (needed,) = civilcomments(str(broken)).needed_files(comments.parent / comments.name)
-    assert "encoder=FOLDER" in needed.source
+    assert "it has none of model.safetensors" in needed.source
+
+
+def test_a_place_that_is_no_encoder_is_not_sought_on_the_hub(tmp_path, comments):
+    (tmp_path / "empty").mkdir()
+    for place, message in (("empty", "it has none of model.safetensors"), ("absent", "there is no such folder")):
+        dataset = civilcomments(str(tmp_path / place), root=str(comments))
+        (needed,) = dataset.needed_files(Path())
+        assert message in needed.source
+        assert not needed.downloads
+
+
+def test_a_classifier_starts_afresh(tmp_path, comments, encoder, make_task):
+    """What somebody trained on top of an encoder is not taken over."""
+    from transformers import BertForSequenceClassification
+
+    folder = tmp_path / "classifier"
+    shutil.copytree(encoder, folder)
+    model = BertForSequenceClassification.from_pretrained(encoder, num_labels=2)
+    torch.nn.init.constant_(model.classifier.weight, 7.0)
+    model.save_pretrained(folder)
+    net = build_net("transformer", (40,), 2, pretrained=str(folder))
+    assert net.head.weight.abs().max() < 0.2
+    assert (net.head.bias == 0).all()
 
 
 def test_a_tokenizer_of_another_network(tmp_path, comments, encoder):
@@ -666,6 +774,17 @@ def test_more_tokens_than_the_network_takes(comments, encoder):
 
 
 # ---- prepare --------------------------------------------------------------------------------------------------------
+
+
+def test_positions_of_roberta_start_behind_the_padding(tmp_path, comments):
+    """80 positions hold 79 tokens if the padding token is number 0."""
+    folder = save_encoder(tmp_path / "roberta", "roberta")
+    with pytest.raises(BenchmarkError, match=r"takes at most 79 tokens\. Got max_length=80"):
+        built(comments, folder, max_length=80)
+    splits = built(comments, folder, max_length=79)
+    longest = torch.zeros(1, 79, dtype=torch.int32)
+    longest[:] = splits.train.x[0, 0]
+    assert build_net("transformer", (79,), 2, pretrained=folder).eval()(longest + 1).shape == (1, 2)
 
 
 def test_what_is_missing_is_told_before_anything_trains(tmp_path, monkeypatch, capsys):

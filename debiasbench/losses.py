@@ -79,3 +79,24 @@ def relative_difficulty(biased: Tensor, debiased: Tensor, index: Tensor, y_all: 
         maxima = class_maxima(table, y_all, n_classes)
         relative.append(torch.nan_to_num(table)[index] / maxima[y_all[index]].clamp_min(1e-30))
     return (relative[0] / (relative[0] + relative[1] + 1e-8)).detach()
+
+
+def group_dro(
+    loss: Tensor, group: Tensor, q: Tensor, *, step_size: float, adjustment: Tensor | float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """One step of GroupDRO: per-sample losses (B,), their groups int64 (B,), the groups' weights q (G,).
+
+    Returns the loss sum_g q_g L_g and the new q, proportional to q_g exp(step_size (L_g + adjustment_g)), where L_g is
+    the mean loss of the group's samples in the batch; 0 for a group without any, whose weight is only renormalised.
+    An adjustment (C / sqrt(N_g) in the authors' code) moves q alone, not the loss.
+    """
+    members = F.one_hot(group, len(q)).to(loss.dtype)  # (B, G)
+    mean = (loss @ members) / members.sum(0).clamp_min(1)
+    q = q * torch.exp(step_size * (mean.detach() + adjustment))
+    q = q / q.sum()
+    return (q * mean).sum(), q
+
+
+def scale_gradient(logits: Tensor, y: Tensor) -> Tensor:
+    """EIIL's g: d CE(s logits, y) / ds at s = 1, in closed form, E_p[f] - f_y: logits (B, C), y (B,) -> (B,)."""
+    return (logits.softmax(1) * logits).sum(1) - logits.gather(1, y[:, None])[:, 0]

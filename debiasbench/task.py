@@ -97,6 +97,12 @@ class Task:
         return self.splits.train.bias
 
     @property
+    def conflicting(self) -> Tensor:
+        """Bool (N, A): which training samples conflict; only for a method that declares that it needs bias labels."""
+        _ = self.bias  # the same declaration
+        return self.splits.train.conflicting
+
+    @property
     def conflict_ratio(self) -> float | None:
         """The ratio that the dataset was built for (not a label of any sample)."""
         return self.dataset.conflict_ratio

@@ -18,8 +18,11 @@ biased network of 18.1 / 19.7 / 44.0 (Table 7); ours: docs/reproduction.md.
 import copy
 import math
 
+import torch
+import torch.nn.functional as F
+
 from debiasbench.errors import BenchmarkError
-from debiasbench.losses import cross_entropy, gce, gradient_norm
+from debiasbench.losses import cross_entropy, gce, gradient_norm, scale_gradient
 from debiasbench.methods import Method, above, between, one_of
 
 ORDERS = {"l1": 1.0, "l2": 2.0, "l2sq": 2.0, "linf": math.inf}
@@ -34,7 +37,10 @@ class PGD(Method):
   title={Mitigating Dataset Bias by Using Per-Sample Gradient},
   author={Ahn, Sumyeong and Kim, Seongyoon and Yun, Se-Young},
   booktitle={International Conference on Learning Representations}, year={2023}}"""
-    aliases = {"pgd-loss": {"score": "loss"}, "pgd-reweight": {"use": "reweight"}}  # Tables 10 and 9
+    aliases = {
+        "pgd-loss": {"score": "loss"}, "pgd-reweight": {"use": "reweight"},  # Tables 10 and 9
+        "pgd-single-stage": {"use": "single-stage"}, "pgd-random": {"score": "random"},  # Table 8; the lower bound
+    }  # fmt: skip
     presets = {
         "official": {
             "gce_form": "official", "norm": "lp", "order": 0.7, "score_bias": False, "score_augment": True,
@@ -44,7 +50,7 @@ class PGD(Method):
 
     alpha: float = between(0, 1, default=0.7)  # exponent of GCE; 0 is cross-entropy (Tables 4 and 7)
     gce_form: str = one_of("paper", "official", default="paper")
-    score: str = one_of("gradnorm", "loss", default="gradnorm")
+    score: str = one_of("gradnorm", "loss", "error", "el2n", "eiil", "random", default="gradnorm")
     norm: str = one_of("l1", "l2", "l2sq", "linf", "lp", default="l2")  # Figure 2
     order: float | None = above(0, default=None)  # of norm=lp; below 1 a quasi-norm
     score_bias: bool = True  # count the gradient of the layer's bias as well
@@ -68,6 +74,12 @@ class PGD(Method):
                 f"Got norm={self.norm}, order={self.order}."
             )
 
+    def decline(self, dataset):
+        """A rate that falls to zero leaves nothing to go on with."""
+        if not self.restart_lr and dataset.own_recipe.schedule == "linear":
+            return f"on {dataset.name} the rate falls to zero in step 1: restart_lr=false has nothing to go on with"
+        return None
+
     def fit(self, task):
         """The three steps."""
         if self.use == "single-stage":
@@ -81,7 +93,7 @@ class PGD(Method):
             self.train_to_lowest_validation_loss(task, net)
         else:
             task.train(net, self.biased_loss, share=("gce", self.alpha, self.gce_form))
-        score = task.each(lambda x, y: self.scores(net, x, y), augment=self.score_augment)
+        score = self.scored(task, net)
         task.log(score=score)
         if not self.inherit:
             net = task.new_net()
@@ -111,7 +123,7 @@ class PGD(Method):
         debiased_stage = task.stage(debiased, self.debiased_loss, predict=debiased)
         for _ in range(biased_stage.n_epochs):
             biased_stage.run(epochs=1)
-            score = task.each(lambda x, y: self.scores(biased, x, y), augment=self.score_augment)
+            score = self.scored(task, biased)
             task.log(score=score)
             debiased_stage.run(epochs=1, sample=score / score.sum())
         return debiased
@@ -120,16 +132,36 @@ class PGD(Method):
         """Step 1: GCE."""
         return gce(nets.net(batch.x), batch.y, self.alpha, self.gce_form).mean()
 
+    def scored(self, task, net):
+        """The score of each training sample (N,); score=random is uniform in (0, 1)."""
+        if self.score == "random":
+            return task.once(self.drawn, task.y)
+        return task.each(lambda x, y: self.scores(net, x, y), augment=self.score_augment)
+
+    def drawn(self, y, *, generator):
+        """A number for each sample, from nothing."""
+        return torch.rand(len(y), generator=generator, device=y.device, dtype=torch.float64).clamp_min(1e-8)
+
     def scores(self, net, x, y):
-        """Step 2, equation 1 before normalisation: gradient norms of cross-entropy -> (B,); norms are at least 1e-8."""
+        """Step 2, equation 1 before normalisation -> (B,), at least 1e-8.
+
+        gradnorm: norms of the gradients of cross-entropy. loss: cross-entropy. error: 1 where the network is wrong.
+        el2n: the length of p - e_y. eiil: the derivative for a factor on the logits, where it is positive. random:
+        uniform in (0, 1).
+        """
         features = net.features(x)
         logits = net.head(features)
-        if self.score == "loss":
-            return cross_entropy(logits, y).double().clamp_min(1e-8)
-        order = self.order or ORDERS[self.norm]
-        norms = gradient_norm(features, logits, y, order=order, bias=self.score_bias)
-        norms = norms.clamp_min(1e-8)
-        return norms**2 if self.norm == "l2sq" else norms
+        if self.score == "gradnorm":
+            order = self.order or ORDERS[self.norm]
+            norms = gradient_norm(features, logits, y, order=order, bias=self.score_bias).clamp_min(1e-8)
+            return norms**2 if self.norm == "l2sq" else norms
+        score = {
+            "loss": cross_entropy,
+            "error": lambda logits, y: logits.argmax(1) != y,
+            "el2n": lambda logits, y: (logits.softmax(1) - F.one_hot(y, logits.shape[1])).norm(dim=1),
+            "eiil": scale_gradient,
+        }[self.score](logits, y)
+        return score.double().clamp_min(1e-8)
 
     def debiased_loss(self, nets, batch, state):
         """Step 3: cross-entropy on batches drawn from h."""

@@ -1,0 +1,46 @@
+"""Resampling with the true conflict flags: what any score of bias-conflicting samples could reach at most.
+
+One network is trained with cross-entropy on batches in which aligned and conflicting samples are equally frequent.
+It knows the bias of every training sample: a reference, not a competitor (tables mark it). The other end is
+`pgd:score=random`, which knows nothing.
+"""
+
+import torch
+
+from debiasbench.losses import cross_entropy
+from debiasbench.methods import Method, between
+
+
+class ResampleOracle(Method):
+    """Sampling in which conflicting samples have a fixed share."""
+
+    name = "resample-oracle"
+    needs_bias_labels = True
+
+    share: float = between(0, 1, default=0.5)  # of conflicting samples among those drawn
+
+    def decline(self, dataset):
+        """Conflicting samples must be known, and be of one bias."""
+        if not (dataset.has_bias_labels and dataset.defines_conflicts):
+            return f"which samples of {dataset.name} conflict is not known"
+        if len(dataset.bias_names) != 1:
+            return f"resample-oracle knows one bias, and {dataset.name} has {len(dataset.bias_names)}"
+        if dataset.conflict_ratio == 0:
+            return f"no sample of {dataset.name} conflicts at a ratio of 0"
+        return None
+
+    def fit(self, task):
+        """One phase."""
+        conflicting = task.conflicting[:, 0]
+        n_conflict = conflicting.sum()
+        share = torch.where(
+            conflicting, self.share / n_conflict, (1 - self.share) / (task.n_samples - n_conflict)
+        ).double()
+        task.log(score=share)
+        net = task.new_net()
+        task.train(net, self.loss, sample=share, predict=net)
+        return net
+
+    def loss(self, nets, batch, state):
+        """Mean cross-entropy."""
+        return cross_entropy(nets.net(batch.x), batch.y).mean()

@@ -91,17 +91,17 @@ def test_the_loss_against_a_loop_and_its_sign():
 
 def test_weights_of_the_terms(new_method):
     """0.75 and 0.25; with two sides the contrastive part counts twice (trap 26)."""
-    y = torch.tensor([0] * 4 + [1] * 4)
-    features = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
-    net = SimpleNamespace(features=lambda _: features, head=lambda z: z[:, :2])
-    batch = SimpleNamespace(x=None, y=y)
-    ce = torch.nn.functional.cross_entropy(features[:, :2], y)
-    unit = torch.nn.functional.normalize(features, dim=1).split(2)
+    every = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
+    unit = torch.nn.functional.normalize(every, dim=1).split(2)
     one = MODULE.contrastive(unit[0][0], unit[1], unit[2], 0.05)
     two = MODULE.contrastive(unit[1][0], unit[0], unit[3], 0.05)
     for two_sided, contrast in ((False, one), (True, one + two)):
+        features = every if two_sided else every[:6]
+        y = torch.arange(len(features)) % 2
+        net = SimpleNamespace(features=lambda _, features=features: features, head=lambda z: z[:, :2])
+        ce = torch.nn.functional.cross_entropy(features[:, :2], y)
         method = new_method("cnc", n_each=2, two_sided=two_sided)
-        value = method.loss(SimpleNamespace(net=net), batch, {})
+        value = method.loss(SimpleNamespace(net=net), SimpleNamespace(x=None, y=y), {})
         assert float(value) == pytest.approx(float(0.75 * contrast + 0.25 * ce), rel=1e-5)
 
 

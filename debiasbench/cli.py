@@ -56,7 +56,9 @@ def build_parser() -> argparse.ArgumentParser:
         description="Run a grid of methods x datasets x seeds and report it. Without methods and datasets: the demo "
         "(five methods on 5,000 coloured digits).",
     )
-    run.add_argument("--methods", nargs="+", metavar="M", help="names, with parameters inline: pgd:norm=l1,alpha=0.9")
+    run.add_argument(
+        "--methods", nargs="+", metavar="M", help="names, with parameters inline: pgd:norm=l1,alpha=0.9; or all"
+    )
     run.add_argument("--datasets", nargs="+", metavar="D", help="names, with parameters inline: cmnist:rho=0.01|0.05")
     run.add_argument("--experiment", metavar="E", help="a grid from experiments/E.toml, or a TOML file")
     seeds = run.add_mutually_exclusive_group()

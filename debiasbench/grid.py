@@ -119,11 +119,13 @@ def expand(
 ) -> Grid:
     """Resolve names and parameters into cells, ordered by dataset, then seed, then method.
 
-    `seeds` are the training seeds, or how many of them (0, 1, ...).
+    `seeds` are the training seeds, or how many of them (0, 1, ...). The name "all" stands for all that are not named
+    beside it.
 
     Raises:
         BenchmarkError: everything that is wrong with names, parameters and seeds, in one message.
     """
+    methods, datasets = _named_all(methods, method_registry), _named_all(datasets, dataset_registry)
     problems: list[str] = []
     n_seeds = seeds if isinstance(seeds, int) else len(seeds)
     seeds = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
@@ -165,6 +167,16 @@ def expand(
             notices.append(f"{cell.title}: asked for twice (written differently, equal in all values); run once.")
         unique.setdefault(cell.hash, cell)
     return Grid(list(unique.values()), list(dict.fromkeys(skips)), list(dict.fromkeys(notices)), costs)
+
+
+def _named_all(specs: list[str], registry: Any) -> list[str]:
+    """The specs, with "all" replaced by the names that are not there."""
+    if "all" not in specs:
+        return specs
+    given = {split_spec(spec)[0] for spec in specs if spec != "all"}
+    rest = [name for name in registry.classes() if name not in given]
+    place = specs.index("all")
+    return [*specs[:place], *rest, *(spec for spec in specs[place:] if spec != "all")]
 
 
 def dataset_from_spec(spec: str) -> tuple[Dataset, str]:

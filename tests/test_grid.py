@@ -446,3 +446,14 @@ def test_shared_recipes_show_in_the_label_where_they_change_something(toy):
     assert cell.method_label == "toy:recipes=shared"
     assert one_cell(cell.method_label, "cmnist5k").hash == cell.hash
     assert one_cell("toy", "cmnist", shared_recipes=True).method_label == "toy"
+
+
+def test_all_is_every_method_that_is_not_named():
+    """In the place where it stands; what is named keeps its parameters and its place."""
+    from debiasbench.methods import registry
+
+    labels = [cell.method_label for cell in expand(["vanilla", "all", "pgd:norm=l1"], ["cmnist5k"], seeds=1).cells]
+    assert labels[0] == "vanilla"
+    assert labels[-1] == "pgd:norm=l1"
+    assert len(labels) == len(set(labels)) == len(registry.classes())
+    assert "pgd" not in labels

@@ -1,5 +1,6 @@
 """GroupDRO, EIIL, BPA, resampling with the truth, and PGD's other scores, against values by hand and slow loops."""
 
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 
 from debiasbench.grid import expand
 from debiasbench.losses import group_dro, scale_gradient
+from debiasbench.methods import registry as methods
 from debiasbench.samples import Samples, Splits
 from debiasbench.testing import Tiny
 from debiasbench.testing import make_task as tiny_task
@@ -344,3 +346,58 @@ def test_the_dataset_says_what_conflicts(new_method):
     method = new_method("groupdro", groups="sides")
     task = tiny_task(method, splits=changed)
     assert int(method.groups_of(task)[0].sum()) == 5
+
+
+# ---- GEORGE ---------------------------------------------------------------------------------------------------------
+
+GEORGE = __import__(methods.get("george")[0].__module__, fromlist=["mean_silhouette"])
+
+
+def test_the_silhouette_of_a_clustering_is_the_mean_over_clusters(monkeypatch):
+    """Trap 29: sizes 90 and 10 with silhouettes .9 and .1 score .5, not .82."""
+    cluster = np.array([0] * 90 + [1] * 10)
+    monkeypatch.setattr("sklearn.metrics.silhouette_samples", lambda _, shuffled: np.where(shuffled == 0, 0.9, 0.1))
+    assert GEORGE.mean_silhouette(np.zeros((100, 2)), cluster, 1000, 0) == pytest.approx(0.5)
+    assert GEORGE.mean_silhouette(np.zeros((100, 2)), np.zeros(100), 1000, 0) == -1
+
+
+def test_clusters_are_found_within_classes(new_method):
+    """Three blobs in one class and two in the other, and no cluster across."""
+    generator = np.random.default_rng(0)
+    centres = np.array([[0, 0], [40, 0], [0, 40], [0, 0], [40, 40]])
+    blob = np.repeat(np.arange(5), 40)
+    features = torch.from_numpy(centres[blob] + generator.normal(size=(200, 2)))
+    y = torch.from_numpy((blob > 2).astype("int64"))
+    method = new_method("george", reduction="none")
+    group = method.clusters(features, y, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(group // 10, y)
+    pairs = {(int(g), int(b)) for g, b in zip(group, blob, strict=True)}
+    assert len(pairs) == 5
+    assert len({g for g, _ in pairs}) == 5
+    assert torch.equal(group, method.clusters(features, y, generator=torch.Generator().manual_seed(0)))
+
+
+def test_pca_is_used_only_when_asked_for(new_method, monkeypatch):
+    """Without umap-learn the default declines, with a reason; it never becomes another method."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda *_: None)
+    assert "reduction=pca" in new_method("george").decline(Tiny())
+    assert new_method("george", reduction="pca").decline(Tiny()) is None
+
+
+def test_george_runs_with_pca(new_method):
+    method = new_method("george", reduction="pca")
+    task = tiny_task(method)
+    method.fit(task)
+    assert 8 <= task.numbers["n_clusters"] <= 40
+    assert task.epochs
+
+
+def test_umap_gives_two_dimensions_and_follows_the_seed(new_method):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pytest.importorskip("umap")
+        features = np.random.default_rng(0).normal(size=(60, 8))
+        method = new_method("george")
+        first, again = method.reduced(features, 3), method.reduced(features, 3)
+    assert first.shape == (60, 2)
+    assert (first == again).all()

@@ -98,10 +98,15 @@ class CivilComments(Dataset):
         return needed + missing_encoder(self.encoder)
 
     def prepare(self, data_dir):
-        """The package wilds downloads the comments, the Hugging Face hub has the encoder."""
-        if not self.file(data_dir).is_file():
-            _download(self.file(data_dir).parent.parent)
-        download_encoder(self.encoder)
+        """The package wilds downloads the comments, the Hugging Face hub has the encoder; each is tried."""
+        problems = []
+        for fetch, what in ((_download, self.file(data_dir)), (download_encoder, self.encoder)):
+            try:
+                fetch(what)
+            except BenchmarkError as error:
+                problems.append(str(error))
+        if problems:
+            raise BenchmarkError("\n".join(problems))
 
     def build(self, data_dir):
         """The file's own split."""
@@ -206,18 +211,20 @@ def _digest(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _download(folder):
-    """By the package wilds into `folder`. Its reader fails under pandas 3, after the download: the file counts."""
+def _download(path):
+    """By the package wilds, if need be. Its reader fails under pandas 3, after the download: the file counts."""
+    if path.is_file():
+        return
     os.environ.setdefault("OUTDATED_IGNORE", "1")  # wilds asks a package index for its own version otherwise
     import wilds
 
     reason = ""
     try:
-        wilds.get_dataset("civilcomments", root_dir=str(folder), download=True)
+        wilds.get_dataset("civilcomments", root_dir=str(path.parent.parent), download=True)
     except Exception as error:  # whatever fails after a download that failed
         reason = f" ({str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__})"
-    if not (folder / FOLDER / FILE).is_file():
+    if not path.is_file():
         raise BenchmarkError(
             f"The package wilds could not download CivilComments{reason}; its host is often down. Fetch the dataset "
-            f"elsewhere and put the file at {folder / FOLDER / FILE}."
+            f"elsewhere and put the file at {path}."
         )

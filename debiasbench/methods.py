@@ -41,6 +41,7 @@ class Method(Parameters, ABC):
     # knowledge on the tune split; tables mark them
     inputs: ClassVar[tuple[str, ...]] = ("images", "text")  # what it runs on
     needs_bias_labels: ClassVar[bool] = False  # of the training samples; `task.bias` and `batch.bias` raise without
+    trains_on_validation: ClassVar[bool] = False  # with its labels: rules that select on validation do not choose
     cost: ClassVar[float] = 1.0  # network trainings, in units of one vanilla run: for the estimate of --dry-run
 
     def decline(self, dataset: Dataset) -> str | None:

@@ -140,7 +140,10 @@ def outcome(task: Task, splits: Splits) -> tuple[dict[str, Any], dict[str, Tenso
             },
         },
         "pretrained_sha256": weights_sha256(task.recipe.net, task.recipe.pretrained),
-        "selection": select(task.epochs, dataset.headline, validation=not splits.valid_is_test),
+        "selection": select(
+            task.epochs, dataset.headline,
+            validation=not (splits.valid_is_test or task.method.trains_on_validation),
+        ),
         "identification": {
             name: identification(column, splits.train, dataset.bias_names)
             for name, column in task.logged.items()

@@ -20,7 +20,7 @@ from debiasbench.evaluate import Evaluation
 from debiasbench.nets import Net, build_net
 from debiasbench.randomness import derived_generator, derived_seed
 from debiasbench.recipe import Recipe
-from debiasbench.samples import Splits
+from debiasbench.samples import Samples, Splits
 
 if TYPE_CHECKING:
     from debiasbench.datasets import Dataset
@@ -101,6 +101,15 @@ class Task:
         """Bool (N, A): which training samples conflict; only for a method that declares that it needs bias labels."""
         _ = self.bias  # the same declaration
         return self.splits.train.conflicting
+
+    @property
+    def validation(self) -> Samples:
+        """The validation samples with their labels; only for a method that declares that it trains on them."""
+        if not self.method.trains_on_validation:
+            raise PermissionError(
+                f"{self.method.name} reads validation labels but does not declare trains_on_validation = True."
+            )
+        return self.splits.valid
 
     @property
     def conflict_ratio(self) -> float | None:

@@ -401,3 +401,49 @@ def test_umap_gives_two_dimensions_and_follows_the_seed(new_method):
         first, again = method.reduced(features, 3), method.reduced(features, 3)
     assert first.shape == (60, 2)
     assert (first == again).all()
+
+
+# ---- DFR ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_the_last_layer_of_dfr_is_the_weighted_logistic_regression(new_method, n_classes):
+    """Its gradient is zero: of the weighted cross-entropy on standardised features plus the penalty."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(90) % n_classes
+    features = torch.randn(90, 4, generator=generator, dtype=torch.float64) * 3 + 5 + y[:, None]
+    group = (torch.rand(90, generator=generator) < 0.2).long() + 2 * y
+    method = new_method("dfr", strength=0.5)
+    weight, bias = method.last_layer(features, y, group, generator=None)
+    mean, deviation = features.mean(0), features.std(0)
+    scaled = (features - mean) / deviation
+    slope = (weight * deviation).requires_grad_()
+    start = (bias + weight @ mean).requires_grad_()
+    counts = torch.bincount(group)
+    each = 90 / int((counts > 0).sum()) / counts[group]
+    logits = scaled @ slope.T + start
+    assert torch.allclose(logits, features @ weight.T + bias)
+    size = (slope[1] ** 2).sum() if n_classes == 2 else (slope**2).sum()
+    value = (each * F.cross_entropy(logits, y, reduction="none")).sum() + size / (2 * 0.5)
+    value.backward()
+    rows = slice(1, 2) if n_classes == 2 else slice(None)
+    assert slope.grad[rows].abs().max() < 0.05
+    assert start.grad[rows].abs().max() < 0.05
+
+
+def test_dfr_changes_the_last_layer_alone_and_selects_nothing_on_validation(new_method):
+    from debiasbench.runner import outcome
+
+    method = new_method("dfr", groups="sides")
+    task = tiny_task(method)
+    predictor = method.fit(task)
+    assert predictor is task.predictor
+    assert len(task.epochs) == 1
+    result, _ = outcome(task, task.splits)
+    assert result["selection"]["last"] == 0
+    assert result["selection"]["val_acc"] is result["selection"]["val_loss"] is result["selection"]["group_val"] is None
+
+
+def test_validation_labels_reach_only_who_declares_them(new_method):
+    with pytest.raises(PermissionError, match="trains_on_validation"):
+        _ = tiny_task(new_method("pgd")).validation

@@ -110,6 +110,22 @@ def test_two_epochs_on_each_image_dataset_follow_from_the_records():
             assert text == f"{100 * last['test'][metric]:.2f}"
 
 
+def test_the_stand_in_of_civilcomments_follows_from_the_records():
+    rows = section("CivilComments: three methods on a stand-in, 300 steps")
+    records = [json.loads(path.read_text()) for path in RECORDS if path.parts[-4] == "short"]
+    texts = {
+        record["cell"]["method_label"]: record for record in records if record["cell"]["dataset"] == "civilcomments"
+    }
+    assert {row[0].strip("`") for row in rows} == set(texts)
+    assert len(texts) == 3
+    for label, *numbers in rows:
+        record = texts[label.strip("`")]
+        test = record["result"]["epochs"][record["result"]["selection"]["last"]]["test"]
+        assert numbers == [f"{100 * test[name]:.2f}" for name in ("acc_worst", "acc_avg", "acc_groupmean")]
+        assert (record["cell"]["recipe"]["steps"], record["result"]["data"]["official"]) == (300, False)
+        assert test["n_groups"] == 16
+
+
 def tune_runs(method, setting):
     """One row a run on the tune split: the setting, accuracy in per cent, and what was selected."""
     rows = []

@@ -474,13 +474,19 @@ def test_the_rate_falls_within_an_epoch(make_task, monkeypatch):
 # ---- through the command line ---------------------------------------------------------------------------------------
 
 
+EVERY = (
+    "vanilla", "lff", "jtt", "pgd", "pgd-loss", "pgd-reweight", "cnc:first_epochs=1,n_each=4",
+    "eiil:ei_steps=100", "bpa:clusters=2", "george:reduction=pca", "groupdro", "dfr",
+)  # fmt: skip
+
+
 def run(
     tmp_path,
     comments,
     encoder,
     *arguments,
     spec="",
-    chosen=("vanilla", "lff", "jtt", "pgd", "pgd-loss", "pgd-reweight"),
+    chosen=EVERY,
 ):
     dataset = f"civilcomments:encoder={encoder},max_length=40,epochs=1,learning_rate=0.001,root={comments}{spec}"
     return main(
@@ -501,7 +507,9 @@ def records(tmp_path_factory, comments, encoder):
 
 def test_every_method_runs_on_comments_unchanged(records):
     _, table = records
-    assert set(table["method"]) == {"vanilla", "lff", "jtt", "pgd", "pgd:score=loss", "pgd:use=reweight"}
+    names = {"pgd-loss": "pgd:score=loss", "pgd-reweight": "pgd:use=reweight"}
+    assert set(table["method"]) == {names.get(name, name) for name in EVERY}
+    assert {name.split(":")[0] for name in EVERY} >= set(methods.classes()) - {"disen", "resample-oracle"}
     assert (table["status"] == "done").all()
     last = table[(table["select"] == "last") & (table["split"] == "test")]
     assert last["acc_worst"].notna().all()

@@ -267,7 +267,7 @@ def make_batch(
         **{name: column[index] for name, column in columns.items()},
     )
     if task.method.needs_bias_labels:
-        batch.bias = task.bias[index]
+        batch.bias = task.splits.train.bias[index]
     # torch.manual_seed would do, but it walks the stack at each call until CUDA is in use
     torch.default_generator.manual_seed(derived_seed("dropout", *place))
     if device.type == "cuda":

@@ -87,16 +87,21 @@ def group_dro(
     """One step of GroupDRO: per-sample losses (B,), their groups int64 (B,), the groups' weights q (G,).
 
     Returns the loss sum_g q_g L_g and the new q, proportional to q_g exp(step_size (L_g + adjustment_g)), where L_g is
-    the mean loss of the group's samples in the batch; 0 for a group without any, whose weight is only renormalised.
-    An adjustment (C / sqrt(N_g) in the authors' code) moves q alone, not the loss.
+    the mean loss of the group's samples in the batch; 0 for a group without any, whose weight is only renormalised
+    (without an adjustment). An adjustment (C / sqrt(N_g) in the authors' code) moves q alone, not the loss.
     """
     members = F.one_hot(group, len(q)).to(loss.dtype)  # (B, G)
-    mean = (loss @ members) / members.sum(0).clamp_min(1)
+    # a sum, not a product of matrices, which autocast would round to 8 bits
+    mean = (loss[:, None] * members).sum(0) / members.sum(0).clamp_min(1)
     q = q * torch.exp(step_size * (mean.detach() + adjustment))
     q = q / q.sum()
     return (q * mean).sum(), q
 
 
 def scale_gradient(logits: Tensor, y: Tensor) -> Tensor:
-    """EIIL's g: d CE(s logits, y) / ds at s = 1, in closed form, E_p[f] - f_y: logits (B, C), y (B,) -> (B,)."""
-    return (logits.softmax(1) * logits).sum(1) - logits.gather(1, y[:, None])[:, 0]
+    """EIIL's g: d CE(s logits, y) / ds at s = 1, in closed form, E_p[f] - f_y: logits (B, C), y (B,) -> float64 (B,).
+
+    As a sum of differences: of confident samples the two terms are equal but for their last digits.
+    """
+    logits = logits.double()
+    return (logits.softmax(1) * (logits - logits.gather(1, y[:, None]))).sum(1)

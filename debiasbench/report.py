@@ -201,7 +201,8 @@ def _recipe_notes(records: list[dict[str, Any]]) -> list[str]:
         if used:
             notes.append(f"{cell['method_label']} on {cell['dataset']}: tuned with bias knowledge ({used}).")
         if cls and cls.needs_bias_labels:
-            notes.append(f"{cell['method_label']} trains with bias labels.")
+            where = ", and on the validation samples" if cls.trains_on_validation else ""
+            notes.append(f"{cell['method_label']} trains with bias labels{where}.")
     return list(dict.fromkeys(notes))
 
 

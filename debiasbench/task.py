@@ -94,7 +94,7 @@ class Task:
             raise PermissionError(
                 f"{self.method.name} reads bias labels but does not declare needs_bias_labels = True."
             )
-        return self.splits.train.bias
+        return _all_known(self.splits.train, "training", self.method.name).bias
 
     @property
     def conflicting(self) -> Tensor:
@@ -104,12 +104,18 @@ class Task:
 
     @property
     def validation(self) -> Samples:
-        """The validation samples with their labels; only for a method that declares that it trains on them."""
-        if not self.method.trains_on_validation:
+        """The validation samples with labels and biases; only for a method that declares that it trains on them."""
+        if not (self.method.trains_on_validation and self.method.needs_bias_labels):
             raise PermissionError(
-                f"{self.method.name} reads validation labels but does not declare trains_on_validation = True."
+                f"{self.method.name} reads validation labels and biases but does not declare trains_on_validation = "
+                "True and needs_bias_labels = True."
             )
-        return self.splits.valid
+        if self.splits.valid_is_test:
+            raise BenchmarkError(
+                f"{self.method.name} trains on validation samples, and here they are the test samples: there would be "
+                "nothing left to test on."
+            )
+        return _all_known(self.splits.valid, "validation", self.method.name)
 
     @property
     def conflict_ratio(self) -> float | None:
@@ -361,6 +367,14 @@ class Task:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         self.other_seconds[what] = time.perf_counter() - started
+
+
+def _all_known(samples: Samples, what: str, method: str) -> Samples:
+    """Refuse to form groups of samples whose bias is not known."""
+    n_unknown = int((samples.bias < 0).any(1).sum())
+    if n_unknown:
+        raise BenchmarkError(f"{method} needs the bias of every {what} sample; {n_unknown:,} have none.")
+    return samples
 
 
 class evaluating:  # noqa: N801 - reads as a statement: with evaluating(nets)

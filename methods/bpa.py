@@ -55,6 +55,7 @@ class BPA(Method):
     def cluster(self, features, y, *, generator):
         """Step 2 -> cluster of each sample, int64 (N,): `clusters` y + place."""
         from sklearn.cluster import KMeans
+        from threadpoolctl import threadpool_limits
 
         seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
         unit = torch.nn.functional.normalize(features.float(), dim=1).cpu().numpy()
@@ -63,7 +64,8 @@ class BPA(Method):
         for label in labels.unique().tolist():
             members = torch.nonzero(labels == label)[:, 0]
             n_clusters = min(self.clusters, len(members))
-            found = KMeans(n_clusters, n_init=3, random_state=seed).fit_predict(unit[members.numpy()])
+            with threadpool_limits(1):  # several threads add in any order
+                found = KMeans(n_clusters, n_init=3, random_state=seed).fit_predict(unit[members.numpy()])
             result[members] = self.clusters * label + torch.from_numpy(found).long()
         return result.to(y.device)
 
@@ -93,7 +95,7 @@ class BPA(Method):
 
     def normalised(self, weight):
         """Weights (B,) of mean 1; the authors' smoothing, which has no memory, makes large ones a little larger."""
-        weight = weight / weight.mean()
+        weight = weight / weight.mean().clamp_min(1e-30)  # 0 if all clusters of the batch are fitted exactly
         if self.smoothing == "exponential":
             weight = weight * torch.exp(0.05 * weight)
-        return weight / weight.mean()
+        return weight / weight.mean().clamp_min(1e-30)

@@ -6,10 +6,11 @@
 3. Train a new network by GroupDRO with the clusters as groups.
 
 This is the authors' configuration for MNIST without its over-clustering, which needs more samples than a class of the
-small datasets has. Where ours departs further: silhouettes are of at most `silhouette_samples` samples of a class, as
-they cost the square of it; their reduction by "hardness" is for two classes and is not there, nor are the BiT features
-that they use on CelebA. UMAP needs the package umap-learn (`pip install "debiasbench[george]"`); `reduction=pca` is
-another method and only used when asked for.
+small datasets has; for CelebA it has their adjustment C = 3 and draws all clusters equally often. Where ours departs
+further: silhouettes are of at most `silhouette_samples` samples of a class, as they cost the square of it; their
+reduction by "hardness" is for two classes and is not there, nor are the BiT features they use on CelebA. UMAP is of
+the package umap-learn (`pip install "debiasbench[george]"`); `reduction=pca` is another method and only used when asked
+for; `reduction=none` is for few features, as mixtures have full covariances.
 """
 
 import importlib.util
@@ -34,10 +35,13 @@ class George(Method):
   author={Sohoni, Nimit and Dunnmon, Jared and Angus, Geoffrey and Gu, Albert and R{\\'e}, Christopher},
   booktitle={Advances in Neural Information Processing Systems}, year={2020}}"""
 
+    by_dataset = {"celeba": {"adjustment": 3.0, "uniform": True}}  # the authors' CelebA configuration
+
     reduction: str = one_of("umap", "pca", "none", default="umap")
     silhouette_samples: int = at_least(100, default=5_000)
     step_size: float = above(0, default=0.01)  # of GroupDRO
     adjustment: float = at_least(0, default=0.0)  # C of the adjustment C / sqrt(N_g)
+    uniform: bool = False  # draw all clusters equally often
 
     def decline(self, dataset):
         """UMAP is a package of its own, and nothing stands in for it unasked."""
@@ -59,7 +63,8 @@ class George(Method):
         there = (counts > 0).float()
         net = task.new_net()
         task.train(
-            net, self.loss, sample=(1 / counts[group]).double(), columns={"group": group}, predict=net,
+            net, self.loss, sample=(1 / counts[group]).double() if self.uniform else None, columns={"group": group},
+            predict=net,
             state={"q": there / there.sum(), "adjustment": self.adjustment * there / counts.clamp_min(1).sqrt()},
         )  # fmt: skip
         task.log(n_clusters=there.sum(), score=1 / counts[group])
@@ -79,17 +84,19 @@ class George(Method):
     def clusters_of_class(self, features, seed):
         """The clusters of one class (n, D) -> (n,), by the best mixture."""
         from sklearn.mixture import GaussianMixture
+        from threadpoolctl import threadpool_limits
 
-        reduced = self.reduced(features, seed)
+        if len(features) < 3:
+            raise RuntimeError(f"GEORGE cannot cluster a class of {len(features)} samples: at least 3 are needed.")
+        reduced = self.reduced(features, seed).astype(np.float64)  # in float32 tight clusters are ill-conditioned
         best, chosen = -2.0, None
         for n_clusters in range(2, min(MOST, len(reduced) - 1) + 1):
             mixture = GaussianMixture(n_clusters, n_init=3, random_state=seed)
-            found = mixture.fit_predict(reduced)
+            with threadpool_limits(1):  # several threads add in any order
+                found = mixture.fit_predict(reduced)
             score = mean_silhouette(reduced, found, self.silhouette_samples, seed)
             if score >= best:  # of equals the larger
                 best, chosen = score, found
-        if chosen is None:
-            raise RuntimeError(f"GEORGE cannot cluster a class of {len(features)} samples: at least 3 are needed.")
         return chosen
 
     def reduced(self, features, seed):

@@ -1,8 +1,8 @@
-"""Resampling with the true conflict flags: what any score of bias-conflicting samples could reach at most.
+"""Resampling with the true conflict flags: what a score of bias-conflicting samples could reach.
 
 One network is trained with cross-entropy on batches in which aligned and conflicting samples are equally frequent.
-It knows the bias of every training sample: a reference, not a competitor (tables mark it). The other end is
-`pgd:score=random`, which knows nothing.
+It knows the bias of every training sample: a reference, not a competitor (tables mark it), and no bound: another share
+may do better. The other end is `pgd:score=random`, which knows nothing.
 """
 
 import torch
@@ -32,7 +32,9 @@ class ResampleOracle(Method):
     def fit(self, task):
         """One phase."""
         conflicting = task.conflicting[:, 0]
-        n_conflict = conflicting.sum()
+        n_conflict = int(conflicting.sum())
+        if not 0 < n_conflict < task.n_samples:
+            raise RuntimeError(f"{n_conflict} of {task.n_samples} training samples conflict: there are no two sides.")
         share = torch.where(
             conflicting, self.share / n_conflict, (1 - self.share) / (task.n_samples - n_conflict)
         ).double()

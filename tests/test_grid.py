@@ -452,8 +452,9 @@ def test_all_is_every_method_that_is_not_named():
     """In the place where it stands; what is named keeps its parameters and its place."""
     from debiasbench.methods import registry
 
-    labels = [cell.method_label for cell in expand(["vanilla", "all", "pgd:norm=l1"], ["cmnist5k"], seeds=1).cells]
+    grid = expand(["vanilla", "all", "pgd:norm=l1"], ["cmnist5k"], seeds=1)
+    labels = [cell.method_label for cell in grid.cells]
     assert labels[0] == "vanilla"
     assert labels[-1] == "pgd:norm=l1"
-    assert len(labels) == len(set(labels)) == len(registry.classes())
+    assert len(labels) == len(set(labels)) == len(registry.classes()) - len(grid.skips)  # some need a further package
     assert "pgd" not in labels

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from debiasbench.errors import BenchmarkError
 from debiasbench.grid import expand
 from debiasbench.losses import group_dro, scale_gradient
 from debiasbench.methods import registry as methods
@@ -88,7 +89,7 @@ def test_what_needs_bias_labels_declines_where_there_are_none(name):
         skip.dataset_label: skip.reason for skip in expand([name], ["bar", "mbmnist", "cmnist5k"], seeds=1).skips
     }
     assert set(reasons) == {"bar", "mbmnist"}
-    assert "7" in reasons["mbmnist"] or "known" in reasons["mbmnist"]
+    assert "mbmnist has 7" in reasons["mbmnist"]
 
 
 def test_comments_have_groups_but_no_sides():
@@ -109,6 +110,8 @@ def test_the_gradient_for_a_factor_on_the_logits():
     """Trap 27: f = (2, 0) gives -0.238406 for y = 0 and 1.761594 for y = 1."""
     logits = torch.tensor([[2.0, 0.0], [2.0, 0.0]], dtype=torch.float64)
     assert scale_gradient(logits, torch.tensor([0, 1])).tolist() == pytest.approx([-0.238406, 1.761594], abs=1e-6)
+    sure = torch.tensor([[20.0, 0.0]])  # float32: the two terms agree in all their digits
+    assert float(scale_gradient(sure, torch.tensor([0]))[0]) == pytest.approx(-20 * np.exp(-20), rel=1e-5)
 
 
 def test_the_gradient_against_autograd():
@@ -150,14 +153,11 @@ def test_without_the_factor_n_confident_samples_stay_where_they_began(new_method
     g = scale_gradient(logits, y)
     moved = {
         scaled: float(
-            new_method("eiil", scale_by_n=scaled, ei_steps=3000).environments(
-                g, generator=torch.Generator().manual_seed(1)
-            )[1]
+            new_method("eiil", scale_by_n=scaled).environments(g, generator=torch.Generator().manual_seed(1))[1]
         )
         for scaled in (False, True)
     }
-    assert moved[False] < 0.95
-    assert moved[True] > moved[False]
+    assert moved[False] < 0.95 < moved[True]
 
 
 def test_an_empty_environment_is_told(new_method):
@@ -439,6 +439,10 @@ def test_dfr_changes_the_last_layer_alone_and_selects_nothing_on_validation(new_
     predictor = method.fit(task)
     assert predictor is task.predictor
     assert len(task.epochs) == 1
+    plain = tiny_task(new_method("vanilla"))
+    new_method("vanilla").fit(plain)
+    ours, theirs = predictor.state_dict(), plain.all_nets()[0].state_dict()
+    assert [key for key in ours if not torch.equal(ours[key], theirs[key])] == ["head.weight", "head.bias"]
     result, _ = outcome(task, task.splits)
     assert result["selection"]["last"] == 0
     assert result["selection"]["val_acc"] is result["selection"]["val_loss"] is result["selection"]["group_val"] is None
@@ -447,3 +451,35 @@ def test_dfr_changes_the_last_layer_alone_and_selects_nothing_on_validation(new_
 def test_validation_labels_reach_only_who_declares_them(new_method):
     with pytest.raises(PermissionError, match="trains_on_validation"):
         _ = tiny_task(new_method("pgd")).validation
+
+
+def test_dfr_never_trains_on_the_test_split(new_method):
+    """Where the "validation" split is the test split, as in LfF's generator."""
+    splits = Tiny().build(None)
+    task = tiny_task(new_method("dfr", groups="sides"), splits=Splits(splits.train, splits.test, splits.test))
+    with pytest.raises(BenchmarkError, match="here they are the test samples"):
+        task.method.fit(task)
+
+
+@pytest.mark.parametrize("name", ["groupdro", "resample-oracle", "dfr"])
+def test_unknown_biases_are_no_groups(new_method, name):
+    splits = Tiny().build(None)
+    parts = []
+    for part in (splits.train, splits.valid):
+        bias = part.bias.clone()
+        bias[:3] = -1
+        parts.append(Samples(part.x, part.y, bias))
+    task = tiny_task(new_method(name), splits=Splits(*parts, splits.test))
+    with pytest.raises(BenchmarkError, match=r"needs the bias of every (training|validation) sample; 3 have none"):
+        task.method.fit(task)
+
+
+def test_group_losses_are_not_rounded_under_autocast():
+    """As under bf16 on a GPU."""
+    losses, group = torch.rand(64, generator=torch.Generator().manual_seed(0)), torch.arange(64) % 4
+    q = torch.full((4,), 0.25)
+    plain = group_dro(losses, group, q, step_size=0.01)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = group_dro(losses, group, q, step_size=0.01)
+    assert torch.equal(plain[0], rounded[0])
+    assert torch.equal(plain[1], rounded[1])

@@ -13,10 +13,10 @@ import json
 import mmap
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from torch import Tensor
 from debiasbench.errors import BenchmarkError
 
 CACHE_VARIABLE = "DEBIASBENCH_CACHE"
+Part = TypeVar("Part")
 VERSION = 1  # of the files' format
 
 
@@ -67,6 +68,18 @@ def cached(
             with FileLock(f"{path}.lock"):  # several processes make it once
                 sha256 = _finished(path, shape) or _make(path, identity, shape, chunks)
         return Cached(mapped(path).view(shape), sha256)
+
+
+def shown(parts: Sequence[Part], note: str) -> Iterable[Part]:
+    """The parts, one by one, of something that is made once: a bar on a terminal, a line elsewhere."""
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    note = f"{note}, once"
+    if not console.is_terminal:
+        console.print(f"{note}.", highlight=False)
+    return track(parts, note, console=console, disable=not console.is_terminal, transient=True)
 
 
 def mapped(path: Path) -> Tensor:

@@ -98,17 +98,10 @@ def corrupted(
 
     The randomness of image i follows from `numbers` and i alone. `note` names the data to the user, who has to wait.
     """
-    from rich.console import Console
-    from rich.progress import track
+    from debiasbench.cache import shown  # both import torch, which the corruptions do without
+    from debiasbench.randomness import derived_seed
 
-    from debiasbench.randomness import derived_seed  # imports torch, which the corruptions do without
-
-    console = Console(stderr=True)
-    note = f"Corrupting {len(images):,} images of {note}, once"
-    if not console.is_terminal:
-        console.print(f"{note}.", highlight=False)
-    starts = range(0, len(images), BLOCK)
-    for first in track(starts, note, console=console, disable=not console.is_terminal, transient=True):
+    for first in shown(range(0, len(images), BLOCK), f"Corrupting {len(images):,} images of {note}"):
         block = np.empty_like(images[first : first + BLOCK])
         for row in range(len(block)):
             seed = derived_seed("data", *numbers, first + row)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from debiasbench.cache import Cached, cached
+from debiasbench.cache import Cached, cached, shown
 from debiasbench.datasets import NeededFile
 from debiasbench.errors import BenchmarkError
 from debiasbench.nets import Net
@@ -170,15 +170,7 @@ def tokenised(name: str, text_sha256: str, texts: Any, n: int, tokenizer: Any, m
 
 
 def _blocks(name: str, texts: Sequence[str], tokenizer: Any, max_length: int) -> Iterator[np.ndarray]:
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
-    note = f"Tokenising {len(texts):,} texts of {name}, once"
-    if not console.is_terminal:
-        console.print(f"{note}.", highlight=False)
-    starts = range(0, len(texts), BLOCK)
-    for start in track(starts, note, console=console, disable=not console.is_terminal, transient=True):
+    for start in shown(range(0, len(texts), BLOCK), f"Tokenising {len(texts):,} texts of {name}"):
         some = list(texts[start : start + BLOCK])
         rows = tokenizer(
             some, truncation=True, max_length=max_length, return_attention_mask=False, return_token_type_ids=False

@@ -12,7 +12,7 @@ import numpy as np
 import PIL
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 
-from debiasbench.cache import Cached, cached
+from debiasbench.cache import Cached, cached, shown
 from debiasbench.errors import BenchmarkError
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -120,16 +120,9 @@ def _decoded(
             return None
         return image
 
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
-    note = f"Decoding {len(paths):,} images of {name}, once"
-    if not console.is_terminal:
-        console.print(f"{note}.", highlight=False)
     blocks = [paths[start : start + BLOCK] for start in range(0, len(paths), BLOCK)]
     with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None) as pool:
-        for block in track(blocks, note, console=console, disable=not console.is_terminal, transient=True):
+        for block in shown(blocks, f"Decoding {len(paths):,} images of {name}"):
             images = [image for image in pool.map(one, block) if image is not None]
             if not problems:  # go on reading after a bad file, so that all bad files are told at once
                 yield np.stack(images)

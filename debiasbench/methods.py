@@ -54,6 +54,14 @@ class Method(Parameters, ABC):
         del dataset
         return self.cost
 
+    def decline_groups(self, dataset: Dataset) -> str | None:
+        """Why groups of one known bias cannot be formed, or None: for the `decline` of methods that form them."""
+        if not dataset.has_bias_labels:
+            return f"{self.name} needs the bias of each sample, and {dataset.name} does not have it"
+        if len(dataset.bias_names) != 1:
+            return f"{self.name} knows one bias, and {dataset.name} has {len(dataset.bias_names)}"
+        return None
+
     @abstractmethod
     def fit(self, task: Task) -> Predict:
         """Train, and return the predictor: the same object that was given to `task.train(..., predict=...)`."""

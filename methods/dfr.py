@@ -32,13 +32,9 @@ class DFR(Method):
 
     def decline(self, dataset):
         """Groups are those of one known bias."""
-        if not dataset.has_bias_labels:
-            return f"dfr needs the bias of each validation sample, and {dataset.name} does not have it"
-        if len(dataset.bias_names) != 1:
-            return f"dfr's groups are those of one bias, and {dataset.name} has {len(dataset.bias_names)}"
         if self.groups == "sides" and not dataset.defines_conflicts:
             return f"no sample of {dataset.name} is aligned or conflicting: give dfr:groups=cells"
-        return None
+        return self.decline_groups(dataset)
 
     def fit(self, task):
         """The two steps."""

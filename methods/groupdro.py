@@ -34,13 +34,9 @@ class GroupDRO(Method):
 
     def decline(self, dataset):
         """Groups are those of one known bias."""
-        if not dataset.has_bias_labels:
-            return f"groupdro needs the bias of each training sample, and {dataset.name} does not have it"
-        if len(dataset.bias_names) != 1:
-            return f"groupdro's groups are those of one bias, and {dataset.name} has {len(dataset.bias_names)}"
         if self.groups == "sides" and not dataset.defines_conflicts:
             return f"no sample of {dataset.name} is aligned or conflicting: give groupdro:groups=cells"
-        return None
+        return self.decline_groups(dataset)
 
     def fit(self, task):
         """One phase with a weight for each group."""

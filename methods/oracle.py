@@ -21,13 +21,11 @@ class ResampleOracle(Method):
 
     def decline(self, dataset):
         """Conflicting samples must be known, and be of one bias."""
-        if not (dataset.has_bias_labels and dataset.defines_conflicts):
-            return f"which samples of {dataset.name} conflict is not known"
-        if len(dataset.bias_names) != 1:
-            return f"resample-oracle knows one bias, and {dataset.name} has {len(dataset.bias_names)}"
         if dataset.conflict_ratio == 0:
             return f"no sample of {dataset.name} conflicts at a ratio of 0"
-        return None
+        if not dataset.defines_conflicts:
+            return f"no sample of {dataset.name} is aligned or conflicting"
+        return self.decline_groups(dataset)
 
     def fit(self, task):
         """One phase."""

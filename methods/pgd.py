@@ -146,8 +146,7 @@ class PGD(Method):
         """Step 2, equation 1 before normalisation -> (B,), at least 1e-8.
 
         gradnorm: norms of the gradients of cross-entropy. loss: cross-entropy. error: 1 where the network is wrong.
-        el2n: the length of p - e_y. eiil: the derivative for a factor on the logits, where it is positive. random:
-        uniform in (0, 1).
+        el2n: the length of p - e_y. eiil: the derivative for a factor on the logits, where it is positive.
         """
         features = net.features(x)
         logits = net.head(features)

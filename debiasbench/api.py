@@ -124,7 +124,7 @@ def build_all(datasets: dict[str, Dataset], data_dir: Path) -> dict[str, str]:
     return fingerprints
 
 
-def run_plan(
+def run_plan(  # noqa: PLR0913 - the command line's options
     planned: Plan,
     handle: Callable[[Event], None],
     *,
@@ -133,6 +133,7 @@ def run_plan(
     device: str = "auto",
     workers: int | None = None,
     save_weights: bool = False,
+    share: bool = True,
 ) -> None:
     """Run the cells of a plan in worker processes, calling `handle` for each event."""
     from debiasbench.executor import Settings, run_cells
@@ -143,6 +144,7 @@ def run_plan(
         results_dir=results_dir,
         devices=worker_devices(device, workers),
         save_weights=save_weights,
+        share=share,
     )
 
     def keep(event: Event) -> None:
@@ -157,10 +159,17 @@ def run_plan(
 
 
 def longest_first(planned: Plan) -> list[Cell]:
-    """The cells to run, dataset by dataset; short ones last, so that no worker waits long for the others at the end."""
+    """The cells to run, dataset by dataset; short ones last, so that no worker waits long for the others at the end.
+
+    The seeds of a method follow each other: two workers then seldom need one shared phase at the same time.
+    """
     datasets = list(dict.fromkeys(_data_key(cell) for cell in planned.to_run))
+    methods = list(dict.fromkeys(cell.method_label for cell in planned.to_run))
     costs = planned.grid.relative_costs
-    return sorted(planned.to_run, key=lambda cell: (datasets.index(_data_key(cell)), -costs[cell.hash]))
+    return sorted(
+        planned.to_run,
+        key=lambda cell: (datasets.index(_data_key(cell)), -costs[cell.hash], methods.index(cell.method_label)),
+    )
 
 
 def worker_devices(device: str, workers: int | None) -> tuple[str, ...]:
@@ -203,6 +212,7 @@ def run(  # noqa: PLR0913 - the command line's options
     shared_recipes: bool = False,
     rerun: str = "missing",
     save_weights: bool = False,
+    share: bool = True,
     cache_dir: str | Path | None = None,
     progress: bool = False,
 ) -> pd.DataFrame:
@@ -215,6 +225,7 @@ def run(  # noqa: PLR0913 - the command line's options
         device: "auto", "cpu", "cuda", ... workers: processes; default: one a core or GPU.
         cache_dir: for decoded images; default: $DEBIASBENCH_CACHE, or a folder of the user's own.
         epochs: replaces the epochs of each stage that follows the recipe.
+        share: train equal first phases of several cells once.
         progress: show the live display.
 
     Raises:
@@ -236,13 +247,14 @@ def run(  # noqa: PLR0913 - the command line's options
     check_writable(results)
     planned = plan(grid, data_dir=data, results_dir=results, rerun=rerun)
     options: dict[str, Any] = {"data_dir": data, "results_dir": results, "device": device, "workers": workers}
+    options |= {"save_weights": save_weights, "share": share}
     if progress:
         from debiasbench.progress import Display
 
         with Display(planned) as display:
-            run_plan(planned, display.handle, save_weights=save_weights, **options)
+            run_plan(planned, display.handle, **options)
     else:
-        run_plan(planned, lambda _: None, save_weights=save_weights, **options)
+        run_plan(planned, lambda _: None, **options)
     paths = [path for cell in grid.cells if (path := find_record(results, cell))]
     return to_frame({**read_record(path), "path": path} for path in paths)
 

@@ -72,6 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--workers", type=_number, metavar="W", help="processes (default: one a core, or one a GPU)")
     run.add_argument("--rerun", choices=("missing", "failed", "all"), default="missing", help="which cells to run")
     run.add_argument("--save-weights", action="store_true", help="keep the trained networks beside the records")
+    run.add_argument("--no-share", action="store_true", help="train equal first stages in every cell that has them")
     run.add_argument("--dry-run", action="store_true", help="show cells, skips and cost, and stop")
     run.add_argument("--list", action="store_true", help="list methods and datasets, and stop")
     _places(run, data=True, results=True)
@@ -218,7 +219,7 @@ def run_command(options: argparse.Namespace) -> int:
         with Display(planned) as display:
             run_plan(
                 planned, display.handle, device=options.device, workers=options.workers,
-                save_weights=options.save_weights, **places,
+                save_weights=options.save_weights, share=not options.no_share, **places,
             )  # fmt: skip
     except KeyboardInterrupt:
         print("\nStopped. Finished cells are kept; the same command goes on with the rest.", file=sys.stderr)

@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import repeat
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch import Tensor, nn
 
+from debiasbench import sharing
 from debiasbench.augment import augmented
 from debiasbench.errors import DivergedError
 from debiasbench.randomness import derived_generator, derived_seed
@@ -25,7 +27,7 @@ from debiasbench.recipe import Recipe
 from debiasbench.samples import Samples
 
 if TYPE_CHECKING:
-    from debiasbench.task import Task
+    from debiasbench.task import Phase, Task
 
 State = dict[str, Tensor]
 Loss = Callable[[Any, "Batch", State], Tensor | tuple[Tensor, State]]
@@ -88,17 +90,36 @@ class Stage:
         sample = self.sample if sample is None else sample
         draws = self.draws if draws is None else draws
         check_sample(sample, self.task.n_samples, self.state)
-        call = self.task._numbered("train", self._signature(epochs, sample) | {"draws": draws})
-        total_steps, total_epochs = self._length(len(self._plan(sample, draws, call, 0)))
-        last_epoch = total_epochs if epochs is None else self.epoch + epochs
+        signature = self._signature(epochs, sample) | {"draws": draws}
+        call = self.task._numbered("train", signature)
+        length = self._length(len(self._plan(sample, draws, call, 0)))
+        last_epoch = length[1] if epochs is None else self.epoch + epochs
         phase = self.task._begin_phase(call, self, last_epoch - self.epoch)
+        train = partial(self._train, phase, last_epoch, length, sample, draws)
+        # a phase run in parts has an optimiser to keep, one with a predictor epochs to evaluate
+        whole = epochs is None and self.step == 0 and self.predict is None
+        if self.share is None or self.task.shared is None or not whole:
+            train()
+        else:
+            with self.task.shared.entry(sharing.key_of(self, call, signature)) as path:
+                if sharing.load(path, self, phase):
+                    self.task.calls[call - 1]["reused"] = True
+                    self.task._report(phase, self.epoch, last_epoch)
+                else:
+                    train()
+                    sharing.save(path, self, phase)
+        self.task._end_phase(phase, self)
+        return self.state
+
+    def _train(self, phase: Phase, last_epoch: int, length: tuple[int, int], sample: Sample, draws: int | None) -> None:
+        """Train up to `last_epoch`, of a phase of `length` (steps, epochs)."""
         started = time.perf_counter()
         evaluating = 0.0
         devices = [self.task.device] if self.task.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):  # dropout is seeded a step; nobody else's draws change
             ended = self.step == self.recipe.steps
             while self.epoch < last_epoch and not ended:
-                loss, rate = self._run_epoch(sample, draws, call, total_steps, total_epochs)
+                loss, rate = self._run_epoch(sample, draws, phase.call, *length)
                 self.epoch += 1
                 phase.losses.append(loss)
                 ended = self.epoch == last_epoch or self.step == self.recipe.steps
@@ -110,8 +131,6 @@ class Stage:
                 self.task._report(phase, self.epoch, last_epoch)
         phase.seconds = time.perf_counter() - started - evaluating
         phase.evaluation_seconds = evaluating
-        self.task._end_phase(phase, self)
-        return self.state
 
     @property
     def n_epochs(self) -> int:

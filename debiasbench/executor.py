@@ -28,6 +28,7 @@ class Settings:
     devices: tuple[str, ...]  # one a worker
     threads: int = 1
     save_weights: bool = False
+    share: bool = True
 
 
 @dataclass(frozen=True)
@@ -167,6 +168,7 @@ class _Worker(threading.Thread):
             "device": self.settings.devices[self.number],
             "threads": self.settings.threads,
             "save_weights": self.settings.save_weights,
+            "share": self.settings.share,
             "memory_share": 0.5 / self.settings.devices.count(self.settings.devices[self.number]),
         }
         process.stdin.write(json.dumps(settings) + "\n")

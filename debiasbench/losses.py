@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,14 @@ from torch import Tensor
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     """Per-sample cross-entropy: logits (B, C), y int64 (B,) -> (B,)."""
     return F.cross_entropy(logits, y, reduction="none")
+
+
+def mean_cross_entropy(nets: Any, batch: Any, state: Any) -> Tensor:  # noqa: ARG001 - as every loss
+    """The loss of plain training, as `task.train` takes it: mean cross-entropy of `nets.net`.
+
+    Methods that begin with plain training name it, so that they share that training (`share=("ce",)`).
+    """
+    return cross_entropy(nets.net(batch.x), batch.y).mean()
 
 
 def gce(logits: Tensor, y: Tensor, alpha: float, form: str = "paper") -> Tensor:
@@ -96,6 +105,18 @@ def group_dro(
     q = q * torch.exp(step_size * (mean.detach() + adjustment))
     q = q / q.sum()
     return (q * mean).sum(), q
+
+
+def balancing(group: Tensor) -> Tensor:
+    """Sampling weights float64 (N,) that draw all groups, int64 (N,), equally often."""
+    return (1 / torch.bincount(group)[group]).double()
+
+
+def group_dro_state(group: Tensor, n_groups: int, adjustment: float = 0.0) -> dict[str, Tensor]:
+    """What `group_dro` starts from: equal weights q (G,) of the groups that are there, and C / sqrt(N_g) (G,)."""
+    counts = torch.bincount(group, minlength=n_groups)
+    there = (counts > 0).float()
+    return {"q": there / there.sum(), "adjustment": adjustment * there / counts.clamp_min(1).sqrt()}
 
 
 def scale_gradient(logits: Tensor, y: Tensor) -> Tensor:

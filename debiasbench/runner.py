@@ -26,6 +26,7 @@ from debiasbench.grid import Cell
 from debiasbench.nets import weights_sha256
 from debiasbench.records import SCHEMA, failed_path, record_path, write_record
 from debiasbench.samples import Splits, check_splits
+from debiasbench.sharing import Shared
 from debiasbench.task import Progress, Task, digest_of
 
 
@@ -37,6 +38,7 @@ class Runner:
     results_dir: Path
     device: str = "cpu"
     save_weights: bool = False
+    share: bool = True  # equal first phases of several cells are trained once
     memory_share: float = 0.5  # of the device's free memory, which the data may take
     _data: dict[str, Splits] = field(default_factory=dict)
 
@@ -90,7 +92,7 @@ class Runner:
             torch.cuda.reset_peak_memory_stats(self.device)
         task = Task(
             splits, dataset=dataset, method=method, recipe=recipe, seed=cell.seed, device=self.device,
-            progress=progress,
+            progress=progress, shared=Shared(self.results_dir / "shared") if self.share else None,
         )  # fmt: skip
         task.calls = calls
         predictor = method.fit(task)

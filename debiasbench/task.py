@@ -21,6 +21,7 @@ from debiasbench.nets import Net, build_net
 from debiasbench.randomness import derived_generator, derived_seed
 from debiasbench.recipe import Recipe
 from debiasbench.samples import Samples, Splits
+from debiasbench.sharing import Shared
 
 if TYPE_CHECKING:
     from debiasbench.datasets import Dataset
@@ -41,7 +42,7 @@ class Phase:
     share: tuple[Any, ...] | None
     losses: list[float] = field(default_factory=list)  # mean training loss a sample, by epoch
     end: dict[str, dict[str, Any]] = field(default_factory=dict)  # net -> its metrics at the end of the phase
-    seconds: float = 0.0  # training alone
+    seconds: float = 0.0  # training alone; where another cell trained this phase, that one's
     evaluation_seconds: float = 0.0
 
 
@@ -57,7 +58,7 @@ class Task:
         n_classes, n_samples, recipe, dataset: what the data are and how to train on them.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what a cell is made of, keyword-only
         self,
         splits: Splits,
         *,
@@ -67,10 +68,12 @@ class Task:
         seed: int,
         device: torch.device | str = "cpu",
         progress: Progress | None = None,
+        shared: Shared | None = None,
     ) -> None:
         self.device = torch.device(device)
         self.splits = splits.to(self.device)
         self.dataset, self.method, self.recipe, self.seed = dataset, method, recipe, seed
+        self.shared = shared
         self.x, self.y = self.splits.train.x, self.splits.train.y
         self.n_samples, self.n_classes = len(self.y), dataset.n_classes
         self.evaluation = Evaluation(dataset, self.splits)
@@ -170,8 +173,9 @@ class Task:
             recipe: another recipe for this phase.
             predict: `(nets, x) -> logits`, or the network itself. A phase with it is evaluated every
                 `recipe.eval_every` epochs, and its epochs are what selection rules choose from.
-            share: what this phase depends on besides data, recipe, seed and loss, for phases that are equal in
-                several methods; kept in the record.
+            share: names this phase and all parameters of the method that its loss reads. Cells that agree in this, in
+                data, recipe, seed, loss and start train the phase once (`debiasbench.sharing`). Without effect on a
+                phase with `predict`.
         """
         stage = self.stage(
             nets, loss, epochs=epochs, sample=sample, draws=draws, columns=columns, state=state, recipe=recipe,

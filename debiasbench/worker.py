@@ -41,6 +41,7 @@ def main() -> None:
         results_dir=Path(settings["results_dir"]),
         device=settings["device"],
         save_weights=settings["save_weights"],
+        share=settings["share"],
         memory_share=settings["memory_share"],
     )
     send(event="ready")

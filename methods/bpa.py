@@ -15,7 +15,7 @@ with the new value counting 0.3. Where ours departs: k-means is scikit-learn's, 
 
 import torch
 
-from debiasbench.losses import cross_entropy
+from debiasbench.losses import cross_entropy, mean_cross_entropy
 from debiasbench.methods import Method, at_least, between, one_of
 
 REFRESH = 10  # steps
@@ -39,7 +39,7 @@ class BPA(Method):
     def fit(self, task):
         """The three steps."""
         base = task.new_net()
-        task.train(base, self.base_loss, share=("ce",))
+        task.train(base, mean_cross_entropy, share=("ce",))
         features = task.each(lambda x, _: base.features(x))
         cluster = task.once(self.cluster, features, task.y)
         size = torch.bincount(cluster, minlength=self.clusters * task.n_classes)
@@ -68,10 +68,6 @@ class BPA(Method):
                 found = KMeans(n_clusters, n_init=3, random_state=seed).fit_predict(unit[members.numpy()])
             result[members] = self.clusters * label + torch.from_numpy(found).long()
         return result.to(y.device)
-
-    def base_loss(self, nets, batch, state):
-        """Mean cross-entropy."""
-        return cross_entropy(nets.net(batch.x), batch.y).mean()
 
     def loss(self, nets, batch, state):
         """Step 3; weights are taken before the update."""

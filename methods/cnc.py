@@ -28,7 +28,7 @@ five classes).
 import torch
 import torch.nn.functional as F
 
-from debiasbench.losses import cross_entropy
+from debiasbench.losses import cross_entropy, mean_cross_entropy
 from debiasbench.methods import Method, above, at_least, between
 
 
@@ -57,7 +57,7 @@ class CNC(Method):
     def fit(self, task):
         """The three steps."""
         first = task.new_net()
-        task.stage(first, self.first_loss).run(epochs=self.first_epochs)
+        task.stage(first, mean_cross_entropy).run(epochs=self.first_epochs)
         predicted = task.each(lambda x, _: first(x).argmax(1))
         wrong = predicted != task.y
         if not wrong.any():
@@ -70,10 +70,6 @@ class CNC(Method):
         net = task.new_net()
         task.train(net, self.loss, sample=layout, predict=net)
         return net
-
-    def first_loss(self, nets, batch, state):
-        """Mean cross-entropy."""
-        return cross_entropy(nets.net(batch.x), batch.y).mean()
 
     def loss(self, nets, batch, state):
         """Step 3 on one set: anchors, positives, negatives (and negatives of the first positive), `n_each` of each."""

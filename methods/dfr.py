@@ -12,7 +12,7 @@ a fixed strength, not L1 with one that is chosen on a half of the validation sam
 
 import torch
 
-from debiasbench.losses import cross_entropy
+from debiasbench.losses import mean_cross_entropy
 from debiasbench.methods import Method, above, one_of
 
 
@@ -39,7 +39,7 @@ class DFR(Method):
     def fit(self, task):
         """The two steps."""
         net = task.new_net()
-        task.train(net, self.loss, share=("ce",))
+        task.train(net, mean_cross_entropy, share=("ce",))
         features = task.each(lambda x, _: net.features(x), split="valid")
         valid = task.validation
         if len(valid.y.unique()) < task.n_classes:
@@ -69,7 +69,3 @@ class DFR(Method):
         slope, start = slope.to(features), start.to(features)
         slope = slope / deviation
         return slope, start - slope @ mean
-
-    def loss(self, nets, batch, state):
-        """Mean cross-entropy."""
-        return cross_entropy(nets.net(batch.x), batch.y).mean()

@@ -19,7 +19,7 @@ import warnings
 import numpy as np
 import torch
 
-from debiasbench.losses import cross_entropy, group_dro
+from debiasbench.losses import balancing, cross_entropy, group_dro, group_dro_state, mean_cross_entropy
 from debiasbench.methods import Method, above, at_least, one_of
 
 MOST = 10  # clusters of a class
@@ -55,19 +55,15 @@ class George(Method):
     def fit(self, task):
         """The three steps."""
         first = task.new_net()
-        task.train(first, self.first_loss, share=("ce",))
+        task.train(first, mean_cross_entropy, share=("ce",))
         features = task.each(lambda x, _: first.features(x))
         group = task.once(self.clusters, features, task.y)
-        n_groups = MOST * task.n_classes
-        counts = torch.bincount(group, minlength=n_groups)
-        there = (counts > 0).float()
         net = task.new_net()
         task.train(
-            net, self.loss, sample=(1 / counts[group]).double() if self.uniform else None, columns={"group": group},
-            predict=net,
-            state={"q": there / there.sum(), "adjustment": self.adjustment * there / counts.clamp_min(1).sqrt()},
+            net, self.loss, sample=balancing(group) if self.uniform else None, columns={"group": group}, predict=net,
+            state=group_dro_state(group, MOST * task.n_classes, self.adjustment),
         )  # fmt: skip
-        task.log(n_clusters=there.sum(), score=1 / counts[group])
+        task.log(n_clusters=torch.tensor(float(len(group.unique()))), score=balancing(group).float())
         return net
 
     def clusters(self, features, y, *, generator):
@@ -114,10 +110,6 @@ class George(Method):
                 reducer = umap.UMAP(n_components=2, n_neighbors=n_neighbors, min_dist=0.0, random_state=seed, n_jobs=1)
                 return reducer.fit_transform(features)
         return features
-
-    def first_loss(self, nets, batch, state):
-        """Mean cross-entropy."""
-        return cross_entropy(nets.net(batch.x), batch.y).mean()
 
     def loss(self, nets, batch, state):
         """GroupDRO's."""

@@ -11,9 +11,7 @@ only, aligned and conflicting samples: on data with many labels the cells are ti
 of cmnist5k).
 """
 
-import torch
-
-from debiasbench.losses import cross_entropy, group_dro
+from debiasbench.losses import balancing, cross_entropy, group_dro, group_dro_state
 from debiasbench.methods import Method, above, at_least, one_of
 
 
@@ -41,13 +39,10 @@ class GroupDRO(Method):
     def fit(self, task):
         """One phase with a weight for each group."""
         group, n_groups = self.groups_of(task)
-        counts = torch.bincount(group, minlength=n_groups)
-        there = (counts > 0).float()
-        adjustment = self.adjustment * there / counts.clamp_min(1).sqrt()
         net = task.new_net()
         task.train(
-            net, self.loss, sample=(1 / counts[group]).double(), columns={"group": group},
-            state={"q": there / there.sum(), "adjustment": adjustment}, predict=net,
+            net, self.loss, sample=balancing(group), columns={"group": group},
+            state=group_dro_state(group, n_groups, self.adjustment), predict=net,
         )  # fmt: skip
         return net
 

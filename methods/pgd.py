@@ -55,7 +55,7 @@ class PGD(Method):
     order: float | None = above(0, default=None)  # of norm=lp; below 1 a quasi-norm
     score_bias: bool = True  # count the gradient of the layer's bias as well
     score_augment: bool = False  # score augmented images
-    use: str = one_of("resample", "reweight", "single-stage", default="resample")  # Tables 9 and 8
+    use: str = one_of("resample", "reweight", "upsample", "single-stage", default="resample")  # Tables 9 and 8
     inherit: bool = True  # step 3 goes on from the biased network's weights
     bias_ckpt: str = one_of("last", "best", default="last")  # the biased network's epoch; best: on biased validation
     restart_lr: bool = True  # step 3 starts the schedule anew; else it keeps the rate at which step 1 ended
@@ -101,6 +101,9 @@ class PGD(Method):
         if self.use == "reweight":
             weight = (h * task.n_samples).float()
             task.train(net, self.weighted_loss, columns={"weight": weight}, predict=net, recipe=recipe)
+        elif self.use == "upsample":  # nothing is left out, and nothing is left to chance
+            copies = (h * task.n_samples).round().long().clamp_min(1)
+            task.train(net, self.debiased_loss, sample=copies, predict=net, recipe=recipe)
         else:
             task.train(net, self.debiased_loss, sample=h, predict=net, recipe=recipe)
         return net

@@ -164,7 +164,7 @@ def test_an_empty_environment_is_told(new_method):
     """A reference network that gets all alike leaves nothing to tell apart."""
     method = new_method("eiil", ei_steps=1)
     task = tiny_task(method)
-    method_of_one_side = SimpleNamespace(**{name: getattr(method, name) for name in ("ref_epochs", "reference_loss")})
+    method_of_one_side = SimpleNamespace(**{name: getattr(method, name) for name in ("ref_epochs",)})
     method_of_one_side.environments = lambda g, **_: (torch.ones_like(g), torch.tensor(1.0))
     with pytest.raises(RuntimeError, match=r"environments is empty: after 1 epochs.*Lower ref_epochs"):
         type(method).fit(method_of_one_side, task)

@@ -1,0 +1,198 @@
+"""Equal first phases are trained once, and nothing comes out otherwise for it."""
+
+import json
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+import debiasbench
+from debiasbench import sharing
+from debiasbench.losses import mean_cross_entropy
+from debiasbench.methods import Method
+from debiasbench.records import read_records
+from debiasbench.sharing import Shared
+
+FAMILY = ["pgd", "pgd:norm=l1", "pgd-loss"]
+QUICK = "cmnist5k:steps=6,batch_size=64"
+
+
+class TwoPhases(Method):
+    """A shared phase, and one that is evaluated."""
+
+    name = "two-phases"
+    word: str = "plain"  # what the author declares
+
+    def fit(self, task):
+        net = task.new_net()
+        task.train(net, mean_cross_entropy, share=(self.word,))
+        task.train(net, mean_cross_entropy, predict=net)
+        return net
+
+
+def fitted(make_task, shared, method=None, **options):
+    """A task after `fit`, with a folder of shared phases."""
+    task = make_task(method or TwoPhases(), **options)
+    task.shared = shared
+    task.method.fit(task)
+    return task
+
+
+def reused(task):
+    return [call.get("reused", False) for call in task.calls if call["kind"] == "train"]
+
+
+def weights(task):
+    return {name: value.clone() for name, value in task.all_nets()[-1].state_dict().items()}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """The same grid with and without sharing -> folder and table of each."""
+    runs = {}
+    for share in (True, False):
+        folder = tmp_path_factory.mktemp("shared" if share else "alone")
+        table = debiasbench.run(FAMILY, [QUICK], seeds=2, results_dir=folder, share=share, workers=2)
+        assert (table.status == "done").all()
+        runs[share] = folder
+    return runs
+
+
+def test_results_are_equal_with_and_without(folders):
+    with_it, without = (
+        {record["hash"]: record for record in read_records(folders[share])[0]} for share in (True, False)
+    )
+    assert with_it.keys() == without.keys()
+    assert len(with_it) == 6
+    for key, record in with_it.items():
+        assert json.dumps(record["result"]) == json.dumps(without[key]["result"])
+
+
+def test_one_training_a_seed_and_the_record_says_so(folders):
+    records, _ = read_records(folders[True])
+    for seed in (0, 1):
+        of_seed = [record for record in records if record["cell"]["seed"] == seed]
+        marks = [any(call.get("reused") for call in record["provenance"]["calls"]) for record in of_seed]
+        assert sorted(marks) == [False, True, True]
+        # the seconds are those of the training that took place
+        assert len({record["provenance"]["seconds"]["phases"][0] for record in of_seed}) == 1
+    assert len(list((folders[True] / "shared").glob("*.safetensors"))) == 2
+    assert not (folders[False] / "shared").exists()
+    for record in read_records(folders[False])[0]:
+        assert not any("reused" in call for call in record["provenance"]["calls"])
+
+
+def test_the_second_task_loads_what_the_first_trained(make_task, tmp_path):
+    shared = Shared(tmp_path)
+    first, second = fitted(make_task, shared), fitted(make_task, shared)
+    assert (reused(first), reused(second)) == ([False, False], [True, False])
+    assert all(torch.equal(value, weights(second)[name]) for name, value in weights(first).items())
+    assert first.phases[0].losses == second.phases[0].losses
+    assert first.phases[0].seconds == second.phases[0].seconds
+    assert first.phases[0].end == second.phases[0].end
+    assert first.epochs == second.epochs
+
+
+@pytest.mark.parametrize(
+    ("what", "options"),
+    [
+        ("seed", {"seed": 1}),
+        ("recipe", {"learning_rate": 0.01}),
+        ("epochs", {"epochs": 3}),
+        ("data", {"n": 220}),
+        ("what the author declares", {"method": TwoPhases(word="other")}),
+    ],
+)
+def test_nothing_is_shared_across(make_task, tmp_path, what, options):
+    shared = Shared(tmp_path)
+    fitted(make_task, shared)
+    assert reused(fitted(make_task, shared, **options)) == [False, False], what
+
+
+def test_nothing_is_shared_between_losses_starts_or_versions(make_task, tmp_path, monkeypatch):
+    shared = Shared(tmp_path)
+    fitted(make_task, shared)
+
+    class OtherLoss(TwoPhases):
+        """The same words, another loss."""
+
+        name = "other-loss"
+
+        def fit(self, task):
+            net = task.new_net()
+            task.train(net, self.loss, share=("plain",))
+            task.train(net, mean_cross_entropy, predict=net)
+            return net
+
+        def loss(self, nets, batch, state):
+            return 2 * mean_cross_entropy(nets, batch, state)
+
+    class OtherStart(TwoPhases):
+        """Another network before it: the shared one starts from other weights."""
+
+        name = "other-start"
+
+        def fit(self, task):
+            task.new_net()
+            return super().fit(task)
+
+    for method in (OtherLoss(), OtherStart()):
+        assert reused(fitted(make_task, shared, method)) == [False, False]
+    monkeypatch.setattr(sharing, "_source_of_suite", lambda: "another engine")
+    assert reused(fitted(make_task, shared)) == [False, False]
+
+
+def test_a_damaged_file_is_trained_anew(make_task, tmp_path):
+    shared = Shared(tmp_path)
+    whole = fitted(make_task, shared)
+    (path,) = tmp_path.glob("*.safetensors")
+    content = path.read_bytes()
+    for damaged in (b"", content[:100], content[: len(content) // 2], b"\xff" * 64):
+        path.write_bytes(damaged)
+        task = fitted(make_task, shared)
+        assert reused(task) == [False, False]
+        assert all(torch.equal(value, weights(task)[name]) for name, value in weights(whole).items())
+        assert path.read_bytes()[:8] == content[:8]  # kept again
+
+
+def test_a_full_disk_costs_the_sharing_alone(make_task, tmp_path, monkeypatch):
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sharing, "write_atomically", full)
+    shared = Shared(tmp_path)
+    assert reused(fitted(make_task, shared)) == reused(fitted(make_task, shared)) == [False, False]
+    below_a_file = tmp_path / "file"
+    below_a_file.write_text("")
+    assert reused(fitted(make_task, Shared(below_a_file / "shared"))) == [False, False]
+
+
+def test_who_comes_second_waits(make_task, tmp_path):
+    """While one holds the key the other does not train; then it finds the phase there."""
+    shared, holding, go = Shared(tmp_path), threading.Event(), threading.Event()
+    fitted(make_task, shared)
+    (path,) = tmp_path.glob("*.safetensors")
+    content, order = path.read_bytes(), []
+    path.unlink()
+
+    def hold() -> None:
+        with shared.entry(path.stem):
+            holding.set()
+            assert go.wait(60)
+            order.append("first")
+            path.write_bytes(content)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert holding.wait(60)
+    result = []
+    other = threading.Thread(target=lambda: result.append(fitted(make_task, shared)))
+    other.start()
+    other.join(timeout=1.5)
+    assert other.is_alive()
+    go.set()
+    thread.join(60)
+    other.join(60)
+    assert order == ["first"]
+    assert reused(result[0]) == [True, False]

@@ -180,6 +180,42 @@ def test_eiil_runs_and_tells_what_it_found(new_method):
     assert score[task.logged["selected"]].mean() > score[~task.logged["selected"]].mean()
 
 
+@pytest.mark.parametrize(("step", "weight"), [(3, 1.0), (4, 50.0)])
+def test_irm_against_a_loop(new_method, step, weight):
+    """IRMv1 by autograd: the derivative for a factor on the logits of each environment; switched on after 38 %."""
+    method = new_method("eiil", backend="irm", penalty_weight=50.0)
+    generator = torch.Generator().manual_seed(3)
+    logits = torch.randn(12, 4, generator=generator, requires_grad=True)
+    y = torch.randint(4, (12,), generator=generator)
+    for hard in (torch.arange(12) % 3 == 0, torch.ones(12, dtype=torch.bool)):  # also a batch without the other
+        batch = SimpleNamespace(x=None, y=y, hard=hard, step=torch.tensor(step), n_steps=torch.tensor(10))
+        value = method.irm_loss(SimpleNamespace(net=lambda _: logits), batch, {})
+        risks, penalties = [], []
+        for side in (~hard, hard):
+            if not side.any():
+                continue
+            factor = torch.ones((), requires_grad=True)
+            (slope,) = torch.autograd.grad(F.cross_entropy(factor * logits[side], y[side]), factor, create_graph=True)
+            risks.append(F.cross_entropy(logits[side], y[side]))
+            penalties.append(slope**2)
+        expected = (sum(risks) / len(risks) + weight * sum(penalties) / len(penalties)) / weight
+        assert float(value.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+        (one,), (other,) = (torch.autograd.grad(each, logits, retain_graph=True) for each in (value, expected))
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_irm_draws_both_environments_equally_often(new_method, monkeypatch):
+    method = new_method("eiil", backend="irm", ei_steps=500)
+    task = tiny_task(method)
+    seen = []
+    train = task.train
+    monkeypatch.setattr(task, "train", lambda *a, **o: (seen.append(o), train(*a, **o))[1])
+    method.fit(task)
+    sample, hard = seen[-1]["sample"], task.logged["selected"]
+    assert float(sample[hard].sum()) == pytest.approx(float(sample[~hard].sum()))
+    assert sample[hard].unique().numel() == sample[~hard].unique().numel() == 1
+
+
 # ---- BPA ------------------------------------------------------------------------------------------------------------
 
 

@@ -119,6 +119,35 @@ def empty_tables(task, *names):
     return {name: torch.full((N,), math.nan) for name in names}
 
 
+def slow_gradient_norm(net, x, y):
+    """L2 norm of one sample's cross-entropy gradient for the head, by autograd."""
+    slopes = torch.autograd.grad(slow_ce(net(x[None])[0], y), list(net.head.parameters()))
+    return sum(float(slope.double().square().sum()) for slope in slopes) ** 0.5
+
+
+def test_lff_can_compare_gradient_norms(small, new_method):
+    """Table 10 of the PGD paper: W from gradient norms, in the same averages and class maxima."""
+    method = new_method("lff", score="gradnorm")
+    nets, tables = lff_nets(small), empty_tables(small, "biased_loss", "debiased_loss")
+    slow = SlowWeights(small.y, method.smoothing)
+    for number, index in enumerate(STEPS):
+        batch = make_batch(small, index, step=number)
+        loss, tables = method.loss(nets, batch, tables)
+        b, d = (
+            [slow_gradient_norm(nets[name], x, y) for x, y in zip(batch.x, batch.y, strict=True)]
+            for name in ("biased", "debiased")
+        )
+        weight = slow.step(index, b, d)
+        expected = torch.zeros(())
+        for place, (x, y) in enumerate(zip(batch.x, batch.y, strict=True)):
+            expected = expected + slow_gce(nets["biased"](x[None])[0], y, method.alpha, method.gce_form) / 12
+            expected = expected + weight[place] * slow_ce(nets["debiased"](x[None])[0], y) / 12
+        torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
+        assert_close(gradients(loss, nets), gradients(expected, nets))
+        move(nets, loss)
+    assert methods.get("lff-grad") == (type(method), {"score": "gradnorm"})
+
+
 @pytest.mark.parametrize("options", [{}, {"gce_form": "paper", "alpha": 0.4, "smoothing": 0.9}])
 def test_lff_equals_a_loop_over_samples(small, new_method, options):
     """Section 4.3 and traps 18 to 20: loss, tables and gradients of three consecutive steps."""
@@ -503,6 +532,19 @@ def test_pgd_reweighting_gives_each_sample_n_h(make_task, new_method):
     assert calls[1].get("sample") is None
     assert weight.mean().item() == pytest.approx(1, abs=1e-5)
     torch.testing.assert_close(weight.double(), (80 * score / score.sum()).double(), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("score", ["gradnorm", "loss", "error", "el2n", "eiil", "random"])
+def test_pgd_upsampling_repeats_by_n_h(make_task, new_method, score):
+    """Any score can be turned into copies: about N h of each sample, and at least one."""
+    task = make_task(new_method("pgd", use="upsample", score=score), n=80)
+    calls = spied(task)
+    task.method.fit(task)
+    copies, score = calls[1]["sample"], task.logged["score"]
+    assert copies.dtype == torch.int64
+    for number, value in zip(copies.tolist(), score.tolist(), strict=True):
+        assert number == max(1, round(80 * value / float(score.sum())))
+    assert task.phases[1].evaluated
 
 
 def test_pgd_can_score_with_the_epoch_of_lowest_biased_validation_loss(make_task, new_method):

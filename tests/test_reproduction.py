@@ -51,7 +51,7 @@ def written(values):
 def test_full_colored_mnist_follows_from_the_records():
     found = runs("cmnist")
     paper = pd.read_csv(ROOT / "results" / "paper" / "table1.csv")
-    paper = paper[(paper.dataset == "cmnist") & (paper.rho == 0.005)].set_index("method")
+    paper = paper[paper.dataset == "cmnist"].set_index("method")
     rows = section("Colored MNIST, 0.5 % conflicts")
     assert {row[0] for row in rows} == set(found.method)
     for method, ours, n, published, difference, *_ in rows:
@@ -72,7 +72,7 @@ def test_the_biased_network_and_the_conflict_mass_follow_from_the_records():
 
 
 def test_multi_bias_mnist_follows_from_the_records():
-    paper = pd.read_csv(ROOT / "results" / "paper" / "table1.csv").set_index(["dataset", "rho", "method"])
+    paper = pd.read_csv(ROOT / "results" / "paper" / "table1.csv").set_index(["dataset", "method"])
     rows = section("Multi-bias MNIST, shortened to 2 epochs a stage")
     records = [json.loads(path.read_text()) for path in RECORDS if path.parts[-3].startswith("mbmnist")]
     assert len(records) == 2 * len(rows)
@@ -88,7 +88,7 @@ def test_multi_bias_mnist_follows_from_the_records():
             last = result["epochs"][result["selection"]["last"]]
             assert (record["cell"]["recipe"]["epochs"], last["epoch"]) == (2, 2)
             assert text == f"{100 * last['test']['acc_unbiased']:.2f}"
-            row = paper.loc[("mbmnist", rho, method)]
+            row = paper.loc[("mbmnist" if rho == 0.1 else f"mbmnist:rho={rho:g}", method)]
             assert published == f"{row['mean']:.2f} ± {row['std']:.2f}"
 
 

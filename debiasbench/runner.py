@@ -39,6 +39,7 @@ class Runner:
     device: str = "cpu"
     save_weights: bool = False
     share: bool = True  # equal first phases of several cells are trained once
+    threads: int | None = None  # of torch; none: as they are
     memory_share: float = 0.5  # of the device's free memory, which the data may take
     _data: dict[str, Splits] = field(default_factory=dict)
 
@@ -49,6 +50,8 @@ class Runner:
             OSError: the record could not be written.
         """
         path = record_path(self.results_dir, cell)
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)  # whatever the cell before did
         started = time.perf_counter()
         record: dict[str, Any] = {"schema": SCHEMA, "status": "done", "hash": cell.hash, "cell": cell.to_record()}
         arrays: dict[str, Tensor] = {}

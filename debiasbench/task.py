@@ -257,7 +257,11 @@ class Task:
         )
         started = time.perf_counter()
         device = tensors[0].device if tensors else "cpu"
-        result = function(*tensors, generator=derived_generator("once", self.seed, call, device=device))
+        n_threads = torch.get_num_threads()
+        try:
+            result = function(*tensors, generator=derived_generator("once", self.seed, call, device=device))
+        finally:  # numba, under UMAP, sets those of torch too: then steps are thirty times slower, and sums differ
+            torch.set_num_threads(n_threads)
         self._spent(f"once {call}", started)
         return result
 

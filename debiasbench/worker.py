@@ -42,6 +42,7 @@ def main() -> None:
         device=settings["device"],
         save_weights=settings["save_weights"],
         share=settings["share"],
+        threads=settings["threads"],
         memory_share=settings["memory_share"],
     )
     send(event="ready")

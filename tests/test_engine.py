@@ -65,6 +65,25 @@ def assert_equal(some, others):
 # ---- passes over the data ----------------------------------------------------------------------------------
 
 
+def test_once_leaves_the_number_of_threads_alone(make_task):
+    """UMAP's numba sets torch's threads: what is trained after it would be slow, and sum in another order."""
+    task, before = make_task(), torch.get_num_threads()
+
+    def meddling(y, *, generator):
+        torch.set_num_threads(before + 1)
+        return y.sum()
+
+    def failing(*, generator):
+        torch.set_num_threads(before + 1)
+        raise ValueError("no clusters")
+
+    assert task.once(meddling, task.y) == task.y.sum()
+    assert torch.get_num_threads() == before
+    with pytest.raises(ValueError, match="no clusters"):
+        task.once(failing)
+    assert torch.get_num_threads() == before
+
+
 def test_clean_scoring_passes_are_identical_and_augmented_ones_are_not(make_task, new_method):
     """Trap 3: no dropout and no batch statistics while scoring; augmentation changes the ranks."""
     task = make_task(new_method("pgd"))

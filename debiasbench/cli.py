@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -15,10 +15,15 @@ from debiasbench.errors import BenchmarkError
 from debiasbench.parameters import nearest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rich.console import Console
 
     from debiasbench.api import Plan
-    from debiasbench.report import Report, Table
+    from debiasbench.executor import Event
+    from debiasbench.experiments import Experiment
+    from debiasbench.report import Report
+    from debiasbench.tables import Table
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -60,7 +65,10 @@ def build_parser() -> argparse.ArgumentParser:
         "--methods", nargs="+", metavar="M", help="names, with parameters inline: pgd:norm=l1,alpha=0.9; or all"
     )
     run.add_argument("--datasets", nargs="+", metavar="D", help="names, with parameters inline: cmnist:rho=0.01|0.05")
-    run.add_argument("--experiment", metavar="E", help="a grid from experiments/E.toml, or a TOML file")
+    run.add_argument(
+        "--experiment", metavar="E", help="a table or figure of the paper (table1, figure10), or a TOML file"
+    )
+    run.add_argument("--smoke", action="store_true", help="the experiment's short variant, on the embedded data")
     seeds = run.add_mutually_exclusive_group()
     seeds.add_argument("--seeds", type=_number, metavar="N", help="train with seeds 0 .. N-1 (default 3)")
     seeds.add_argument("--seed-list", type=_number, nargs="+", metavar="S", help="train with these seeds")
@@ -73,6 +81,9 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--rerun", choices=("missing", "failed", "all"), default="missing", help="which cells to run")
     run.add_argument("--save-weights", action="store_true", help="keep the trained networks beside the records")
     run.add_argument("--no-share", action="store_true", help="train equal first stages in every cell that has them")
+    run.add_argument(
+        "--log", nargs="+", metavar="L", default=[], help="log finished cells: tensorboard, wandb (extra packages)"
+    )
     run.add_argument("--dry-run", action="store_true", help="show cells, skips and cost, and stop")
     run.add_argument("--list", action="store_true", help="list methods and datasets, and stop")
     _places(run, data=True, results=True)
@@ -80,8 +91,14 @@ def build_parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="tables and figures from records alone")
     report.add_argument("folder", nargs="?", type=Path, default=Path("results"), help="a results folder, or records")
     report.add_argument("--reference", metavar="M", help="test the others against this method (default: the first)")
+    report.add_argument("--methods", nargs="+", metavar="M", help="only these methods, by name or label")
+    report.add_argument("--datasets", nargs="+", metavar="D", help="only these datasets, by name or label")
+    report.add_argument("--metrics", nargs="+", metavar="K", help="columns of the comparison (default: headlines)")
+    report.add_argument(
+        "--select", nargs="+", metavar="R", default=["last"], help="selection rules of the comparison (default: last)"
+    )
     report.add_argument("--bibtex", action="store_true", help="print the references of what was used, and stop")
-    _places(report)
+    _places(report, data=True)
 
     listing = commands.add_parser("list", help="methods and datasets, with their parameters")
     listing.add_argument("--tracebacks", action="store_true", help="show why files could not be imported")
@@ -185,21 +202,23 @@ def run_command(options: argparse.Namespace) -> int:
     if options.list:
         return list_command(options)
     asked = _asked(options)
+    from debiasbench import logs
     from debiasbench.api import plan, run_plan, worker_devices
     from debiasbench.grid import expand
     from debiasbench.records import check_writable
 
     grid = expand(
-        asked["methods"],
-        asked["datasets"],
-        seeds=asked["seeds"],
+        asked.methods,
+        asked.datasets,
+        seeds=asked.seeds,
         data_seeds=options.data_seeds,
-        epochs=options.epochs,
+        epochs=asked.epochs,
         shared_recipes=options.recipes == "shared",
     )
+    logs.check(options.log)
     console = _console()
     data_dir = _data_dir(options)
-    reference = _reference_label(asked["reference"], grid.cells)
+    reference = _reference_label(asked.reference, grid.cells)
     places = {"data_dir": data_dir, "results_dir": options.results_dir}
     planned = plan(grid, rerun=options.rerun, **places)
     devices = worker_devices(options.device, options.workers)
@@ -217,56 +236,54 @@ def run_command(options: argparse.Namespace) -> int:
             signal.signal(ending, signal.default_int_handler)
     try:
         with Display(planned) as display:
+            handle = _logging(display.handle, options) if options.log else display.handle
             run_plan(
-                planned, display.handle, device=options.device, workers=options.workers,
-                save_weights=options.save_weights, share=not options.no_share, **places,
+                planned, handle, device=options.device, workers=options.workers,
+                save_weights=options.save_weights or asked.needs_weights, share=not options.no_share, **places,
             )  # fmt: skip
     except KeyboardInterrupt:
         print("\nStopped. Finished cells are kept; the same command goes on with the rest.", file=sys.stderr)
         return INTERRUPTED
-    return _report_grid(console, planned, options.results_dir, reference, n_failed=display.n_failed)
+    return _report_grid(console, planned, asked, reference, places, n_failed=display.n_failed)
 
 
-def _asked(options: argparse.Namespace) -> dict[str, Any]:
-    """Methods, datasets, seeds and reference, from the options or an experiment file."""
-    experiment: dict[str, Any] = {}
+def _logging(handle: Callable[[Event], None], options: argparse.Namespace) -> Callable[[Event], None]:
+    """Events are shown, and finished cells logged; a log that fails is told and costs nothing else."""
+    from debiasbench import logs
+    from debiasbench.records import read_record
+
+    def shown_and_logged(event: Event) -> None:
+        handle(event)
+        if event.kind != "finished" or event.path is None:
+            return
+        record = read_record(event.path)
+        for kind in options.log if record["status"] == "done" else ():
+            try:
+                logs.write(kind, record, options.results_dir)
+            except Exception as error:  # whatever a package of others does: the record is there
+                print(f"\n{kind}: {event.cell.title} was not logged ({error}).", file=sys.stderr)
+
+    return shown_and_logged
+
+
+def _asked(options: argparse.Namespace) -> Experiment:
+    """The grid, from the options, or from an experiment file and what the options replace in it."""
+    from debiasbench.experiments import Experiment, read_experiment
+
     if options.experiment or not (options.methods or options.datasets):
-        experiment = read_experiment(options.experiment or "demo")
+        asked = read_experiment(options.experiment or "demo", smoke=options.smoke)
     elif not (options.methods and options.datasets):
         missing = "--datasets" if options.methods else "--methods"
         raise BenchmarkError(f"{missing} is missing (for example --methods vanilla pgd --datasets cmnist5k).")
-    seeds = experiment.get("seeds", 3) if options.seeds is None else options.seeds
-    return {
-        "methods": options.methods or experiment["methods"],
-        "datasets": options.datasets or experiment["datasets"],
-        "seeds": options.seed_list or seeds,
-        "reference": options.reference or experiment.get("reference"),
-    }
-
-
-def read_experiment(name: str) -> dict[str, Any]:
-    """A grid from a TOML file: methods, datasets, and perhaps title, seeds and reference."""
-    from debiasbench.plugins import folders
-
-    shipped = Path(folders(str(Path(__file__).with_name("experiments.py")), "DEBIASBENCH_EXPERIMENTS_PATH")[0])
-    path = Path(name) if name.endswith(".toml") else shipped / f"{name}.toml"
-    if not path.is_file():
-        known = sorted(file.stem for file in shipped.glob("*.toml"))
-        raise BenchmarkError(f"Unknown experiment '{name}'.{nearest(name, known)} Known: {', '.join(known)}.")
-    try:
-        experiment = tomllib.loads(path.read_text())
-    except tomllib.TOMLDecodeError as error:
-        raise BenchmarkError(f"{path} is no valid TOML: {error}") from None
-    lacking = [key for key in ("methods", "datasets") if key not in experiment]
-    if lacking:
-        raise BenchmarkError(f"{path} lacks {', '.join(lacking)}.")
-    kinds: dict[str, Any] = {"title": str, "methods": list, "datasets": list, "seeds": (int, list), "reference": str}
-    for key, value in experiment.items():
-        if key not in kinds:
-            raise BenchmarkError(f"{path}: unknown key '{key}'.{nearest(key, kinds)} Known: {', '.join(kinds)}.")
-        if not isinstance(value, kinds[key]):
-            raise BenchmarkError(f"{path}: '{key}' must not be {value!r}; see the shipped experiments.")
-    return experiment
+    elif options.smoke:
+        raise BenchmarkError("--smoke belongs to --experiment: the short variant of that.")
+    else:
+        asked = Experiment("", options.methods, options.datasets)
+    given = {
+        "methods": options.methods, "datasets": options.datasets, "seeds": options.seed_list or options.seeds,
+        "epochs": options.epochs, "reference": options.reference,
+    }  # fmt: skip
+    return replace(asked, **{key: value for key, value in given.items() if value is not None})
 
 
 def _reference_label(reference: str | None, cells: list[Any]) -> str | None:
@@ -335,15 +352,29 @@ def _cost(planned: Plan, results_dir: Path, n_workers: int) -> str:
     return f"as much as {cost:.0f} vanilla runs, in {n_workers} workers"
 
 
-def _report_grid(console: Console, planned: Plan, results_dir: Path, reference: str | None, *, n_failed: int) -> int:
+def _report_grid(
+    console: Console,
+    planned: Plan,
+    asked: Experiment,
+    reference: str | None,
+    places: dict[str, Path],
+    *,
+    n_failed: int,
+) -> int:
     from debiasbench.records import find_record
     from debiasbench.report import make, write_grid
 
-    cells = planned.grid.cells
+    cells, results_dir = planned.grid.cells, places["results_dir"]
     wanted = {str(path) for cell in cells if (path := find_record(results_dir, cell))}
     order = list(dict.fromkeys(cell.method_label for cell in cells))
-    write_grid(results_dir, reference=reference, order=order)
-    report = make(results_dir, reference=reference, keep=lambda record: str(record["path"]) in wanted, order=order)
+    experiment = asked if asked.paper or asked.show != "accuracy" else None
+    write_grid(
+        results_dir, reference=reference, order=order, experiment=(asked.name, asked.smoke) if experiment else None
+    )
+    report = make(
+        results_dir, reference=reference, keep=lambda record: str(record["path"]) in wanted, order=order,
+        experiment=experiment, data_dir=places["data_dir"],
+    )  # fmt: skip
     _show_report(console, report)
     lost = len(cells) - len(wanted)
     return FAILED if report.failed or lost or n_failed else OK
@@ -383,12 +414,14 @@ def _show_table(console: Console, table: Table) -> None:
 
 def report_command(options: argparse.Namespace) -> int:
     """Tables and figures again, from records."""
-    from debiasbench.report import bibtex, make
+    from debiasbench.report import Shown, bibtex, make
 
     if options.bibtex:
         print(bibtex(options.folder))
         return OK
-    report = make(options.folder, reference=options.reference)
+    shown = Shown(*(tuple(getattr(options, name) or ()) for name in ("methods", "datasets", "metrics")))
+    shown = replace(shown, select=tuple(options.select))
+    report = make(options.folder, reference=options.reference, shown=shown, data_dir=_data_dir(options))
     _show_report(_console(), report)
     return FAILED if report.failed else OK
 

@@ -9,8 +9,8 @@ import torch
 
 from debiasbench.datasets import Dataset
 from debiasbench.errors import BenchmarkError
-from debiasbench.report import Table
 from debiasbench.samples import Samples, Splits
+from debiasbench.tables import Table
 
 
 def inspect(dataset: Dataset, label: str, *, data_dir: Path, results_dir: Path) -> tuple[list[Table], list[Path]]:

@@ -116,6 +116,23 @@ def arrays_path(record: Path) -> Path:
     return record.with_suffix(".safetensors")
 
 
+def read_scores(record: Path) -> Any:
+    """(scores (N,), conflicting bool (N,)) of a record; None if its method kept none, or such with another meaning.
+
+    Scores that can be shown as shares of the largest are at least 0.
+    """
+    path = arrays_path(record)
+    if not path.is_file():
+        return None
+    from safetensors.numpy import load_file
+
+    arrays = load_file(path)
+    if "score" not in arrays or "train_conflict" not in arrays:
+        return None
+    score = arrays["score"].astype(float)
+    return (score, arrays["train_conflict"].any(axis=1)) if (score >= 0).all() else None
+
+
 def read_record(path: Path) -> dict[str, Any]:
     """Read one record; numbers that were nan are nan again.
 

@@ -3,32 +3,45 @@
 from __future__ import annotations
 
 import json
-import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from debiasbench.errors import BenchmarkError
 from debiasbench.evaluate import SELECTION_RULES, USES_BIAS_LABELS
+from debiasbench.experiments import Experiment, read_experiment
+from debiasbench.outcomes import outcome
+from debiasbench.page import page
 from debiasbench.parameters import nearest
-from debiasbench.records import arrays_path, read_records, write_atomically
-from debiasbench.results import compare, dataset_label, headline_of, runs, summaries, to_frame
+from debiasbench.records import read_records, read_scores, write_atomically
+from debiasbench.results import (
+    Column,
+    compare_columns,
+    dataset_label,
+    headline_of,
+    ranks,
+    runs,
+    summaries,
+    to_frame,
+)
+from debiasbench.statistics import FEWEST_DATASETS, FEWEST_METHODS, rank_test
+from debiasbench.tables import (
+    LATEX_DOCUMENT,
+    LATEX_NEEDS,
+    Table,
+    csv,
+    latex,
+    markdown,
+    number,
+    p_value,
+    percent,
+)
 
 TIE, MARKED, ORACLE = "~", "†", "§"
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table as text: cells are (text, whether best). Notes follow below it."""
-
-    title: str
-    columns: list[str]
-    rows: list[list[tuple[str, bool]]]
-    notes: list[str]
 
 
 @dataclass(frozen=True)
@@ -41,28 +54,45 @@ class Report:
     complaints: list[str]
 
 
-def make(
+@dataclass(frozen=True)
+class Shown:
+    """What the comparison shows: its datasets and methods (labels; none: all), metrics (none: headlines), rules."""
+
+    methods: tuple[str, ...] = ()
+    datasets: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ()
+    select: tuple[str, ...] = ("last",)
+
+
+def make(  # noqa: PLR0913 - the report's options
     results_dir: Path,
     *,
     reference: str | None = None,
     keep: Callable[[dict[str, Any]], bool] | None = None,
     order: list[str] | None = None,
     figures: bool = True,
+    shown: Shown | None = None,
+    experiment: Experiment | None = None,
+    data_dir: Path | None = None,
 ) -> Report:
-    """Read the records below `results_dir` and write tables and figures beside them.
+    """Read the records below `results_dir` and write tables, figures and `report.html` beside them.
 
     Args:
         results_dir: a results folder, or any folder of records.
         reference: the method that the others are tested against; default: the first.
         keep: which records take part (those of one grid, say); default: all.
         order: method labels in the order wanted; others follow.
+        shown: methods, datasets, metrics and selection rules of the comparison.
+        experiment: whose table and figure are made as well, beside the paper's numbers.
+        data_dir: for experiments that look at the data again.
 
     Raises:
-        BenchmarkError: no records; records that must not be mixed.
+        BenchmarkError: no records; records that must not be mixed; a name that is not there.
     """
     source = results_dir / "records" if (results_dir / "records").is_dir() else results_dir
     if not source.is_dir():
         raise BenchmarkError(f"There is no results folder {results_dir}.")
+    shown = shown or Shown()
     records, complaints = read_records(source)
     records = [record for record in records if keep is None or keep(record)]
     if not records:
@@ -70,19 +100,9 @@ def make(
     if keep is None:
         saved = read_grid(results_dir)
         reference, order = reference or saved.get("reference"), order or saved.get("order")
+        experiment = experiment or _saved_experiment(saved)
     rank = {label: place for place, label in enumerate(order or [])}
     records.sort(key=lambda record: rank.get(record["cell"]["method_label"], len(rank)))
-    done = [record for record in records if record["status"] == "done"]
-    failed = [record for record in records if record["status"] != "done"]
-    if not done:
-        return Report([], {}, failed, complaints)
-    table = to_frame(done)
-    paths: dict[str, list[Path]] = {"records": [source]}
-    tables = [comparison_table(table, done)]
-    tables += [selection_table(table, dataset) for dataset in dict.fromkeys(table.dataset)]
-    identified = identification_table(done)
-    tables += [identified] if identified else []
-    methods = list(dict.fromkeys(table.method))
     known = list(dict.fromkeys(record["cell"]["method_label"] for record in records))
     if reference is not None and reference not in known and keep is None and reference == saved.get("reference"):
         reference = None  # the last grid's, whose records are elsewhere
@@ -90,36 +110,112 @@ def make(
         raise BenchmarkError(
             f"No results of the reference '{reference}'.{nearest(reference, known)} There are: {', '.join(known)}."
         )
+    records = _chosen(records, shown)
+    done = [record for record in records if record["status"] == "done"]
+    failed = [record for record in records if record["status"] != "done"]
+    if not done:
+        html = page("debiasbench", [], [], records, notes=complaints)
+        return Report([], {"report": [_write(results_dir / "report.html", html)]}, failed, complaints)
+    table = to_frame(done)
+    columns = _columns(table, shown)
+    paths: dict[str, list[Path]] = {"records": [source]}
+    tables = [comparison_table(table, done, columns)]
+    tables += [selection_table(table, dataset) for dataset in dict.fromkeys(table.dataset)]
+    tables += [part for part in (ranks_table(table, columns), identification_table(done)) if part]
+    methods = list(dict.fromkeys(table.method))
     if len(methods) > 1:
-        tests = compare(table, reference=reference if reference in methods else None)
+        tests = compare_columns(table, columns, reference=reference if reference in methods else None)
         tables.append(tests_table(tests))
         paths["tests"] = [_write(results_dir / "tables" / "tests.csv", tests.to_csv(index=False))]
-    body = {"md": "\n\n".join(markdown(one) for one in tables) + "\n", "tex": "\n\n".join(map(latex, tables)) + "\n"}
-    paths["tables"] = [_write(results_dir / "tables" / f"comparison.{kind}", text) for kind, text in body.items()]
-    paths["tables"].append(_write(results_dir / "tables" / "comparison.csv", csv(tables[0])))
-    paths["tables"].append(_write(results_dir / "tables" / "results.csv", table.to_csv(index=False)))
-    if figures:
-        paths["figures"] = draw(table, done, results_dir / "figures")
+    drawn = draw(table, done, columns, results_dir / "figures") if figures else []
+    if experiment is not None:
+        found = outcome(experiment, results_dir, data_dir, order=methods)
+        tables = [*found.tables, *tables]
+        drawn = [*found.figures, *drawn]
+        if found.lines is not None:
+            path = results_dir / "tables" / f"{experiment.name}.csv"
+            paths["beside the paper"] = [_write(path, found.lines.to_csv(index=False))]
+    body = {
+        "comparison.md": "\n\n".join(markdown(one) for one in tables) + "\n",
+        "comparison.tex": LATEX_NEEDS + "\n\n".join(map(latex, tables)) + "\n",
+        "document.tex": LATEX_DOCUMENT,
+        "comparison.csv": csv(next(one for one in tables if one.title == "Comparison")),
+        "results.csv": table.to_csv(index=False),
+    }
+    paths["tables"] = [_write(results_dir / "tables" / name, text) for name, text in body.items()]
+    if drawn:
+        paths["figures"] = drawn
+    html = page("debiasbench", tables, drawn, records, notes=complaints)
+    paths["report"] = [_write(results_dir / "report.html", html)]
     return Report(tables, paths, failed, complaints)
 
 
+def _chosen(records: list[dict[str, Any]], shown: Shown) -> list[dict[str, Any]]:
+    """The records of the methods and datasets that are shown: by label, or by name for all of its labels."""
+    for kind, wanted in (("method", shown.methods), ("dataset", shown.datasets)):
+        there = {record["cell"][f"{kind}_label"] for record in records} | {record["cell"][kind] for record in records}
+        there |= {dataset_label(record["cell"]) for record in records} if kind == "dataset" else set()
+        lacking = [name for name in wanted if name not in there]
+        if lacking:
+            raise BenchmarkError(
+                f"No results of the {kind} '{lacking[0]}'.{nearest(lacking[0], there)} There are: "
+                f"{', '.join(sorted(there))}."
+            )
+        if wanted:
+            labels = (f"{kind}_label", kind)
+            records = [
+                record
+                for record in records
+                if {record["cell"][name] for name in labels} & set(wanted)
+                or (kind == "dataset" and dataset_label(record["cell"]) in wanted)
+            ]
+    return records
+
+
+def _columns(table: pd.DataFrame, shown: Shown) -> list[Column]:
+    """The columns of the comparison; a metric that a dataset does not have is left out there."""
+    known = [name for name in table.columns if name.startswith("acc_")]
+    for name in shown.metrics:
+        if name not in known:
+            raise BenchmarkError(f"No metric '{name}'.{nearest(name, known)} Known: {', '.join(known)}.")
+    for rule in shown.select:
+        if rule not in SELECTION_RULES:
+            raise BenchmarkError(
+                f"No selection rule '{rule}'.{nearest(rule, SELECTION_RULES)} Known: {', '.join(SELECTION_RULES)}."
+            )
+    columns = []
+    for dataset in dict.fromkeys(table.dataset):
+        has = [name for name in shown.metrics if table.loc[table.dataset == dataset, name].notna().any()]
+        metrics = has if shown.metrics else [headline_of(table, dataset)]
+        columns += [Column(dataset, metric, rule) for metric in metrics for rule in shown.select]
+    if not columns:
+        raise BenchmarkError(f"No dataset here has {', '.join(shown.metrics)}. Known: {', '.join(known)}.")
+    return columns
+
+
 def read_grid(results_dir: Path) -> dict[str, Any]:
-    """Reference and order of methods of the last grid that was run into this folder."""
+    """Reference, order of methods and experiment of the last grid that was run into this folder."""
     try:
         return dict(json.loads((results_dir / "grid.json").read_text()))
     except (OSError, ValueError):
         return {}
 
 
-def write_grid(results_dir: Path, *, reference: str | None, order: list[str]) -> None:
-    """Keep what `debiasbench report` needs to show a grid as its run did."""
-    write_atomically(results_dir / "grid.json", json.dumps({"reference": reference, "order": order}).encode())
+def _saved_experiment(saved: dict[str, Any]) -> Experiment | None:
+    """The experiment that was run last into a folder, if it is one of ours."""
+    try:
+        name, smoke = saved["experiment"]
+        return read_experiment(name, smoke=smoke)
+    except (KeyError, TypeError, ValueError, BenchmarkError):
+        return None
 
 
-def csv(table: Table) -> str:
-    """A table as CSV; notes are left to the other formats."""
-    rows = [[text for text, _ in row] for row in table.rows]
-    return str(pd.DataFrame(rows, columns=table.columns).to_csv(index=False))
+def write_grid(
+    results_dir: Path, *, reference: str | None, order: list[str], experiment: tuple[str, bool] | None = None
+) -> None:
+    """Keep what `debiasbench report` needs to show a grid as its run did; `experiment`: its name, and whether smoke."""
+    content = {"reference": reference, "order": order, "experiment": experiment}
+    write_atomically(results_dir / "grid.json", json.dumps(content).encode())
 
 
 def _write(path: Path, text: str) -> Path:
@@ -127,35 +223,15 @@ def _write(path: Path, text: str) -> Path:
     return path
 
 
-def percent(mean: float, std: float, n: float) -> str:
-    """`96.88 ± 0.28` from shares; without a spread for one run; a dash for nothing."""
-    if math.isnan(mean):
-        return "-"
-    return f"{100 * mean:.2f}" + (f" ± {100 * std:.2f}" if n > 1 else "")
-
-
-def _p(value: float) -> str:
-    if math.isnan(value):
-        return "-"
-    return "< .0001" if value < 0.0001 else f"{value:.4f}".lstrip("0") if value < 1 else "1"
-
-
-def _number(value: float, digits: int = 1) -> str:
-    return "-" if math.isnan(value) else f"{value:.{digits}f}"
-
-
-def comparison_table(table: pd.DataFrame, records: list[dict[str, Any]]) -> Table:
-    """Methods x datasets: the headline metric at the last epoch, and n."""
-    datasets = list(dict.fromkeys(table.dataset))
+def comparison_table(table: pd.DataFrame, records: list[dict[str, Any]], columns: list[Column]) -> Table:
+    """Methods x columns: mean and spread on test, and n."""
     methods = list(dict.fromkeys(table.method))
-    metrics = {dataset: headline_of(table, dataset) for dataset in datasets}
-    by_dataset = summaries(table, metrics)
-    marks = {dataset: MARKED if not table[table.dataset == dataset].official.all() else "" for dataset in datasets}
+    found = summaries(table, columns)
     rows = []
     for method in methods:
         row = [(method, False)]
-        for dataset in datasets:
-            one = by_dataset[dataset]
+        for column in columns:
+            one = found[column]
             if method not in one.index:
                 row += [("-", False), ("0", False)]
                 continue
@@ -163,20 +239,71 @@ def comparison_table(table: pd.DataFrame, records: list[dict[str, Any]]) -> Tabl
             text = percent(values["mean"], values["std"], values["count"]) + (f" {TIE}" if values["tied"] else "")
             row += [(text, bool(values["best"])), (f"{values['count']:.0f}", False)]
         rows.append(row)
-    columns = ["method"]
-    for dataset in datasets:
-        columns += [f"{dataset}{marks[dataset]} {metrics[dataset]} (%)", "n"]
+    heads = ["method"]
+    for column in columns:
+        heads += [f"{_head(table, column)} (%)", "n"]
+    rules = "; ".join(
+        dict.fromkeys("last epoch" if one.select == "last" else SELECTION_RULES[one.select] for one in columns)
+    )
     notes = [
-        "Test split, last epoch. Mean ± sample standard deviation (n - 1) over n runs; best in bold. "
+        f"Test split, {rules}. Mean ± sample standard deviation (n - 1) over n runs; best in bold. "
         f"{TIE}: not separable from the best (one-sided Welch test of the best against it, chosen after the fact, "
         "p of at least .05 after Holm's correction over this table)."
     ]
-    notes += _few_runs(by_dataset) + _recipe_notes(records) + _data_notes(records)
-    return Table("Comparison", columns, rows, notes)
+    if any(column.select in USES_BIAS_LABELS for column in columns):
+        notes.append(f"{ORACLE} selects with bias labels or on the test split: never a headline.")
+    notes += _few_runs(found) + _recipe_notes(records) + _data_notes(records)
+    return Table("Comparison", heads, rows, notes)
 
 
-def _few_runs(by_dataset: dict[str, pd.DataFrame]) -> list[str]:
-    smallest = min(int(one["count"].min()) for one in by_dataset.values() if len(one))
+def _head(table: pd.DataFrame, column: Column) -> str:
+    """`cmnist5k acc_unbiased`, marked where the data are not the published ones; with the rule where it is no last."""
+    mark = "" if table[table.dataset == column.dataset].official.all() else MARKED
+    rule = (
+        "" if column.select == "last" else f", {column.select}" + (ORACLE if column.select in USES_BIAS_LABELS else "")
+    )
+    return f"{column.dataset}{mark} {column.metric}{rule}"
+
+
+def ranks_table(table: pd.DataFrame, columns: list[Column]) -> Table | None:
+    """Ranks of the methods, shared by what no test separates, and their averages over datasets; None for one method."""
+    methods = list(dict.fromkeys(table.method))
+    if len(methods) < 2:
+        return None
+    shared = ranks(table, columns)
+    test = rank_test(_means(table, columns))
+    several = len(columns) > 1
+    rows = []
+    for place in sorted(range(len(methods)), key=lambda place: (test.ranks[place], shared.iloc[place].mean())):
+        texts = [methods[place], *(f"{rank:.0f}" if rank == rank else "-" for rank in shared.iloc[place])]
+        rows.append([(text, False) for text in [*texts, *([number(test.ranks[place], 2)] if several else [])]])
+    notes = [
+        "Rank: 1 + how many methods are separably better (one-sided Welch tests, Holm over both directions of all "
+        "pairs of this table), so that ties share a rank."
+    ]
+    if several:
+        notes.append(
+            f"average: of ranks by mean alone, over the {test.n_datasets} columns in which all methods have runs. "
+            + (
+                f"Friedman's test in Iman and Davenport's form: p {p_value(test.p)}; averages that differ by at least "
+                f"{test.difference:.2f} are separable (Nemenyi, level .05)."
+                if test.tested
+                else f"No test of them: it takes at least {FEWEST_METHODS} methods and {FEWEST_DATASETS} columns."
+            )
+        )
+    heads = ["method", *(_head(table, column) for column in columns), *(["average"] if several else [])]
+    return Table("Ranks", heads, rows, notes)
+
+
+def _means(table: pd.DataFrame, columns: list[Column]) -> np.ndarray:
+    """Mean of each method in each column, (columns, methods); nan where it has no run."""
+    methods = list(dict.fromkeys(table.method))
+    found = [runs(table, column.dataset, column.metric, select=column.select) for column in columns]
+    return np.array([[one[one.method == method].value.mean() for method in methods] for one in found])
+
+
+def _few_runs(found: dict[Column, pd.DataFrame]) -> list[str]:
+    smallest = min((int(one["count"].min()) for one in found.values() if len(one)), default=0)
     if smallest < 2:
         return ["Some methods have a single run: no spread and no test; run more seeds."]
     if smallest < 5:
@@ -289,10 +416,11 @@ def tests_table(tests: pd.DataFrame) -> Table:
     rows = []
     for test in tests.to_dict("records"):
         interval = "-" if test["low"] != test["low"] else f"{100 * test['low']:+.1f} .. {100 * test['high']:+.1f}"
+        gap = "-" if test["gap"] != test["gap"] else f"{100 * test['gap']:+.2f}"
         texts = [
-            test["dataset"], test["method"], f"{test['n_a']} / {test['n_b']}", f"{100 * test['gap']:+.2f}", interval,
-            *(_p(test[name]) for name in ("welch", "welch_holm", "paired", "paired_holm", "wilcoxon")),
-            _number(test["effect_size"]), _number(100 * test["detectable"]), _number(test["correlation"], 2),
+            test["dataset"], test["method"], f"{test['n_a']} / {test['n_b']}", gap, interval,
+            *(p_value(test[name]) for name in ("welch", "welch_holm", "paired", "paired_holm", "wilcoxon")),
+            number(test["effect_size"]), number(100 * test["detectable"]), number(test["correlation"], 2),
         ]  # fmt: skip
         rows.append([(text, False) for text in texts])
     columns = ["dataset", "method", "n", "gap", "95 % interval", "p Welch", "Holm", "p paired", "Holm"]
@@ -311,81 +439,43 @@ def tests_table(tests: pd.DataFrame) -> Table:
     return Table("Tests against the reference", columns, rows, notes)
 
 
-def _escaped(text: str) -> str:
-    """Text without what Markdown would take for a column, emphasis or code (single ~ and inner _ are harmless)."""
-    return re.sub(r"([\\|*`]|~(?=~)|(?<=~)~|\b_|_\b)", r"\\\1", text)
-
-
-def markdown(table: Table) -> str:
-    """A table as Markdown."""
-    lines = [
-        f"### {table.title}",
-        "",
-        "| " + " | ".join(map(_escaped, table.columns)) + " |",
-        "|" + " --- |" * len(table.columns),
-    ]
-    for row in table.rows:
-        texts = [(_escaped(text), best) for text, best in row]
-        lines.append("| " + " | ".join(f"**{text}**" if best else text for text, best in texts) + " |")
-    return "\n".join([*lines, "", *(f"{note}\n" for note in table.notes)]).rstrip()
-
-
-_LATEX = {character: "\\" + character for character in "&%_#${}"} | {
-    "\\": r"\textbackslash{}", "^": r"\^{}", "~": r"$\sim$", "±": r"$\pm$", "†": r"$\dagger$", "§": r"\S{}",
-    "<": "$<$", ">": "$>$", "|": "$|$",
-}  # fmt: skip
-
-
-def _tex(text: str) -> str:
-    return "".join(_LATEX.get(character, character) for character in text)
-
-
-def latex(table: Table) -> str:
-    """A table as LaTeX; needs the package booktabs."""
-    rows = [" & ".join(rf"\textbf{{{_tex(text)}}}" if best else _tex(text) for text, best in row) for row in table.rows]
-    return "\n".join([
-        r"\begin{table}", r"  \centering", rf"  \caption{{{_tex(table.title)}. {_tex(' '.join(table.notes))}}}",
-        rf"  \begin{{tabular}}{{l{'r' * (len(table.columns) - 1)}}}", r"    \toprule",
-        "    " + " & ".join(map(_tex, table.columns)) + r" \\", r"    \midrule",
-        *(f"    {row} \\\\" for row in rows), r"    \bottomrule", r"  \end{tabular}", r"\end{table}",
-    ])  # fmt: skip
-
-
-def draw(table: pd.DataFrame, records: list[dict[str, Any]], folder: Path) -> list[Path]:
-    """The histograms: scores of aligned and conflicting samples (first seed), accuracies of all runs."""
-    from debiasbench.figures import accuracy_histogram, score_histogram
+def draw(table: pd.DataFrame, records: list[dict[str, Any]], columns: list[Column], folder: Path) -> list[Path]:
+    """Scores of aligned and conflicting samples (first seed), accuracies of all runs, curves, and ranks if tested."""
+    from debiasbench import figures
 
     paths = []
     methods = list(dict.fromkeys(table.method))
     for dataset in dict.fromkeys(table.dataset):
-        name = dataset.replace(":", "+").replace("/", "-")
+        name = file_name(dataset)
         scores = {}
         for record in records:
             cell = record["cell"]
             if dataset_label(cell) == dataset and cell["method_label"] not in scores:
-                found = _scores(Path(record["path"]))
+                found = read_scores(Path(record["path"]))
                 if found:
                     scores[cell["method_label"]] = found
         if scores:
-            paths += score_histogram(scores, folder / f"scores-{name}", title=f"Per-sample scores on {dataset}")
+            paths += figures.score_histogram(scores, folder / f"scores-{name}", title=f"Per-sample scores on {dataset}")
         metric = headline_of(table, dataset)
         chosen = runs(table, dataset, metric)
         values = {method: chosen[chosen.method == method].value.to_numpy() for method in dict.fromkeys(chosen.method)}
-        paths += accuracy_histogram(values, folder / f"accuracies-{name}", metric=metric, title=dataset, order=methods)
+        stem = folder / f"accuracies-{name}"
+        paths += figures.accuracy_histogram(values, stem, metric=metric, title=dataset, order=methods)
+    if len(columns) > 1:
+        test = rank_test(_means(table, columns))
+        if test.tested:
+            cliques = [[methods[place] for place in clique] for clique in test.cliques]
+            averages = dict(zip(methods, map(float, test.ranks), strict=True))
+            paths += figures.critical_difference(
+                averages, test.difference, cliques, folder / "ranks", order=methods,
+                title=f"Average ranks over {test.n_datasets} columns (p {p_value(test.p)})",
+            )  # fmt: skip
     return paths
 
 
-def _scores(record: Path) -> Any:
-    """(scores (N,), conflicting (N,)) of a record, or None if its method kept no scores."""
-    path = arrays_path(record)
-    if not path.is_file():
-        return None
-    from safetensors.numpy import load_file
-
-    arrays = load_file(path)
-    if "score" not in arrays or "train_conflict" not in arrays:
-        return None
-    return arrays["score"].astype(float), arrays["train_conflict"].any(axis=1)
+def file_name(dataset: str) -> str:
+    """A dataset's label as a part of a file's name."""
+    return dataset.replace(":", "+").replace("/", "-")
 
 
 def bibtex(folder: Path) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from debiasbench.errors import BenchmarkError
@@ -14,7 +15,7 @@ from debiasbench.evaluate import SELECTION_RULES
 from debiasbench.parameters import nearest
 from debiasbench.records import read_records
 from debiasbench.statistics import compare as compare_runs
-from debiasbench.statistics import holm
+from debiasbench.statistics import holm, pairwise_welch, ranks_with_ties
 
 SPLITS = ("valid", "test")
 REQUIRED = ("method", "dataset", "seed", "data_seed", "status", "split", "select", "fingerprint")
@@ -115,6 +116,7 @@ def runs(table: pd.DataFrame, dataset: str, metric: str, *, split: str = "test",
             f"The results on {dataset} come from different versions of the suite, a method or the dataset: "
             "compare one version at a time."
         )
+    _refuse_two_meanings(chosen, dataset)
     mixed = chosen.groupby("data_seed").fingerprint.nunique()
     if (mixed > 1).any():
         raise BenchmarkError(
@@ -129,6 +131,24 @@ def runs(table: pd.DataFrame, dataset: str, metric: str, *, split: str = "test",
         )
     columns = ["method", "seed", "data_seed", "fingerprint", "value", *({"n_worst"} & set(chosen.columns))]
     return chosen.assign(value=chosen[metric].astype(float)).dropna(subset=["value"])[columns]
+
+
+def _refuse_two_meanings(chosen: pd.DataFrame, dataset: str) -> None:
+    """A label must stand for one set of values; what an older record does not know says nothing."""
+    settings = [name for name in chosen if name.startswith(("method.", "recipe."))]
+    for label, rows in chosen.groupby("method", sort=False):
+        for name in settings:
+            values = sorted({repr(value) for value in rows[name] if not _unknown(value)})
+            if len(values) > 1:
+                raise BenchmarkError(
+                    f"The label '{label}' on {dataset} stands for runs with different settings "
+                    f"({name} {' and '.join(values)}; a default changed between versions, or own and shared recipes): "
+                    "keep them in separate folders."
+                )
+
+
+def _unknown(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and value != value)
 
 
 def headline_of(table: pd.DataFrame, dataset: str) -> str:
@@ -169,12 +189,21 @@ def compare(
         raise BenchmarkError(
             f"No results of the reference '{reference}'.{nearest(reference, methods)} There are: {', '.join(methods)}."
         )
+    datasets = dict.fromkeys(table.dataset)
+    columns = [Column(dataset, metric or headline_of(table, dataset), select) for dataset in datasets]
+    return compare_columns(table, columns, reference=reference, split=split)
+
+
+def compare_columns(
+    table: pd.DataFrame, columns: Sequence[Column], *, reference: str | None = None, split: str = "test"
+) -> pd.DataFrame:
+    """As `compare`, in the columns of a comparison; Holm's correction is over all of them."""
+    reference = reference or table.method.iloc[0]
     parts = []
-    for dataset in dict.fromkeys(table.dataset):
-        name = metric or headline_of(table, dataset)
-        chosen = runs(table, dataset, name, split=split, select=select)
+    for column in columns:
+        chosen = runs(table, column.dataset, column.metric, split=split, select=column.select)
         others = [method for method in dict.fromkeys(chosen.method) if method != reference]
-        common = {"dataset": dataset, "metric": name, "split": split, "select": select}
+        common = {"dataset": column.dataset, "metric": column.metric, "split": split, "select": column.select}
         parts.append(_Family(chosen, reference, others, common))
     return pd.DataFrame(_test(parts))
 
@@ -210,34 +239,60 @@ def _test(families: list[_Family]) -> list[dict[str, Any]]:
     return rows
 
 
-def summaries(
-    table: pd.DataFrame, metrics: dict[str, str], *, split: str = "test", select: str = "last"
-) -> dict[str, pd.DataFrame]:
-    """Mean, sample standard deviation and n of each method on each dataset of `metrics` (dataset -> metric).
+class Column(NamedTuple):
+    """What one column of a comparison shows."""
+
+    dataset: str
+    metric: str
+    select: str = "last"
+
+
+def summaries(table: pd.DataFrame, columns: Sequence[Column], *, split: str = "test") -> dict[Column, pd.DataFrame]:
+    """Mean, sample standard deviation and n of each method in each column.
 
     Also `best`, and `tied`: not separable from the best. "Separable" is decided after the fact: Welch one-sided of
     the best method against each other, Holm below .05 over all these comparisons. With fewer than two runs a side
     nothing is separable, and `tied` says so.
     """
     results, families = {}, []
-    for dataset, metric in metrics.items():
-        chosen = runs(table, dataset, metric, split=split, select=select)
-        results[dataset] = chosen.groupby("method", sort=False).value.agg(["mean", "std", "count"])
+    for column in columns:
+        chosen = runs(table, column.dataset, column.metric, split=split, select=column.select)
+        results[column] = chosen.groupby("method", sort=False).value.agg(["mean", "std", "count"])
         if len(chosen):
-            best = results[dataset]["mean"].idxmax()
-            others = [method for method in results[dataset].index if method != best]
-            families.append(_Family(chosen, best, others, {"dataset": dataset}, turned=True))
+            best = results[column]["mean"].idxmax()
+            others = [method for method in results[column].index if method != best]
+            families.append(_Family(chosen, best, others, {"column": column}, turned=True))
     tests = _test(families)
     for family in families:
-        dataset = family.common["dataset"]
-        tied = {row["method"] for row in tests if row["dataset"] == dataset and not row["welch_holm"] < 0.05}
-        one = results[dataset]
-        results[dataset] = one.assign(best=one.index == family.reference, tied=[name in tied for name in one.index])
+        column = family.common["column"]
+        tied = {row["method"] for row in tests if row["column"] == column and not row["welch_holm"] < 0.05}
+        one = results[column]
+        results[column] = one.assign(best=one.index == family.reference, tied=[name in tied for name in one.index])
     return results
+
+
+def ranks(table: pd.DataFrame, columns: Sequence[Column], *, split: str = "test") -> pd.DataFrame:
+    """Methods x columns: the rank by mean accuracy (1 is best), shared by what no test tells apart.
+
+    A method's rank is 1 + the number of methods that are separably better: Welch one-sided, Holm below .05 over both
+    directions of all pairs of all columns. nan where a method has no run.
+    """
+    methods = list(dict.fromkeys(table.method))
+    values, tests = {}, []
+    for column in columns:
+        chosen = runs(table, column.dataset, column.metric, split=split, select=column.select)
+        values[column] = [chosen[chosen.method == method].value.to_numpy() for method in methods]
+        tests.append(pairwise_welch(values[column]))
+    corrected = np.asarray(holm(np.concatenate([p.ravel() for p in tests]).tolist())) if tests else np.empty(0)
+    separable = (corrected < 0.05).reshape(len(columns), len(methods), len(methods))
+    means = [[float(one.mean()) if len(one) else float("nan") for one in values[column]] for column in columns]
+    found = [ranks_with_ties(*pair) for pair in zip(means, separable, strict=True)]
+    return pd.DataFrame(dict(zip(columns, found, strict=True)), index=methods)
 
 
 def summary(
     table: pd.DataFrame, dataset: str, metric: str, *, split: str = "test", select: str = "last"
 ) -> pd.DataFrame:
     """`summaries` of one dataset."""
-    return summaries(table, {dataset: metric}, split=split, select=select)[dataset]
+    column = Column(dataset, metric, select)
+    return summaries(table, [column], split=split)[column]

@@ -114,7 +114,16 @@ def test_a_wheel_runs_from_another_directory(tmp_path):
     build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
     source = tmp_path / "source"
     source.mkdir()
-    for name in ("debiasbench", "methods", "datasets", "experiments", "pyproject.toml", "README.md", "LICENSE"):
+    for name in (
+        "debiasbench",
+        "methods",
+        "datasets",
+        "experiments",
+        "results",
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+    ):
         (source / name).symlink_to(ROOT / name)
     if subprocess.run([sys.executable, "-c", "import setuptools"], capture_output=True, check=False).returncode:
         build.remove("--no-build-isolation")
@@ -128,10 +137,13 @@ def test_a_wheel_runs_from_another_directory(tmp_path):
     code = """
         import debiasbench
         from debiasbench.methods import registry
-        from debiasbench.cli import main, read_experiment
+        from debiasbench.cli import main
+        from debiasbench.experiments import read_experiment
+        from debiasbench.paper import numbers
         assert str(debiasbench.__file__).startswith({site!r}), debiasbench.__file__
         assert {{"pgd", "vanilla"}} <= set(registry.classes()), registry.broken
-        assert read_experiment("demo")["datasets"] == ["cmnist5k"]
+        assert read_experiment("demo").datasets == ["cmnist5k"]
+        assert len(numbers("table1"))
         code = main(["run", "--methods", "vanilla", "--datasets", "cmnist5k:eval_every=1", "--seeds", "1", "--epochs",
                      "1", "--results-dir", "results", "--device", "cpu", "--workers", "1"])
         print("exit", code)

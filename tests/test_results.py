@@ -12,7 +12,7 @@ import pytest
 import torch
 from scipy import stats
 
-from debiasbench import report
+from debiasbench import report, tables
 from debiasbench.errors import BenchmarkError
 from debiasbench.evaluate import SELECTION_RULES, select
 from debiasbench.grid import Cell, expand
@@ -447,7 +447,7 @@ def made(tmp_path_factory):
 
 def test_a_report_writes_tables_as_markdown_latex_and_csv(made):
     folder, found = made
-    names = ["comparison.csv", "comparison.md", "comparison.tex", "results.csv", "tests.csv"]
+    names = ["comparison.csv", "comparison.md", "comparison.tex", "document.tex", "results.csv", "tests.csv"]
     assert sorted(path.name for path in (folder / "tables").iterdir()) == names
     written = {path for kind in ("tables", "tests") for path in found.paths[kind]}
     assert written == {folder / "tables" / name for name in names}
@@ -527,7 +527,7 @@ def test_the_latex_table_holds_the_same_numbers(made):
     assert rf"pgd:score=loss & \textbf{{{shown(PGD).replace('±', '$' + chr(92) + 'pm$')}}} & 5 \\" in text
     assert rf"lff & {shown(LFF).replace('±', '$' + chr(92) + 'pm$')} $\sim$ & 5 \\" in text
     assert r"method & cmnist5k acc\_unbiased (\%) & n \\" in text
-    assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 3
+    assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 4
     for part in text.split(r"\begin{tabular}")[1:]:
         n_columns = len(re.match(r"\{(l?r*)\}", part)[1])
         body = part.partition(r"\end{tabular}")[0]
@@ -689,16 +689,16 @@ def rendered(text):
     ],
 )
 def test_markdown_shows_every_character_as_it_is(text):
-    table = report.Table("Title", ["method", text], [[(text, False), ("1", False)]], [])
-    assert rendered(report.markdown(table)) == [["method", text], [text, "1"]]
+    table = tables.Table("Title", ["method", text], [[(text, False), ("1", False)]], [])
+    assert rendered(tables.markdown(table)) == [["method", text], [text, "1"]]
 
 
 def test_markdown_sets_the_best_in_bold():
-    table = report.Table("Title", ["method"], [[("81.00 ± 1.00", True)], [("80.00 ± 1.00 ~", False)]], ["A note."])
-    cells = rendered(report.markdown(table))
+    table = tables.Table("Title", ["method"], [[("81.00 ± 1.00", True)], [("80.00 ± 1.00 ~", False)]], ["A note."])
+    cells = rendered(tables.markdown(table))
     assert cells == [["method"], ["<strong>81.00 ± 1.00</strong>"], ["80.00 ± 1.00 ~"]]
-    assert report.markdown(table).startswith("### Title\n")
-    assert report.markdown(table).endswith("A note.")
+    assert tables.markdown(table).startswith("### Title\n")
+    assert tables.markdown(table).endswith("A note.")
 
 
 @pytest.mark.parametrize(
@@ -712,13 +712,14 @@ def test_markdown_sets_the_best_in_bold():
     ],
 )  # fmt: skip
 def test_latex_escapes_every_special_character(text, expected):
-    table = report.Table("Title", [text, "n"], [[(text, False), ("1", False)], [(text, True), ("1", False)]], [text])
-    lines = report.latex(table).splitlines()
+    table = tables.Table("Title", [text, "n"], [[(text, False), ("1", False)], [(text, True), ("1", False)]], [text])
+    lines = tables.latex(table).splitlines()
     (row,) = {cell for cell in expected if any(line.strip() == rf"{cell} & 1 \\" for line in lines)} or [None]
     assert row is not None, lines
     assert rf"    \textbf{{{row}}} & 1 \\" in lines
     assert rf"    {row} & n \\" in lines
-    assert rf"  \caption{{Title. {row}}}" in lines
+    assert r"  \caption{Title}" in lines
+    assert rf"  \par\smallskip\parbox{{\linewidth}}{{\footnotesize {row}}}" in lines
 
 
 # --- status and references

@@ -1,0 +1,94 @@
+"""Finished cells for TensorBoard or Weights & Biases (`--log`): their curves, final metrics and parameters."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from debiasbench.errors import BenchmarkError
+from debiasbench.parameters import nearest
+
+KINDS = {"tensorboard": "tensorboard", "wandb": "wandb"}  # name -> the package that it needs
+
+
+def check(kinds: Sequence[str]) -> None:
+    """Refuse an unknown kind, or one whose package is not there, before anything trains."""
+    for kind in kinds:
+        if kind not in KINDS:
+            raise BenchmarkError(f"Unknown log '{kind}'.{nearest(kind, KINDS)} Known: {', '.join(KINDS)}.")
+        if importlib.util.find_spec(KINDS[kind]) is None:
+            raise BenchmarkError(
+                f"--log {kind} needs the package {KINDS[kind]}, which is not installed: "
+                f"pip install 'debiasbench[{kind}]'."
+            )
+
+
+def write(kind: str, record: dict[str, Any], folder: Path) -> None:
+    """Log one finished record below `folder`: a run for each cell, named dataset/method/seed."""
+    {"tensorboard": _tensorboard, "wandb": _wandb}[kind](record, folder)
+
+
+def name_of(record: dict[str, Any]) -> str:
+    """`cmnist5k/vanilla/s0-1a2b3c4d`."""
+    cell = record["cell"]
+    return f"{cell['dataset_label']}/{cell['method_label']}/s{cell['seed']}-{record['hash'][:8]}"
+
+
+def curves(record: dict[str, Any]) -> Iterator[tuple[str, float, int]]:
+    """(`test/acc_unbiased`, value, epoch) of everything that was evaluated, and training losses by phase."""
+    for row in record["result"]["epochs"]:
+        for split in ("valid", "test"):
+            for metric, value in row[split].items():
+                if isinstance(value, float) and math.isfinite(value) and not metric.startswith("n"):
+                    yield f"{split}/{metric}", value, row["epoch"]
+    for place, phase in enumerate(record["result"]["phases"], 1):
+        for epoch, loss in enumerate(phase["train_loss"], 1):
+            yield f"phase {place}/train_loss", loss, epoch
+
+
+def settings(record: dict[str, Any]) -> dict[str, Any]:
+    """The cell's values, flat: `method.alpha`, `recipe.learning_rate`."""
+    cell = record["cell"]
+    parts = {"method": cell["method_parameters"], "dataset": cell["dataset_parameters"], "recipe": cell["recipe"]}
+    named = {"method": cell["method"], "dataset": cell["dataset"], "seed": cell["seed"]}
+    return named | {f"{part}.{key}": value for part, values in parts.items() for key, value in values.items()}
+
+
+def last_metrics(record: dict[str, Any]) -> dict[str, float]:
+    """`last/acc_unbiased` on test, for comparing cells."""
+    rows = record["result"]["epochs"]
+    row = rows[record["result"]["selection"]["last"]]["test"] if rows else {}
+    return {f"last/{name}": value for name, value in row.items() if name.startswith("acc_") and math.isfinite(value)}
+
+
+def _tensorboard(record: dict[str, Any], folder: Path) -> None:
+    from torch.utils.tensorboard import SummaryWriter
+
+    plain = {
+        key: value if isinstance(value, bool | int | float | str) else str(value)
+        for key, value in settings(record).items()
+    }
+    with SummaryWriter(str(folder / "tensorboard" / name_of(record).replace(":", "+"))) as writer:
+        for name, value, epoch in curves(record):
+            writer.add_scalar(name, value, epoch)
+        writer.add_hparams(plain, last_metrics(record), run_name=".")
+
+
+def _wandb(record: dict[str, Any], folder: Path) -> None:
+    import wandb
+
+    cell = record["cell"]
+    run = wandb.init(
+        project="debiasbench", name=name_of(record), group=cell["dataset_label"], job_type=cell["method_label"],
+        config=settings(record), dir=str(folder), reinit="create_new", id=record["hash"][:16], resume="allow",
+    )  # fmt: skip
+    by_epoch: dict[int, dict[str, float]] = {}
+    for name, value, epoch in curves(record):
+        by_epoch.setdefault(epoch, {})[name] = value
+    for epoch, values in sorted(by_epoch.items()):
+        run.log(values, step=epoch)
+    run.summary.update(last_metrics(record))
+    run.finish()

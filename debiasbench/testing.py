@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from debiasbench.colouring import PGD_PALETTE, bernoulli_conflicts, colour
 from debiasbench.datasets import Dataset, between
-from debiasbench.engine import Batch, Loss, Stage, State
+from debiasbench.engine import Batch, Layout, Loss, Stage, State
 from debiasbench.errors import BenchmarkError
 from debiasbench.evaluate import Evaluation
 from debiasbench.methods import Method
@@ -240,8 +240,9 @@ def check_losses_are_pure(cls: type[Method]) -> None:
     """Every loss of the method is a pure function of tensors (see `lint_loss`)."""
     task, _ = _fit(cls, task_class=_LintingTask)
     assert isinstance(task, _LintingTask)
-    for nets, loss, columns, state in task.seen:
-        lint_loss(loss, nets, sample_batch(task, columns), state)
+    for nets, loss, columns, state, layout in task.seen:
+        index = layout(torch.Generator())[0] if layout else None
+        lint_loss(loss, nets, sample_batch(task, columns, index=index), state)
 
 
 class _LintingTask(Task):
@@ -249,32 +250,35 @@ class _LintingTask(Task):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.seen: list[tuple[dict[str, nn.Module], Loss, dict[str, Tensor], State]] = []
+        self.seen: list[tuple[dict[str, nn.Module], Loss, dict[str, Tensor], State, Layout | None]] = []
 
     def stage(self, nets: Any, loss: Loss, **options: Any) -> Stage:
         stage = super().stage(nets, loss, **options)
-        self.seen.append((stage.nets, loss, dict(stage.columns), dict(stage.state)))
+        layout = stage.sample if callable(stage.sample) else None
+        self.seen.append((stage.nets, loss, dict(stage.columns), dict(stage.state), layout))
         return stage
 
 
-def sample_batch(task: Task, columns: dict[str, Tensor] | None = None, *, size: int = 16) -> dict[str, Tensor]:
-    """What a batch of the first samples holds, as plain tensors."""
+def sample_batch(
+    task: Task, columns: dict[str, Tensor] | None = None, *, index: Tensor | None = None
+) -> dict[str, Tensor]:
+    """What a batch of these samples (default: the first 16) holds, as plain tensors."""
     from debiasbench.augment import to_input
 
-    index = torch.arange(size)
+    index = torch.arange(16) if index is None else index
     batch = {
-        "x": to_input(task.x[:size], task.recipe),
-        "y": task.y[:size],
+        "x": to_input(task.x[index], task.recipe),
+        "y": task.y[index],
         "index": index,
         "perm": index.flip(0),
         "step": torch.tensor(3),
         "n_steps": torch.tensor(10),
         "epoch": torch.tensor(1),
         "y_all": task.y,
-        **{name: column[:size] for name, column in (columns or {}).items()},
+        **{name: column[index] for name, column in (columns or {}).items()},
     }
     if task.method.needs_bias_labels:
-        batch["bias"] = task.bias[:size]
+        batch["bias"] = task.bias[index]
     return batch
 
 

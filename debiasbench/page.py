@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 _FIGURES = {
     "scores": "Histograms of the per-sample scores of aligned and of conflicting samples, a panel for each method",
     "accuracies": "Histograms of the runs' test accuracies, a panel for each method, with every run as a tick",
+    "figure2": "Variants of a method over datasets: mean, standard deviation and every run",
+    "figure3": "Traces of the inverse Fisher information of the final layer, a point a run",
+    "figure10": "Histograms of the accuracies of many runs, a panel for each dataset",
+    "theorem2": "The one-dimensional example of Theorem 2: the objective, and its minimum at h proportional to |g|",
     "ranks": "Average ranks of the methods; a bar joins those that cannot be told apart",
 }
 _MEDIA = {".png": "image/png", ".svg": "image/svg+xml"}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from debiasbench.errors import BenchmarkError
 from debiasbench.evaluate import SELECTION_RULES, USES_BIAS_LABELS
@@ -20,6 +21,7 @@ from debiasbench.parameters import nearest
 from debiasbench.records import read_records, read_scores, write_atomically
 from debiasbench.results import (
     Column,
+    bias_knowing,
     compare_columns,
     dataset_label,
     headline_of,
@@ -41,7 +43,7 @@ from debiasbench.tables import (
     percent,
 )
 
-TIE, MARKED, ORACLE = "~", "†", "§"
+TIE, MARKED, ORACLE, KNOWS = "~", "†", "§", "‡"
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,7 @@ def make(  # noqa: PLR0913 - the report's options
         tests = compare_columns(table, columns, reference=reference if reference in methods else None)
         tables.append(tests_table(tests))
         paths["tests"] = [_write(results_dir / "tables" / "tests.csv", tests.to_csv(index=False))]
+    tables = [_marked(one, bias_knowing(table)) for one in tables]
     drawn = draw(table, done, columns, results_dir / "figures") if figures else []
     if experiment is not None:
         found = outcome(experiment, results_dir, data_dir, order=methods)
@@ -148,6 +151,18 @@ def make(  # noqa: PLR0913 - the report's options
     html = page("debiasbench", tables, drawn, records, notes=complaints)
     paths["report"] = [_write(results_dir / "report.html", html)]
     return Report(tables, paths, failed, complaints)
+
+
+def _marked(table: Table, knowing: set[str]) -> Table:
+    """The table with a mark behind the methods that know the bias."""
+    rows = [
+        [
+            (text + KNOWS, best) if place < 2 and text in knowing else (text, best)
+            for place, (text, best) in enumerate(row)
+        ]
+        for row in table.rows
+    ]
+    return replace(table, rows=rows)
 
 
 def _chosen(records: list[dict[str, Any]], shown: Shown) -> list[dict[str, Any]]:
@@ -270,20 +285,23 @@ def ranks_table(table: pd.DataFrame, columns: list[Column]) -> Table | None:
     methods = list(dict.fromkeys(table.method))
     if len(methods) < 2:
         return None
-    shared = ranks(table, columns)
-    test = rank_test(_means(table, columns))
+    shared, means = ranks(table, columns), _means(table, columns)
+    by_mean = [stats.rankdata(-row, method="min", nan_policy="omit") for row in means]
+    test = rank_test(means)
     several = len(columns) > 1
     rows = []
-    for place in sorted(range(len(methods)), key=lambda place: (test.ranks[place], shared.iloc[place].mean())):
-        texts = [methods[place], *(f"{rank:.0f}" if rank == rank else "-" for rank in shared.iloc[place])]
+    for place in sorted(range(len(methods)), key=lambda place: np.nanmean([row[place] for row in by_mean])):
+        pairs = [(row[place], shared.iloc[place, column]) for column, row in enumerate(by_mean)]
+        texts = [methods[place], *(f"{rank:.0f} ({tied:.0f})" if tied == tied else "-" for rank, tied in pairs)]
         rows.append([(text, False) for text in [*texts, *([number(test.ranks[place], 2)] if several else [])]])
     notes = [
-        "Rank: 1 + how many methods are separably better (one-sided Welch tests, Holm over both directions of all "
-        "pairs of this table), so that ties share a rank."
+        "Rank by mean, and in brackets 1 + how many methods are separably better (one-sided Welch tests, Holm over "
+        "both directions of all pairs of this table): methods that no test tells apart share it. A method whose runs "
+        "spread widely is separable from few."
     ]
     if several:
         notes.append(
-            f"average: of ranks by mean alone, over the {test.n_datasets} columns in which all methods have runs. "
+            f"average: of ranks by mean, over the {test.n_datasets} columns in which all methods have runs. "
             + (
                 f"Friedman's test in Iman and Davenport's form: p {p_value(test.p)}; averages that differ by at least "
                 f"{test.difference:.2f} are separable (Nemenyi, level .05)."
@@ -329,7 +347,9 @@ def _recipe_notes(records: list[dict[str, Any]]) -> list[str]:
             notes.append(f"{cell['method_label']} on {cell['dataset']}: tuned with bias knowledge ({used}).")
         if cls and cls.needs_bias_labels:
             where = ", and on the validation samples" if cls.trains_on_validation else ""
-            notes.append(f"{cell['method_label']} trains with bias labels{where}.")
+            notes.append(
+                f"{KNOWS} {cell['method_label']} trains with bias labels{where}: a reference, not a competitor."
+            )
     return list(dict.fromkeys(notes))
 
 

@@ -252,15 +252,18 @@ def summaries(table: pd.DataFrame, columns: Sequence[Column], *, split: str = "t
 
     Also `best`, and `tied`: not separable from the best. "Separable" is decided after the fact: Welch one-sided of
     the best method against each other, Holm below .05 over all these comparisons. With fewer than two runs a side
-    nothing is separable, and `tied` says so.
+    nothing is separable, and `tied` says so. Methods that know the bias take no part in this, unless all do.
     """
     results, families = {}, []
+    knowing = bias_knowing(table)
     for column in columns:
         chosen = runs(table, column.dataset, column.metric, split=split, select=column.select)
         results[column] = chosen.groupby("method", sort=False).value.agg(["mean", "std", "count"])
         if len(chosen):
-            best = results[column]["mean"].idxmax()
-            others = [method for method in results[column].index if method != best]
+            there = list(results[column].index)
+            competing = [method for method in there if method not in knowing] or there
+            best = results[column]["mean"][competing].idxmax()
+            others = [method for method in competing if method != best]
             families.append(_Family(chosen, best, others, {"column": column}, turned=True))
     tests = _test(families)
     for family in families:
@@ -269,6 +272,15 @@ def summaries(table: pd.DataFrame, columns: Sequence[Column], *, split: str = "t
         one = results[column]
         results[column] = one.assign(best=one.index == family.reference, tied=[name in tied for name in one.index])
     return results
+
+
+def bias_knowing(table: pd.DataFrame) -> set[str]:
+    """Labels of the methods that train with bias labels: references, not competitors. Of methods known here."""
+    from debiasbench.methods import registry
+
+    classes = registry.classes()
+    pairs = table[["method", "method.name"]].drop_duplicates().itertuples(index=False)
+    return {label for label, name in pairs if name in classes and classes[name].needs_bias_labels}
 
 
 def ranks(table: pd.DataFrame, columns: Sequence[Column], *, split: str = "test") -> pd.DataFrame:

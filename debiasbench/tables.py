@@ -59,7 +59,8 @@ def markdown(table: Table) -> str:
 
 _LATEX = {character: "\\" + character for character in "&%_#${}"} | {
     "\\": r"\textbackslash{}", "^": r"\^{}", "~": r"$\sim$", "±": r"$\pm$", "†": r"$\dagger$", "§": r"\S{}",
-    "<": "$<$", ">": "$>$", "|": "$|$", "≠": r"$\neq$", "×": r"$\times$", "α": r"$\alpha$", "ρ": r"$\rho$",
+    "‡": r"$\ddagger$", "<": "$<$", ">": "$>$", "|": "$|$", "≠": r"$\neq$", "×": r"$\times$", "α": r"$\alpha$",
+    "ρ": r"$\rho$",
 }  # fmt: skip
 
 

@@ -234,6 +234,24 @@ def test_ranks_over_few_datasets_are_not_tested(folder):
     assert "No test of them" in " ".join(table.notes)
 
 
+def test_methods_that_know_the_bias_are_marked_and_never_the_best(tmp_path):
+    cells = expand(["vanilla", "pgd", "groupdro"], ["cmnist5k"], seeds=3).cells
+    for cell in cells:
+        value = {"vanilla": 0.4, "pgd": 0.8, "groupdro": 0.9}[cell.method] + 0.01 * cell.seed
+        write_record(record_path(tmp_path, cell), made_record(cell, value))
+    made = report.make(tmp_path, figures=False, order=["vanilla", "pgd", "groupdro"])
+    for one in made.tables:
+        names = {text for row in one.rows for text, _ in row[:2]}
+        assert "groupdro" not in names
+        assert "groupdro‡" in names or one.title == "Bias identification"
+    comparison = next(one for one in made.tables if one.title == "Comparison")
+    assert [row[1][1] for row in comparison.rows] == [False, True, False]
+    assert "~" not in comparison.rows[2][1][0]
+    assert "‡ groupdro trains with bias labels" in " ".join(comparison.notes)
+    alone = report.make(tmp_path, figures=False, shown=report.Shown(methods=("groupdro",)))
+    assert alone.tables[0].rows[0][1][1]  # among themselves
+
+
 # ---- files ---------------------------------------------------------------------------------------------------
 
 

@@ -558,7 +558,8 @@ def test_the_notes_say_what_the_table_shows(made):
 def test_only_failed_records_make_a_report_without_tables(tmp_path):
     store(tmp_path, [record("jtt", 0, status="failed")])
     found = report.make(tmp_path, figures=False)
-    assert (found.tables, found.paths, len(found.failed)) == ([], {}, 1)
+    assert (found.tables, found.paths, len(found.failed)) == ([], {"report": [tmp_path / "report.html"]}, 1)
+    assert "it did not work" in found.paths["report"][0].read_text()
 
 
 def test_a_report_on_nothing_is_refused(tmp_path):

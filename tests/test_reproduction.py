@@ -9,6 +9,7 @@ import pytest
 
 from debiasbench.datasets import registry as datasets
 from debiasbench.methods import registry as methods
+from debiasbench.results import Column, ranks, to_frame
 
 ROOT = Path(__file__).parent.parent
 RECORDS = sorted((ROOT / "docs" / "reproduction" / "records").rglob("*.json"))
@@ -18,7 +19,7 @@ DOCUMENT = (ROOT / "docs" / "reproduction.md").read_text()
 
 def section(title):
     """The rows of the first table below a heading, as lists of texts."""
-    part = re.split(r"\n##+ ", DOCUMENT.split(f"## {title}\n")[1])[0]
+    part = re.split(r"\n##+ ", re.split(rf"##+ {re.escape(title)}\n", DOCUMENT)[1])[0]
     lines = [line.strip().strip("|") for line in part.splitlines() if line.startswith("|")]
     return [[cell.strip().strip("*") for cell in line.split("|")] for line in lines[2:]]
 
@@ -185,3 +186,82 @@ def test_records_are_of_one_protocol_and_one_drawing_of_the_data():
 @pytest.mark.parametrize("path", RECORDS, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_no_record_names_a_place_on_a_machine(path):
     assert not re.search(r"\"/|\b(root|home|tmp)/", path.read_text())
+
+
+def records_below(name):
+    return [json.loads(path.read_text()) for path in RECORDS if path.parts[len(ROOT.parts) + 3] == name]
+
+
+def last_test(record):
+    return record["result"]["epochs"][record["result"]["selection"]["last"]]["test"]
+
+
+def test_all_methods_on_the_embedded_data_follow_from_the_records():
+    """Accuracies, margins over vanilla and whether they were met, and how scores find the conflicting samples."""
+    records = records_below("all")
+    by_method = {}
+    for record in records:
+        by_method.setdefault(record["cell"]["method_label"], []).append(record)
+    rows = section("All methods on cmnist5k")
+    assert {row[0] for row in rows} == set(by_method)
+    assert all({one["cell"]["seed"] for one in found} == {0, 1, 2} for found in by_method.values())
+    conflicting = {
+        method: 100 * pd.Series([last_test(one)["acc_conflict"] for one in found])
+        for method, found in by_method.items()
+    }
+    table = to_frame(records)
+    rank = ranks(table, [Column("cmnist5k", "acc_unbiased")]).iloc[:, 0]
+    for method, accuracy, conflict, margin, expected, met, shared, *found in rows:
+        runs_of = by_method[method]
+        assert accuracy == written(100 * pd.Series([last_test(one)["acc_unbiased"] for one in runs_of]))
+        assert conflict == written(conflicting[method])
+        gap = conflicting[method].mean() - conflicting["vanilla"].mean()
+        if method != "vanilla":
+            assert margin == f"{gap:+.1f}"
+            assert met == ("yes" if gap >= float(expected) else "no")
+        assert int(shared) == rank[method]
+        values = [one["result"]["identification"] for one in runs_of]
+        for text, column, name, digits in zip(
+            found, ("score", "score", "selected"), ("auroc", "conflict_mass", "precision"), (3, 2, 2), strict=True
+        ):
+            numbers = [one[column][name] for one in values if column in one]
+            if text != "-":
+                assert text == f"{sum(numbers) / 3:.{digits}f}"
+
+
+def test_what_was_expected_is_what_the_table_says():
+    expected = {method: margin for method, margin, _ in section("What was expected on cmnist5k")}
+    assert expected == {row[0]: row[4] for row in section("All methods on cmnist5k") if row[0] != "vanilla"}
+
+
+def test_methods_that_score_put_more_weight_on_conflicting_samples():
+    """Two samples of a hundred conflict: each score gives them a larger share; each selection is richer in them."""
+    for record in records_below("all"):
+        found = record["result"]["identification"]
+        method = record["cell"]["method_label"]
+        if method == "george":  # its clusters hardly follow the bias, which its section says
+            continue
+        if "score" in found:
+            assert found["score"]["auroc"] > 0.7, method
+        if "selected" in found:
+            assert found["selected"]["precision"] > 0.1, method
+        if "score" in found and method != "eiil":  # whose score has a sign
+            assert found["score"]["conflict_mass"] > 0.1, method
+
+
+def test_the_first_version_of_cnc_failed():
+    found = [last_test(record)["acc_conflict"] for record in records_below("cnc-version-1")]
+    assert len(found) == 3
+    assert f"{100 * sum(found) / 3:.1f} % on conflicting samples, 8.0 points *below* vanilla" in DOCUMENT
+
+
+def test_sensitivity_of_cnc_follows_from_the_records():
+    found = tune_runs("cnc", lambda cell: cell["method_parameters"]["sets"])
+    rows = section("CNC's sets in a step on cmnist5k")
+    assert [int(row[0]) for row in rows] == sorted(set(found.setting))
+    for setting, accuracy, n in rows:
+        some = found[found.setting == int(setting)]
+        assert accuracy == f"{some.accuracy.mean():.1f} ± {some.accuracy.std():.1f}"
+        assert int(n) == len(some) == len(set(some.seed))
+    best = found.groupby("setting").accuracy.mean().idxmax()
+    assert methods.get("cnc")[0].by_dataset["cmnist5k"]["sets"] == best

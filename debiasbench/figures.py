@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -379,52 +378,6 @@ def parameter_figure(
                    label="open: published")
         )  # fmt: skip
     _legend(figure, handles, handle_length=1)
-    if title:
-        figure.suptitle(title, fontsize=8)
-    return _save(figure, stem)
-
-
-def learning_curves(
-    curves: dict[str, list[np.ndarray]], stem: Path, *, metric: str, order: list[str] | None = None, title: str = ""
-) -> list[Path]:
-    """A metric over the epochs: the mean of each method's runs as a thick line, every run as a thin one.
-
-    Args:
-        curves: method -> one array (E, 2) a run, at least one: epoch, share. Runs of a method may have different
-            epochs; the mean is over those that all of them have.
-        stem: path without an ending.
-        metric: name for the axis.
-        order: all methods of the report, for colours and dashes.
-        title: above the figure.
-    """
-    from matplotlib.lines import Line2D
-
-    figure, (axis,) = _new_figure(1, 2.3)
-    handles = []
-    for place, (method, runs) in enumerate(curves.items()):
-        colour, marker, dashes = look(method, order or curves)
-        for run in runs:
-            axis.plot(run[:, 0], 100 * run[:, 1], color=colour, linewidth=0.5, alpha=0.35)
-        common = functools.reduce(np.intersect1d, [run[:, 0] for run in runs])
-        mean = np.mean([run[np.isin(run[:, 0], common), 1] for run in runs], axis=0)
-        step = max(1, len(common) // 5)
-        style: dict[str, Any] = {
-            "color": colour,
-            "linewidth": 1.3,
-            "linestyle": (0, dashes),
-            "marker": marker,
-            "markersize": 3.5,
-        }
-        axis.plot(common, 100 * mean, markevery=(place * step // len(curves), step), **style)
-        handles.append(Line2D([], [], label=method, **style))
-    n_runs = sorted({len(runs) for runs in curves.values()})
-    of = f"{n_runs[0]} to {n_runs[-1]} runs" if len(n_runs) > 1 else f"{n_runs[0]} runs"
-    axis.set_xlabel("epoch" if n_runs == [1] else f"epoch (thick: mean of {of})", fontsize=8)
-    axis.set_ylabel(f"{metric} (%)", fontsize=8)
-    axis.xaxis.get_major_locator().set_params(integer=True)
-    axis.grid(color="0.92", linewidth=0.5)
-    axis.set_axisbelow(True)
-    _legend(figure, handles, handle_length=3.4)
     if title:
         figure.suptitle(title, fontsize=8)
     return _save(figure, stem)

@@ -15,7 +15,6 @@ from debiasbench.figures import (
     accuracy_histogram,
     contact_sheet,
     critical_difference,
-    learning_curves,
     look,
     parameter_figure,
     score_histogram,
@@ -49,11 +48,6 @@ def drawn(monkeypatch, tmp_path):
     return draw
 
 
-def curve(end, n_epochs=6, every=1):
-    epochs = np.arange(every, n_epochs + 1, every)
-    return np.stack([epochs, end * epochs / n_epochs], axis=1)
-
-
 def runs(mean, n=25):
     return generator().normal(mean, 0.01, n)
 
@@ -74,9 +68,6 @@ EXAMPLES = {
     "parameters": lambda names, stem: parameter_figure(
         {f"data:rho={place},a=1": {name: runs(0.9, 3) for name in names[:4]} for place in range(5)},
         stem, metric="acc", title="parameters", published={"data:rho=1,a=1": {names[0]: 0.95}},
-    ),
-    "curves": lambda names, stem: learning_curves(
-        {name: [curve(0.5), curve(0.7)] for name in names}, stem, metric="acc", title="curves"
     ),
     "trials": lambda names, stem: trials_histogram(
         {names[0]: {name: runs(0.9) for name in names[:2]}, "other": {names[1]: runs(0.8)}},
@@ -255,34 +246,6 @@ def test_every_dataset_has_a_panel_and_no_panel_is_empty(drawn, n, n_columns):
     assert [axis.get_title(loc="left") for axis in figure.axes] == list(values)
     assert figure.axes[0].get_gridspec().ncols == n_columns
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["x"]
-
-
-# --- curves
-
-
-def test_curves_are_a_thick_mean_and_thin_runs(drawn):
-    curves = {"b": [curve(0.4), curve(0.8)], "a": [curve(0.5)]}
-    figure = drawn(learning_curves, curves, metric="acc")
-    (axis,) = figure.axes
-    thick = [line for line in axis.lines if line.get_linewidth() > 1]
-    thin = [line for line in axis.lines if line.get_linewidth() < 1]
-    assert len(thin) == 3
-    assert thick[0].get_xdata() == pytest.approx(np.arange(1, 7))
-    assert thick[0].get_ydata() == pytest.approx(100 * curve(0.6)[:, 1])
-    assert thin[1].get_ydata() == pytest.approx(100 * curve(0.8)[:, 1])
-    assert [line.get_color() for line in thick] == [PALETTE[1], PALETTE[0]]
-    assert thick[0]._dash_pattern != thick[1]._dash_pattern
-    assert axis.get_xlabel() == "epoch (thick: mean of 1 to 2 runs)"
-    assert axis.get_ylabel() == "acc (%)"
-
-
-def test_the_mean_curve_is_over_epochs_that_all_runs_have(drawn):
-    curves = {"a": [curve(0.6), curve(0.6, every=2), curve(0.6, every=3)]}
-    figure = drawn(learning_curves, curves, metric="acc")
-    (mean,) = [line for line in figure.axes[0].lines if line.get_linewidth() > 1]
-    assert mean.get_xdata() == pytest.approx([6])
-    assert mean.get_ydata() == pytest.approx([60])
-    assert mean.get_marker() != "None"  # a single epoch is still to be seen
 
 
 # --- trials

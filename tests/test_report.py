@@ -421,3 +421,22 @@ def test_the_report_remembers_the_experiment(tmp_path):
     lines = pd.read_csv(tmp_path / "tables" / "table9.csv")
     assert lines["mean"].notna().any()
     assert math.isnan(lines["paper_mean"].iloc[0])
+
+
+# The others' smoke runs take a minute or two each: their times are in docs/experiments.md
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name == "table14" else pytest.mark.slow) for name in names() if name != "demo"],
+)
+def test_the_smoke_run_of_an_experiment(tmp_path, capsys, name):
+    words = ["--device", "cpu", "--results-dir", str(tmp_path)]
+    assert main(["run", "--experiment", name, "--smoke", *words]) == 0
+    shown = capsys.readouterr().out
+    experiment = read_experiment(name, smoke=True)
+    assert f"{name}: {experiment.title}" in shown or not (experiment.paper or experiment.show in ("bins", "fisher"))
+    if experiment.paper:
+        lines = pd.read_csv(tmp_path / "tables" / f"{name}.csv", keep_default_na=False)
+        ran = lines[(lines.ran != "") & lines.method.isin(experiment.methods)]
+        assert len(ran)
+        assert (ran.n > 0).all()
+    assert (tmp_path / "report.html").is_file()

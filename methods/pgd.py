@@ -10,6 +10,8 @@ only, augmented images, GCE with a constant factor), `preset=official-l2` the sa
 closed form, one forward pass, where the code runs one backward pass a sample: the values are equal. As in the code,
 step 2 uses the last biased network, and step 3 keeps its weights and batch statistics but starts the optimiser and
 the schedule afresh. The code reports the epoch of lowest biased-validation loss and the last; so do our records.
+Other scores and other uses of a score are parameters, in any pair; `use=upsample` is not the paper's: every sample is
+there at least once, and about N h times.
 
 Expected on Colored MNIST at 0.5 / 1 / 5 %: 96.88 +- 0.28 / 98.35 +- 0.12 / 98.62 +- 0.14 (Table 1, n = 3), with a
 biased network of 18.1 / 19.7 / 44.0 (Table 7); ours: docs/reproduction.md.

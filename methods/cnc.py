@@ -24,9 +24,8 @@ With `preset=official` too the network trains in train mode with gradients zeroe
 keeps the encoder in eval mode and lets the gradients of the classifier pile up over an epoch.
 
 Settings by data: 64 of each and temperature 0.05 for CelebA, 16 and 0.1 for CivilComments (the authors' README; their
-optimisers and epochs there are not taken over, ours are the dataset's). For
-the other datasets nothing is published; ours there are not tuned otherwise. Colored MNIST: five epochs of step 1 (README, for
-five classes).
+optimisers and epochs there are not taken over, ours are the dataset's). For the other datasets nothing is published;
+ours there are not tuned otherwise. Colored MNIST: five epochs of step 1 (README, for five classes).
 """
 
 import torch

@@ -420,6 +420,64 @@ def test_pca_is_used_only_when_asked_for(new_method, monkeypatch):
     assert new_method("george", reduction="pca").decline(Tiny()) is None
 
 
+def blobs(*places, n=60, seed=0):
+    """Points around places (n a place, spread 1), and the number of each point's place."""
+    number = np.repeat(np.arange(len(places)), n)
+    return np.array(places)[number] + np.random.default_rng(seed).normal(size=(len(number), 2)), number
+
+
+def slow_silhouette(points, cluster, k):
+    """The mean silhouette of one cluster, sample by sample."""
+    values = []
+    for place in np.flatnonzero(cluster == k):
+        distance = np.linalg.norm(points - points[place], axis=1)
+        own = distance[cluster == k].sum() / ((cluster == k).sum() - 1)
+        other = min(distance[cluster == name].mean() for name in np.unique(cluster) if name != k)
+        values.append((other - own) / max(own, other))
+    return float(np.mean(values))
+
+
+def test_parts_of_clusters_are_kept_by_the_four_conditions():
+    """One cluster of five far blobs, of which the last is small, the first easy, and the second rare on validation."""
+    places = [(0, 0), (100, 0), (0, 100), (100, 100), (200, 200), (-400, -400)]
+    points, blob = blobs(*places)
+    kept = (blob != 4) | (np.arange(len(blob)) % 3 == 0)  # 20 of blob 4: below the fewest
+    points, blob = points[kept], blob[kept]
+    cluster = (blob == 5).astype(int)  # cluster 1 is one blob: splitting it improves nothing
+    losses = np.where(blob == 0, 0.1, 1.0)
+    valid, valid_blob = blobs(*places, n=30, seed=1)
+    some = (valid_blob != 1) | (np.arange(len(valid_blob)) % 2 == 0)  # 15 of blob 1
+    valid, valid_cluster = valid[some], (valid_blob[some] == 5).astype(int)
+    found = GEORGE.with_parts(points, cluster, losses, valid, valid_cluster, 10_000, 0)
+    for number in (2, 3):
+        (part,) = np.unique(found[blob == number])
+        assert part >= 10
+        members = np.isin(found, [part])
+        assert (members == (blob == number)).all()
+        assert slow_silhouette(points, np.where(members, 99, cluster), 99) > slow_silhouette(points, cluster, 0)
+    for number in (0, 1, 4):
+        assert (found[blob == number] == 0).all(), number
+    assert (found[blob == 5] == 1).all()
+    values = GEORGE.silhouettes(points, cluster, 10_000, 0)
+    assert values[0] == pytest.approx(slow_silhouette(points, cluster, 0))
+
+
+def test_over_clustering_runs_within_classes(new_method):
+    method = new_method("george", reduction="pca", over_cluster=True)
+    task = tiny_task(method)
+    method.fit(task)
+    assert task.epochs
+    points, blob = blobs((0, 0), (60, 0), (0, 60), (60, 60), n=80)
+    y = torch.from_numpy((blob > 1).astype("int64"))
+    features = torch.from_numpy(points)
+    of_class = torch.ones(len(y))
+    generator = torch.Generator().manual_seed(0)
+    whole = new_method("george", reduction="none", over_cluster=True)
+    group = whole.clusters(features, y, of_class, features, y, generator=generator)
+    assert torch.equal(group // 60, y)
+    assert len(group.unique()) >= 4
+
+
 def test_george_runs_with_pca(new_method):
     method = new_method("george", reduction="pca")
     task = tiny_task(method)
@@ -434,7 +492,9 @@ def test_umap_gives_two_dimensions_and_follows_the_seed(new_method):
         pytest.importorskip("umap")
         features = np.random.default_rng(0).normal(size=(60, 8))
         method = new_method("george")
-        first, again = method.reduced(features, 3), method.reduced(features, 3)
+        (first, to_points), (again, _) = method.reduced(features, 3), method.reduced(features, 3)
+        others = to_points(features[:5])
+    assert others.shape == (5, 2)
     assert first.shape == (60, 2)
     assert (first == again).all()
 

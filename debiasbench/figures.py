@@ -175,12 +175,12 @@ def fisher_figure(
         axis.tick_params(which="minor", labelsize=6)  # named where there is less than a decade
         axis.set_yticks(range(len(methods)), list(methods))
         axis.set_ylim(len(methods) - 0.5, -0.5)  # the first method on top
-        space = "dead dimensions left out" if in_rank else f"{dimension:,} dimensions"
+        space = "without dead dimensions" if in_rank else f"{dimension:,} dimensions"
         axis.set_title(
-            f"{dataset}: final layer of {net} ({space}),\ndamping {damping:g} of the mean eigenvalue",
+            f"{_in_lines(dataset, 44)}\nfinal layer of {net}: {space}, damping {damping:g}",
             fontsize=7, loc="right", multialignment="left", pad=3,
         )  # fmt: skip
-    axes[-1].set_xlabel(r"$\mathrm{Tr}\,(\hat{I}_h)^{-1}$; line: mean over runs", fontsize=8)
+    axes[-1].set_xlabel(r"$\mathrm{Tr}\,(\hat{I}_h)^{-1}$ (damping: of the mean eigenvalue)", fontsize=7)
     marks = [
         axes[-1].plot([], [], "o", color="black", markerfacecolor=face, markersize=4, label=label)[0]
         for face, label in (("black", "own h"), ("white", "same network, uniform h"))

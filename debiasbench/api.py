@@ -40,17 +40,19 @@ class Plan:
     failed_before: dict[str, Path]
 
 
-def plan(grid: Grid, *, data_dir: Path, results_dir: Path, rerun: str = "missing") -> Plan:
+def plan(grid: Grid, *, data_dir: Path, results_dir: Path, rerun: str = "missing", weights: bool = False) -> Plan:
     """Check that the data are there and whole, and find the cells that are finished.
 
     A cell is finished if a record of an equal cell is done and was made with equal data. Failed cells run again
-    with `rerun="failed"`; everything with `rerun="all"`.
+    with `rerun="failed"`; everything with `rerun="all"`; with `weights` also what has none beside its record.
 
     Raises:
         BenchmarkError: files are missing (what, how big, from where, where to put it) or damaged.
     """
     if rerun not in RERUN:
         raise BenchmarkError(f"rerun must be one of {', '.join(RERUN)}. Got {rerun!r}.")
+    from debiasbench.weights import weights_path
+
     datasets = {_data_key(cell): cell.build_dataset() for cell in grid.cells}
     check_data(list(datasets.values()), data_dir)
     nets = ((cell.recipe["net"], cell.recipe["pretrained"], datasets[_data_key(cell)].input) for cell in grid.cells)
@@ -70,6 +72,8 @@ def plan(grid: Grid, *, data_dir: Path, results_dir: Path, rerun: str = "missing
             to_run.append(cell)  # not the cell's own fault
         elif record["status"] != "done":
             (to_run.append(cell) if rerun == "failed" else failed.update({cell.hash: path}))
+        elif weights and not weights_path(path).is_file():
+            to_run.append(cell)
         elif _made_from(record) == (fingerprints[_data_key(cell)], _weights_of(cell)):
             finished[cell.hash] = path
         else:
@@ -245,9 +249,9 @@ def run(  # noqa: PLR0913 - the command line's options
         shared_recipes=shared_recipes,
     )
     check_writable(results)
-    planned = plan(grid, data_dir=data, results_dir=results, rerun=rerun)
+    planned = plan(grid, data_dir=data, results_dir=results, rerun=rerun, weights=save_weights)
     options: dict[str, Any] = {"data_dir": data, "results_dir": results, "device": device, "workers": workers}
-    options |= {"save_weights": save_weights, "share": share}
+    options |= {"save_weights": save_weights, "share": share and rerun != "all"}
     if progress:
         from debiasbench.progress import Display
 

@@ -211,16 +211,17 @@ def run_command(options: argparse.Namespace) -> int:
         asked.methods,
         asked.datasets,
         seeds=asked.seeds,
-        data_seeds=options.data_seeds,
+        data_seeds=asked.data_seeds,
         epochs=asked.epochs,
-        shared_recipes=options.recipes == "shared",
+        shared_recipes=asked.shared_recipes,
     )
     logs.check(options.log)
     console = _console()
     data_dir = _data_dir(options)
     reference = _reference_label(asked.reference, grid.cells)
     places = {"data_dir": data_dir, "results_dir": options.results_dir}
-    planned = plan(grid, rerun=options.rerun, **places)
+    weights = options.save_weights or asked.needs_weights
+    planned = plan(grid, rerun=options.rerun, weights=weights, **places)
     devices = worker_devices(options.device, options.workers)
     _show_plan(console, planned, options.results_dir, n_workers=len(devices), every_cell=options.dry_run)
     if options.dry_run:
@@ -231,6 +232,9 @@ def run_command(options: argparse.Namespace) -> int:
         return OK
     from debiasbench.progress import Display
 
+    if options.log:
+        for path in planned.finished.values():
+            _log(path, options)
     for ending in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C: workers are stopped, records stay
         if threading.current_thread() is threading.main_thread():
             signal.signal(ending, signal.default_int_handler)
@@ -239,7 +243,7 @@ def run_command(options: argparse.Namespace) -> int:
             handle = _logging(display.handle, options) if options.log else display.handle
             run_plan(
                 planned, handle, device=options.device, workers=options.workers,
-                save_weights=options.save_weights or asked.needs_weights, share=not options.no_share, **places,
+                save_weights=weights, share=not options.no_share and options.rerun != "all", **places,
             )  # fmt: skip
     except KeyboardInterrupt:
         print("\nStopped. Finished cells are kept; the same command goes on with the rest.", file=sys.stderr)
@@ -248,22 +252,27 @@ def run_command(options: argparse.Namespace) -> int:
 
 
 def _logging(handle: Callable[[Event], None], options: argparse.Namespace) -> Callable[[Event], None]:
-    """Events are shown, and finished cells logged; a log that fails is told and costs nothing else."""
-    from debiasbench import logs
-    from debiasbench.records import read_record
+    """Events are shown, and finished cells logged."""
 
     def shown_and_logged(event: Event) -> None:
         handle(event)
-        if event.kind != "finished" or event.path is None:
-            return
-        record = read_record(event.path)
-        for kind in options.log if record["status"] == "done" else ():
-            try:
-                logs.write(kind, record, options.results_dir)
-            except Exception as error:  # whatever a package of others does: the record is there
-                print(f"\n{kind}: {event.cell.title} was not logged ({error}).", file=sys.stderr)
+        if event.kind == "finished" and event.path is not None:
+            _log(event.path, options)
 
     return shown_and_logged
+
+
+def _log(path: Path, options: argparse.Namespace) -> None:
+    """Log a record if it is done; a log that fails is told and costs nothing else."""
+    from debiasbench import logs
+    from debiasbench.records import read_record
+
+    record = read_record(path)
+    for kind in options.log if record["status"] == "done" else ():
+        try:
+            logs.write(kind, record, options.results_dir)
+        except Exception as error:  # whatever a package of others does: the record is there
+            print(f"\n{kind}: {logs.name_of(record)} was not logged ({error}).", file=sys.stderr)
 
 
 def _asked(options: argparse.Namespace) -> Experiment:
@@ -281,7 +290,8 @@ def _asked(options: argparse.Namespace) -> Experiment:
         asked = Experiment("", options.methods, options.datasets)
     given = {
         "methods": options.methods, "datasets": options.datasets, "seeds": options.seed_list or options.seeds,
-        "epochs": options.epochs, "reference": options.reference,
+        "epochs": options.epochs, "reference": options.reference, "data_seeds": options.data_seeds,
+        "shared_recipes": options.recipes == "shared",
     }  # fmt: skip
     return replace(asked, **{key: value for key, value in given.items() if value is not None})
 
@@ -368,9 +378,7 @@ def _report_grid(
     wanted = {str(path) for cell in cells if (path := find_record(results_dir, cell))}
     order = list(dict.fromkeys(cell.method_label for cell in cells))
     experiment = asked if asked.paper or asked.show != "accuracy" else None
-    write_grid(
-        results_dir, reference=reference, order=order, experiment=(asked.name, asked.smoke) if experiment else None
-    )
+    write_grid(results_dir, reference=reference, order=order, experiment=experiment)
     report = make(
         results_dir, reference=reference, keep=lambda record: str(record["path"]) in wanted, order=order,
         experiment=experiment, data_dir=places["data_dir"],

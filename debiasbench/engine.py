@@ -98,10 +98,14 @@ class Stage:
         train = partial(self._train, phase, last_epoch, length, sample, draws)
         # a phase run in parts has an optimiser to keep, one with a predictor epochs to evaluate
         whole = epochs is None and self.step == 0 and self.predict is None
-        if self.share is None or self.task.shared is None or not whole:
+        shared = self.task.shared if self.share is not None and whole else None
+        key = sharing.key_of(self, call, signature) if shared else None
+        if shared is None or key is None:
             train()
         else:
-            with self.task.shared.entry(sharing.key_of(self, call, signature)) as path:
+            started = time.perf_counter()
+            with shared.entry(key) as path:
+                self.task.waited += time.perf_counter() - started
                 if sharing.load(path, self, phase):
                     self.task.calls[call - 1]["reused"] = True
                     self.task._report(phase, self.epoch, last_epoch)

@@ -35,6 +35,7 @@ class Experiment:
         show: what is made of it: accuracy (tables), cost (seconds by step), bins (counts of scores), fisher (traces of
             the inverse Fisher information), norms (variants over datasets), trials (distributions over seeds).
         instead: dataset of the experiment -> what runs in its place, in a smoke run.
+        epochs, shared_recipes, data_seeds: as on the command line; files do not say them.
     """
 
     name: str
@@ -48,6 +49,8 @@ class Experiment:
     show: str = "accuracy"
     smoke: bool = False
     instead: dict[str, str] = field(default_factory=dict)
+    shared_recipes: bool = False
+    data_seeds: int | None = None
 
     @property
     def needs_weights(self) -> bool:

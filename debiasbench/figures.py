@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Okabe and Ito's palette, with a brown for its yellow, which is too light for lines
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
+PALETTE = (
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31",
+    "#882255", "#117733", "#AA4499", "#999933",
+)  # fmt: skip
 ALIGNED, CONFLICTING = "#56B4E9", "#D55E00"
 COLUMN = 3.35  # inches
 
@@ -26,14 +29,25 @@ DASHES: tuple[tuple[float, ...], ...] = (  # in line widths, on and off; () is s
 
 
 def look(method: str, order: Iterable[str]) -> tuple[str, str, tuple[float, ...]]:
-    """How a method looks in every figure of a report: its colour, marker and dashes.
+    """How a method looks in every figure: its colour, marker and dashes.
 
-    `order`: all methods of the report, in any order; the place in their alphabet decides. The first eight methods
-    differ in all three; any two of 64 differ in the pair of colour and marker, and in that of colour and dashes.
+    A method known here by its name looks the same in every report: its place among all of them decides. Other labels,
+    such as variants, follow in the alphabet of the report. Any two of the first 12 differ in colour and any two of 8
+    that follow each other in all three; any two of 96 in the pair of colour and marker, and of colour and dashes.
+
+    `order`: all methods of the report, in any order.
     """
-    turn, place = divmod(sorted(set(order)).index(method), len(PALETTE))
-    other = (place + 3 * turn) % len(PALETTE)  # 3 and 8 share no factor: eight turns without a pair twice
+    known = _known()
+    places = [*known, *sorted(set(order) - set(known))]
+    turn, place = divmod(places.index(method), len(PALETTE))
+    other = (place + 3 * turn) % len(MARKERS)  # 3 and 8 share no factor: eight turns without a pair twice
     return PALETTE[place], MARKERS[other], DASHES[other]
+
+
+def _known() -> list[str]:
+    from debiasbench.methods import registry
+
+    return sorted(registry.classes())
 
 
 def _new_figure(n_panels: int, height: float, *, around: float = 0.0, n_columns: int = 1) -> tuple[Figure, Any]:

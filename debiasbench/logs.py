@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,9 @@ def _tensorboard(record: dict[str, Any], folder: Path) -> None:
         key: value if isinstance(value, bool | int | float | str) else str(value)
         for key, value in settings(record).items()
     }
-    with SummaryWriter(str(folder / "tensorboard" / name_of(record).replace(":", "+"))) as writer:
+    place = folder / "tensorboard" / name_of(record).replace(":", "+")
+    shutil.rmtree(place, ignore_errors=True)  # of an earlier run: its curves would be drawn as well
+    with SummaryWriter(str(place)) as writer:
         for name, value, epoch in curves(record):
             writer.add_scalar(name, value, epoch)
         writer.add_hparams(plain, last_metrics(record), run_name=".")

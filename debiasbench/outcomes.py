@@ -41,6 +41,7 @@ def outcome(experiment: Experiment, results_dir: Path, data_dir: Path | None, *,
     if found.lines is not None:
         found.tables.append(paper.table(experiment, found.lines))
     records = finished(experiment, results_dir)
+    order = [*order, *(record["cell"]["method_label"] for record in records)]  # where the report shows fewer
     stem = results_dir / "figures" / experiment.name
     draw = {"bins": _bins, "fisher": _fisher, "norms": _norms, "trials": _trials}.get(experiment.show)
     if draw and records:
@@ -52,11 +53,10 @@ def outcome(experiment: Experiment, results_dir: Path, data_dir: Path | None, *,
 
 def finished(experiment: Experiment, results_dir: Path) -> list[dict[str, Any]]:
     """The finished records of an experiment's grid, dataset by dataset, each with its `path`."""
-    records = []
-    for dataset in experiment.datasets:
-        for method in experiment.methods:
-            paths = (find_record(results_dir, cell) for cell in paper.cells(experiment, method, dataset))
-            records += [{**read_record(path), "path": path} for path in paths if path]
+    cells = paper.cells(experiment, experiment.methods, experiment.datasets)
+    place = {cell.method_label: number for number, cell in reversed(list(enumerate(cells)))}
+    cells = sorted(cells, key=lambda cell: place[cell.method_label])  # a method's runs together, in the order asked for
+    records = [{**read_record(path), "path": path} for cell in cells if (path := find_record(results_dir, cell))]
     return [record for record in records if record["status"] == "done"]
 
 
@@ -110,8 +110,7 @@ def _fisher(
     with_weights = [record for record in records if weights_path(Path(record["path"])).is_file()]
     if not with_weights:
         raise BenchmarkError(
-            f"{experiment.name} is computed from trained networks, and none of its records has any: run it again with "
-            "--rerun all."
+            f"{experiment.name} is computed from trained networks, and none of its records has any: run the experiment."
         )
     found = [of_record(Path(record["path"]), data_dir) | {"seed": record["cell"]["seed"]} for record in with_weights]
     names = ("objective", "uniform", "objective_in_rank", "uniform_in_rank")
@@ -162,15 +161,17 @@ def _norms(
 def _trials(
     experiment: Experiment, records: list[dict[str, Any]], stem: Path, data_dir: Path | None, order: list[str]
 ) -> Outcome:
-    """Distributions over seeds, with the one-sided Welch test of the last method against the first."""
+    """Distributions over seeds; of two methods with the one-sided Welch test of the other against the reference."""
     from debiasbench.figures import trials_histogram
 
     del data_dir
     values = _values(records)
     p_values = {}
     for dataset, of_method in values.items():
-        first, *_, last = of_method.values()
-        p_values[dataset] = welch(last, first)
+        reference = of_method.get(experiment.reference or next(iter(of_method)))
+        others = [runs for runs in of_method.values() if runs is not reference]
+        if reference is not None and len(others) == 1:  # of two methods: one p
+            p_values[dataset] = welch(others[0], reference)
     title = f"{experiment.title}{' (smoke run)' if experiment.smoke else ''}; p: Welch, one-sided"
     metric = _headline(records[0])
     return Outcome(figures=trials_histogram(values, stem, metric=metric, p_values=p_values, title=title, order=order))

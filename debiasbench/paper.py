@@ -50,14 +50,14 @@ def beside(experiment: Experiment, results_dir: Path) -> pd.DataFrame:
     lines = []
     for line in numbers(experiment.paper).to_dict("records"):
         ran = experiment.ran(line["dataset"])
-        values = _values(experiment, line, results_dir) if ran else []
+        values, n = _values(experiment, line, results_dir) if ran else ([], 0)
         ours = {"mean": _mean(values), "std": float(np.std(values, ddof=1)) if len(values) > 1 else math.nan}
         paper = {f"paper_{name}": line.pop(name) if not experiment.smoke else math.nan for name in ("mean", "std", "n")}
         difference = ours["mean"] - paper["paper_mean"]
         spread = ours["std"] + paper["paper_std"]
         within = None if math.isnan(difference + spread) else bool(abs(difference) <= spread)
         lines.append(
-            {**line, "ran": ran or "", "values": values, **ours, "n": len(values), **paper,
+            {**line, "ran": ran or "", "values": values, **ours, "n": n, **paper,
              "difference": difference, "within": within}
         )  # fmt: skip
     return pd.DataFrame(lines)
@@ -67,15 +67,15 @@ def _mean(values: list[float]) -> float:
     return float(np.mean(values)) if values else math.nan
 
 
-def _values(experiment: Experiment, line: dict[str, Any], results_dir: Path) -> list[float]:
-    """One number a run, of one line of the paper."""
+def _values(experiment: Experiment, line: dict[str, Any], results_dir: Path) -> tuple[list[float], int]:
+    """One number a run, of one line of the paper, and how many runs; of a test its p, and the runs of each side."""
     metric = line["metric"]
     records = _records(experiment, line["method"], line["dataset"], results_dir)
     if metric == "p_welch":
         others = _records(experiment, experiment.reference or experiment.methods[0], line["dataset"], results_dir)
         sides = [[accuracy(record) for record in side] for side in (records, others)]
         p = welch(*sides)
-        return [] if math.isnan(p) else [p]
+        return ([], 0) if math.isnan(p) else ([p], min(map(len, sides)))
     read: Callable[[dict[str, Any]], float]
     if metric == "seconds":
         read = lambda record: seconds(record, line["column"])  # noqa: E731
@@ -83,22 +83,32 @@ def _values(experiment: Experiment, line: dict[str, Any], results_dir: Path) -> 
         read = lambda record: counted(record, line["column"], conflicting=metric == "n_conflicting")  # noqa: E731
     else:
         read = lambda record: 100 * accuracy(record, metric)  # noqa: E731
-    return [value for record in records if not math.isnan(value := read(record))]
+    values = [value for record in records if not math.isnan(value := read(record))]
+    return values, len(values)
 
 
 def _records(experiment: Experiment, method: str, dataset: str, results_dir: Path) -> list[dict[str, Any]]:
-    """The finished records of a method on what runs for a dataset, by seed."""
+    """The finished records of a method on what runs for a dataset, by seed; none if it is not in the grid."""
     ran = experiment.ran(dataset)
-    if ran is None or method not in experiment.methods:
+    if ran is None:
         return []
-    found = [find_record(results_dir, cell) for cell in cells(experiment, method, ran)]
+    asked = hashes(experiment)
+    found = [find_record(results_dir, cell) for cell in cells(experiment, [method], [ran]) if cell.hash in asked]
     records = [{**read_record(path), "path": path} for path in found if path]
     return [record for record in records if record["status"] == "done"]
 
 
-def cells(experiment: Experiment, method: str, dataset: str) -> list[Cell]:
-    """The cells of one method on one dataset, in an experiment."""
-    return expand([method], [dataset], seeds=experiment.seeds, epochs=experiment.epochs).cells
+def cells(experiment: Experiment, methods: list[str], datasets: list[str]) -> list[Cell]:
+    """The cells of methods on datasets as an experiment runs them."""
+    return expand(
+        methods, datasets, seeds=experiment.seeds, data_seeds=experiment.data_seeds, epochs=experiment.epochs,
+        shared_recipes=experiment.shared_recipes,
+    ).cells  # fmt: skip
+
+
+def hashes(experiment: Experiment) -> set[str]:
+    """The cells of an experiment's grid."""
+    return {cell.hash for cell in cells(experiment, experiment.methods, experiment.datasets)}
 
 
 def accuracy(record: dict[str, Any], metric: str = "") -> float:
@@ -183,7 +193,9 @@ def _text(line: pd.Series) -> str:
     if math.isnan(line["mean"]):
         ours = "-"
     else:
-        ours = write(line["mean"]) + (f" ± {line['std']:.2f}" if line["n"] > 1 and metric not in written else "")
+        ours = write(line["mean"]) + (
+            f" ± {line['std']:.2f}" if len(line["values"]) > 1 and metric not in written else ""
+        )
     if math.isnan(line["paper_mean"]):
         return ours
     theirs = write(line["paper_mean"])

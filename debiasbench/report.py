@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,8 @@ from scipy import stats
 
 from debiasbench.errors import BenchmarkError
 from debiasbench.evaluate import SELECTION_RULES, USES_BIAS_LABELS
-from debiasbench.experiments import Experiment, read_experiment
-from debiasbench.outcomes import outcome
+from debiasbench.experiments import Experiment
+from debiasbench.outcomes import Outcome, outcome
 from debiasbench.page import page
 from debiasbench.parameters import nearest
 from debiasbench.records import read_records, read_scores, write_atomically
@@ -127,12 +127,16 @@ def make(  # noqa: PLR0913 - the report's options
     methods = list(dict.fromkeys(table.method))
     if len(methods) > 1:
         tests = compare_columns(table, columns, reference=reference if reference in methods else None)
-        tables.append(tests_table(tests))
+        tables += [tests_table(tests)] if len(tests) else []
         paths["tests"] = [_write(results_dir / "tables" / "tests.csv", tests.to_csv(index=False))]
     tables = [_marked(one, bias_knowing(table)) for one in tables]
     drawn = draw(table, done, columns, results_dir / "figures") if figures else []
     if experiment is not None:
-        found = outcome(experiment, results_dir, data_dir, order=methods)
+        try:
+            found = outcome(experiment, results_dir, data_dir, order=methods)
+        except Exception as error:  # a figure never costs the report of what was trained
+            found = Outcome()
+            complaints.append(f"{experiment.name} could not be drawn: {error}")
         tables = [*found.tables, *tables]
         drawn = [*found.figures, *drawn]
         if found.lines is not None:
@@ -203,6 +207,7 @@ def _columns(table: pd.DataFrame, shown: Shown) -> list[Column]:
         has = [name for name in shown.metrics if table.loc[table.dataset == dataset, name].notna().any()]
         metrics = has if shown.metrics else [headline_of(table, dataset)]
         columns += [Column(dataset, metric, rule) for metric in metrics for rule in shown.select]
+    columns = list(dict.fromkeys(columns))
     if not columns:
         raise BenchmarkError(f"No dataset here has {', '.join(shown.metrics)}. Known: {', '.join(known)}.")
     return columns
@@ -217,19 +222,18 @@ def read_grid(results_dir: Path) -> dict[str, Any]:
 
 
 def _saved_experiment(saved: dict[str, Any]) -> Experiment | None:
-    """The experiment that was run last into a folder, if it is one of ours."""
+    """The experiment that was run last into a folder."""
     try:
-        name, smoke = saved["experiment"]
-        return read_experiment(name, smoke=smoke)
-    except (KeyError, TypeError, ValueError, BenchmarkError):
+        return Experiment(**saved["experiment"])
+    except (KeyError, TypeError):  # none, or one of another version
         return None
 
 
 def write_grid(
-    results_dir: Path, *, reference: str | None, order: list[str], experiment: tuple[str, bool] | None = None
+    results_dir: Path, *, reference: str | None, order: list[str], experiment: Experiment | None = None
 ) -> None:
-    """Keep what `debiasbench report` needs to show a grid as its run did; `experiment`: its name, and whether smoke."""
-    content = {"reference": reference, "order": order, "experiment": experiment}
+    """Keep what `debiasbench report` needs to show a grid as its run did."""
+    content = {"reference": reference, "order": order, "experiment": asdict(experiment) if experiment else None}
     write_atomically(results_dir / "grid.json", json.dumps(content).encode())
 
 
@@ -286,11 +290,12 @@ def ranks_table(table: pd.DataFrame, columns: list[Column]) -> Table | None:
     if len(methods) < 2:
         return None
     shared, means = ranks(table, columns), _means(table, columns)
+    datasets = _one_a_dataset(columns)
     by_mean = [stats.rankdata(-row, method="min", nan_policy="omit") for row in means]
-    test = rank_test(means)
-    several = len(columns) > 1
+    test = rank_test(_means(table, datasets))
+    several = len(datasets) > 1
     rows = []
-    for place in sorted(range(len(methods)), key=lambda place: np.nanmean([row[place] for row in by_mean])):
+    for place in pd.DataFrame(by_mean).mean().sort_values(kind="stable").index:  # a method without runs comes last
         pairs = [(row[place], shared.iloc[place, column]) for column, row in enumerate(by_mean)]
         texts = [methods[place], *(f"{rank:.0f} ({tied:.0f})" if tied == tied else "-" for rank, tied in pairs)]
         rows.append([(text, False) for text in [*texts, *([number(test.ranks[place], 2)] if several else [])]])
@@ -301,16 +306,22 @@ def ranks_table(table: pd.DataFrame, columns: list[Column]) -> Table | None:
     ]
     if several:
         notes.append(
-            f"average: of ranks by mean, over the {test.n_datasets} columns in which all methods have runs. "
+            f"average: of ranks by mean, over the {test.n_datasets} datasets on which all methods have runs, in the "
+            "first column of each. "
             + (
                 f"Friedman's test in Iman and Davenport's form: p {p_value(test.p)}; averages that differ by at least "
                 f"{test.difference:.2f} are separable (Nemenyi, level .05)."
                 if test.tested
-                else f"No test of them: it takes at least {FEWEST_METHODS} methods and {FEWEST_DATASETS} columns."
+                else f"No test of them: it takes at least {FEWEST_METHODS} methods and {FEWEST_DATASETS} datasets."
             )
         )
     heads = ["method", *(_head(table, column) for column in columns), *(["average"] if several else [])]
     return Table("Ranks", heads, rows, notes)
+
+
+def _one_a_dataset(columns: list[Column]) -> list[Column]:
+    """The first column of each dataset: several of one dataset are no independent evidence."""
+    return list({column.dataset: column for column in reversed(columns)}.values())[::-1]
 
 
 def _means(table: pd.DataFrame, columns: list[Column]) -> np.ndarray:
@@ -481,14 +492,15 @@ def draw(table: pd.DataFrame, records: list[dict[str, Any]], columns: list[Colum
         values = {method: chosen[chosen.method == method].value.to_numpy() for method in dict.fromkeys(chosen.method)}
         stem = folder / f"accuracies-{name}"
         paths += figures.accuracy_histogram(values, stem, metric=metric, title=dataset, order=methods)
-    if len(columns) > 1:
-        test = rank_test(_means(table, columns))
+    datasets = _one_a_dataset(columns)
+    if len(datasets) > 1:
+        test = rank_test(_means(table, datasets))
         if test.tested:
             cliques = [[methods[place] for place in clique] for clique in test.cliques]
             averages = dict(zip(methods, map(float, test.ranks), strict=True))
             paths += figures.critical_difference(
                 averages, test.difference, cliques, folder / "ranks", order=methods,
-                title=f"Average ranks over {test.n_datasets} columns (p {p_value(test.p)})",
+                title=f"Average ranks over {test.n_datasets} datasets (p {p_value(test.p)})",
             )  # fmt: skip
     return paths
 

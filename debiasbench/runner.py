@@ -66,7 +66,7 @@ class Runner:
                 "message": str(error),
                 "traceback": traceback.format_exc(),
             }
-        seconds["total"] = time.perf_counter() - started
+        seconds["total"] = time.perf_counter() - started - seconds.pop("waited", 0.0)
         record["provenance"] = provenance(self.device, seconds) | {"calls": calls}
         if record["status"] == "failed":
             path = failed_path(path)
@@ -112,7 +112,7 @@ class Runner:
         result, arrays = outcome(task, splits)
         seconds["phases"] = [phase.seconds for phase in task.phases]
         seconds["evaluation"] = sum(phase.evaluation_seconds for phase in task.phases)
-        seconds |= task.other_seconds
+        seconds |= task.other_seconds | {"waited": task.waited}
         if self.save_weights:
             result["weights"] = weights.save(task, weights.weights_path(path))
         return result, arrays

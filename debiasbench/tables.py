@@ -60,12 +60,13 @@ def markdown(table: Table) -> str:
 _LATEX = {character: "\\" + character for character in "&%_#${}"} | {
     "\\": r"\textbackslash{}", "^": r"\^{}", "~": r"$\sim$", "±": r"$\pm$", "†": r"$\dagger$", "§": r"\S{}",
     "‡": r"$\ddagger$", "<": "$<$", ">": "$>$", "|": "$|$", "≠": r"$\neq$", "×": r"$\times$", "α": r"$\alpha$",
-    "ρ": r"$\rho$",
+    "ρ": r"$\rho$", "λ": r"$\lambda$", "≤": r"$\leq$", "≥": r"$\geq$", "[": "{[}", "]": "{]}",
 }  # fmt: skip
+_PLAIN = 0x180  # up to here LaTeX has the letters of European languages
 
 
 def _tex(text: str) -> str:
-    return "".join(_LATEX.get(character, character) for character in text)
+    return "".join(_LATEX.get(one, one if ord(one) < _PLAIN else "?") for one in text)
 
 
 LATEX_NEEDS = "% needs \\usepackage{booktabs, graphicx}\n"

@@ -83,6 +83,7 @@ class Task:
         self.numbers: dict[str, float] = {}  # single numbers that the method logged
         self.calls: list[dict[str, Any]] = []  # the numbered calls, with what they depend on
         self.other_seconds: dict[str, float] = {}  # of `each` and `once`
+        self.waited = 0.0  # seconds, for phases that another worker was training
         self.predictor: Any = None
         self._nets: list[nn.Module] = []
         self._predicting: dict[str, nn.Module] = {}

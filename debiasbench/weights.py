@@ -59,7 +59,7 @@ def load(record: Path) -> Callable[[Tensor], Tensor]:
     form = content.get("result", {}).get("weights")
     path = weights_path(record)
     if form is None or not path.is_file():
-        raise BenchmarkError(f"{record} has no weights: run its cell with --save-weights (and --rerun all).")
+        raise BenchmarkError(f"{record} has no weights: run its cell with --save-weights.")
     cell = Cell.from_json(content["cell"])
     tensors = load_file(path)
     nets = {}

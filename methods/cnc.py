@@ -18,7 +18,8 @@ positives from all of its samples, and its negatives, if need be, from all other
 `sets` of them make a step, as many as fill a batch of the recipe unless given; the released code sums the gradients of
 32 (CelebA) or 128 (CivilComments). Here they go through the network together: a set is mostly of one label, and batch
 normalisation by its statistics alone gave a network that fails in eval mode (24 % on cmnist5k). There 8 is chosen on a
-split with known bias (docs/reproduction.md).
+split with known bias (docs/reproduction.md). On CelebA a set alone fills a batch, and its ResNet has batch
+normalisation too: not tried there; `sets=4` is four times the memory.
 
 With `preset=official` too the network trains in train mode with gradients zeroed each step, where the released code
 keeps the encoder in eval mode and lets the gradients of the classifier pile up over an epoch.

@@ -2,8 +2,11 @@
 
 import json
 import math
+import re
 import shutil
 import subprocess
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,7 +14,8 @@ import pytest
 import torch
 from scipy import stats
 
-from debiasbench import outcomes, paper, report
+import debiasbench
+from debiasbench import outcomes, paper, report, tables
 from debiasbench.cli import main
 from debiasbench.errors import BenchmarkError
 from debiasbench.experiments import Experiment, names, read_experiment
@@ -270,6 +274,10 @@ def test_the_latex_compiles_as_it_stands(folder, tmp_path):
     report.make(folder, figures=False)
     for name in ("document.tex", "comparison.tex"):
         shutil.copy(folder / "tables" / name, tmp_path)
+    words = [r"[brackets] & % _ ^ ~ \ { } # $", "λ ≥ ρ ≤ α ≠ × ± † ‡ §", "é ö ñ", "漢字 ☃", "<script>|*"]
+    strange = tables.Table(words[0], words, [[(word, False) for word in words]] * 2, words)
+    with (tmp_path / "comparison.tex").open("a") as file:
+        file.write(tables.latex(strange))
     words = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "document.tex"]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stdout[-2000:]
@@ -324,6 +332,86 @@ def test_a_wrong_smoke_variant_is_told(tmp_path, smoke, message):
     with pytest.raises(BenchmarkError) as told:
         read_experiment(str(path), smoke=True)
     assert message in str(told.value)
+
+
+def test_the_document_lists_every_experiment_with_its_time():
+    text = (Path(__file__).parent.parent / "docs" / "experiments.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| (.*) \| (\w+) \| (\d+) s \|$", text, re.MULTILINE)
+    assert {name for name, *_ in rows} == set(names()) - {"demo"}
+    for name, title, show, _ in rows:
+        assert (read_experiment(name).title, read_experiment(name).show) == (title, show)
+    assert "@@" not in text
+
+
+def test_options_that_replace_what_a_file_says_are_seen_in_its_table(tmp_path):
+    """Shared recipes, other data seeds and methods spelt otherwise: the table shows what the grid ran, and no other."""
+    asked = replace(
+        read_experiment("table10", smoke=True), methods=["lff", "pgd:alpha=0.7"], epochs=1, seeds=1, shared_recipes=True
+    )
+    for cell in paper.cells(asked, asked.methods, asked.datasets):
+        write_record(record_path(tmp_path, cell), made_record(cell, 0.5))
+    own = replace(asked, shared_recipes=False)
+    for cell in paper.cells(own, ["lff"], asked.datasets):
+        write_record(record_path(tmp_path, cell), made_record(cell, 0.9))
+    lines = paper.beside(asked, tmp_path)
+    there = lines[(lines.ran != "") & lines.method.isin(["lff", "pgd"])]
+    assert there["mean"].tolist() == pytest.approx([50.0] * len(there))
+    assert (lines[~lines.method.isin(["lff", "pgd"])].n == 0).all()
+
+
+def test_a_rule_without_values_leaves_the_tests_out(tmp_path):
+    """As group_val, where fewer than ten validation samples conflict."""
+    for cell in expand(["vanilla", "pgd"], ["cmnist5k"], seeds=2).cells:
+        one = made_record(cell, 0.5)
+        one["result"]["selection"]["group_val"] = None
+        write_record(record_path(tmp_path, cell), one)
+    made = report.make(tmp_path, shown=report.Shown(select=("group_val",)))
+    assert "Tests against the reference" not in [table.title for table in made.tables]
+    assert made.paths["report"]
+
+
+def test_columns_asked_for_twice_are_shown_once(folder):
+    shown = report.Shown(metrics=("acc_unbiased", "acc_unbiased"), select=("last", "last"))
+    comparison = next(
+        one for one in report.make(folder, figures=False, shown=shown).tables if one.title == "Comparison"
+    )
+    assert len(comparison.columns) == 1 + 2 * 2
+
+
+def test_several_columns_of_one_dataset_are_no_datasets(tmp_path):
+    fill(tmp_path, list(MEANS), ["cmnist5k"])
+    metrics = ("acc_unbiased", "acc_conflict", "acc_aligned", "acc_worst")
+    made = report.make(tmp_path, shown=report.Shown(metrics=metrics, select=("last", "val_loss")))
+    table = next(one for one in made.tables if one.title == "Ranks")
+    assert table.columns[-1] != "average"
+    assert "Nemenyi" not in " ".join(table.notes)
+    assert not (tmp_path / "figures" / "ranks.pdf").exists()
+
+
+def test_an_experiment_that_cannot_be_drawn_costs_nothing_else(tmp_path):
+    """Figure 3 of records without weights; trials of which one side failed."""
+    fill(tmp_path, ["vanilla", "pgd"], ["cmnist5k"], seeds=range(2))
+    fisher = Experiment("f", ["vanilla", "pgd"], ["cmnist5k"], show="fisher", seeds=2)
+    made = report.make(tmp_path, figures=False, experiment=fisher, data_dir=tmp_path)
+    assert "f could not be drawn" in made.complaints[0]
+    assert "none of its records has any" in made.complaints[0]
+    assert made.tables
+    trials = Experiment("t", ["vanilla", "disen"], ["cmnist5k"], show="trials", seeds=2)
+    assert report.make(tmp_path, figures=False, experiment=trials).paths["figures"]
+    shown = report.Shown(methods=("pgd",))
+    assert report.make(tmp_path, figures=False, experiment=trials, shown=shown).paths["figures"]
+
+
+def test_cells_without_weights_run_again_where_weights_are_asked_for(tmp_path):
+    quick = ["cmnist5k:steps=3"]
+    options = {"seeds": 1, "results_dir": tmp_path, "workers": 1}
+    debiasbench.run(["vanilla"], quick, **options)
+    debiasbench.run(["vanilla"], quick, save_weights=True, **options)
+    (record,) = (tmp_path / "records").rglob("s0-*.json")
+    assert callable(debiasbench.load_predictor(record))
+    before = record.stat().st_mtime
+    debiasbench.run(["vanilla"], quick, save_weights=True, **options)
+    assert record.stat().st_mtime == before
 
 
 def test_smoke_belongs_to_an_experiment(capsys):
@@ -414,8 +502,8 @@ def test_what_an_experiment_draws(tmp_path, show, figure):
 def test_the_report_remembers_the_experiment(tmp_path):
     experiment = read_experiment("table9", smoke=True)
     fill(tmp_path, experiment.methods, experiment.datasets, seeds=range(2), epochs=2)
-    report.write_grid(tmp_path, reference=None, order=experiment.methods, experiment=("table9", True))
-    assert json.loads((tmp_path / "grid.json").read_text())["experiment"] == ["table9", True]
+    report.write_grid(tmp_path, reference=None, order=experiment.methods, experiment=experiment)
+    assert Experiment(**json.loads((tmp_path / "grid.json").read_text())["experiment"]) == experiment
     made = report.make(tmp_path, figures=False)
     assert made.tables[0].title == f"table9: {experiment.title}"
     lines = pd.read_csv(tmp_path / "tables" / "table9.csv")

@@ -1,5 +1,6 @@
 """Equal first phases are trained once, and nothing comes out otherwise for it."""
 
+import functools
 import json
 import threading
 from pathlib import Path
@@ -141,6 +142,124 @@ def test_nothing_is_shared_between_losses_starts_or_versions(make_task, tmp_path
         assert reused(fitted(make_task, shared, method)) == [False, False]
     monkeypatch.setattr(sharing, "_source_of_suite", lambda: "another engine")
     assert reused(fitted(make_task, shared)) == [False, False]
+
+
+class Scaled(Method):
+    """A shared phase whose loss reads a parameter that the author forgot to declare, through other functions."""
+
+    name = "scaled"
+    factor: float = 1.0
+    other: float = 1.0  # which the shared phase does not read
+
+    def fit(self, task):
+        net = task.new_net()
+        task.train(net, self.first_loss, share=("scaled",))
+        task.train(net, self.second_loss, predict=net)
+        return net
+
+    def first_loss(self, nets, batch, state):
+        return self.scaled(mean_cross_entropy(nets, batch, state))
+
+    def second_loss(self, nets, batch, state):
+        return self.other * mean_cross_entropy(nets, batch, state)
+
+    def scaled(self, value):
+        return self.weight * value
+
+    @property
+    def weight(self):
+        return self.factor
+
+
+def test_what_the_loss_reads_is_part_of_the_key(make_task, tmp_path):
+    shared = Shared(tmp_path)
+    assert reused(fitted(make_task, shared, Scaled())) == [False, False]
+    assert reused(fitted(make_task, shared, Scaled(factor=0.1))) == [False, False]
+    assert reused(fitted(make_task, shared, Scaled(other=0.1))) == [True, False]
+
+
+def test_a_subclass_that_overrides_what_the_loss_calls_shares_nothing(make_task, tmp_path):
+    class Halved(Scaled):
+        """Another weight."""
+
+        name = "halved"
+
+        def scaled(self, value):
+            return 0.5 * value
+
+    shared = Shared(tmp_path)
+    fitted(make_task, shared, Scaled())
+    assert reused(fitted(make_task, shared, Halved())) == [False, False]
+
+
+def scaled_by(factor):
+    return lambda nets, batch, state: factor * mean_cross_entropy(nets, batch, state)
+
+
+class Callable:
+    """A loss that is an object."""
+
+    def __call__(self, nets, batch, state):
+        return mean_cross_entropy(nets, batch, state)
+
+
+@pytest.mark.parametrize("loss", [scaled_by(1.0), Callable(), functools.partial(mean_cross_entropy)])
+def test_what_may_hold_anything_is_not_shared(make_task, tmp_path, loss):
+    class Given(TwoPhases):
+        """A loss from outside."""
+
+        name = "given"
+
+        def fit(self, task):
+            net = task.new_net()
+            task.train(net, loss, share=("given",))
+            task.train(net, mean_cross_entropy, predict=net)
+            return net
+
+    shared = Shared(tmp_path)
+    for _ in range(2):
+        assert reused(fitted(make_task, shared, Given())) == [False, False]
+
+
+def test_a_source_that_changed_since_it_was_imported_is_not_shared(make_task, tmp_path, monkeypatch):
+    """What is on disk is then not what runs."""
+    shared = Shared(tmp_path)
+    fitted(make_task, shared)
+    monkeypatch.setattr(sharing, "IMPORTED", Path(__file__).stat().st_mtime - 1)
+    sharing._source_of_suite.cache_clear()
+    try:
+        assert reused(fitted(make_task, shared)) == [False, False]
+    finally:
+        sharing._source_of_suite.cache_clear()
+
+
+@pytest.mark.filterwarnings("ignore:optimizer contains a parameter group with duplicate")
+def test_tied_weights_cost_the_sharing_alone(make_task, tmp_path):
+    class Tied(TwoPhases):
+        """Two layers with one weight."""
+
+        name = "tied"
+
+        def fit(self, task):
+            net, one, two = task.new_net(), task.new_head(64, 64), task.new_head(64, 64)
+            two.weight = one.weight
+            task.train({"net": net, "one": one, "two": two}, self.loss, share=("tied",))
+            task.train(net, mean_cross_entropy, predict=net)
+            return net
+
+        def loss(self, nets, batch, state):
+            return (nets.two(nets.one(nets.net.features(batch.x))) ** 2).mean()
+
+    shared = Shared(tmp_path)
+    for _ in range(2):
+        assert reused(fitted(make_task, shared, Tied())) == [False, False]
+
+
+def test_rerunning_all_trains_all(tmp_path):
+    for rerun in ("missing", "all"):
+        debiasbench.run(["pgd"], [QUICK], seeds=1, results_dir=tmp_path, rerun=rerun, workers=1)
+        ((record,), _) = read_records(tmp_path / "records")
+        assert not any("reused" in call for call in record["provenance"]["calls"])
 
 
 def test_a_damaged_file_is_trained_anew(make_task, tmp_path):

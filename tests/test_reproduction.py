@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from scipy import stats
 
 from debiasbench.datasets import registry as datasets
 from debiasbench.methods import registry as methods
@@ -253,6 +254,24 @@ def test_the_first_version_of_cnc_failed():
     found = [last_test(record)["acc_conflict"] for record in records_below("cnc-version-1")]
     assert len(found) == 3
     assert f"{100 * sum(found) / 3:.1f} % on conflicting samples, 8.0 points *below* vanilla" in DOCUMENT
+
+
+def test_the_trials_follow_from_the_records():
+    records = records_below("trials")
+    accuracy = {}
+    for record in records:
+        accuracy.setdefault(record["cell"]["method_label"], {})[record["cell"]["seed"]] = last_test(record)[
+            "acc_unbiased"
+        ]
+    assert all(sorted(runs_of) == list(range(25)) for runs_of in accuracy.values())
+    rows = section("25 trials on cmnist5k (Figure 10)")
+    assert {row[0] for row in rows} == set(accuracy)
+    for method, text, n, p in rows:
+        values = pd.Series(accuracy[method].values())
+        assert (text, int(n)) == (written(100 * values), len(values))
+        if method != "disen":
+            sides = [list(accuracy[one].values()) for one in (method, "disen")]
+            assert p == f"{stats.ttest_ind(*sides, equal_var=False, alternative='greater').pvalue:.4f}"
 
 
 def test_sensitivity_of_cnc_follows_from_the_records():

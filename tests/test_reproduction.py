@@ -274,6 +274,24 @@ def test_the_trials_follow_from_the_records():
             assert p == f"{stats.ttest_ind(*sides, equal_var=False, alternative='greater').pvalue:.4f}"
 
 
+def test_the_traces_follow_from_what_was_computed():
+    runs_of = json.loads((ROOT / "docs" / "reproduction" / "fisher.json").read_text())
+    assert {(one["method"], one["seed"], one["dimension"]) for one in runs_of} == {
+        (method, seed, 585) for method in ("vanilla", "pgd") for seed in range(3)
+    }
+    columns = [
+        ("vanilla", "objective"), ("pgd", "objective"), ("vanilla", "objective_in_rank"), ("pgd", "objective_in_rank"),
+        ("pgd", "uniform"),
+    ]  # fmt: skip
+    for place, (damping, *texts) in enumerate(
+        section("The trace of the inverse Fisher information on cmnist5k (Figure 3)")
+    ):
+        assert {one["sensitivity"]["damping"][place] for one in runs_of} == {float(damping)}
+        for text, (method, name) in zip(texts, columns, strict=True):
+            values = pd.Series([one["sensitivity"][name][place] for one in runs_of if one["method"] == method])
+            assert text == f"{values.mean():.2e}"
+
+
 def test_sensitivity_of_cnc_follows_from_the_records():
     found = tune_runs("cnc", lambda cell: cell["method_parameters"]["sets"])
     rows = section("CNC's sets in a step on cmnist5k")

@@ -256,6 +256,21 @@ def test_the_first_version_of_cnc_failed():
     assert f"{100 * sum(found) / 3:.1f} % on conflicting samples, 8.0 points *below* vanilla" in DOCUMENT
 
 
+def test_the_ablations_follow_from_the_records():
+    by_method = {}
+    for record in [*records_below("ablations"), *records_below("all")]:
+        by_method.setdefault(record["cell"]["method_label"], []).append(record)
+    rows = section("Ablations on cmnist5k")
+    assert {one["cell"]["method_label"] for one in records_below("ablations")} <= {row[0].strip("`") for row in rows}
+    for label, _, accuracy, conflicting, mass in rows:
+        found = by_method[label.strip("`")]
+        assert {one["cell"]["seed"] for one in found} == {0, 1, 2}
+        assert accuracy == written(100 * pd.Series([last_test(one)["acc_unbiased"] for one in found]))
+        assert conflicting == written(100 * pd.Series([last_test(one)["acc_conflict"] for one in found]))
+        scores = [one["result"]["identification"].get("score", {}).get("conflict_mass") for one in found]
+        assert mass == ("-" if None in scores else f"{sum(scores) / 3:.2f}")
+
+
 def test_the_trials_follow_from_the_records():
     records = records_below("trials")
     accuracy = {}

@@ -51,7 +51,7 @@ def plan(grid: Grid, *, data_dir: Path, results_dir: Path, rerun: str = "missing
     """
     if rerun not in RERUN:
         raise BenchmarkError(f"rerun must be one of {', '.join(RERUN)}. Got {rerun!r}.")
-    from debiasbench.weights import weights_path
+    from debiasbench.weights import has_weights
 
     datasets = {_data_key(cell): cell.build_dataset() for cell in grid.cells}
     check_data(list(datasets.values()), data_dir)
@@ -72,7 +72,7 @@ def plan(grid: Grid, *, data_dir: Path, results_dir: Path, rerun: str = "missing
             to_run.append(cell)  # not the cell's own fault
         elif record["status"] != "done":
             (to_run.append(cell) if rerun == "failed" else failed.update({cell.hash: path}))
-        elif weights and not weights_path(path).is_file():
+        elif weights and not has_weights(path, record):
             to_run.append(cell)
         elif _made_from(record) == (fingerprints[_data_key(cell)], _weights_of(cell)):
             finished[cell.hash] = path

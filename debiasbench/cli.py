@@ -219,6 +219,7 @@ def run_command(options: argparse.Namespace) -> int:
     console = _console()
     data_dir = _data_dir(options)
     reference = _reference_label(asked.reference, grid.cells)
+    asked = replace(asked, reference=reference)
     places = {"data_dir": data_dir, "results_dir": options.results_dir}
     weights = options.save_weights or asked.needs_weights
     planned = plan(grid, rerun=options.rerun, weights=weights, **places)

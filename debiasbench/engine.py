@@ -99,7 +99,7 @@ class Stage:
         # a phase run in parts has an optimiser to keep, one with a predictor epochs to evaluate
         whole = epochs is None and self.step == 0 and self.predict is None
         shared = self.task.shared if self.share is not None and whole else None
-        key = sharing.key_of(self, call, signature) if shared else None
+        key = sharing.key_of(self, call, signature, partial(self._try, sample, draws, call)) if shared else None
         if shared is None or key is None:
             train()
         else:
@@ -114,6 +114,19 @@ class Stage:
                     sharing.save(path, self, phase)
         self.task._end_phase(phase, self)
         return self.state
+
+    def _try(self, sample: Sample, draws: int | None, call: int, loss: Loss) -> None:
+        """Run a loss on the first batch, which leaves no trace: eval mode, no gradient, nobody's generators."""
+        from debiasbench.task import evaluating
+
+        devices = [self.task.device] if self.task.device.type == "cuda" else []
+        plan = self._plan(sample, draws, call, 0)[:1]
+        with torch.no_grad(), evaluating(self.nets.values()), torch.random.fork_rng(devices=devices):
+            for index, x in fetched(self.task.splits.train, plan):
+                place, one = (self.task.seed, call, 0, 0), torch.ones((), device=self.task.device)
+                batch = make_batch(self.task, self.recipe, index, x, place, n_steps=one, columns=self.columns)
+                with self.recipe.autocast(self.task.device):
+                    loss(SimpleNamespace(**self.nets), batch, dict(self.state))
 
     def _train(self, phase: Phase, last_epoch: int, length: tuple[int, int], sample: Sample, draws: int | None) -> None:
         """Train up to `last_epoch`, of a phase of `length` (steps, epochs)."""

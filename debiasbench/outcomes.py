@@ -20,10 +20,14 @@ from debiasbench.tables import Table
 
 @dataclass(frozen=True)
 class Outcome:
-    """Tables and figures of an experiment; `lines`: ours beside the paper's, a line a number, or None."""
+    """Tables and figures of an experiment; `lines`: ours beside the paper's, a line a number, or None.
+
+    `complaints`: what could not be drawn, and why.
+    """
 
     tables: list[Table] = field(default_factory=list)
     figures: list[Path] = field(default_factory=list)
+    complaints: list[str] = field(default_factory=list)
     lines: pd.DataFrame | None = None
 
 
@@ -33,9 +37,6 @@ def outcome(experiment: Experiment, results_dir: Path, data_dir: Path | None, *,
     Args:
         data_dir: for what is computed from trained networks and the data.
         order: all methods of the report, for colours.
-
-    Raises:
-        BenchmarkError: weights or data that it needs are gone.
     """
     found = Outcome(lines=paper.beside(experiment, results_dir) if experiment.paper else None)
     if found.lines is not None:
@@ -45,9 +46,13 @@ def outcome(experiment: Experiment, results_dir: Path, data_dir: Path | None, *,
     stem = results_dir / "figures" / experiment.name
     draw = {"bins": _bins, "fisher": _fisher, "norms": _norms, "trials": _trials}.get(experiment.show)
     if draw and records:
-        more = draw(experiment, records, stem, data_dir, order)
-        found.tables.extend(more.tables)
-        found.figures.extend(more.figures)
+        try:
+            more = draw(experiment, records, stem, data_dir, order)
+        except Exception as error:  # a figure never costs the report of what was trained
+            found.complaints.append(f"{experiment.name} could not be drawn: {type(error).__name__}: {error}")
+        else:
+            found.tables.extend(more.tables)
+            found.figures.extend(more.figures)
     return found
 
 
@@ -103,11 +108,11 @@ def _fisher(
     """Traces of the inverse Fisher information of the final layer, and the example of Theorem 2."""
     from debiasbench.figures import fisher_figure, theorem_figure
     from debiasbench.fisher import of_record
-    from debiasbench.weights import weights_path
+    from debiasbench.weights import has_weights
 
     if data_dir is None:
         raise BenchmarkError(f"{experiment.name} is computed from the data: give their folder (--data-dir).")
-    with_weights = [record for record in records if weights_path(Path(record["path"])).is_file()]
+    with_weights = [record for record in records if has_weights(Path(record["path"]), record)]
     if not with_weights:
         raise BenchmarkError(
             f"{experiment.name} is computed from trained networks, and none of its records has any: run the experiment."

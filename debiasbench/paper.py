@@ -48,9 +48,14 @@ def beside(experiment: Experiment, results_dir: Path) -> pd.DataFrame:
     standard deviations, None where one of them is not known.
     """
     lines = []
+    grid = {cell.hash for cell in cells(experiment, experiment.methods, experiment.datasets)}
+
+    def records_of(method: str, dataset: str) -> list[dict[str, Any]]:
+        return _records(experiment, grid, method, dataset, results_dir)
+
     for line in numbers(experiment.paper).to_dict("records"):
         ran = experiment.ran(line["dataset"])
-        values, n = _values(experiment, line, results_dir) if ran else ([], 0)
+        values, n = _values(experiment, line, records_of) if ran else ([], 0)
         ours = {"mean": _mean(values), "std": float(np.std(values, ddof=1)) if len(values) > 1 else math.nan}
         paper = {f"paper_{name}": line.pop(name) if not experiment.smoke else math.nan for name in ("mean", "std", "n")}
         difference = ours["mean"] - paper["paper_mean"]
@@ -67,12 +72,16 @@ def _mean(values: list[float]) -> float:
     return float(np.mean(values)) if values else math.nan
 
 
-def _values(experiment: Experiment, line: dict[str, Any], results_dir: Path) -> tuple[list[float], int]:
+def _values(
+    experiment: Experiment, line: dict[str, Any], records_of: Callable[[str, str], list[dict[str, Any]]]
+) -> tuple[list[float], int]:
     """One number a run, of one line of the paper, and how many runs; of a test its p, and the runs of each side."""
     metric = line["metric"]
-    records = _records(experiment, line["method"], line["dataset"], results_dir)
+    records = records_of(line["method"], line["dataset"])
     if metric == "p_welch":
-        others = _records(experiment, experiment.reference or experiment.methods[0], line["dataset"], results_dir)
+        others = records_of(experiment.reference or experiment.methods[0], line["dataset"])
+        if others == records:
+            return [], 0  # the method itself is the reference
         sides = [[accuracy(record) for record in side] for side in (records, others)]
         p = welch(*sides)
         return ([], 0) if math.isnan(p) else ([p], min(map(len, sides)))
@@ -87,13 +96,14 @@ def _values(experiment: Experiment, line: dict[str, Any], results_dir: Path) -> 
     return values, len(values)
 
 
-def _records(experiment: Experiment, method: str, dataset: str, results_dir: Path) -> list[dict[str, Any]]:
+def _records(
+    experiment: Experiment, grid: set[str], method: str, dataset: str, results_dir: Path
+) -> list[dict[str, Any]]:
     """The finished records of a method on what runs for a dataset, by seed; none if it is not in the grid."""
     ran = experiment.ran(dataset)
     if ran is None:
         return []
-    asked = hashes(experiment)
-    found = [find_record(results_dir, cell) for cell in cells(experiment, [method], [ran]) if cell.hash in asked]
+    found = [find_record(results_dir, cell) for cell in cells(experiment, [method], [ran]) if cell.hash in grid]
     records = [{**read_record(path), "path": path} for path in found if path]
     return [record for record in records if record["status"] == "done"]
 
@@ -104,11 +114,6 @@ def cells(experiment: Experiment, methods: list[str], datasets: list[str]) -> li
         methods, datasets, seeds=experiment.seeds, data_seeds=experiment.data_seeds, epochs=experiment.epochs,
         shared_recipes=experiment.shared_recipes,
     ).cells  # fmt: skip
-
-
-def hashes(experiment: Experiment) -> set[str]:
-    """The cells of an experiment's grid."""
-    return {cell.hash for cell in cells(experiment, experiment.methods, experiment.datasets)}
 
 
 def accuracy(record: dict[str, Any], metric: str = "") -> float:

@@ -15,7 +15,7 @@ from scipy import stats
 from debiasbench.errors import BenchmarkError
 from debiasbench.evaluate import SELECTION_RULES, USES_BIAS_LABELS
 from debiasbench.experiments import Experiment
-from debiasbench.outcomes import Outcome, outcome
+from debiasbench.outcomes import outcome
 from debiasbench.page import page
 from debiasbench.parameters import nearest
 from debiasbench.records import read_records, read_scores, write_atomically
@@ -132,11 +132,8 @@ def make(  # noqa: PLR0913 - the report's options
     tables = [_marked(one, bias_knowing(table)) for one in tables]
     drawn = draw(table, done, columns, results_dir / "figures") if figures else []
     if experiment is not None:
-        try:
-            found = outcome(experiment, results_dir, data_dir, order=methods)
-        except Exception as error:  # a figure never costs the report of what was trained
-            found = Outcome()
-            complaints.append(f"{experiment.name} could not be drawn: {error}")
+        found = outcome(experiment, results_dir, data_dir, order=methods)
+        complaints += found.complaints
         tables = [*found.tables, *tables]
         drawn = [*found.figures, *drawn]
         if found.lines is not None:

@@ -22,6 +22,11 @@ def weights_path(record: Path) -> Path:
     return record.with_suffix(".weights.safetensors")
 
 
+def has_weights(path: Path, record: dict[str, Any]) -> bool:
+    """Whether the networks of this very record are there: not those of an earlier run of its cell."""
+    return bool(record.get("result", {}).get("weights")) and weights_path(path).is_file()
+
+
 def save(task: Task, path: Path) -> dict[str, Any]:
     """Save the networks of the predictor to `path`; returns what the record must know to build them again."""
     from safetensors.torch import save as to_bytes

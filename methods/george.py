@@ -160,7 +160,7 @@ def with_parts(points, cluster, losses, valid_points, valid_cluster, n_samples, 
     parts, valid_parts = cluster.copy(), valid_cluster.copy()
     for k in np.unique(cluster):
         members, others = cluster == k, valid_cluster == k
-        if members.sum() < PARTS * FEWEST // 2:
+        if members.sum() < FEWEST:
             continue
         found, mixture = mixed(points[members], PARTS, seed)
         parts[members] = MOST + PARTS * k + found

@@ -393,7 +393,7 @@ def test_an_experiment_that_cannot_be_drawn_costs_nothing_else(tmp_path):
     fill(tmp_path, ["vanilla", "pgd"], ["cmnist5k"], seeds=range(2))
     fisher = Experiment("f", ["vanilla", "pgd"], ["cmnist5k"], show="fisher", seeds=2)
     made = report.make(tmp_path, figures=False, experiment=fisher, data_dir=tmp_path)
-    assert "f could not be drawn" in made.complaints[0]
+    assert "f could not be drawn: BenchmarkError" in made.complaints[0]
     assert "none of its records has any" in made.complaints[0]
     assert made.tables
     trials = Experiment("t", ["vanilla", "disen"], ["cmnist5k"], show="trials", seeds=2)

@@ -1,6 +1,7 @@
 """Equal first phases are trained once, and nothing comes out otherwise for it."""
 
 import functools
+import importlib
 import json
 import threading
 from pathlib import Path
@@ -30,6 +31,31 @@ class TwoPhases(Method):
         task.train(net, mean_cross_entropy, share=(self.word,))
         task.train(net, mean_cross_entropy, predict=net)
         return net
+
+
+class OtherLoss(TwoPhases):
+    """The same words, another loss."""
+
+    name = "other-loss"
+
+    def fit(self, task):
+        net = task.new_net()
+        task.train(net, self.loss, share=("plain",))
+        task.train(net, mean_cross_entropy, predict=net)
+        return net
+
+    def loss(self, nets, batch, state):
+        return 2 * mean_cross_entropy(nets, batch, state)
+
+
+class OtherStart(TwoPhases):
+    """Another network before it: the shared one starts from other weights."""
+
+    name = "other-start"
+
+    def fit(self, task):
+        task.new_net()
+        return super().fit(task)
 
 
 def fitted(make_task, shared, method=None, **options):
@@ -115,32 +141,9 @@ def test_nothing_is_shared_between_losses_starts_or_versions(make_task, tmp_path
     shared = Shared(tmp_path)
     fitted(make_task, shared)
 
-    class OtherLoss(TwoPhases):
-        """The same words, another loss."""
-
-        name = "other-loss"
-
-        def fit(self, task):
-            net = task.new_net()
-            task.train(net, self.loss, share=("plain",))
-            task.train(net, mean_cross_entropy, predict=net)
-            return net
-
-        def loss(self, nets, batch, state):
-            return 2 * mean_cross_entropy(nets, batch, state)
-
-    class OtherStart(TwoPhases):
-        """Another network before it: the shared one starts from other weights."""
-
-        name = "other-start"
-
-        def fit(self, task):
-            task.new_net()
-            return super().fit(task)
-
     for method in (OtherLoss(), OtherStart()):
         assert reused(fitted(make_task, shared, method)) == [False, False]
-    monkeypatch.setattr(sharing, "_source_of_suite", lambda: "another engine")
+    monkeypatch.setattr(sharing, "_digest", lambda _: "another engine")
     assert reused(fitted(make_task, shared)) == [False, False]
 
 
@@ -171,6 +174,15 @@ class Scaled(Method):
         return self.factor
 
 
+class Halved(Scaled):
+    """Another weight."""
+
+    name = "halved"
+
+    def scaled(self, value):
+        return 0.5 * value
+
+
 def test_what_the_loss_reads_is_part_of_the_key(make_task, tmp_path):
     shared = Shared(tmp_path)
     assert reused(fitted(make_task, shared, Scaled())) == [False, False]
@@ -179,17 +191,74 @@ def test_what_the_loss_reads_is_part_of_the_key(make_task, tmp_path):
 
 
 def test_a_subclass_that_overrides_what_the_loss_calls_shares_nothing(make_task, tmp_path):
-    class Halved(Scaled):
-        """Another weight."""
-
-        name = "halved"
-
-        def scaled(self, value):
-            return 0.5 * value
-
     shared = Shared(tmp_path)
     fitted(make_task, shared, Scaled())
     assert reused(fitted(make_task, shared, Halved())) == [False, False]
+
+
+class Indirect(Scaled):
+    """Reads its parameter in ways that its code does not show."""
+
+    name = "indirect"
+
+    @functools.cached_property
+    def weight(self):
+        return getattr(self, "fac" + "tor")
+
+
+class Same(Scaled):
+    """Inherits all; another class all the same."""
+
+    name = "same"
+
+
+def test_parameters_read_by_name_or_kept_are_part_of_the_key(make_task, tmp_path):
+    shared = Shared(tmp_path)
+    assert reused(fitted(make_task, shared, Indirect())) == [False, False]
+    assert reused(fitted(make_task, shared, Indirect(factor=0.1))) == [False, False]
+    assert reused(fitted(make_task, shared, Indirect(other=0.1))) == [True, False]
+    assert reused(fitted(make_task, shared, Same())) == [False, False]
+
+
+class Prepared(TwoPhases):
+    """Does something to the network before its shared phase."""
+
+    name = "prepared"
+    what: str = "nothing"
+
+    def fit(self, task):
+        net = task.new_net()
+        if self.what == "frozen":
+            net.head.requires_grad_(False)
+        if self.what == "momentum":
+            for part in net.modules():
+                if isinstance(part, torch.nn.BatchNorm2d):
+                    part.momentum = 0.5
+        if self.what == "hook":
+            net.head.register_forward_pre_hook(lambda _, inputs: (2 * inputs[0],))
+        task.train(net, mean_cross_entropy, share=("prepared",))
+        net.head.requires_grad_(True)
+        task.train(net, mean_cross_entropy, predict=net)
+        return net
+
+
+@pytest.mark.parametrize("what", ["frozen", "momentum", "hook"])
+def test_what_was_done_to_the_network_is_part_of_the_key(make_task, tmp_path, what):
+    shared = Shared(tmp_path)
+    assert reused(fitted(make_task, shared, Prepared())) == [False, False]
+    assert reused(fitted(make_task, shared, Prepared(what=what))) == [False, False]
+    assert reused(fitted(make_task, shared, Prepared())) == [True, False]
+
+
+def with_default(nets, batch, state, factor=1.0):
+    return factor * mean_cross_entropy(nets, batch, state)
+
+
+def from_nowhere():
+    """A loss whose source is in no file, as one typed into an interpreter."""
+    names = {"mean": mean_cross_entropy, "__name__": "nowhere"}
+    exec("def loss(nets, batch, state):\n    return mean(nets, batch, state)", names)
+    return names["loss"]
 
 
 def scaled_by(factor):
@@ -203,7 +272,9 @@ class Callable:
         return mean_cross_entropy(nets, batch, state)
 
 
-@pytest.mark.parametrize("loss", [scaled_by(1.0), Callable(), functools.partial(mean_cross_entropy)])
+@pytest.mark.parametrize(
+    "loss", [scaled_by(1.0), Callable(), functools.partial(mean_cross_entropy), with_default, from_nowhere()]
+)
 def test_what_may_hold_anything_is_not_shared(make_task, tmp_path, loss):
     class Given(TwoPhases):
         """A loss from outside."""
@@ -225,12 +296,34 @@ def test_a_source_that_changed_since_it_was_imported_is_not_shared(make_task, tm
     """What is on disk is then not what runs."""
     shared = Shared(tmp_path)
     fitted(make_task, shared)
-    monkeypatch.setattr(sharing, "IMPORTED", Path(__file__).stat().st_mtime - 1)
-    sharing._source_of_suite.cache_clear()
+    monkeypatch.setattr(sharing, "IMPORTED", 0.0)
+    sharing._digest.cache_clear()
     try:
         assert reused(fitted(make_task, shared)) == [False, False]
     finally:
-        sharing._source_of_suite.cache_clear()
+        sharing._digest.cache_clear()
+
+
+def test_sources_are_followed_through_imports(tmp_path, monkeypatch):
+    """A method's helpers in other files of its author count; torch and Python do not."""
+    (tmp_path / "own_helper.py").write_text("import json\nimport torch\nK = {'k': 1}\n")
+    (tmp_path / "own_method.py").write_text("from own_helper import K\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sharing, "IMPORTED", 2e10)
+    importlib.import_module("own_method")
+    first = sharing._sources("own_method")
+    assert len(first) == 2
+    (tmp_path / "own_helper.py").write_text("K = {'k': 2}\n")
+    for cached in (sharing._digest, sharing._sources):
+        cached.cache_clear()
+    assert sharing._sources("own_method") != first
+
+
+def test_trying_a_loss_leaves_no_trace(make_task, tmp_path):
+    """With a folder for sharing or without, what is trained is the same."""
+    alone, shared = (fitted(make_task, one, Scaled()) for one in (None, Shared(tmp_path)))
+    assert all(torch.equal(value, weights(alone)[name]) for name, value in weights(shared).items())
+    assert alone.epochs == shared.epochs
 
 
 @pytest.mark.filterwarnings("ignore:optimizer contains a parameter group with duplicate")

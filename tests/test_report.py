@@ -14,14 +14,15 @@ import pytest
 import torch
 from scipy import stats
 
-import debiasbench
-from debiasbench import outcomes, paper, report, tables
+from debiasbench import figures, outcomes, paper, report, tables
+from debiasbench.api import plan
 from debiasbench.cli import main
 from debiasbench.errors import BenchmarkError
 from debiasbench.experiments import Experiment, names, read_experiment
 from debiasbench.grid import Cell, expand
 from debiasbench.records import SCHEMA, record_path, write_record
 from debiasbench.results import Column, load_results, ranks
+from debiasbench.weights import weights_path
 
 SEEDS = range(5)
 MEANS = {"vanilla": 0.40, "pgd": 0.83, "lff": 0.80, "disen": 0.64}
@@ -216,7 +217,9 @@ def values(table, dataset, method):
     return chosen[(chosen["split"] == "test") & (chosen["select"] == "last")].acc_unbiased
 
 
-def test_ranks_over_enough_datasets_are_tested_and_drawn(tmp_path):
+def test_ranks_over_enough_datasets_are_tested_and_drawn(tmp_path, monkeypatch):
+    for other in ("score_histogram", "accuracy_histogram"):  # which take their time
+        monkeypatch.setattr(figures, other, lambda *_, **__: [])
     datasets = [f"cmnist5k:rho={rho}" for rho in (0.01, 0.03, 0.05, 0.1, 0.2, 0.3, 0.4)]
     fill(tmp_path, list(MEANS), datasets, seeds=range(2))
     made = report.make(tmp_path)
@@ -403,15 +406,19 @@ def test_an_experiment_that_cannot_be_drawn_costs_nothing_else(tmp_path):
 
 
 def test_cells_without_weights_run_again_where_weights_are_asked_for(tmp_path):
-    quick = ["cmnist5k:steps=3"]
-    options = {"seeds": 1, "results_dir": tmp_path, "workers": 1}
-    debiasbench.run(["vanilla"], quick, **options)
-    debiasbench.run(["vanilla"], quick, save_weights=True, **options)
-    (record,) = (tmp_path / "records").rglob("s0-*.json")
-    assert callable(debiasbench.load_predictor(record))
-    before = record.stat().st_mtime
-    debiasbench.run(["vanilla"], quick, save_weights=True, **options)
-    assert record.stat().st_mtime == before
+    grid = expand(["vanilla"], ["cmnist5k"], seeds=1)
+    (cell,) = grid.cells
+    record, path = made_record(cell, 0.5), record_path(tmp_path, cell)
+    record["result"]["data"]["fingerprint"] = cell.build_dataset().build(tmp_path).fingerprint()
+    write_record(path, record)
+    places = {"data_dir": tmp_path, "results_dir": tmp_path}
+    assert plan(grid, **places).to_run == []
+    assert plan(grid, weights=True, **places).to_run == [cell]
+    weights_path(path).write_bytes(b"of an earlier run, of which this record knows nothing")
+    assert plan(grid, weights=True, **places).to_run == [cell]
+    record["result"]["weights"] = {"nets": {}, "net": "net"}
+    write_record(path, record)
+    assert plan(grid, weights=True, **places).to_run == []
 
 
 def test_smoke_belongs_to_an_experiment(capsys):

@@ -348,11 +348,15 @@ def test_tied_weights_cost_the_sharing_alone(make_task, tmp_path):
         assert reused(fitted(make_task, shared, Tied())) == [False, False]
 
 
-def test_rerunning_all_trains_all(tmp_path):
-    for rerun in ("missing", "all"):
-        debiasbench.run(["pgd"], [QUICK], seeds=1, results_dir=tmp_path, rerun=rerun, workers=1)
-        ((record,), _) = read_records(tmp_path / "records")
-        assert not any("reused" in call for call in record["provenance"]["calls"])
+@pytest.mark.parametrize(
+    ("rerun", "share", "shared"), [("missing", True, True), ("missing", False, False), ("all", True, False)]
+)
+def test_rerunning_all_trains_all(tmp_path, monkeypatch, rerun, share, shared):
+    """What was kept would make a check of reproducibility void."""
+    seen = {}
+    monkeypatch.setattr("debiasbench.api.run_plan", lambda *_, **options: seen.update(options))
+    debiasbench.run(["pgd"], [QUICK], seeds=1, results_dir=tmp_path, rerun=rerun, share=share)
+    assert seen["share"] is shared
 
 
 def test_a_damaged_file_is_trained_anew(make_task, tmp_path):

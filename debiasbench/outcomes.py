@@ -57,10 +57,10 @@ def outcome(experiment: Experiment, results_dir: Path, data_dir: Path | None, *,
 
 
 def finished(experiment: Experiment, results_dir: Path) -> list[dict[str, Any]]:
-    """The finished records of an experiment's grid, dataset by dataset, each with its `path`."""
+    """The finished records of an experiment's grid, method by method as asked for, each with its `path`."""
     cells = paper.cells(experiment, experiment.methods, experiment.datasets)
-    place = {cell.method_label: number for number, cell in reversed(list(enumerate(cells)))}
-    cells = sorted(cells, key=lambda cell: place[cell.method_label])  # a method's runs together, in the order asked for
+    methods = list(dict.fromkeys(cell.method_label for cell in cells))
+    cells.sort(key=lambda cell: methods.index(cell.method_label))
     records = [{**read_record(path), "path": path} for cell in cells if (path := find_record(results_dir, cell))]
     return [record for record in records if record["status"] == "done"]
 
@@ -72,12 +72,6 @@ def _values(records: list[dict[str, Any]]) -> dict[str, dict[str, np.ndarray]]:
         of_dataset = lists.setdefault(dataset_label(record["cell"]), {})
         of_dataset.setdefault(record["cell"]["method_label"], []).append(paper.accuracy(record))
     return {name: {method: np.array(runs) for method, runs in one.items()} for name, one in lists.items()}
-
-
-def _headline(record: dict[str, Any]) -> str:
-    from debiasbench.datasets import registry
-
-    return registry.get(record["cell"]["dataset"])[0].headline[0]
 
 
 def _bins(
@@ -123,17 +117,8 @@ def _fisher(
     for one in found:
         texts = [one["dataset"], one["method"], str(one["seed"]), *(f"{one[name]:.3g}" for name in names)]
         rows.append([(text, False) for text in [*texts, f"{one['rank']} of {one['dimension']}", one["net"]]])
-    heads = [
-        "dataset",
-        "method",
-        "seed",
-        "own h",
-        "uniform h",
-        "own h, in rank",
-        "uniform h, in rank",
-        "rank",
-        "network",
-    ]
+    heads = ["dataset", "method", "seed", "own h", "uniform h"]
+    heads += ["own h, in rank", "uniform h, in rank", "rank", "network"]
     notes = [
         "Trace of the inverse empirical Fisher information of the final layer (weight and bias) over the "
         f"(C - 1)(D + 1) dimensions that it can have, damped by {found[0]['damping']:g} of its mean eigenvalue. own h: "
@@ -159,7 +144,7 @@ def _norms(
     del data_dir
     title = f"{experiment.title}{' (smoke run)' if experiment.smoke else ''}"
     return Outcome(
-        figures=parameter_figure(_values(records), stem, metric=_headline(records[0]), title=title, order=order)
+        figures=parameter_figure(_values(records), stem, metric=paper.headline(records[0]), title=title, order=order)
     )
 
 
@@ -178,5 +163,5 @@ def _trials(
         if reference is not None and len(others) == 1:  # of two methods: one p
             p_values[dataset] = welch(others[0], reference)
     title = f"{experiment.title}{' (smoke run)' if experiment.smoke else ''}; p: Welch, one-sided"
-    metric = _headline(records[0])
+    metric = paper.headline(records[0])
     return Outcome(figures=trials_histogram(values, stem, metric=metric, p_values=p_values, title=title, order=order))

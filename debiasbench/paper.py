@@ -6,6 +6,7 @@ row and column there, and what is doubtful about it. This file is a one-file pac
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -19,13 +20,12 @@ from debiasbench.experiments import Experiment
 from debiasbench.grid import Cell, expand
 from debiasbench.records import find_record, read_record, read_scores
 from debiasbench.statistics import score_bins, welch
-from debiasbench.tables import Table, p_value
+from debiasbench.tables import MARKED, Table, p_value
 
 _beside = Path(__file__).with_suffix("")  # in a wheel; in a clone they are with the results
 __path__ = [str(_beside if _beside.is_dir() else Path(__file__).parent.parent / "results" / "paper")]
 
 INSIDE, OUTSIDE = "=", "≠"
-KEYS = ["row", "column", "metric"]
 
 
 def numbers(stem: str) -> pd.DataFrame:
@@ -45,17 +45,19 @@ def beside(experiment: Experiment, results_dir: Path) -> pd.DataFrame:
 
     Ours are of the last epoch, on the test split, in the paper's unit. `paper_mean`, `paper_std`, `paper_n` and
     `difference` are nan where a stand-in ran; `within`: whether the means are no farther apart than the sum of both
-    standard deviations, None where one of them is not known.
+    standard deviations, None where one of them is not known. `official`: whether all of ours are on the published data.
     """
     lines = []
     grid = {cell.hash for cell in cells(experiment, experiment.methods, experiment.datasets)}
 
+    @functools.cache
     def records_of(method: str, dataset: str) -> list[dict[str, Any]]:
         return _records(experiment, grid, method, dataset, results_dir)
 
     for line in numbers(experiment.paper).to_dict("records"):
         ran = experiment.ran(line["dataset"])
         values, n = _values(experiment, line, records_of) if ran else ([], 0)
+        official = all(one["result"]["data"]["official"] for one in records_of(line["method"], line["dataset"]))
         ours = {"mean": _mean(values), "std": float(np.std(values, ddof=1)) if len(values) > 1 else math.nan}
         paper = {f"paper_{name}": line.pop(name) if not experiment.smoke else math.nan for name in ("mean", "std", "n")}
         difference = ours["mean"] - paper["paper_mean"]
@@ -63,7 +65,7 @@ def beside(experiment: Experiment, results_dir: Path) -> pd.DataFrame:
         within = None if math.isnan(difference + spread) else bool(abs(difference) <= spread)
         lines.append(
             {**line, "ran": ran or "", "values": values, **ours, "n": n, **paper,
-             "difference": difference, "within": within}
+             "difference": difference, "within": within, "official": official}
         )  # fmt: skip
     return pd.DataFrame(lines)
 
@@ -122,12 +124,16 @@ def accuracy(record: dict[str, Any], metric: str = "") -> float:
     if metric.startswith("first."):
         ends = list(result["phases"][0]["end"].values())
         return float(ends[0]["test"].get(metric.removeprefix("first."), math.nan)) if ends else math.nan
-    if not metric:
-        from debiasbench.datasets import registry
-
-        metric = registry.get(record["cell"]["dataset"])[0].headline[0]
     place = result["selection"]["last"]
+    metric = metric or headline(record)
     return math.nan if place is None else float(result["epochs"][place]["test"].get(metric, math.nan))
+
+
+def headline(record: dict[str, Any]) -> str:
+    """The headline metric of a record's dataset."""
+    from debiasbench.datasets import registry
+
+    return registry.get(record["cell"]["dataset"])[0].headline[0]
 
 
 def steps(record: dict[str, Any]) -> list[float]:
@@ -201,6 +207,7 @@ def _text(line: pd.Series) -> str:
         ours = write(line["mean"]) + (
             f" ± {line['std']:.2f}" if len(line["values"]) > 1 and metric not in written else ""
         )
+        ours += "" if line["official"] else MARKED
     if math.isnan(line["paper_mean"]):
         return ours
     theirs = write(line["paper_mean"])
@@ -236,6 +243,10 @@ def _notes(experiment: Experiment, lines: pd.DataFrame) -> list[str]:
             f"difference. {INSIDE}: within the sum of both standard deviations; {OUTSIDE}: outside; neither: a spread "
             "is not known."
         )
+        if experiment.epochs is not None:
+            notes.append(f"Ours with {experiment.epochs} epochs a stage, which is not the paper's setting.")
+    if not lines.official.all():
+        notes.append(f"{MARKED}: not on the published data; the notes below the comparison have the counts.")
     counts = sorted({int(n) for n in lines.n if n})
     if counts:
         notes.append(f"Runs of ours a place: {' to '.join(map(str, dict.fromkeys([counts[0], counts[-1]])))}.")

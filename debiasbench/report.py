@@ -34,6 +34,7 @@ from debiasbench.statistics import FEWEST_DATASETS, FEWEST_METHODS, rank_test
 from debiasbench.tables import (
     LATEX_DOCUMENT,
     LATEX_NEEDS,
+    MARKED,
     Table,
     csv,
     latex,
@@ -43,7 +44,7 @@ from debiasbench.tables import (
     percent,
 )
 
-TIE, MARKED, ORACLE, KNOWS = "~", "†", "§", "‡"
+TIE, ORACLE, KNOWS = "~", "§", "‡"
 
 
 @dataclass(frozen=True)

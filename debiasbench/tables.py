@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+MARKED = "†"  # data that are not the published ones
+
 
 @dataclass(frozen=True)
 class Table:

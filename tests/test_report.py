@@ -453,6 +453,17 @@ def test_ours_stands_beside_the_paper(tmp_path):
     assert "98.35" in " ".join(table.notes)  # the typo
 
 
+def test_data_and_lengths_that_are_not_the_papers_are_told(tmp_path):
+    asked = replace(read_experiment("table1"), epochs=2, seeds=1)
+    for cell in paper.cells(asked, ["vanilla"], ["cmnist", "mbmnist"]):
+        write_record(record_path(tmp_path, cell), made_record(cell, 0.5, official=cell.dataset == "cmnist"))
+    table = paper.table(asked, paper.beside(asked, tmp_path))
+    ours = [text for row in table.rows for text, _ in row if text.startswith("50.00")]
+    assert sorted(text.partition(" ")[0] for text in ours) == ["50.00", "50.00†"]
+    assert "Ours with 2 epochs a stage, which is not the paper's setting." in table.notes
+    assert any(note.startswith("†: not on the published data") for note in table.notes)
+
+
 def test_a_stand_in_is_never_set_beside_the_papers_number(tmp_path):
     experiment = read_experiment("table9", smoke=True)
     fill(tmp_path, experiment.methods, experiment.datasets, seeds=range(2), epochs=2)

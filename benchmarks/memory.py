@@ -12,7 +12,7 @@ import sys
 
 STEP = """
 import resource, sys, torch
-from debiasbench.nets import build_net
+from debiasbench.nets.build import build_net
 from debiasbench.recipe import Recipe
 net_name, device, size, batch, recompute, precision = sys.argv[1:]
 device = torch.device(device)

@@ -14,11 +14,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from debiasbench.augment import augmented, to_input
+from debiasbench.data.augment import augmented, to_input
 from debiasbench.datasets import registry as datasets
 from debiasbench.losses import cross_entropy
 from debiasbench.methods import registry as methods
-from debiasbench.nets import HalfDropout, build_net
+from debiasbench.nets.build import build_net
+from debiasbench.nets.small import HalfDropout
 
 
 def seconds(function, device, repeats):

@@ -19,10 +19,10 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from debiasbench.data.encoders import tokenizer_of
 from debiasbench.datasets import registry
-from debiasbench.encoders import tokenizer_of
 from debiasbench.losses import cross_entropy
-from debiasbench.nets import build_net
+from debiasbench.nets.build import build_net
 
 FILE = "civilcomments_v1.0/all_data_with_identities.csv"
 

@@ -19,10 +19,11 @@ Source: J. Nam et al., NeurIPS 2020; images under mixed terms, for research.
 
 import torch
 
+from debiasbench.data.downloads import fetch
+from debiasbench.data.images import decode, has_images, image_files, shortfalls
+from debiasbench.data.unpack import unpack
 from debiasbench.datasets import Dataset, NeededFile, Recipe, at_least
-from debiasbench.downloads import fetch, unpack
 from debiasbench.errors import BenchmarkError
-from debiasbench.images import decode, has_images, image_files, shortfalls
 from debiasbench.randomness import derived_generator
 from debiasbench.samples import Samples, Splits, stratified
 

@@ -15,10 +15,10 @@ Images: FFHQ (NVIDIA), CC BY-NC-SA 4.0; BFFHQ by J. Lee et al., 2021.
 
 import torch
 
+from debiasbench.data.images import decode, has_images, image_files, shortfalls
+from debiasbench.data.unpack import unpack
 from debiasbench.datasets import Dataset, NeededFile, Recipe, one_of
-from debiasbench.downloads import unpack
 from debiasbench.errors import BenchmarkError
-from debiasbench.images import decode, has_images, image_files, shortfalls
 from debiasbench.samples import Samples, Splits
 
 SOURCE = (

@@ -29,9 +29,9 @@ import hashlib
 import numpy as np
 import torch
 
-from debiasbench import corruptions
-from debiasbench.cache import cached
-from debiasbench.cifar import (
+from debiasbench.data import corruptions
+from debiasbench.data.cache import cached
+from debiasbench.data.cifar import (
     CIFAR_RECIPE,
     CLASS_NAMES,
     COUNTS,
@@ -42,11 +42,11 @@ from debiasbench.cifar import (
     read_cifar10,
     shortfalls,
 )
-from debiasbench.colouring import TEST_RATIO, block_conflicts
+from debiasbench.data.colouring import TEST_RATIO, block_conflicts
+from debiasbench.data.images import decode, has_images, image_files, read_image
+from debiasbench.data.unpack import unpack
 from debiasbench.datasets import Dataset, NeededFile, between, one_of
-from debiasbench.downloads import unpack
 from debiasbench.errors import BenchmarkError
-from debiasbench.images import decode, has_images, image_files, read_image
 from debiasbench.samples import Samples, Splits
 
 ARCHIVE = (

@@ -22,10 +22,11 @@ import hashlib
 import numpy as np
 import torch
 
+from debiasbench.data.downloads import fetch_from_drive
+from debiasbench.data.images import decode, has_images, shortfalls
+from debiasbench.data.unpack import unpack
 from debiasbench.datasets import Dataset, NeededFile, Recipe
-from debiasbench.downloads import fetch_from_drive, unpack
 from debiasbench.errors import BenchmarkError
-from debiasbench.images import decode, has_images, shortfalls
 from debiasbench.samples import Samples, Splits
 
 PARTS = ("train", "valid", "test")  # 0, 1, 2 in the partition list

@@ -12,7 +12,7 @@ Source: A. Krizhevsky, Learning multiple layers of features from tiny images, 20
 
 import torch
 
-from debiasbench.cifar import (
+from debiasbench.data.cifar import (
     CIFAR_RECIPE,
     CLASS_NAMES,
     COUNTS,

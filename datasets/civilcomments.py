@@ -27,8 +27,8 @@ import os
 import pandas as pd
 import torch
 
+from debiasbench.data.encoders import download_encoder, missing_encoder, tokenised, tokenizer_of
 from debiasbench.datasets import Dataset, NeededFile, Recipe, at_least, one_of
-from debiasbench.encoders import download_encoder, missing_encoder, tokenised, tokenizer_of
 from debiasbench.errors import BenchmarkError
 from debiasbench.samples import Samples, Splits
 

@@ -16,7 +16,7 @@ Source: Y. LeCun, C. Cortes, C. Burges, MNIST; CC BY-SA 3.0. Recipe: Table 6 and
 
 import torch
 
-from debiasbench.colouring import (
+from debiasbench.data.colouring import (
     COLOURED_MNIST_RECIPE,
     LFF_PALETTE,
     PGD_PALETTE,
@@ -26,8 +26,8 @@ from debiasbench.colouring import (
     colour,
     random_palette,
 )
+from debiasbench.data.mnist_files import MNIST, prepare
 from debiasbench.datasets import Dataset, between, one_of
-from debiasbench.mnist_files import MNIST, prepare
 from debiasbench.randomness import derived_generator
 from debiasbench.samples import Samples, Splits
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from debiasbench.colouring import COLOURED_MNIST_RECIPE, PGD_PALETTE, TEST_RATIO, colour, exact_conflicts
+from debiasbench.data.colouring import COLOURED_MNIST_RECIPE, PGD_PALETTE, TEST_RATIO, colour, exact_conflicts
 from debiasbench.datasets import Dataset, between
 from debiasbench.errors import BenchmarkError
 from debiasbench.randomness import derived_generator

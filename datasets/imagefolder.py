@@ -26,9 +26,9 @@ from pathlib import Path
 
 import torch
 
+from debiasbench.data.images import ENDINGS, decode, image_files
 from debiasbench.datasets import Dataset, NeededFile, Recipe, at_least, between
 from debiasbench.errors import BenchmarkError
-from debiasbench.images import ENDINGS, decode, image_files
 from debiasbench.randomness import derived_generator
 from debiasbench.samples import Samples, Splits, stratified
 

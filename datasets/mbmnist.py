@@ -30,11 +30,11 @@ import hashlib
 
 import torch
 
-from debiasbench.cache import cached
-from debiasbench.colouring import COLOURED_MNIST_RECIPE, PGD_PALETTE, TEST_RATIO, bernoulli_conflicts, colour
+from debiasbench.data.cache import cached
+from debiasbench.data.colouring import COLOURED_MNIST_RECIPE, PGD_PALETTE, TEST_RATIO, bernoulli_conflicts, colour
+from debiasbench.data.mnist_files import EMNIST_LETTERS, FASHION_MNIST, KMNIST, MNIST, prepare
 from debiasbench.datasets import Dataset, between
 from debiasbench.errors import BenchmarkError
-from debiasbench.mnist_files import EMNIST_LETTERS, FASHION_MNIST, KMNIST, MNIST, prepare
 from debiasbench.randomness import derived_generator
 from debiasbench.samples import Samples, Splits
 

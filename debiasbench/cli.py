@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from debiasbench.api import Plan
-    from debiasbench.executor import Event
     from debiasbench.experiments import Experiment
-    from debiasbench.report import Report
-    from debiasbench.tables import Table
+    from debiasbench.report.make import Report
+    from debiasbench.report.tables import Table
+    from debiasbench.running.executor import Event
+    from debiasbench.running.plan import Plan
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -189,7 +189,7 @@ def _console() -> Console:
 
 
 def _data_dir(options: argparse.Namespace) -> Path:
-    from debiasbench.api import default_data_dir
+    from debiasbench.files import default_data_dir
 
     return options.data_dir or default_data_dir()
 
@@ -202,10 +202,11 @@ def run_command(options: argparse.Namespace) -> int:
     if options.list:
         return list_command(options)
     asked = _asked(options)
-    from debiasbench import logs
-    from debiasbench.api import plan, run_plan, worker_devices
     from debiasbench.grid import expand
     from debiasbench.records import check_writable
+    from debiasbench.running import logs
+    from debiasbench.running.executor import run_plan, worker_devices
+    from debiasbench.running.plan import plan
 
     grid = expand(
         asked.methods,
@@ -231,7 +232,7 @@ def run_command(options: argparse.Namespace) -> int:
     if not grid.cells:
         console.print("Nothing to run: every method declined.")
         return OK
-    from debiasbench.progress import Display
+    from debiasbench.running.progress import Display
 
     if options.log:
         for path in planned.finished.values():
@@ -265,8 +266,8 @@ def _logging(handle: Callable[[Event], None], options: argparse.Namespace) -> Ca
 
 def _log(path: Path, options: argparse.Namespace) -> None:
     """Log a record if it is done; a log that fails is told and costs nothing else."""
-    from debiasbench import logs
     from debiasbench.records import read_record
+    from debiasbench.running import logs
 
     record = read_record(path)
     for kind in options.log if record["status"] == "done" else ():
@@ -341,8 +342,8 @@ def _show_plan(console: Console, planned: Plan, results_dir: Path, *, n_workers:
 
 def _cost(planned: Plan, results_dir: Path, n_workers: int) -> str:
     """What the cells to run will cost: from the seconds of records of the same dataset, else in vanilla runs."""
-    from debiasbench.progress import duration
     from debiasbench.records import read_records
+    from debiasbench.running.progress import duration
 
     costs = planned.grid.relative_costs
     cost = sum(costs[cell.hash] for cell in planned.to_run)
@@ -373,7 +374,7 @@ def _report_grid(
     n_failed: int,
 ) -> int:
     from debiasbench.records import find_record
-    from debiasbench.report import make, write_grid
+    from debiasbench.report.make import make, write_grid
 
     cells, results_dir = planned.grid.cells, places["results_dir"]
     wanted = {str(path) for cell in cells if (path := find_record(results_dir, cell))}
@@ -423,7 +424,7 @@ def _show_table(console: Console, table: Table) -> None:
 
 def report_command(options: argparse.Namespace) -> int:
     """Tables and figures again, from records."""
-    from debiasbench.report import Shown, bibtex, make
+    from debiasbench.report.make import Shown, bibtex, make
 
     if options.bibtex:
         print(bibtex(options.folder))
@@ -467,9 +468,9 @@ def list_command(options: argparse.Namespace) -> int:
 
 def inspect_command(options: argparse.Namespace) -> int:
     """Counts, ratios and a picture of one dataset."""
-    from debiasbench.api import check_data
     from debiasbench.grid import dataset_from_spec
-    from debiasbench.inspection import inspect
+    from debiasbench.report.inspection import inspect
+    from debiasbench.running.plan import check_data
 
     dataset, label = dataset_from_spec(options.dataset)
     check_data([dataset], _data_dir(options))
@@ -483,7 +484,7 @@ def inspect_command(options: argparse.Namespace) -> int:
 
 def prepare_command(options: argparse.Namespace) -> int:
     """Download what can be downloaded; say what is there and what is missing."""
-    from debiasbench import preparation
+    from debiasbench.running import preparation
 
     data_dir = _data_dir(options)
     if options.check:
@@ -517,7 +518,7 @@ def prepare_command(options: argparse.Namespace) -> int:
 
 def status_command(options: argparse.Namespace) -> int:
     """Count what a results folder holds."""
-    from debiasbench.report import status
+    from debiasbench.report.make import status
 
     _show_table(_console(), status(options.folder))
     return OK

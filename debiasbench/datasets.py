@@ -8,14 +8,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
+from debiasbench.errors import BenchmarkError
 from debiasbench.parameters import Parameters, above, at_least, between, one_of
 from debiasbench.plugins import Registry, folders
 from debiasbench.recipe import Recipe
-
-if TYPE_CHECKING:
-    from debiasbench.samples import Splits
+from debiasbench.samples import Splits
 
 __all__ = ["Dataset", "NeededFile", "Recipe", "above", "at_least", "between", "one_of", "registry"]
 
@@ -113,3 +112,22 @@ class Dataset(Parameters, ABC):
     def key(self) -> dict[str, Any]:
         """The parameters that make up the identity of the data: all but where the files are."""
         return {key: value for key, value in self.values().items() if key != "root"}
+
+
+def check_splits(dataset: Dataset, splits: Splits) -> Splits:
+    """Refuse data that cannot be trained on."""
+    for name, samples in splits.named().items():
+        if len(samples) == 0:
+            raise BenchmarkError(f"{dataset.name}: the {name} split is empty.")
+        if int(samples.y.min()) < 0 or int(samples.y.max()) >= dataset.n_classes:
+            raise BenchmarkError(
+                f"{dataset.name}: labels of {name} must be in 0..{dataset.n_classes - 1}. "
+                f"Got {int(samples.y.min())}..{int(samples.y.max())}."
+            )
+    present = splits.train.y.unique()
+    if len(present) < 2:
+        raise BenchmarkError(
+            f"{dataset.name}: the training data hold one class only ({dataset.class_names[int(present[0])]}); "
+            "there is nothing to tell apart. At least two classes are needed."
+        )
+    return splits

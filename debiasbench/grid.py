@@ -6,14 +6,13 @@ parameters, `--epochs`. Names, parameters and combinations are all checked here,
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import MISSING, asdict, dataclass, field
+from dataclasses import MISSING, dataclass, field
 from typing import Any
 
-from debiasbench import PROTOCOL_VERSION
+from debiasbench.cell import Cell
 from debiasbench.datasets import Dataset
 from debiasbench.datasets import registry as dataset_registry
 from debiasbench.errors import BenchmarkError
@@ -22,71 +21,6 @@ from debiasbench.methods import registry as method_registry
 from debiasbench.parameters import check_values, expand_sweeps, nearest, split_spec
 from debiasbench.plugins import defaults, label, read_parameters
 from debiasbench.recipe import Recipe
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One run: a method, a dataset, a seed, and every value resolved. Plain values only; workers receive cells."""
-
-    method: str
-    method_version: int
-    method_parameters: dict[str, Any]
-    dataset: str
-    dataset_version: int
-    dataset_parameters: dict[str, Any]
-    recipe: dict[str, Any]
-    seed: int
-    # for people and for finding files; not part of the identity
-    method_label: str = field(compare=False)
-    dataset_label: str = field(compare=False)
-    recipe_changes: dict[str, Any] = field(compare=False)  # fields that the method trains with instead of the dataset's
-    root: str | None = field(default=None, compare=False)
-
-    def identity(self) -> dict[str, Any]:
-        """What makes two cells one: all resolved values and the versions."""
-        names = (
-            "method", "method_version", "method_parameters", "dataset", "dataset_version", "dataset_parameters",
-            "recipe", "seed",
-        )  # fmt: skip
-        return {"protocol": PROTOCOL_VERSION} | {name: getattr(self, name) for name in names}
-
-    @property
-    def hash(self) -> str:
-        """SHA-256 of the identity, in hexadecimal."""
-        return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
-
-    @property
-    def title(self) -> str:
-        """For progress and messages."""
-        return f"{self.method_label} on {self.dataset_label}, seed {self.seed}"
-
-    def to_json(self) -> dict[str, Any]:
-        """As plain values; the inverse of `from_json`."""
-        return json.loads(json.dumps(asdict(self)))
-
-    def to_record(self) -> dict[str, Any]:
-        """As plain values for a record, which names no place on a machine."""
-        return self.to_json() | {"root": None}
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Cell:
-        """A cell from its plain values."""
-        return cls(**values)
-
-    def build_method(self) -> Method:
-        """The method with this cell's parameters."""
-        return method_registry.get(self.method)[0](**self.method_parameters)
-
-    def build_dataset(self) -> Dataset:
-        """The dataset with this cell's parameters."""
-        return dataset_registry.get(self.dataset)[0](**self.dataset_parameters, root=self.root)
-
-    def build_recipe(self) -> Recipe:
-        """The recipe with this cell's values (lists of JSON are tuples again)."""
-        values: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in self.recipe.items()
-        }
-        return Recipe(**values)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from debiasbench.plugins import Registry, folders
 
 if TYPE_CHECKING:
     from debiasbench.datasets import Dataset
-    from debiasbench.task import Predict, Task
+    from debiasbench.training.task import Predict, Task
 
 __all__ = ["Method", "above", "at_least", "between", "one_of", "registry"]
 

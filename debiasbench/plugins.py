@@ -14,15 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from debiasbench.errors import BenchmarkError
-from debiasbench.parameters import (
-    Parameters,
-    default_of,
-    field_types,
-    fields_of,
-    nearest,
-    read_value,
-    write_value,
-)
+from debiasbench.parameters import Parameters, default_of, field_types, fields_of, nearest, read_value, write_value
 
 
 def folders(module_file: str, variable: str) -> list[str]:

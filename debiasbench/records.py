@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import tempfile
 from collections.abc import Iterator
@@ -16,9 +15,10 @@ from dataclasses import MISSING
 from pathlib import Path
 from typing import Any
 
-from debiasbench import PROTOCOL_VERSION
+from debiasbench.about import PROTOCOL_VERSION
+from debiasbench.cell import Cell
 from debiasbench.errors import BenchmarkError
-from debiasbench.grid import Cell
+from debiasbench.files import write_atomically
 
 SCHEMA = 1
 
@@ -72,22 +72,6 @@ def _equal_but_for_new_defaults(known: Cell, cell: Cell) -> bool:
 def _file_name(text: str) -> str:
     """A label as a file name on every system; the hash in the record's name tells apart what this merges."""
     return re.sub(r"[^A-Za-z0-9_.,=+-]", "-", text.replace(":", "+", 1))[:120]
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write through a temporary file and a rename, so that nobody ever sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def write_record(path: Path, record: dict[str, Any], arrays: dict[str, Any] | None = None) -> None:

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from debiasbench.errors import BenchmarkError
-
-if TYPE_CHECKING:
-    from debiasbench.datasets import Dataset
 
 ROUNDED_TO = 32  # tokens: few different lengths, little padding
 
@@ -182,50 +175,3 @@ def stratified(y: Tensor, share: float, generator: torch.Generator) -> tuple[Ten
         order = torch.randperm(len(members), generator=generator)
         taken[members[order[: round(share * len(members))]]] = True
     return torch.nonzero(~taken)[:, 0], torch.nonzero(taken)[:, 0]
-
-
-def check_splits(dataset: Dataset, splits: Splits) -> Splits:
-    """Refuse data that cannot be trained on."""
-    for name, samples in splits.named().items():
-        if len(samples) == 0:
-            raise BenchmarkError(f"{dataset.name}: the {name} split is empty.")
-        if int(samples.y.min()) < 0 or int(samples.y.max()) >= dataset.n_classes:
-            raise BenchmarkError(
-                f"{dataset.name}: labels of {name} must be in 0..{dataset.n_classes - 1}. "
-                f"Got {int(samples.y.min())}..{int(samples.y.max())}."
-            )
-    present = splits.train.y.unique()
-    if len(present) < 2:
-        raise BenchmarkError(
-            f"{dataset.name}: the training data hold one class only ({dataset.class_names[int(present[0])]}); "
-            "there is nothing to tell apart. At least two classes are needed."
-        )
-    return splits
-
-
-_IDX_TYPES = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4"}  # data type byte -> numpy
-
-
-def read_idx(path: Path, *, sha256: str | None = None) -> np.ndarray:
-    """Read an IDX file (MNIST's format), plain or gzip-ed.
-
-    Raises:
-        BenchmarkError: the file is empty, cut off, no IDX file, or (its unpacked bytes) not of the given SHA-256.
-    """
-    mend = "Delete it and fetch it again (debiasbench prepare)."
-    try:
-        data = path.read_bytes()
-        data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
-    except (OSError, EOFError, gzip.zlib.error) as error:  # type: ignore[attr-defined]
-        raise BenchmarkError(f"Cannot read {path}: {error}. {mend}") from None
-    if len(data) < 4 or data[:2] != b"\0\0" or data[2] not in _IDX_TYPES:
-        raise BenchmarkError(f"{path} is no IDX file ({len(data)} bytes once unpacked). {mend}")
-    start = 4 + 4 * data[3]
-    kind = np.dtype(_IDX_TYPES[data[2]])
-    shape = struct.unpack(f">{data[3]}I", data[4:start]) if len(data) >= start else (-1,)
-    expected = start + int(np.prod(shape)) * kind.itemsize
-    if len(data) != expected or -1 in shape:
-        raise BenchmarkError(f"{path} is cut off or damaged: {len(data)} bytes once unpacked, not {expected}. {mend}")
-    if sha256 and hashlib.sha256(data).hexdigest() != sha256:
-        raise BenchmarkError(f"{path} has a wrong checksum: it is not the published file. {mend}")
-    return np.frombuffer(data, kind, offset=start).reshape(shape)

@@ -25,16 +25,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from debiasbench.colouring import PGD_PALETTE, bernoulli_conflicts, colour
+from debiasbench.data.colouring import PGD_PALETTE, bernoulli_conflicts, colour
 from debiasbench.datasets import Dataset, between
-from debiasbench.engine import Batch, Layout, Loss, Stage, State
 from debiasbench.errors import BenchmarkError
-from debiasbench.evaluate import Evaluation
+from debiasbench.evaluation.evaluation import Evaluation
 from debiasbench.methods import Method
-from debiasbench.nets import NETS, build_net
+from debiasbench.nets.build import NETS, build_net
 from debiasbench.recipe import Recipe
 from debiasbench.samples import Samples, Splits
-from debiasbench.task import Task
+from debiasbench.training.batches import Batch, Layout, Loss, State
+from debiasbench.training.stage import Stage
+from debiasbench.training.task import Task
 
 
 class Tiny(Dataset):
@@ -263,7 +264,7 @@ def sample_batch(
     task: Task, columns: dict[str, Tensor] | None = None, *, index: Tensor | None = None
 ) -> dict[str, Tensor]:
     """What a batch of these samples (default: the first 16) holds, as plain tensors."""
-    from debiasbench.augment import to_input
+    from debiasbench.data.augment import to_input
 
     index = torch.arange(16) if index is None else index
     batch = {
@@ -423,7 +424,7 @@ def check_ratio(dataset: Dataset, splits: Splits) -> None:
 
 def check_net_runs(dataset: Dataset, splits: Splits) -> None:
     """The recipe's network takes a batch of the data."""
-    from debiasbench.augment import augmented
+    from debiasbench.data.augment import augmented
 
     recipe = dataset.own_recipe
     shape = recipe.input_shape(tuple(splits.train.x.shape[1:]))

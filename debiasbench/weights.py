@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from debiasbench.cell import Cell
 from debiasbench.errors import BenchmarkError
-from debiasbench.grid import Cell
-from debiasbench.nets import Net, build_net
-from debiasbench.records import read_record, write_atomically
+from debiasbench.files import write_atomically
+from debiasbench.nets.base import Net
+from debiasbench.nets.build import build_net
+from debiasbench.records import read_record
 
 if TYPE_CHECKING:
-    from debiasbench.task import Task
+    from debiasbench.training.task import Task
 
 
 def weights_path(record: Path) -> Path:
@@ -58,7 +60,7 @@ def load(record: Path) -> Callable[[Tensor], Tensor]:
     """
     from safetensors.torch import load_file
 
-    from debiasbench.task import bound
+    from debiasbench.nets.base import bound
 
     content = read_record(record)
     form = content.get("result", {}).get("weights")

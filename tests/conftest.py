@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from debiasbench.colouring import PGD_PALETTE, colour
+from debiasbench.data.colouring import PGD_PALETTE, colour
 from debiasbench.datasets import registry as datasets
 from debiasbench.methods import registry as methods
 from debiasbench.samples import Samples, Splits
-from debiasbench.task import Task
+from debiasbench.training.task import Task
 
 torch.set_num_threads(1)
 

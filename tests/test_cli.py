@@ -217,7 +217,7 @@ def test_saved_weights_predict_what_the_record_says(results):
     import torch
     from safetensors.torch import load_file
 
-    from debiasbench.augment import to_input
+    from debiasbench.data.augment import to_input
     from debiasbench.testing import Tiny
 
     samples = Tiny().build(Path()).test

@@ -7,9 +7,10 @@ import pytest
 
 import debiasbench.datasets
 import debiasbench.methods
+from debiasbench.cell import Cell
 from debiasbench.datasets import registry as datasets
 from debiasbench.errors import BenchmarkError
-from debiasbench.grid import Cell, dataset_from_spec, expand
+from debiasbench.grid import dataset_from_spec, expand
 from debiasbench.recipe import Recipe
 
 TOY = '''

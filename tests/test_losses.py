@@ -7,15 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from debiasbench.evaluate import adjusted_accuracy
-from debiasbench.losses import (
-    class_maxima,
-    cross_entropy,
-    gce,
-    gradient_norm,
-    relative_difficulty,
-    smoothed,
-)
+from debiasbench.evaluation.metrics import adjusted_accuracy
+from debiasbench.losses import class_maxima, cross_entropy, gce, gradient_norm, relative_difficulty, smoothed
 
 # Fixture A: probabilities, label and features of one sample
 LOGITS = torch.tensor([[0.7, 0.2, 0.1]], dtype=torch.float64).log()
@@ -98,7 +91,7 @@ def test_score_with_bias_is_larger_by_the_known_factor():
 @pytest.fixture(scope="module")
 def scored_batch(make_task):
     """A SimConv1 in eval mode, 32 inputs, and each sample's cross-entropy gradient for the last layer."""
-    from debiasbench.augment import to_input
+    from debiasbench.data.augment import to_input
 
     task = make_task()
     net = task.new_net()

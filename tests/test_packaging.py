@@ -139,7 +139,7 @@ def test_a_wheel_runs_from_another_directory(tmp_path):
         from debiasbench.methods import registry
         from debiasbench.cli import main
         from debiasbench.experiments import read_experiment
-        from debiasbench.paper import numbers
+        from debiasbench.report.paper import numbers
         assert str(debiasbench.__file__).startswith({site!r}), debiasbench.__file__
         assert {{"pgd", "vanilla"}} <= set(registry.classes()), registry.broken
         assert read_experiment("demo").datasets == ["cmnist5k"]
@@ -155,6 +155,6 @@ def test_no_engine_file_names_a_method():
     """Methods are found, never named: `debiasbench/` must not know them."""
     names = {path.stem for path in (ROOT / "methods").glob("*.py")}
     assert "pgd" in names
-    for path in (ROOT / "debiasbench").glob("*.py"):
+    for path in (ROOT / "debiasbench").rglob("*.py"):
         strings = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
         assert not names & strings, f"{path.name} names {names & strings}"

@@ -10,8 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from debiasbench.cell import Cell
 from debiasbench.errors import BenchmarkError
-from debiasbench.grid import Cell, expand
+from debiasbench.files import write_atomically
+from debiasbench.grid import expand
 from debiasbench.records import (
     SCHEMA,
     arrays_path,
@@ -21,7 +23,6 @@ from debiasbench.records import (
     read_record,
     read_records,
     record_path,
-    write_atomically,
     write_record,
 )
 
@@ -475,7 +476,7 @@ def test_a_record_of_another_protocol_is_not_this_cells(tmp_path, monkeypatch):
     cell = new_cell()
     write_record(record_path(tmp_path, cell), record_of(cell))
     assert find_record(tmp_path, cell) is not None
-    monkeypatch.setattr("debiasbench.grid.PROTOCOL_VERSION", 2)
+    monkeypatch.setattr("debiasbench.cell.PROTOCOL_VERSION", 2)
     monkeypatch.setattr("debiasbench.records.PROTOCOL_VERSION", 2)
     assert find_record(tmp_path, cell) is None
 

@@ -10,7 +10,7 @@ from scipy import stats
 
 from debiasbench.datasets import registry as datasets
 from debiasbench.methods import registry as methods
-from debiasbench.results import Column, ranks, to_frame
+from debiasbench.report.results import Column, ranks, to_frame
 
 ROOT = Path(__file__).parent.parent
 RECORDS = sorted((ROOT / "docs" / "reproduction" / "records").rglob("*.json"))

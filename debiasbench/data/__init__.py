@@ -1,0 +1,1 @@
+"""Data: decoded, generated, cached, augmented; what dataset files build on."""

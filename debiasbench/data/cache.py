@@ -1,0 +1,155 @@
+"""Derived data on disk: decoded or generated images, made once, memory-mapped by every process.
+
+An entry is a file of raw bytes and, written last, a JSON that says what it holds: an entry without its JSON, or of
+another length than that says, is not there. Nothing half-written is ever taken for whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import mmap
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from debiasbench.errors import BenchmarkError
+
+CACHE_VARIABLE = "DEBIASBENCH_CACHE"
+Part = TypeVar("Part")
+VERSION = 1  # of the files' format
+
+
+@dataclass(frozen=True)
+class Cached:
+    """An entry: x, a uint8 tensor that is mapped from disk (read what you index), and the SHA-256 of its bytes."""
+
+    x: Tensor
+    sha256: str
+
+
+def cache_dir() -> Path:
+    """$DEBIASBENCH_CACHE (the command line's --cache-dir), or a folder of the user's own."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "debiasbench"
+    return Path(os.environ.get(CACHE_VARIABLE) or default)
+
+
+def cached(
+    name: str, identity: Mapping[str, Any], shape: tuple[int, ...], chunks: Callable[[], Iterable[np.ndarray]]
+) -> Cached:
+    """The entry for `identity`, made from `chunks()` if it is not there.
+
+    Args:
+        name: what the entry is called on disk, for people.
+        identity: plain values that the contents follow from; another value is another entry.
+        shape: of the whole array; uint8.
+        chunks: makes the contents, as parts along the first dimension in their order.
+
+    Raises:
+        BenchmarkError: the folder cannot be written, or the disk is full.
+    """
+    from filelock import FileLock
+
+    key = hashlib.sha256(json.dumps([VERSION, dict(identity), shape], sort_keys=True).encode()).hexdigest()[:16]
+    path = cache_dir() / f"{name}-{key}.uint8"
+    with explained_errors(path, shape):
+        sha256 = _finished(path, shape)  # also in a folder that can only be read, where no lock can be made
+        if sha256 is None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{path}.lock"):  # several processes make it once
+                sha256 = _finished(path, shape) or _make(path, identity, shape, chunks)
+        return Cached(mapped(path).view(shape), sha256)
+
+
+def shown(parts: Sequence[Part], note: str) -> Iterable[Part]:
+    """The parts, one by one, of something that is made once: a bar on a terminal, a line elsewhere."""
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    note = f"{note}, once"
+    if not console.is_terminal:
+        console.print(f"{note}.", highlight=False)
+    return track(parts, note, console=console, disable=not console.is_terminal, transient=True)
+
+
+def mapped(path: Path) -> Tensor:
+    """The bytes of a file as a uint8 tensor that is read as it is used; what is written into it stays in this process.
+
+    The file may be larger than the memory: on Linux the mapping makes no claim on memory for what might be written.
+    """
+    with path.open("rb") as file:
+        if sys.platform == "linux":
+            flags = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0x4000)  # Python names it from 3.13 on
+            memory = mmap.mmap(file.fileno(), 0, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+        else:
+            memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    return torch.frombuffer(memory, dtype=torch.uint8)
+
+
+def _finished(path: Path, shape: tuple[int, ...]) -> str | None:
+    """The SHA-256 of an entry, or None if it is not there whole."""
+    try:
+        sha256: str = json.loads(path.with_suffix(".json").read_text())["sha256"]
+        return sha256 if path.stat().st_size == int(np.prod(shape)) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _make(
+    path: Path, identity: Mapping[str, Any], shape: tuple[int, ...], chunks: Callable[[], Iterable[np.ndarray]]
+) -> str:
+    partial = path.with_suffix(".partial")
+    path.with_suffix(".json").unlink(missing_ok=True)
+    digest = hashlib.sha256()
+    n_rows = 0
+    try:
+        with open_for_writing(partial) as file:
+            for chunk in chunks():
+                assert chunk.dtype == np.uint8, chunk.dtype
+                assert chunk.shape[1:] == shape[1:], (chunk.shape, shape)
+                data = np.ascontiguousarray(chunk).data
+                file.write(data)  # written, not mapped: a full disk is then an error, not the end of the process
+                digest.update(data)
+                n_rows += len(chunk)
+            file.flush()
+            os.fsync(file.fileno())
+        assert n_rows == shape[0], (n_rows, shape)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    from debiasbench.files import write_atomically
+
+    contents = {"identity": dict(identity), "shape": shape, "sha256": digest.hexdigest()}
+    write_atomically(path.with_suffix(".json"), json.dumps(contents, indent=1).encode())
+    return digest.hexdigest()
+
+
+def open_for_writing(path: Path) -> Any:
+    """As `open(path, "wb")`; apart, so that tests can fill the disk."""
+    return path.open("wb")
+
+
+@contextlib.contextmanager
+def explained_errors(path: Path, shape: tuple[int, ...]) -> Iterator[None]:
+    """Turn the system's refusals into one clear error."""
+    try:
+        yield
+    except OSError as error:
+        folder, mend = path.parent, f"Name another folder: --cache-dir DIR, or ${CACHE_VARIABLE}."
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise BenchmarkError(
+                f"The disk of the cache folder {folder} is full: {int(np.prod(shape)) / 1e9:.3g} GB are needed. "
+                f"Make room, or: {mend}"
+            ) from None
+        raise BenchmarkError(f"The cache folder {folder} cannot be written ({error}). {mend}") from None

@@ -1,0 +1,189 @@
+"""Texts as tokens, and where encoders are.
+
+Nothing here downloads while a grid runs: an encoder is a folder of the user's, or in the cache of the Hugging Face
+hub, where `debiasbench prepare` puts it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from debiasbench.data.cache import Cached, cached, shown
+from debiasbench.datasets import NeededFile
+from debiasbench.errors import BenchmarkError
+
+VERSION = 1  # of how texts become tokens
+BLOCK = 2_000  # texts that are tokenised before they are written
+PADDING = -1  # in place of a token; the network makes the attention mask from it
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
+KINDS = ("*.json", "*.txt", "*.model", "*.safetensors")  # what is downloaded of an encoder
+OLDER_KINDS = ("pytorch_model*.bin", "pytorch_model.bin.index.json")  # if it has no safetensors
+# whose positions start behind the number of the padding token
+SHIFTED = (
+    "roberta",
+    "roberta-prelayernorm",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "camembert",
+    "data2vec-text",
+    "longformer",
+)
+
+
+# ---- where encoders are ---------------------------------------------------------------------------------------------
+
+
+def encoder_folder(encoder: str) -> Path | None:
+    """The folder of an encoder: `encoder` itself, or where the hub's cache has it. None if it is not there whole."""
+    folder = Path(encoder)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        try:
+            folder = Path(snapshot_download(encoder, local_files_only=True))
+        except Exception:  # no such folder, no name of the hub, nothing in its cache: not there
+            return None
+        if not any((folder / name).is_file() for name in TOKENIZERS):
+            return None  # fetched by somebody who needed the network alone
+    return folder if any((folder / name).is_file() for name in WEIGHTS) else None  # without: begun, and broken off
+
+
+def _is_a_place(encoder: str) -> bool:
+    """Whether it is meant as a folder; names on the hub are `name` or `owner/name`."""
+    return Path(encoder).is_dir() or encoder.startswith((".", "~", "/")) or encoder.count("/") > 1 or "\\" in encoder
+
+
+def missing_encoder(encoder: str) -> list[NeededFile]:
+    """What a dataset needs of its encoder that is not there."""
+    if encoder_folder(encoder) is not None:
+        return []
+    path = Path(encoder)
+    if _is_a_place(encoder):
+        what = f"it has none of {', '.join(WEIGHTS)}" if path.is_dir() else "there is no such folder"
+        source = f"you ({what}): the folder of a transformers encoder, or a name on the Hugging Face hub: encoder=NAME"
+        return [NeededFile(path, "config.json, weights, tokenizer", source)]
+    source = (
+        f"https://huggingface.co/{encoder}: debiasbench prepare downloads it into the cache of the hub; or name a "
+        "folder: encoder=FOLDER"
+    )
+    return [NeededFile(path, "an encoder, 0.3 to 0.5 GB", source, downloads=True)]
+
+
+def download_encoder(encoder: str) -> None:
+    """Fetch an encoder from the Hugging Face hub into its cache.
+
+    Raises:
+        BenchmarkError: it could not be fetched.
+    """
+    if encoder_folder(encoder) is not None or _is_a_place(encoder):
+        return
+    from huggingface_hub import snapshot_download
+
+    reason = "it holds no weights or no tokenizer that transformers reads"
+    try:
+        folder = Path(snapshot_download(encoder, allow_patterns=list(KINDS)))
+        if not any((folder / name).is_file() for name in WEIGHTS):
+            snapshot_download(encoder, allow_patterns=[*KINDS, *OLDER_KINDS])
+    except Exception as error:  # the hub raises of almost anything
+        reason = first_line(error)
+    if encoder_folder(encoder) is None:
+        raise BenchmarkError(
+            f"The encoder {encoder} could not be downloaded ({reason}). Fetch https://huggingface.co/{encoder} "
+            "elsewhere and name its folder: encoder=FOLDER."
+        )
+
+
+def whole_folder(encoder: str) -> Path:
+    """The folder of an encoder that is there whole.
+
+    Raises:
+        BenchmarkError: it is not.
+    """
+    folder = encoder_folder(encoder)
+    if folder is None:
+        raise BenchmarkError(
+            f"The encoder {encoder} is neither a whole folder nor in the hub's cache. Run debiasbench prepare."
+        )
+    return folder
+
+
+# ---- tokens ---------------------------------------------------------------------------------------------------------
+
+
+def tokenizer_of(encoder: str, max_length: int) -> Any:
+    """The fast tokenizer of an encoder.
+
+    Raises:
+        BenchmarkError: it has no vocabulary, does not belong to the network beside it, or `max_length` is more than
+            the network takes.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    folder = whole_folder(encoder)
+    mend = "Name the folder of a whole encoder (its config.json, weights and tokenizer): encoder=FOLDER."
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True)
+    except Exception as error:  # transformers raises of almost anything
+        raise BenchmarkError(f"The tokenizer of {encoder} cannot be read ({first_line(error)}). {mend}") from None
+    names = [name for name in tokenizer.vocab_files_names.values() if name]
+    if not any((folder / name).is_file() for name in names):  # transformers makes an empty one instead
+        raise BenchmarkError(f"The tokenizer of {encoder} has no vocabulary ({' or '.join(names)} in {folder}). {mend}")
+    if not tokenizer.is_fast:
+        raise BenchmarkError(f"{encoder} has no fast tokenizer (tokenizer.json), which is needed here. {mend}")
+    n_tokens = getattr(config, "vocab_size", len(tokenizer))
+    if len(tokenizer) > n_tokens:
+        raise BenchmarkError(
+            f"The tokenizer of {encoder} has {len(tokenizer):,} tokens and its network {n_tokens:,}: they do not "
+            f"belong together. {mend}"
+        )
+    longest = getattr(config, "max_position_embeddings", max_length)
+    if config.model_type in SHIFTED:
+        longest -= (config.pad_token_id or 0) + 1
+    if max_length > longest:
+        raise BenchmarkError(f"{encoder} takes at most {longest} tokens. Got max_length={max_length}.")
+    return tokenizer
+
+
+def tokenised(name: str, text_sha256: str, texts: Any, n: int, tokenizer: Any, max_length: int) -> Cached:
+    """Token numbers int32 (n, max_length), padded with -1: from the cache, if they were made before.
+
+    Args:
+        name: what the entry is called on disk, for people.
+        text_sha256: of the texts, or of what they follow from.
+        texts: a function that gives the n texts; called only if they are not in the cache.
+    """
+    tokenizer.backend_tokenizer.no_truncation()  # both are set by its file or by its last use, and are in its text
+    tokenizer.backend_tokenizer.no_padding()
+    identity = {
+        "texts": text_sha256, "max_length": max_length, "version": VERSION,
+        "tokenizer": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
+    }  # fmt: skip
+    shape = (n, 4 * max_length)
+    entry = cached(name, identity, shape, lambda: _blocks(name, texts(), tokenizer, max_length))
+    return Cached(entry.x.view(torch.int32), entry.sha256)
+
+
+def _blocks(name: str, texts: Sequence[str], tokenizer: Any, max_length: int) -> Iterator[np.ndarray]:
+    for start in shown(range(0, len(texts), BLOCK), f"Tokenising {len(texts):,} texts of {name}"):
+        some = list(texts[start : start + BLOCK])
+        rows = tokenizer(
+            some, truncation=True, max_length=max_length, return_attention_mask=False, return_token_type_ids=False
+        )["input_ids"]
+        block = np.full((len(some), max_length), PADDING, dtype="<i4")
+        for place, row in enumerate(rows):
+            block[place, : len(row)] = row
+        yield block.view(np.uint8)
+
+
+def first_line(error: Exception) -> str:
+    """What an error says first."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

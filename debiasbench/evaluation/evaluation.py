@@ -1,0 +1,89 @@
+"""Predictors evaluated on the splits of a dataset: logits once, every metric from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from debiasbench.data.augment import to_input
+from debiasbench.errors import DivergedError
+from debiasbench.evaluation.metrics import accuracies, mean_or_nan, overlapping
+from debiasbench.recipe import Recipe
+from debiasbench.samples import Samples, Splits
+
+if TYPE_CHECKING:
+    from debiasbench.datasets import Dataset
+
+
+class Evaluation:
+    """Evaluates predictors on the splits of one dataset."""
+
+    def __init__(self, dataset: Dataset, splits: Splits, *, batch_size: int | None = None) -> None:
+        large = splits.train.x.ndim == 2 or splits.train.x[0].numel() > 3 * 64 * 64
+        self.dataset, self.splits, self.batch_size = dataset, splits, batch_size or (100 if large else 500)
+        self._columns = {
+            name: (samples.y.cpu().numpy(), samples.bias.cpu().numpy(), samples.conflicting.cpu().numpy())
+            for name, samples in splits.named().items()
+        }
+
+    def logits(
+        self, predict: Callable[[Tensor], Tensor], nets: Iterable[nn.Module], samples: Samples, recipe: Recipe
+    ) -> Tensor:
+        """Logits of all samples -> (N, C), in eval mode, without augmentation, on the device."""
+        from debiasbench.nets.base import evaluating
+
+        with torch.no_grad(), evaluating(nets), recipe.autocast(self.splits.test.y.device):
+            logits = samples.map(lambda _, __, x: predict(to_input(x, recipe)), self.batch_size).float()
+        if not bool(torch.isfinite(logits).all()):
+            raise DivergedError("The predictor returned logits that are not finite (nan or infinite).")
+        return logits
+
+    def row(
+        self, predict: Callable[[Tensor], Tensor], nets: Iterable[nn.Module], recipe: Recipe
+    ) -> dict[str, dict[str, float]]:
+        """Metrics on validation and test, by split."""
+        nets = list(nets)
+        return {
+            split: self.metrics(split, self.logits(predict, nets, self.splits.named()[split], recipe))
+            for split in ("valid", "test")
+        }
+
+    def metrics(self, split: str, logits: Tensor) -> dict[str, float]:
+        """Every metric of one split from its logits (N, C)."""
+        y, bias, conflict = self._columns[split]
+        loss = nn.functional.cross_entropy(logits, torch.from_numpy(y).to(logits.device)).item()
+        correct = logits.argmax(1).cpu().numpy() == y
+        groups = self._groups(split)
+        if groups is not None:
+            return {"loss": loss, "n": float(len(y)), "acc_avg": mean_or_nan(correct)} | overlapping(correct, groups)
+        unbiased = split == "test" and self.dataset.unbiased_test
+        names = self.dataset.bias_names
+        return {"loss": loss} | accuracies(correct, y, bias, bias_names=names, unbiased=unbiased, conflict=conflict)
+
+    def groups(self, split: str, logits: Tensor) -> list[dict[str, Any]]:
+        """Accuracy and size of every group of a split; by (label, bias) only for a single bias."""
+        y, bias, _ = self._columns[split]
+        correct = logits.argmax(1).cpu().numpy() == y
+        groups = self._groups(split)
+        if groups is not None:
+            names = self.dataset.group_names
+            return [
+                {"group": name, "n": int(members.sum()), "acc": mean_or_nan(correct[members])}
+                for name, members in zip(names, groups.T, strict=True)
+            ]
+        if len(self.dataset.bias_names) != 1:
+            return []
+        rows = []
+        for label in range(self.dataset.n_classes):
+            for value in range(self.dataset.n_bias_values):
+                members = (y == label) & (bias[:, 0] == value)
+                rows.append({"y": label, "bias": value, "n": int(members.sum()), "acc": mean_or_nan(correct[members])})
+        return rows
+
+    def _groups(self, split: str) -> np.ndarray | None:
+        groups = self.splits.named()[split].groups
+        return None if groups is None else groups.numpy()

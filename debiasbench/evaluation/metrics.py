@@ -1,0 +1,184 @@
+"""Every metric of predictions, and the rules that select an epoch; no network is known here.
+
+Metric names are those of the field, told apart (see docs/metrics.md): `acc_avg` is plain accuracy on a split;
+`acc_unbiased` is the same on a test split whose bias says nothing of the label. All accuracies are shares in [0, 1];
+what has no samples is nan.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from debiasbench.samples import Samples
+
+NAN = float("nan")
+
+SELECTION_RULES = {
+    "last": "the last epoch (headline)",
+    "val_loss": "lowest cross-entropy on the biased validation split",
+    "val_acc": "highest accuracy on the biased validation split",
+    "group_val": "best group metric on validation; uses bias labels",
+    "test_oracle": "best headline metric on test; an upper bound, never a result",
+}
+USES_BIAS_LABELS = ("group_val", "test_oracle")
+
+
+def overlapping(correct: np.ndarray, groups: np.ndarray) -> dict[str, float]:
+    """Accuracies over groups that overlap: correct bool (N,), groups bool (N, G), who is in each.
+
+    `acc_overlapavg` is CNC's average: each sample counts once for every group that it is in.
+    """
+    n = groups.sum(0)
+    n_correct = (groups & correct[:, None]).sum(0)
+    share = n_correct[n > 0] / n[n > 0]  # over the groups that are there: an empty one has no accuracy
+    if not len(share):
+        return {
+            "acc_worst": NAN,
+            "n_worst": 0.0,
+            "acc_groupmean": NAN,
+            "acc_overlapavg": NAN,
+            "n_groups": 0.0,
+            "n_smallest": 0.0,
+        }
+    return {
+        "acc_worst": float(share.min()),
+        "n_worst": float(n[n > 0][share.argmin()]),
+        "acc_groupmean": float(share.mean()),
+        "acc_overlapavg": float(n_correct.sum() / n.sum()),
+        "n_groups": float(len(share)),
+        "n_smallest": float(n[n > 0].min()),
+    }
+
+
+def accuracies(
+    correct: np.ndarray,
+    y: np.ndarray,
+    bias: np.ndarray,
+    *,
+    bias_names: tuple[str, ...],
+    unbiased: bool,
+    conflict: np.ndarray | None = None,
+) -> dict[str, float]:
+    """Accuracies by name, from which samples were predicted correctly.
+
+    correct: bool (N,). y: int (N,). bias: int (N, A), -1 where unknown. conflict: bool (N, A); default: the known
+    biases that differ from y. With several biases, `acc_aligned` and
+    `acc_conflict` are given for each (`acc_conflict.colour`), and no cells are formed.
+    """
+    result = {"n": float(len(y)), "acc_avg": mean_or_nan(correct)}
+    if unbiased:
+        result["acc_unbiased"] = result["acc_avg"]
+    for column, name in enumerate(bias_names):
+        suffix = f".{name}" if len(bias_names) > 1 else ""
+        known = bias[:, column] >= 0
+        conflicting = known & (bias[:, column] != y if conflict is None else conflict[:, column])
+        result[f"acc_aligned{suffix}"] = mean_or_nan(correct[known & ~conflicting])
+        result[f"acc_conflict{suffix}"] = mean_or_nan(correct[conflicting])
+        result[f"n_conflict{suffix}"] = float(conflicting.sum())
+    if len(bias_names) == 1 and bool((bias[:, 0] >= 0).any()):
+        known = bias[:, 0] >= 0
+        cells = y[known].astype(np.int64) * (int(bias.max()) + 1) + bias[known, 0]
+        n_cell = np.bincount(cells)
+        share = np.bincount(cells, correct[known])[n_cell > 0] / n_cell[n_cell > 0]
+        # over the groups that are there: an empty one has no accuracy
+        result["acc_worst"] = float(share.min())
+        result["n_worst"] = float(n_cell[n_cell > 0][share.argmin()])
+        result["acc_cellmean"] = result["acc_groupmean"] = float(share.mean())
+        result["n_groups"] = float(len(share))
+    return result
+
+
+def mean_or_nan(values: np.ndarray) -> float:
+    """The mean of values (N,); nan if there are none."""
+    return float(values.mean()) if len(values) else NAN
+
+
+def adjusted_accuracy(group_accuracies: np.ndarray, train_counts: np.ndarray) -> float:
+    """`acc_adjusted`: group accuracies weighted by the groups' *training* frequencies (Waterbirds' convention)."""
+    return float(np.average(group_accuracies, weights=train_counts))
+
+
+def select(
+    epochs: list[dict[str, Any]], headline: tuple[str, ...], *, validation: bool = True
+) -> dict[str, int | None]:
+    """Rule -> the row of `epochs` that it chooses, or None where it cannot choose.
+
+    `validation=False`: there is no validation split apart from test, and the rules that need one do not choose.
+    Ties go to the later epoch. Rules read logged metrics only; `last`, `val_loss` and `val_acc` never read the
+    test split or a bias label.
+    """
+
+    def best(value: Callable[[dict[str, Any]], float]) -> int | None:
+        values = [value(row) for row in epochs]
+        usable = [place for place, number in enumerate(values) if not math.isnan(number)]
+        return max(usable, key=lambda place: (values[place], place)) if usable else None
+
+    def group_value(row: dict[str, Any]) -> float:
+        valid = row["valid"]
+        deciding = [number for name, number in valid.items() if name.startswith(("n_conflict", "n_smallest"))]
+        if min(deciding, default=0) < 10:
+            return NAN  # too few to choose by
+        if "acc_worst" in headline:
+            return valid.get("acc_worst", NAN)
+        sides = [number for name, number in valid.items() if name.startswith(("acc_aligned", "acc_conflict"))]
+        return sum(sides) / len(sides) if sides else NAN
+
+    return {
+        "last": len(epochs) - 1 if epochs else None,
+        "val_loss": best(lambda row: -row["valid"]["loss"]) if validation else None,
+        "val_acc": best(lambda row: row["valid"]["acc_avg"]) if validation else None,
+        "group_val": best(group_value) if validation else None,
+        "test_oracle": best(lambda row: row["test"].get(headline[0], NAN)),
+    }
+
+
+def identification(column: Tensor, samples: Samples, bias_names: tuple[str, ...]) -> dict[str, float]:
+    """How well per-sample values find the bias-conflicting training samples.
+
+    column: bool (N,), the samples taken for conflicting: precision and recall. Float (N,), scores: AUROC, the
+    share of the total score on conflicting samples (`conflict_mass`; of the sampling distribution, where it is
+    proportional to the score), and precision among the n highest, n being the number of true conflicts (where it
+    equals recall). With several biases each has its own numbers (`auroc.fashion`), and `spearman` is the rank
+    correlation with the number of conflicting biases.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    result: dict[str, float] = {}
+    values = column.numpy()
+    conflicts = samples.conflicting.cpu().numpy()
+    for place, name in enumerate(bias_names):
+        suffix = f".{name}" if len(bias_names) > 1 else ""
+        truth = conflicts[:, place]
+        n_true = int(truth.sum())
+        if values.dtype == bool:
+            found = int((values & truth).sum())
+            result |= {
+                f"n_selected{suffix}": float(values.sum()),
+                f"precision{suffix}": found / values.sum() if values.any() else NAN,
+                f"recall{suffix}": found / n_true if n_true else NAN,
+            }
+            continue
+        total = float(values.sum(dtype=np.float64))
+        highest = np.argsort(-values, kind="stable")[:n_true]
+        result |= {
+            f"auroc{suffix}": float(roc_auc_score(truth, values)) if 0 < n_true < len(truth) else NAN,
+            f"conflict_mass{suffix}": float(values[truth].sum(dtype=np.float64)) / total if total else NAN,
+            f"precision_at_n{suffix}": float(truth[highest].mean()) if n_true else NAN,
+        }
+    if len(bias_names) > 1 and values.dtype != bool:
+        result["spearman"] = spearman(values, conflicts.sum(1))
+    return {name: float(value) for name, value in result.items()}
+
+
+def spearman(score: np.ndarray, n_conflicts: np.ndarray) -> float:
+    """Rank correlation of a score (N,) with the number of conflicting biases (N,); nan if either is constant."""
+    from scipy.stats import spearmanr
+
+    if np.ptp(score) == 0 or np.ptp(n_conflicts) == 0:
+        return NAN
+    return float(spearmanr(score, n_conflicts).statistic)

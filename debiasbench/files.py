@@ -1,0 +1,112 @@
+"""Files: written whole or not at all, and what is said where they cannot be."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from debiasbench.errors import BenchmarkError
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write through a temporary file and a rename, so that nobody ever sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a folder that cannot be written, before anything is downloaded. It need not be there yet.
+
+    Raises:
+        BenchmarkError: neither the folder nor the nearest one above it that is there can be written.
+    """
+    place = folder.absolute()
+    try:
+        while not (place.exists() or place.is_symlink()) and place != place.parent:
+            place = place.parent
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise BenchmarkError(
+            f"{folder} cannot be written ({error.strerror}: {place}): give another folder with --data-dir, or make "
+            "room or rights there."
+        ) from None
+
+
+def open_for_writing(path: Path, *, append: bool = False) -> IO[bytes]:
+    """As `open(path, "wb")`; apart, so that tests can fill the disk."""
+    return path.open("ab" if append else "wb")
+
+
+def readable_size(n_bytes: int) -> str:
+    """A number of bytes for people: "9.9 MB"."""
+    number, unit = float(n_bytes), "B"
+    for unit in ("B", "kB", "MB", "GB", "TB"):  # noqa: B007 - the unit that is reached is what is wanted
+        if number < 999.5:
+            break
+        number /= 1000
+    return f"{number:.3g} {unit}"
+
+
+@contextlib.contextmanager
+def explained_errors(path: Path) -> Iterator[None]:
+    """Turn the file system's refusals into one clear error."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL:
+            raise BenchmarkError(
+                f"The disk is full: {path} cannot be written. Make room, or give another folder with --data-dir; then "
+                "run the same command again."
+            ) from None
+        raise BenchmarkError(f"{path} cannot be written ({error}).") from None
+
+
+@contextlib.contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """One process at a time works on `path`; two would write into the same part."""
+    from filelock import FileLock
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.with_name(f".{path.name}.lock")
+    with FileLock(lock):
+        yield
+        with contextlib.suppress(OSError):  # Windows keeps what is open
+            lock.unlink()  # whoever waited for it finds the work done
+
+
+def check_space(folder: Path, needed: int, what: str) -> None:
+    """Refuse to write `needed` bytes into a folder whose disk has no room for them."""
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise BenchmarkError(
+            f"There is too little room in {folder} for {what}: {readable_size(needed)} are needed, "
+            f"{readable_size(free)} are free. Make room, or give another folder with --data-dir."
+        )
+
+
+DATA_VARIABLE = "DEBIASBENCH_DATA"
+
+
+def default_data_dir() -> Path:
+    """$DEBIASBENCH_DATA, or `data` below the current folder."""
+    return Path(os.environ.get(DATA_VARIABLE, "data"))

@@ -1,0 +1,56 @@
+"""What a network is: a body and a head; and networks in eval mode for a while."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class evaluating:  # noqa: N801 - reads as a statement: with evaluating(nets)
+    """Networks in eval mode for a while; their modes are put back."""
+
+    def __init__(self, nets: Any) -> None:
+        self.nets = list(nets)
+
+    def __enter__(self) -> None:
+        self.modes = [net.training for net in self.nets]
+        for net in self.nets:
+            net.eval()
+
+    def __exit__(self, *_: object) -> None:
+        for net, mode in zip(self.nets, self.modes, strict=True):
+            net.train(mode)
+
+
+def bound(predict: Any, nets: Mapping[str, nn.Module]) -> Callable[[Tensor], Tensor]:
+    """A predictor as a function of x alone."""
+    if isinstance(predict, nn.Module):
+        return predict
+    named = SimpleNamespace(**nets)
+    return lambda x: predict(named, x)
+
+
+class Net(nn.Module):
+    """A network that is a body and a final head.
+
+    Attributes:
+        head: from features to logits; the identity in an encoder.
+        n_features: D, the width of the head's input.
+        input_shape, n_classes: what the network was built for.
+    """
+
+    head: nn.Module
+    n_features: int
+    input_shape: tuple[int, ...]
+    n_classes: int
+
+    def features(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, D)."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, n_classes)."""
+        return self.head(self.features(x))

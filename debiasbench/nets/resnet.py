@@ -1,0 +1,70 @@
+"""ResNets."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from debiasbench.nets.base import Net
+from debiasbench.nets.pretrained import pretrained_weights
+
+
+class ResNet(Net):
+    """A torchvision ResNet: body to the average pool, and a new linear head.
+
+    `small_images=True` has the stem that is usual for CIFAR (3 x 3 convolution, no pooling) instead of ImageNet's
+    (7 x 7 with stride 2, pooling), after which 32 x 32 pixels are one. With `recompute` the residual blocks are
+    computed again in the backward pass instead of being kept: about a third more time, much less memory.
+    """
+
+    recompute = False
+
+    def __init__(self, n_classes: int, *, depth: int, pretrained: str, small_images: bool = False) -> None:
+        super().__init__()
+        import torchvision
+
+        net = torchvision.models.get_model(f"resnet{depth}", weights=None)
+        if pretrained != "none":
+            net.load_state_dict(pretrained_weights(f"resnet{depth}", pretrained))
+        if small_images:
+            net.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+            net.maxpool = nn.Identity()
+        self.n_features = net.fc.in_features
+        net.fc = nn.Identity()
+        self.body = net
+        self.head = nn.Linear(self.n_features, n_classes)
+
+    def features(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, D)."""
+        if not (self.recompute and self.training):
+            return self.body(x)
+        body = self.body
+        x = body.maxpool(body.relu(body.bn1(body.conv1(x))))
+        for block in (*body.layer1, *body.layer2, *body.layer3, *body.layer4):
+            contexts = functools.partial(_contexts, block)
+            x = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
+        return body.avgpool(x).flatten(1)
+
+
+def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """For the forward pass and for its repetition in the backward pass."""
+    return nullcontext(), _statistics_kept(block)
+
+
+@contextmanager
+def _statistics_kept(block: nn.Module) -> Iterator[None]:
+    """Batch normalisation that does not count the same batch twice."""
+    norms = [module for module in block.modules() if isinstance(module, nn.BatchNorm2d)]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+        norm.num_batches_tracked = norm.num_batches_tracked.clone()  # type: ignore[union-attr] # they do count
+    try:
+        yield
+    finally:
+        for norm, (momentum, n_batches) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, n_batches

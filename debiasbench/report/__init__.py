@@ -1,0 +1,1 @@
+"""From records alone: tables, tests, figures, the page."""

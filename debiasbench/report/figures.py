@@ -1,0 +1,370 @@
+"""Figures for papers: PDF and PNG, readable at one column, safe for colour-blind readers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from debiasbench.report.style import PALETTE, in_lines, legend, look, new_figure, save
+
+ALIGNED, CONFLICTING = "#56B4E9", "#D55E00"
+
+
+def score_histogram(scores: dict[str, tuple[np.ndarray, np.ndarray]], stem: Path, *, title: str = "") -> list[Path]:
+    """Per-sample scores of aligned and conflicting samples, as the paper's Figure 9.
+
+    scores: method -> (scores (N,), whether conflicting (N,)); each is divided by its maximum. Counts are on a
+    logarithmic axis, as conflicting samples are few.
+    """
+    figure, axes = new_figure(len(scores), 1.55)
+    edges = np.linspace(0, 1, 31)
+    for axis, (method, (score, conflicting)) in zip(axes, scores.items(), strict=True):
+        relative = score / score.max() if score.max() > 0 else score
+        for members, colour, name in ((~conflicting, ALIGNED, "aligned"), (conflicting, CONFLICTING, "conflicting")):
+            axis.hist(
+                relative[members], edges, color=colour, alpha=0.75, label=f"{name} (n = {int(members.sum()):,})",
+                histtype="stepfilled",
+            )  # fmt: skip
+        axis.set_yscale("log")
+        axis.set_ylabel("samples", fontsize=8)
+        axis.set_title(in_lines(method, 42), fontsize=8, loc="left", pad=3)
+        axis.legend(fontsize=6, frameon=False, loc="upper right")
+    axes[-1].set_xlabel("score / largest score", fontsize=8)
+    if title:
+        figure.suptitle(title, fontsize=8)
+    return save(figure, stem)
+
+
+def accuracy_histogram(
+    values: dict[str, np.ndarray], stem: Path, *, metric: str, title: str = "", order: list[str] | None = None
+) -> list[Path]:
+    """Accuracies of the runs of each method, as the paper's Figure 10: a panel a method, every run a tick.
+
+    values: method -> shares (n,). `order`: all methods of the report, so that colours stay the same everywhere.
+    """
+    order = order or list(values)
+    figure, axes = new_figure(len(values), 0.55, around=0.8)
+    everything = 100 * np.concatenate([numbers[~np.isnan(numbers)] for numbers in values.values()])
+    margin = max(0.5, 0.05 * np.ptp(everything))
+    edges = np.linspace(everything.min() - margin, everything.max() + margin, 41)
+    for axis, (method, numbers) in zip(axes, values.items(), strict=True):
+        colour, _, _ = look(method, order)
+        percent = 100 * numbers[~np.isnan(numbers)]
+        axis.hist(percent, edges, color=colour, alpha=0.75, histtype="stepfilled")
+        axis.plot(percent, np.zeros(len(percent)), "|", color="black", markersize=5, clip_on=False)
+        axis.axvline(percent.mean(), color="black", linewidth=0.8, linestyle=":")
+        axis.set_xlim(edges[0], edges[-1])
+        axis.yaxis.get_major_locator().set_params(integer=True, nbins=3)
+        axis.set_title(in_lines(f"{method} (n = {len(percent)})", 48), fontsize=7, loc="left", pad=2)
+        axis.tick_params(labelbottom=axis is axes[-1])
+    axes[len(axes) // 2].set_ylabel("runs", fontsize=8)
+    axes[-1].set_xlabel(f"{metric} (%); dotted: mean", fontsize=8)
+    if title:
+        figure.suptitle(title, fontsize=8)
+    return save(figure, stem)
+
+
+def contact_sheet(images: np.ndarray, names: list[str], stem: Path, *, rows: list[str], title: str) -> list[Path]:
+    """A sheet of sample images: images (R, K, H, W, 3) uint8, row names, column names."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    n_rows, n_columns = images.shape[:2]
+    figure = Figure(figsize=(0.62 * n_columns + 1.1, 0.66 * n_rows + 0.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(n_rows, n_columns, squeeze=False)
+    for row in range(n_rows):
+        for column in range(n_columns):
+            axis = axes[row, column]
+            axis.imshow(images[row, column], interpolation="nearest")
+            axis.set_xticks([])
+            axis.set_yticks([])
+            if row == 0:
+                axis.set_title(names[column], fontsize=7)
+            if column == 0:
+                axis.set_ylabel(rows[row], fontsize=7, rotation=0, ha="right", va="center")
+    figure.suptitle(title, fontsize=9)
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    path = stem.with_suffix(".png")
+    figure.savefig(path, dpi=150)
+    return [path]
+
+
+def fisher_figure(
+    numbers: list[dict[str, Any]], stem: Path, *, in_rank: bool = False, order: list[str] | None = None
+) -> list[Path]:
+    """The trace of the inverse Fisher information of each method, as the paper's Figure 3; less is better.
+
+    numbers: what `debiasbench.fisher.of_record` returns of each run. A panel for each dataset, network and damping,
+    which its title names; a row a method, a point a run, a line at the mean. Hollow: the same networks with all
+    samples weighted alike. The trace, in units of one over the squared gradient, is on a logarithmic axis.
+    in_rank: without the directions in which no sample has a gradient, such as those of dead units.
+    `order`: all methods of the report, so that colours stay the same everywhere.
+    """
+    ending = "_in_rank" if in_rank else ""
+    order = order or [one["method"] for one in numbers]
+    panels: dict[tuple[Any, ...], dict[str, list[dict[str, Any]]]] = {}
+    for one in numbers:
+        key = (one["dataset"], one["net"], one["damping"], one["dimension"])
+        panels.setdefault(key, {}).setdefault(one["method"], []).append(one)
+    n_rows = max(len(methods) for methods in panels.values())
+    figure, axes = new_figure(len(panels), 0.55 + 0.26 * n_rows, around=0.45)
+    for axis, ((dataset, net, damping, dimension), methods) in zip(axes, panels.items(), strict=True):
+        for row, (method, runs) in enumerate(methods.items()):
+            colour, marker, _ = look(method, order)
+            for name, place, face in (("uniform", row + 0.17, "white"), ("objective", row - 0.17, colour)):
+                values = np.array([one[name + ending] for one in runs])
+                if len(values) > 1:
+                    axis.plot([values.mean()] * 2, [place - 0.17, place + 0.17], color="black", linewidth=1.2)
+                axis.plot(values, np.full(len(values), place), marker, color=colour, mfc=face, markersize=4)
+        axis.set_xscale("log")
+        axis.tick_params(which="minor", labelsize=6)  # named where there is less than a decade
+        axis.set_yticks(range(len(methods)), list(methods))
+        axis.set_ylim(len(methods) - 0.5, -0.5)  # the first method on top
+        space = "without dead dimensions" if in_rank else f"{dimension:,} dimensions"
+        axis.set_title(
+            f"{in_lines(dataset, 44)}\nfinal layer of {net}: {space}, damping {damping:g}",
+            fontsize=7, loc="right", multialignment="left", pad=3,
+        )  # fmt: skip
+    axes[-1].set_xlabel(r"$\mathrm{Tr}\,(\hat{I}_h)^{-1}$ (damping: of the mean eigenvalue)", fontsize=7)
+    marks = [
+        axes[-1].plot([], [], "o", color="black", markerfacecolor=face, markersize=4, label=label)[0]
+        for face, label in (("black", "own h"), ("white", "same network, uniform h"))
+    ]
+    figure.legend(handles=marks, loc="outside lower center", ncols=2, fontsize=7, frameon=False)
+    return save(figure, stem)
+
+
+def theorem_figure(
+    stem: Path, *, a: float = 1.0, sizes: tuple[tuple[int, int], ...] = ((90, 10), (95, 5), (99, 1)), title: str = ""
+) -> list[Path]:
+    """Theorem 2: the objective of the one-dimensional example, and its minimum at h proportional to |g|.
+
+    a: half of the distance of the two sets' optima, not 0. sizes: |M| and |m|, for each of which uniform sampling is
+    marked; the curve over the probability of M as a whole, and the minimum, are the same for all.
+    """
+    from debiasbench.report.fisher import objective_of_sets, optimal_sampling
+
+    figure, axes = new_figure(1, 2.3)
+    axis = axes[0]
+    share = np.linspace(0.004, 0.996, 497)
+    axis.plot(share, objective_of_sets(share, a), color="black", linewidth=1.2)
+    for place, (n_major, n_minor) in enumerate(sizes):
+        uniform = n_major / (n_major + n_minor)
+        axis.plot(
+            uniform, objective_of_sets(uniform, a), "osD^v"[place % 5], color=PALETTE[place % len(PALETTE)],
+            markersize=5, clip_on=False, label=rf"uniform, $|M| : |m|$ = {n_major:,} : {n_minor:,}",
+        )  # fmt: skip
+    best = sizes[0][0] * optimal_sampling(a, *sizes[0])[0]
+    label = r"$h \propto |g|$ (all sizes)"
+    axis.plot(best, objective_of_sets(best, a), "*", color="black", markersize=9, label=label)
+    axis.set_yscale("log")
+    axis.set_xlim(0, 1)
+    axis.set_xlabel(r"probability of drawing from M, $|M|\,h_M$", fontsize=8)
+    axis.set_ylabel(r"$\mathrm{Tr}\,(\hat{I}_h)^{-1}$", fontsize=8)
+    axis.legend(fontsize=6, frameon=False, loc="upper center")
+    axis.set_title(title or f"One-dimensional example, a = {a:g}", fontsize=8, loc="left", pad=3)
+    return save(figure, stem)
+
+
+def critical_difference(
+    ranks: dict[str, float],
+    difference: float,
+    cliques: Sequence[Sequence[str]],
+    stem: Path,
+    *,
+    title: str = "",
+    order: list[str] | None = None,
+) -> list[Path]:
+    """Average ranks of methods, and who cannot be separated: Demsar's (2006) diagram with a row a method.
+
+    The rows leave room for long names and two dozen methods in one column of a paper, where names on both sides of
+    one line do not.
+
+    Args:
+        ranks: method -> average rank, from 1 (best).
+        difference: by how much average ranks must differ, drawn as a bar; nan where no test was made: no bar then.
+        cliques: groups of methods that cannot be separated, each joined by a line beside its rows.
+        stem: path without an ending.
+        title: above the figure.
+        order: all methods of the report, for colours and markers.
+    """
+    methods = sorted(ranks, key=lambda method: (ranks[method], method))
+    names = [f"{in_lines(method, 28)}  {ranks[method]:.2f}" for method in methods]
+    n_lines = max(name.count("\n") for name in names) + 1
+    tested = not math.isnan(difference)
+    top = -1.7 if tested else -0.7  # in rows
+    figure, (axis,) = new_figure(1, (0.05 + 0.1 * n_lines) * (len(methods) - 0.3 - top), around=0.6 if title else 0.42)
+    last = max(len(methods), 2)
+    for row, method in enumerate(methods):
+        colour, marker, _ = look(method, order or methods)
+        axis.plot((1, ranks[method]), (row, row), color=colour, linewidth=0.8)
+        axis.plot(ranks[method], row, marker, color=colour, markersize=5, clip_on=False, zorder=4)
+    if tested:
+        axis.plot((1, 1 + difference), (-1, -1), "|-", color="black", linewidth=0.8, markersize=5, clip_on=False)
+        words = f"critical difference {difference:.2f}"
+        axis.annotate(words, (1, -1), (1, 3), textcoords="offset points", fontsize=6.5, va="bottom")
+    rows = [sorted(methods.index(method) for method in group) for group in cliques]
+    for level, members in zip(_levels([(group[0], group[-1]) for group in rows]), rows, strict=True):
+        x = 1.05 + 0.035 * level  # in widths of the panel
+        span = (members[0] - 0.25, members[-1] + 0.25)
+        beside = axis.get_yaxis_transform()
+        axis.plot((x, x), span, color="black", linewidth=2.2, solid_capstyle="butt", transform=beside, clip_on=False)
+    axis.set_xlim(1, last)
+    axis.set_ylim(len(methods) - 0.3, top)
+    axis.set_yticks(range(len(methods)), names, fontsize=7)
+    axis.tick_params(axis="y", length=0)
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.set_xticks(sorted({1, last} | {int(tick) for tick in axis.get_xticks() if 1 < tick < last}))
+    axis.grid(axis="x", color="0.92", linewidth=0.5)
+    axis.set_axisbelow(True)
+    axis.spines["left"].set_bounds(len(methods) - 0.3, -0.5)
+    figure.supxlabel("average rank" + ("; joined: not separated" if rows else ""), fontsize=8)
+    if title:
+        figure.suptitle(title, fontsize=8)
+    return save(figure, stem)
+
+
+def _levels(intervals: Sequence[tuple[float, float]]) -> list[int]:
+    """For each interval the first level on which it touches none before it."""
+    taken: list[list[tuple[float, float]]] = []
+    levels = []
+    for low, high in intervals:
+        free = [all(high < start or end < low for start, end in level) for level in taken]
+        place = free.index(True) if True in free else len(taken)
+        if place == len(taken):
+            taken.append([])
+        taken[place].append((low, high))
+        levels.append(place)
+    return levels
+
+
+def parameter_figure(
+    values: dict[str, dict[str, np.ndarray]],
+    stem: Path,
+    *,
+    metric: str,
+    published: dict[str, dict[str, float]] | None = None,
+    title: str = "",
+    order: list[str] | None = None,
+) -> list[Path]:
+    """A few variants of a method on several datasets, as the paper's Figure 2: a panel a dataset, each on its scale.
+
+    The mean as a marker, the sample standard deviation as bars, each run as a dot; no bar for a single run.
+
+    Args:
+        values: dataset -> variant -> shares (n,); nan are left out.
+        stem: path without an ending.
+        metric: name for the axis.
+        published: dataset -> variant -> share, shown as an open marker beside ours.
+        title: above the figure.
+        order: all methods of the report, for colours and markers; variants stand in the order of `values`.
+    """
+    from matplotlib.lines import Line2D
+
+    published = published or {}
+    variants = list(dict.fromkeys(variant for one in values.values() for variant in one))
+    n_columns = 2 if len(values) in (2, 4) else min(len(values), 3)
+    figure, axes = new_figure(len(values), 1.35, n_columns=n_columns)
+    for place, (axis, (dataset, one)) in enumerate(zip(axes, values.items(), strict=True)):
+        for x, variant in enumerate(variants):
+            colour, marker, _ = look(variant, order or variants)
+            percent = 100 * np.asarray(one.get(variant, ()), dtype=float)
+            percent = percent[~np.isnan(percent)]
+            if len(percent):
+                spread = percent.std(ddof=1) if len(percent) > 1 else None
+                axis.plot(np.full(len(percent), x - 0.22), percent, ".", color=colour, markersize=3, alpha=0.6)
+                axis.errorbar(
+                    x, percent.mean(), spread, color=colour, marker=marker, markersize=4.5, capsize=2.5, linewidth=1
+                )
+            theirs = published.get(dataset, {}).get(variant, math.nan)
+            if not math.isnan(theirs):
+                axis.plot(x + 0.27, 100 * theirs, marker, color=colour, markersize=4.5, markerfacecolor="none")
+        axis.set_xlim(-0.6, len(variants) - 0.4)
+        axis.set_xticks([])
+        axis.margins(y=0.12)
+        axis.set_title(in_lines(dataset, 36 // n_columns), fontsize=7, loc="left", pad=3)
+        axis.grid(axis="y", color="0.9", linewidth=0.5)
+        axis.set_axisbelow(True)
+        if place % n_columns == 0:
+            axis.set_ylabel(f"{metric} (%)", fontsize=7)
+    handles = []
+    for variant in variants:
+        colour, marker, _ = look(variant, order or variants)
+        handles.append(Line2D([], [], color=colour, marker=marker, markersize=4.5, linestyle="none", label=variant))
+    if any(published.values()):
+        handles.append(
+            Line2D([], [], color="black", marker="o", markersize=4.5, markerfacecolor="none", linestyle="none",
+                   label="open: published")
+        )  # fmt: skip
+    legend(figure, handles, handle_length=1)
+    if title:
+        figure.suptitle(title, fontsize=8)
+    return save(figure, stem)
+
+
+def trials_histogram(
+    values: dict[str, dict[str, np.ndarray]],
+    stem: Path,
+    *,
+    metric: str,
+    p_values: dict[str, float] | None = None,
+    title: str = "",
+    order: list[str] | None = None,
+) -> list[Path]:
+    """Many runs of two (or three) methods over each other, as the paper's Figure 10: a panel a dataset.
+
+    Args:
+        values: dataset -> method -> shares (n,); nan are left out, and each dataset has a number.
+        stem: path without an ending.
+        metric: name for the axis.
+        p_values: dataset -> p of whatever test the title or caption names; nan and missing ones are left out.
+        title: above the figure.
+        order: all methods of the report, for the colours.
+    """
+    from matplotlib.colors import to_rgb
+    from matplotlib.patches import Patch
+
+    methods = list(dict.fromkeys(method for one in values.values() for method in one))
+    figure, axes = new_figure(len(values), 1.15, around=0.15)
+    for axis, (dataset, one) in zip(axes, values.items(), strict=True):
+        percents = {method: 100 * numbers[~np.isnan(numbers)] for method, numbers in one.items()}
+        percents = {method: percent for method, percent in percents.items() if len(percent)}
+        everything = np.concatenate(list(percents.values()))
+        margin = max(0.2, 0.05 * np.ptp(everything))
+        edges = np.linspace(everything.min() - margin, everything.max() + margin, 26)
+        for method, percent in percents.items():
+            colour, _, dashes = look(method, order or methods)
+            axis.hist(percent, edges, color=colour, alpha=0.35, histtype="stepfilled")
+            axis.hist(percent, edges, color=colour, linewidth=0.9, histtype="step")
+            axis.axvline(percent.mean(), color=colour, linewidth=1.2, linestyle=(0, dashes))
+        axis.axhline(0, color="black", linewidth=1)  # over the outlines of empty bins
+        highest = axis.get_ylim()[1]
+        axis.yaxis.get_major_locator().set_params(integer=True, nbins=4)
+        axis.set_yticks([tick for tick in axis.get_yticks() if 0 <= tick <= highest])
+        for place, (method, percent) in enumerate(percents.items()):  # below zero: every run a tick, a row a method
+            rows = np.full(len(percent), -(0.6 + place) * 0.11 * highest)
+            axis.plot(percent, rows, "|", color=look(method, order or methods)[0], markersize=4.5)
+        axis.set_ylim(-(0.2 + len(percents)) * 0.11 * highest, highest)
+        axis.set_xlim(edges[0], edges[-1])
+        axis.set_ylabel("runs", fontsize=8)
+        p = (p_values or {}).get(dataset, math.nan)
+        text = "" if math.isnan(p) else "p < .0001" if p < 0.0001 else f"p = {p:.4f}".replace("0.", ".", 1)
+        axis.set_title(in_lines(dataset, 36), fontsize=7, loc="left", pad=3)
+        axis.set_title(text, fontsize=7, loc="right", pad=3)
+    axes[-1].set_xlabel(f"{metric} (%); lines: means", fontsize=8)
+    handles = []
+    for method in methods:
+        colour, _, dashes = look(method, order or methods)
+        n = sorted({int((~np.isnan(one[method])).sum()) for one in values.values() if method in one})
+        label = f"{method} (n = {n[0]}{f' to {n[-1]}' if n[-1] > n[0] else ''})"
+        face, edge = (*to_rgb(colour), 0.35), (*to_rgb(colour), 1.0)
+        handles.append(Patch(facecolor=face, edgecolor=edge, linestyle=(0, dashes), label=label))
+    legend(figure, handles, handle_length=3)
+    if title:
+        figure.suptitle(title, fontsize=8)
+    return save(figure, stem)

@@ -1,0 +1,272 @@
+"""Empirical Fisher information of the final layer, and the trace of its inverse (PGD paper, section 5, Figure 3).
+
+The paper takes the trace of the inverse for what debiasing should make small (equation 7), and proves in one
+dimension that sampling in proportion to the length of the gradient does so (Theorem 2). It does not say of which
+parameters its Figure 3 takes the trace, nor how it inverts; here it is the final linear layer, whose information can
+be had whole. Two more choices are needed, and a number means nothing without them:
+
+- Softmax does not see what is added to all logits alike, so C (D + 1) parameters have an information of rank
+  (C - 1) (D + 1) at most. The rest is left out: the inverse is taken on the subspace in which gradients lie.
+- There, too, some eigenvalues of a trained network are almost zero, and those of features that are equal for all
+  samples (dead units) are zero. `damping`, a share of the mean eigenvalue, is added to all, and such directions then
+  count with its inverse. Before believing an order, look at more than one damping (`inverse_traces`; "sensitivity" of
+  `of_record`), and at the trace without dead directions ("objective_in_rank"): either can turn it round.
+
+The trace is in units of one over the squared gradient, so it grows as a network fits what it is trained on. Between
+networks it compares how well they fit as much as how evenly: `objective * mean_eigenvalue / dimension` of `of_record`
+is free of the first, 1 / (1 + damping) where all eigenvalues are equal and at most 1 / damping.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from debiasbench.cell import Cell
+from debiasbench.data.augment import to_input
+from debiasbench.errors import BenchmarkError
+from debiasbench.evaluation.evaluation import Evaluation
+from debiasbench.nets.base import Net
+from debiasbench.records import arrays_path, read_record
+from debiasbench.samples import Samples
+from debiasbench.weights import load
+
+DAMPING = 1e-3  # of the mean eigenvalue
+SAMPLING_COLUMNS = ("sampling", "score")  # what a method may log that it samples by, the surer first
+CHUNK_VALUES = 2**22  # float64 values of gradients that are held at once: 32 MiB
+
+
+def fisher_information(
+    features: Tensor, logits: Tensor, y: Tensor, weight: Tensor, *, chunk: int | None = None
+) -> Tensor:
+    """The empirical Fisher information of the final linear layer, weight and bias (equation 5) -> float64 (K, K).
+
+    I_h = sum_i h_i g_i g_i^T, where g_i is the gradient of log p(y_i), the outer product of e_y - p and (z, 1). Both
+    are written in an orthonormal basis (Helmert's) of the directions of the C logits that add up to zero, as e_y - p
+    does, so K = (C - 1) (D + 1): nothing is lost, and the eigenvalues are those of the whole layer but for D + 1
+    zeros. Symmetric, and on the device of the features.
+
+    Args:
+        features: float (N, D), the input z of the layer. logits: float (N, C). y: int64 (N,), labels in 0..C-1.
+        weight: float (N,), the sampling distribution h, at least 0 and of sum 1.
+        chunk: samples at a time; the result does not depend on it but for rounding.
+
+    Raises:
+        ValueError: the weights are no distribution, or lengths differ.
+    """
+    if not len(features) == len(logits) == len(y) == len(weight):
+        raise ValueError(f"Lengths differ: {len(features)}, {len(logits)}, {len(y)} and {len(weight)} weights.")
+    weight = weight.double()
+    if not (bool((weight >= 0).all()) and abs(float(weight.sum()) - 1) < 1e-6):
+        raise ValueError(f"The weights must be at least 0 and of sum 1. Got a sum of {float(weight.sum()):.7g}.")
+    basis = _directions(logits.shape[1]).to(features.device)  # (C - 1, C)
+    size = len(basis) * (features.shape[1] + 1)
+    information = torch.zeros(size, size, dtype=torch.float64, device=features.device)
+    for rows in torch.arange(len(y), device=y.device).split(chunk or max(1, CHUNK_VALUES // size)):
+        others = logits[rows].double().softmax(1).scatter(1, y[rows, None], 0.0)
+        # 1 - p_y as the sum of the others: of confident samples it is far below the rounding of 1
+        residual = (-others).scatter(1, y[rows, None], others.sum(1, keepdim=True))
+        residual = residual * weight[rows, None].sqrt() @ basis.T
+        inputs = torch.cat([features[rows].double(), residual.new_ones(len(rows), 1)], 1)
+        gradients = (residual[:, :, None] * inputs[:, None]).flatten(1)  # (B, K)
+        information.addmm_(gradients.T, gradients)
+    return information
+
+
+def _directions(n_classes: int) -> Tensor:
+    """An orthonormal basis of what is orthogonal to (1, ..., 1) -> float64 (C - 1, C)."""
+    from scipy.linalg import helmert
+
+    return torch.from_numpy(helmert(n_classes))
+
+
+def inverse_trace(information: Tensor, damping: float = DAMPING) -> float:
+    """Tr[(I + damping m Id)^-1], where m is the mean eigenvalue of I: the objective of equation 7.
+
+    In units of 1 / I, so that it grows as gradients shrink. inf where it has no bound: without damping where an
+    eigenvalue is zero to rounding, with any damping where all are.
+
+    Args:
+        information: float (K, K), symmetric and positive semidefinite, such as `fisher_information`'s.
+        damping: at least 0, as a share of the mean eigenvalue.
+    """
+    return inverse_traces(information, [damping])[0]
+
+
+def inverse_traces(information: Tensor, dampings: Sequence[float]) -> list[float]:
+    """`inverse_trace` at each damping, at the cost of one: to show how much depends on it."""
+    return _traces(_eigenvalues(information), dampings)
+
+
+def _eigenvalues(information: Tensor) -> Tensor:
+    """Rising; what rounding leaves of a zero is 0."""
+    values = torch.linalg.eigvalsh(information.double())
+    return torch.where(values > len(values) * torch.finfo(values.dtype).eps * values[-1], values, 0.0)
+
+
+def _traces(eigenvalues: Tensor, dampings: Sequence[float]) -> list[float]:
+    if min(dampings) < 0:
+        raise ValueError(f"A damping must be at least 0. Got {min(dampings)}.")
+    mean = eigenvalues.mean()
+    return [float((1 / (eigenvalues + damping * mean)).sum()) for damping in dampings]
+
+
+def of_record(record: Path, data_dir: Path, *, damping: float = DAMPING, device: str = "cpu") -> dict[str, Any]:
+    """Figure 3's number of a finished run: the trace at its trained network and its own sampling distribution.
+
+    The information is that of all training samples without augmentation, the network in eval mode and in float32.
+    h is what the method logged of its sampling ("sampling", else "score"), divided by its sum, and uniform for a
+    method that logged neither. A score stands for h only where the method samples or weights in proportion to it:
+    that is for the caller to know.
+
+    Args:
+        record: of a cell that was run with weights saved.
+        data_dir: where its data are.
+        damping: as a share of the mean eigenvalue of each information; see `inverse_trace`.
+        device: where to compute; a ResNet's 4,617 dimensions take some minutes on a CPU.
+
+    Returns:
+        Plain values: "objective" (at h) and "uniform" (the same network, all samples alike); "objective_in_rank" and
+        "uniform_in_rank", the same over the eigenvalues that are not zero, with a damping relative to their mean;
+        "sensitivity", lists of these four at a tenth of the damping, at the damping, and at ten times it ("damping").
+        At h: "mean_eigenvalue"; "damped_share", of the eigenvalues, those below the damping, in [0, 1]; "rank", how
+        many are not zero. "sampled_by", the column that h is from, or "uniform"; "method", "dataset", "seed", "net",
+        "damping", "n_samples", and "dimension", K.
+
+    Raises:
+        BenchmarkError: the record has no weights; its predictor is not one network that ends in a linear layer; the
+            data are not those that it was trained on; its arrays are gone, or its scores are no distribution.
+    """
+    net = load(record)
+    if not (isinstance(net, Net) and isinstance(net.head, nn.Linear) and net.head.bias is not None):
+        raise BenchmarkError(
+            f"The predictor of {record} is not one network that ends in a linear layer with a bias: the information "
+            "of its final layer is not defined here."
+        )
+    content = read_record(record)
+    cell = Cell.from_json(content["cell"])
+    dataset, recipe = cell.build_dataset(), cell.build_recipe()
+    splits = dataset.build(data_dir)
+    trained_on = content["result"]["data"]["fingerprint"]
+    if splits.fingerprint() != trained_on:
+        raise BenchmarkError(
+            f"The data of {cell.dataset_label} in {data_dir} are not those that {record} was trained on (fingerprint "
+            f"{splits.fingerprint()[:12]}, not {trained_on[:12]}). Give the folder that it was run with."
+        )
+    column, h = _sampling(record, content, len(splits.train))
+    samples = splits.train.to(torch.device(device), with_x=False)
+    net = net.to(device)
+
+    def of_batch(_: int, __: slice | Tensor, x: Tensor) -> Tensor:
+        features = net.features(to_input(x, recipe)).float()
+        return torch.cat([features, net.head(features)], 1)
+
+    with torch.no_grad():
+        both = samples.map(of_batch, Evaluation(dataset, splits).batch_size)
+    if not bool(torch.isfinite(both).all()):
+        raise BenchmarkError(f"The network of {record} returns values that are not finite.")
+    features, logits = both[:, : net.n_features], both[:, net.n_features :]
+    eigenvalues = _eigenvalues_at(features, logits, samples, h)
+    uniform = eigenvalues
+    if column != "uniform":
+        uniform = _eigenvalues_at(features, logits, samples, torch.full_like(h, 1 / len(h)))
+    dampings = (damping / 10, damping, damping * 10)
+    traces = {
+        "objective": _traces(eigenvalues, dampings),
+        "uniform": _traces(uniform, dampings),
+        "objective_in_rank": _traces(eigenvalues[eigenvalues > 0], dampings),
+        "uniform_in_rank": _traces(uniform[uniform > 0], dampings),
+    }
+    return {
+        "method": cell.method_label,
+        "dataset": cell.dataset_label,
+        "seed": cell.seed,
+        "net": recipe.net,
+        "damping": damping,
+        "sampled_by": column,
+        "n_samples": len(h),
+        "dimension": len(eigenvalues),
+        **{name: values[1] for name, values in traces.items()},
+        "sensitivity": {"damping": list(dampings), **traces},
+        "mean_eigenvalue": float(eigenvalues.mean()),
+        "rank": int((eigenvalues > 0).sum()),
+        "damped_share": float((eigenvalues < damping * eigenvalues.mean()).double().mean()),
+    }
+
+
+def _eigenvalues_at(features: Tensor, logits: Tensor, samples: Samples, h: Tensor) -> Tensor:
+    return _eigenvalues(fisher_information(features, logits, samples.y, h.to(features.device)))
+
+
+def _sampling(record: Path, content: dict[str, Any], n_samples: int) -> tuple[str, Tensor]:
+    """The column that a method logged of its sampling, or "uniform", and the distribution h, float64 (N,)."""
+    logged = content["result"]["arrays"]
+    column = next((name for name in SAMPLING_COLUMNS if name in logged), "uniform")
+    if column == "uniform":
+        return column, torch.full((n_samples,), 1 / n_samples, dtype=torch.float64)
+    path = arrays_path(record)
+    if not path.is_file():
+        raise BenchmarkError(f"{path} is gone, in which {record} keeps what was sampled by. Run its cell again.")
+    from safetensors.torch import load_file
+
+    values = load_file(path)[column].double()
+    total = float(values.sum())
+    if not (len(values) == n_samples and bool((values >= 0).all()) and 0 < total < float("inf")):
+        raise BenchmarkError(
+            f"The column '{column}' of {path} is no sampling distribution over {n_samples:,} samples: it must be "
+            f"finite, at least 0 and somewhere above. Its {len(values):,} values are {float(values.min()):.3g} .. "
+            f"{float(values.max()):.3g}."
+        )
+    return column, values / total
+
+
+# ---- Theorem 2: the one-dimensional example --------------------------------------------------------------------------
+#
+# Samples of a set M have the loss (theta + a)^2 / 2, those of m (theta - a)^2 / 2, and each of M is drawn with the
+# probability h_M, each of m with h_m: |M| h_M + |m| h_m = 1. Training ends where the mean gradient is zero.
+
+
+def gradients_of_sets(share: Any, a: float) -> tuple[Any, Any]:
+    """The gradients g_M and g_m of a sample of each set where training ends.
+
+    share: |M| h_M, the probability of drawing from M at all, in [0, 1]; a number or an array.
+    """
+    share = np.asarray(share, dtype=float)
+    theta = a * (1 - share) - a * share  # where share (theta + a) + (1 - share) (theta - a) = 0
+    return theta + a, theta - a
+
+
+def objective_of_sets(share: Any, a: float) -> Any:
+    """Tr[I_h^-1] of the example at the parameter that training with h ends at; inf at shares of 0 and 1.
+
+    share: |M| h_M in [0, 1], a number or an array; a: not 0, half of the distance of the two optima.
+    """
+    share = np.asarray(share, dtype=float)
+    g_major, g_minor = gradients_of_sets(share, a)
+    with np.errstate(divide="ignore"):
+        return 1 / (share * g_major**2 + (1 - share) * g_minor**2)
+
+
+def optimal_sampling(a: float, n_major: int, n_minor: int) -> tuple[float, float]:
+    """Theorem 2: the probabilities (h*_M, h*_m) of one sample of each set that make `objective_of_sets` smallest.
+
+    As the theorem states them: in proportion to |g_M| and |g_m| where *uniform* sampling ends. They come to
+    1 / (2 |M|) and 1 / (2 |m|), so that both sets are drawn equally often. (The appendix's intermediate result, as
+    printed, does not add up to 1.)
+
+    Args:
+        a: not 0. n_major, n_minor: |M| and |m|, at least 1.
+
+    Raises:
+        ValueError: a is 0, or a set is empty.
+    """
+    if a == 0 or min(n_major, n_minor) < 1:
+        raise ValueError(f"a must not be 0 and no set empty. Got a = {a}, |M| = {n_major}, |m| = {n_minor}.")
+    major, minor = (abs(float(g)) for g in gradients_of_sets(n_major / (n_major + n_minor), a))
+    total = n_major * major + n_minor * minor
+    return major / total, minor / total

@@ -1,0 +1,134 @@
+"""How biased is a dataset: counts, conflict ratios, mutual information, and a picture to look at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from debiasbench.datasets import Dataset
+from debiasbench.errors import BenchmarkError
+from debiasbench.report.tables import Table
+from debiasbench.samples import Samples, Splits
+
+
+def inspect(dataset: Dataset, label: str, *, data_dir: Path, results_dir: Path) -> tuple[list[Table], list[Path]]:
+    """Tables on each split, and contact sheets in which the bias can be seen."""
+    splits = dataset.build(data_dir)
+    rows = []
+    for split, samples in splits.named().items():
+        for column, bias_name in enumerate(dataset.bias_names):
+            rows.append([(text, False) for text in _row(dataset, split, samples, column, bias_name)])
+    columns = ["split", "n", "bias", "conflicting", "ratio", "information (nats)", "smallest group"]
+    notes = [
+        f"Data fingerprint {splits.fingerprint()[:16]}.",
+        " ".join(["The data are complete." if splits.official else "NOT the published data.", splits.note]).strip(),
+        "information: mutual information of label and bias, less its upward bias (C - 1)(K - 1) / 2N; "
+        f"at most ln {dataset.n_classes} = {np.log(dataset.n_classes):.2f}.",
+        "smallest group: over (label, bias), empty ones included.",
+    ]
+    tables = [Table(f"{label}: {dataset.n_classes} classes ({', '.join(dataset.class_names)})", columns, rows, notes)]
+    if dataset.group_names:
+        tables.append(_groups(dataset, splits))
+    if dataset.input == "text":
+        tables.append(_lengths(splits))
+    paths = contact_sheets(dataset, label, splits, results_dir / "inspect")
+    return tables, paths
+
+
+def _groups(dataset: Dataset, splits: Splits) -> Table:
+    """The size of each evaluation group, by split."""
+    counts = {name: part.groups.sum(0).tolist() for name, part in splits.named().items() if part.groups is not None}
+    rows = [
+        [(name, False), *((f"{sizes[place]:,}", False) for sizes in counts.values())]
+        for place, name in enumerate(dataset.group_names)
+    ]
+    notes = ["These groups overlap: a sample may be in several, or in none."]
+    return Table("Evaluation groups", ["group", *counts], rows, notes)
+
+
+def _lengths(splits: Splits) -> Table:
+    """How long the texts are, in tokens."""
+    rows = []
+    for name, part in splits.named().items():
+        assert part.length is not None
+        quantiles = np.quantile(part.length.numpy(), [0.5, 0.9, 1.0])
+        cut = (part.length == part.x.shape[1]).double().mean()
+        rows.append([(text, False) for text in (name, *(f"{value:.0f}" for value in quantiles), f"{cut:.1%}")])
+    return Table("Tokens a text", ["split", "median", "90 %", "longest", "as long as allowed"], rows, [])
+
+
+def _row(dataset: Dataset, split: str, samples: Samples, column: int, bias_name: str) -> list[str]:
+    y, bias = samples.y.cpu().numpy(), samples.bias[:, column].cpu().numpy()
+    known = bias >= 0
+    if not known.any():
+        return [split, f"{len(y):,}", bias_name, "unknown", "unknown", "-", "-"]
+    conflicts = int(samples.conflicting[:, column].sum())
+    told = (f"{conflicts:,}", f"{conflicts / known.sum():.2%}") if dataset.defines_conflicts else ("not defined", "-")
+    n_values = max(dataset.n_bias_values, int(bias.max()) + 1)
+    counts = np.zeros((dataset.n_classes, n_values), dtype=int)
+    np.add.at(counts, (y[known], bias[known]), 1)
+    label, value = np.unravel_index(counts.argmin(), counts.shape)
+    smallest = f"{counts.min()} ({dataset.class_names[label]} / {value}; {int((counts == 0).sum())} empty)"
+    return [
+        split, f"{len(y):,}", bias_name, *told, f"{mutual_information(counts):.3f}", smallest,
+    ]  # fmt: skip
+
+
+def mutual_information(counts: np.ndarray) -> float:
+    """Mutual information in nats from a table of counts (C, K), less its bias (C - 1)(K - 1) / 2N, at least 0."""
+    share = counts / counts.sum()
+    independent = share.sum(1, keepdims=True) * share.sum(0, keepdims=True)
+    positive = share > 0
+    value = float((share[positive] * np.log(share[positive] / independent[positive])).sum())
+    correction = (counts.shape[0] - 1) * (counts.shape[1] - 1) / (2 * counts.sum())
+    return max(0.0, value - correction)
+
+
+def sides_of(dataset: Dataset, splits: Splits, column: int) -> list[tuple[str, Samples, torch.Tensor]]:
+    """What a contact sheet sets against each other: name, samples, and which of them (bool).
+
+    Aligned and conflicting training samples; where a bias of two values does not follow from the label, the two
+    values; where the bias is not known, training and test.
+    """
+    train = splits.train
+    bias, conflicting = train.bias[:, column], train.conflicting[:, column]
+    if bool((bias < 0).all()):
+        return [(name, part, torch.ones_like(part.y, dtype=torch.bool)) for name, part in
+                (("training", train), ("test", splits.test))]  # fmt: skip
+    if train.conflict is not None and dataset.n_bias_values == 2:
+        return [(f"{dataset.bias_names[column]} = {value}", train, bias == value) for value in (0, 1)]
+    return [("aligned", train, ~conflicting & (bias >= 0)), ("conflicting", train, conflicting)]
+
+
+def contact_sheets(dataset: Dataset, label: str, splits: Splits, folder: Path, *, n_each: int = 4) -> list[Path]:
+    """One sheet a bias: a row a class, and what `sides_of` gives on its left and right."""
+    from debiasbench.report.figures import contact_sheet
+
+    samples = splits.train
+    if samples.x.ndim != 4:
+        return []
+    paths = []
+    for column, bias_name in enumerate(dataset.bias_names):
+        sides = sides_of(dataset, splits, column)
+        blank = np.full((*samples.x.shape[2:], 3), 255, dtype=np.uint8)
+        images = np.empty((dataset.n_classes, 2 * n_each, *blank.shape), dtype=np.uint8)
+        for row in range(dataset.n_classes):
+            for side, (_, part, members) in enumerate(sides):
+                found = torch.nonzero(members & (part.y == row))[:n_each, 0]
+                for place in range(n_each):
+                    images[row, side * n_each + place] = _picture(part.x[found[place]]) if place < len(found) else blank
+        names = [name for name, *_ in sides for _ in range(n_each)]
+        stem = folder / f"{label.replace(':', '+').replace('/', '-')}-{bias_name}"
+        title = f"{label}: label and {bias_name}"
+        paths += contact_sheet(images, names, stem, rows=list(dataset.class_names), title=title)
+    return paths
+
+
+def _picture(x: torch.Tensor) -> np.ndarray:
+    """uint8 (C, H, W) -> (H, W, 3)."""
+    if x.dtype != torch.uint8:
+        raise BenchmarkError(f"A picture needs uint8 pixels. Got {x.dtype}.")
+    image = x.cpu().numpy().transpose(1, 2, 0)
+    return image if image.shape[2] == 3 else image[:, :, :1].repeat(3, axis=2)

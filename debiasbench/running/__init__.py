@@ -1,0 +1,1 @@
+"""Cells to worker processes, and what a person sees meanwhile."""

@@ -1,0 +1,266 @@
+"""Run many cells in worker processes: one thread each on a CPU, or one process a GPU."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import debiasbench
+from debiasbench.cell import Cell
+from debiasbench.errors import BenchmarkError
+from debiasbench.records import check_writable, record_path
+from debiasbench.running.plan import Plan, data_key
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What workers need besides the cell."""
+
+    data_dir: Path
+    results_dir: Path
+    devices: tuple[str, ...]  # one a worker
+    threads: int = 1
+    save_weights: bool = False
+    share: bool = True
+
+
+@dataclass(frozen=True)
+class Event:
+    """What happened: kind is "started", "epoch", "finished" or "lost"."""
+
+    kind: str
+    cell: Cell
+    worker: int
+    phase: str = ""
+    epoch: int = 0
+    epochs: int = 0
+    path: Path | None = None
+    message: str = ""
+
+
+def run_cells(cells: list[Cell], settings: Settings, handle: Callable[[Event], None]) -> None:
+    """Run all cells, calling `handle` in this thread for every event; returns when all are finished or lost.
+
+    A worker that dies takes one cell with it ("lost"); a new worker takes its place. On KeyboardInterrupt (or any
+    error of `handle`) workers are stopped; records written so far stay.
+    """
+    waiting: queue.SimpleQueue[Cell] = queue.SimpleQueue()
+    for cell in cells:
+        waiting.put(cell)
+    events: queue.Queue[Event | None] = queue.Queue()
+    n_workers = min(len(settings.devices), len(cells))
+    workers = [_Worker(number, settings, waiting, events) for number in range(n_workers)]
+    try:
+        for worker in workers:
+            worker.start()
+        running = n_workers
+        while running:
+            event = events.get()
+            if event is None:
+                running -= 1
+            else:
+                handle(event)
+    finally:
+        for worker in workers:
+            worker.stop()
+        for worker in workers:
+            worker.join(timeout=10)
+
+
+class _Worker(threading.Thread):
+    """Feeds one process with cells and turns its lines into events."""
+
+    def __init__(
+        self,
+        number: int,
+        settings: Settings,
+        waiting: queue.SimpleQueue[Cell],
+        events: queue.Queue[Event | None],
+    ) -> None:
+        super().__init__(daemon=True)
+        self.number, self.settings, self.waiting, self.events = number, settings, waiting, events
+        self.process: subprocess.Popen[str] | None = None
+        self.stopped = False
+
+    def run(self) -> None:
+        try:
+            while not self.stopped:
+                cell = self.waiting.get_nowait()
+                self._run_cell(cell)
+        except queue.Empty:
+            pass
+        finally:
+            self._close()
+            self.events.put(None)
+
+    def stop(self) -> None:
+        """End the process now."""
+        self.stopped = True
+        process = self.process
+        if process and process.poll() is None:
+            process.kill()  # records are written whole or not at all, so nothing is lost by it
+
+    def _run_cell(self, cell: Cell) -> None:
+        self.events.put(Event("started", cell, self.number))
+        try:
+            if self.process is None or self.process.poll() is not None:
+                self._close()
+                self.process = self._start_process()
+            process = self.process
+        except OSError as error:
+            self.events.put(Event("lost", cell, self.number, message=f"No worker process could be started: {error}"))
+            return
+        if self.stopped:  # meanwhile: nobody would end this process
+            process.kill()
+            return
+        assert process.stdin is not None
+        assert process.stdout is not None
+        request = {"cell": cell.to_json(), "log": str(log_path(self.settings.results_dir, cell))}
+        try:
+            process.stdin.write(json.dumps(request) + "\n")
+            process.stdin.flush()
+            for line in process.stdout:
+                message = json.loads(line)
+                kind = message.pop("event")
+                if kind == "epoch":
+                    self.events.put(Event("epoch", cell, self.number, **message))
+                elif kind == "finished":
+                    self.events.put(Event("finished", cell, self.number, path=Path(message["path"])))
+                    return
+                elif kind == "lost":
+                    self.events.put(Event("lost", cell, self.number, message=message["message"]))
+                    return
+        except (BrokenPipeError, json.JSONDecodeError):
+            pass
+        if self.stopped:
+            return
+        code = process.wait()
+        cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        hint = " (killed from outside, perhaps for want of memory)" if code == -signal.SIGKILL else ""
+        self.events.put(Event("lost", cell, self.number, message=f"The worker process died: {cause}{hint}."))
+
+    def _start_process(self) -> subprocess.Popen[str]:
+        environment = dict(os.environ)
+        # the package as this process found it, whether installed or run from a clone
+        package_parent = str(Path(debiasbench.__file__).parent.parent)
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package_parent, environment.get("PYTHONPATH", "")]))
+        environment["PYTHONSAFEPATH"] = "1"
+        environment["OMP_NUM_THREADS"] = environment["MKL_NUM_THREADS"] = str(self.settings.threads)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "debiasbench.running.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+            start_new_session=True,  # Ctrl-C is the parent's to handle
+        )
+        assert process.stdin
+        settings: dict[str, Any] = {
+            "data_dir": str(self.settings.data_dir),
+            "results_dir": str(self.settings.results_dir),
+            "device": self.settings.devices[self.number],
+            "threads": self.settings.threads,
+            "save_weights": self.settings.save_weights,
+            "share": self.settings.share,
+            "memory_share": 0.5 / self.settings.devices.count(self.settings.devices[self.number]),
+        }
+        process.stdin.write(json.dumps(settings) + "\n")
+        process.stdin.flush()
+        return process
+
+    def _close(self) -> None:
+        """End the input, upon which the worker leaves by itself, and wait for it."""
+        if self.process is None:
+            return
+        with contextlib.suppress(BrokenPipeError):  # it may have died with a request unread
+            self.process.communicate()
+        self.process = None
+
+
+def log_path(results_dir: Path, cell: Cell) -> Path:
+    """Where a cell's own output goes."""
+    record = record_path(results_dir, cell)
+    return results_dir / "logs" / record.relative_to(results_dir / "records").with_suffix(".log")
+
+
+def run_plan(  # noqa: PLR0913 - the command line's options
+    planned: Plan,
+    handle: Callable[[Event], None],
+    *,
+    data_dir: Path,
+    results_dir: Path,
+    device: str = "auto",
+    workers: int | None = None,
+    save_weights: bool = False,
+    share: bool = True,
+) -> None:
+    """Run the cells of a plan in worker processes, calling `handle` for each event."""
+    from debiasbench.running.runner import failed_record
+
+    settings = Settings(
+        data_dir=data_dir,
+        results_dir=results_dir,
+        devices=worker_devices(device, workers),
+        save_weights=save_weights,
+        share=share,
+    )
+
+    def keep(event: Event) -> None:
+        if event.kind == "lost":
+            with contextlib.suppress(OSError):  # a full disk, perhaps: the message is shown all the same
+                failed_record(event.cell, results_dir, event.message, settings.devices[event.worker])
+        handle(event)
+
+    if planned.to_run:
+        check_writable(results_dir)
+        run_cells(longest_first(planned), settings, keep)
+
+
+def longest_first(planned: Plan) -> list[Cell]:
+    """The cells to run, dataset by dataset; short ones last, so that no worker waits long for the others at the end.
+
+    The seeds of a method follow each other: two workers then seldom need one shared phase at the same time.
+    """
+    datasets = list(dict.fromkeys(data_key(cell) for cell in planned.to_run))
+    methods = list(dict.fromkeys(cell.method_label for cell in planned.to_run))
+    costs = planned.grid.relative_costs
+    return sorted(
+        planned.to_run,
+        key=lambda cell: (datasets.index(data_key(cell)), -costs[cell.hash], methods.index(cell.method_label)),
+    )
+
+
+def worker_devices(device: str, workers: int | None) -> tuple[str, ...]:
+    """One device for each worker: all cores or all GPUs by default.
+
+    Raises:
+        BenchmarkError: no such device here; less than one worker.
+    """
+    import torch
+
+    from debiasbench.running.runner import default_device, n_cores
+
+    if workers is not None and workers < 1:
+        raise BenchmarkError(f"--workers must be at least 1. Got {workers}.")
+    device = default_device() if device == "auto" else device
+    try:
+        kind = torch.device(device)
+    except RuntimeError:
+        raise BenchmarkError(f"Unknown device '{device}'. Allowed: auto, cpu, cuda, cuda:0, ...") from None
+    if kind.type == "cuda":
+        n_gpus = torch.cuda.device_count()
+        if n_gpus <= (kind.index or 0):
+            raise BenchmarkError(f"--device {device}: {n_gpus} GPUs are visible to torch here. Use --device cpu.")
+        if kind.index is None:
+            return tuple(f"cuda:{number % n_gpus}" for number in range(workers or n_gpus))
+    return (device,) * (workers or (n_cores() if kind.type == "cpu" else 1))

@@ -1,0 +1,104 @@
+"""Progress: a live display on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from debiasbench.records import read_record
+from debiasbench.running.plan import Plan
+
+if TYPE_CHECKING:
+    from debiasbench.running.executor import Event
+
+
+class Display:
+    """Shows the grid, and for each worker its cell, phase and epoch; estimates the time left."""
+
+    def __init__(self, planned: Plan, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True)
+        self.costs = {cell.hash: planned.grid.relative_costs.get(cell.hash, 1.0) for cell in planned.to_run}
+        self.total_cost = sum(self.costs.values()) or 1.0
+        self.done_cost = 0.0
+        self.n_failed = 0
+        self.started = time.monotonic()
+        self.rows: dict[int, TaskID] = {}
+        self.begun: dict[int, float] = {}
+        self.running: dict[int, float] = {}  # worker -> cost of its cell
+        self.grid_bar = Progress(
+            TextColumn("[bold]grid"), BarColumn(40), MofNCompleteColumn(), TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}"), console=self.console,
+        )  # fmt: skip
+        self.grid_task = self.grid_bar.add_task("grid", total=len(planned.to_run), left="")
+        self.cell_bars = Progress(
+            TextColumn("  {task.fields[title]}"), TextColumn("[dim]{task.fields[phase]}"), BarColumn(20),
+            TextColumn("epoch {task.completed:.0f}/{task.total:.0f}"), console=self.console,
+        )  # fmt: skip
+        self.live = Live(Group(self.grid_bar, self.cell_bars), console=self.console, refresh_per_second=4)
+
+    def __enter__(self) -> Self:
+        if self.console.is_terminal:
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.console.is_terminal:
+            self.live.stop()
+
+    def handle(self, event: Event) -> None:
+        """Show one event."""
+        if event.kind == "started":
+            self.begun[event.worker] = time.monotonic()
+            self.running[event.worker] = self.costs.get(event.cell.hash, 1.0)
+            if event.worker not in self.rows:
+                self.rows[event.worker] = self.cell_bars.add_task("", total=1, title="", phase="")
+            self._row(event, title=event.cell.title, phase="loading data", completed=0, total=1)
+        elif event.kind == "epoch":
+            self._row(event, phase=event.phase, completed=event.epoch, total=event.epochs)
+        else:
+            self._ended(event)
+        self.grid_bar.update(self.grid_task, left=self._left())
+
+    def _row(self, event: Event, **fields: object) -> None:
+        self.cell_bars.update(self.rows[event.worker], **fields)  # type: ignore[arg-type]
+
+    def _ended(self, event: Event) -> None:
+        self.done_cost += self.costs.get(event.cell.hash, 1.0)
+        self.running.pop(event.worker, None)
+        self.grid_bar.advance(self.grid_task)
+        seconds = time.monotonic() - self.begun.get(event.worker, self.started)
+        problem = event.message
+        if event.path is not None:
+            record = read_record(event.path)
+            if record["status"] != "done":
+                problem = f"{record['error']['type']}: {record['error']['message']}"
+        if problem:
+            self.n_failed += 1
+            self.console.print(Text(f"failed  {event.cell.title} ({seconds:.0f} s): {problem}", style="red"))
+        elif not self.console.is_terminal:
+            n_done = int(self.grid_bar.tasks[0].completed)
+            total = int(self.grid_bar.tasks[0].total or 0)
+            left = self._left()
+            self.console.print(
+                f"done {n_done}/{total}  {event.cell.title} ({seconds:.0f} s){'  ' + left if left else ''}"
+            )
+
+    def _left(self) -> str:
+        """The time left, from the cost of what is done; cells that run are taken for half done."""
+        if not self.done_cost:
+            return ""
+        done = self.done_cost + sum(self.running.values()) / 2
+        seconds = (time.monotonic() - self.started) * (self.total_cost - done) / done
+        return f"about {duration(seconds)} left" if seconds > 1 else ""
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `12 min`, `3.5 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

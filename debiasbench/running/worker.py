@@ -1,0 +1,85 @@
+"""A worker process: `python -m debiasbench.running.worker` reads cells as JSON lines and answers with events.
+
+It receives plain values, never live objects, and the caller's main module is never imported again. Whatever a cell
+prints goes to its log.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+def main() -> None:
+    """Serve cells until the input ends. The first line holds the settings."""
+    out = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # what a method prints must not get between the events
+
+    def send(**event: Any) -> None:
+        try:
+            out.write(json.dumps(event) + "\n")
+        except BrokenPipeError:  # whoever asked is gone: leave without a record, so that the cell runs again
+            os._exit(1)
+
+    settings = json.loads(sys.stdin.readline())
+    import torch
+
+    torch.set_num_threads(settings["threads"])
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.deterministic = True  # equal seeds, equal results, also on a GPU
+    torch.backends.cudnn.allow_tf32 = False
+    from debiasbench.cell import Cell
+    from debiasbench.running.runner import Runner
+
+    runner = Runner(
+        data_dir=Path(settings["data_dir"]),
+        results_dir=Path(settings["results_dir"]),
+        device=settings["device"],
+        save_weights=settings["save_weights"],
+        share=settings["share"],
+        threads=settings["threads"],
+        memory_share=settings["memory_share"],
+    )
+    send(event="ready")
+    for line in sys.stdin:
+        request = json.loads(line)
+        cell = Cell.from_json(request["cell"])
+        try:
+            log = Path(request["log"])
+            log.parent.mkdir(parents=True, exist_ok=True)
+            with log.open("a") as file, _output_to(file):
+                path = runner.run(
+                    cell, lambda phase, epoch, epochs: send(event="epoch", phase=phase, epoch=epoch, epochs=epochs)
+                )
+        except OSError as error:  # the log or the record itself could not be written
+            send(event="lost", message=f"The record could not be written: {error}")
+            continue
+        send(event="finished", path=str(path))
+
+
+@contextlib.contextmanager
+def _output_to(file: Any) -> Iterator[None]:
+    """Send file descriptors 1 and 2 to `file` for a while."""
+    kept = os.dup(1), os.dup(2)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.dup2(file.fileno(), 1)
+    os.dup2(file.fileno(), 2)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.dup2(kept[0], 1)
+        os.dup2(kept[1], 2)
+        for descriptor in kept:
+            os.close(descriptor)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What a method trains with: the task, its stages and batches."""

@@ -1,0 +1,386 @@
+"""One seed's view of the training data and the tools for it: what a method's `fit` receives."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from debiasbench.data.augment import augmented, to_input
+from debiasbench.errors import BenchmarkError, DivergedError
+from debiasbench.evaluation.evaluation import Evaluation
+from debiasbench.nets.base import Net, bound, evaluating
+from debiasbench.nets.build import build_net
+from debiasbench.randomness import derived_generator, derived_seed
+from debiasbench.recipe import Recipe
+from debiasbench.samples import Samples, Splits
+from debiasbench.training.batches import Batch, Loss, Sample, State, check_sample, fetched, make_batch, plan_epoch
+from debiasbench.training.digests import digest_of, source_of
+from debiasbench.training.reuse import Shared
+from debiasbench.training.stage import Stage
+
+if TYPE_CHECKING:
+    from debiasbench.datasets import Dataset
+    from debiasbench.methods import Method
+
+Predict = nn.Module | Callable[[Any, Tensor], Tensor]
+Progress = Callable[[str, int, int], None]  # (phase, epoch, epochs)
+
+
+@dataclass
+class Phase:
+    """What one training call did."""
+
+    call: int
+    nets: dict[str, int]  # name -> number of parameters
+    epochs: int
+    evaluated: bool
+    share: tuple[Any, ...] | None
+    losses: list[float] = field(default_factory=list)  # mean training loss a sample, by epoch
+    end: dict[str, dict[str, Any]] = field(default_factory=dict)  # net -> its metrics at the end of the phase
+    seconds: float = 0.0  # training alone; where another cell trained this phase, that one's
+    evaluation_seconds: float = 0.0
+
+
+class Task:
+    """The training data of one cell and the tools to train on it.
+
+    Every call of `new_net`, `new_head`, `train` (or a stage's `run`), `each`, `once` and `log` has a number, and
+    all randomness is a function of (purpose, seed, number, epoch, step).
+
+    Attributes:
+        y: int64 (N,), the labels of the training samples, on the device. x: their images, uint8 (N, C, H, W), or
+            texts, int32 (N, L), on the device or, where they did not fit, on the host.
+        n_classes, n_samples, recipe, dataset: what the data are and how to train on them.
+    """
+
+    def __init__(  # noqa: PLR0913 - what a cell is made of, keyword-only
+        self,
+        splits: Splits,
+        *,
+        dataset: Dataset,
+        method: Method,
+        recipe: Recipe,
+        seed: int,
+        device: torch.device | str = "cpu",
+        progress: Progress | None = None,
+        shared: Shared | None = None,
+    ) -> None:
+        self.device = torch.device(device)
+        self.splits = splits.to(self.device)
+        self.dataset, self.method, self.recipe, self.seed = dataset, method, recipe, seed
+        self.shared = shared
+        self.x, self.y = self.splits.train.x, self.splits.train.y
+        self.n_samples, self.n_classes = len(self.y), dataset.n_classes
+        self.evaluation = Evaluation(dataset, self.splits)
+        self.phases: list[Phase] = []
+        self.epochs: list[dict[str, Any]] = []  # one row for each evaluated epoch of the phases with a predictor
+        self.logged: dict[str, Tensor] = {}  # per-sample columns (N,), on the CPU
+        self.numbers: dict[str, float] = {}  # single numbers that the method logged
+        self.calls: list[dict[str, Any]] = []  # the numbered calls, with what they depend on
+        self.other_seconds: dict[str, float] = {}  # of `each` and `once`
+        self.waited = 0.0  # seconds, for phases that another worker was training
+        self.predictor: Any = None
+        self._nets: list[nn.Module] = []
+        self._predicting: dict[str, nn.Module] = {}
+        self._progress = progress or (lambda *_: None)
+
+    # ---- what a method uses -------------------------------------------------------------------------------------
+
+    @property
+    def bias(self) -> Tensor:
+        """int64 (N, A), the biases of the training samples; only for a method that declares that it needs them."""
+        if not self.method.needs_bias_labels:
+            raise PermissionError(
+                f"{self.method.name} reads bias labels but does not declare needs_bias_labels = True."
+            )
+        return _all_known(self.splits.train, "training", self.method.name).bias
+
+    @property
+    def conflicting(self) -> Tensor:
+        """Bool (N, A): which training samples conflict; only for a method that declares that it needs bias labels."""
+        _ = self.bias  # the same declaration
+        return self.splits.train.conflicting
+
+    @property
+    def validation(self) -> Samples:
+        """The validation samples with labels and biases; only for a method that declares that it trains on them."""
+        if not (self.method.trains_on_validation and self.method.needs_bias_labels):
+            raise PermissionError(
+                f"{self.method.name} reads validation labels and biases but does not declare trains_on_validation = "
+                "True and needs_bias_labels = True."
+            )
+        if self.splits.valid_is_test:
+            raise BenchmarkError(
+                f"{self.method.name} trains on validation samples, and here they are the test samples: there would be "
+                "nothing left to test on."
+            )
+        return _all_known(self.splits.valid, "validation", self.method.name)
+
+    @property
+    def conflict_ratio(self) -> float | None:
+        """The ratio that the dataset was built for (not a label of any sample)."""
+        return self.dataset.conflict_ratio
+
+    def new_net(self, *, head: bool = True) -> Net:
+        """A new network of the recipe's kind; with `head=False` its `.head` is the identity (an encoder)."""
+        call = self._numbered("new_net", {"net": self.recipe.net, "head": head})
+        shape = self.recipe.input_shape(tuple(self.x.shape[1:]))
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(derived_seed("init", self.seed, call))
+            net = build_net(
+                self.recipe.net, shape, self.n_classes,
+                pretrained=self.recipe.pretrained, recompute=self.recipe.recompute,
+            )  # fmt: skip
+        if not head:
+            net.head = nn.Identity()
+        return self._placed(net)
+
+    def new_head(self, n_in: int, n_out: int) -> nn.Linear:
+        """A new linear layer, in torch's own initialisation."""
+        call = self._numbered("new_head", {"n_in": n_in, "n_out": n_out})
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(derived_seed("init", self.seed, call))
+            head = nn.Linear(n_in, n_out)
+        return self._placed(head)
+
+    def train(  # noqa: PLR0913 - the contract's seven arguments, keyword-only
+        self,
+        nets: nn.Module | Mapping[str, nn.Module],
+        loss: Loss,
+        *,
+        epochs: int | None = None,
+        sample: Sample = None,
+        draws: int | None = None,
+        columns: Mapping[str, Tensor] | None = None,
+        state: State | None = None,
+        recipe: Recipe | None = None,
+        predict: Predict | None = None,
+        share: tuple[Any, ...] | None = None,
+    ) -> State:
+        """Run one training phase, with a fresh optimiser and schedule, and return its end state.
+
+        Args:
+            nets: one network (`nets.net` in the loss) or several by name.
+            loss: `(nets, batch, state) -> loss` or `(loss, new state)`; a pure function of tensors.
+            epochs: length of the phase and of its schedule; default: the recipe's.
+            sample: see `debiasbench.engine.plan_epoch`. draws: how many an epoch, with probabilities.
+            columns: per-sample tensors (N, ...), gathered into the batch by name.
+            state: tensors that the loss reads and returns anew.
+            recipe: another recipe for this phase.
+            predict: `(nets, x) -> logits`, or the network itself. A phase with it is evaluated every
+                `recipe.eval_every` epochs, and its epochs are what selection rules choose from.
+            share: names this phase and all parameters of the method that its loss reads. Cells that agree in this, in
+                data, recipe, seed, loss and start train the phase once (`debiasbench.sharing`). Without effect on a
+                phase with `predict`.
+        """
+        stage = self.stage(
+            nets, loss, epochs=epochs, sample=sample, draws=draws, columns=columns, state=state, recipe=recipe,
+            predict=predict, share=share,
+        )  # fmt: skip
+        return stage.run()
+
+    def stage(  # noqa: PLR0913 - as train
+        self,
+        nets: nn.Module | Mapping[str, nn.Module],
+        loss: Loss,
+        *,
+        epochs: int | None = None,
+        sample: Sample = None,
+        draws: int | None = None,
+        columns: Mapping[str, Tensor] | None = None,
+        state: State | None = None,
+        recipe: Recipe | None = None,
+        predict: Predict | None = None,
+        share: tuple[Any, ...] | None = None,
+    ) -> Stage:
+        """A training phase that is run in parts: arguments as `train`; see `Stage.run`."""
+        named = {"net": nets} if isinstance(nets, nn.Module) else dict(nets)
+        unknown = [name for name, net in named.items() if not any(net is own for own in self._nets)]
+        if unknown:
+            raise BenchmarkError(
+                f"The networks {', '.join(unknown)} were not made by task.new_net or task.new_head: their start "
+                "would not follow the seed."
+            )
+        recipe = recipe or self.recipe
+        if epochs is not None:
+            recipe = recipe.replace(epochs=epochs, steps=None)
+        state = {name: value.to(self.device) for name, value in (state or {}).items()}
+        columns = {name: value.to(self.device) for name, value in (columns or {}).items()}
+        for name, column in columns.items():
+            if len(column) != self.n_samples:
+                raise ValueError(f"Column '{name}' has {len(column)} rows; there are {self.n_samples} samples.")
+        check_sample(sample, self.n_samples, state)
+        if predict is not None:
+            self.predictor, self._predicting = predict, named
+        return Stage(
+            self, named, loss, recipe=recipe, sample=sample, draws=draws, columns=columns, state=state,
+            predict=predict, share=share,
+        )  # fmt: skip
+
+    def each(
+        self, function: Callable[[Tensor, Tensor], Tensor], *, split: str = "train", augment: bool = False
+    ) -> Tensor:
+        """`function(x, y) -> (B, ...)` of every sample, in the order of the split -> (N, ...), on the device.
+
+        Networks are in eval mode and no gradient is kept; x is not augmented unless asked for.
+        """
+        if split not in ("train", "valid"):
+            raise ValueError(f"task.each reads the train or the valid split, never test. Got {split!r}.")
+        call = self._numbered("each", {"function": source_of(function), "split": split, "augment": augment})
+        started = time.perf_counter()
+        samples = self.splits.named()[split]
+
+        def of_batch(number: int, rows: slice | Tensor, x: Tensor) -> Tensor:
+            if augment:
+                generator = derived_generator("augment", self.seed, call, 0, number, device=self.device)
+                return function(augmented(x, self.recipe, generator), samples.y[rows])
+            return function(to_input(x, self.recipe), samples.y[rows])
+
+        with torch.no_grad(), evaluating(self._nets):  # in float32 whatever the recipe: scores of 8 bits would be equal
+            result = samples.map(of_batch, self.evaluation.batch_size)
+        if result.is_floating_point() and not bool(torch.isfinite(result).all()):
+            raise DivergedError(f"task.each (call {call}) returned values that are not finite.")
+        self._spent(f"each {call}", started)
+        return result
+
+    def once(self, function: Callable[..., Any], *tensors: Tensor) -> Any:
+        """`function(*tensors, generator=...)`: for work outside the loop, such as k-means; its result is kept.
+
+        The generator is on the device of the first tensor.
+        """
+        call = self._numbered(
+            "once", {"function": source_of(function), "tensors": [digest_of(tensor) for tensor in tensors]}
+        )
+        started = time.perf_counter()
+        device = tensors[0].device if tensors else "cpu"
+        n_threads = torch.get_num_threads()
+        try:
+            result = function(*tensors, generator=derived_generator("once", self.seed, call, device=device))
+        finally:  # numba, under UMAP, sets those of torch too: then steps are thirty times slower, and sums differ
+            torch.set_num_threads(n_threads)
+        self._spent(f"once {call}", started)
+        return result
+
+    def log(self, **columns: Tensor) -> None:
+        """Keep per-sample values (N,) or single numbers () with the record.
+
+        Per-sample values are compared with the true conflicts. score: float (N,), the higher the likelier a sample
+        is bias-conflicting; for a method that samples by it, in proportion to the probability. selected: bool (N,),
+        the samples taken for conflicting.
+        """
+        self._numbered("log", {"columns": sorted(columns)})
+        for name, column in columns.items():
+            shape = tuple(column.shape)
+            if shape == ():
+                self.numbers[name] = float(column)
+            elif shape == (self.n_samples,):
+                self.logged[name] = column.detach().cpu()
+            else:
+                raise ValueError(f"task.log({name}=...) must have shape ({self.n_samples},) or (). Got {shape}.")
+
+    def column(self, value: float) -> Tensor:
+        """A per-sample table (N,) filled with `value`, for `state`."""
+        return torch.full((self.n_samples,), value, device=self.device)
+
+    def batches(self, *, epochs: int | None = None, sample: Sample = None) -> Iterator[Batch]:
+        """The slow path: batches as a loss sees them, for a loop of the method's own.
+
+        Networks are put into train mode at each step. Such a method calls `task.evaluate` itself.
+        """
+        call = self._numbered("batches", {"epochs": epochs, "sample": source_of(sample)})
+        check_sample(sample, self.n_samples, {})
+        return self._batches(call, epochs or self.recipe.epochs, sample)
+
+    def _batches(self, call: int, epochs: int, sample: Sample) -> Iterator[Batch]:
+        step = 0
+        for epoch in range(epochs):
+            order = derived_generator("order", self.seed, call, epoch)
+            plan = plan_epoch(
+                sample, n_samples=self.n_samples, batch_size=self.recipe.batch_size,
+                drop_last=self.recipe.drop_last, generator=order, device=self.device,
+            )  # fmt: skip
+            n_steps = torch.tensor(epochs * len(plan), device=self.device)
+            for index, x in fetched(self.splits.train, plan):
+                with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+                    batch = make_batch(
+                        self, self.recipe, index, x, (self.seed, call, epoch, step), n_steps=n_steps, columns={}
+                    )
+                    for net in self._nets:
+                        net.train()
+                    yield batch  # the method's step runs here, inside the fork
+                step += 1
+
+    def evaluate(self, predict: Predict, nets: dict[str, nn.Module] | None = None) -> None:
+        """Evaluate a predictor now, as one more epoch to select from; for methods with a loop of their own.
+
+        `nets` are what the predictor is called with (`nets.<name>`); a network that predicts itself needs none.
+        """
+        self.predictor, self._predicting = predict, nets or {}
+        row = self.evaluation.row(bound(predict, self._predicting), self._nets, self.recipe)
+        self.epochs.append({"epoch": len(self.epochs) + 1, **row})
+
+    # ---- what the engine uses -----------------------------------------------------------------------------------
+
+    def final_predictor(self) -> Callable[[Tensor], Tensor]:
+        """X -> logits, by the predictor of the last evaluated phase."""
+        return bound(self.predictor, self._predicting)
+
+    def all_nets(self) -> list[nn.Module]:
+        """Every network that this task made."""
+        return list(self._nets)
+
+    def predicting_nets(self) -> dict[str, nn.Module]:
+        """The networks of the phase that the predictor speaks for, by name."""
+        return dict(self._predicting)
+
+    def _placed(self, net: Any) -> Any:
+        net = net.to(self.device, memory_format=torch.channels_last)
+        self._nets.append(net)
+        return net
+
+    def _numbered(self, kind: str, signature: dict[str, Any]) -> int:
+        self.calls.append({"kind": kind, "signature": digest_of(signature)})
+        return len(self.calls)
+
+    def _begin_phase(self, call: int, stage: Stage, epochs: int) -> Phase:
+        sizes = {name: sum(p.numel() for p in net.parameters()) for name, net in stage.nets.items()}
+        phase = Phase(call, sizes, epochs, stage.predict is not None, stage.share)
+        self.phases.append(phase)
+        return phase
+
+    def _evaluate_epoch(self, phase: Phase, stage: Stage, rate: float) -> None:
+        predict = bound(stage.predict, stage.nets)
+        row = self.evaluation.row(predict, stage.nets.values(), stage.recipe)
+        self.epochs.append({"epoch": stage.epoch, "learning_rate": rate, "train_loss": phase.losses[-1], **row})
+
+    def _end_phase(self, phase: Phase, stage: Stage) -> None:
+        """The end accuracy of whole networks that no predictor speaks for (so the biased model's is known)."""
+        if stage.predict is not None:
+            return
+        started = time.perf_counter()
+        for name, net in stage.nets.items():
+            if isinstance(net, Net) and not isinstance(net.head, nn.Identity):
+                phase.end[name] = self.evaluation.row(net, [net], stage.recipe)
+        phase.evaluation_seconds += time.perf_counter() - started
+
+    def _report(self, phase: Phase, epoch: int, epochs: int) -> None:
+        number = sum(1 for other in self.phases if other.call <= phase.call)
+        self._progress(f"phase {number}", epoch, epochs)
+
+    def _spent(self, what: str, started: float) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.other_seconds[what] = time.perf_counter() - started
+
+
+def _all_known(samples: Samples, what: str, method: str) -> Samples:
+    """Refuse to form groups of samples whose bias is not known."""
+    n_unknown = int((samples.bias < 0).any(1).sum())
+    if n_unknown:
+        raise BenchmarkError(f"{method} needs the bias of every {what} sample; {n_unknown:,} have none.")
+    return samples

@@ -1,0 +1,808 @@
+"""Downloads and archives: whole or not at all, resumed, verified; and `debiasbench prepare`, which uses them."""
+
+import contextlib
+import errno
+import hashlib
+import http.client
+import http.server
+import io
+import os
+import re
+import socket
+import stat
+import sys
+import tarfile
+import textwrap
+import threading
+import types
+import urllib.error
+import urllib.request
+import zipfile
+
+import pytest
+
+from debiasbench.cli import main
+from debiasbench.data import downloads
+from debiasbench.data import unpack as unpack_module
+from debiasbench.data.downloads import fetch, fetch_from_drive, torchvision_download
+from debiasbench.data.unpack import unpack
+from debiasbench.datasets import registry
+from debiasbench.errors import BenchmarkError
+from debiasbench.files import check_writable, readable_size
+
+DATA = bytes(range(256)) * 1000
+SHA256 = hashlib.sha256(DATA).hexdigest()
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Serves `files` from memory, and can be told to misbehave."""
+
+    daemon_threads = True
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files = {"/data.bin": DATA}
+        self.requests = []  # (path, headers)
+        self.drop_after = None  # bytes of a body, after which the connection ends
+        self.status = None  # answers all requests with this
+        self.ranges = True
+        self.honest_if_range = True
+        self.tag = '"first"'
+        self.type = "application/octet-stream"
+        self.silent = threading.Event()  # answers wait for it, once `stall` is set
+        self.stall = False
+        self.untold = False  # no Content-Length
+
+    def url(self, path="/data.bin"):
+        return f"http://127.0.0.1:{self.server_port}{path}"
+
+    def ranges_asked(self):
+        return [headers.get("Range") for _, headers in self.requests]
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def log_message(self, *arguments):
+        pass
+
+    def do_GET(self):
+        server = self.server
+        server.requests.append((self.path, dict(self.headers)))
+        if server.stall:
+            server.silent.wait(10)
+        if self.path.startswith("/to/"):
+            return self.answer(302, b"", {"Location": self.path.removeprefix("/to/")})
+        if server.status or self.path not in server.files:
+            return self.answer(server.status or 404, b"no")
+        data = server.files[self.path]
+        headers = {"Content-Type": server.type} | ({"ETag": server.tag} if server.tag else {})
+        asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        changed = server.honest_if_range and self.headers.get("If-Range", server.tag) != server.tag
+        if asked and server.ranges and not changed:
+            start = int(asked[1])
+            if start >= len(data):
+                return self.answer(416, b"", {"Content-Range": f"bytes */{len(data)}"})
+            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+            return self.answer(206, data[start:], headers)
+        return self.answer(200, data, headers)
+
+    def answer(self, status, body, headers=()):
+        self.send_response(status)
+        for name, value in dict(headers).items():
+            self.send_header(name, value)
+        if not self.server.untold:
+            self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        cut = body if self.server.drop_after is None else body[: self.server.drop_after]
+        with contextlib.suppress(ConnectionError):
+            self.wfile.write(cut)
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with Server() as running:
+        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield running
+        running.silent.set()
+        running.shutdown()
+        thread.join()
+
+
+def names(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+def broken_half_way(server, path, **options):
+    """A first call that ends in the middle of the file."""
+    server.drop_after = len(DATA) // 2
+    with pytest.raises(BenchmarkError, match=r"not complete: it broke off after 128000.*Run the same command again"):
+        fetch(server.url(), path, **options)
+    assert not path.exists()
+    server.drop_after = None
+
+
+# ---- fetch ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_is_fetched_once(server, tmp_path, capsys):
+    path = tmp_path / "deep" / "data.bin"
+    assert fetch(server.url(), path, sha256=SHA256.upper(), size=len(DATA)) == path
+    assert path.read_bytes() == DATA
+    assert names(tmp_path) == ["deep", "deep/data.bin"]  # no part, no note, no lock
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [f"fetching data.bin from {server.url()} (256 kB)"]
+    fetch(server.url(), path, sha256=SHA256)
+    fetch(server.url(), path)
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("known", [{"sha256": SHA256}, {}], ids=["checksum", "version"])
+def test_a_broken_download_goes_on_where_it_stopped(known, server, tmp_path, capsys):
+    path = tmp_path / "data.bin"
+    broken_half_way(server, path, **known)
+    assert (tmp_path / "data.bin.part").read_bytes() == DATA[: len(DATA) // 2]
+    fetch(server.url(), path, **known)
+    assert server.ranges_asked() == [None, "bytes=128000-"]
+    assert server.requests[1][1]["If-Range"] == '"first"'
+    assert path.read_bytes() == DATA
+    assert names(tmp_path) == ["data.bin"]
+    assert "going on after 128 kB" in capsys.readouterr().err
+
+
+def test_a_server_without_ranges_sends_all_again(server, tmp_path):
+    server.ranges = False
+    broken_half_way(server, tmp_path / "data.bin")
+    fetch(server.url(), tmp_path / "data.bin")
+    assert server.ranges_asked() == [None, "bytes=128000-"]
+    assert (tmp_path / "data.bin").read_bytes() == DATA
+
+
+def test_without_a_version_or_checksum_nothing_is_joined(server, tmp_path):
+    server.tag = None
+    broken_half_way(server, tmp_path / "data.bin")
+    fetch(server.url(), tmp_path / "data.bin")
+    assert server.ranges_asked() == [None, None]
+    assert (tmp_path / "data.bin").read_bytes() == DATA
+
+
+@pytest.mark.parametrize("honest", [True, False])
+def test_halves_of_two_versions_are_never_joined(honest, server, tmp_path):
+    server.honest_if_range = honest  # False: it sends the rest of the new version, and its mark
+    broken_half_way(server, tmp_path / "data.bin")
+    changed = DATA[::-1]
+    server.files["/data.bin"], server.tag = changed, '"second"'
+    fetch(server.url(), tmp_path / "data.bin")
+    assert (tmp_path / "data.bin").read_bytes() == changed
+
+
+def test_the_part_of_another_address_is_not_gone_on_with(server, tmp_path):
+    server.files["/other.bin"] = DATA[::-1]
+    broken_half_way(server, tmp_path / "data.bin")
+    fetch(server.url("/other.bin"), tmp_path / "data.bin")
+    assert (tmp_path / "data.bin").read_bytes() == DATA[::-1]
+
+
+@pytest.mark.parametrize(("part", "asked"), [(DATA, ["bytes=256000-"]), (DATA + b"more", ["bytes=256004-", None])])
+def test_a_part_that_is_complete_is_verified_and_a_longer_one_dropped(part, asked, server, tmp_path):
+    (tmp_path / "data.bin.part").write_bytes(part)
+    fetch(server.url(), tmp_path / "data.bin", sha256=SHA256)
+    assert server.ranges_asked() == asked  # answered by 416
+    assert (tmp_path / "data.bin").read_bytes() == DATA
+
+
+def test_a_wrong_checksum_leaves_nothing_and_the_next_call_starts_over(server, tmp_path):
+    server.files["/data.bin"] = DATA[:-1] + b"!"
+    path = tmp_path / "data.bin"
+    with pytest.raises(BenchmarkError, match=f"SHA-256 .* instead of {SHA256} and was deleted"):
+        fetch(server.url(), path, sha256=SHA256)
+    assert names(tmp_path) == [".data.bin.lock"]
+    server.files["/data.bin"] = DATA
+    fetch(server.url(), path, sha256=SHA256)
+    assert server.ranges_asked() == [None, None]
+    path.write_bytes(b"damaged later")
+    fetch(server.url(), path, sha256=SHA256)
+    assert path.read_bytes() == DATA
+
+
+def test_a_wrong_length_is_told_before_anything_is_fetched(server, tmp_path):
+    with pytest.raises(BenchmarkError, match="has 256000 bytes instead of 7"):
+        fetch(server.url(), tmp_path / "data.bin", size=7)
+
+
+def test_a_wrong_length_is_found_where_the_server_tells_none(server, tmp_path):
+    server.untold = True
+    with pytest.raises(BenchmarkError, match="it broke off after 256000 of 256001 bytes"):
+        fetch(server.url(), tmp_path / "data.bin", size=len(DATA) + 1)
+    with pytest.raises(BenchmarkError, match="has 256000 bytes instead of 256001 and was deleted"):
+        fetch(server.url(), tmp_path / "data.bin", size=len(DATA) + 1)  # it has no more
+    with pytest.raises(BenchmarkError, match="has 256000 bytes instead of 255999 and was deleted"):
+        fetch(server.url(), tmp_path / "data.bin", size=len(DATA) - 1)
+    fetch(server.url(), tmp_path / "data.bin", size=len(DATA))
+    assert (tmp_path / "data.bin").read_bytes() == DATA
+
+
+@pytest.mark.parametrize("status", [403, 404, 416, 500, 503])
+def test_an_answer_that_is_an_error_says_what_to_do(status, server, tmp_path):
+    server.status = status
+    with pytest.raises(BenchmarkError) as caught:
+        fetch(server.url(), tmp_path / "data.bin")
+    for words in (f"HTTP {status}", server.url(), "By hand", str(tmp_path / "data.bin")):
+        assert words in str(caught.value)
+    assert not (tmp_path / "data.bin").exists()
+
+
+def test_an_error_half_way_keeps_the_part(server, tmp_path):
+    broken_half_way(server, tmp_path / "data.bin")
+    server.status = 503
+    with pytest.raises(BenchmarkError, match="HTTP 503"):
+        fetch(server.url(), tmp_path / "data.bin")
+    server.status = None
+    fetch(server.url(), tmp_path / "data.bin")
+    assert server.ranges_asked()[-1] == "bytes=128000-"
+
+
+def test_a_refused_connection_a_wrong_name_and_a_silent_server_are_told(server, tmp_path, monkeypatch):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        with pytest.raises(BenchmarkError, match=r"refused.*By hand: fetch http"):
+            fetch(f"http://127.0.0.1:{unused.getsockname()[1]}/x", tmp_path / "x")
+    server.stall = True
+    with pytest.raises(BenchmarkError, match="the server does not answer"):
+        fetch(server.url(), tmp_path / "x", timeout=0.2)
+
+    def unknown(*arguments, **options):
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    with pytest.raises(BenchmarkError, match="Name or service not known"):
+        fetch("http://nowhere.invalid/x", tmp_path / "x")
+
+
+def test_redirects_are_followed_to_http_only(server, tmp_path):
+    fetch(server.url("/to//data.bin"), tmp_path / "data.bin")
+    assert (tmp_path / "data.bin").read_bytes() == DATA
+    for target in ("file:///etc/hostname", "ftp://127.0.0.1/x"):
+        with pytest.raises(BenchmarkError, match=r"HTTP 302 .*[Rr]edirection"):
+            fetch(server.url(f"/to/{target}"), tmp_path / "x", timeout=2)
+    with pytest.raises(BenchmarkError, match="Only http and https"):
+        fetch("file:///etc/hostname", tmp_path / "x")
+    asked = urllib.request.Request("https://example.org/x")
+    with pytest.raises(urllib.error.HTTPError, match="from https to http") as caught:
+        downloads._Redirects().redirect_request(asked, io.BytesIO(), 302, "Found", {}, "http://example.org/x")
+    caught.value.close()
+
+
+def test_a_web_page_instead_of_the_file_is_told(server, tmp_path):
+    server.type = "text/html; charset=utf-8"
+    with pytest.raises(BenchmarkError, match=r"web page instead of data\.bin"):
+        fetch(server.url(), tmp_path / "data.bin")
+    fetch(server.url(), tmp_path / "page.html")
+
+
+class FullFile(io.FileIO):
+    """Takes a part of what is written, as a full disk does."""
+
+    def write(self, data):
+        super().write(bytes(data)[:1000])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def fill_the_disk(monkeypatch):
+    for module in (downloads, unpack_module):
+        monkeypatch.setattr(
+            module, "open_for_writing", lambda path, append=False: FullFile(path, "ab" if append else "wb")
+        )
+
+
+def leave_1_kb_free(monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: types.SimpleNamespace(free=1000))
+
+
+def test_a_full_disk_is_told_and_the_download_goes_on_later(server, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        fill_the_disk(patch)
+        with pytest.raises(BenchmarkError, match=r"The disk is full.*data\.bin"):
+            fetch(server.url(), tmp_path / "data.bin")
+    fetch(server.url(), tmp_path / "data.bin")
+    assert server.ranges_asked() == [None, "bytes=1000-"]
+    assert (tmp_path / "data.bin").read_bytes() == DATA
+
+
+def test_too_little_room_is_told_before(server, tmp_path, monkeypatch):
+    leave_1_kb_free(monkeypatch)
+    with pytest.raises(BenchmarkError, match="256 kB are needed, 1 kB are free"):
+        fetch(server.url(), tmp_path / "data.bin")
+    assert names(tmp_path) == [".data.bin.lock"]
+
+
+def test_a_folder_that_cannot_be_written_is_told_before(server, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BenchmarkError, match=r"cannot be written .*--data-dir"):
+        fetch(server.url(), tmp_path / "file" / "deep" / "data.bin")
+    assert not server.requests
+    check_writable(tmp_path / "not" / "yet")
+    assert names(tmp_path) == ["file"]
+
+
+def test_two_at_once_fetch_once(server, tmp_path):
+    server.stall = True
+    threads = [threading.Thread(target=fetch, args=(server.url(), tmp_path / "data.bin")) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    server.silent.set()
+    for thread in threads:
+        thread.join()
+    assert len(server.requests) == 1
+    assert (tmp_path / "data.bin").read_bytes() == DATA
+
+
+def test_a_terminal_gets_a_bar(server, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes it for a terminal then
+    monkeypatch.setenv("COLUMNS", "150")
+    fetch(server.url(), tmp_path / "data.bin")
+    shown = capsys.readouterr().err
+    assert "━" in shown
+    assert "256.0/256.0 kB" in shown
+
+
+def test_sizes_are_readable():
+    assert [readable_size(n) for n in (0, 999, 1000, 9_912_422, 999_900, 123_456_789_012)] == [
+        "0 B", "999 B", "1 kB", "9.91 MB", "1 MB", "123 GB",
+    ]  # fmt: skip
+
+
+# ---- Google Drive ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def gdown(monkeypatch):
+    """A stand-in with the interface of gdown 6.5; `answers` is what comes, or what is raised."""
+    module = types.ModuleType("gdown")
+    module.calls, module.answers = [], []
+
+    class DownloadError(Exception):
+        pass
+
+    def download(url=None, output=None, *, quiet=False, id=None, resume=False, progress=None, timeout=None):
+        module.calls.append({"id": id, "output": output, "resume": resume, "timeout": timeout})
+        if os.path.isfile(output):  # noqa: PTH113 - as gdown does with resume
+            return output
+        answer = module.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        progress(len(answer), len(answer))
+        with open(output, "wb") as file:  # noqa: PTH123
+            file.write(answer)
+        os.chmod(output, 0o600)  # noqa: PTH101
+        return output
+
+    module.DownloadError, module.download = DownloadError, download
+    monkeypatch.setitem(sys.modules, "gdown", module)
+    return module
+
+
+def test_drive_files_are_verified_before_they_get_their_name(gdown, tmp_path):
+    path = tmp_path / "deep" / "data.bin"
+    gdown.answers = [DATA[:-1], DATA]
+    with pytest.raises(BenchmarkError, match=r"drive\.google\.com/file/d/abc/view .*SHA-256.*deleted"):
+        fetch_from_drive("abc", path, sha256=SHA256)
+    assert not path.exists()
+    assert fetch_from_drive("abc", path, sha256=SHA256) == path
+    assert path.read_bytes() == DATA
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+    assert names(tmp_path) == ["deep", "deep/data.bin"]
+    assert gdown.calls[1] == {"id": "abc", "output": f"{path}.unverified", "resume": True, "timeout": 30.0}
+    fetch_from_drive("abc", path, sha256=SHA256)
+    assert len(gdown.calls) == 2
+
+
+def test_drive_errors_say_what_to_do(gdown, tmp_path):
+    for error in (gdown.DownloadError("Too many users\n have viewed this."), ConnectionError("no route")):
+        gdown.answers = [error]
+        with pytest.raises(BenchmarkError, match=r"Too many users have|no route") as caught:
+            fetch_from_drive("abc", tmp_path / "data.bin")
+        assert "By hand: fetch https://drive.google.com/file/d/abc/view" in str(caught.value)
+        assert str(tmp_path / "data.bin") in str(caught.value)
+    gdown.answers = [OSError(errno.ENOSPC, "No space left on device")]
+    with pytest.raises(BenchmarkError, match="The disk is full"):
+        fetch_from_drive("abc", tmp_path / "data.bin")
+
+
+def test_without_gdown_or_with_an_old_one_the_extra_is_named(monkeypatch, tmp_path):
+    old = types.ModuleType("gdown")
+    old.download = lambda url, output: None  # noqa: ARG005 - without the options that are needed
+    for module in (None, old):
+        monkeypatch.setitem(sys.modules, "gdown", module)
+        with pytest.raises(BenchmarkError, match=r'pip install "debiasbench\[drive\]".*By hand'):
+            fetch_from_drive("abc", tmp_path / "data.bin")
+    (tmp_path / "data.bin").write_bytes(DATA)
+    fetch_from_drive("abc", tmp_path / "data.bin", sha256=SHA256)  # put there by hand: gdown is not needed
+
+
+# ---- torchvision ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("Error downloading train-images"), urllib.error.URLError("no route"), TimeoutError("timed out"),
+        http.client.IncompleteRead(b""), zipfile.BadZipFile("no zip"), EOFError(),
+    ],
+    ids=lambda error: type(error).__name__,
+)  # fmt: skip
+def test_what_torchvision_raises_is_explained(error):
+    expected = r"could not download cmnist: (.|\n)*and put a.gz into raw"
+    with pytest.raises(BenchmarkError, match=expected), torchvision_download("cmnist", "a.gz into raw"):
+        raise error
+
+
+def test_torchvision_does_not_wait_for_ever():
+    with torchvision_download("cmnist", "a.gz into raw"):
+        assert socket.getdefaulttimeout() == downloads.TIMEOUT
+    assert socket.getdefaulttimeout() is None
+
+
+def test_mistakes_of_the_program_are_not_taken_for_torchvisions():
+    with pytest.raises(KeyError), torchvision_download("cmnist", "a.gz into raw"):
+        raise KeyError("x")
+    with pytest.raises(BenchmarkError, match="The disk is full"), torchvision_download("cmnist", "a.gz into raw"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(BenchmarkError, match=r"^leave out root=$"), torchvision_download("cmnist", "a.gz into raw"):
+        raise BenchmarkError("leave out root=")
+
+
+# ---- archives -------------------------------------------------------------------------------------------------------
+
+TREE = {"top/a.txt": b"first", "top/deep/b.bin": DATA, "top/deep/empty": b""}
+KINDS = ["zip", "tar", "tar.gz", "tar.xz", "tar.bz2"]
+
+
+def make_archive(path, tree, *, edit=None):
+    """An archive of {name: bytes}, or None for a folder; `edit` may change a member before it is added."""
+    kind = path.name.partition(".")[2]
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, data in tree.items():
+                info = zipfile.ZipInfo(name)
+                info.compress_type = zipfile.ZIP_DEFLATED
+                if edit:
+                    edit(info)
+                archive.writestr(info, data or b"")
+    else:
+        with tarfile.open(path, f"w:{kind.partition('.')[2]}") as archive:
+            for name, data in tree.items():
+                info = tarfile.TarInfo(name)
+                info.size = len(data or b"")
+                info.type = tarfile.DIRTYPE if data is None else tarfile.REGTYPE
+                if edit:
+                    edit(info)
+                archive.addfile(info, io.BytesIO(data or b""))
+    return path
+
+
+def contents(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_archives_are_unpacked_and_only_once(kind, tmp_path, monkeypatch, capsys):
+    archive = make_archive(tmp_path / f"x.{kind}", {**TREE, "__MACOSX/top/._a.txt": b"of a Mac", "top/none/": None})
+    folder = tmp_path / "new" / "folder"
+    unpack(archive, folder)
+    assert contents(folder) == TREE
+    assert (folder / "top" / "none").is_dir()
+    assert names(tmp_path / "new")[0] == "folder"  # no temporary folder, no lock
+    assert capsys.readouterr().err == f"unpacking x.{kind} (256 kB)\n"
+    with monkeypatch.context() as patch:
+        fill_the_disk(patch)
+        unpack(archive, folder)  # nothing is written
+    (folder / "top" / "a.txt").unlink()
+    unpack(archive, folder)
+    assert contents(folder) == TREE
+
+
+def test_a_leading_folder_is_stripped_into_a_folder_that_is_there(tmp_path):
+    folder = tmp_path / "data"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "deep" / "own.txt").write_text("stays")
+    (folder / "a.txt").write_text("is replaced")
+    archive = make_archive(folder / "x.zip", {"top/": None, **TREE})
+    unpack(archive, folder, strip=1)
+    archive.unlink()
+    assert contents(folder) == {"a.txt": b"first", "deep/b.bin": DATA, "deep/empty": b"", "deep/own.txt": b"stays"}
+    with pytest.raises(BenchmarkError, match=r"'alone' is outside of the 1 leading"):
+        unpack(make_archive(tmp_path / "y.zip", {**TREE, "alone": b""}), tmp_path / "y", strip=1)
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar.gz"])
+@pytest.mark.parametrize(
+    "name", ["../evil", "top/../../evil", "/evil", "top\\..\\evil", "C:/evil", "c:evil", "..", "top/../deep/x"]
+)
+def test_names_that_leave_the_folder_are_refused_before_anything_is_written(name, kind, tmp_path):
+    archive = make_archive(tmp_path / f"x.{kind}", {**TREE, name: b"evil"})
+    with pytest.raises(BenchmarkError, match=r"is not unpacked: its entry .*Nothing was written") as caught:
+        unpack(archive, tmp_path / "folder")
+    assert repr(name) in str(caught.value)
+    assert names(tmp_path) == [archive.name]
+
+
+def as_member(kind):
+    def edit(info):
+        if info.name == "top/link":
+            info.type, info.linkname, info.size = kind, "/etc/passwd", 0
+
+    return edit
+
+
+def as_mode(mode):
+    def edit(info):
+        if info.filename == "top/link":
+            info.external_attr = mode << 16
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("file", "edit", "words"),
+    [
+        ("x.zip", as_mode(stat.S_IFLNK | 0o777), "is a link"),
+        ("x.zip", as_mode(stat.S_IFCHR | 0o666), "is no plain file or folder"),
+        ("x.tar", as_member(tarfile.SYMTYPE), "is a link"),
+        ("x.tar.gz", as_member(tarfile.LNKTYPE), "is a link"),
+        ("x.tar", as_member(tarfile.CHRTYPE), "is no plain file or folder"),
+        ("x.tar", as_member(tarfile.FIFOTYPE), "is no plain file or folder"),
+    ],
+)
+def test_links_and_devices_are_refused(file, edit, words, tmp_path):
+    archive = make_archive(tmp_path / file, {**TREE, "top/link": b"/etc/passwd"}, edit=edit)
+    with pytest.raises(BenchmarkError, match=f"'top/link' {words}"):
+        unpack(archive, tmp_path / "folder")
+    assert names(tmp_path) == [file]
+
+
+def test_an_encrypted_zip_is_refused(tmp_path):
+    archive = make_archive(tmp_path / "x.zip", {"a": b"secret"})
+    data = bytearray(archive.read_bytes())
+    data[data.index(b"PK\1\2") + 8] |= 1  # the flag in the directory
+    archive.write_bytes(data)
+    with pytest.raises(BenchmarkError, match="'a' is encrypted"):
+        unpack(archive, tmp_path / "folder")
+
+
+def test_a_zip_that_is_cut_by_a_zero_byte_is_refused(tmp_path):
+    archive = make_archive(tmp_path / "x.zip", {"a-b": b"x"})
+    archive.write_bytes(archive.read_bytes().replace(b"a-b", b"a\0b"))
+    with pytest.raises(BenchmarkError, match="other systems read as another place"):
+        unpack(archive, tmp_path / "folder")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9, "end"])
+def test_truncated_archives_leave_nothing(share, kind, tmp_path):
+    archive = make_archive(tmp_path / f"x.{kind}", {**TREE, "random": os.urandom(50_000), "after": b"x" * 2000})
+    data = archive.read_bytes()
+    end = 1024 * 10 + 512 if kind == "tar" else 3  # a tar's padding may be missing, its end may not
+    archive.write_bytes(data[: len(data) - end] if share == "end" else data[: int(len(data) * share)])
+    with pytest.raises(BenchmarkError, match=r"damaged, or no zip or tar .*Delete it and fetch it again"):
+        unpack(archive, tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()
+    assert not list(tmp_path.glob(".*unpacking"))
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar.gz", "tar.xz"])
+def test_damage_in_the_middle_is_found(kind, tmp_path):
+    archive = make_archive(tmp_path / f"x.{kind}", {"random": os.urandom(100_000)})
+    data = bytearray(archive.read_bytes())
+    data[len(data) // 2] ^= 0x10
+    archive.write_bytes(data)
+    with pytest.raises(BenchmarkError, match="damaged"):
+        unpack(archive, tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()
+
+
+def test_a_tar_that_ends_with_a_zip_is_a_tar(tmp_path):
+    inner = make_archive(tmp_path / "inner.zip", {"a": b"x"}).read_bytes()
+    unpack(make_archive(tmp_path / "x.tar", {"inner.zip": inner}), tmp_path / "folder")
+    assert contents(tmp_path / "folder") == {"inner.zip": inner}
+
+
+def test_no_archive_an_empty_one_and_none_at_all_are_told(tmp_path):
+    (tmp_path / "page.zip").write_text("<html>Please log in</html>")
+    for archive in (tmp_path / "page.zip", make_archive(tmp_path / "x.zip", {}), make_archive(tmp_path / "x.tar", {})):
+        with pytest.raises(BenchmarkError, match="damaged, or no zip or tar"):
+            unpack(archive, tmp_path / "folder")
+    with pytest.raises(BenchmarkError, match=r"gone\.zip cannot be read"):
+        unpack(tmp_path / "gone.zip", tmp_path / "folder")
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_full_disk_while_unpacking_leaves_nothing(there, tmp_path, monkeypatch):
+    archive = make_archive(tmp_path / "x.tar.gz", TREE)
+    folder = tmp_path / "folder"
+    if there:
+        folder.mkdir()
+        (folder / "own.txt").write_text("stays")
+    with monkeypatch.context() as patch:
+        fill_the_disk(patch)
+        with pytest.raises(BenchmarkError, match="The disk is full"):
+            unpack(archive, folder)
+    assert [name for name in names(tmp_path) if "lock" not in name] == (
+        ["folder", "folder/own.txt", "x.tar.gz"] if there else ["x.tar.gz"]
+    )
+    leave_1_kb_free(monkeypatch)
+    with pytest.raises(BenchmarkError, match=r"contents of x\.tar\.gz: 256 kB are needed, 1 kB are free"):
+        unpack(archive, folder)
+
+
+def test_what_a_killed_process_left_is_cleared_away(tmp_path):
+    archive = make_archive(tmp_path / "x.zip", TREE)
+    (tmp_path / ".folder.unpacking" / "top").mkdir(parents=True)
+    (tmp_path / ".folder.unpacking" / "top" / "half").write_text("")
+    unpack(archive, tmp_path / "folder")
+    assert contents(tmp_path / "folder") == TREE
+    assert names(tmp_path)[0] == "folder"
+
+
+# ---- debiasbench prepare --------------------------------------------------------------------------------------------
+
+PLUGIN = '''
+"""Datasets that are fetched, or not."""
+import os
+from debiasbench.datasets import NeededFile
+from debiasbench.data.downloads import fetch
+from debiasbench.data.unpack import unpack
+from debiasbench.testing import Tiny
+
+class Fetched(Tiny):
+    """One archive with an address."""
+    name = "fetched"
+    def needed_files(self, data_dir):
+        train = self.folder(data_dir) / "train"
+        return [] if train.is_dir() else [NeededFile(train, "256 kB", os.environ["TEST_URL"], downloads=True)]
+    def prepare(self, data_dir):
+        folder = self.folder(data_dir)
+        archive = fetch(os.environ["TEST_URL"], folder / "x.zip", sha256=os.environ["TEST_SHA256"])
+        unpack(archive, folder, strip=1)
+        archive.unlink()
+
+class ByHand(Tiny):
+    """Two files without an address."""
+    name = "byhand"
+    def needed_files(self, data_dir):
+        paths = [self.folder(data_dir) / "images", self.folder(data_dir) / "labels.csv"]
+        return [NeededFile(path, "3 MB", "the authors, on request") for path in paths if not path.exists()]
+
+class Raising(Tiny):
+    """Fails when it is asked."""
+    name = "raising-data"
+    def needed_files(self, data_dir):
+        raise KeyError("no such thing")
+
+class RaisingPrepare(ByHand):
+    """Fails when it prepares."""
+    name = "raising-prepare"
+    def prepare(self, data_dir):
+        raise KeyError("no such thing")
+'''
+
+
+@pytest.fixture(scope="module")
+def folder_of_plugins(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("download-plugins")
+    (folder / "downloaded_data.py").write_text(PLUGIN)
+    (folder / "unimportable_data.py").write_text("import no_such_module")
+    before = os.environ.get("DEBIASBENCH_DATASETS_PATH")
+    yield ["--datasets-dir", str(folder)]
+    path = sys.modules[registry.package].__path__
+    path[:] = [part for part in path if part != str(folder)]
+    os.environ.pop("DEBIASBENCH_DATASETS_PATH", None)
+    if before is not None:
+        os.environ["DEBIASBENCH_DATASETS_PATH"] = before
+
+
+@pytest.fixture
+def prepare(folder_of_plugins, server, tmp_path, monkeypatch):
+    """A function that runs `debiasbench prepare` on the folder `data`."""
+    archive = make_archive(tmp_path / "x.zip", {"github-main/train/0.bin": DATA, "github-main/README": b"x"})
+    server.files["/x.zip"] = archive.read_bytes()
+    monkeypatch.setenv("TEST_URL", server.url("/x.zip"))
+    monkeypatch.setenv("TEST_SHA256", hashlib.sha256(archive.read_bytes()).hexdigest())
+    return lambda *words, data="data": main(["prepare", *words, *folder_of_plugins, "--data-dir", str(tmp_path / data)])
+
+
+def test_prepare_fetches_verifies_and_unpacks_once(prepare, server, tmp_path, capsys):
+    assert prepare("fetched") == 0
+    assert contents(tmp_path / "data" / "fetched") == {"train/0.bin": DATA, "README": b"x"}
+    assert capsys.readouterr().out == "fetched: complete\n"
+    assert prepare("fetched") == 0
+    assert len(server.requests) == 1
+
+
+def test_prepare_says_what_to_fetch_by_hand(prepare, tmp_path, capsys):
+    assert prepare("byhand", "fetched") == 1
+    place = tmp_path / "data" / "byhand"
+    assert capsys.readouterr().out == textwrap.dedent(f"""\
+        byhand: not complete. Needed:
+          {place / "images"} (3 MB) from: the authors, on request
+          {place / "labels.csv"} (3 MB) from: the authors, on request
+        fetched: complete
+        """)
+
+
+def test_prepare_goes_on_after_a_dataset_that_fails(prepare, server, tmp_path, capsys):
+    server.status = 500
+    assert prepare("raising-data", "raising-prepare", "fetched", "cmnist5k") == 1
+    shown = capsys.readouterr()
+    assert "error: raising-data: KeyError: 'no such thing'" in shown.err
+    assert "error: raising-prepare: KeyError: 'no such thing'" in shown.err
+    assert "error: fetched: http://127.0.0.1" in shown.err
+    assert "HTTP 500" in shown.err
+    assert f"fetched: not complete. Needed:\n  {tmp_path / 'data' / 'fetched' / 'train'} (256 kB)" in shown.out
+    assert "cmnist5k: complete" in shown.out
+    assert "Traceback" not in shown.out + shown.err
+    server.status = None
+    assert prepare("fetched") == 0
+
+
+def test_prepare_tells_all_mistakes_before_it_downloads(prepare, server, capsys):
+    assert prepare("fetched", "fetchd", "byhand:rho=2") == 2
+    shown = capsys.readouterr().err
+    assert "Did you mean 'fetched'?" in shown
+    assert "Got 2" in shown
+    assert prepare("--check", "fetchd") == 2
+    assert prepare() == 2
+    assert not server.requests
+
+
+def test_prepare_refuses_a_folder_that_cannot_be_written(prepare, server, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert prepare("fetched", data="file/data") == 1
+    shown = capsys.readouterr().err
+    assert shown.count("cannot be written") == 1
+    assert "--data-dir" in shown
+    assert not server.requests
+
+
+def check(prepare, capsys, *names):
+    """The rows of the table by dataset, and the lines below it by dataset."""
+    assert prepare("--check", *names) == 0
+    shown = capsys.readouterr().out
+    rows, cells = {}, []
+    for line in shown.splitlines():
+        if line.startswith("│"):
+            texts = [text.strip() for text in line.strip("│").split("│")]
+            cells = [f"{old}\n{new}".strip() for old, new in zip(cells, texts, strict=True)] if cells else texts
+        elif cells:
+            rows[cells[0]], cells = cells[1:], []
+    return rows, dict(line.split(": ", 1) for line in shown[shown.rindex("┘") + 1 :].split("\n") if line)
+
+
+def test_check_shows_every_dataset_and_survives_those_that_fail(prepare, tmp_path, capsys):
+    rows, lines = check(prepare, capsys)
+    assert rows["fetched"][:2] == ["absent", "fetched/train (256 kB)"]
+    assert rows["fetched"][2].startswith("http://127.0.0.1")
+    assert rows["fetched"][3] == "downloads them"
+    assert rows["byhand"] == [
+        "absent", "byhand/images (3 MB)\nbyhand/labels.csv (3 MB)", "the authors, on request", "nothing: by hand",
+    ]  # fmt: skip
+    assert rows["raising-data"][:2] == ["error", "KeyError: 'no such thing'"]
+    assert rows["unimportable_data"][0] == "error"
+    assert "No module named 'no_such_module'" in rows["unimportable_data"][1].replace("\n", " ")
+    assert rows["cmnist5k"] == ["complete", "", "", ""]
+    assert lines["cmnist5k"] == "complete"
+    assert lines["raising-data"] == "not complete (error)"
+    assert not (tmp_path / "data").exists()
+
+
+def test_check_tells_a_part_from_nothing(prepare, server, tmp_path, capsys):
+    (tmp_path / "data" / "byhand" / "images").mkdir(parents=True)
+    server.drop_after = 100
+    assert prepare("fetched") == 1
+    capsys.readouterr()
+    rows, lines = check(prepare, capsys, "byhand", "fetched", "cmnist5k")
+    assert rows["byhand"][:2] == ["incomplete", "byhand/labels.csv (3 MB)"]
+    assert rows["fetched"][0] == "incomplete"
+    assert lines == {
+        "byhand": "not complete (incomplete)", "fetched": "not complete (incomplete)", "cmnist5k": "complete",
+    }  # fmt: skip

@@ -1,0 +1,570 @@
+"""BAR, BFFHQ, CelebA and folders of one's own: layout, labels, groups, and what damaged data say."""
+
+import gzip
+import hashlib
+import shutil
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from debiasbench.datasets import registry as datasets
+from debiasbench.errors import BenchmarkError
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    """A cache of the test's own."""
+    monkeypatch.setenv("DEBIASBENCH_CACHE", str(tmp_path / "cache"))
+
+
+def save_picture(path, value=0, size=(24, 20)):
+    """A picture of one grey level, which tells which file it was."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((size[1], size[0], 3), value, dtype=np.uint8)).save(path)
+
+
+def new(name, **options):
+    return datasets.get(name)[0](**options)
+
+
+# ---- BAR ----------------------------------------------------------------------------------------------------------
+
+ACTIONS = ("climbing", "diving", "fishing", "pole vaulting", "racing", "throwing")
+
+
+@pytest.fixture
+def small_bar(tmp_path):
+    folder = tmp_path / "BAR"
+    for label, action in enumerate(ACTIONS):
+        for number in range(10):
+            save_picture(folder / "train" / f"{action}_{number}.jpg", 20 * label + 4 + number, (30 + number, 20))
+        save_picture(folder / "test" / f"{action}_7.jpg", 20 * label + 10)
+    return folder
+
+
+def test_bar_takes_its_labels_from_the_names(tmp_path, small_bar):
+    """The class is the name up to the last underscore, and may hold a space; a tenth of each class is validation."""
+    splits = new("bar", size=16).build(tmp_path)
+    assert {name: len(part) for name, part in splits.named().items()} == {"train": 54, "valid": 6, "test": 6}
+    for part in splits.named().values():
+        assert torch.equal(part.x.float().mean((1, 2, 3)).div(20).long(), part.y)
+        assert (part.bias == -1).all()
+        assert not part.conflicting.any()
+    assert splits.valid.y.tolist() == [0, 1, 2, 3, 4, 5]
+    assert not splits.official
+
+
+def test_bar_has_no_bias_labels_so_what_needs_them_declines(tmp_path, small_bar):
+    """JTT's 1 / ratio does not exist; with lambda_up it runs."""
+    from debiasbench.grid import expand
+
+    grid = expand(["vanilla", "jtt", "jtt:lambda_up=20"], ["bar"], seeds=1)
+    assert [cell.method_label for cell in grid.cells] == ["vanilla", "jtt:lambda_up=20"]
+    (skip,) = grid.skips
+    assert "the ratio of bar is unknown: give jtt:lambda_up=" in skip.reason
+
+
+def test_bar_split_follows_the_data_seed(tmp_path, small_bar):
+    first, again, other = (new("bar", size=16, data_seed=seed).build(tmp_path) for seed in (0, 0, 1))
+    assert first.fingerprint() == again.fingerprint() != other.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("swimming_1.jpg", "the name must be <action>_<n>.jpg"), ("climbing.jpg", "the name must be <action>_<n>.jpg")],
+)
+def test_bar_names_that_do_not_parse_are_refused(tmp_path, small_bar, name, message):
+    save_picture(small_bar / "train" / name)
+    with pytest.raises(BenchmarkError, match=message):
+        new("bar", size=16).build(tmp_path)
+
+
+def test_bar_without_a_class_or_a_folder(tmp_path, small_bar):
+    for path in (small_bar / "train").glob("racing*"):
+        path.unlink()
+    with pytest.raises(BenchmarkError, match="has no image of racing"):
+        new("bar", size=16).build(tmp_path)
+    shutil.rmtree(small_bar / "test")
+    (needed,) = new("bar").needed_files(tmp_path)
+    assert needed.path == small_bar / "test"
+
+
+def test_prepare_tells_a_part_from_the_whole(tmp_path, small_bar, shared_data, capsys):
+    """A subset trains, but it is not what was published."""
+    from debiasbench.cli import main
+
+    assert new("bar").shortfalls(tmp_path) == [
+        f"{small_bar / 'train'}: 60 of 1,941 images", f"{small_bar / 'test'}: 6 of 654 images",
+    ]  # fmt: skip
+    assert main(["prepare", "bar", "--data-dir", str(tmp_path)]) == 0
+    assert "bar: usable, but a part:" in capsys.readouterr().out
+    assert main(["prepare", "--check", "bar", "--data-dir", str(tmp_path)]) == 0
+    assert "bar: not complete (subset)" in capsys.readouterr().out
+    assert main(["prepare", "--check", "bar", "celeba", "cifar10", "--data-dir", str(shared_data)]) == 0
+    shown = capsys.readouterr().out
+    assert "bar: complete" in shown
+    assert "celeba: not complete (subset)" in shown
+    assert "cifar10: not complete (subset)" in shown
+
+
+def test_bar_as_published(shared_data):
+    """Trap 39: 1,746 / 195 / 654, stratified; names give the published counts. Half of these images are re-encoded."""
+    splits = new("bar", size=16).build(shared_data)
+    assert {name: len(part) for name, part in splits.named().items()} == new("bar").official_counts
+    assert not splits.official  # no checksums were published, so re-encoded images cannot be told from others
+    assert splits.note.startswith("Counts are as published;")
+    train = splits.train.y.bincount() + splits.valid.y.bincount()
+    assert train.tolist() == [326, 520, 163, 279, 336, 317]
+    assert splits.test.y.bincount().tolist() == [105, 159, 42, 131, 132, 85]
+    assert splits.valid.y.bincount().tolist() == [33, 52, 16, 28, 34, 32]
+
+
+# ---- BFFHQ --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_bffhq(tmp_path):
+    folder = tmp_path / "bffhq"
+    number = 0
+    for label, bias, n in ((0, 0, 4), (1, 1, 4), (0, 1, 1), (1, 0, 1)):
+        side = "align" if label == bias else "conflict"
+        for _ in range(n):
+            number += 1
+            save_picture(folder / "0.5pct" / side / str(label) / f"{number}_{label}_{bias}.png", number)
+        for split in ("valid", "test"):
+            number += 1
+            save_picture(folder / split / f"{number}_{label}_{bias}.png", number)
+    return folder
+
+
+def test_bffhq_reads_attributes_from_the_names(tmp_path, small_bffhq):
+    splits = new("bffhq").build(tmp_path)
+    for split, part in splits.named().items():
+        place = small_bffhq / ("0.5pct" if split == "train" else split)
+        found = {}
+        for path in place.rglob("*.png"):
+            number, label, bias = map(int, path.stem.split("_"))
+            found[number] = (label, bias)
+        numbers = part.x[:, 0, 0, 0].tolist()
+        assert sorted(numbers) == sorted(found)
+        assert [found[number] for number in numbers] == list(
+            zip(part.y.tolist(), part.bias[:, 0].tolist(), strict=True)
+        )
+    assert int(splits.train.conflicting.sum()) == 2
+    assert not splits.official
+
+
+def test_bffhq_reports_the_whole_test_split_and_its_conflicting_half(tmp_path, small_bffhq):
+    """PGD's acc_unbiased keeps all test images, Disen's acc_conflict only the conflicting ones."""
+    from debiasbench.evaluation.evaluation import Evaluation
+
+    dataset = new("bffhq")
+    splits = dataset.build(tmp_path)
+    logits = torch.nn.functional.one_hot(splits.test.bias[:, 0], 2).float()  # predicts the bias
+    metrics = Evaluation(dataset, splits).metrics("test", logits)
+    assert (metrics["acc_unbiased"], metrics["acc_conflict"], metrics["acc_aligned"]) == (0.5, 0.0, 1.0)
+
+
+@pytest.mark.parametrize("name", ["1_0.png", "1_2_0.png", "1_0_0_0.png", "a.png"])
+def test_bffhq_names_that_do_not_parse_are_refused(tmp_path, small_bffhq, name):
+    save_picture(small_bffhq / "test" / name)
+    with pytest.raises(BenchmarkError, match="the name must be <id>_<attr0>_<attr1>"):
+        new("bffhq").build(tmp_path)
+
+
+def test_bffhq_images_in_the_wrong_folder_are_refused(tmp_path, small_bffhq):
+    """Aligned images among the conflicting ones would change the ratio."""
+    save_picture(small_bffhq / "0.5pct" / "conflict" / "1" / "99_1_1.png")
+    with pytest.raises(BenchmarkError, match=r"99_1_1\.png is not in the folder that its attributes give \(align\)"):
+        new("bffhq").build(tmp_path)
+
+
+def test_bffhq_images_of_two_sizes_are_refused(tmp_path, small_bffhq):
+    for path in (small_bffhq / "test").glob("*.png"):
+        save_picture(path, size=(10, 10))
+    with pytest.raises(BenchmarkError, match="are of another size than those for training"):
+        new("bffhq").build(tmp_path)
+
+
+def test_bffhq_stand_in(shared_data):
+    """The official layout, filled with other faces: counts of its README, and marked as not official."""
+    splits = new("bffhq", root=str(shared_data / "bffhq_standin_from_celeba" / "bffhq")).build(shared_data)
+    assert {name: len(part) for name, part in splits.named().items()} == {"train": 300, "valid": 100, "test": 142}
+    assert int(splits.train.conflicting.sum()) == 2
+    assert not splits.official
+    cells = 2 * splits.test.y + splits.test.bias[:, 0]
+    assert sorted(cells.bincount().tolist()) == [22, 40, 40, 40]
+
+
+# ---- CelebA -------------------------------------------------------------------------------------------------------
+
+HEADER = "5_o_Clock_Shadow Blond_Hair Male Young"
+
+
+def write_celeba(folder, rows):
+    """rows: (name, blond, male, part)."""
+    folder.mkdir(exist_ok=True)
+    lines = [f"{name} -1 {2 * blond - 1} {2 * male - 1}  1" for name, blond, male, _ in rows]
+    (folder / "list_attr_celeba.txt").write_text("\n".join([str(len(rows)), HEADER, *lines]) + "\n")
+    (folder / "list_eval_partition.txt").write_text("".join(f"{name} {part}\n" for name, *_, part in rows))
+
+
+CELEBA_ROWS = [
+    (f"{number:06}.jpg", blond, male, part)
+    for number, (part, blond, male) in enumerate(
+        [(part, blond, male) for part in (0, 0, 1, 2) for blond in (0, 1) for male in (0, 1)], start=1
+    )
+]
+
+
+@pytest.fixture
+def small_celeba(tmp_path):
+    folder = tmp_path / "celeba"
+    write_celeba(folder, CELEBA_ROWS)
+    for number, (name, *_) in enumerate(CELEBA_ROWS):
+        save_picture(folder / "img_align_celeba" / name, 10 * number, (17, 21))
+    return folder
+
+
+def test_celeba_labels_groups_and_parts(tmp_path, small_celeba):
+    """Rows and files by name (000001.jpg is the first row); groups 2 blond + male; -1 is 0."""
+    from debiasbench.evaluation.evaluation import Evaluation
+
+    dataset = new("celeba")
+    splits = dataset.build(tmp_path)
+    assert {name: len(part) for name, part in splits.named().items()} == {"train": 8, "valid": 4, "test": 4}
+    for number, part in enumerate(splits.named().values()):
+        rows = [place for place, row in enumerate(CELEBA_ROWS) if row[3] == number]
+        assert part.x.shape[1:] == (3, 17, 17)  # the central square
+        assert (part.x[:, 0, 8, 8].float() / 10).round().tolist() == rows
+        assert part.y.tolist() == [CELEBA_ROWS[row][1] for row in rows]
+        assert part.bias[:, 0].tolist() == [CELEBA_ROWS[row][2] for row in rows]
+        assert part.conflicting[:, 0].tolist() == [CELEBA_ROWS[row][1:3] == (1, 1) for row in rows]
+    logits = torch.nn.functional.one_hot(torch.tensor([0, 0, 1, 0]), 2).float()
+    evaluation = Evaluation(dataset, splits)
+    groups = evaluation.groups("test", logits)
+    assert [(2 * row["y"] + row["bias"], row["acc"]) for row in groups] == [(0, 1), (1, 1), (2, 1), (3, 0)]
+    metrics = evaluation.metrics("test", logits)
+    assert [metrics[name] for name in dataset.headline] == [0.0, 0.75, 0.75]
+    assert metrics["acc_conflict"] == 0.0
+    assert metrics["n_conflict"] == 1
+
+
+def test_average_and_group_mean_are_told_apart():
+    """Trap 33: cells of .96, .99, .86, .477 on CelebA's test sizes are .9545 on average and .8218 by groups."""
+    from debiasbench.evaluation.metrics import accuracies
+
+    sizes, shares = [9_767, 7_535, 2_480, 180], [0.96, 0.99, 0.86, 0.477]
+    groups = np.repeat(np.arange(4), sizes)
+    correct = np.concatenate([np.arange(n) < round(share * n) for n, share in zip(sizes, shares, strict=True)])
+    found = accuracies(correct, groups // 2, (groups % 2)[:, None], bias_names=("male",), unbiased=False)
+    assert found["acc_avg"] == pytest.approx(0.9545, abs=1e-4)
+    assert found["acc_groupmean"] == pytest.approx(0.8218, abs=5e-4)
+    assert found["acc_worst"] == pytest.approx(0.477, abs=3e-3)
+    assert found["n_worst"] == 180
+
+
+def test_celeba_jtt_takes_its_authors_factor():
+    """The share of conflicting samples was not built in, so 1 / ratio does not exist."""
+    from debiasbench.grid import expand
+
+    (cell,) = expand(["jtt"], ["celeba"], seeds=1).cells
+    assert (cell.method_parameters["lambda_up"], cell.method_parameters["T"]) == (50.0, 1)
+
+
+def test_celeba_resnet18_is_a_preset():
+    from debiasbench.grid import expand
+
+    cells = expand(["vanilla"], ["celeba", "celeba:preset=resnet18"], seeds=1).cells
+    assert [cell.recipe["net"] for cell in cells] == ["resnet50", "resnet18"]
+    assert {cell.recipe["pretrained"] for cell in cells} == {"imagenet"}
+
+
+def _cut(path, n):
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join(lines[:n]) + "\n")
+
+
+def _halve(path):
+    path.write_bytes(path.read_bytes()[:400])
+
+
+CELEBA_DAMAGES = {
+    "a missing row": (lambda f: _cut(f / "list_attr_celeba.txt", 17), "has 15 rows, but its first line says 16"),
+    "a missing row of the partition": (lambda f: _cut(f / "list_eval_partition.txt", 15), "are not of the same images"),
+    "a missing image": (lambda f: (f / "img_align_celeba/000005.jpg").unlink(), "1 of 16 images are missing"),
+    "a name twice": (
+        lambda f: write_celeba(f, [*CELEBA_ROWS[:-1], CELEBA_ROWS[0]]), "has 000001.jpg twice",
+    ),
+    "no such attribute": (
+        lambda f: (f / "list_attr_celeba.txt").write_text("0\nMale Young\n"), "Blond_Hair is missing",
+    ),
+    "half a line": (
+        lambda f: (f / "list_attr_celeba.txt").write_text(f"1\n{HEADER}\n000001.jpg -1 1\n"), "line 3: a name and 4",
+    ),
+    "empty list": (lambda f: (f / "list_attr_celeba.txt").write_text(""), "is no attribute list of CelebA"),
+    "a part that does not exist": (
+        lambda f: (f / "list_eval_partition.txt").write_text("000001.jpg 3\n"), "line 1: a name and 0, 1 or 2",
+    ),
+    "a part without images": (
+        lambda f: write_celeba(f, [(*row[:3], min(row[3], 1)) for row in CELEBA_ROWS]), r"no image of part 2 \(test\)",
+    ),
+    "an image cut off": (
+        lambda f: _halve(f / "img_align_celeba" / "000005.jpg"),
+        r"000005\.jpg cannot be read",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", CELEBA_DAMAGES)
+def test_damaged_celeba_is_told_by_name(tmp_path, small_celeba, damage):
+    harm, message = CELEBA_DAMAGES[damage]
+    harm(small_celeba)
+    with pytest.raises(BenchmarkError, match=message):
+        new("celeba").build(tmp_path)
+
+
+def test_celeba_official_lists_give_the_published_groups(shared_data, tmp_path):
+    """Trap 32: 71,629 / 66,874 / 22,880 / 1,387 in training; blond men 180 in test and 182 in validation."""
+    celeba = sys.modules[datasets.get("celeba")[0].__module__]
+    names, attributes = celeba.read_attributes(shared_data / "celeba" / "official_lists")
+    parts = celeba.read_partition(shared_data / "celeba" / "official_lists")
+    part = np.array([parts[name] for name in names])
+    groups = 2 * attributes[:, 0] + attributes[:, 1]
+    counted = [np.bincount(groups[part == number]).tolist() for number in range(3)]
+    assert counted == [
+        [71_629, 66_874, 22_880, 1_387], [8_535, 8_276, 2_874, 182], [9_767, 7_535, 2_480, 180],
+    ]  # fmt: skip
+    assert names[0] == "000001.jpg"
+
+
+def test_celeba_subset(shared_data):
+    """The subset's own lists: counts of its README, not official."""
+    splits = new("celeba").build(shared_data)
+    assert not splits.official
+    groups = [(2 * part.y + part.bias[:, 0]).bincount().tolist() for part in splits.named().values()]
+    assert groups == [[1203, 1098, 389, 58], [260, 279, 88, 12], [278, 242, 82, 11]]
+    assert splits.train.x.shape[1:] == (3, 89, 89)
+
+
+def test_celeba_lists_may_be_packed(tmp_path, small_celeba):
+    plain = new("celeba").build(tmp_path).fingerprint()
+    for path in small_celeba.glob("*.txt"):
+        path.with_name(path.name + ".gz").write_bytes(gzip.compress(path.read_bytes()))
+        path.unlink()
+    assert new("celeba").build(tmp_path).fingerprint() == plain
+
+
+# ---- a user's own images --------------------------------------------------------------------------------------------
+
+
+def write_folders(root, *, with_bias, splits=("train", "valid", "test")):
+    for split in splits:
+        for label, name in enumerate(("land", "water")):
+            for bias in ("land", "water") if with_bias else ("",):
+                for number in range(5 if bias in ("", name) else 1):
+                    save_picture(root / split / name / bias / f"{number}.png", 100 * label + number)
+
+
+def test_folders_without_bias_labels(tmp_path):
+    write_folders(tmp_path / "photos", with_bias=False)
+    dataset = new("imagefolder", root=str(tmp_path / "photos"), title="birds", size=16)
+    splits = dataset.build(tmp_path)
+    assert dataset.class_names == ("land", "water")
+    assert not dataset.has_bias_labels
+    assert splits.train.y.tolist() == [0] * 5 + [1] * 5
+    assert (splits.train.x[:, 0, 0, 0] // 100 == splits.train.y).all()
+    assert (splits.train.bias == -1).all()
+
+
+def test_folders_with_bias_labels_named_like_the_classes(tmp_path):
+    write_folders(tmp_path / "photos", with_bias=True)
+    dataset = new("imagefolder", root=str(tmp_path / "photos"), title="birds", size=16)
+    splits = dataset.build(tmp_path)
+    assert dataset.has_bias_labels
+    assert dataset.n_bias_values == 2
+    assert splits.train.bias[:, 0].tolist() == [0] * 5 + [1] + [0] + [1] * 5
+    assert torch.equal(splits.train.conflicting[:, 0], splits.train.bias[:, 0] != splits.train.y)
+
+
+def test_a_table_gives_labels_bias_and_splits(tmp_path):
+    """Bias values with names of their own: what is most frequent in a class is aligned."""
+    root = tmp_path / "photos"
+    lines = ["file,label,split,bias"]
+    for number, (label, bias, split) in enumerate(
+        [("a", "red", "train")] * 6 + [("a", "blue", "train")] * 2 + [("b", "red", "train")] * 1
+        + [("b", "blue", "train")] * 9 + [("a", "", "test"), ("b", "red", "test")]
+    ):  # fmt: skip
+        save_picture(root / f"{number}.png", number)
+        lines.append(f"{number}.png,{label},{split},{bias}")
+    (root / "images.csv").write_text("\n".join(lines) + "\n")
+    dataset = new("imagefolder", root=str(root), title="x", size=16, rho=0.1)
+    splits = dataset.build(tmp_path)
+    assert {name: len(part) for name, part in splits.named().items()} == {"train": 16, "valid": 2, "test": 2}
+    assert "No validation split was given" in splits.note
+    numbers = splits.train.x[:, 0, 0, 0].tolist()
+    assert [number for number, odd in zip(numbers, splits.train.conflicting[:, 0], strict=True) if odd] == [
+        number for number in (6, 7, 8) if number in numbers
+    ]
+    assert splits.test.bias[:, 0].tolist() == [-1, 1]
+    assert splits.test.conflicting[:, 0].tolist() == [False, True]
+    assert dataset.conflict_ratio == 0.1
+
+
+TABLES = {
+    "no column": ("file,label\n0.png,a\n", "lacks the columns split"),
+    "no file": ("file,label,split\n9.png,a,train\n", "line 2: there is no file"),
+    "unknown split": ("file,label,split\n0.png,a,training\n", "line 2: split must be train, valid, test"),
+    "twice": ("file,label,split\n0.png,a,train\n0.png,a,train\n", "line 3: 0.png is in line 2 already"),
+    "no test": ("file,label,split\n0.png,a,train\n", "has no test images"),
+    "class only in test": ("file,label,split\n0.png,a,train\n1.png,b,test\n", "b occurs in test, but not in train"),
+    "empty": ("", "lacks the columns file, label, split"),
+}
+
+
+@pytest.mark.parametrize("mistake", TABLES)
+def test_mistakes_in_a_table_are_told(tmp_path, mistake):
+    text, message = TABLES[mistake]
+    for number in range(2):
+        save_picture(tmp_path / f"{number}.png")
+    (tmp_path / "images.csv").write_text(text)
+    with pytest.raises(BenchmarkError, match=message):
+        new("imagefolder", root=str(tmp_path), title="x").build(tmp_path)
+
+
+def test_images_beside_folders_are_not_left_out_silently(tmp_path):
+    """Are they images of the class, or is the folder a value of the bias?"""
+    write_folders(tmp_path / "photos", with_bias=False)
+    save_picture(tmp_path / "photos" / "train" / "land" / "old" / "9.png")
+    with pytest.raises(BenchmarkError, match=r"holds images .* and folders .*which is meant cannot be told"):
+        new("imagefolder", root=str(tmp_path / "photos"), title="x").build(tmp_path)
+
+
+def test_hidden_files_and_folders_are_left_alone(tmp_path):
+    write_folders(tmp_path / "photos", with_bias=False)
+    expected = new("imagefolder", root=str(tmp_path / "photos"), title="x", size=16).build(tmp_path).fingerprint()
+    save_picture(tmp_path / "photos" / "train" / ".thumbnails" / "9.png")
+    save_picture(tmp_path / "photos" / "train" / "land" / ".hidden.png")
+    dataset = new("imagefolder", root=str(tmp_path / "photos"), title="x", size=16)
+    assert dataset.build(tmp_path).fingerprint() == expected
+
+
+def test_a_table_that_is_not_there_is_told(tmp_path):
+    write_folders(tmp_path / "photos", with_bias=False)
+    with pytest.raises(BenchmarkError, match=r"There is no file .*labels\.csv"):
+        new("imagefolder", root=str(tmp_path / "photos"), title="x", table="labels.csv").build(tmp_path)
+
+
+def test_imagefolder_needs_a_place_and_a_title(tmp_path):
+    (needed,) = new("imagefolder").needed_files(tmp_path)
+    assert "imagefolder:root=FOLDER,title=NAME" in needed.source
+    with pytest.raises(BenchmarkError, match="needs a title"):
+        new("imagefolder", root=str(tmp_path))
+    (needed,) = new("imagefolder", root=str(tmp_path / "none"), title="x").needed_files(tmp_path)
+    assert needed.path == tmp_path / "none"
+
+
+# ---- prepare ------------------------------------------------------------------------------------------------------
+
+
+def pack(folder, archive, *, top):
+    """A zip of a folder's files, below `top`; the folder goes away."""
+    with zipfile.ZipFile(archive, "w") as packed:
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                packed.write(path, f"{top}{path.relative_to(folder)}")
+    shutil.rmtree(folder)
+
+
+def test_bffhq_unpacks_an_archive_that_was_put_there(tmp_path, small_bffhq):
+    before = new("bffhq").build(tmp_path).fingerprint()
+    pack(small_bffhq, tmp_path / "bffhq.zip", top="bffhq/")
+    small_bffhq.mkdir()
+    (small_bffhq / "valid").mkdir()  # an empty folder is not complete
+    assert len(new("bffhq").needed_files(tmp_path)) == 4
+    new("bffhq").prepare(tmp_path)
+    assert new("bffhq").needed_files(tmp_path) == []
+    assert new("bffhq").build(tmp_path).fingerprint() == before
+
+
+def test_bar_fetches_and_unpacks_the_repositorys_archive(tmp_path, small_bar, monkeypatch):
+    before = new("bar", size=16).build(tmp_path).fingerprint()
+    pack(small_bar, tmp_path / "served.zip", top="BAR-b12b7c0/")
+    module = sys.modules[datasets.get("bar")[0].__module__]
+    asked = []
+
+    def fetch(url, path):
+        asked.append(url)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return Path(shutil.copy(tmp_path / "served.zip", path))
+
+    monkeypatch.setattr(module, "fetch", fetch)
+    new("bar").prepare(tmp_path)
+    assert asked == [module.ARCHIVE]
+    assert new("bar").needed_files(tmp_path) == []
+    assert not (small_bar / "BAR.zip").exists()
+    assert new("bar", size=16).build(tmp_path).fingerprint() == before
+
+
+def test_celeba_fetches_what_is_missing_and_refuses_what_was_not_published(tmp_path, small_celeba, monkeypatch):
+    module = sys.modules[datasets.get("celeba")[0].__module__]
+    before = new("celeba").build(tmp_path).fingerprint()
+    served = tmp_path / "served"
+    served.mkdir()
+    shutil.copy(small_celeba / "list_attr_celeba.txt", served)
+    (small_celeba / "list_attr_celeba.txt").unlink()
+    pack(small_celeba / "img_align_celeba", served / "img_align_celeba.zip", top="img_align_celeba/")
+
+    def fetch(file_id, path):
+        return Path(shutil.copy(served / path.name.removesuffix(".fetched"), path))
+
+    monkeypatch.setattr(module, "fetch_from_drive", fetch)
+    with pytest.raises(BenchmarkError, match="was not the published file and was deleted"):
+        new("celeba").prepare(tmp_path)
+    assert not list(small_celeba.glob("*.fetched"))
+    sums = {path.name: hashlib.md5(path.read_bytes()).hexdigest() for path in served.iterdir()}
+    monkeypatch.setattr(module, "DRIVE", {name: ("an id", sums.get(name, "")) for name in module.DRIVE})
+    new("celeba").prepare(tmp_path)
+    assert new("celeba").needed_files(tmp_path) == []
+    assert new("celeba").build(tmp_path).fingerprint() == before
+
+
+# ---- recipes ------------------------------------------------------------------------------------------------------
+
+# PGD paper, Table 6: optimizer, batch, learning rate, weight decay, factor and epochs of its decay, epochs, network
+TABLE_6 = {
+    "cmnist": ("sgd", 128, 0.02, 1e-3, 0.1, 40, 100, "simconv1"),
+    "mbmnist": ("sgd", 32, 0.01, 1e-4, 0.1, 40, 100, "simconv2"),
+    "ccifar": ("adam", 256, 1e-3, 1e-3, 0.5, 40, 200, "resnet18"),
+    "bar": ("sgd", 16, 5e-4, 1e-5, 0.1, 20, 100, "resnet18"),
+    "bffhq": ("adam", 64, 1e-4, 0.0, 0.1, 32, 160, "resnet18"),
+    "celeba": ("adam", 256, 1e-4, 0.01, None, None, 100, "resnet50"),
+}
+
+
+@pytest.mark.parametrize("name", TABLE_6)
+def test_recipes_are_those_of_table_6(name):
+    recipe = datasets.get(name)[0].recipe
+    optimizer, batch_size, rate, decay, factor, every, epochs, net = TABLE_6[name]
+    assert (recipe.optimizer, recipe.batch_size, recipe.net, recipe.epochs) == (optimizer, batch_size, net, epochs)
+    assert (recipe.learning_rate, recipe.weight_decay) == (rate, decay)
+    assert recipe.momentum == 0.9
+    for epoch in range(epochs):
+        cosine = rate * (1 + np.cos(np.pi * epoch / epochs)) / 2
+        expected = cosine if factor is None else rate * factor ** (epoch // every)
+        assert recipe.learning_rate_at(epoch / epochs) == pytest.approx(expected), epoch
+
+
+def test_resnets_see_224_pixels_and_their_statistics():
+    cifar, imagenet = (0.4914, 0.4822, 0.4465), (0.485, 0.456, 0.406)
+    for name, mean in (("bffhq", cifar), ("celeba", imagenet)):
+        recipe = datasets.get(name)[0].recipe
+        assert (recipe.size, recipe.mean) == (224, mean)
+    assert new("bar").size == 224
+    assert datasets.get("bar")[0].recipe.mean == cifar
+    assert not datasets.get("celeba")[0].recipe.augment

@@ -1,0 +1,581 @@
+"""GroupDRO, EIIL, BPA, resampling with the truth, and PGD's other scores, against values by hand and slow loops."""
+
+import warnings
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from debiasbench.errors import BenchmarkError
+from debiasbench.grid import expand
+from debiasbench.losses import group_dro, scale_gradient
+from debiasbench.methods import registry as methods
+from debiasbench.samples import Samples, Splits
+from debiasbench.testing import Tiny
+from debiasbench.testing import make_task as tiny_task
+
+# ---- GroupDRO -------------------------------------------------------------------------------------------------------
+
+
+def test_a_step_of_groupdro():
+    """Trap 31: four groups, losses .2, .5, 1, 3, step size .01."""
+    losses = torch.tensor([0.2, 0.5, 1.0, 3.0], dtype=torch.float64)
+    value, q = group_dro(losses, torch.arange(4), torch.full((4,), 0.25, dtype=torch.float64), step_size=0.01)
+    assert q.tolist() == pytest.approx([0.247560, 0.248303, 0.249548, 0.254589], abs=1e-6)
+    assert float(value) == pytest.approx(1.186979, abs=1e-6)
+
+
+def test_groupdro_against_a_loop():
+    """Means over the group's samples in the batch; an absent group has loss 0, and its weight is only renormalised."""
+    generator = torch.Generator().manual_seed(0)
+    losses = torch.rand(9, generator=generator, dtype=torch.float64, requires_grad=True)
+    group = torch.tensor([0, 2, 2, 0, 3, 3, 3, 0, 2])
+    old = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64)
+    value, q = group_dro(losses, group, old, step_size=0.5)
+    means = [losses.detach()[group == g].mean() if (group == g).any() else torch.tensor(0.0) for g in range(4)]
+    expected = [old[g] * np.exp(0.5 * float(means[g])) for g in range(4)]
+    expected = [float(value / sum(expected)) for value in expected]
+    assert q.tolist() == pytest.approx(expected)
+    assert float(value.detach()) == pytest.approx(sum(w * float(m) for w, m in zip(expected, means, strict=True)))
+    (gradient,) = torch.autograd.grad(value, losses)
+    counts = torch.bincount(group, minlength=4)
+    assert gradient.tolist() == pytest.approx([expected[g] / int(counts[g]) for g in group.tolist()])
+    assert not q.requires_grad
+
+
+def test_the_adjustment_moves_the_weights_and_not_the_loss():
+    losses, q = torch.tensor([1.0, 1.0]), torch.tensor([0.5, 0.5])
+    value, moved = group_dro(losses, torch.arange(2), q, step_size=0.1, adjustment=torch.tensor([0.0, 2.0]))
+    assert moved[1] > moved[0]
+    assert float(value) == pytest.approx(1.0)
+
+
+def test_groups_are_drawn_equally_often(new_method):
+    """Batches hold all groups (label, bias) equally often; groups without samples weigh nothing."""
+    method = new_method("groupdro")
+    task = tiny_task(method)
+    seen = {}
+    train = task.train
+
+    def noted(net, loss, **options):
+        seen.update(options)
+        return train(net, loss, **options)
+
+    task.train = noted
+    method.fit(task)
+    group, share = seen["columns"]["group"], seen["sample"]
+    assert group.tolist() == (10 * task.y + task.splits.train.bias[:, 0]).tolist()
+    masses = [float(share[group == g].sum() / share.sum()) for g in group.unique()]
+    assert masses == pytest.approx([1 / len(masses)] * len(masses))
+    there = torch.bincount(group, minlength=40) > 0
+    assert torch.equal(seen["state"]["q"] > 0, there)
+    assert float(seen["state"]["q"].sum()) == pytest.approx(1)
+
+
+def test_two_sides(new_method):
+    method = new_method("groupdro", groups="sides")
+    task = tiny_task(method)
+    group, n_groups = method.groups_of(task)
+    assert n_groups == 2
+    assert torch.equal(group.bool(), task.splits.train.conflicting[:, 0])
+
+
+@pytest.mark.parametrize("name", ["groupdro", "resample-oracle"])
+def test_what_needs_bias_labels_declines_where_there_are_none(name):
+    """No labels of the bias, or several biases."""
+    reasons = {
+        skip.dataset_label: skip.reason for skip in expand([name], ["bar", "mbmnist", "cmnist5k"], seeds=1).skips
+    }
+    assert set(reasons) == {"bar", "mbmnist"}
+    assert "mbmnist has 7" in reasons["mbmnist"]
+
+
+def test_comments_have_groups_but_no_sides():
+    grid = expand(["groupdro", "groupdro:groups=sides", "resample-oracle"], ["civilcomments"], seeds=1)
+    assert [cell.method_label for cell in grid.cells] == ["groupdro"]
+    assert "give groupdro:groups=cells" in grid.skips[0].reason
+
+
+def test_tables_mark_methods_that_know_the_bias(new_method):
+    for name in ("groupdro", "resample-oracle"):
+        assert new_method(name).needs_bias_labels
+
+
+# ---- EIIL -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_gradient_for_a_factor_on_the_logits():
+    """Trap 27: f = (2, 0) gives -0.238406 for y = 0 and 1.761594 for y = 1."""
+    logits = torch.tensor([[2.0, 0.0], [2.0, 0.0]], dtype=torch.float64)
+    assert scale_gradient(logits, torch.tensor([0, 1])).tolist() == pytest.approx([-0.238406, 1.761594], abs=1e-6)
+    sure = torch.tensor([[20.0, 0.0]])  # float32: the two terms agree in all their digits
+    assert float(scale_gradient(sure, torch.tensor([0]))[0]) == pytest.approx(-20 * np.exp(-20), rel=1e-5)
+
+
+def test_the_gradient_against_autograd():
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(7, 5, generator=generator, dtype=torch.float64)
+    y = torch.randint(5, (7,), generator=generator)
+    for row in range(7):
+        scale = torch.ones((), dtype=torch.float64, requires_grad=True)
+        (expected,) = torch.autograd.grad(F.cross_entropy(scale * logits[row : row + 1], y[row : row + 1]), scale)
+        assert float(scale_gradient(logits, y)[row]) == pytest.approx(float(expected))
+
+
+def binary_logits(n, margin, *, errors=0.05):
+    """Logits of two classes with a share of errors, each as sure as the rest."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.randint(2, (n,), generator=generator)
+    wrong = torch.rand(n, generator=generator) < errors
+    side = torch.where(wrong, 1 - y, y)
+    size = margin + torch.randn(n, generator=generator)
+    logits = torch.stack([torch.where(side == 0, size, 0.0), torch.where(side == 1, size, 0.0)], 1)
+    return logits, y
+
+
+def test_environments_are_the_sign_of_the_gradient_and_the_error_set(new_method):
+    """Trap 27: of two classes, one environment is exactly what the reference network gets wrong."""
+    logits, y = binary_logits(500, 4.0)
+    g = scale_gradient(logits, y)
+    weight, moved = new_method("eiil").environments(g, generator=torch.Generator().manual_seed(1))
+    second = weight > 0.5
+    hard = second if g[second].mean() > g[~second].mean() else ~second
+    assert torch.equal(hard, g > 0)
+    assert torch.equal(hard, logits.argmax(1) != y)
+    assert moved > 0.95
+
+
+def test_without_the_factor_n_confident_samples_stay_where_they_began(new_method):
+    """Trap 28: gradients below Adam's epsilon; times N none is."""
+    logits, y = binary_logits(20_000, 12.0)
+    g = scale_gradient(logits, y)
+    moved = {
+        scaled: float(
+            new_method("eiil", scale_by_n=scaled).environments(g, generator=torch.Generator().manual_seed(1))[1]
+        )
+        for scaled in (False, True)
+    }
+    assert moved[False] < 0.95 < moved[True]
+
+
+def test_an_empty_environment_is_told(new_method):
+    """A reference network that gets all alike leaves nothing to tell apart."""
+    method = new_method("eiil", ei_steps=1)
+    task = tiny_task(method)
+    method_of_one_side = SimpleNamespace(**{name: getattr(method, name) for name in ("ref_epochs",)})
+    method_of_one_side.environments = lambda g, **_: (torch.ones_like(g), torch.tensor(1.0))
+    with pytest.raises(RuntimeError, match=r"environments is empty: after 1 epochs.*Lower ref_epochs"):
+        type(method).fit(method_of_one_side, task)
+
+
+def test_eiil_runs_and_tells_what_it_found(new_method):
+    method = new_method("eiil", ei_steps=500)
+    task = tiny_task(method)
+    method.fit(task)
+    assert task.logged["selected"].dtype == torch.bool
+    assert 0 <= task.numbers["moved"] <= 1
+    score = task.logged["score"]
+    assert score[task.logged["selected"]].mean() > score[~task.logged["selected"]].mean()
+
+
+@pytest.mark.parametrize(("step", "weight"), [(3, 1.0), (4, 50.0)])
+def test_irm_against_a_loop(new_method, step, weight):
+    """IRMv1 by autograd: the derivative for a factor on the logits of each environment; switched on after 38 %."""
+    method = new_method("eiil", backend="irm", penalty_weight=50.0)
+    generator = torch.Generator().manual_seed(3)
+    logits = torch.randn(12, 4, generator=generator, requires_grad=True)
+    y = torch.randint(4, (12,), generator=generator)
+    for hard in (torch.arange(12) % 3 == 0, torch.ones(12, dtype=torch.bool)):  # also a batch without the other
+        batch = SimpleNamespace(x=None, y=y, hard=hard, step=torch.tensor(step), n_steps=torch.tensor(10))
+        value = method.irm_loss(SimpleNamespace(net=lambda _: logits), batch, {})
+        risks, penalties = [], []
+        for side in (~hard, hard):
+            if not side.any():
+                continue
+            factor = torch.ones((), requires_grad=True)
+            (slope,) = torch.autograd.grad(F.cross_entropy(factor * logits[side], y[side]), factor, create_graph=True)
+            risks.append(F.cross_entropy(logits[side], y[side]))
+            penalties.append(slope**2)
+        expected = (sum(risks) / len(risks) + weight * sum(penalties) / len(penalties)) / weight
+        assert float(value.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+        (one,), (other,) = (torch.autograd.grad(each, logits, retain_graph=True) for each in (value, expected))
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_irm_draws_both_environments_equally_often(new_method, monkeypatch):
+    method = new_method("eiil", backend="irm", ei_steps=500)
+    task = tiny_task(method)
+    seen = []
+    train = task.train
+    monkeypatch.setattr(task, "train", lambda *a, **o: (seen.append(o), train(*a, **o))[1])
+    method.fit(task)
+    sample, hard = seen[-1]["sample"], task.logged["selected"]
+    assert float(sample[hard].sum()) == pytest.approx(float(sample[~hard].sum()))
+    assert sample[hard].unique().numel() == sample[~hard].unique().numel() == 1
+
+
+# ---- BPA ------------------------------------------------------------------------------------------------------------
+
+
+def test_weights_of_a_batch(new_method):
+    """Trap 30: equal weights are 1; the authors' smoothing of (1.5, 0.5); the mean is 1."""
+    official, paper = new_method("bpa"), new_method("bpa", smoothing="average")
+    assert official.normalised(torch.full((5,), 3.0)).tolist() == pytest.approx([1.0] * 5)
+    raw = torch.tensor([1.5, 0.5], dtype=torch.float64)
+    assert official.normalised(raw).tolist() == pytest.approx([1.518514, 0.481486], abs=1e-6)
+    assert paper.normalised(raw).tolist() == pytest.approx([1.5, 0.5])
+    many = torch.rand(40, generator=torch.Generator().manual_seed(0))
+    for method in (official, paper):
+        assert float(method.normalised(many).mean()) == pytest.approx(1, abs=1e-6)
+
+
+def cluster_state(last_loss, cluster, n_clusters):
+    cluster = torch.tensor(cluster)
+    size = torch.bincount(cluster, minlength=n_clusters).double()
+    weight = torch.where(size > 0, len(cluster) / size.clamp_min(1), 0.0)
+    return {
+        "last_loss": torch.tensor(last_loss, dtype=torch.float64), "cluster": cluster, "size": size, "weight": weight,
+        "epoch": torch.tensor(0),
+    }  # fmt: skip
+
+
+def test_weights_of_clusters_against_a_loop(new_method):
+    """N / N_k times the share of the mean losses; with memory, 0.3 of it; cluster 2 has no samples."""
+    losses, cluster = [0.2, 0.4, 1.0, 3.0, 0.6], [0, 0, 1, 3, 0]
+    state = cluster_state(losses, cluster, 4)
+    means = {k: np.mean([v for v, c in zip(losses, cluster, strict=True) if c == k]) for k in set(cluster)}
+    expected = [5 / cluster.count(k) * means[k] / sum(means.values()) if k in means else 0.0 for k in range(4)]
+    assert new_method("bpa").refreshed(state).tolist() == pytest.approx(expected)
+    old = state["weight"].tolist()
+    remembered = [0.3 * new + 0.7 * before for new, before in zip(expected, old, strict=True)]
+    assert new_method("bpa", smoothing="average").refreshed(state).tolist() == pytest.approx(remembered)
+
+
+def test_weights_wait_until_every_sample_was_seen(new_method):
+    state = cluster_state([0.2, float("nan"), 1.0], [0, 0, 1], 2)
+    assert new_method("bpa").refreshed(state).tolist() == pytest.approx([1.5, 3.0])
+
+
+def test_weights_are_refreshed_every_ten_steps_and_when_an_epoch_begins(new_method):
+    """And used before they are: the weight of a batch comes from what was known before it."""
+    method = new_method("bpa")
+    state = cluster_state([1.0, 1.0, 4.0, 4.0], [0, 0, 1, 1], 2)
+    logits = torch.zeros(2, 2, dtype=torch.float64)
+    nets = SimpleNamespace(net=lambda _: logits)
+
+    def step(number, epoch):
+        batch = SimpleNamespace(
+            x=None, y=torch.tensor([0, 1]), index=torch.tensor([0, 2]), step=torch.tensor(number),
+            epoch=torch.tensor(epoch),
+        )  # fmt: skip
+        return method.loss(nets, batch, state)
+
+    value, after = step(3, 0)
+    assert after["weight"].tolist() == [2.0, 2.0]  # not due
+    assert after["last_loss"].tolist() == pytest.approx([np.log(2), 1.0, np.log(2), 4.0])
+    assert float(value) == pytest.approx(np.log(2))
+    _, after = step(9, 0)
+    a, b = (np.log(2) + 1) / 2, (np.log(2) + 4) / 2
+    assert after["weight"].tolist() == pytest.approx([2 * a / (a + b), 2 * b / (a + b)])
+    _, after = step(13, 1)
+    assert after["weight"].tolist() == pytest.approx([2 * 1 / 5, 2 * 4 / 5])
+    assert int(after["epoch"]) == 1
+
+
+def test_clusters_are_of_one_class_and_follow_the_angle(new_method):
+    """No cluster holds two labels; the length of the features does not matter."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(60) % 3
+    side = torch.arange(60) // 3 % 2
+    direction = torch.tensor([[1.0, 0.0], [0.0, 1.0]])[side]
+    features = direction * (1 + 20 * torch.rand(60, 1, generator=generator))
+    method = new_method("bpa", clusters=2)
+    found = method.cluster(features, y, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(found // 2, y)
+    for label in range(3):
+        members = y == label
+        agreement = (found[members] % 2 == side[members]).float().mean()
+        assert agreement in (0.0, 1.0)
+    assert torch.equal(found, method.cluster(features, y, generator=torch.Generator().manual_seed(1)))
+
+
+def test_a_class_with_fewer_samples_than_clusters(new_method):
+    features = torch.rand(9, 4, generator=torch.Generator().manual_seed(0))
+    y = torch.tensor([0, 0, 0, 0, 0, 0, 1, 1, 1])
+    found = new_method("bpa", clusters=5).cluster(features, y, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(found // 5, y)
+    assert len(found[y == 1].unique()) == 3
+
+
+# ---- sampling with the truth, and other scores ----------------------------------------------------------------------
+
+
+def test_the_oracle_draws_conflicting_samples_half_of_the_time(new_method):
+    method = new_method("resample-oracle")
+    task = tiny_task(method)
+    method.fit(task)
+    share, conflicting = task.logged["score"], task.splits.train.conflicting[:, 0]
+    assert float(share[conflicting].sum()) == pytest.approx(0.5)
+    assert len(share[conflicting].unique()) == len(share[~conflicting].unique()) == 1
+
+
+@pytest.mark.parametrize("score", ["loss", "error", "el2n", "eiil"])
+def test_scores_of_pgd_against_a_loop(new_method, score):
+    """Sample by sample, from the softmax."""
+    method = new_method("pgd", score=score)
+    task = tiny_task(method)
+    net = task.new_net().eval()
+    x, y = torch.rand(12, 3, 28, 28, generator=torch.Generator().manual_seed(0)), torch.arange(12) % 4
+    with torch.no_grad():
+        found, logits = method.scores(net, x, y), net(x).double().numpy()
+    for row in range(12):
+        p = np.exp(logits[row] - logits[row].max())
+        p /= p.sum()
+        label = int(y[row])
+        expected = {
+            "loss": -np.log(p[label]),
+            "error": float(p.argmax() != label),
+            "el2n": np.sqrt(sum((p[c] - (c == label)) ** 2 for c in range(4))),
+            "eiil": float(sum(p * logits[row]) - logits[row][label]),
+        }[score]
+        assert float(found[row]) == pytest.approx(max(expected, 1e-8), rel=1e-4, abs=1e-7)
+
+
+def test_random_scores_follow_the_seed_and_nothing_else(new_method):
+    """Uniform in (0, 1), equal for equal seeds, and no sample's label or image matters."""
+    scores = {}
+    for name, seed, alpha in (("one", 0, 0.7), ("again", 0, 0.1), ("other", 1, 0.7)):
+        method = new_method("pgd", score="random", alpha=alpha)
+        task = tiny_task(method, seed=seed)
+        method.fit(task)
+        scores[name] = task.logged["score"]
+    assert torch.equal(scores["one"], scores["again"])
+    assert not torch.equal(scores["one"], scores["other"])
+    assert 0.4 < float(scores["one"].mean()) < 0.6
+    assert bool((scores["one"] > 0).all())
+
+
+def test_the_papers_ablations_are_names():
+    """Tables 8 to 10, and the lower bound."""
+    names = ["pgd-loss", "pgd-reweight", "pgd-single-stage", "pgd-random"]
+    cells = expand(names, ["cmnist5k"], seeds=1).cells
+    assert [cell.method_label for cell in cells] == [
+        "pgd:score=loss", "pgd:use=reweight", "pgd:use=single-stage", "pgd:score=random",
+    ]  # fmt: skip
+
+
+def test_bias_labels_of_two_sides_only_reach_who_declares_them(new_method):
+    task = tiny_task(new_method("vanilla"))
+    with pytest.raises(PermissionError, match="needs_bias_labels"):
+        _ = task.conflicting
+
+
+def test_the_dataset_says_what_conflicts(new_method):
+    """A dataset that says what conflicts is followed, not the equality of values."""
+    splits = Tiny().build(None)
+    train = splits.train
+    conflict = torch.zeros(len(train), 1, dtype=torch.bool)
+    conflict[:5] = True
+    changed = Splits(Samples(train.x, train.y, train.bias, conflict), splits.valid, splits.test)
+    method = new_method("groupdro", groups="sides")
+    task = tiny_task(method, splits=changed)
+    assert int(method.groups_of(task)[0].sum()) == 5
+
+
+# ---- GEORGE ---------------------------------------------------------------------------------------------------------
+
+GEORGE = __import__(methods.get("george")[0].__module__, fromlist=["mean_silhouette"])
+
+
+def test_the_silhouette_of_a_clustering_is_the_mean_over_clusters(monkeypatch):
+    """Trap 29: sizes 90 and 10 with silhouettes .9 and .1 score .5, not .82."""
+    cluster = np.array([0] * 90 + [1] * 10)
+    monkeypatch.setattr("sklearn.metrics.silhouette_samples", lambda _, shuffled: np.where(shuffled == 0, 0.9, 0.1))
+    assert GEORGE.mean_silhouette(np.zeros((100, 2)), cluster, 1000, 0) == pytest.approx(0.5)
+    assert GEORGE.mean_silhouette(np.zeros((100, 2)), np.zeros(100), 1000, 0) == -1
+
+
+def test_clusters_are_found_within_classes(new_method):
+    """Three blobs in one class and two in the other, and no cluster across."""
+    generator = np.random.default_rng(0)
+    centres = np.array([[0, 0], [40, 0], [0, 40], [0, 0], [40, 40]])
+    blob = np.repeat(np.arange(5), 40)
+    features = torch.from_numpy(centres[blob] + generator.normal(size=(200, 2)))
+    y = torch.from_numpy((blob > 2).astype("int64"))
+    method = new_method("george", reduction="none")
+    group = method.clusters(features, y, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(group // 10, y)
+    pairs = {(int(g), int(b)) for g, b in zip(group, blob, strict=True)}
+    assert len(pairs) == 5
+    assert len({g for g, _ in pairs}) == 5
+    assert torch.equal(group, method.clusters(features, y, generator=torch.Generator().manual_seed(0)))
+
+
+def test_pca_is_used_only_when_asked_for(new_method, monkeypatch):
+    """Without umap-learn the default declines, with a reason; it never becomes another method."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda *_: None)
+    assert "reduction=pca" in new_method("george").decline(Tiny())
+    assert new_method("george", reduction="pca").decline(Tiny()) is None
+
+
+def blobs(*places, n=60, seed=0):
+    """Points around places (n a place, spread 1), and the number of each point's place."""
+    number = np.repeat(np.arange(len(places)), n)
+    return np.array(places)[number] + np.random.default_rng(seed).normal(size=(len(number), 2)), number
+
+
+def slow_silhouette(points, cluster, k):
+    """The mean silhouette of one cluster, sample by sample."""
+    values = []
+    for place in np.flatnonzero(cluster == k):
+        distance = np.linalg.norm(points - points[place], axis=1)
+        own = distance[cluster == k].sum() / ((cluster == k).sum() - 1)
+        other = min(distance[cluster == name].mean() for name in np.unique(cluster) if name != k)
+        values.append((other - own) / max(own, other))
+    return float(np.mean(values))
+
+
+def test_parts_of_clusters_are_kept_by_the_four_conditions():
+    """One cluster of five far blobs, of which the last is small, the first easy, and the second rare on validation."""
+    places = [(0, 0), (100, 0), (0, 100), (100, 100), (200, 200), (-400, -400)]
+    points, blob = blobs(*places)
+    kept = (blob != 4) | (np.arange(len(blob)) % 3 == 0)  # 20 of blob 4: below the fewest
+    points, blob = points[kept], blob[kept]
+    cluster = (blob == 5).astype(int)  # cluster 1 is one blob: splitting it improves nothing
+    losses = np.where(blob == 0, 0.1, 1.0)
+    valid, valid_blob = blobs(*places, n=30, seed=1)
+    some = (valid_blob != 1) | (np.arange(len(valid_blob)) % 2 == 0)  # 15 of blob 1
+    valid, valid_cluster = valid[some], (valid_blob[some] == 5).astype(int)
+    found = GEORGE.with_parts(points, cluster, losses, valid, valid_cluster, 10_000, 0)
+    for number in (2, 3):
+        (part,) = np.unique(found[blob == number])
+        assert part >= 10
+        members = np.isin(found, [part])
+        assert (members == (blob == number)).all()
+        assert slow_silhouette(points, np.where(members, 99, cluster), 99) > slow_silhouette(points, cluster, 0)
+    for number in (0, 1, 4):
+        assert (found[blob == number] == 0).all(), number
+    assert (found[blob == 5] == 1).all()
+    values = GEORGE.silhouettes(points, cluster, 10_000, 0)
+    assert values[0] == pytest.approx(slow_silhouette(points, cluster, 0))
+
+
+def test_over_clustering_runs_within_classes(new_method):
+    method = new_method("george", reduction="pca", over_cluster=True)
+    task = tiny_task(method)
+    method.fit(task)
+    assert task.epochs
+    points, blob = blobs((0, 0), (60, 0), (0, 60), (60, 60), n=80)
+    y = torch.from_numpy((blob > 1).astype("int64"))
+    features = torch.from_numpy(points)
+    of_class = torch.ones(len(y))
+    generator = torch.Generator().manual_seed(0)
+    whole = new_method("george", reduction="none", over_cluster=True)
+    group = whole.clusters(features, y, of_class, features, y, generator=generator)
+    assert torch.equal(group // 60, y)
+    assert len(group.unique()) >= 4
+
+
+def test_george_runs_with_pca(new_method):
+    method = new_method("george", reduction="pca")
+    task = tiny_task(method)
+    method.fit(task)
+    assert 8 <= task.numbers["n_clusters"] <= 40
+    assert task.epochs
+
+
+def test_umap_gives_two_dimensions_and_follows_the_seed(new_method):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pytest.importorskip("umap")
+        features = np.random.default_rng(0).normal(size=(60, 8))
+        method = new_method("george")
+        (first, to_points), (again, _) = method.reduced(features, 3), method.reduced(features, 3)
+        others = to_points(features[:5])
+    assert others.shape == (5, 2)
+    assert first.shape == (60, 2)
+    assert (first == again).all()
+
+
+# ---- DFR ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_the_last_layer_of_dfr_is_the_weighted_logistic_regression(new_method, n_classes):
+    """Its gradient is zero: of the weighted cross-entropy on standardised features plus the penalty."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(90) % n_classes
+    features = torch.randn(90, 4, generator=generator, dtype=torch.float64) * 3 + 5 + y[:, None]
+    group = (torch.rand(90, generator=generator) < 0.2).long() + 2 * y
+    method = new_method("dfr", strength=0.5)
+    weight, bias = method.last_layer(features, y, group, generator=None)
+    mean, deviation = features.mean(0), features.std(0)
+    scaled = (features - mean) / deviation
+    slope = (weight * deviation).requires_grad_()
+    start = (bias + weight @ mean).requires_grad_()
+    counts = torch.bincount(group)
+    each = 90 / int((counts > 0).sum()) / counts[group]
+    logits = scaled @ slope.T + start
+    assert torch.allclose(logits, features @ weight.T + bias)
+    size = (slope[1] ** 2).sum() if n_classes == 2 else (slope**2).sum()
+    value = (each * F.cross_entropy(logits, y, reduction="none")).sum() + size / (2 * 0.5)
+    value.backward()
+    rows = slice(1, 2) if n_classes == 2 else slice(None)
+    assert slope.grad[rows].abs().max() < 0.05
+    assert start.grad[rows].abs().max() < 0.05
+
+
+def test_dfr_changes_the_last_layer_alone_and_selects_nothing_on_validation(new_method):
+    from debiasbench.running.runner import outcome
+
+    method = new_method("dfr", groups="sides")
+    task = tiny_task(method)
+    predictor = method.fit(task)
+    assert predictor is task.predictor
+    assert len(task.epochs) == 1
+    plain = tiny_task(new_method("vanilla"))
+    new_method("vanilla").fit(plain)
+    ours, theirs = predictor.state_dict(), plain.all_nets()[0].state_dict()
+    assert [key for key in ours if not torch.equal(ours[key], theirs[key])] == ["head.weight", "head.bias"]
+    result, _ = outcome(task, task.splits)
+    assert result["selection"]["last"] == 0
+    assert result["selection"]["val_acc"] is result["selection"]["val_loss"] is result["selection"]["group_val"] is None
+
+
+def test_validation_labels_reach_only_who_declares_them(new_method):
+    with pytest.raises(PermissionError, match="trains_on_validation"):
+        _ = tiny_task(new_method("pgd")).validation
+
+
+def test_dfr_never_trains_on_the_test_split(new_method):
+    """Where the "validation" split is the test split, as in LfF's generator."""
+    splits = Tiny().build(None)
+    task = tiny_task(new_method("dfr", groups="sides"), splits=Splits(splits.train, splits.test, splits.test))
+    with pytest.raises(BenchmarkError, match="here they are the test samples"):
+        task.method.fit(task)
+
+
+@pytest.mark.parametrize("name", ["groupdro", "resample-oracle", "dfr"])
+def test_unknown_biases_are_no_groups(new_method, name):
+    splits = Tiny().build(None)
+    parts = []
+    for part in (splits.train, splits.valid):
+        bias = part.bias.clone()
+        bias[:3] = -1
+        parts.append(Samples(part.x, part.y, bias))
+    task = tiny_task(new_method(name), splits=Splits(*parts, splits.test))
+    with pytest.raises(BenchmarkError, match=r"needs the bias of every (training|validation) sample; 3 have none"):
+        task.method.fit(task)
+
+
+def test_group_losses_are_not_rounded_under_autocast():
+    """As under bf16 on a GPU."""
+    losses, group = torch.rand(64, generator=torch.Generator().manual_seed(0)), torch.arange(64) % 4
+    q = torch.full((4,), 0.25)
+    plain = group_dro(losses, group, q, step_size=0.01)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = group_dro(losses, group, q, step_size=0.01)
+    assert torch.equal(plain[0], rounded[0])
+    assert torch.equal(plain[1], rounded[1])

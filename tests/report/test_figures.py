@@ -1,0 +1,305 @@
+"""What the figures show, read back from their lines and texts, and that nothing lies outside the column."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_hex
+from matplotlib.image import imread
+
+from debiasbench.methods import registry
+from debiasbench.report import figures
+from debiasbench.report.figures import (
+    accuracy_histogram,
+    contact_sheet,
+    critical_difference,
+    parameter_figure,
+    score_histogram,
+    trials_histogram,
+)
+from debiasbench.report.style import COLUMN, look
+
+METHODS = [f"method-{letter}" for letter in "abcdefghijklmnopqrstuvwx"]
+LONG = "a-method-with-a-name:parameter=value,another=0.125,official=true"
+
+
+def generator():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def drawn(monkeypatch, tmp_path):
+    """Draws, and gives the figure as it was saved."""
+    kept = []
+    save = figures.save
+
+    def keep(figure, stem):
+        kept.append(figure)
+        return save(figure, stem)
+
+    monkeypatch.setattr(figures, "save", keep)
+
+    def draw(function, *arguments, **options):
+        function(*arguments, tmp_path / "figure", **options)
+        return kept[-1]
+
+    return draw
+
+
+def runs(mean, n=25):
+    return generator().normal(mean, 0.01, n)
+
+
+def scores(n=60):
+    return generator().random(n), np.arange(n) % 4 == 0
+
+
+EXAMPLES = {
+    "scores": lambda names, stem: score_histogram({name: scores() for name in names[:3]}, stem, title="scores"),
+    "accuracies": lambda names, stem: accuracy_histogram(
+        {name: runs(0.9) for name in names[:3]}, stem, metric="acc", title="accuracies", order=names
+    ),
+    "ranks": lambda names, stem: critical_difference(
+        {name: 1.0 + place for place, name in enumerate(names)}, 1.5,
+        [names[place : place + 3] for place in range(len(names) - 2)], stem, title="ranks",
+    ),
+    "parameters": lambda names, stem: parameter_figure(
+        {f"data:rho={place},a=1": {name: runs(0.9, 3) for name in names[:4]} for place in range(5)},
+        stem, metric="acc", title="parameters", published={"data:rho=1,a=1": {names[0]: 0.95}},
+    ),
+    "trials": lambda names, stem: trials_histogram(
+        {names[0]: {name: runs(0.9) for name in names[:2]}, "other": {names[1]: runs(0.8)}},
+        stem, metric="acc", p_values={names[0]: 0.01572}, title="trials",
+    ),
+}  # fmt: skip
+
+
+# --- files
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_every_figure_is_a_pdf_and_a_png_one_column_wide_and_the_same_again(name, tmp_path):
+    paths = EXAMPLES[name](METHODS[:4], tmp_path / "folder" / "figure")
+    assert [path.name for path in paths] == ["figure.pdf", "figure.png"]
+    assert paths[0].read_bytes().startswith(b"%PDF")
+    assert imread(paths[1]).shape[1] == round(200 * COLUMN)
+    again = EXAMPLES[name](METHODS[:4], tmp_path / "again" / "figure")
+    assert [path.read_bytes() for path in again] == [path.read_bytes() for path in paths]
+
+
+@pytest.mark.parametrize(
+    "names", [METHODS[:2], METHODS, [LONG, LONG + ",seed=1", *METHODS[:3]]], ids=["2", "24", "long"]
+)
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_no_text_lies_outside_the_figure(name, names, monkeypatch, tmp_path):
+    kept = []
+    monkeypatch.setattr(figures, "save", lambda figure, _: kept.append(figure))
+    EXAMPLES[name](names, tmp_path / "figure")
+    figure = kept[0]
+    figure.draw_without_rendering()
+    width, height = figure.bbox.size
+    texts = figure.texts + [text for legend in figure.legends for text in legend.get_texts()]
+    for axis in figure.axes:
+        low, high = sorted(axis.get_ylim())
+        texts += [tick.label1 for tick in axis.yaxis.get_major_ticks() if low <= tick.get_loc() <= high]
+        texts += [axis.title, axis._left_title, axis._right_title, axis.xaxis.label, *axis.texts]
+    for text in texts:
+        if text.get_text() and text.get_visible():
+            box = text.get_window_extent()
+            assert box.x0 >= -1, text
+            assert box.x1 <= width + 1, text
+            assert box.y0 >= -1, text
+            assert box.y1 <= height + 1, text
+    for axis in figure.axes:
+        assert axis.get_window_extent().width > 0.25 * width / max(1, axis.get_gridspec().ncols)
+
+
+def test_a_contact_sheet_is_a_png(tmp_path):
+    images = generator().integers(0, 255, (2, 3, 8, 8, 3)).astype(np.uint8)
+    paths = contact_sheet(images, list("abc"), tmp_path / "deep" / "sheet", rows=["x", "y"], title="samples")
+    assert [path.name for path in paths] == ["sheet.png"]
+    assert imread(paths[0]).ndim == 3
+
+
+# --- how a method looks
+
+
+def test_any_two_labels_differ_in_colour_and_marker_and_in_colour_and_dashes():
+    labels = [f"{number:02d}" for number in range(96 - len(registry.classes()))]
+    looks = [look(name, labels) for name in [*registry.classes(), *labels]]
+    assert len({(colour, marker) for colour, marker, _ in looks}) == 96
+    assert len({(colour, dashes) for colour, _, dashes in looks}) == 96
+    assert len({colour for colour, _, _ in looks[:12]}) == 12
+
+
+def test_a_method_looks_the_same_in_every_report():
+    for name in registry.classes():
+        assert look(name, [name]) == look(name, ["a", "zz", *registry.classes()])
+
+
+def test_the_look_of_a_variant_depends_on_the_alphabet_alone():
+    assert look("b", ["a", "b", "c"]) == look("b", ["c", "b", "a", "a"]) == look("b", dict.fromkeys("cab"))
+    assert look("a", ["a"]) != look("b", ["a", "b"])
+    with pytest.raises(ValueError, match="not in list"):
+        look("d", ["a", "b", "c"])
+
+
+def test_histograms_of_accuracies_have_the_colours_of_the_report(drawn):
+    order = METHODS[::-1]
+    figure = drawn(accuracy_histogram,
+                   {METHODS[9]: runs(0.9), METHODS[2]: runs(0.8)}, metric="acc", order=order)  # fmt: skip
+    colours = [to_hex(axis.patches[0].get_facecolor()).upper() for axis in figure.axes]
+    assert colours == [look(METHODS[9], order)[0], look(METHODS[2], order)[0]]
+
+
+# --- ranks
+
+
+def ranks_figure(drawn, ranks, difference, cliques, **options):
+    return drawn(critical_difference, ranks, difference, cliques, **options)
+
+
+def test_ranks_are_rows_from_the_best_to_the_worst(drawn):
+    figure = ranks_figure(drawn, {"b": 2.25, "c": 1.5, "a": 2.25}, 1.0, [], order=["0", "a", "b", "c"])
+    (axis,) = figure.axes
+    assert [text.get_text() for text in axis.get_yticklabels()] == ["c  1.50", "a  2.25", "b  2.25"]
+    shown = [line for line in axis.lines if line.get_marker() not in ("None", "|")]
+    assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in shown] == [(1.5, 0), (2.25, 1), (2.25, 2)]
+    expected = [look(name, ["0", "a", "b", "c"])[:2] for name in "cab"]
+    assert [(line.get_color(), line.get_marker()) for line in shown] == expected
+    low, high = axis.get_ylim()
+    assert low > high  # the first row is the upper one
+    assert axis.get_xlim() == (1, 3)
+
+
+def test_the_bar_is_as_long_as_the_critical_difference(drawn):
+    (axis,) = ranks_figure(drawn, {"a": 1.5, "b": 1.75, "c": 2.75}, 1.25, []).axes
+    (bar,) = [line for line in axis.lines if line.get_marker() == "|"]
+    assert np.ptp(bar.get_xdata()) == pytest.approx(1.25)
+    assert [text.get_text() for text in axis.texts] == ["critical difference 1.25"]
+
+
+def test_without_a_test_there_are_ranks_and_no_bar(drawn):
+    figure = ranks_figure(drawn, {"a": 1.5, "b": 1.5}, math.nan, [])
+    (axis,) = figure.axes
+    assert not [line for line in axis.lines if line.get_marker() == "|"]
+    assert [text.get_text() for text in axis.texts] == []
+    assert figure.get_supxlabel() == "average rank"
+
+
+def test_cliques_join_their_rows_and_do_not_touch(drawn):
+    ranks = dict(zip("edcba", (1.0, 2.0, 3.0, 4.0, 5.0), strict=True))
+    cliques = [["d", "e"], ["c", "d"], ["b", "a"]]
+    (axis,) = ranks_figure(drawn, ranks, 1.5, cliques).axes
+    bars = [line for line in axis.lines if line.get_linewidth() > 2]
+    spans = [tuple(np.round(line.get_ydata()).astype(int)) for line in bars]
+    assert spans == [(0, 1), (1, 2), (3, 4)]
+    places = [line.get_xdata()[0] for line in bars]
+    assert places[0] == places[2] != places[1]  # the third is clear of the first and stands above it
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_intervals_on_one_level_never_touch(seed):
+    intervals = [tuple(sorted(pair)) for pair in generator().integers(0, 30, (20, 2)) + seed]
+    levels = figures._levels(intervals)
+    for (one, level), (other, second) in itertools.combinations(zip(intervals, levels, strict=True), 2):
+        assert level != second or one[1] < other[0] or other[1] < one[0]
+    assert figures._levels([(0, 1), (2, 3), (4, 5)]) == [0, 0, 0]
+    assert figures._levels([]) == []
+
+
+# --- parameters
+
+
+def test_variants_show_mean_sample_deviation_every_run_and_published_numbers(drawn):
+    values = {
+        "data": {"x": np.array([0.5, 0.6, math.nan, 0.7]), "y": np.array([0.4])},
+        "other": {"y": np.array([0.2, 0.4])},
+    }
+    figure = drawn(
+        parameter_figure,
+        values, metric="acc", published={"data": {"y": 0.45}, "other": {"x": math.nan}}, order=["w", "y", "x"],
+    )  # fmt: skip
+    first, second = figure.axes
+    bars = [container.lines for container in first.containers]
+    assert [line.get_ydata()[0] for line, _, _ in bars] == pytest.approx([60, 40])
+    assert [(line.get_color(), line.get_marker()) for line, _, _ in bars] == [look(name, "wyx")[:2] for name in "xy"]
+    assert bars[0][2][0].get_segments()[0][:, 1] == pytest.approx([50, 70])
+    assert bars[1][2] == ()  # one run has no spread
+    dots = [line for line in first.lines if line.get_marker() == "."]
+    assert [sorted(line.get_ydata()) for line in dots] == [pytest.approx([50, 60, 70]), pytest.approx([40])]
+    open_markers = [line for line in first.lines if line.get_markerfacecolor() == "none"]
+    assert [line.get_ydata()[0] for line in open_markers] == pytest.approx([45])
+    (only,) = [container.lines for container in second.containers]
+    assert (only[0].get_xdata()[0], only[0].get_ydata()[0]) == pytest.approx((1, 30))
+    assert only[2][0].get_segments()[0][:, 1] == pytest.approx([30 - 200**0.5, 30 + 200**0.5])
+    assert not [line for line in second.lines if line.get_markerfacecolor() == "none"]
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names == ["x", "y", "open: published"]
+
+
+@pytest.mark.parametrize(("n", "n_columns"), [(1, 1), (2, 2), (3, 3), (4, 2), (5, 3), (7, 3)])
+def test_every_dataset_has_a_panel_and_no_panel_is_empty(drawn, n, n_columns):
+    values = {f"data{place}": {"x": runs(0.9, 3)} for place in range(n)}
+    figure = drawn(parameter_figure, values, metric="acc")
+    assert [axis.get_title(loc="left") for axis in figure.axes] == list(values)
+    assert figure.axes[0].get_gridspec().ncols == n_columns
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["x"]
+
+
+# --- trials
+
+
+def test_trials_of_two_methods_lie_over_each_other_with_their_p(drawn):
+    values = {
+        "first": {"b": runs(0.9), "a": runs(0.8)},
+        "second": {"b": runs(0.7, 24), "a": np.append(runs(0.6), math.nan)},
+    }
+    figure = drawn(
+        trials_histogram,
+        values, metric="acc", p_values={"first": 0.01572, "second": math.nan},
+    )  # fmt: skip
+    assert [axis.get_title(loc="left") for axis in figure.axes] == ["first", "second"]
+    assert [axis.get_title(loc="right") for axis in figure.axes] == ["p = .0157", ""]
+    for axis, one in zip(figure.axes, values.values(), strict=True):
+        ticks = [line for line in axis.lines if line.get_marker() == "|"]
+        numbers = [100 * percent[~np.isnan(percent)] for percent in one.values()]
+        assert [line.get_xdata().tolist() for line in ticks] == [pytest.approx(percent) for percent in numbers]
+        assert all(line.get_ydata().max() < 0 for line in ticks)  # below the bars
+        assert min(axis.get_yticks()) == 0
+        means = [line.get_xdata()[0] for line in axis.lines if len(set(line.get_xdata())) == 1]
+        assert means == pytest.approx([percent.mean() for percent in numbers])
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names == ["b (n = 24 to 25)", "a (n = 25)"]
+
+
+def test_a_method_without_numbers_is_left_out_of_a_panel(drawn):
+    values = {"first": {"a": runs(0.9), "b": np.full(3, math.nan)}, "second": {"a": runs(0.9), "b": runs(0.8, 3)}}
+    figure = drawn(trials_histogram, values, metric="acc")
+    assert [len([line for line in axis.lines if line.get_marker() == "|"]) for axis in figure.axes] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("p", "text"), [(0.2937, "p = .2937"), (0.00001, "p < .0001"), (1.0, "p = 1.0000"), (0.0, "p < .0001")]
+)
+def test_p_is_written_as_in_the_tables(drawn, p, text):
+    figure = drawn(
+        trials_histogram,
+        {"data": {"a": runs(0.9), "b": runs(0.8)}}, metric="acc", p_values={"data": p},
+    )  # fmt: skip
+    assert figure.axes[0].get_title(loc="right") == text
+
+
+# --- texts
+
+
+@pytest.mark.parametrize(
+    ("label", "lines"),
+    [("short", "short"), ("a:b=1,c=2", "a:b=1,c=2"),
+     ("name:rho=0.005", "name:\nrho=0.005"), ("unbreakable-name", "unbreakable-name"),
+     ("name with spaces (n = 3)", "name with\nspaces (n =\n3)"),
+     ("name:one=1,two=2,three=3", "name:one=1,\ntwo=2,\nthree=3")],
+)  # fmt: skip
+def test_labels_are_broken_behind_colons_and_commas(label, lines):
+    assert figures.in_lines(label, 12) == lines

@@ -1,0 +1,427 @@
+"""The HTML page: whole in itself, escaped, sortable, and no wider than a phone."""
+
+import base64
+import html
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import pytest
+
+from debiasbench.report.page import SHAPES, page
+from debiasbench.report.tables import Table
+
+EVIL = "<script>document.title='run'</script>"
+VOID = {"meta", "link", "img", "br", "wbr", "hr", "input"}
+PIXEL = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGAhKmMIQAAAABJRU5ErkJggg=="
+)
+
+
+def metrics(share):
+    return {"loss": 1 - share, "n": 1000.0, "acc_avg": share, "acc_unbiased": share, "acc_conflict": float("nan")}
+
+
+def record(method="one", dataset="cmnist5k", seed=0, *, shares=(0.5, 0.625, 0.75), recipe_changes=None):
+    """A finished record with an epoch a share."""
+    epochs = [
+        {"epoch": epoch, "learning_rate": 0.1, "train_loss": 0.3, "valid": metrics(0.9), "test": metrics(share)}
+        for epoch, share in enumerate(shares, 1)
+    ]
+    last = len(epochs) - 1
+    return {
+        "status": "done",
+        "schema": 1,
+        "hash": f"{seed:064x}",
+        "path": f"/home/someone/results/records/{dataset}/{method}/s{seed}-00000000.json",
+        "cell": {
+            "method": "one", "method_version": 1, "method_parameters": {"alpha": 0.7, "norm": None},
+            "method_label": method, "dataset": "cmnist5k", "dataset_version": 1,
+            "dataset_parameters": {"data_seed": 0, "rho": 0.005}, "dataset_label": dataset, "seed": seed,
+            "recipe": {"learning_rate": 0.01, "milestones": [0.4, 0.8], "augment": True},
+            "recipe_changes": recipe_changes or {},
+        },
+        "result": {
+            "data": {"fingerprint": "f" * 64, "official": True, "note": "", "splits": {}},
+            "selection": {"last": last, "val_acc": 0, "group_val": None},
+            "identification": {"score": {"auroc": 0.98765}},
+            "numbers": {"n_errors": 42},
+            "epochs": epochs,
+        },
+        "provenance": {
+            "finished": f"2026-11-{20 + seed % 10}T10:00:00+00:00",
+            "seconds": {"data": 1.5, "phases": [60.0, 3600.25], "evaluation": 9.0, "total": 3670.75},
+            "device": "cpu (x86_64)", "threads": 1, "peak_memory_mib": 1000, "commit": "0123456789abcdef+changes",
+            "versions": {"debiasbench": "0.1.0", "protocol": 1, "python": "3.11.7", "torch": "2.15.0"},
+        },
+    }  # fmt: skip
+
+
+def failure(method="broken", seed=0, *, kind="DivergedError", message="The loss became nan.", traceback="line 1\nend"):
+    one = record(method, seed=seed)
+    del one["result"]
+    return one | {"status": "failed", "error": {"type": kind, "message": message, "traceback": traceback}}
+
+
+def cell_texts(rows):
+    return [[(text, False) for text in row] for row in rows]
+
+
+NUMBERS = Table(
+    "Numbers",
+    ["method", "accuracy (%)", "p", "gap", "label", "n"],
+    cell_texts(
+        [
+            ["b10", "96.88 ± 0.28", "< .0001", "-3.2 .. +21.4", "x", "1,200"],
+            ["b9", "-", ".0001", "+9.10", "-", "30"],
+            ["a", "7.50", "1", "-", "y", "5"],
+            ["c", "100.00 ~", ".0231", "-34.29", "w", "30"],
+        ]
+    ),
+    ["First note.", "Second note."],
+)
+
+
+class Document(HTMLParser):
+    """What a page holds: the text of each table's cells, all attributes, and whether every element is closed."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tables, self.attributes, self.open, self.cell, self.bold = [], [], [], None, []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.attributes += [(tag, name, value) for name, value in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+        elif tag == "strong" and self.tables and "table" in self.open:
+            self.bold.append(len(self.tables) - 1)
+
+    def handle_startendtag(self, tag, attrs):
+        self.attributes += [(tag, name, value) for name, value in attrs]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if {"td", "th"} & set(self.open):
+            self.tables[-1][-1][-1] += data
+
+    def values(self, name):
+        return [value for _, key, value in self.attributes if key == name]
+
+
+def test_contents():
+    records = [record(seed=0), record(seed=1), record("two", seed=0), failure(seed=2)]
+    text = page("My results", [NUMBERS], [], records, notes=["A file is damaged."])
+    document = Document(text)
+    assert not document.open  # every element is closed
+    assert text.startswith("<!DOCTYPE html>")
+    assert '<html lang="en">' in text
+    assert "<h1>My results</h1>" in text
+    assert "4 cells: 3 methods on 1 dataset, training seeds 0 to 2." in text
+    assert '<a href="#failed">1 failed.</a>' in text
+    for fact in ("debiasbench 0.1.0", "protocol 1", "torch 2.15.0", "commit 0123456789ab+changes", "cpu (x86_64)"):
+        assert f"<li>{fact}</li>" in text
+    assert "finished 2026-11-20 to 2026-11-22 (UTC)" in text
+    assert "4.1 h of computing" in text
+    assert "A file is damaged." in text
+    for part in ("First note.", "Second note.", "auroc</i> 0.9877", "n_errors</i> 42", "phase 2</i> 3,600.2"):
+        assert part in text
+    for part in ("alpha</i> 0.7", "norm</i> none", "milestones</i> 0.4/0.8", "val_acc</i> epoch 1, 50.00 %"):
+        assert part in text
+    assert "/home/someone" not in text  # where somebody keeps the results is nobody's business
+
+
+def test_failures_come_first_and_open():
+    text = page("t", [NUMBERS], [], [record(), failure(message="nan in epoch 3", traceback="  File x\nend")])
+    assert text.index('<details class="failed" open>') < text.index("<h2>Tables</h2>")
+    assert "<strong>DivergedError</strong>: nan in epoch 3" in text
+    assert re.search(r"<pre [^>]*>  File x\nend</pre>", text)
+    assert text.count("<details class=") == 1
+
+
+def test_a_lost_worker_left_no_seconds_and_no_traceback():
+    lost = failure(kind="LostWorker", message="The process ended.", traceback="")
+    lost["provenance"]["seconds"] = {}
+    text = page("t", [], [], [lost])
+    assert "The process ended." in text
+    assert "<pre" not in text.split("</style>")[1]
+    assert "Learning curves" not in text  # nothing is done: no curves and no cells
+
+
+def test_tables_are_those_given():
+    other = Table("Best", ["method", "value"], [[("one", False), ("1.0", True)], [("two", False), ("0.5", False)]], [])
+    document = Document(page("t", [NUMBERS, other], [], [record()]))
+    for found, given in zip(document.tables, [NUMBERS, other], strict=False):
+        assert found == [given.columns, *([text for text, _ in row] for row in given.rows)]
+    assert document.bold == [1]  # one bold cell, in the second table
+
+
+def test_columns_of_numbers_are_marked():
+    text = page("t", [NUMBERS], [], [record()])
+    head = re.search(r"<thead>.*?</thead>", text)[0]
+    assert re.findall(r'<th scope="col"( class="number")?>', head) == [""] + [' class="number"'] * 3 + [
+        "",
+        ' class="number"',
+    ]
+
+
+def test_a_table_without_rows():
+    text = page("t", [Table("Empty", ["method", "n"], [], [])], [], [record()])
+    assert Document(text).tables[0] == [["method", "n"]]
+
+
+def test_everything_is_escaped():
+    label = f"one:{EVIL}"
+    evil_table = Table(EVIL, [EVIL, '"&"'], cell_texts([[EVIL, "1"]]), [EVIL])
+    records = [
+        record(label, f"cmnist5k:{EVIL}", recipe_changes={"learning_rate": 1}),
+        failure(label, kind=EVIL, message=EVIL, traceback=f"x\n{EVIL}"),
+    ]
+    records[0]["cell"]["method_parameters"] = {EVIL: EVIL}
+    records[0]["provenance"]["device"] = EVIL
+    text = page(EVIL, [evil_table], [], records, notes=[EVIL])
+    assert text.lower().count("<script") == 1  # our own
+    assert text.count("document.title") > 10
+    document = Document(text)
+    assert not document.open
+    assert document.tables[0] == [[EVIL, '"&"'], [EVIL, "1"]]
+    assert not [name for _, name, _ in document.attributes if name.startswith("on")]
+
+
+def test_dollars_and_braces_of_labels_mean_nothing():
+    text = page("{{ 7 * 7 }} {% raw %}", [], [], [record("$x_{$"), record("{{ 7 * 7 }}")], notes=["${7*7}"])
+    assert "49" not in text.split("</style>")[1].split("<main")[0]
+    assert "{{ 7 * 7 }}" in text
+    assert "$x_{$" in text
+
+
+def test_nothing_is_loaded(tmp_path):
+    picture = tmp_path / "scores-cmnist5k+rho=0.1.png"
+    picture.write_bytes(PIXEL)
+    text = page("t", [NUMBERS], [picture], [record(), failure()])
+    assert "http:" not in text
+    assert "https:" not in text
+    document = Document(text)
+    assert {value.partition(",")[0] for value in document.values("src")} == {"data:image/png;base64"}
+    links = set(document.values("href"))
+    targets = {"#" + name for name in document.values("id")}
+    assert links <= targets, links - targets
+    assert len(document.values("id")) == len(set(document.values("id")))
+    assert not [tag for tag, _, _ in document.attributes if tag in ("link", "iframe", "object", "embed", "base")]
+    assert not re.search(r"@import|url\(", text)
+    assert "default-src 'none'; img-src data:" in text  # and the browser is told to load nothing
+
+
+def test_figures_are_part_of_the_page(tmp_path):
+    names = ["scores-cmnist5k+rho=0.1.png", "scores-cmnist5k+rho=0.1.pdf", "ranks.png", "else-x.svg"]
+    for name in names:
+        (tmp_path / name).write_bytes(PIXEL)
+    document = Document(page("t", [], [tmp_path / name for name in names], [record()]))
+    assert [base64.b64decode(value.partition(",")[2]) for value in document.values("src")] == [PIXEL] * 3
+    first, second, third = document.values("alt")
+    assert first.endswith("a panel for each method: cmnist5k:rho=0.1")
+    assert second.startswith("Average ranks")
+    assert third == "else: x"
+
+
+def chart_of(records):
+    """The polylines (kind -> points) and the text of the first chart."""
+    text = page("t", [], [], records)
+    chart = re.search(r'<figure class="chart">.*?</figure>', text, re.DOTALL)[0]
+    lines = re.findall(r'<polyline class="(\w+)" stroke="(#\w+)" points="([^"]*)"', chart)
+    points = [(kind, colour, [tuple(map(float, pair.split(","))) for pair in at.split()]) for kind, colour, at in lines]
+    return points, chart
+
+
+def ticks(chart, anchor):
+    """Position -> value of the ticks of one axis."""
+    place = "y" if anchor == "end" else "x"
+    found = re.findall(rf'<text x="([\d.]+)" y="([\d.]+)" dy="[^"]+" text-anchor="{anchor}">([\d.]+)</text>', chart)
+    return {float(value): float(y if place == "y" else x) for x, y, value in found}
+
+
+def read_off(places, position):
+    """The value at a position of a linear axis, from its first and last tick."""
+    (low, low_place), *_, (high, high_place) = sorted(places.items())
+    return low + (position - low_place) / (high_place - low_place) * (high - low)
+
+
+def test_curves_read_off_their_axes_are_the_metrics():
+    points, chart = chart_of([record(seed=0, shares=(0.5, 0.6, 0.7)), record(seed=1, shares=(0.3, 0.6, 0.8))])
+    assert [kind for kind, _, _ in points] == ["seed", "seed", "validation", "mean"]
+    x_ticks, y_ticks = ticks(chart, "middle"), ticks(chart, "end")
+    values = [[(read_off(x_ticks, x), read_off(y_ticks, y)) for x, y in at] for _, _, at in points]
+    expected = [[50, 60, 70], [30, 60, 80], [90, 90, 90], [40, 60, 75]]
+    for found, shares in zip(values, expected, strict=True):
+        for (epoch, value), at, share in zip(found, (1, 2, 3), shares, strict=True):
+            assert epoch == pytest.approx(at, abs=0.01)
+            assert value == pytest.approx(share, abs=0.1)
+    assert "acc_unbiased (%)" in chart
+
+
+def test_the_mean_is_over_epochs_that_all_runs_have():
+    points, _ = chart_of([record(seed=0, shares=(0.5, 0.6, 0.7)), record(seed=1, shares=(0.3, 0.6))])
+    assert [len(at) for kind, _, at in points if kind == "mean"] == [2]
+    assert [len(at) for kind, _, at in points if kind == "seed"] == [3, 2]
+
+
+def test_validation_is_drawn_where_rules_may_use_it():
+    one = record()
+    one["result"]["selection"]["val_acc"] = None
+    points, chart = chart_of([one])
+    assert [kind for kind, _, _ in points] == ["mean"]
+    assert "validation" not in chart
+
+
+@pytest.mark.parametrize("shares", [(0.5,), (1.0, 1.0), (0.0, 0.0), (float("nan"), 0.4), (float("nan"),)])
+def test_charts_of_little(shares):
+    one = record(shares=shares)
+    for row in one["result"]["epochs"]:
+        row["valid"] = metrics(shares[0])
+    points, chart = chart_of([one])
+    assert all(len(at) > 0 for _, _, at in points)
+    assert all(0 <= x <= 640 and 0 <= y <= 380 for _, _, at in points for x, y in at)
+    assert not re.search(r"\b(nan|inf)\b", chart)
+
+
+def test_methods_look_as_in_the_figures():
+    from debiasbench.report.style import MARKERS, look
+
+    methods = ["zeta", "alpha", "mid"]
+    points, chart = chart_of([record(method) for method in methods])
+    means = [colour for kind, colour, _ in points if kind == "mean"]
+    assert means == [look(method, methods)[0] for method in methods]
+    shapes = re.findall(r'<use href="#mark-(\d)" x="22"', chart)
+    assert [MARKERS[int(shape)] for shape in shapes] == [look(method, methods)[1] for method in methods]
+    assert tuple(SHAPES) == MARKERS
+
+
+def test_equal_inputs_give_equal_bytes():
+    records = [record(method, seed=seed) for method in ("b", "a") for seed in range(3)] + [failure()]
+    assert page("t", [NUMBERS], [], records) == page("t", [NUMBERS], [], json.loads(json.dumps(records)))
+
+
+def test_five_hundred_cells_stay_small():
+    methods, datasets = [f"method{place}" for place in range(10)], [f"cmnist5k:rho=0.{place}" for place in range(1, 11)]
+    shares = [0.5 + 0.004 * epoch for epoch in range(100)]
+    records = [
+        record(method, dataset, seed, shares=shares) for dataset in datasets for method in methods for seed in range(5)
+    ]
+    text = page("t", [NUMBERS], [], records)
+    assert "500 cells: 10 methods on 10 datasets" in text
+    assert text.count("<summary>") == 500
+    assert len(text.encode()) < 4e6
+
+
+# ---- in a browser ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def browser(tmp_path):
+    """Loads a page in a frame of 390 pixels and returns what a script's function `look(window, document)` returns.
+
+    The frame is there because the browser's own window has a least width; and so the page under test stays as it is.
+    """
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("needs a browser: chromium is not installed")
+
+    def ask(text, script):
+        wrapper = tmp_path / "wrapper.html"
+        wrapper.write_text(
+            f"""<!DOCTYPE html><meta charset="utf-8"><title>wrapper</title><pre id="answer"></pre>
+            <iframe id="frame" width="390" height="800" style="border: 0" srcdoc="{html.escape(text)}"></iframe>
+            <script>
+            const look = (window, document) => {{ {script} }};
+            const frame = window.frames[0];
+            document.getElementById("frame").onload = () => {{
+              const answer = JSON.stringify(look(frame, frame.document));
+              document.getElementById("answer").textContent = answer;
+            }};
+            </script>""",
+            encoding="utf-8",
+        )
+        words = [
+            program, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+            "--disable-background-networking", "--disable-component-update", "--disable-sync",
+            "--disable-dev-shm-usage", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", wrapper.as_uri(),
+        ]  # fmt: skip
+        done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+        found = re.search(r'<pre id="answer">(.+?)</pre>', done.stdout, re.DOTALL)
+        assert found, done.stderr
+        return json.loads(html.unescape(found[1]))
+
+    return ask
+
+
+def test_tables_sort_by_a_click(browser):
+    answer = browser(
+        page("t", [NUMBERS], [], [record()]),
+        """
+        const table = document.querySelector("table.sortable"), found = {};
+        const order = () => [...table.tBodies[0].rows].map(row => row.cells[0].textContent);
+        const state = header => [header.getAttribute("aria-sort"), order().join(" ")];
+        for (const header of table.tHead.rows[0].cells) {
+          const name = header.textContent;
+          found[name] = [];
+          for (let click = 0; click < 3; click++) {
+            header.querySelector("button").click();
+            found[name].push(state(header));
+          }
+        }
+        table.tHead.rows[0].cells[0].querySelector("button").click();
+        table.tHead.rows[0].cells[1].querySelector("button").click();
+        found.sorted = [...table.querySelectorAll("[aria-sort]")].map(header => header.textContent);
+        return found;
+        """,
+    )
+    original = [None, "b10 b9 a c"]
+    assert answer == {
+        "method": [["ascending", "a b9 b10 c"], ["descending", "c b10 b9 a"], original],
+        "accuracy (%)": [["descending", "c b10 a b9"], ["ascending", "a b10 c b9"], original],
+        "p": [["descending", "a c b9 b10"], ["ascending", "b10 b9 c a"], original],
+        "gap": [["descending", "b9 b10 c a"], ["ascending", "c b10 b9 a"], original],
+        "label": [["ascending", "c b10 a b9"], ["descending", "a b10 c b9"], original],
+        "n": [["descending", "b10 b9 c a"], ["ascending", "a b9 c b10"], original],
+        "sorted": ["accuracy (%)"],
+    }
+
+
+def test_no_page_is_wider_than_a_phone(browser):
+    label = "method:first_optimizer=dataset,first_learning_rate=0.0001,first_batch_size=16," + "x" * 80
+    wide = Table(
+        "W" * 60, [f"column {place} of the table" for place in range(20)], cell_texts([["1.00"] * 20]), [label]
+    )
+    records = [record(label, f"cmnist5k:{label}"), failure(label, message="y" * 200, traceback="z" * 300)]
+    answer = browser(
+        page("t" * 80, [wide], [], records, notes=["u" * 200]),
+        """
+        for (const one of document.querySelectorAll("details")) one.open = true;
+        const table = document.querySelector("table.sortable");
+        return {
+          window: window.innerWidth,
+          fits: document.documentElement.scrollWidth <= 390,
+          scrolls: table.parentElement.scrollWidth > table.parentElement.clientWidth,
+        };
+        """,
+    )
+    assert answer == {"window": 390, "fits": True, "scrolls": True}
+
+
+def test_no_script_but_ours_runs(browser):
+    text = page(f"t{EVIL}", [NUMBERS], [], [record(f"m{EVIL}"), failure(message=EVIL)])
+    # even if something were not escaped: the policy lets no other script run
+    text = text.replace("</body>", "<script>document.title = 'run'</script></body>")
+    answer = browser(text, 'return [document.title, document.querySelectorAll("th button").length > 0];')
+    assert answer == [f"t{EVIL}", True]

@@ -1,0 +1,551 @@
+"""What the report shows as asked: columns, ranks, pages, LaTeX, and the paper's numbers beside ours."""
+
+import json
+import math
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import stats
+
+from debiasbench.cell import Cell
+from debiasbench.cli import main
+from debiasbench.errors import BenchmarkError
+from debiasbench.experiments import Experiment, names, read_experiment
+from debiasbench.grid import expand
+from debiasbench.records import SCHEMA, record_path, write_record
+from debiasbench.report import figures, outcomes, paper, tables
+from debiasbench.report import make as report
+from debiasbench.report.results import Column, load_results, ranks
+from debiasbench.running.plan import plan
+from debiasbench.weights import weights_path
+
+SEEDS = range(5)
+MEANS = {"vanilla": 0.40, "pgd": 0.83, "lff": 0.80, "disen": 0.64}
+SPREAD = {"vanilla": 0.01, "pgd": 0.02, "lff": 0.05, "disen": 0.03}
+
+
+def value_of(method, seed, shift=0.0):
+    """A made-up accuracy."""
+    name = method.partition(":")[0]
+    noise = np.random.default_rng([seed, len(method), round(1000 * MEANS[name])]).normal()
+    return float(MEANS[name] + SPREAD[name] * noise + shift)
+
+
+def made_record(cell, value, *, official=True, scores=None, seconds=None):
+    """A record by hand: two epochs that end at `value`."""
+    rows = [
+        {
+            "epoch": epoch,
+            "valid": {"loss": loss, "acc_avg": 0.9, "acc_conflict": 0.5, "acc_aligned": 0.9, "n_conflict": 20.0},
+            "test": {
+                "loss": 0.5, "acc_avg": test, "acc_unbiased": test, "acc_conflict": test - 0.1, "acc_aligned": 0.95,
+                "acc_worst": test / 2, "n_worst": 10.0,
+            },
+        }
+        for epoch, loss, test in ((1, 0.1, value - 0.2), (2, 0.2, value))
+    ]  # fmt: skip
+    end = {"net": {"test": {"acc_unbiased": value / 4}}}
+    phases = [{"call": 2, "end": end}, {"call": 5, "end": {}}]
+    return {
+        "schema": SCHEMA, "status": "done", "hash": cell.hash, "cell": cell.to_record(),
+        "provenance": {
+            "seconds": seconds or {"total": 100.0, "phases": [40.0, 50.0], "each 3": 5.0, "evaluation": 3.0},
+            "versions": {"protocol": 1, "debiasbench": "0.1.0", "torch": "2.11"}, "calls": [], "commit": "",
+            "finished": "2026-11-23T00:00:00+00:00", "device": "cpu (x86_64)", "peak_memory_mib": 100, "threads": 1,
+        },
+        "result": {
+            "data": {
+                "fingerprint": f"{cell.dataset_label}", "official": official, "note": "",
+                "splits": {name: {"n": 100, "n_conflict": {}} for name in ("train", "valid", "test")},
+            },
+            "selection": {"last": 1, "val_loss": 0, "val_acc": 1, "group_val": 1, "test_oracle": 1},
+            "identification": {}, "numbers": {}, "phases": phases, "epochs": rows, "groups": {"test": []}, "arrays": {},
+            "pretrained_sha256": "",
+        },
+    }  # fmt: skip
+
+
+def fill(folder, methods, datasets, *, seeds=SEEDS, epochs=None, shift=0.0):
+    """Made-up records of a grid."""
+    for place, dataset in enumerate(datasets):
+        for cell in expand(methods, [dataset], seeds=list(seeds), epochs=epochs).cells:
+            value = value_of(cell.method_label, cell.seed, shift + 0.01 * place)
+            generator = torch.Generator().manual_seed(cell.seed)
+            arrays = {
+                "score": torch.rand(100, generator=generator),
+                "train_conflict": torch.rand(100, 1, generator=generator) < 0.2,
+            }  # fmt: skip
+            write_record(record_path(folder, cell), made_record(cell, value), arrays)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Four methods on two datasets, five seeds."""
+    return fill(tmp_path_factory.mktemp("results"), list(MEANS), ["cmnist5k", "cmnist5k:rho=0.05"])
+
+
+# ---- the comparison ------------------------------------------------------------------------------------------
+
+
+def test_columns_are_chosen_on_the_command_line(folder, capsys):
+    words = ["--metrics", "acc_unbiased", "acc_worst", "--select", "last", "val_loss", "--methods", "vanilla", "pgd"]
+    assert main(["report", str(folder), *words, "--datasets", "cmnist5k"]) == 0
+    found = report.make(
+        folder,
+        figures=False,
+        order=["vanilla", "pgd"],
+        shown=report.Shown(
+            ("vanilla", "pgd"), ("cmnist5k:rho=0.05",), ("acc_unbiased", "acc_worst"), ("last", "val_loss")
+        ),
+    )
+    comparison = next(one for one in found.tables if one.title == "Comparison")
+    assert comparison.columns[1::2] == [
+        f"cmnist5k:rho=0.05 {metric}{rule} (%)"
+        for metric in ("acc_unbiased", "acc_worst")
+        for rule in ("", ", val_loss")
+    ]
+    assert [row[0][0] for row in comparison.rows] == ["vanilla", "pgd"]
+    expected = [value_of("pgd", seed, 0.01) for seed in SEEDS]
+    shown = [text for text, _ in comparison.rows[1]][1::2]
+    for text, shift, half in zip(shown, (0, 0.2, 0, 0.2), (1, 1, 2, 2), strict=True):
+        mean, std = (np.mean(expected) - shift) / half, np.std(expected, ddof=1) / half
+        assert text.startswith(f"{100 * mean:.2f} ± {100 * std:.2f}")
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--metrics", "acc_wurst"], "Did you mean 'acc_worst'"),
+        (["--select", "lost"], "Did you mean 'last'"),
+        (["--methods", "pdg"], "Did you mean 'pgd'"),
+        (["--datasets", "cmnist5"], "Did you mean 'cmnist5k'"),
+    ],
+)
+def test_what_is_not_there_is_told(folder, capsys, words, message):
+    assert main(["report", str(folder), *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_label_with_two_meanings_is_refused(tmp_path):
+    """As when a default changed between versions: T = 1 in old records, 5 in new ones, on different seeds."""
+    fill(tmp_path, ["pgd"], ["cmnist5k"], seeds=[0, 1])
+    (cell,) = expand(["pgd"], ["cmnist5k"], seeds=[2]).cells
+    values = cell.to_json()
+    values["method_parameters"]["alpha"] = 0.5
+    write_record(record_path(tmp_path, cell), made_record(Cell.from_json(values), 0.8))
+    with pytest.raises(
+        BenchmarkError, match=r"'pgd' on cmnist5k stands for runs with different settings.*alpha 0.5 and 0.7"
+    ):
+        report.make(tmp_path, figures=False)
+
+
+def test_an_older_record_without_a_parameter_goes_with_new_ones(tmp_path):
+    fill(tmp_path, ["pgd"], ["cmnist5k"], seeds=[0, 1])
+    (cell,) = expand(["pgd"], ["cmnist5k"], seeds=[2]).cells
+    values = cell.to_json()
+    del values["method_parameters"]["restart_lr"]
+    write_record(record_path(tmp_path, cell), made_record(Cell.from_json(values), 0.8))
+    (comparison, *_) = report.make(tmp_path, figures=False).tables
+    assert comparison.rows[0][2][0] == "3"
+
+
+def test_the_tables_follow_from_the_raw_numbers(folder):
+    """By a few lines of pandas and scipy, and Holm by a second implementation."""
+    made = report.make(folder, reference="vanilla", figures=False)
+    raw = pd.read_csv(folder / "tables" / "results.csv")
+    raw = raw[(raw["split"] == "test") & (raw["select"] == "last")]
+    grouped = raw.groupby(["dataset", "method"]).acc_unbiased
+    comparison = next(one for one in made.tables if one.title == "Comparison")
+    for row in comparison.rows:
+        method = row[0][0]
+        for place, dataset in enumerate(("cmnist5k", "cmnist5k:rho=0.05")):
+            mean, std = grouped.mean()[dataset, method], grouped.std(ddof=1)[dataset, method]
+            assert row[1 + 2 * place][0].startswith(f"{100 * mean:.2f} ± {100 * std:.2f}")
+    tests = pd.read_csv(folder / "tables" / "tests.csv").set_index(["dataset", "method"])
+    p = {}
+    for dataset, method in tests.index:
+        x, y = (raw[(raw.dataset == dataset) & (raw.method == one)].acc_unbiased for one in (method, "vanilla"))
+        p[dataset, method] = stats.ttest_ind(x, y, equal_var=False, alternative="greater").pvalue
+        assert tests.welch[dataset, method] == pytest.approx(p[dataset, method], rel=1e-6)
+        assert tests.paired[dataset, method] == pytest.approx(
+            stats.ttest_rel(x, y, alternative="greater").pvalue, rel=1e-6
+        )
+    ordered, running = sorted(p, key=p.get), 0.0
+    for place, key in enumerate(ordered):
+        running = max(running, min(1.0, p[key] * (len(ordered) - place)))
+        assert tests.welch_holm[key] == pytest.approx(running, rel=1e-6)
+
+
+def test_ranks_share_places_that_no_test_separates(folder):
+    table = to_frame_of(folder)
+    columns = [Column("cmnist5k", "acc_unbiased"), Column("cmnist5k:rho=0.05", "acc_unbiased")]
+    found = ranks(table, columns)
+    pairs, p = [], []
+    for column in columns:
+        for a in MEANS:
+            for b in MEANS:
+                if a != b:
+                    x, y = (values(table, column.dataset, one) for one in (a, b))
+                    pairs.append((column, a, b))
+                    p.append(stats.ttest_ind(x, y, equal_var=False, alternative="greater").pvalue)
+    order, running, better = np.argsort(p), 0.0, set()
+    for rank, place in enumerate(order):
+        running = max(running, min(1.0, p[place] * (len(p) - rank)))
+        if running < 0.05:
+            better.add(pairs[place])
+    for column in columns:
+        for method in MEANS:
+            n_better = sum((column, other, method) in better for other in MEANS)
+            assert found.loc[method, column] == 1 + n_better
+    assert found.loc["pgd"].tolist() == found.loc["lff"].tolist() == [1, 1]
+    assert (found.loc["vanilla"] > found.loc["pgd"]).all()
+
+
+def to_frame_of(folder):
+    return load_results(folder)
+
+
+def values(table, dataset, method):
+    chosen = table[(table.dataset == dataset) & (table.method == method)]
+    return chosen[(chosen["split"] == "test") & (chosen["select"] == "last")].acc_unbiased
+
+
+def test_ranks_over_enough_datasets_are_tested_and_drawn(tmp_path, monkeypatch):
+    for other in ("score_histogram", "accuracy_histogram"):  # which take their time
+        monkeypatch.setattr(figures, other, lambda *_, **__: [])
+    datasets = [f"cmnist5k:rho={rho}" for rho in (0.01, 0.03, 0.05, 0.1, 0.2, 0.3, 0.4)]
+    fill(tmp_path, list(MEANS), datasets, seeds=range(2))
+    made = report.make(tmp_path)
+    table = next(one for one in made.tables if one.title == "Ranks")
+    assert "Nemenyi" in " ".join(table.notes)
+    assert table.columns[-1] == "average"
+    means = (
+        to_frame_of(tmp_path)
+        .query("split == 'test' and select == 'last'")
+        .pivot_table(index="dataset", columns="method", values="acc_unbiased")
+    )
+    expected = means.rank(axis=1, ascending=False).mean()
+    assert {row[0][0]: row[-1][0] for row in table.rows} == {name: f"{rank:.2f}" for name, rank in expected.items()}
+    assert (tmp_path / "figures" / "ranks.pdf").is_file()
+
+
+def test_ranks_over_few_datasets_are_not_tested(folder):
+    table = next(one for one in report.make(folder, figures=False).tables if one.title == "Ranks")
+    assert "No test of them" in " ".join(table.notes)
+
+
+def test_methods_that_know_the_bias_are_marked_and_never_the_best(tmp_path):
+    cells = expand(["vanilla", "pgd", "groupdro"], ["cmnist5k"], seeds=3).cells
+    for cell in cells:
+        value = {"vanilla": 0.4, "pgd": 0.8, "groupdro": 0.9}[cell.method] + 0.01 * cell.seed
+        write_record(record_path(tmp_path, cell), made_record(cell, value))
+    made = report.make(tmp_path, figures=False, order=["vanilla", "pgd", "groupdro"])
+    for one in made.tables:
+        names = {text for row in one.rows for text, _ in row[:2]}
+        assert "groupdro" not in names
+        assert "groupdro‡" in names or one.title == "Bias identification"
+    comparison = next(one for one in made.tables if one.title == "Comparison")
+    assert [row[1][1] for row in comparison.rows] == [False, True, False]
+    assert "~" not in comparison.rows[2][1][0]
+    assert "‡ groupdro trains with bias labels" in " ".join(comparison.notes)
+    alone = report.make(tmp_path, figures=False, shown=report.Shown(methods=("groupdro",)))
+    assert alone.tables[0].rows[0][1][1]  # among themselves
+
+
+# ---- files ---------------------------------------------------------------------------------------------------
+
+
+def test_the_page_is_written_beside_the_tables(folder):
+    made = report.make(folder)
+    (path,) = made.paths["report"]
+    text = path.read_text().replace("<wbr>", "")
+    assert path == folder / "report.html"
+    for one in made.tables:
+        assert one.title in text
+    assert text.count("data:image/png;base64") == len([path for path in made.paths["figures"] if path.suffix == ".png"])
+
+
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="pdflatex is not installed")
+def test_the_latex_compiles_as_it_stands(folder, tmp_path):
+    report.make(folder, figures=False)
+    for name in ("document.tex", "comparison.tex"):
+        shutil.copy(folder / "tables" / name, tmp_path)
+    words = [r"[brackets] & % _ ^ ~ \ { } # $", "λ ≥ ρ ≤ α ≠ × ± † ‡ §", "é ö ñ", "漢字 ☃", "<script>|*"]
+    strange = tables.Table(words[0], words, [[(word, False) for word in words]] * 2, words)
+    with (tmp_path / "comparison.tex").open("a") as file:
+        file.write(tables.latex(strange))
+    words = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "document.tex"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert "Overfull \\hbox" not in done.stdout
+    assert (tmp_path / "document.pdf").stat().st_size > 10_000
+
+
+# ---- experiments ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_experiment_can_be_read(name):
+    experiment = read_experiment(name)
+    assert experiment.name == name
+    assert not experiment.smoke
+    if name != "demo":
+        short = read_experiment(name, smoke=True)
+        assert short.smoke
+        assert short.epochs == 2
+        assert all(dataset.startswith("cmnist5k") for dataset in short.datasets)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("methods = ['vanilla']", "lacks datasets"),
+        ("methods = ['vanilla']\ndatasets = ['cmnist5k']\nseed = 3", "unknown key 'seed'. Did you mean 'seeds'"),
+        ("methods = 'vanilla'\ndatasets = ['cmnist5k']", "'methods' must not be 'vanilla'"),
+        ("methods = ['vanilla']\ndatasets = ['cmnist5k']\nshow = 'cake'", "'show' must be one of accuracy"),
+        ("methods = [", "is no valid TOML"),
+    ],
+)
+def test_a_wrong_file_is_told(tmp_path, text, message):
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    with pytest.raises(BenchmarkError) as told:
+        read_experiment(str(path))
+    assert message in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("smoke", "message"),
+    [
+        ("", "has no [smoke] variant"),
+        ("[smoke]\nepoch = 2", "unknown key 'smoke.epoch'. Did you mean 'epochs'"),
+        ("[smoke.instead]\ncmnist = 'cmnist5k'", "names cmnist, which is none of its datasets"),
+    ],
+)
+def test_a_wrong_smoke_variant_is_told(tmp_path, smoke, message):
+    path = tmp_path / "mine.toml"
+    path.write_text(f"methods = ['vanilla']\ndatasets = ['cmnist5k']\n{smoke}")
+    with pytest.raises(BenchmarkError) as told:
+        read_experiment(str(path), smoke=True)
+    assert message in str(told.value)
+
+
+def test_the_document_lists_every_experiment_with_its_time():
+    text = (Path(__file__).parent.parent.parent / "docs" / "experiments.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| (.*) \| (\w+) \| (\d+) s \|$", text, re.MULTILINE)
+    assert {name for name, *_ in rows} == set(names()) - {"demo"}
+    for name, title, show, _ in rows:
+        assert (read_experiment(name).title, read_experiment(name).show) == (title, show)
+    assert "@@" not in text
+
+
+def test_options_that_replace_what_a_file_says_are_seen_in_its_table(tmp_path):
+    """Shared recipes, other data seeds and methods spelt otherwise: the table shows what the grid ran, and no other."""
+    asked = replace(
+        read_experiment("table10", smoke=True), methods=["lff", "pgd:alpha=0.7"], epochs=1, seeds=1, shared_recipes=True
+    )
+    for cell in paper.cells(asked, asked.methods, asked.datasets):
+        write_record(record_path(tmp_path, cell), made_record(cell, 0.5))
+    own = replace(asked, shared_recipes=False)
+    for cell in paper.cells(own, ["lff"], asked.datasets):
+        write_record(record_path(tmp_path, cell), made_record(cell, 0.9))
+    lines = paper.beside(asked, tmp_path)
+    there = lines[(lines.ran != "") & lines.method.isin(["lff", "pgd"])]
+    assert there["mean"].tolist() == pytest.approx([50.0] * len(there))
+    assert (lines[~lines.method.isin(["lff", "pgd"])].n == 0).all()
+
+
+def test_a_rule_without_values_leaves_the_tests_out(tmp_path):
+    """As group_val, where fewer than ten validation samples conflict."""
+    for cell in expand(["vanilla", "pgd"], ["cmnist5k"], seeds=2).cells:
+        one = made_record(cell, 0.5)
+        one["result"]["selection"]["group_val"] = None
+        write_record(record_path(tmp_path, cell), one)
+    made = report.make(tmp_path, shown=report.Shown(select=("group_val",)))
+    assert "Tests against the reference" not in [table.title for table in made.tables]
+    assert made.paths["report"]
+
+
+def test_columns_asked_for_twice_are_shown_once(folder):
+    shown = report.Shown(metrics=("acc_unbiased", "acc_unbiased"), select=("last", "last"))
+    comparison = next(
+        one for one in report.make(folder, figures=False, shown=shown).tables if one.title == "Comparison"
+    )
+    assert len(comparison.columns) == 1 + 2 * 2
+
+
+def test_several_columns_of_one_dataset_are_no_datasets(tmp_path):
+    fill(tmp_path, list(MEANS), ["cmnist5k"])
+    metrics = ("acc_unbiased", "acc_conflict", "acc_aligned", "acc_worst")
+    made = report.make(tmp_path, shown=report.Shown(metrics=metrics, select=("last", "val_loss")))
+    table = next(one for one in made.tables if one.title == "Ranks")
+    assert table.columns[-1] != "average"
+    assert "Nemenyi" not in " ".join(table.notes)
+    assert not (tmp_path / "figures" / "ranks.pdf").exists()
+
+
+def test_an_experiment_that_cannot_be_drawn_costs_nothing_else(tmp_path):
+    """Figure 3 of records without weights; trials of which one side failed."""
+    fill(tmp_path, ["vanilla", "pgd"], ["cmnist5k"], seeds=range(2))
+    fisher = Experiment("f", ["vanilla", "pgd"], ["cmnist5k"], show="fisher", seeds=2)
+    made = report.make(tmp_path, figures=False, experiment=fisher, data_dir=tmp_path)
+    assert "f could not be drawn: BenchmarkError" in made.complaints[0]
+    assert "none of its records has any" in made.complaints[0]
+    assert made.tables
+    trials = Experiment("t", ["vanilla", "disen"], ["cmnist5k"], show="trials", seeds=2)
+    assert report.make(tmp_path, figures=False, experiment=trials).paths["figures"]
+    shown = report.Shown(methods=("pgd",))
+    assert report.make(tmp_path, figures=False, experiment=trials, shown=shown).paths["figures"]
+
+
+def test_cells_without_weights_run_again_where_weights_are_asked_for(tmp_path):
+    grid = expand(["vanilla"], ["cmnist5k"], seeds=1)
+    (cell,) = grid.cells
+    record, path = made_record(cell, 0.5), record_path(tmp_path, cell)
+    record["result"]["data"]["fingerprint"] = cell.build_dataset().build(tmp_path).fingerprint()
+    write_record(path, record)
+    places = {"data_dir": tmp_path, "results_dir": tmp_path}
+    assert plan(grid, **places).to_run == []
+    assert plan(grid, weights=True, **places).to_run == [cell]
+    weights_path(path).write_bytes(b"of an earlier run, of which this record knows nothing")
+    assert plan(grid, weights=True, **places).to_run == [cell]
+    record["result"]["weights"] = {"nets": {}, "net": "net"}
+    write_record(path, record)
+    assert plan(grid, weights=True, **places).to_run == []
+
+
+def test_smoke_belongs_to_an_experiment(capsys):
+    assert main(["run", "--methods", "vanilla", "--datasets", "cmnist5k", "--smoke"]) == 2
+    assert "--smoke belongs to --experiment" in capsys.readouterr().err
+
+
+def test_ours_stands_beside_the_paper(tmp_path):
+    """Table 1 in its own shape: mean, spread, the paper's mean, the difference, and whether it is within the spread."""
+    experiment = read_experiment("table1")
+    fill(tmp_path, ["vanilla", "pgd"], ["cmnist"], seeds=range(3), shift=0.1)
+    lines = paper.beside(experiment, tmp_path)
+    published = pd.read_csv(paper.__path__[0] + "/table1.csv")
+    assert len(lines) == len(published)
+    for method in ("vanilla", "pgd"):
+        line = lines[(lines.method == method) & (lines.dataset == "cmnist")].iloc[0]
+        theirs = published[(published.method == method) & (published.dataset == "cmnist")].iloc[0]
+        ours = [100 * value_of(method, seed, 0.1) for seed in range(3)]
+        assert line["mean"] == pytest.approx(np.mean(ours))
+        assert line["std"] == pytest.approx(np.std(ours, ddof=1))
+        assert (line["n"], line["paper_mean"], line["paper_std"]) == (3, theirs["mean"], theirs["std"])
+        assert line["difference"] == pytest.approx(np.mean(ours) - theirs["mean"])
+        assert line["within"] == (abs(line["difference"]) <= line["std"] + theirs["std"])
+    assert not lines[lines.method == "vanilla"].iloc[0]["within"]  # 50 beside 60.94
+    table = paper.table(experiment, lines)
+    text = next(text for row in table.rows for text, _ in row if text.startswith(f"{np.mean(ours):.2f}"))
+    assert text == f"{line['mean']:.2f} ± {line['std']:.2f} (96.88, {line['difference']:+.2f} =)"
+    assert {row[0][0] for row in table.rows} == set(published.row)
+    assert table.columns[1:] == list(dict.fromkeys(published.column))
+    missing = sum(line.n == 0 for line in lines.itertuples())
+    assert f"{missing} of {len(lines)} places have no run of ours" in " ".join(table.notes)
+    assert "98.35" in " ".join(table.notes)  # the typo
+
+
+def test_data_and_lengths_that_are_not_the_papers_are_told(tmp_path):
+    asked = replace(read_experiment("table1"), epochs=2, seeds=1)
+    for cell in paper.cells(asked, ["vanilla"], ["cmnist", "mbmnist"]):
+        write_record(record_path(tmp_path, cell), made_record(cell, 0.5, official=cell.dataset == "cmnist"))
+    table = paper.table(asked, paper.beside(asked, tmp_path))
+    ours = [text for row in table.rows for text, _ in row if text.startswith("50.00")]
+    assert sorted(text.partition(" ")[0] for text in ours) == ["50.00", "50.00†"]
+    assert "Ours with 2 epochs a stage, which is not the paper's setting." in table.notes
+    assert any(note.startswith("†: not on the published data") for note in table.notes)
+
+
+def test_a_stand_in_is_never_set_beside_the_papers_number(tmp_path):
+    experiment = read_experiment("table9", smoke=True)
+    fill(tmp_path, experiment.methods, experiment.datasets, seeds=range(2), epochs=2)
+    lines = paper.beside(experiment, tmp_path)
+    assert lines[["paper_mean", "difference"]].isna().all(axis=None)
+    assert (lines[lines.ran != ""].n > 0).all()
+    table = paper.table(experiment, lines)
+    assert not any("(" in text for row in table.rows for text, _ in row[1:])
+    assert "A smoke run, on stand-ins" in table.notes[0]
+    assert "cmnist: cmnist5k" in table.notes[0]
+
+
+def test_other_numbers_than_accuracies(tmp_path):
+    """The biased network's accuracy, seconds by step, counts by bin, and a p-value."""
+    biased = Experiment("t", ["pgd:alpha=0.3", "pgd"], ["cmnist"], paper="table7", seeds=2)
+    fill(tmp_path, biased.methods, ["cmnist"], seeds=range(2))
+    lines = paper.beside(biased, tmp_path)
+    first = lines[(lines.metric == "first.acc_unbiased") & (lines.method == "pgd") & (lines.dataset == "cmnist")].iloc[
+        0
+    ]
+    assert first["mean"] == pytest.approx(np.mean([25 * value_of("pgd", seed) for seed in range(2)]))
+    cost = Experiment("t", ["pgd"], ["cmnist"], paper="table11", show="cost", seeds=2)
+    lines = paper.beside(cost, tmp_path).query("method == 'pgd'").set_index("column")
+    assert lines["mean"].to_dict() == {"Computation time": 95.0, "Step 1": 40.0, "Step 2": 5.0, "Step 3": 50.0}
+    table = paper.table(cost, paper.beside(cost, tmp_path))
+    assert "1m 35s (33m 31s)" in [text for row in table.rows for text, _ in row]
+    fill(tmp_path, ["pgd"], ["cmnist:target=colour"], seeds=[0])
+    counts = paper.beside(Experiment("t", ["pgd"], ["cmnist:target=colour"], paper="table14", seeds=1), tmp_path)
+    generator = torch.Generator().manual_seed(0)
+    score, conflict = torch.rand(100, generator=generator), torch.rand(100, generator=generator) < 0.2
+    share = (score / score.max()).numpy()
+    for metric, members in (("n_aligned", ~conflict), ("n_conflicting", conflict)):
+        expected = np.histogram(share[members.numpy()], np.linspace(0, 1, 11))[0]
+        assert counts[counts.metric == metric]["mean"].tolist() == expected.tolist()
+    fill(tmp_path, ["disen"], ["cmnist"], seeds=range(2))
+    trials = Experiment("t", ["disen", "pgd"], ["cmnist"], paper="figure10", show="trials", seeds=2, reference="disen")
+    p = paper.beside(trials, tmp_path).query("dataset == 'cmnist'").iloc[0]["mean"]
+    sides = [[value_of(method, seed) for seed in range(2)] for method in ("pgd", "disen")]
+    assert p == pytest.approx(stats.ttest_ind(*sides, equal_var=False, alternative="greater").pvalue)
+
+
+@pytest.mark.parametrize(("show", "figure"), [("norms", "t.pdf"), ("trials", "t.pdf"), ("bins", None)])
+def test_what_an_experiment_draws(tmp_path, show, figure):
+    experiment = Experiment("t", ["disen", "pgd"], ["cmnist5k", "cmnist5k:rho=0.05"], show=show, seeds=3)
+    fill(tmp_path, experiment.methods, experiment.datasets, seeds=range(3))
+    found = outcomes.outcome(experiment, tmp_path, None, order=["disen", "pgd"])
+    assert [path.name for path in found.figures if path.suffix == ".pdf"] == ([figure] if figure else [])
+    if show == "bins":
+        (table,) = found.tables
+        assert len(table.rows) == 2 * 12
+        assert sum(int(text.replace(",", "")) for row in table.rows[:2] for text, _ in row[2:]) == 100
+
+
+def test_the_report_remembers_the_experiment(tmp_path):
+    experiment = read_experiment("table9", smoke=True)
+    fill(tmp_path, experiment.methods, experiment.datasets, seeds=range(2), epochs=2)
+    report.write_grid(tmp_path, reference=None, order=experiment.methods, experiment=experiment)
+    assert Experiment(**json.loads((tmp_path / "grid.json").read_text())["experiment"]) == experiment
+    made = report.make(tmp_path, figures=False)
+    assert made.tables[0].title == f"table9: {experiment.title}"
+    lines = pd.read_csv(tmp_path / "tables" / "table9.csv")
+    assert lines["mean"].notna().any()
+    assert math.isnan(lines["paper_mean"].iloc[0])
+
+
+# The others' smoke runs take a minute or two each: their times are in docs/experiments.md
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name == "table14" else pytest.mark.slow) for name in names() if name != "demo"],
+)
+def test_the_smoke_run_of_an_experiment(tmp_path, capsys, name):
+    words = ["--device", "cpu", "--results-dir", str(tmp_path)]
+    assert main(["run", "--experiment", name, "--smoke", *words]) == 0
+    shown = capsys.readouterr().out
+    experiment = read_experiment(name, smoke=True)
+    assert f"{name}: {experiment.title}" in shown or not (experiment.paper or experiment.show in ("bins", "fisher"))
+    if experiment.paper:
+        lines = pd.read_csv(tmp_path / "tables" / f"{name}.csv", keep_default_na=False)
+        ran = lines[(lines.ran != "") & lines.method.isin(experiment.methods)]
+        ran = ran[ran.metric != "acc_overlapavg"]  # only data whose groups overlap have it
+        assert len(ran)
+        assert (ran.n > 0).all()
+    assert (tmp_path / "report.html").is_file()

@@ -76,7 +76,7 @@ def run(  # noqa: PLR0913 - the command line's options
     else:
         run_plan(planned, lambda _: None, **options)
     paths = [path for cell in grid.cells if (path := find_record(results, cell))]
-    return to_frame({**read_record(path), "path": path} for path in paths)
+    return to_frame(read_record(path) for path in paths)
 
 
 def load_results(path: str | Path) -> pd.DataFrame:

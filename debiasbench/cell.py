@@ -12,6 +12,7 @@ from debiasbench.datasets import Dataset
 from debiasbench.datasets import registry as dataset_registry
 from debiasbench.methods import Method
 from debiasbench.methods import registry as method_registry
+from debiasbench.plain import from_plain
 from debiasbench.recipe import Recipe
 
 
@@ -28,8 +29,8 @@ class Cell:
     recipe: dict[str, Any]
     seed: int
     # for people and for finding files; not part of the identity
-    method_label: str = field(compare=False)
-    dataset_label: str = field(compare=False)
+    method_title: str = field(compare=False)
+    dataset_title: str = field(compare=False)
     recipe_changes: dict[str, Any] = field(compare=False)  # fields that the method trains with instead of the dataset's
     root: str | None = field(default=None, compare=False)
 
@@ -49,7 +50,7 @@ class Cell:
     @property
     def title(self) -> str:
         """For progress and messages."""
-        return f"{self.method_label} on {self.dataset_label}, seed {self.seed}"
+        return f"{self.method_title} on {self.dataset_title}, seed {self.seed}"
 
     def to_json(self) -> dict[str, Any]:
         """As plain values; the inverse of `from_json`."""
@@ -61,8 +62,13 @@ class Cell:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Cell:
-        """A cell from its plain values."""
-        return cls(**values)
+        """A cell from its plain values.
+
+        Raises:
+            ValueError: they are not those of a cell.
+        """
+        cell: Cell = from_plain(cls, values, "cell")
+        return cell
 
     def build_method(self) -> Method:
         """The method with this cell's parameters."""

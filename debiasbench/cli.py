@@ -301,8 +301,8 @@ def _asked(options: argparse.Namespace) -> Experiment:
 def _reference_label(reference: str | None, cells: list[Any]) -> str | None:
     """The label of the reference as asked for, by name or label; checked before anything trains."""
     if reference is None:
-        return cells[0].method_label if cells else None
-    labels = list(dict.fromkeys(cell.method_label for cell in cells))
+        return cells[0].method_title if cells else None
+    labels = list(dict.fromkeys(cell.method_title for cell in cells))
     if reference in labels:
         return reference
     by_name = [label for label in labels if label.partition(":")[0] == reference]
@@ -319,7 +319,7 @@ def _show_plan(console: Console, planned: Plan, results_dir: Path, *, n_workers:
     for notice in grid.notices:
         console.print(f"note: {notice}", markup=False)
     for skip in grid.skips:
-        console.print(f"skip: {skip.method_label} on {skip.dataset_label}: {skip.reason}", markup=False)
+        console.print(f"skip: {skip.method_title} on {skip.dataset_title}: {skip.reason}", markup=False)
     if every_cell:
         for cell in grid.cells:
             state = (
@@ -354,10 +354,10 @@ def _cost(planned: Plan, results_dir: Path, n_workers: int) -> str:
         for record in read_records(results_dir / "records")[0]:
             if record["status"] == "done" and record["hash"] in costs:
                 rate = record["provenance"]["seconds"]["total"] / costs[record["hash"]]
-                rates.setdefault(record["cell"]["dataset_label"], []).append(rate)
-    if all(cell.dataset_label in rates for cell in planned.to_run):
+                rates.setdefault(record["cell"]["dataset_title"], []).append(rate)
+    if all(cell.dataset_title in rates for cell in planned.to_run):
         seconds = sum(
-            costs[cell.hash] * sorted(rates[cell.dataset_label])[len(rates[cell.dataset_label]) // 2]
+            costs[cell.hash] * sorted(rates[cell.dataset_title])[len(rates[cell.dataset_title]) // 2]
             for cell in planned.to_run
         )
         return f"about {duration(seconds / n_workers)} with {n_workers} workers, by what the finished cells took"
@@ -378,7 +378,7 @@ def _report_grid(
 
     cells, results_dir = planned.grid.cells, places["results_dir"]
     wanted = {str(path) for cell in cells if (path := find_record(results_dir, cell))}
-    order = list(dict.fromkeys(cell.method_label for cell in cells))
+    order = list(dict.fromkeys(cell.method_title for cell in cells))
     experiment = asked if asked.paper or asked.show != "accuracy" else None
     write_grid(results_dir, reference=reference, order=order, experiment=experiment)
     report = make(
@@ -397,7 +397,7 @@ def _show_report(console: Console, report: Report) -> None:
         console.print(f"left out: {complaint}", markup=False)
     for record in report.failed:
         cell, error = record["cell"], record["error"]
-        name = f"{cell['method_label']} on {cell['dataset_label']}, seed {cell['seed']}"
+        name = f"{cell['method_title']} on {cell['dataset_title']}, seed {cell['seed']}"
         text = f"failed: {name}: {error['type']}: {error['message']}\n  (traceback in {record['path']})"
         console.print(text, style="red", markup=False, soft_wrap=True)
     for kind, paths in report.paths.items():

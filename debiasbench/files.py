@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -28,6 +29,11 @@ def write_atomically(path: Path, data: bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def file_name(text: str) -> str:
+    """A title as a file name on every system; titles that differ in odd characters alone may have one name."""
+    return re.sub(r"[^A-Za-z0-9_.,=+-]", "-", text.replace(":", "+", 1))[:120]
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT)

@@ -19,7 +19,7 @@ from debiasbench.errors import BenchmarkError
 from debiasbench.methods import Method
 from debiasbench.methods import registry as method_registry
 from debiasbench.parameters import check_values, expand_sweeps, nearest, split_spec
-from debiasbench.plugins import defaults, label, read_parameters
+from debiasbench.plugins import defaults, read_parameters, title_of
 from debiasbench.recipe import Recipe
 
 
@@ -27,8 +27,8 @@ from debiasbench.recipe import Recipe
 class Skip:
     """A method that declines a dataset, and why."""
 
-    method_label: str
-    dataset_label: str
+    method_title: str
+    dataset_title: str
     reason: str
 
 
@@ -88,7 +88,7 @@ def expand(
             problems.append(str(error))
             continue
         if reason:
-            skips.append(Skip(cell.method_label, cell.dataset_label, reason))
+            skips.append(Skip(cell.method_title, cell.dataset_title, reason))
         else:
             cells.append(cell)
             costs[cell.hash] = cost
@@ -126,7 +126,7 @@ def dataset_from_spec(spec: str) -> tuple[Dataset, str]:
     preset = {key: value for key, value in choice.cls.presets.get(choice.preset, {}).items() if key != "recipe"}
     dataset = choice.cls(**{**preset, **choice.given})
     bases = {"": defaults(choice.cls)} | ({choice.preset: {**defaults(choice.cls), **preset}} if choice.preset else {})
-    return dataset, label(dataset.name, dataset.key(), bases)
+    return dataset, title_of(dataset.name, dataset.key(), bases)
 
 
 def _collect(problems: list[str], function: Any, *arguments: Any) -> list[Any]:
@@ -230,7 +230,7 @@ def _resolve(method: _Choice, dataset: _Choice, seed: int, epochs: int | None) -
     if preset_recipes:
         bases.pop("")
     shared = {"recipes": "shared"} if method.shared_recipes and own_changes else {}
-    method_label = label(built.name, {**built.values(), **shared}, bases)
+    method_title = title_of(built.name, {**built.values(), **shared}, bases)
 
     data_bases = {"": defaults(dataset.cls)}
     if dataset.preset:
@@ -241,7 +241,7 @@ def _resolve(method: _Choice, dataset: _Choice, seed: int, epochs: int | None) -
         name: {**values, **{key: MISSING for key in shown if key not in data.key()}}
         for name, values in data_bases.items()
     }
-    dataset_label = label(data.name, shown, shown_bases)
+    dataset_title = title_of(data.name, shown, shown_bases)
     cell = Cell(
         method=built.name,
         method_version=method.cls.version,
@@ -251,8 +251,8 @@ def _resolve(method: _Choice, dataset: _Choice, seed: int, epochs: int | None) -
         dataset_parameters=json.loads(json.dumps(data.key())),
         recipe=json.loads(json.dumps(recipe.values())),
         seed=seed,
-        method_label=method_label,
-        dataset_label=dataset_label,
+        method_title=method_title,
+        dataset_title=dataset_title,
         recipe_changes=json.loads(json.dumps(changes)),
         root=data.root,
     )

@@ -160,7 +160,7 @@ def read_parameters(
     return own, other
 
 
-def label(name: str, values: Mapping[str, Any], bases: Mapping[str, Mapping[str, Any]]) -> str:
+def title_of(name: str, values: Mapping[str, Any], bases: Mapping[str, Mapping[str, Any]]) -> str:
     """The shortest inline text that gives these values: `pgd:score=loss`, `pgd:preset=official`.
 
     `bases` maps a preset's name ("" for none) to the values that it stands for.

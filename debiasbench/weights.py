@@ -13,7 +13,7 @@ from debiasbench.errors import BenchmarkError
 from debiasbench.files import write_atomically
 from debiasbench.nets.base import Net
 from debiasbench.nets.build import build_net
-from debiasbench.records import read_record
+from debiasbench.records import Record, read_record
 
 if TYPE_CHECKING:
     from debiasbench.training.task import Task
@@ -24,9 +24,10 @@ def weights_path(record: Path) -> Path:
     return record.with_suffix(".weights.safetensors")
 
 
-def has_weights(path: Path, record: dict[str, Any]) -> bool:
+def has_weights(record: Record) -> bool:
     """Whether the networks of this very record are there: not those of an earlier run of its cell."""
-    return bool(record.get("result", {}).get("weights")) and weights_path(path).is_file()
+    saved = record.result is not None and record.result.weights is not None
+    return saved and record.path is not None and weights_path(record.path).is_file()
 
 
 def save(task: Task, path: Path) -> dict[str, Any]:
@@ -63,12 +64,10 @@ def load(record: Path) -> Callable[[Tensor], Tensor]:
     from debiasbench.nets.base import bound
 
     content = read_record(record)
-    form = content.get("result", {}).get("weights")
-    path = weights_path(record)
-    if form is None or not path.is_file():
+    if content.result is None or content.result.weights is None or not has_weights(content):
         raise BenchmarkError(f"{record} has no weights: run its cell with --save-weights.")
-    cell = Cell.from_json(content["cell"])
-    tensors = load_file(path)
+    form, cell = content.result.weights, content.cell
+    tensors = load_file(weights_path(record))
     nets = {}
     for name, parts in form["nets"].items():
         net = _build(parts, cell)

@@ -88,7 +88,7 @@ def test_cells_with_equal_values_are_one_however_they_are_written(one, other):
     grid = expand([one, other], ["cmnist5k"], seeds=[0])
     assert len(grid.cells) == 1
     assert one_cell(one).hash == one_cell(other).hash == grid.cells[0].hash
-    assert one_cell(one).method_label == one_cell(other).method_label
+    assert one_cell(one).method_title == one_cell(other).method_title
     assert len(grid.notices) == 1
     assert grid.notices[0].startswith(grid.cells[0].title)
     assert "run once" in grid.notices[0]
@@ -97,7 +97,7 @@ def test_cells_with_equal_values_are_one_however_they_are_written(one, other):
 def test_a_preset_with_another_recipe_is_another_cell_than_its_parameters_written_out():
     # disen's preset has the default parameters and its own recipe
     assert one_cell("disen:preset=official").hash != one_cell("disen").hash
-    assert one_cell("disen:preset=official").method_label != one_cell("disen").method_label
+    assert one_cell("disen:preset=official").method_title != one_cell("disen").method_title
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_a_preset_with_another_recipe_is_another_cell_than_its_parameters_writte
 def test_cells_with_other_values_have_another_hash_and_another_label(one, other):
     first, second = one_cell(*one), one_cell(*other)
     assert first.hash != second.hash
-    assert (first.method_label, first.dataset_label) != (second.method_label, second.dataset_label)
+    assert (first.method_title, first.dataset_title) != (second.method_title, second.dataset_title)
 
 
 def test_the_hash_covers_the_values_and_versions_and_nothing_else():
@@ -149,7 +149,7 @@ def test_a_new_version_of_a_method_or_dataset_is_another_cell(monkeypatch):
 def test_the_place_of_the_files_reaches_the_dataset():
     cell = one_cell("vanilla", "cmnist:root=some/where")
     assert cell.build_dataset().root == "some/where"
-    assert cell.dataset_label == "cmnist"
+    assert cell.dataset_title == "cmnist"
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_a_cell_of_a_method_with_a_list_parameter_survives_json(toy):
 def test_a_parameter_comes_from_class_then_dataset_then_preset_then_inline(toy, spec, dataset, expected):
     cell = one_cell(spec, dataset)
     assert tuple(cell.method_parameters[key] for key in "abcd") == expected
-    assert one_cell(cell.method_label, dataset).method_parameters == cell.method_parameters
+    assert one_cell(cell.method_title, dataset).method_parameters == cell.method_parameters
 
 
 @pytest.mark.parametrize(
@@ -254,7 +254,7 @@ def test_epochs_in_place_of_steps_are_another_cell_with_another_label():
     # 20 is the dataset's own number of epochs, and the preset counts steps
     steps, epochs = one_cell("disen:preset=official"), one_cell("disen:preset=official", epochs=20)
     assert steps.hash != epochs.hash
-    assert (steps.method_label, steps.dataset_label) != (epochs.method_label, epochs.dataset_label)
+    assert (steps.method_title, steps.dataset_title) != (epochs.method_title, epochs.dataset_title)
 
 
 # --- what is recorded
@@ -305,7 +305,7 @@ def test_shared_recipes_leave_the_method_alone():
 
 def test_cells_are_every_combination_ordered_by_dataset_then_seed_then_method():
     grid = expand(["vanilla", "pgd:alpha=0.1|0.2"], ["cmnist5k", "cmnist:rho=0.01|0.05"], seeds=[4, 7])
-    assert [(cell.dataset_label, cell.seed, cell.method_label) for cell in grid.cells] == [
+    assert [(cell.dataset_title, cell.seed, cell.method_title) for cell in grid.cells] == [
         (dataset, seed, method)
         for dataset in ("cmnist5k", "cmnist:rho=0.01", "cmnist:rho=0.05")
         for seed in (4, 7)
@@ -324,7 +324,7 @@ def test_two_sweeps_expand_to_their_product():
 
 
 def test_presets_can_be_swept():
-    labels = [cell.method_label for cell in expand(["pgd:preset=official|official-l2"], ["cmnist5k"], seeds=[0]).cells]
+    labels = [cell.method_title for cell in expand(["pgd:preset=official|official-l2"], ["cmnist5k"], seeds=[0]).cells]
     assert labels == ["pgd:preset=official", "pgd:preset=official-l2"]
 
 
@@ -352,7 +352,7 @@ def test_a_method_that_declines_a_dataset_is_left_out_with_its_reason():
     assert [cell.method for cell in grid.cells] == ["vanilla"] * 3
     assert len(grid.skips) == 1
     skip = grid.skips[0]
-    assert (skip.method_label, skip.dataset_label) == ("jtt", "cmnist5k:rho=0")
+    assert (skip.method_title, skip.dataset_title) == ("jtt", "cmnist5k:rho=0")
     assert "jtt:lambda_up=" in skip.reason
     accepted = expand(["jtt:lambda_up=50"], ["cmnist5k:rho=0"], seeds=[0])
     assert [cell.method_parameters["lambda_up"] for cell in accepted.cells] == [50.0]
@@ -444,9 +444,9 @@ def test_a_preset_is_refused_where_it_has_no_settings(toy):
 
 def test_shared_recipes_show_in_the_label_where_they_change_something(toy):
     cell = one_cell("toy", "cmnist5k", shared_recipes=True)
-    assert cell.method_label == "toy:recipes=shared"
-    assert one_cell(cell.method_label, "cmnist5k").hash == cell.hash
-    assert one_cell("toy", "cmnist", shared_recipes=True).method_label == "toy"
+    assert cell.method_title == "toy:recipes=shared"
+    assert one_cell(cell.method_title, "cmnist5k").hash == cell.hash
+    assert one_cell("toy", "cmnist", shared_recipes=True).method_title == "toy"
 
 
 def test_all_is_every_method_that_is_not_named():
@@ -454,7 +454,7 @@ def test_all_is_every_method_that_is_not_named():
     from debiasbench.methods import registry
 
     grid = expand(["vanilla", "all", "pgd:norm=l1"], ["cmnist5k"], seeds=1)
-    labels = [cell.method_label for cell in grid.cells]
+    labels = [cell.method_title for cell in grid.cells]
     assert labels[0] == "vanilla"
     assert labels[-1] == "pgd:norm=l1"
     assert len(labels) == len(set(labels)) == len(registry.classes()) - len(grid.skips)  # some need a further package

@@ -21,7 +21,7 @@ from debiasbench.parameters import (
     split_spec,
     write_value,
 )
-from debiasbench.plugins import label, read_parameters
+from debiasbench.plugins import read_parameters, title_of
 from debiasbench.recipe import Recipe
 
 
@@ -321,10 +321,10 @@ def test_every_written_value_reads_back_through_the_whole_grammar(key, value):
 
 def test_a_label_names_only_what_differs_and_takes_the_shorter_of_preset_and_values():
     bases = {"": DEFAULTS, "bold": {**DEFAULTS, "share": 1.0, "count": 9}}
-    assert label("knobs", DEFAULTS, bases) == "knobs"
-    assert label("knobs", {**DEFAULTS, "count": 9}, bases) == "knobs:count=9"
-    assert label("knobs", {**DEFAULTS, "share": 1.0, "count": 9}, bases) == "knobs:preset=bold"
-    assert label("knobs", {**DEFAULTS, "share": 1.0, "count": 9, "on": True}, bases) == "knobs:preset=bold,on=true"
+    assert title_of("knobs", DEFAULTS, bases) == "knobs"
+    assert title_of("knobs", {**DEFAULTS, "count": 9}, bases) == "knobs:count=9"
+    assert title_of("knobs", {**DEFAULTS, "share": 1.0, "count": 9}, bases) == "knobs:preset=bold"
+    assert title_of("knobs", {**DEFAULTS, "share": 1.0, "count": 9, "on": True}, bases) == "knobs:preset=bold,on=true"
 
 
 LABELS = [
@@ -368,15 +368,15 @@ LABELS = [
 ]
 
 
-@pytest.mark.parametrize(("method", "dataset", "method_label", "dataset_label"), LABELS)
-def test_a_label_is_the_shortest_text_and_reads_back_as_the_same_cell(method, dataset, method_label, dataset_label):
+@pytest.mark.parametrize(("method", "dataset", "method_title", "dataset_title"), LABELS)
+def test_a_label_is_the_shortest_text_and_reads_back_as_the_same_cell(method, dataset, method_title, dataset_title):
     cell = one_cell(method, dataset)
-    if method_label is not None:
-        assert (cell.method_label, cell.dataset_label) == (method_label, dataset_label)
-    again = one_cell(cell.method_label, cell.dataset_label)
+    if method_title is not None:
+        assert (cell.method_title, cell.dataset_title) == (method_title, dataset_title)
+    again = one_cell(cell.method_title, cell.dataset_title)
     assert again.identity() == cell.identity()
     assert again.hash == cell.hash
-    assert (again.method_label, again.dataset_label) == (cell.method_label, cell.dataset_label)
+    assert (again.method_title, again.dataset_title) == (cell.method_title, cell.dataset_title)
 
 
 def test_every_preset_and_alias_of_every_method_and_dataset_reads_back_from_its_label():
@@ -384,17 +384,17 @@ def test_every_preset_and_alias_of_every_method_and_dataset_reads_back_from_its_
     specs += [f"{name}:preset={preset}" for name, cls in methods.classes().items() for preset in cls.presets]
     for spec in specs:
         cell = one_cell(spec, "cmnist5k")
-        assert one_cell(cell.method_label, "cmnist5k").hash == cell.hash, spec
+        assert one_cell(cell.method_title, "cmnist5k").hash == cell.hash, spec
     for name, cls in datasets.classes().items():
         for preset in cls.presets:
             cell = one_cell("vanilla", f"{name}:preset={preset}")
-            assert one_cell("vanilla", cell.dataset_label).hash == cell.hash
+            assert one_cell("vanilla", cell.dataset_title).hash == cell.hash
 
 
 def test_epochs_of_the_command_line_are_in_the_label_and_read_back():
     cell = one_cell("pgd", "cmnist5k", epochs=7)
-    assert cell.dataset_label == "cmnist5k:epochs=7"
-    assert one_cell("pgd", cell.dataset_label).hash == cell.hash
+    assert cell.dataset_title == "cmnist5k:epochs=7"
+    assert one_cell("pgd", cell.dataset_title).hash == cell.hash
 
 
 # --- names

@@ -393,7 +393,7 @@ def test_a_record_from_before_several_parameters_existed_still_counts(tmp_path):
 
 def as_if_labelled(old, cell):
     """`old` with the labels of `cell`, so that only the values can tell them apart."""
-    return Cell.from_json({**old.to_json(), "method_label": cell.method_label, "dataset_label": cell.dataset_label})
+    return Cell.from_json({**old.to_json(), "method_title": cell.method_title, "dataset_title": cell.dataset_title})
 
 
 def test_a_record_from_before_a_parameter_existed_does_not_count_for_another_value(tmp_path):

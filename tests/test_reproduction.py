@@ -30,13 +30,13 @@ def runs(dataset):
     rows = []
     for path in RECORDS:
         record = json.loads(path.read_text())
-        if record["status"] == "done" and record["cell"]["dataset_label"] == dataset:
+        if record["status"] == "done" and record["cell"]["dataset_title"] == dataset:
             result = record["result"]
             biased = [end["test"]["acc_unbiased"] for phase in result["phases"] for end in phase["end"].values()]
             last = result["epochs"][result["selection"]["last"]]
             rows.append(
                 {
-                    "method": record["cell"]["method_label"],
+                    "method": record["cell"]["method_title"],
                     "seed": record["cell"]["seed"],
                     "accuracy": 100 * last["test"]["acc_unbiased"],
                     "biased": 100 * biased[0] if biased else float("nan"),
@@ -84,7 +84,7 @@ def test_multi_bias_mnist_follows_from_the_records():
             (record,) = [
                 record
                 for record in records
-                if record["cell"]["method_label"] == method and record["cell"]["dataset_parameters"]["rho"] == rho
+                if record["cell"]["method_title"] == method and record["cell"]["dataset_parameters"]["rho"] == rho
             ]
             result = record["result"]
             last = result["epochs"][result["selection"]["last"]]
@@ -104,7 +104,7 @@ def test_two_epochs_on_each_image_dataset_follow_from_the_records():
             (record,) = [
                 record
                 for record in images
-                if (record["cell"]["dataset_label"], record["cell"]["method_label"]) == (label.strip("`"), method)
+                if (record["cell"]["dataset_title"], record["cell"]["method_title"]) == (label.strip("`"), method)
             ]
             last = record["result"]["epochs"][record["result"]["selection"]["last"]]
             assert metric == datasets.get(record["cell"]["dataset"])[0].headline[0]
@@ -116,7 +116,7 @@ def test_the_stand_in_of_civilcomments_follows_from_the_records():
     rows = section("CivilComments: three methods on a stand-in, 300 steps")
     records = [json.loads(path.read_text()) for path in RECORDS if path.parts[-4] == "short"]
     texts = {
-        record["cell"]["method_label"]: record for record in records if record["cell"]["dataset"] == "civilcomments"
+        record["cell"]["method_title"]: record for record in records if record["cell"]["dataset"] == "civilcomments"
     }
     assert {row[0].strip("`") for row in rows} == set(texts)
     assert len(texts) == 3
@@ -179,8 +179,8 @@ def test_records_are_of_one_protocol_and_one_drawing_of_the_data():
     assert records
     assert {record["provenance"]["versions"]["protocol"] for record in records} == {1}
     assert {record["schema"] for record in records} == {1}
-    for dataset in {record["cell"]["dataset_label"] for record in records}:
-        prints = {r["result"]["data"]["fingerprint"] for r in records if r["cell"]["dataset_label"] == dataset}
+    for dataset in {record["cell"]["dataset_title"] for record in records}:
+        prints = {r["result"]["data"]["fingerprint"] for r in records if r["cell"]["dataset_title"] == dataset}
         assert len(prints) == 1, dataset
 
 
@@ -202,7 +202,7 @@ def test_all_methods_on_the_embedded_data_follow_from_the_records():
     records = records_below("all")
     by_method = {}
     for record in records:
-        by_method.setdefault(record["cell"]["method_label"], []).append(record)
+        by_method.setdefault(record["cell"]["method_title"], []).append(record)
     rows = section("All methods on cmnist5k")
     assert {row[0] for row in rows} == set(by_method)
     assert all({one["cell"]["seed"] for one in found} == {0, 1, 2} for found in by_method.values())
@@ -239,7 +239,7 @@ def test_methods_that_score_put_more_weight_on_conflicting_samples():
     """Two samples of a hundred conflict: each score gives them a larger share; each selection is richer in them."""
     for record in records_below("all"):
         found = record["result"]["identification"]
-        method = record["cell"]["method_label"]
+        method = record["cell"]["method_title"]
         if method == "george":  # its clusters hardly follow the bias, which its section says
             continue
         if "score" in found:
@@ -259,9 +259,9 @@ def test_the_first_version_of_cnc_failed():
 def test_the_ablations_follow_from_the_records():
     by_method = {}
     for record in [*records_below("ablations"), *records_below("all")]:
-        by_method.setdefault(record["cell"]["method_label"], []).append(record)
+        by_method.setdefault(record["cell"]["method_title"], []).append(record)
     rows = section("Ablations on cmnist5k")
-    assert {one["cell"]["method_label"] for one in records_below("ablations")} <= {row[0].strip("`") for row in rows}
+    assert {one["cell"]["method_title"] for one in records_below("ablations")} <= {row[0].strip("`") for row in rows}
     for label, _, accuracy, conflicting, mass in rows:
         found = by_method[label.strip("`")]
         assert {one["cell"]["seed"] for one in found} == {0, 1, 2}
@@ -275,7 +275,7 @@ def test_the_trials_follow_from_the_records():
     records = records_below("trials")
     accuracy = {}
     for record in records:
-        accuracy.setdefault(record["cell"]["method_label"], {})[record["cell"]["seed"]] = last_test(record)[
+        accuracy.setdefault(record["cell"]["method_title"], {})[record["cell"]["seed"]] = last_test(record)[
             "acc_unbiased"
         ]
     assert all(sorted(runs_of) == list(range(25)) for runs_of in accuracy.values())

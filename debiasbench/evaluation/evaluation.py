@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from debiasbench.data.augment import to_input
+from debiasbench.datasets import Dataset
 from debiasbench.errors import DivergedError
 from debiasbench.evaluation.metrics import accuracies, mean_or_nan, overlapping
+from debiasbench.nets.base import evaluating
 from debiasbench.recipe import Recipe
 from debiasbench.samples import Samples, Splits
 
-if TYPE_CHECKING:
-    from debiasbench.datasets import Dataset
+
+@dataclass(frozen=True)
+class Row:
+    """Metrics of one evaluation on validation and on test, and how many of each class were predicted rightly."""
+
+    valid: dict[str, float]
+    test: dict[str, float]
+    correct_by_class: dict[str, tuple[int, ...]]  # split -> (C,)
 
 
 class Evaluation:
@@ -34,23 +43,18 @@ class Evaluation:
         self, predict: Callable[[Tensor], Tensor], nets: Iterable[nn.Module], samples: Samples, recipe: Recipe
     ) -> Tensor:
         """Logits of all samples -> (N, C), in eval mode, without augmentation, on the device."""
-        from debiasbench.nets.base import evaluating
-
         with torch.no_grad(), evaluating(nets), recipe.autocast(self.splits.test.y.device):
             logits = samples.map(lambda _, __, x: predict(to_input(x, recipe)), self.batch_size).float()
         if not bool(torch.isfinite(logits).all()):
             raise DivergedError("The predictor returned logits that are not finite (nan or infinite).")
         return logits
 
-    def row(
-        self, predict: Callable[[Tensor], Tensor], nets: Iterable[nn.Module], recipe: Recipe
-    ) -> dict[str, dict[str, float]]:
-        """Metrics on validation and test, by split."""
-        nets = list(nets)
-        return {
-            split: self.metrics(split, self.logits(predict, nets, self.splits.named()[split], recipe))
-            for split in ("valid", "test")
-        }
+    def row(self, predict: Callable[[Tensor], Tensor], nets: Iterable[nn.Module], recipe: Recipe) -> Row:
+        """Evaluate a predictor on validation and test."""
+        nets, named = list(nets), self.splits.named()
+        logits = {split: self.logits(predict, nets, named[split], recipe) for split in ("valid", "test")}
+        metrics = {split: self.metrics(split, logits[split]) for split in logits}
+        return Row(**metrics, correct_by_class={split: self.correct_by_class(split, logits[split]) for split in logits})
 
     def metrics(self, split: str, logits: Tensor) -> dict[str, float]:
         """Every metric of one split from its logits (N, C)."""
@@ -63,6 +67,12 @@ class Evaluation:
         unbiased = split == "test" and self.dataset.unbiased_test
         names = self.dataset.bias_names
         return {"loss": loss} | accuracies(correct, y, bias, bias_names=names, unbiased=unbiased, conflict=conflict)
+
+    def correct_by_class(self, split: str, logits: Tensor) -> tuple[int, ...]:
+        """How many samples of each class are predicted rightly -> (C,)."""
+        y, _, _ = self._columns[split]
+        right = y[logits.argmax(1).cpu().numpy() == y]
+        return tuple(np.bincount(right, minlength=self.dataset.n_classes).tolist())
 
     def groups(self, split: str, logits: Tensor) -> list[dict[str, Any]]:
         """Accuracy and size of every group of a split; by (label, bias) only for a single bias."""

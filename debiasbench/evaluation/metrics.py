@@ -8,8 +8,8 @@ what has no samples is nan.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 from torch import Tensor
@@ -103,9 +103,19 @@ def adjusted_accuracy(group_accuracies: np.ndarray, train_counts: np.ndarray) ->
     return float(np.average(group_accuracies, weights=train_counts))
 
 
-def select(
-    epochs: list[dict[str, Any]], headline: tuple[str, ...], *, validation: bool = True
-) -> dict[str, int | None]:
+class Evaluated(Protocol):
+    """Metrics of an epoch on validation and on test."""
+
+    @property
+    def valid(self) -> Mapping[str, float]:
+        """On validation."""
+
+    @property
+    def test(self) -> Mapping[str, float]:
+        """On test."""
+
+
+def select(epochs: Sequence[Evaluated], headline: tuple[str, ...], *, validation: bool = True) -> dict[str, int | None]:
     """Rule -> the row of `epochs` that it chooses, or None where it cannot choose.
 
     `validation=False`: there is no validation split apart from test, and the rules that need one do not choose.
@@ -113,13 +123,13 @@ def select(
     test split or a bias label.
     """
 
-    def best(value: Callable[[dict[str, Any]], float]) -> int | None:
+    def best(value: Callable[[Evaluated], float]) -> int | None:
         values = [value(row) for row in epochs]
-        usable = [place for place, number in enumerate(values) if not math.isnan(number)]
-        return max(usable, key=lambda place: (values[place], place)) if usable else None
+        usable = [index for index, number in enumerate(values) if not math.isnan(number)]
+        return max(usable, key=lambda index: (values[index], index)) if usable else None
 
-    def group_value(row: dict[str, Any]) -> float:
-        valid = row["valid"]
+    def group_value(row: Evaluated) -> float:
+        valid = row.valid
         deciding = [number for name, number in valid.items() if name.startswith(("n_conflict", "n_smallest"))]
         if min(deciding, default=0) < 10:
             return NAN  # too few to choose by
@@ -130,10 +140,10 @@ def select(
 
     return {
         "last": len(epochs) - 1 if epochs else None,
-        "val_loss": best(lambda row: -row["valid"]["loss"]) if validation else None,
-        "val_acc": best(lambda row: row["valid"]["acc_avg"]) if validation else None,
+        "val_loss": best(lambda row: -row.valid["loss"]) if validation else None,
+        "val_acc": best(lambda row: row.valid["acc_avg"]) if validation else None,
         "group_val": best(group_value) if validation else None,
-        "test_oracle": best(lambda row: row["test"].get(headline[0], NAN)),
+        "test_oracle": best(lambda row: row.test.get(headline[0], NAN)),
     }
 
 

@@ -155,7 +155,7 @@ def of_record(record: Path, data_dir: Path, *, damping: float = DAMPING, device:
     trained_on = content["result"]["data"]["fingerprint"]
     if splits.fingerprint() != trained_on:
         raise BenchmarkError(
-            f"The data of {cell.dataset_label} in {data_dir} are not those that {record} was trained on (fingerprint "
+            f"The data of {cell.dataset_title} in {data_dir} are not those that {record} was trained on (fingerprint "
             f"{splits.fingerprint()[:12]}, not {trained_on[:12]}). Give the folder that it was run with."
         )
     column, h = _sampling(record, content, len(splits.train))
@@ -183,8 +183,8 @@ def of_record(record: Path, data_dir: Path, *, damping: float = DAMPING, device:
         "uniform_in_rank": _traces(uniform[uniform > 0], dampings),
     }
     return {
-        "method": cell.method_label,
-        "dataset": cell.dataset_label,
+        "method": cell.method_title,
+        "dataset": cell.dataset_title,
         "seed": cell.seed,
         "net": recipe.net,
         "damping": damping,

@@ -22,7 +22,7 @@ from debiasbench.report.results import (
     Column,
     bias_knowing,
     compare_columns,
-    dataset_label,
+    dataset_title,
     headline_of,
     runs,
     to_frame,
@@ -107,8 +107,8 @@ def make(  # noqa: PLR0913 - the report's options
         reference, order = reference or saved.get("reference"), order or saved.get("order")
         experiment = experiment or _saved_experiment(saved)
     rank = {label: place for place, label in enumerate(order or [])}
-    records.sort(key=lambda record: rank.get(record["cell"]["method_label"], len(rank)))
-    known = list(dict.fromkeys(record["cell"]["method_label"] for record in records))
+    records.sort(key=lambda record: rank.get(record["cell"]["method_title"], len(rank)))
+    known = list(dict.fromkeys(record["cell"]["method_title"] for record in records))
     if reference is not None and reference not in known and keep is None and reference == saved.get("reference"):
         reference = None  # the last grid's, whose records are elsewhere
     if reference is not None and reference not in known:
@@ -161,7 +161,7 @@ def _chosen(records: list[dict[str, Any]], shown: Shown) -> list[dict[str, Any]]
     """The records of the methods and datasets that are shown: by label, or by name for all of its labels."""
     for kind, wanted in (("method", shown.methods), ("dataset", shown.datasets)):
         there = {record["cell"][f"{kind}_label"] for record in records} | {record["cell"][kind] for record in records}
-        there |= {dataset_label(record["cell"]) for record in records} if kind == "dataset" else set()
+        there |= {dataset_title(record["cell"]) for record in records} if kind == "dataset" else set()
         lacking = [name for name in wanted if name not in there]
         if lacking:
             raise BenchmarkError(
@@ -174,7 +174,7 @@ def _chosen(records: list[dict[str, Any]], shown: Shown) -> list[dict[str, Any]]
                 record
                 for record in records
                 if {record["cell"][name] for name in labels} & set(wanted)
-                or (kind == "dataset" and dataset_label(record["cell"]) in wanted)
+                or (kind == "dataset" and dataset_title(record["cell"]) in wanted)
             ]
     return records
 
@@ -241,10 +241,10 @@ def draw(table: pd.DataFrame, records: list[dict[str, Any]], columns: list[Colum
         scores = {}
         for record in records:
             cell = record["cell"]
-            if dataset_label(cell) == dataset and cell["method_label"] not in scores:
+            if dataset_title(cell) == dataset and cell["method_title"] not in scores:
                 found = read_scores(Path(record["path"]))
                 if found:
-                    scores[cell["method_label"]] = found
+                    scores[cell["method_title"]] = found
         if scores:
             paths += figures.score_histogram(scores, folder / f"scores-{name}", title=f"Per-sample scores on {dataset}")
         metric = headline_of(table, dataset)
@@ -289,7 +289,7 @@ def status(results_dir: Path) -> Table:
     records, complaints = read_records(results_dir)
     counts: dict[tuple[str, str], dict[str, int]] = {}
     for record in records:
-        key = (dataset_label(record["cell"]), record["cell"]["method_label"])
+        key = (dataset_title(record["cell"]), record["cell"]["method_title"])
         counts.setdefault(key, {"done": 0, "failed": 0})[record["status"]] += 1
     logs = results_dir / "logs"
     begun = [

@@ -13,7 +13,7 @@ from debiasbench.errors import BenchmarkError
 from debiasbench.experiments import Experiment
 from debiasbench.records import find_record, read_record, read_scores
 from debiasbench.report import paper
-from debiasbench.report.results import dataset_label
+from debiasbench.report.results import dataset_title
 from debiasbench.report.statistics import score_bins, welch
 from debiasbench.report.tables import Table
 
@@ -42,7 +42,7 @@ def outcome(experiment: Experiment, results_dir: Path, data_dir: Path | None, *,
     if found.lines is not None:
         found.tables.append(paper.table(experiment, found.lines))
     records = finished(experiment, results_dir)
-    order = [*order, *(record["cell"]["method_label"] for record in records)]  # where the report shows fewer
+    order = [*order, *(record["cell"]["method_title"] for record in records)]  # where the report shows fewer
     stem = results_dir / "figures" / experiment.name
     draw = {"bins": _bins, "fisher": _fisher, "norms": _norms, "trials": _trials}.get(experiment.show)
     if draw and records:
@@ -59,8 +59,8 @@ def outcome(experiment: Experiment, results_dir: Path, data_dir: Path | None, *,
 def finished(experiment: Experiment, results_dir: Path) -> list[dict[str, Any]]:
     """The finished records of an experiment's grid, method by method as asked for, each with its `path`."""
     cells = paper.cells(experiment, experiment.methods, experiment.datasets)
-    methods = list(dict.fromkeys(cell.method_label for cell in cells))
-    cells.sort(key=lambda cell: methods.index(cell.method_label))
+    methods = list(dict.fromkeys(cell.method_title for cell in cells))
+    cells.sort(key=lambda cell: methods.index(cell.method_title))
     records = [{**read_record(path), "path": path} for cell in cells if (path := find_record(results_dir, cell))]
     return [record for record in records if record["status"] == "done"]
 
@@ -69,8 +69,8 @@ def _values(records: list[dict[str, Any]]) -> dict[str, dict[str, np.ndarray]]:
     """Dataset -> method -> headline accuracies of the runs, shares."""
     lists: dict[str, dict[str, list[float]]] = {}
     for record in records:
-        of_dataset = lists.setdefault(dataset_label(record["cell"]), {})
-        of_dataset.setdefault(record["cell"]["method_label"], []).append(paper.accuracy(record))
+        of_dataset = lists.setdefault(dataset_title(record["cell"]), {})
+        of_dataset.setdefault(record["cell"]["method_title"], []).append(paper.accuracy(record))
     return {name: {method: np.array(runs) for method, runs in one.items()} for name, one in lists.items()}
 
 
@@ -89,7 +89,7 @@ def _bins(
         edges, *counts = score_bins(*scores)
         cell = record["cell"]
         for side, numbers in zip(("aligned", "conflicting"), counts, strict=True):
-            texts = [f"{cell['method_label']} on {dataset_label(cell)}, seed {cell['seed']}", side]
+            texts = [f"{cell['method_title']} on {dataset_title(cell)}, seed {cell['seed']}", side]
             rows.append([(text, False) for text in [*texts, *(f"{number:,}" for number in numbers)]])
     heads = ["run", "samples", *(f"from {edge:.1f}" for edge in edges[:-1])] if rows else ["run"]
     notes = ["Training samples by their score over the largest score, in ten bins; the last holds its upper edge too."]

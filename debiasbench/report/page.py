@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from debiasbench.parameters import write_value
-from debiasbench.report.results import dataset_label, headline_of, to_frame
+from debiasbench.report.results import dataset_title, headline_of, to_frame
 from debiasbench.report.style import MARKERS, look
 
 if TYPE_CHECKING:
@@ -84,11 +84,11 @@ def page(
 
 
 def _method(record: dict[str, Any]) -> str:
-    return str(record["cell"]["method_label"])
+    return str(record["cell"]["method_title"])
 
 
 def _dataset(record: dict[str, Any]) -> str:
-    return dataset_label(record["cell"])
+    return dataset_title(record["cell"])
 
 
 def _breakable(text: str) -> Markup:

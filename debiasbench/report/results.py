@@ -31,9 +31,9 @@ def to_frame(records: Iterable[dict[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame([row for record in records for row in _rows(record)])
 
 
-def dataset_label(cell: dict[str, Any]) -> str:
+def dataset_title(cell: dict[str, Any]) -> str:
     """The dataset's label without its data seed: drawings of one dataset stand together in tables."""
-    name, _, options = cell["dataset_label"].partition(":")
+    name, _, options = cell["dataset_title"].partition(":")
     kept = [part for part in options.split(",") if part and not part.startswith("data_seed=")]
     return name + (":" + ",".join(kept) if kept else "")
 
@@ -41,8 +41,8 @@ def dataset_label(cell: dict[str, Any]) -> str:
 def _rows(record: dict[str, Any]) -> list[dict[str, Any]]:
     cell, result = record["cell"], record.get("result", {})
     common = {
-        "method": cell["method_label"],
-        "dataset": dataset_label(cell),
+        "method": cell["method_title"],
+        "dataset": dataset_title(cell),
         "seed": cell["seed"],
         "data_seed": cell["dataset_parameters"].get("data_seed", 0),
         "status": record["status"],

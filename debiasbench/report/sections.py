@@ -12,7 +12,7 @@ from scipy import stats
 from debiasbench.evaluation.metrics import SELECTION_RULES, USES_BIAS_LABELS
 from debiasbench.report.results import (
     Column,
-    dataset_label,
+    dataset_title,
     headline_of,
     ranks,
     runs,
@@ -149,17 +149,17 @@ def _recipe_notes(records: list[dict[str, Any]]) -> list[str]:
         cell = record["cell"]
         if cell["recipe_changes"]:
             changes = ", ".join(f"{key} {value}" for key, value in cell["recipe_changes"].items())
-            notes.append(f"{cell['method_label']} on {cell['dataset']} trains with its own {changes}.")
+            notes.append(f"{cell['method_title']} on {cell['dataset']} trains with its own {changes}.")
         cls = registry.classes().get(cell["method"])
         values = {**cell["recipe"], **cell["method_parameters"]}
         tuned = cls.tuned.get(cell["dataset"], {}) if cls else {}
         used = ", ".join(f"{key} {value}" for key, value in tuned.items() if values.get(key) == value)
         if used:
-            notes.append(f"{cell['method_label']} on {cell['dataset']}: tuned with bias knowledge ({used}).")
+            notes.append(f"{cell['method_title']} on {cell['dataset']}: tuned with bias knowledge ({used}).")
         if cls and cls.needs_bias_labels:
             where = ", and on the validation samples" if cls.trains_on_validation else ""
             notes.append(
-                f"{KNOWS} {cell['method_label']} trains with bias labels{where}: a reference, not a competitor."
+                f"{KNOWS} {cell['method_title']} trains with bias labels{where}: a reference, not a competitor."
             )
     return list(dict.fromkeys(notes))
 
@@ -167,7 +167,7 @@ def _recipe_notes(records: list[dict[str, Any]]) -> list[str]:
 def _data_notes(records: list[dict[str, Any]]) -> list[str]:
     notes = []
     for record in records:
-        data, name = record["result"]["data"], dataset_label(record["cell"])
+        data, name = record["result"]["data"], dataset_title(record["cell"])
         if not data["official"]:
             counts = ", ".join(f"{split} {part['n']:,}" for split, part in data["splits"].items())
             notes.append(f"{MARKED} {name}: not the published data ({counts}). {data['note']}".strip())
@@ -224,7 +224,7 @@ def identification_table(records: list[dict[str, Any]]) -> Table | None:
     rows = []
     for record in records:
         for name, numbers in record["result"]["identification"].items():
-            key = {"dataset": dataset_label(record["cell"]), "method": record["cell"]["method_label"], "values": name}
+            key = {"dataset": dataset_title(record["cell"]), "method": record["cell"]["method_title"], "values": name}
             rows.append({**key, **numbers})
     if not rows:
         return None

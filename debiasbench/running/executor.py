@@ -232,11 +232,11 @@ def longest_first(planned: Plan) -> list[Cell]:
     The seeds of a method follow each other: two workers then seldom need one shared phase at the same time.
     """
     datasets = list(dict.fromkeys(data_key(cell) for cell in planned.to_run))
-    methods = list(dict.fromkeys(cell.method_label for cell in planned.to_run))
+    methods = list(dict.fromkeys(cell.method_title for cell in planned.to_run))
     costs = planned.grid.relative_costs
     return sorted(
         planned.to_run,
-        key=lambda cell: (datasets.index(data_key(cell)), -costs[cell.hash], methods.index(cell.method_label)),
+        key=lambda cell: (datasets.index(data_key(cell)), -costs[cell.hash], methods.index(cell.method_title)),
     )
 
 

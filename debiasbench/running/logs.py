@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import math
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from debiasbench.errors import BenchmarkError
 from debiasbench.parameters import nearest
+from debiasbench.records import Record
 
 KINDS = {"tensorboard": "tensorboard", "wandb": "wandb"}  # name -> the package that it needs
 
@@ -27,45 +27,46 @@ def check(kinds: Sequence[str]) -> None:
             )
 
 
-def write(kind: str, record: dict[str, Any], folder: Path) -> None:
+def write(kind: str, record: Record, folder: Path) -> None:
     """Log one finished record below `folder`: a run for each cell, named dataset/method/seed."""
     {"tensorboard": _tensorboard, "wandb": _wandb}[kind](record, folder)
 
 
-def name_of(record: dict[str, Any]) -> str:
+def name_of(record: Record) -> str:
     """`cmnist5k/vanilla/s0-1a2b3c4d`."""
-    cell = record["cell"]
-    return f"{cell['dataset_label']}/{cell['method_label']}/s{cell['seed']}-{record['hash'][:8]}"
+    cell = record.cell
+    return f"{cell.dataset_title}/{cell.method_title}/s{cell.seed}-{record.hash[:8]}"
 
 
-def curves(record: dict[str, Any]) -> Iterator[tuple[str, float, int]]:
+def curves(record: Record) -> Iterator[tuple[str, float, int]]:
     """(`test/acc_unbiased`, value, epoch) of everything that was evaluated, and training losses by phase."""
-    for row in record["result"]["epochs"]:
-        for split in ("valid", "test"):
-            for metric, value in row[split].items():
-                if isinstance(value, float) and math.isfinite(value) and not metric.startswith("n"):
-                    yield f"{split}/{metric}", value, row["epoch"]
-    for place, phase in enumerate(record["result"]["phases"], 1):
-        for epoch, loss in enumerate(phase["train_loss"], 1):
-            yield f"phase {place}/train_loss", loss, epoch
+    if record.result is None:
+        return
+    for row in record.result.epochs:
+        for split, metrics in (("valid", row.valid), ("test", row.test)):
+            for metric, value in metrics.items():
+                if not metric.startswith("n"):
+                    yield f"{split}/{metric}", value, row.epoch
+    for number, stage in enumerate(record.result.stages, 1):
+        for epoch, loss in enumerate(stage.train_loss, 1):
+            yield f"stage {number}/train_loss", loss, epoch
 
 
-def settings(record: dict[str, Any]) -> dict[str, Any]:
+def settings(record: Record) -> dict[str, Any]:
     """The cell's values, flat: `method.alpha`, `recipe.learning_rate`."""
-    cell = record["cell"]
-    parts = {"method": cell["method_parameters"], "dataset": cell["dataset_parameters"], "recipe": cell["recipe"]}
-    named = {"method": cell["method"], "dataset": cell["dataset"], "seed": cell["seed"]}
+    cell = record.cell
+    parts = {"method": cell.method_parameters, "dataset": cell.dataset_parameters, "recipe": cell.recipe}
+    named = {"method": cell.method, "dataset": cell.dataset, "seed": cell.seed}
     return named | {f"{part}.{key}": value for part, values in parts.items() for key, value in values.items()}
 
 
-def last_metrics(record: dict[str, Any]) -> dict[str, float]:
+def last_metrics(record: Record) -> dict[str, float]:
     """`last/acc_unbiased` on test, for comparing cells."""
-    rows = record["result"]["epochs"]
-    row = rows[record["result"]["selection"]["last"]]["test"] if rows else {}
-    return {f"last/{name}": value for name, value in row.items() if name.startswith("acc_") and math.isfinite(value)}
+    last = record.result.selected() if record.result else None
+    return {f"last/{name}": value for name, value in (last.test if last else {}).items() if name.startswith("acc_")}
 
 
-def _tensorboard(record: dict[str, Any], folder: Path) -> None:
+def _tensorboard(record: Record, folder: Path) -> None:
     from torch.utils.tensorboard import SummaryWriter
 
     plain = {
@@ -80,13 +81,13 @@ def _tensorboard(record: dict[str, Any], folder: Path) -> None:
         writer.add_hparams(plain, last_metrics(record), run_name=".")
 
 
-def _wandb(record: dict[str, Any], folder: Path) -> None:
+def _wandb(record: Record, folder: Path) -> None:
     import wandb
 
-    cell = record["cell"]
+    cell = record.cell
     run = wandb.init(
-        project="debiasbench", name=name_of(record), group=cell["dataset_label"], job_type=cell["method_label"],
-        config=settings(record), dir=str(folder), reinit="create_new", id=record["hash"][:16], resume="allow",
+        project="debiasbench", name=name_of(record), group=cell.dataset_title, job_type=cell.method_title,
+        config=settings(record), dir=str(folder), reinit="create_new", id=record.hash[:16], resume="allow",
     )  # fmt: skip
     by_epoch: dict[int, dict[str, float]] = {}
     for name, value, epoch in curves(record):

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from debiasbench.cell import Cell
 from debiasbench.errors import BenchmarkError
 from debiasbench.grid import Grid
 from debiasbench.nets.build import check_net
 from debiasbench.nets.pretrained import weights_sha256
-from debiasbench.records import find_record, read_record
+from debiasbench.records import Result, find_record, read_record
 
 if TYPE_CHECKING:
     from debiasbench.datasets import Dataset
@@ -57,23 +57,22 @@ def plan(grid: Grid, *, data_dir: Path, results_dir: Path, rerun: str = "missing
             record = None  # cut off or foreign: its cell runs again
         if path is None or record is None:
             to_run.append(cell)
-        elif record["status"] != "done" and record["error"]["type"] == "LostWorker":
+        elif record.failure is not None and record.failure.type == "LostWorker":
             to_run.append(cell)  # not the cell's own fault
-        elif record["status"] != "done":
+        elif record.result is None:
             (to_run.append(cell) if rerun == "failed" else failed.update({cell.hash: path}))
-        elif weights and not has_weights(path, record):
+        elif weights and not has_weights(record):
             to_run.append(cell)
-        elif _made_from(record) == (fingerprints[data_key(cell)], _weights_of(cell)):
+        elif _made_from(record.result) == (fingerprints[data_key(cell)], _weights_of(cell)):
             finished[cell.hash] = path
         else:
             to_run.append(cell)
     return Plan(grid, to_run, finished, failed)
 
 
-def _made_from(record: dict[str, Any]) -> tuple[str, str]:
+def _made_from(result: Result) -> tuple[str, str]:
     """Fingerprint of the data and of the pretrained weights."""
-    result = record["result"]
-    return result["data"]["fingerprint"], result.get("pretrained_sha256", "")
+    return result.data.fingerprint, result.pretrained_sha256
 
 
 def _weights_of(cell: Cell) -> str:

@@ -75,8 +75,8 @@ class Display:
         problem = event.message
         if event.path is not None:
             record = read_record(event.path)
-            if record["status"] != "done":
-                problem = f"{record['error']['type']}: {record['error']['message']}"
+            if record.failure is not None:
+                problem = f"{record.failure.type}: {record.failure.message}"
         if problem:
             self.n_failed += 1
             self.console.print(Text(f"failed  {event.cell.title} ({seconds:.0f} s): {problem}", style="red"))

@@ -64,7 +64,7 @@ def test_bar_has_no_bias_labels_so_what_needs_them_declines(tmp_path, small_bar)
     from debiasbench.grid import expand
 
     grid = expand(["vanilla", "jtt", "jtt:lambda_up=20"], ["bar"], seeds=1)
-    assert [cell.method_label for cell in grid.cells] == ["vanilla", "jtt:lambda_up=20"]
+    assert [cell.method_title for cell in grid.cells] == ["vanilla", "jtt:lambda_up=20"]
     (skip,) = grid.skips
     assert "the ratio of bar is unknown: give jtt:lambda_up=" in skip.reason
 

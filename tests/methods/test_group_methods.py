@@ -86,7 +86,7 @@ def test_two_sides(new_method):
 def test_what_needs_bias_labels_declines_where_there_are_none(name):
     """No labels of the bias, or several biases."""
     reasons = {
-        skip.dataset_label: skip.reason for skip in expand([name], ["bar", "mbmnist", "cmnist5k"], seeds=1).skips
+        skip.dataset_title: skip.reason for skip in expand([name], ["bar", "mbmnist", "cmnist5k"], seeds=1).skips
     }
     assert set(reasons) == {"bar", "mbmnist"}
     assert "mbmnist has 7" in reasons["mbmnist"]
@@ -94,7 +94,7 @@ def test_what_needs_bias_labels_declines_where_there_are_none(name):
 
 def test_comments_have_groups_but_no_sides():
     grid = expand(["groupdro", "groupdro:groups=sides", "resample-oracle"], ["civilcomments"], seeds=1)
-    assert [cell.method_label for cell in grid.cells] == ["groupdro"]
+    assert [cell.method_title for cell in grid.cells] == ["groupdro"]
     assert "give groupdro:groups=cells" in grid.skips[0].reason
 
 
@@ -361,7 +361,7 @@ def test_the_papers_ablations_are_names():
     """Tables 8 to 10, and the lower bound."""
     names = ["pgd-loss", "pgd-reweight", "pgd-single-stage", "pgd-random"]
     cells = expand(names, ["cmnist5k"], seeds=1).cells
-    assert [cell.method_label for cell in cells] == [
+    assert [cell.method_title for cell in cells] == [
         "pgd:score=loss", "pgd:use=reweight", "pgd:use=single-stage", "pgd:score=random",
     ]  # fmt: skip
 

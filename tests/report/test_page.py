@@ -38,8 +38,8 @@ def record(method="one", dataset="cmnist5k", seed=0, *, shares=(0.5, 0.625, 0.75
         "path": f"/home/someone/results/records/{dataset}/{method}/s{seed}-00000000.json",
         "cell": {
             "method": "one", "method_version": 1, "method_parameters": {"alpha": 0.7, "norm": None},
-            "method_label": method, "dataset": "cmnist5k", "dataset_version": 1,
-            "dataset_parameters": {"data_seed": 0, "rho": 0.005}, "dataset_label": dataset, "seed": seed,
+            "method_title": method, "dataset": "cmnist5k", "dataset_version": 1,
+            "dataset_parameters": {"data_seed": 0, "rho": 0.005}, "dataset_title": dataset, "seed": seed,
             "recipe": {"learning_rate": 0.01, "milestones": [0.4, 0.8], "augment": True},
             "recipe_changes": recipe_changes or {},
         },

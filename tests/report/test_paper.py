@@ -39,8 +39,8 @@ def number(stem, row, column, metric="acc_unbiased"):
 def cells(methods, datasets):
     """(method label, dataset label) -> what identifies the cell; what an absent package declines has no cell."""
     grid = expand(methods, datasets, seeds=1)
-    declined = {(skip.method_label, skip.dataset_label): skip.reason for skip in grid.skips}
-    return {(cell.method_label, cell.dataset_label): cell.hash for cell in grid.cells} | declined
+    declined = {(skip.method_title, skip.dataset_title): skip.reason for skip in grid.skips}
+    return {(cell.method_title, cell.dataset_title): cell.hash for cell in grid.cells} | declined
 
 
 def test_every_table_and_figure_is_there():
@@ -111,7 +111,7 @@ def test_full_experiments_leave_out_only_jtt_on_bar():
         grid = expand(experiment["methods"], experiment["datasets"], seeds=1)
         assert not grid.notices
         declined |= {
-            (skip.method_label, skip.dataset_label) for skip in grid.skips if "needs the package" not in skip.reason
+            (skip.method_title, skip.dataset_title) for skip in grid.skips if "needs the package" not in skip.reason
         }
     assert declined == {("jtt", "bar")}
 

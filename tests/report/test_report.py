@@ -62,7 +62,7 @@ def made_record(cell, value, *, official=True, scores=None, seconds=None):
         },
         "result": {
             "data": {
-                "fingerprint": f"{cell.dataset_label}", "official": official, "note": "",
+                "fingerprint": f"{cell.dataset_title}", "official": official, "note": "",
                 "splits": {name: {"n": 100, "n_conflict": {}} for name in ("train", "valid", "test")},
             },
             "selection": {"last": 1, "val_loss": 0, "val_acc": 1, "group_val": 1, "test_oracle": 1},
@@ -76,7 +76,7 @@ def fill(folder, methods, datasets, *, seeds=SEEDS, epochs=None, shift=0.0):
     """Made-up records of a grid."""
     for place, dataset in enumerate(datasets):
         for cell in expand(methods, [dataset], seeds=list(seeds), epochs=epochs).cells:
-            value = value_of(cell.method_label, cell.seed, shift + 0.01 * place)
+            value = value_of(cell.method_title, cell.seed, shift + 0.01 * place)
             generator = torch.Generator().manual_seed(cell.seed)
             arrays = {
                 "score": torch.rand(100, generator=generator),

@@ -63,7 +63,7 @@ def record(method, seed, value=0.5, *, dataset="cmnist5k", data_seed=0, label=No
     """A record by hand; `options` are what a test changes in it, as read below."""
     cell = cell_json(method, dataset, seed)
     cell = {**cell, "dataset_parameters": {**cell["dataset_parameters"], "data_seed": data_seed}}
-    cell["dataset_label"] = label or cell["dataset_label"]
+    cell["dataset_title"] = label or cell["dataset_title"]
     cell["method_version"] += options.get("version", 0)
     cell["dataset_version"] += options.get("dataset_version", 0)
     found = {
@@ -379,7 +379,7 @@ def test_methods_may_have_different_versions_from_each_other():
 def test_two_runs_of_one_seed_under_one_label_are_refused():
     own = records_of({"disen": DISEN[:3]})
     (cell,) = expand(["disen"], ["cmnist5k:batch_size=64"], seeds=[0]).cells
-    cell = dataclasses.replace(cell, dataset_label="cmnist5k")  # a file that somebody edited, say
+    cell = dataclasses.replace(cell, dataset_title="cmnist5k")  # a file that somebody edited, say
     other = {**record("disen", 0, 0.4), "cell": cell.to_json(), "hash": cell.hash}
     with pytest.raises(BenchmarkError, match="disen"):
         summary(to_frame([*own, other]), "cmnist5k", "acc_unbiased")
@@ -414,7 +414,7 @@ def test_the_headline_is_the_datasets_and_plain_accuracy_where_it_is_not_known()
     records = records_of({"pgd": PGD})
     assert headline_of(to_frame(records), "cmnist5k") == "acc_unbiased"
     for one in records:
-        one["cell"] = {**one["cell"], "dataset": "elsewhere", "dataset_label": "elsewhere"}
+        one["cell"] = {**one["cell"], "dataset": "elsewhere", "dataset_title": "elsewhere"}
     assert headline_of(to_frame(records), "elsewhere") == "acc_avg"
 
 
@@ -765,7 +765,7 @@ def test_holm_is_over_all_comparisons_of_the_table():
     records = records_of({"vanilla": VANILLA, "pgd": PGD})
     more = []
     for one in records_of({"vanilla": VANILLA, "pgd": PGD}):
-        cell = {**one["cell"], "dataset_label": "cmnist5k:rho=0.05"}
+        cell = {**one["cell"], "dataset_title": "cmnist5k:rho=0.05"}
         data = {**one["result"]["data"], "fingerprint": "other"}
         more.append({**one, "cell": cell, "result": {**one["result"], "data": data}})
     single = compare(to_frame(records), reference="vanilla").welch.iloc[0]

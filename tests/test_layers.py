@@ -1,5 +1,7 @@
-"""The order of imports: import-linter's contracts, each seen to fail."""
+"""The order of imports: import-linter's contracts, each seen to fail, and the doors that plug-ins may use."""
 
+import ast
+import importlib.util
 import os
 import re
 import shutil
@@ -13,6 +15,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
 NAMES = {contract["type"]: contract["name"] for contract in SETTINGS["contracts"]}
+
+# Beside what their own contract is made of, plug-ins build on these and on nothing else of the suite.
+METHOD_DOORS = {"errors", "losses", "methods", "parameters", "randomness", "recipe", "samples"}
+DOORS = {"methods": METHOD_DOORS, "datasets": METHOD_DOORS | {"datasets", "data"}}
 
 IMPORTS = {
     "plain": "import {}\n",
@@ -103,3 +109,93 @@ def test_report_and_running_do_not_meet_through_a_third_module(copied):
 def test_a_new_module_needs_a_layer(copied):
     (copied / "debiasbench" / "helpers.py").write_text("")
     assert "- debiasbench.helpers" in lint_imports(copied)[NAMES["layers"]]
+
+
+def closed_doors(path, kind):
+    """`FILE:LINE imports MODULE` for what a plug-in imports from the suite beside public doors, wherever it does so.
+
+    import-linter does not see plug-ins: their folders are no packages.
+    """
+    package = f"debiasbench.{kind}"
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            module = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+            modules = [_module(module, alias.name) for alias in node.names]
+        else:
+            continue
+        found += [(node.lineno, module) for module in modules if not _is_open(module, kind)]
+    return [f"{path.name}:{line} imports {module}" for line, module in sorted(set(found))]
+
+
+def _module(module, name):
+    """The module that `from module import name` reads: one of the suite and of the plug-ins, or a name in it."""
+    inner = f"{module}.{name}"
+    place = ROOT.joinpath(*inner.split("."))
+    plugin = ROOT.joinpath(*inner.split(".")[1:])
+    known = module == "debiasbench" or any(path.with_suffix(".py").is_file() for path in (place, plugin))
+    return inner if known else module
+
+
+def _is_open(module, kind):
+    top, *parts = module.split(".")
+    if top != "debiasbench":
+        return True
+    return len(parts) > 0 and parts[0] in DOORS[kind] and (len(parts) == 1 or parts[0] == "data")
+
+
+@pytest.mark.parametrize("kind", DOORS)
+def test_plugins_import_public_doors_only(kind):
+    files = [*(ROOT / kind).glob("*.py"), *(ROOT / "examples" / kind).glob("*.py")]
+    assert len(files) > 5
+    assert [complaint for path in sorted(files) for complaint in closed_doors(path, kind)] == []
+
+
+@pytest.mark.parametrize("kind", IMPORTS)
+@pytest.mark.parametrize("plugin", ["methods/pgd.py", "examples/methods/focal.py", "datasets/cmnist.py"])
+def test_a_closed_door_is_seen_in_a_plugin(tmp_path, plugin, kind):
+    source = (ROOT / plugin).read_text(encoding="utf-8") + "\n\n" + IMPORTS[kind].format("debiasbench.training.task")
+    path = tmp_path / "mine.py"
+    path.write_text(source, encoding="utf-8")
+    folder = Path(plugin).parent.name
+    assert closed_doors(path, folder) == [f"mine.py:{len(source.splitlines())} imports debiasbench.training.task"]
+
+
+@pytest.mark.parametrize(
+    ("line", "kind", "imported"),
+    [
+        ("import debiasbench", "methods", "debiasbench"),
+        ("from debiasbench import run", "methods", "debiasbench.run"),
+        ("from debiasbench import training as t", "methods", "debiasbench.training"),
+        ("from debiasbench.data.cache import cached", "methods", "debiasbench.data.cache"),
+        ("from debiasbench.datasets import Dataset", "methods", "debiasbench.datasets"),
+        ("from ..records import write_record", "methods", "debiasbench.records"),
+        ("from .pgd import PGD", "methods", "debiasbench.methods.pgd"),
+        ("from debiasbench.methods import Method, pgd", "methods", "debiasbench.methods.pgd"),
+        ("from . import cmnist", "datasets", "debiasbench.datasets.cmnist"),
+        ("import numpy, debiasbench.nets.small as s", "datasets", "debiasbench.nets.small"),
+    ],
+)
+def test_each_way_of_importing_is_read(tmp_path, line, kind, imported):
+    path = tmp_path / "mine.py"
+    path.write_text(line)
+    assert closed_doors(path, kind) == [f"mine.py:1 imports {imported}"]
+
+
+@pytest.mark.parametrize(
+    ("line", "kind"),
+    [
+        ("from debiasbench import losses", "methods"),
+        ("import debiasbench.losses", "methods"),
+        ("from debiasbench.data import corruptions", "datasets"),
+        ("from debiasbench.data.cache import cached", "datasets"),
+        ("from ..samples import Samples", "datasets"),
+        ("from torch.nn import functional", "methods"),
+    ],
+)
+def test_public_doors_are_open(tmp_path, line, kind):
+    path = tmp_path / "mine.py"
+    path.write_text(line)
+    assert closed_doors(path, kind) == []

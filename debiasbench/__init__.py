@@ -11,12 +11,10 @@ import importlib.util
 import sys
 from typing import TYPE_CHECKING, Any
 
+from debiasbench.about import PROTOCOL_VERSION, __version__
+
 if TYPE_CHECKING:
     from debiasbench.api import compare, load_predictor, load_results, run
-
-__version__ = "0.1.0"
-# Raised when evaluation, sampling or randomness change so that numbers move: part of every cell's identity.
-PROTOCOL_VERSION = 1
 
 __all__ = ["PROTOCOL_VERSION", "__version__", "compare", "load_predictor", "load_results", "run"]
 

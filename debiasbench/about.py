@@ -1,4 +1,8 @@
-"""Version of the suite, and of its protocol."""
+"""Version of the suite and of its protocol, and where it is."""
+
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent  # its parent is the clone, or where packages are installed
 
 __version__ = "0.1.0"
 # Raised when evaluation, sampling or randomness change so that numbers move: part of every cell's identity.

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from debiasbench.about import PROTOCOL_VERSION
+from debiasbench.code import digest_of_plugin
 from debiasbench.datasets import Dataset
 from debiasbench.datasets import registry as dataset_registry
 from debiasbench.methods import Method
@@ -69,6 +70,11 @@ class Cell:
         """
         cell: Cell = from_plain(cls, values, "cell")
         return cell
+
+    def code(self) -> dict[str, str | None]:
+        """Digests of the source of the method and of the dataset; None where they cannot be told."""
+        classes = {"method": method_registry.get(self.method)[0], "dataset": dataset_registry.get(self.dataset)[0]}
+        return {name: digest_of_plugin(cls) for name, cls in classes.items()}
 
     def build_method(self) -> Method:
         """The method with this cell's parameters."""

@@ -18,9 +18,14 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
 def mean_cross_entropy(nets: Any, batch: Any, state: Any) -> Tensor:  # noqa: ARG001 - as every loss
     """The loss of plain training, as `task.train` takes it: mean cross-entropy of `nets.net`.
 
-    Methods that begin with plain training name it, so that they share that training (`share=("ce",)`).
+    Methods that begin with plain training name it, so that equal first stages are trained once (`reuse=True`).
     """
     return cross_entropy(nets.net(batch.x), batch.y).mean()
+
+
+def mean_gce(nets: Any, batch: Any, state: Any, *, alpha: float, form: str) -> Tensor:  # noqa: ARG001 - as every loss
+    """Mean generalised cross-entropy of `nets.net`; `task.train` takes `partial(mean_gce, alpha=..., form=...)`."""
+    return gce(nets.net(batch.x), batch.y, alpha, form).mean()
 
 
 def gce(logits: Tensor, y: Tensor, alpha: float, form: str = "paper") -> Tensor:

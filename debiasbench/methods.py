@@ -8,16 +8,18 @@ may have an `__init__.py`: a package would be found before this file.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
+from debiasbench.datasets import Dataset
 from debiasbench.parameters import Parameters, above, at_least, between, one_of
 from debiasbench.plugins import Registry, folders
+from debiasbench.training.batches import Batch, Sample, State
+from debiasbench.training.task import Access, Predict, Task
 
-if TYPE_CHECKING:
-    from debiasbench.datasets import Dataset
-    from debiasbench.training.task import Predict, Task
-
-__all__ = ["Method", "above", "at_least", "between", "one_of", "registry"]
+__all__ = [
+    "Batch", "Dataset", "Method", "Predict", "Sample", "State", "Task", "above", "at_least", "between", "one_of",
+    "registry",
+]  # fmt: skip
 
 __path__ = folders(__file__, "DEBIASBENCH_METHODS_PATH")
 registry = Registry("debiasbench.methods", "Method", "DEBIASBENCH_METHODS_PATH")
@@ -43,6 +45,11 @@ class Method(Parameters, ABC):
     needs_bias_labels: ClassVar[bool] = False  # of the training samples; `task.bias` and `batch.bias` raise without
     trains_on_validation: ClassVar[bool] = False  # with its labels: rules that select on validation do not choose
     cost: ClassVar[float] = 1.0  # network trainings, in units of one vanilla run: for the estimate of --dry-run
+
+    @property
+    def access(self) -> Access:
+        """What it may see, by what it declares."""
+        return Access(self.name, self.needs_bias_labels, self.trains_on_validation)
 
     def decline(self, dataset: Dataset) -> str | None:
         """Why this method cannot run on that dataset, or None if it can. Asked before anything trains."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from debiasbench.code import digest_of_plugin
 from debiasbench.errors import BenchmarkError
 from debiasbench.parameters import Parameters, default_of, field_types, fields_of, nearest, read_value, write_value
 
@@ -126,6 +127,7 @@ class Registry:
                     f"The {self.kind} name '{name}' is used twice: by {taken.__module__} and {cls.__module__}."
                 )
         self._classes[cls.name] = cls
+        digest_of_plugin(cls)  # of the source as it is now, when it was imported
         for alias, values in cls.aliases.items():
             self._aliases[alias] = (cls.name, values)
 

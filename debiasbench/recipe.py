@@ -74,8 +74,14 @@ class Recipe(Parameters):
         """The precision, as a context for a forward pass."""
         import torch
 
-        enabled = self.precision == "bf16" or (self.precision == "auto" and device.type == "cuda")
+        enabled = self.effective_precision(device.type) == "bf16"
         return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+
+    def effective_precision(self, device_kind: str) -> str:
+        """The precision that networks really have on "cpu" or "cuda": "fp32" or "bf16"."""
+        if self.precision == "auto":
+            return "bf16" if device_kind == "cuda" else "fp32"
+        return self.precision
 
     def input_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape (C, H, W) that the network sees, of images of `shape`."""

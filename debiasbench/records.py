@@ -210,7 +210,7 @@ class Record:
 
     @property
     def status(self) -> str:
-        """"done" or "failed"."""
+        """Done or failed, as a word."""
         return "done" if self.done else "failed"
 
     def to_json(self) -> dict[str, Any]:
@@ -261,9 +261,7 @@ def _from_schema_1(values: dict[str, Any]) -> dict[str, Any]:
         return part | {split: present(part[split]) for split in ("valid", "test") if split in part}
 
     values = renamed(values, {"error": "failure"})
-    values["cell"] = renamed(
-        values.get("cell"), {"method_label": "method_title", "dataset_label": "dataset_title"}
-    )
+    values["cell"] = renamed(values.get("cell"), {"method_label": "method_title", "dataset_label": "dataset_title"})
     provenance = values.get("provenance")
     if isinstance(provenance, dict) and isinstance(provenance.get("seconds"), dict):
         seconds = renamed(provenance["seconds"], {"phases": "stages"})
@@ -407,7 +405,7 @@ def read_scores(record: Path) -> tuple[np.ndarray, np.ndarray] | None:
     score, conflict = arrays["score"].astype(float), arrays["train_conflict"]
     if score.ndim != 1 or conflict.ndim != 2 or len(score) != len(conflict):
         raise BenchmarkError(f"{arrays_path(record)}: its columns are not of one length.")
-    return (score, conflict.astype(bool).any(axis=1)) if (score >= 0).all() else None
+    return (score, np.any(conflict != 0, axis=1)) if (score >= 0).all() else None
 
 
 def read_record(path: Path) -> Record:
@@ -431,7 +429,8 @@ def _first_line(error: BaseException) -> str:
 
 def read_records(folder: Path) -> tuple[list[Record], list[str]]:
     """All records below a folder (or in an archive), and a complaint about each file that cannot be read as one."""
-    records, complaints = [], []
+    records: list[Record] = []
+    complaints: list[str] = []
     for path in _record_files(folder, complaints):
         try:
             records.append(read_record(path))
@@ -531,7 +530,9 @@ def _siblings(folder: Path, start: str) -> list[Path]:
         names = sorted(_members(inside[0]))
     except (OSError, ValueError, zipfile.BadZipFile):
         return []
-    return [inside[0] / name for name in names if re.fullmatch(re.escape(f"{inside[1]}/{start}") + r"[^/]*\.json", name)]
+    return [
+        inside[0] / name for name in names if re.fullmatch(re.escape(f"{inside[1]}/{start}") + r"[^/]*\.json", name)
+    ]
 
 
 def _bytes_of(path: Path) -> bytes:

@@ -147,12 +147,17 @@ class Splits:
         parts = {"train": self.train, "valid": self.valid, "test": self.test, "tune": self.tune}
         return {name: samples for name, samples in parts.items() if samples is not None}
 
-    def to(self, device: torch.device, *, share: float = 0.5) -> Splits:
-        """The same splits on another device; x moves if all of it takes at most this share of the free memory there."""
-        n_bytes = sum(samples.x.nbytes for samples in self.named().values())
-        fits = device.type != "cuda" or n_bytes <= share * torch.cuda.mem_get_info(device)[0]
-        moved = {name: samples.to(device, with_x=fits) for name, samples in self.named().items()}
-        return Splits(**moved, official=self.official, note=self.note, _fingerprint=self._fingerprint)
+    def to(self, device: torch.device, *, fraction: float = 0.5) -> Splits:
+        """The same splits on another device; x moves if all of it takes at most this fraction of its free memory.
+
+        Splits that are one and the same (a validation split that is the test split) move once, and stay the same.
+        """
+        different = {id(samples): samples for samples in self.named().values()}
+        n_bytes = sum(samples.x.nbytes for samples in different.values())
+        fits = device.type != "cuda" or n_bytes <= fraction * torch.cuda.mem_get_info(device)[0]
+        moved = {key: samples.to(device, with_x=fits) for key, samples in different.items()}
+        parts: dict[str, Any] = {name: moved[id(samples)] for name, samples in self.named().items()}
+        return Splits(**parts, official=self.official, note=self.note, _fingerprint=self._fingerprint)
 
     @property
     def valid_is_test(self) -> bool:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -34,6 +35,7 @@ from debiasbench.nets.build import NETS, build_net
 from debiasbench.recipe import Recipe
 from debiasbench.samples import Samples, Splits
 from debiasbench.training.batches import Batch, Layout, Loss, State
+from debiasbench.training.digests import name_of
 from debiasbench.training.stage import Stage
 from debiasbench.training.task import Task
 
@@ -92,7 +94,7 @@ def make_task(
     """A task on the tiny dataset, for tests of methods."""
     dataset = dataset or Tiny()
     splits = splits or dataset.build(Path())
-    return task_class(splits, dataset=dataset, method=method, recipe=recipe or dataset.recipe, seed=seed)
+    return task_class(splits, dataset=dataset, recipe=recipe or dataset.recipe, seed=seed, access=method.access)
 
 
 def default_method(cls: type[Method], dataset: Dataset) -> Method:
@@ -108,8 +110,9 @@ def default_method(cls: type[Method], dataset: Dataset) -> Method:
 
 def _fit(cls: type[Method], **options: Any) -> tuple[Task, Tensor]:
     """A fitted task and its logits on the test split."""
-    task = make_task(default_method(cls, options.get("dataset") or Tiny()), **options)
-    predictor = task.method.fit(task)
+    method = default_method(cls, options.get("dataset") or Tiny())
+    task = make_task(method, **options)
+    predictor = method.fit(task)
     assert task.predictor is not None, f"{cls.name}: no task.train was given predict=."
     same = predictor is task.predictor or predictor == task.predictor
     assert same, f"{cls.name}: fit must return the predictor that it gave to task.train(predict=...)."
@@ -145,8 +148,8 @@ def check_fit_returns_logits(cls: type[Method]) -> None:
     task, logits = _fit(cls)
     assert logits.shape == (len(task.splits.test), task.n_classes), f"{cls.name}: logits {tuple(logits.shape)}."
     assert torch.isfinite(logits).all(), f"{cls.name}: logits are not finite."
-    assert task.epochs, f"{cls.name}: no epoch was evaluated."
-    for name, column in task.logged.items():
+    assert task.journal.epochs, f"{cls.name}: no epoch was evaluated."
+    for name, column in task.journal.columns.items():
         assert column.dtype == torch.bool or torch.isfinite(column).all(), f"{cls.name}: logged {name} is not finite."
 
 
@@ -157,7 +160,7 @@ def check_same_seed_same_result(cls: type[Method]) -> None:
     np.random.rand(7)  # noqa: NPY002 - the global state is the point
     second, again = _fit(cls)
     assert torch.equal(logits, again), f"{cls.name}: equal seeds give different results."
-    assert first.calls == second.calls, f"{cls.name}: equal seeds make different calls of the task."
+    assert first.journal.calls == second.journal.calls, f"{cls.name}: equal seeds make different calls of the task."
 
 
 def check_other_seed_other_result(cls: type[Method]) -> None:
@@ -278,7 +281,7 @@ def sample_batch(
         "y_all": task.y,
         **{name: column[index] for name, column in (columns or {}).items()},
     }
-    if task.method.needs_bias_labels:
+    if task.access.bias_labels:
         batch["bias"] = task.bias[index]
     return batch
 
@@ -289,10 +292,13 @@ def lint_loss(loss: Loss, nets: dict[str, nn.Module], batch: dict[str, Tensor], 
     Two calls agree; the state is returned anew, not changed; no tensor hides in a closure; and two copies run at
     once under `torch.vmap`, which refuses `.item()`, boolean masks and `if` on a tensor. Networks are in eval mode.
     """
-    name = getattr(loss, "__qualname__", type(loss).__name__)
-    closure = inspect.getclosurevars(loss).nonlocals if inspect.isroutine(loss) else {}
-    hidden = [key for key, value in closure.items() if isinstance(value, Tensor | nn.Module)]
-    hidden += [key for key, value in vars(getattr(loss, "__self__", object)).items() if isinstance(value, Tensor)]
+    name = name_of(loss)
+    given = loss.keywords if isinstance(loss, partial) else {}
+    function = loss.func if isinstance(loss, partial) else loss
+    held: dict[str, Any] = dict(inspect.getclosurevars(function).nonlocals) if inspect.isroutine(function) else {}
+    held |= given
+    hidden = [key for key, value in held.items() if isinstance(value, Tensor | nn.Module)]
+    hidden += [key for key, value in vars(getattr(function, "__self__", object)).items() if isinstance(value, Tensor)]
     assert not hidden, f"{name} holds the tensors or networks {', '.join(hidden)}: pass them as columns or nets."
 
     whole = _Whole(nets, loss).eval()

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
 from debiasbench.cell import Cell
 from debiasbench.errors import BenchmarkError
 from debiasbench.files import write_atomically
-from debiasbench.nets.base import Net
+from debiasbench.nets.base import Net, bound
 from debiasbench.nets.build import build_net
 from debiasbench.records import Record, read_record
-
-if TYPE_CHECKING:
-    from debiasbench.training.task import Task
+from debiasbench.training.task import Task
 
 
 def weights_path(record: Path) -> Path:
@@ -60,8 +58,6 @@ def load(record: Path) -> Callable[[Tensor], Tensor]:
         BenchmarkError: the record has no weights, or their file is gone.
     """
     from safetensors.torch import load_file
-
-    from debiasbench.nets.base import bound
 
     content = read_record(record)
     if content.result is None or content.result.weights is None or not has_weights(content):

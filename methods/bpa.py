@@ -39,7 +39,7 @@ class BPA(Method):
     def fit(self, task):
         """The three steps."""
         base = task.new_net()
-        task.train(base, mean_cross_entropy, share=("ce",))
+        task.train(base, mean_cross_entropy, reuse=True)
         features = task.each(lambda x, _: base.features(x))
         cluster = task.once(self.cluster, features, task.y)
         size = torch.bincount(cluster, minlength=self.clusters * task.n_classes)

@@ -39,7 +39,7 @@ class DFR(Method):
     def fit(self, task):
         """The two steps."""
         net = task.new_net()
-        task.train(net, mean_cross_entropy, share=("ce",))
+        task.train(net, mean_cross_entropy, reuse=True)
         features = task.each(lambda x, _: net.features(x), split="valid")
         valid = task.validation
         if len(valid.y.unique()) < task.n_classes:

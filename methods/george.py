@@ -63,7 +63,7 @@ class George(Method):
     def fit(self, task):
         """The three steps."""
         first = task.new_net()
-        task.train(first, mean_cross_entropy, share=("ce",))
+        task.train(first, mean_cross_entropy, reuse=True)
         features = task.each(lambda x, _: first.features(x))
         if self.over_cluster:
             losses = task.each(lambda x, y: cross_entropy(first(x), y))

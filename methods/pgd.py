@@ -19,12 +19,13 @@ biased network of 18.1 / 19.7 / 44.0 (Table 7); ours: docs/reproduction.md.
 
 import copy
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 
 from debiasbench.errors import BenchmarkError
-from debiasbench.losses import cross_entropy, gce, gradient_norm, scale_gradient
+from debiasbench.losses import cross_entropy, gradient_norm, mean_gce, scale_gradient
 from debiasbench.methods import Method, above, between, one_of
 
 ORDERS = {"l1": 1.0, "l2": 2.0, "l2sq": 2.0, "linf": math.inf}
@@ -94,7 +95,7 @@ class PGD(Method):
         if self.bias_ckpt == "best":
             self.train_to_lowest_validation_loss(task, net)
         else:
-            task.train(net, self.biased_loss, share=("gce", self.alpha, self.gce_form))
+            task.train(net, self.biased_loss, reuse=True)
         score = self.scored(task, net)
         task.log(score=score)
         if not self.inherit:
@@ -133,9 +134,10 @@ class PGD(Method):
             debiased_stage.run(epochs=1, sample=score / score.sum())
         return debiased
 
-    def biased_loss(self, nets, batch, state):
-        """Step 1: GCE."""
-        return gce(nets.net(batch.x), batch.y, self.alpha, self.gce_form).mean()
+    @property
+    def biased_loss(self):
+        """Step 1: GCE with this method's exponent and form."""
+        return partial(mean_gce, alpha=self.alpha, form=self.gce_form)
 
     def scored(self, task, net):
         """The score of each training sample (N,); score=random is uniform in (0, 1)."""

@@ -12,6 +12,7 @@ from debiasbench.data.colouring import PGD_PALETTE, colour
 from debiasbench.datasets import registry as datasets
 from debiasbench.methods import registry as methods
 from debiasbench.samples import Samples, Splits
+from debiasbench.training.journal import Journal
 from debiasbench.training.task import Task
 
 torch.set_num_threads(1)
@@ -89,13 +90,16 @@ def new_method():
 def make_task(new_method):
     """A function that builds a task on a few hundred samples; recipe fields are given by name."""
 
-    def make(method=None, *, splits=None, n=200, seed=0, rho=0.1, progress=None, **recipe):
+    def make(method=None, *, splits=None, n=200, seed=0, rho=0.1, progress=None, reuse=None, **recipe):
         dataset = datasets.get("cmnist5k")[0](rho=rho)
         recipe = dataset.recipe.replace(**{"epochs": 2, "batch_size": 32, **recipe})
-        return Task(
-            splits or shape_splits(n), dataset=dataset, method=method or new_method("vanilla"), recipe=recipe,
-            seed=seed, progress=progress,
+        method = method or new_method("vanilla")
+        task = Task(
+            splits or shape_splits(n), dataset=dataset, access=method.access, recipe=recipe, seed=seed,
+            journal=Journal(progress), reuse=reuse,
         )  # fmt: skip
+        task.method = method  # for the tests
+        return task
 
     return make
 

@@ -9,8 +9,8 @@ import resource
 import subprocess
 import time
 import traceback
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -18,19 +18,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import debiasbench
 from debiasbench import weights
-from debiasbench.about import PROTOCOL_VERSION, __version__
+from debiasbench.about import PACKAGE, PROTOCOL_VERSION, __version__
 from debiasbench.cell import Cell
 from debiasbench.datasets import Dataset, check_splits
 from debiasbench.errors import BenchmarkError
 from debiasbench.evaluation.metrics import identification, select
 from debiasbench.nets.pretrained import weights_sha256
-from debiasbench.records import SCHEMA, failed_path, record_path, write_record
+from debiasbench.records import (
+    DataFacts,
+    EpochFacts,
+    Failure,
+    GroupFacts,
+    Provenance,
+    Record,
+    Result,
+    Seconds,
+    SplitFacts,
+    StageFacts,
+    failed_path,
+    record_path,
+    write_record,
+)
 from debiasbench.samples import Splits
 from debiasbench.training.digests import digest_of
-from debiasbench.training.reuse import Shared
-from debiasbench.training.task import Progress, Task
+from debiasbench.training.journal import EvaluatedEpoch, Journal, Progress, StageRun
+from debiasbench.training.reuse import Reuse
+from debiasbench.training.task import Task
 
 
 @dataclass
@@ -41,9 +55,9 @@ class Runner:
     results_dir: Path
     device: str = "cpu"
     save_weights: bool = False
-    share: bool = True  # equal first phases of several cells are trained once
+    reuse: bool = True  # equal stages of several cells are trained once
     threads: int | None = None  # of torch; none: as they are
-    memory_share: float = 0.5  # of the device's free memory, which the data may take
+    memory_fraction: float = 0.5  # of the device's free memory, which the data may take
     _data: dict[str, Splits] = field(default_factory=dict)
 
     def run(self, cell: Cell, progress: Progress | None = None) -> Path:
@@ -56,23 +70,17 @@ class Runner:
         if self.threads is not None:
             torch.set_num_threads(self.threads)  # whatever the cell before did
         started = time.perf_counter()
-        record: dict[str, Any] = {"schema": SCHEMA, "status": "done", "hash": cell.hash, "cell": cell.to_record()}
+        journal, spent = Journal(progress), Spent()
         arrays: dict[str, Tensor] = {}
-        seconds: dict[str, Any] = {}
-        calls: list[dict[str, Any]] = []
+        result: Result | None = None
+        failure: Failure | None = None
         try:
-            record["result"], arrays = self._train(cell, progress, seconds, calls, path)
+            result, arrays = self._train(cell, journal, spent, path)
         except Exception as error:  # whatever a method does wrong: the other cells go on
-            record["status"] = "failed"
-            record["error"] = {
-                "type": type(error).__name__,
-                "message": str(error),
-                "traceback": traceback.format_exc(),
-            }
-        seconds["total"] = time.perf_counter() - started - seconds.pop("waited", 0.0)
-        record["provenance"] = provenance(self.device, seconds) | {"calls": calls}
-        if record["status"] == "failed":
+            failure = Failure(type(error).__name__, str(error), traceback.format_exc())
             path = failed_path(path)
+        spent.total = time.perf_counter() - started - journal.waited
+        record = Record(cell.hash, cell, provenance(cell, self.device, journal, spent), result, failure)
         write_record(path, record, arrays)
         return path
 
@@ -84,27 +92,25 @@ class Runner:
             if torch.device(self.device).type == "cuda":
                 torch.cuda.empty_cache()  # else what the last data took still counts as taken
             splits = check_splits(dataset, dataset.build(self.data_dir))
-            self._data[key] = splits.to(torch.device(self.device), share=self.memory_share)
+            self._data[key] = splits.to(torch.device(self.device), fraction=self.memory_fraction)
         return self._data[key]
 
-    def _train(
-        self, cell: Cell, progress: Progress | None, seconds: dict[str, Any], calls: list[dict[str, Any]], path: Path
-    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def _train(self, cell: Cell, journal: Journal, spent: Spent, path: Path) -> tuple[Result, dict[str, Tensor]]:
+        """The way of one cell: data, task, fit, result."""
         method, dataset, recipe = cell.build_method(), cell.build_dataset(), cell.build_recipe()
         started = time.perf_counter()
         splits = self.splits(dataset)
-        seconds["data"] = time.perf_counter() - started
+        spent.data = time.perf_counter() - started
         if torch.device(self.device).type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         task = Task(
-            splits, dataset=dataset, method=method, recipe=recipe, seed=cell.seed, device=self.device,
-            progress=progress, shared=Shared(self.results_dir / "shared") if self.share else None,
+            splits, dataset=dataset, recipe=recipe, seed=cell.seed, access=method.access, journal=journal,
+            reuse=self._reuse(splits),
         )  # fmt: skip
-        task.calls = calls
         predictor = method.fit(task)
         if task.predictor is None:
             raise BenchmarkError(
-                f"{cell.method}: no phase was given predict=, so there is nothing to evaluate. Pass it to the "
+                f"{cell.method}: no stage was given predict=, so there is nothing to evaluate. Pass it to the "
                 "task.train whose epochs are to be selected from."
             )
         if predictor is not task.predictor and predictor != task.predictor:
@@ -112,102 +118,127 @@ class Runner:
                 f"{cell.method}: fit must return the predictor that it gave to task.train(predict=...), so that what "
                 f"was evaluated is what is returned. Got {type(predictor).__name__}."
             )
-        result, arrays = outcome(task, splits)
-        seconds["phases"] = [phase.seconds for phase in task.phases]
-        seconds["evaluation"] = sum(phase.evaluation_seconds for phase in task.phases)
-        seconds |= task.other_seconds | {"waited": task.waited}
+        result, arrays = result_of(task)
         if self.save_weights:
-            result["weights"] = weights.save(task, weights.weights_path(path))
+            result = replace(result, weights=weights.save(task, weights.weights_path(path)))
         return result, arrays
 
+    def _reuse(self, splits: Splits) -> Reuse | None:
+        if not self.reuse:
+            return None
+        return Reuse(self.results_dir / "reuse", data=splits.fingerprint(), device=splits.train.y.device)
 
-def outcome(task: Task, splits: Splits) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The `result` of a record and its arrays, from a task whose method has finished."""
-    evaluation, dataset = task.evaluation, task.dataset
+
+def result_of(task: Task) -> tuple[Result, dict[str, Tensor]]:
+    """The result of a record and its arrays, from a task whose method has finished."""
+    evaluation, dataset, journal, splits = task.evaluation, task.dataset, task.journal, task.splits
     predict, nets = task.final_predictor(), task.all_nets()
-    logits = evaluation.logits(predict, nets, task.splits.test, task.recipe)
-    arrays = {name: column.contiguous() for name, column in task.logged.items()}
+    logits = evaluation.logits(predict, nets, splits.test, task.recipe)
+    arrays = {name: column.contiguous() for name, column in journal.columns.items()}
     arrays["test_prediction"] = logits.argmax(1).to(torch.int16).cpu()
     conflicts_known = dataset.has_bias_labels and dataset.defines_conflicts
     if arrays.keys() & {"score", "selected"} and conflicts_known:
         arrays["train_conflict"] = splits.train.conflicting.cpu().contiguous()  # the truth, for the figures
-    result: dict[str, Any] = {
-        "data": {
-            "fingerprint": splits.fingerprint(),
-            "official": splits.official,
-            "note": splits.note,
-            "splits": {
-                name: {
-                    "n": len(part),
-                    "x_sha256": part.x_sha256,  # of cached images; else they are in the fingerprint alone
-                    "n_conflict": dict(
-                        zip(dataset.bias_names, part.conflicting.sum(0).tolist(), strict=True)
-                    ) if dataset.defines_conflicts else {},
-                }
-                for name, part in splits.named().items()
-            },
-        },
-        "pretrained_sha256": weights_sha256(task.recipe.net, task.recipe.pretrained),
-        "selection": select(
-            task.epochs, dataset.headline,
-            validation=not (splits.valid_is_test or task.method.trains_on_validation),
-        ),
-        "identification": {
-            name: identification(column, splits.train, dataset.bias_names)
-            for name, column in task.logged.items()
-            if conflicts_known
-        },
-        "numbers": task.numbers,
-        "phases": [
-            {
-                "call": phase.call, "share": phase.share, "epochs": phase.epochs, "evaluated": phase.evaluated,
-                "parameters": phase.nets,
-                "end": phase.end, "train_loss": phase.losses,
-            }
-            for phase in task.phases
-        ],
-        "epochs": task.epochs,
-        "groups": {"test": evaluation.groups("test", logits)},
-        "arrays": {name: digest_of(array) for name, array in arrays.items()},
-    }  # fmt: skip
+    tune = None
     if splits.tune is not None:
-        tune_logits = evaluation.logits(predict, nets, task.splits.named()["tune"], task.recipe)
-        result["tune"] = evaluation.metrics("tune", tune_logits)
+        tune = present(evaluation.metrics("tune", evaluation.logits(predict, nets, splits.tune, task.recipe)))
+    validation = not (splits.valid_is_test or task.access.validation)
+    result = Result(
+        data=data_facts(dataset, splits),
+        pretrained_sha256=weights_sha256(task.recipe.net, task.recipe.pretrained),
+        selection=select(journal.epochs, dataset.headline, validation=validation),
+        identification={
+            name: present(identification(column, splits.train, dataset.bias_names))
+            for name, column in (journal.columns.items() if conflicts_known else ())
+        },
+        logged=present(journal.values),
+        stages=tuple(map(_stage_facts, journal.stages)),
+        epochs=tuple(map(_epoch_facts, journal.epochs)),
+        groups={"test": tuple(GroupFacts(**present(group)) for group in evaluation.groups("test", logits))},
+        arrays={name: digest_of(array) for name, array in arrays.items()},
+        tune=tune,
+    )
     return result, arrays
+
+
+def data_facts(dataset: Dataset, splits: Splits) -> DataFacts:
+    """What a record says of the data."""
+    facts = {}
+    for name, part in splits.named().items():
+        conflicts: dict[str, int] = {}
+        if dataset.defines_conflicts:
+            conflicts = dict(zip(dataset.bias_names, part.conflicting.sum(0).tolist(), strict=True))
+        by_class = torch.bincount(part.y, minlength=dataset.n_classes).tolist()
+        facts[name] = SplitFacts(len(part), part.x_sha256, conflicts, tuple(by_class))
+    return DataFacts(splits.fingerprint(), splits.official, splits.note, facts)
+
+
+def _stage_facts(run: StageRun) -> StageFacts:
+    end = {net: {"valid": present(row.valid), "test": present(row.test)} for net, row in run.end.items()}
+    return StageFacts(run.call, run.epochs, run.evaluated, run.parameters, end, tuple(run.losses))
+
+
+def _epoch_facts(one: EvaluatedEpoch) -> EpochFacts:
+    correct = one.row.correct_by_class
+    return EpochFacts(one.epoch, present(one.valid), present(one.test), one.learning_rate, one.train_loss, correct)
+
+
+def present(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values without those that are nan: what has none has no key."""
+    return {name: value for name, value in values.items() if value == value}
 
 
 def failed_record(cell: Cell, results_dir: Path, message: str, device: str) -> Path:
     """Record a cell whose process was lost."""
     path = failed_path(record_path(results_dir, cell))
-    record = {
-        "schema": SCHEMA,
-        "status": "failed",
-        "hash": cell.hash,
-        "cell": cell.to_record(),
-        "error": {"type": "LostWorker", "message": message, "traceback": ""},
-        "provenance": provenance(device, {}),
-    }
-    write_record(path, record)
+    failure = Failure("LostWorker", message)
+    write_record(path, Record(cell.hash, cell, provenance(cell, device, Journal(), Spent()), failure=failure))
     return path
 
 
-def provenance(device: str, seconds: dict[str, Any]) -> dict[str, Any]:
+@dataclass
+class Spent:
+    """Seconds of a cell that its journal does not know."""
+
+    total: float = 0.0
+    data: float = 0.0
+
+
+def provenance(cell: Cell, device: str, journal: Journal, spent: Spent) -> Provenance:
     """Where, when, with what and how long."""
-    cuda = device.startswith("cuda") and torch.cuda.is_available()
-    peak = (
-        torch.cuda.max_memory_allocated(device) if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    kind = "cuda" if device.startswith("cuda") and torch.cuda.is_available() else "cpu"
+    versions: dict[str, str | int] = {
+        "debiasbench": __version__, "protocol": PROTOCOL_VERSION, "python": platform.python_version(),
+        **{name: _version(name) for name in ("torch", "torchvision", "numpy")},
+    }  # fmt: skip
+    if kind == "cuda":
+        versions["cuda"] = str(torch.version.cuda)
+    return Provenance(
+        finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        seconds=Seconds(
+            total=spent.total,
+            data=spent.data,
+            evaluation=sum(run.evaluation_seconds for run in journal.stages),
+            stages=tuple(run.seconds for run in journal.stages),
+            calls=dict(journal.seconds),
+        ),
+        versions=versions,
+        device=torch.cuda.get_device_name(device) if kind == "cuda" else f"cpu ({platform.machine()})",
+        threads=torch.get_num_threads(),
+        peak_memory_mib=round(_peak_memory(device, kind) / 2**20),
+        commit=git_commit(),
+        device_kind=kind,
+        precision=cell.build_recipe().effective_precision(kind),
+        code={name: digest for name, digest in cell.code().items() if digest},
+        calls=tuple(journal.calls),
     )
-    return {
-        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "seconds": seconds,
-        "device": torch.cuda.get_device_name(device) if cuda else f"cpu ({platform.machine()})",
-        "threads": torch.get_num_threads(),
-        "peak_memory_mib": round(peak / 2**20),
-        "versions": {"debiasbench": __version__, "protocol": PROTOCOL_VERSION, "python": platform.python_version()}
-        | {name: _version(name) for name in ("torch", "torchvision", "numpy")}
-        | ({"cuda": torch.version.cuda} if cuda else {}),
-        "commit": git_commit(),
-    }
+
+
+def _peak_memory(device: str, kind: str) -> int:
+    """The most memory that was taken, on a GPU or by this process, in bytes."""
+    if kind == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _version(name: str) -> str:
@@ -228,7 +259,7 @@ def git_commit() -> str:
 
 
 def _ask_git() -> str:
-    root = Path(debiasbench.__file__).parent.parent
+    root = PACKAGE.parent
     if not (root / ".git").exists():
         return ""
     git: Callable[..., str] = lambda *words: subprocess.run(  # noqa: E731

@@ -41,9 +41,9 @@ def main() -> None:
         results_dir=Path(settings["results_dir"]),
         device=settings["device"],
         save_weights=settings["save_weights"],
-        share=settings["share"],
+        reuse=settings["reuse"],
         threads=settings["threads"],
-        memory_share=settings["memory_share"],
+        memory_fraction=settings["memory_fraction"],
     )
     send(event="ready")
     for line in sys.stdin:
@@ -54,7 +54,7 @@ def main() -> None:
             log.parent.mkdir(parents=True, exist_ok=True)
             with log.open("a") as file, _output_to(file):
                 path = runner.run(
-                    cell, lambda phase, epoch, epochs: send(event="epoch", phase=phase, epoch=epoch, epochs=epochs)
+                    cell, lambda stage, epoch, epochs: send(event="epoch", stage=stage, epoch=epoch, epochs=epochs)
                 )
         except OSError as error:  # the log or the record itself could not be written
             send(event="lost", message=f"The record could not be written: {error}")

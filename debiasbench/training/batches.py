@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import repeat
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,16 +19,26 @@ from debiasbench.randomness import derived_generator, derived_seed
 from debiasbench.recipe import Recipe
 from debiasbench.samples import Samples
 
-if TYPE_CHECKING:
-    from debiasbench.training.task import Task
-
 State = dict[str, Tensor]
 Loss = Callable[[Any, "Batch", State], Tensor | tuple[Tensor, State]]
 Layout = Callable[[torch.Generator], list[Tensor]]
 Sample = Tensor | Layout | None
 
-
 READERS, AHEAD = 4, 8  # threads and batches, where images are read from the host while the device works
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the batches of a cell come from: the training samples, the seed, and whether a batch tells the bias."""
+
+    samples: Samples
+    seed: int
+    with_bias: bool = False
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches are; images that do not fit there may be on the host."""
+        return self.samples.y.device
 
 
 class Batch(SimpleNamespace):
@@ -35,15 +46,24 @@ class Batch(SimpleNamespace):
 
     Attributes:
         x: float32 (B, C, H, W), augmented and normalised; for text, token numbers (B, L), -1 where it is padded.
-        y: int64 (B,). index: int64 (B,), places in the training set. perm: int64 (B,), a permutation of the batch.
-        step, epoch: int64 (), 0-based in the phase. n_steps: int64 (), steps of the whole phase.
+        y: int64 (B,). index: int64 (B,), into the training set. perm: int64 (B,), a permutation of the batch.
+        step, epoch: int64 (), 0-based in the stage. n_steps: int64 (), steps of the whole stage.
         y_all: int64 (N,), all labels of the training set.
         bias: int64 (B, A), only for a method that declares `needs_bias_labels`.
         Declared columns, by name: (B, ...).
     """
 
-    def __getattr__(self, name: str) -> NoReturn:
-        """Say what a batch holds, and why `bias` is not there."""
+    x: Tensor
+    y: Tensor
+    index: Tensor
+    perm: Tensor
+    step: Tensor
+    epoch: Tensor
+    n_steps: Tensor
+    y_all: Tensor
+
+    def __getattr__(self, name: str) -> Tensor:
+        """Declared columns are found; of others, say what a batch holds, and why `bias` is not there."""
         if name == "bias":
             raise AttributeError("batch.bias is only there for a method that declares needs_bias_labels = True")
         raise AttributeError(f"a batch has no '{name}'; it has {', '.join(sorted(vars(self)))}")
@@ -74,7 +94,7 @@ def fetched(samples: Samples, plan: list[Tensor]) -> Iterator[tuple[Tensor, Tens
 
 
 def make_batch(
-    task: Task,
+    source: Source,
     recipe: Recipe,
     index: Tensor,
     x: Tensor,
@@ -90,7 +110,7 @@ def make_batch(
     device = index.device
     batch = Batch(
         x=augmented(x, recipe, derived_generator("augment", *place, device=device)),
-        y=task.y[index],
+        y=source.samples.y[index],
         index=index,
         perm=torch.randperm(
             len(index), generator=derived_generator("permutation", *place, device=device), device=device
@@ -98,11 +118,11 @@ def make_batch(
         step=torch.tensor(place[3], device=device),
         n_steps=n_steps,
         epoch=torch.tensor(place[2], device=device),
-        y_all=task.y,
+        y_all=source.samples.y,
         **{name: column[index] for name, column in columns.items()},
     )
-    if task.method.needs_bias_labels:
-        batch.bias = task.splits.train.bias[index]
+    if source.with_bias:
+        batch.bias = source.samples.bias[index]
     # torch.manual_seed would do, but it walks the stack at each call until CUDA is in use
     torch.default_generator.manual_seed(derived_seed("dropout", *place))
     if device.type == "cuda":
@@ -149,6 +169,22 @@ def plan_epoch(
     return batches
 
 
+def n_batches(n_draws: int, batch_size: int, *, drop_last: bool = False) -> int:
+    """How many batches `plan_epoch` lays out of `n_draws` samples."""
+    full, rest = divmod(n_draws, batch_size)
+    alone = full == 0  # a single batch is kept, however small
+    return full + (rest > 0 and (alone or not (drop_last or rest == 1)))
+
+
+def draws_of(sample: Sample, n_samples: int, draws: int | None) -> int | None:
+    """How many samples an epoch has; None where a function lays them out."""
+    if callable(sample):
+        return None
+    if sample is None:
+        return n_samples
+    return int(sample.sum()) if sample.dtype == torch.int64 else draws or n_samples
+
+
 def check_sample(sample: Any, n_samples: int, state: Mapping[str, Tensor]) -> None:
     """Refuse samplings that would train on something else than meant."""
     if sample is None or callable(sample):
@@ -167,7 +203,7 @@ def check_sample(sample: Any, n_samples: int, state: Mapping[str, Tensor]) -> No
     if tables:
         raise ValueError(
             f"State tables ({', '.join(tables)}) cannot go with sampling that repeats samples: two rows of one batch "
-            "would write to one place. Use sample=None, or keep the table in another phase."
+            "would write to one place. Use sample=None, or keep the table in another stage."
         )
 
 

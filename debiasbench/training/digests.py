@@ -1,7 +1,8 @@
-"""Digests of values and of functions."""
+"""Digests of values, and what tells one function from another: for the signatures of numbered calls."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 from typing import Any
@@ -10,13 +11,22 @@ from torch import Tensor
 
 
 def source_of(function: Any) -> str:
-    """The source text of a function, as far as it can be had."""
+    """The source text of a function, as far as it can be had; of a `partial` with its values."""
     if function is None:
         return ""
+    if isinstance(function, functools.partial):
+        return f"{source_of(function.func)} {function.args!r} {sorted(function.keywords.items())!r}"
     try:
         return inspect.getsource(function)
     except (OSError, TypeError):
-        return getattr(function, "__qualname__", type(function).__name__)
+        return name_of(function)
+
+
+def name_of(function: Any) -> str:
+    """What a function is called, for messages."""
+    if isinstance(function, functools.partial):
+        return name_of(function.func)
+    return str(getattr(function, "__qualname__", type(function).__qualname__))
 
 
 def digest_of(value: Any) -> str:

@@ -1,62 +1,70 @@
 """The training loop, written once: what a method gives to `task.train` is carried out here.
 
-The engine draws the order of the samples, gathers and augments batches on the device, runs the loss, steps the
-optimiser by the recipe's schedule, and reads losses back once an epoch. A method's loss is a pure function of
-tensors, so it says nothing of all this.
+A stage draws the order of the samples, gathers and augments batches on the device, runs the loss, steps the optimiser
+by the recipe's schedule, and reads losses back once an epoch. A method's loss is a pure function of tensors, so it says
+nothing of all this.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping, Sized
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from debiasbench.errors import DivergedError
+from debiasbench.evaluation.evaluation import Row
+from debiasbench.nets.base import Net, bound
 from debiasbench.randomness import derived_generator
 from debiasbench.recipe import Recipe
-from debiasbench.training import reuse as sharing
 from debiasbench.training.batches import (
     Batch,
     Loss,
     Sample,
+    Source,
     State,
     check_sample,
+    draws_of,
     fetched,
     make_batch,
+    n_batches,
     plan_epoch,
     tables_in,
 )
+from debiasbench.training.digests import digest_of, source_of
+from debiasbench.training.journal import EvaluatedEpoch, Journal, StageRun
+from debiasbench.training.reuse import DeclinedReuse, Reuse, StageEnd, facts_of_loss, facts_of_nets
 
-if TYPE_CHECKING:
-    from debiasbench.training.task import Phase, Task
+Evaluate = Callable[[Callable[[Tensor], Tensor], Iterable[nn.Module], Recipe], Row]
 
 
 class Stage:
-    """One training phase: optimiser, schedule and epoch count live as long as the stage.
+    """One training stage: optimiser, schedule and epoch count live as long as the stage.
 
     `run` may be called several times, for methods that take turns between networks.
     """
 
-    def __init__(  # noqa: PLR0913 - the arguments of task.train, handed on
+    def __init__(  # noqa: PLR0913 - the arguments of task.stage, handed on, and what the stages of a cell have in common
         self,
-        task: Task,
         nets: dict[str, nn.Module],
         loss: Loss,
         *,
+        source: Source,
+        journal: Journal,
+        evaluate: Evaluate,
         recipe: Recipe,
         sample: Sample,
         draws: int | None,
         columns: Mapping[str, Tensor],
         state: State,
         predict: Any,
-        share: tuple[Any, ...] | None,
+        reuse: Reuse | None,
     ) -> None:
-        self.task, self.nets, self.loss, self.recipe, self.share = task, nets, loss, recipe, share
+        self.nets, self.loss, self.recipe, self.reuse = nets, loss, recipe, reuse
+        self.source, self.journal, self.evaluate = source, journal, evaluate
         self.sample, self.draws, self.columns, self.state, self.predict = sample, draws, columns, state, predict
         self.epoch = 0
         self.step = 0
@@ -66,93 +74,59 @@ class Stage:
         """Train for `epochs` more epochs (default: to the end of the recipe) and return the state.
 
         Where the recipe counts steps, the stage ends with the last of them, whatever `epochs` says.
-        `sample` and `draws` replace those of the stage for this call.
+        `sample` and `draws` replace those of the stage for this run.
         """
         sample = self.sample if sample is None else sample
         draws = self.draws if draws is None else draws
-        check_sample(sample, self.task.n_samples, self.state)
+        check_sample(sample, len(self.source.samples), self.state)
         signature = self._signature(epochs, sample) | {"draws": draws}
-        call = self.task._numbered("train", signature)
-        length = self._length(len(self._plan(sample, draws, call, 0)))
+        call = self.journal.number("train", signature)
+        length = self._length(self._n_batches(sample, draws, call))
         last_epoch = length[1] if epochs is None else self.epoch + epochs
-        phase = self.task._begin_phase(call, self, last_epoch - self.epoch)
-        train = partial(self._train, phase, last_epoch, length, sample, draws)
-        # a phase run in parts has an optimiser to keep, one with a predictor epochs to evaluate
-        whole = epochs is None and self.step == 0 and self.predict is None
-        shared = self.task.shared if self.share is not None and whole else None
-        key = sharing.key_of(self, call, signature, partial(self._try, sample, draws, call)) if shared else None
-        if shared is None or key is None:
+        evaluated = self.predict is not None
+        run = self.journal.begin_run(call, self.nets, last_epoch - self.epoch, evaluated=evaluated)
+
+        def train() -> None:
+            self._train(run, last_epoch, length, sample, draws)
+
+        if self.reuse is None:
             train()
         else:
-            started = time.perf_counter()
-            with shared.entry(key) as path:
-                self.task.waited += time.perf_counter() - started
-                if sharing.load(path, self, phase):
-                    self.task.calls[call - 1]["reused"] = True
-                    self.task._report(phase, self.epoch, last_epoch)
-                else:
-                    train()
-                    sharing.save(path, self, phase)
-        self.task._end_phase(phase, self)
+            self._reuse_or(train, self.reuse, run, signature, whole=epochs is None and self.step == 0)
+        self._evaluate_end(run)
         return self.state
-
-    def _try(self, sample: Sample, draws: int | None, call: int, loss: Loss) -> None:
-        """Run a loss on the first batch, which leaves no trace: eval mode, no gradient, nobody's generators."""
-        from debiasbench.nets.base import evaluating
-
-        devices = [self.task.device] if self.task.device.type == "cuda" else []
-        plan = self._plan(sample, draws, call, 0)[:1]
-        with torch.no_grad(), evaluating(self.nets.values()), torch.random.fork_rng(devices=devices):
-            for index, x in fetched(self.task.splits.train, plan):
-                place, one = (self.task.seed, call, 0, 0), torch.ones((), device=self.task.device)
-                batch = make_batch(self.task, self.recipe, index, x, place, n_steps=one, columns=self.columns)
-                with self.recipe.autocast(self.task.device):
-                    loss(SimpleNamespace(**self.nets), batch, dict(self.state))
-
-    def _train(self, phase: Phase, last_epoch: int, length: tuple[int, int], sample: Sample, draws: int | None) -> None:
-        """Train up to `last_epoch`, of a phase of `length` (steps, epochs)."""
-        started = time.perf_counter()
-        evaluating = 0.0
-        devices = [self.task.device] if self.task.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):  # dropout is seeded a step; nobody else's draws change
-            ended = self.step == self.recipe.steps
-            while self.epoch < last_epoch and not ended:
-                loss, rate = self._run_epoch(sample, draws, phase.call, *length)
-                self.epoch += 1
-                phase.losses.append(loss)
-                ended = self.epoch == last_epoch or self.step == self.recipe.steps
-                due = self.epoch % self.recipe.eval_every == 0 or ended
-                before = time.perf_counter()
-                if self.predict is not None and due:
-                    self.task._evaluate_epoch(phase, self, rate)
-                evaluating += time.perf_counter() - before
-                self.task._report(phase, self.epoch, last_epoch)
-        phase.seconds = time.perf_counter() - started - evaluating
-        phase.evaluation_seconds = evaluating
 
     @property
     def n_epochs(self) -> int:
-        """Epochs of the whole phase, each sample once an epoch; where the recipe counts steps, rounded up."""
-        n_samples = self.task.n_samples
-        plan = plan_epoch(
-            None,
-            n_samples=n_samples,
-            batch_size=self.recipe.batch_size,
-            drop_last=self.recipe.drop_last,
-            generator=torch.Generator(),
-        )
-        return self._length(len(plan))[1]
+        """Epochs of the whole stage, each sample once an epoch; where the recipe counts steps, rounded up."""
+        n_samples = len(self.source.samples)
+        return self._length(n_batches(n_samples, self.recipe.batch_size, drop_last=self.recipe.drop_last))[1]
 
-    def _length(self, steps_per_epoch: int) -> tuple[int, int]:
-        """Steps and epochs of the whole phase."""
-        steps = self.recipe.steps or self.recipe.epochs * steps_per_epoch
-        return steps, -(-steps // steps_per_epoch)
+    # ---- the loop ---------------------------------------------------------------------------------------------------
+
+    def _train(
+        self, run: StageRun, last_epoch: int, length: tuple[int, int], sample: Sample, draws: int | None
+    ) -> None:
+        """Train up to `last_epoch`, of a stage of `length` (steps, epochs)."""
+        started = time.perf_counter()
+        device = self.source.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):  # dropout is seeded a step;
+            ended = self.step == self.recipe.steps  # nobody else's draws change
+            while self.epoch < last_epoch and not ended:
+                loss, rate = self._run_epoch(sample, draws, run.call, *length)
+                self.epoch += 1
+                run.losses.append(loss)
+                ended = self.epoch == last_epoch or self.step == self.recipe.steps
+                if self.predict is not None and (self.epoch % self.recipe.eval_every == 0 or ended):
+                    self._evaluate_epoch(run, rate)
+                self.journal.report(run, self.epoch, last_epoch)
+        run.seconds = time.perf_counter() - started - run.evaluation_seconds
 
     def _run_epoch(
         self, sample: Sample, draws: int | None, call: int, total_steps: int, total_epochs: int
     ) -> tuple[float, float]:
         """One epoch -> (mean loss a sample, learning rate at its end)."""
-        task, recipe, device = self.task, self.recipe, self.task.device
+        source, recipe, device = self.source, self.recipe, self.source.device
         plan = self._plan(sample, draws, call, self.epoch)
         for net in self.nets.values():
             net.train()
@@ -161,7 +135,7 @@ class Stage:
         n_seen = 0
         rate = recipe.learning_rate
         n_steps = torch.tensor(total_steps, device=device)
-        for index, x in fetched(task.splits.train, plan):
+        for index, x in fetched(source.samples, plan):
             if self.step == recipe.steps:
                 break
             by_step = recipe.steps or recipe.schedule == "linear"
@@ -169,8 +143,8 @@ class Stage:
             rate = recipe.learning_rate_at(done)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-            place = (task.seed, call, self.epoch, self.step)
-            batch = make_batch(task, recipe, index, x, place, n_steps=n_steps, columns=self.columns)
+            place = (source.seed, call, self.epoch, self.step)
+            batch = make_batch(source, recipe, index, x, place, n_steps=n_steps, columns=self.columns)
             value = self._loss(nets, batch)
             self.optimizer.zero_grad(set_to_none=True)
             value.backward()
@@ -190,7 +164,7 @@ class Stage:
         return mean, rate
 
     def _loss(self, nets: Any, batch: Batch) -> Tensor:
-        with self.recipe.autocast(self.task.device):
+        with self.recipe.autocast(self.source.device):
             result = self.loss(nets, batch, self.state)
         value, self.state = result if isinstance(result, tuple) else (result, self.state)
         if not isinstance(value, Tensor) or value.ndim != 0:
@@ -198,27 +172,100 @@ class Stage:
             raise TypeError(f"A loss must return one number (a tensor of shape ()), or (number, state). Got {shape}.")
         return value
 
+    # ---- order and length -------------------------------------------------------------------------------------------
+
     def _plan(self, sample: Sample, draws: int | None, call: int, epoch: int) -> list[Tensor]:
         """The batches of an epoch, as int64 indices on the device; a function of (seed, call, epoch) alone."""
-        generator = derived_generator("order", self.task.seed, call, epoch)
+        n_samples = len(self.source.samples)
         plan = plan_epoch(
             sample,
-            n_samples=len(self.task.y),
+            n_samples=n_samples,
             batch_size=self.recipe.batch_size,
             drop_last=self.recipe.drop_last,
             draws=draws,
-            generator=generator,
-            device=self.task.device,
+            generator=derived_generator("order", self.source.seed, call, epoch),
+            device=self.source.device,
         )
-        if callable(sample) and tables_in(self.state, self.task.n_samples):
+        if callable(sample) and tables_in(self.state, n_samples):
             for batch in plan:
                 if len(batch.unique()) < len(batch):
                     raise ValueError("State tables need batches without duplicates; this layout repeats a sample.")
         return plan
 
-    def _signature(self, epochs: int | None, sample: Sample) -> dict[str, Any]:
-        from debiasbench.training.digests import digest_of, source_of
+    def _n_batches(self, sample: Sample, draws: int | None, call: int) -> int:
+        """Batches of an epoch: arithmetic, but where a function lays them out and does not say how many."""
+        n_draws = draws_of(sample, len(self.source.samples), draws)
+        if n_draws is not None:
+            return n_batches(n_draws, self.recipe.batch_size, drop_last=self.recipe.drop_last)
+        return len(sample) if isinstance(sample, Sized) else len(self._plan(sample, draws, call, 0))
 
+    def _length(self, steps_per_epoch: int) -> tuple[int, int]:
+        """Steps and epochs of the whole stage."""
+        steps = self.recipe.steps or self.recipe.epochs * steps_per_epoch
+        return steps, -(-steps // steps_per_epoch)
+
+    # ---- evaluation -------------------------------------------------------------------------------------------------
+
+    def _evaluate_epoch(self, run: StageRun, rate: float) -> None:
+        """An epoch that selection rules choose from."""
+        started = time.perf_counter()
+        row = self.evaluate(bound(self.predict, self.nets), self.nets.values(), self.recipe)
+        self.journal.epochs.append(EvaluatedEpoch(self.epoch, row, rate, run.losses[-1]))
+        run.evaluation_seconds += time.perf_counter() - started
+
+    def _evaluate_end(self, run: StageRun) -> None:
+        """The accuracy of whole networks that no predictor speaks for (so the biased network's is known)."""
+        if self.predict is not None:
+            return
+        started = time.perf_counter()
+        for name, net in self.nets.items():
+            if isinstance(net, Net) and not isinstance(net.head, nn.Identity):
+                run.end[name] = self.evaluate(net, [net], self.recipe)
+        run.evaluation_seconds += time.perf_counter() - started
+
+    # ---- a stage used again -----------------------------------------------------------------------------------------
+
+    def _reuse_or(
+        self, train: Callable[[], None], reuse: Reuse, run: StageRun, signature: dict[str, Any], *, whole: bool
+    ) -> None:
+        """Load what an equal stage of another cell ended with, or train and keep it."""
+        try:
+            if self.predict is not None:
+                raise DeclinedReuse("it has a predictor, whose epochs must be evaluated")
+            if not whole:
+                raise DeclinedReuse("it is run in parts, and its optimiser goes on")
+            key = reuse.key(
+                signature=signature, loss=facts_of_loss(self.loss), nets=facts_of_nets(self.nets), call=run.call,
+                seed=self.source.seed, state={name: digest_of(value) for name, value in self.state.items()},
+                columns={name: digest_of(column) for name, column in self.columns.items()},
+            )  # fmt: skip
+        except DeclinedReuse as reason:
+            self.journal.note(run.call, not_reused=str(reason))
+            train()
+            return
+        started = time.perf_counter()
+        with reuse.entry(key) as entry:
+            self.journal.waited += time.perf_counter() - started
+            end = entry.load(self.source.device)
+            if end is None:
+                train()
+                entry.save(self._end(run))
+            else:
+                self._go_to(end, run)
+                self.journal.note(run.call, reused=True)
+                self.journal.report(run, self.epoch, self.epoch)
+
+    def _end(self, run: StageRun) -> StageEnd:
+        nets = {name: net.state_dict() for name, net in self.nets.items()}
+        return StageEnd(nets, self.state, run.losses, self.epoch, self.step, run.seconds)
+
+    def _go_to(self, end: StageEnd, run: StageRun) -> None:
+        for name, net in self.nets.items():
+            net.load_state_dict(end.nets[name])
+        self.state, self.epoch, self.step = end.state, end.epoch, end.step
+        run.losses, run.seconds = end.losses, end.seconds
+
+    def _signature(self, epochs: int | None, sample: Sample) -> dict[str, Any]:
         return {
             "loss": source_of(self.loss),
             "nets": {name: sum(p.numel() for p in net.parameters()) for name, net in self.nets.items()},
@@ -227,7 +274,6 @@ class Stage:
             "sample": digest_of(sample) if isinstance(sample, Tensor) else source_of(sample),
             "columns": {name: digest_of(column) for name, column in self.columns.items()},
             "state": {name: tuple(value.shape) for name, value in self.state.items()},
-            "share": self.share,
         }
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any, Concatenate, ParamSpec
 
 import torch
 from torch import Tensor, nn
 
 from debiasbench.data.augment import augmented, to_input
+from debiasbench.datasets import Dataset
 from debiasbench.errors import BenchmarkError, DivergedError
 from debiasbench.evaluation.evaluation import Evaluation
 from debiasbench.nets.base import Net, bound, evaluating
@@ -18,87 +20,98 @@ from debiasbench.nets.build import build_net
 from debiasbench.randomness import derived_generator, derived_seed
 from debiasbench.recipe import Recipe
 from debiasbench.samples import Samples, Splits
-from debiasbench.training.batches import Batch, Loss, Sample, State, check_sample, fetched, make_batch, plan_epoch
+from debiasbench.training.batches import (
+    Batch,
+    Loss,
+    Sample,
+    Source,
+    State,
+    check_sample,
+    fetched,
+    make_batch,
+    plan_epoch,
+)
 from debiasbench.training.digests import digest_of, source_of
-from debiasbench.training.reuse import Shared
+from debiasbench.training.journal import EvaluatedEpoch, Journal
+from debiasbench.training.reuse import Reuse
 from debiasbench.training.stage import Stage
 
-if TYPE_CHECKING:
-    from debiasbench.datasets import Dataset
-    from debiasbench.methods import Method
-
 Predict = nn.Module | Callable[[Any, Tensor], Tensor]
-Progress = Callable[[str, int, int], None]  # (phase, epoch, epochs)
+Arguments = ParamSpec("Arguments")
 
 
-@dataclass
-class Phase:
-    """What one training call did."""
+@dataclass(frozen=True)
+class Access:
+    """What a method may see besides images and labels of the training samples, and its name for messages."""
 
-    call: int
-    nets: dict[str, int]  # name -> number of parameters
-    epochs: int
-    evaluated: bool
-    share: tuple[Any, ...] | None
-    losses: list[float] = field(default_factory=list)  # mean training loss a sample, by epoch
-    end: dict[str, dict[str, Any]] = field(default_factory=dict)  # net -> its metrics at the end of the phase
-    seconds: float = 0.0  # training alone; where another cell trained this phase, that one's
-    evaluation_seconds: float = 0.0
+    name: str
+    bias_labels: bool = False
+    validation: bool = False
+
+
+def _run_once(
+    stage: Callable[Concatenate[Task, Arguments], Stage],
+) -> Callable[Concatenate[Task, Arguments], State]:
+    """`Task.train`: the stage of these arguments, run to its end."""
+
+    def train(self: Task, *arguments: Arguments.args, **options: Arguments.kwargs) -> State:
+        """Run one training stage, with a fresh optimiser and schedule, and return its end state.
+
+        `task.stage(...).run()`: the arguments are those of `stage`.
+        """
+        begin: Callable[..., Stage] = self.stage  # also where a subclass has its own
+        return begin(*arguments, **options).run()
+
+    train.__signature__ = inspect.signature(stage)  # type: ignore[attr-defined] # for help() and editors
+    return train
 
 
 class Task:
     """The training data of one cell and the tools to train on it.
 
     Every call of `new_net`, `new_head`, `train` (or a stage's `run`), `each`, `once` and `log` has a number, and
-    all randomness is a function of (purpose, seed, number, epoch, step).
+    all randomness is a function of (purpose, seed, call number, epoch, step).
 
     Attributes:
         y: int64 (N,), the labels of the training samples, on the device. x: their images, uint8 (N, C, H, W), or
             texts, int32 (N, L), on the device or, where they did not fit, on the host.
         n_classes, n_samples, recipe, dataset: what the data are and how to train on them.
+        journal: what has been done so far.
     """
 
-    def __init__(  # noqa: PLR0913 - what a cell is made of, keyword-only
+    def __init__(
         self,
         splits: Splits,
         *,
         dataset: Dataset,
-        method: Method,
         recipe: Recipe,
         seed: int,
-        device: torch.device | str = "cpu",
-        progress: Progress | None = None,
-        shared: Shared | None = None,
+        access: Access,
+        journal: Journal | None = None,
+        reuse: Reuse | None = None,
     ) -> None:
-        self.device = torch.device(device)
-        self.splits = splits.to(self.device)
-        self.dataset, self.method, self.recipe, self.seed = dataset, method, recipe, seed
-        self.shared = shared
-        self.x, self.y = self.splits.train.x, self.splits.train.y
+        """`splits` are where they are to be trained on: nothing is moved. `reuse`: where ends of stages are kept."""
+        self.splits, self.dataset, self.recipe, self.seed = splits, dataset, recipe, seed
+        self.access, self.journal, self.reuse = access, journal or Journal(), reuse
+        self.x, self.y = splits.train.x, splits.train.y
+        self.device = self.y.device
         self.n_samples, self.n_classes = len(self.y), dataset.n_classes
-        self.evaluation = Evaluation(dataset, self.splits)
-        self.phases: list[Phase] = []
-        self.epochs: list[dict[str, Any]] = []  # one row for each evaluated epoch of the phases with a predictor
-        self.logged: dict[str, Tensor] = {}  # per-sample columns (N,), on the CPU
-        self.numbers: dict[str, float] = {}  # single numbers that the method logged
-        self.calls: list[dict[str, Any]] = []  # the numbered calls, with what they depend on
-        self.other_seconds: dict[str, float] = {}  # of `each` and `once`
-        self.waited = 0.0  # seconds, for phases that another worker was training
+        self.source = Source(splits.train, seed, with_bias=access.bias_labels)
+        self.evaluation = Evaluation(dataset, splits)
         self.predictor: Any = None
         self._nets: list[nn.Module] = []
         self._predicting: dict[str, nn.Module] = {}
-        self._progress = progress or (lambda *_: None)
 
     # ---- what a method uses -------------------------------------------------------------------------------------
 
     @property
     def bias(self) -> Tensor:
         """int64 (N, A), the biases of the training samples; only for a method that declares that it needs them."""
-        if not self.method.needs_bias_labels:
+        if not self.access.bias_labels:
             raise PermissionError(
-                f"{self.method.name} reads bias labels but does not declare needs_bias_labels = True."
+                f"{self.access.name} reads bias labels but does not declare needs_bias_labels = True."
             )
-        return _all_known(self.splits.train, "training", self.method.name).bias
+        return _all_known(self.splits.train, "training", self.access.name).bias
 
     @property
     def conflicting(self) -> Tensor:
@@ -109,17 +122,17 @@ class Task:
     @property
     def validation(self) -> Samples:
         """The validation samples with labels and biases; only for a method that declares that it trains on them."""
-        if not (self.method.trains_on_validation and self.method.needs_bias_labels):
+        if not (self.access.validation and self.access.bias_labels):
             raise PermissionError(
-                f"{self.method.name} reads validation labels and biases but does not declare trains_on_validation = "
+                f"{self.access.name} reads validation labels and biases but does not declare trains_on_validation = "
                 "True and needs_bias_labels = True."
             )
         if self.splits.valid_is_test:
             raise BenchmarkError(
-                f"{self.method.name} trains on validation samples, and here they are the test samples: there would be "
+                f"{self.access.name} trains on validation samples, and here they are the test samples: there would be "
                 "nothing left to test on."
             )
-        return _all_known(self.splits.valid, "validation", self.method.name)
+        return _all_known(self.splits.valid, "validation", self.access.name)
 
     @property
     def conflict_ratio(self) -> float | None:
@@ -128,7 +141,7 @@ class Task:
 
     def new_net(self, *, head: bool = True) -> Net:
         """A new network of the recipe's kind; with `head=False` its `.head` is the identity (an encoder)."""
-        call = self._numbered("new_net", {"net": self.recipe.net, "head": head})
+        call = self.journal.number("new_net", {"net": self.recipe.net, "head": head})
         shape = self.recipe.input_shape(tuple(self.x.shape[1:]))
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(derived_seed("init", self.seed, call))
@@ -142,13 +155,13 @@ class Task:
 
     def new_head(self, n_in: int, n_out: int) -> nn.Linear:
         """A new linear layer, in torch's own initialisation."""
-        call = self._numbered("new_head", {"n_in": n_in, "n_out": n_out})
+        call = self.journal.number("new_head", {"n_in": n_in, "n_out": n_out})
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(derived_seed("init", self.seed, call))
             head = nn.Linear(n_in, n_out)
         return self._placed(head)
 
-    def train(  # noqa: PLR0913 - the contract's seven arguments, keyword-only
+    def stage(  # noqa: PLR0913 - the contract's arguments, keyword-only
         self,
         nets: nn.Module | Mapping[str, nn.Module],
         loss: Loss,
@@ -160,45 +173,24 @@ class Task:
         state: State | None = None,
         recipe: Recipe | None = None,
         predict: Predict | None = None,
-        share: tuple[Any, ...] | None = None,
-    ) -> State:
-        """Run one training phase, with a fresh optimiser and schedule, and return its end state.
+        reuse: bool = False,
+    ) -> Stage:
+        """A training stage, which may be run in parts (`Stage.run`); `train` runs it to its end at once.
 
         Args:
             nets: one network (`nets.net` in the loss) or several by name.
             loss: `(nets, batch, state) -> loss` or `(loss, new state)`; a pure function of tensors.
-            epochs: length of the phase and of its schedule; default: the recipe's.
-            sample: see `debiasbench.engine.plan_epoch`. draws: how many an epoch, with probabilities.
+            epochs: length of the stage and of its schedule; default: the recipe's.
+            sample: see `debiasbench.training.batches.plan_epoch`.
+            draws: how many samples an epoch has, where `sample` holds probabilities.
             columns: per-sample tensors (N, ...), gathered into the batch by name.
             state: tensors that the loss reads and returns anew.
-            recipe: another recipe for this phase.
-            predict: `(nets, x) -> logits`, or the network itself. A phase with it is evaluated every
+            recipe: another recipe for this stage.
+            predict: `(nets, x) -> logits`, or the network itself. A stage with it is evaluated every
                 `recipe.eval_every` epochs, and its epochs are what selection rules choose from.
-            share: names this phase and all parameters of the method that its loss reads. Cells that agree in this, in
-                data, recipe, seed, loss and start train the phase once (`debiasbench.sharing`). Without effect on a
-                phase with `predict`.
+            reuse: equal stages of several cells are trained once (`debiasbench.training.reuse`); the loss is then a
+                function of a module, or a `partial` of one. Without effect on a stage with `predict`.
         """
-        stage = self.stage(
-            nets, loss, epochs=epochs, sample=sample, draws=draws, columns=columns, state=state, recipe=recipe,
-            predict=predict, share=share,
-        )  # fmt: skip
-        return stage.run()
-
-    def stage(  # noqa: PLR0913 - as train
-        self,
-        nets: nn.Module | Mapping[str, nn.Module],
-        loss: Loss,
-        *,
-        epochs: int | None = None,
-        sample: Sample = None,
-        draws: int | None = None,
-        columns: Mapping[str, Tensor] | None = None,
-        state: State | None = None,
-        recipe: Recipe | None = None,
-        predict: Predict | None = None,
-        share: tuple[Any, ...] | None = None,
-    ) -> Stage:
-        """A training phase that is run in parts: arguments as `train`; see `Stage.run`."""
         named = {"net": nets} if isinstance(nets, nn.Module) else dict(nets)
         unknown = [name for name, net in named.items() if not any(net is own for own in self._nets)]
         if unknown:
@@ -218,9 +210,12 @@ class Task:
         if predict is not None:
             self.predictor, self._predicting = predict, named
         return Stage(
-            self, named, loss, recipe=recipe, sample=sample, draws=draws, columns=columns, state=state,
-            predict=predict, share=share,
+            named, loss, source=self.source, journal=self.journal, evaluate=self.evaluation.row, recipe=recipe,
+            sample=sample, draws=draws, columns=columns, state=state, predict=predict,
+            reuse=self.reuse if reuse else None,
         )  # fmt: skip
+
+    train = _run_once(stage)
 
     def each(
         self, function: Callable[[Tensor, Tensor], Tensor], *, split: str = "train", augment: bool = False
@@ -231,7 +226,7 @@ class Task:
         """
         if split not in ("train", "valid"):
             raise ValueError(f"task.each reads the train or the valid split, never test. Got {split!r}.")
-        call = self._numbered("each", {"function": source_of(function), "split": split, "augment": augment})
+        call = self.journal.number("each", {"function": source_of(function), "split": split, "augment": augment})
         started = time.perf_counter()
         samples = self.splits.named()[split]
 
@@ -253,7 +248,7 @@ class Task:
 
         The generator is on the device of the first tensor.
         """
-        call = self._numbered(
+        call = self.journal.number(
             "once", {"function": source_of(function), "tensors": [digest_of(tensor) for tensor in tensors]}
         )
         started = time.perf_counter()
@@ -273,13 +268,13 @@ class Task:
         is bias-conflicting; for a method that samples by it, in proportion to the probability. selected: bool (N,),
         the samples taken for conflicting.
         """
-        self._numbered("log", {"columns": sorted(columns)})
+        self.journal.number("log", {"columns": sorted(columns)})
         for name, column in columns.items():
             shape = tuple(column.shape)
             if shape == ():
-                self.numbers[name] = float(column)
+                self.journal.values[name] = float(column)
             elif shape == (self.n_samples,):
-                self.logged[name] = column.detach().cpu()
+                self.journal.columns[name] = column.detach().cpu()
             else:
                 raise ValueError(f"task.log({name}=...) must have shape ({self.n_samples},) or (). Got {shape}.")
 
@@ -292,7 +287,7 @@ class Task:
 
         Networks are put into train mode at each step. Such a method calls `task.evaluate` itself.
         """
-        call = self._numbered("batches", {"epochs": epochs, "sample": source_of(sample)})
+        call = self.journal.number("batches", {"epochs": epochs, "sample": source_of(sample)})
         check_sample(sample, self.n_samples, {})
         return self._batches(call, epochs or self.recipe.epochs, sample)
 
@@ -308,7 +303,7 @@ class Task:
             for index, x in fetched(self.splits.train, plan):
                 with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
                     batch = make_batch(
-                        self, self.recipe, index, x, (self.seed, call, epoch, step), n_steps=n_steps, columns={}
+                        self.source, self.recipe, index, x, (self.seed, call, epoch, step), n_steps=n_steps, columns={}
                     )
                     for net in self._nets:
                         net.train()
@@ -322,12 +317,12 @@ class Task:
         """
         self.predictor, self._predicting = predict, nets or {}
         row = self.evaluation.row(bound(predict, self._predicting), self._nets, self.recipe)
-        self.epochs.append({"epoch": len(self.epochs) + 1, **row})
+        self.journal.epochs.append(EvaluatedEpoch(len(self.journal.epochs) + 1, row))
 
-    # ---- what the engine uses -----------------------------------------------------------------------------------
+    # ---- what the runner uses ---------------------------------------------------------------------------------------
 
     def final_predictor(self) -> Callable[[Tensor], Tensor]:
-        """X -> logits, by the predictor of the last evaluated phase."""
+        """X -> logits, by the predictor of the last evaluated stage."""
         return bound(self.predictor, self._predicting)
 
     def all_nets(self) -> list[nn.Module]:
@@ -335,7 +330,7 @@ class Task:
         return list(self._nets)
 
     def predicting_nets(self) -> dict[str, nn.Module]:
-        """The networks of the phase that the predictor speaks for, by name."""
+        """The networks of the stage that the predictor speaks for, by name."""
         return dict(self._predicting)
 
     def _placed(self, net: Any) -> Any:
@@ -343,39 +338,10 @@ class Task:
         self._nets.append(net)
         return net
 
-    def _numbered(self, kind: str, signature: dict[str, Any]) -> int:
-        self.calls.append({"kind": kind, "signature": digest_of(signature)})
-        return len(self.calls)
-
-    def _begin_phase(self, call: int, stage: Stage, epochs: int) -> Phase:
-        sizes = {name: sum(p.numel() for p in net.parameters()) for name, net in stage.nets.items()}
-        phase = Phase(call, sizes, epochs, stage.predict is not None, stage.share)
-        self.phases.append(phase)
-        return phase
-
-    def _evaluate_epoch(self, phase: Phase, stage: Stage, rate: float) -> None:
-        predict = bound(stage.predict, stage.nets)
-        row = self.evaluation.row(predict, stage.nets.values(), stage.recipe)
-        self.epochs.append({"epoch": stage.epoch, "learning_rate": rate, "train_loss": phase.losses[-1], **row})
-
-    def _end_phase(self, phase: Phase, stage: Stage) -> None:
-        """The end accuracy of whole networks that no predictor speaks for (so the biased model's is known)."""
-        if stage.predict is not None:
-            return
-        started = time.perf_counter()
-        for name, net in stage.nets.items():
-            if isinstance(net, Net) and not isinstance(net.head, nn.Identity):
-                phase.end[name] = self.evaluation.row(net, [net], stage.recipe)
-        phase.evaluation_seconds += time.perf_counter() - started
-
-    def _report(self, phase: Phase, epoch: int, epochs: int) -> None:
-        number = sum(1 for other in self.phases if other.call <= phase.call)
-        self._progress(f"phase {number}", epoch, epochs)
-
     def _spent(self, what: str, started: float) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        self.other_seconds[what] = time.perf_counter() - started
+        self.journal.seconds[what] = time.perf_counter() - started
 
 
 def _all_known(samples: Samples, what: str, method: str) -> Samples:

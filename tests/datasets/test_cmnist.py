@@ -454,8 +454,8 @@ def test_selection_does_not_see_test_labels(cmnist5k, headline):
         [{name: evaluation.metrics(name, part) for name, part in logits.items()} for logits in predictions(splits)]
         for evaluation in (Evaluation(dataset, splits), Evaluation(dataset, permuted))
     )
-    assert [row["valid"] for row in rows] == [row["valid"] for row in others]
-    assert [row["test"]["acc_avg"] for row in rows] != [row["test"]["acc_avg"] for row in others]
+    assert [row.valid for row in rows] == [row.valid for row in others]
+    assert [row.test["acc_avg"] for row in rows] != [row.test["acc_avg"] for row in others]
     chosen, after = select(rows, headline), select(others, headline)
     assert set(chosen) == set(SELECTION_RULES)
     for rule in ("last", "val_loss", "val_acc", "group_val"):
@@ -475,12 +475,12 @@ def test_selection_does_not_see_test_labels_in_a_training(make_task, make_splits
     for some in (splits, permuted):
         task = make_task(new_method("vanilla"), splits=some, epochs=6)
         net = task.method.fit(task)
-        rules = select(task.epochs, task.dataset.headline)
+        rules = select(task.journal.epochs, task.dataset.headline)
         chosen.append(({rule: rules[rule] for rule in ("last", "val_loss", "val_acc", "group_val")}, net, task))
     assert chosen[0][0] == chosen[1][0]
     assert None not in chosen[0][0].values()
     assert torch.equal(chosen[0][1].head.weight, chosen[1][1].head.weight)
-    tests = [[row["test"]["acc_avg"] for row in task.epochs] for _, _, task in chosen]
+    tests = [[row.test["acc_avg"] for row in task.journal.epochs] for _, _, task in chosen]
     assert tests[0] != tests[1]
 
 

@@ -408,7 +408,7 @@ def test_a_network_is_trained_on_it(small, new_method):
         new_method("vanilla"), dataset=dataset, splits=built(small), recipe=dataset.recipe.replace(epochs=1)
     )
     assert task.method.fit(task) is task.predictor
-    assert math.isfinite(task.epochs[-1]["test"]["acc_unbiased"])
+    assert math.isfinite(task.journal.epochs[-1].test["acc_unbiased"])
 
 
 @pytest.mark.parametrize("name", ["simconv2", "simconv2-pool3"])

@@ -2,6 +2,7 @@
 
 import math
 import types
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -209,11 +210,11 @@ def epochs_of(**columns):
     """Rows of metrics; columns are `valid_<metric>` or `test_<metric>`, a number an epoch."""
     plain = {"valid_loss": [0.0], "valid_acc_avg": [0.0], "valid_n_conflict": [50.0]}
     n = max(map(len, columns.values()))
-    rows = [{"epoch": epoch, "valid": {}, "test": {}} for epoch in range(n)]
+    rows = [SimpleNamespace(valid={}, test={}) for _ in range(n)]
     for name, values in {**plain, **columns}.items():
         split, _, metric = name.partition("_")
         for row, value in zip(rows, values * n if len(values) == 1 else values, strict=False):
-            row[split][metric] = value
+            getattr(row, split)[metric] = value
     return rows
 
 
@@ -254,7 +255,7 @@ def test_group_val_of_several_biases_is_the_mean_over_all_sides():
     })  # fmt: skip
     assert select(rows, ("acc_avg",))["group_val"] == 1
     for row in rows:
-        row["valid"]["n_conflict.b"] = 9.0  # one of them is enough to refuse
+        row.valid["n_conflict.b"] = 9.0  # one of them is enough to refuse
     assert select(rows, ("acc_avg",))["group_val"] is None
 
 
@@ -288,8 +289,8 @@ def test_no_epochs_select_nothing():
 def test_the_rules_without_bias_knowledge_read_neither_test_nor_bias_labels():
     rows = epochs_of(**FOUR)
     for row in rows:
-        row["test"] = {name: NAN for name in row["test"]}
-        row["valid"] = {name: row["valid"][name] if name in ("loss", "acc_avg") else NAN for name in row["valid"]}
+        row.test = {name: NAN for name in row.test}
+        row.valid = {name: row.valid[name] if name in ("loss", "acc_avg") else NAN for name in row.valid}
     found = select(rows, ("acc_unbiased",))
     assert {rule: found[rule] for rule in ("last", "val_loss", "val_acc")} == {
         "last": 3,
@@ -420,7 +421,7 @@ def test_information_of_equal_columns_is_the_logarithm_of_the_number_of_classes(
 
 
 def test_without_a_validation_split_of_its_own_no_rule_selects_by_it():
-    row = {"valid": {"loss": 0.1, "acc_avg": 0.9, "n_conflict": 50.0, "acc_aligned": 1.0, "acc_conflict": 0.5}}
-    epochs = [{**row, "test": {"acc_unbiased": value}} for value in (0.5, 0.4)]
+    valid = {"loss": 0.1, "acc_avg": 0.9, "n_conflict": 50.0, "acc_aligned": 1.0, "acc_conflict": 0.5}
+    epochs = [SimpleNamespace(valid=valid, test={"acc_unbiased": value}) for value in (0.5, 0.4)]
     chosen = select(epochs, ("acc_unbiased",), validation=False)
     assert chosen == {"last": 1, "val_loss": None, "val_acc": None, "group_val": None, "test_oracle": 0}

@@ -174,10 +174,10 @@ def test_eiil_runs_and_tells_what_it_found(new_method):
     method = new_method("eiil", ei_steps=500)
     task = tiny_task(method)
     method.fit(task)
-    assert task.logged["selected"].dtype == torch.bool
-    assert 0 <= task.numbers["moved"] <= 1
-    score = task.logged["score"]
-    assert score[task.logged["selected"]].mean() > score[~task.logged["selected"]].mean()
+    assert task.journal.columns["selected"].dtype == torch.bool
+    assert 0 <= task.journal.values["moved"] <= 1
+    score = task.journal.columns["score"]
+    assert score[task.journal.columns["selected"]].mean() > score[~task.journal.columns["selected"]].mean()
 
 
 @pytest.mark.parametrize(("step", "weight"), [(3, 1.0), (4, 50.0)])
@@ -211,7 +211,7 @@ def test_irm_draws_both_environments_equally_often(new_method, monkeypatch):
     train = task.train
     monkeypatch.setattr(task, "train", lambda *a, **o: (seen.append(o), train(*a, **o))[1])
     method.fit(task)
-    sample, hard = seen[-1]["sample"], task.logged["selected"]
+    sample, hard = seen[-1]["sample"], task.journal.columns["selected"]
     assert float(sample[hard].sum()) == pytest.approx(float(sample[~hard].sum()))
     assert sample[hard].unique().numel() == sample[~hard].unique().numel() == 1
 
@@ -316,7 +316,7 @@ def test_the_oracle_draws_conflicting_samples_half_of_the_time(new_method):
     method = new_method("resample-oracle")
     task = tiny_task(method)
     method.fit(task)
-    share, conflicting = task.logged["score"], task.splits.train.conflicting[:, 0]
+    share, conflicting = task.journal.columns["score"], task.splits.train.conflicting[:, 0]
     assert float(share[conflicting].sum()) == pytest.approx(0.5)
     assert len(share[conflicting].unique()) == len(share[~conflicting].unique()) == 1
 
@@ -350,7 +350,7 @@ def test_random_scores_follow_the_seed_and_nothing_else(new_method):
         method = new_method("pgd", score="random", alpha=alpha)
         task = tiny_task(method, seed=seed)
         method.fit(task)
-        scores[name] = task.logged["score"]
+        scores[name] = task.journal.columns["score"]
     assert torch.equal(scores["one"], scores["again"])
     assert not torch.equal(scores["one"], scores["other"])
     assert 0.4 < float(scores["one"].mean()) < 0.6
@@ -466,7 +466,7 @@ def test_over_clustering_runs_within_classes(new_method):
     method = new_method("george", reduction="pca", over_cluster=True)
     task = tiny_task(method)
     method.fit(task)
-    assert task.epochs
+    assert task.journal.epochs
     points, blob = blobs((0, 0), (60, 0), (0, 60), (60, 60), n=80)
     y = torch.from_numpy((blob > 1).astype("int64"))
     features = torch.from_numpy(points)
@@ -482,8 +482,8 @@ def test_george_runs_with_pca(new_method):
     method = new_method("george", reduction="pca")
     task = tiny_task(method)
     method.fit(task)
-    assert 8 <= task.numbers["n_clusters"] <= 40
-    assert task.epochs
+    assert 8 <= task.journal.values["n_clusters"] <= 40
+    assert task.journal.epochs
 
 
 def test_umap_gives_two_dimensions_and_follows_the_seed(new_method):
@@ -528,20 +528,20 @@ def test_the_last_layer_of_dfr_is_the_weighted_logistic_regression(new_method, n
 
 
 def test_dfr_changes_the_last_layer_alone_and_selects_nothing_on_validation(new_method):
-    from debiasbench.running.runner import outcome
+    from debiasbench.running.runner import result_of
 
     method = new_method("dfr", groups="sides")
     task = tiny_task(method)
     predictor = method.fit(task)
     assert predictor is task.predictor
-    assert len(task.epochs) == 1
+    assert len(task.journal.epochs) == 1
     plain = tiny_task(new_method("vanilla"))
     new_method("vanilla").fit(plain)
     ours, theirs = predictor.state_dict(), plain.all_nets()[0].state_dict()
     assert [key for key in ours if not torch.equal(ours[key], theirs[key])] == ["head.weight", "head.bias"]
-    result, _ = outcome(task, task.splits)
-    assert result["selection"]["last"] == 0
-    assert result["selection"]["val_acc"] is result["selection"]["val_loss"] is result["selection"]["group_val"] is None
+    result, _ = result_of(task)
+    assert result.selection["last"] == 0
+    assert result.selection["val_acc"] is result.selection["val_loss"] is result.selection["group_val"] is None
 
 
 def test_validation_labels_reach_only_who_declares_them(new_method):
@@ -552,9 +552,10 @@ def test_validation_labels_reach_only_who_declares_them(new_method):
 def test_dfr_never_trains_on_the_test_split(new_method):
     """Where the "validation" split is the test split, as in LfF's generator."""
     splits = Tiny().build(None)
-    task = tiny_task(new_method("dfr", groups="sides"), splits=Splits(splits.train, splits.test, splits.test))
+    method = new_method("dfr", groups="sides")
+    task = tiny_task(method, splits=Splits(splits.train, splits.test, splits.test))
     with pytest.raises(BenchmarkError, match="here they are the test samples"):
-        task.method.fit(task)
+        method.fit(task)
 
 
 @pytest.mark.parametrize("name", ["groupdro", "resample-oracle", "dfr"])
@@ -565,9 +566,10 @@ def test_unknown_biases_are_no_groups(new_method, name):
         bias = part.bias.clone()
         bias[:3] = -1
         parts.append(Samples(part.x, part.y, bias))
-    task = tiny_task(new_method(name), splits=Splits(*parts, splits.test))
+    method = new_method(name)
+    task = tiny_task(method, splits=Splits(*parts, splits.test))
     with pytest.raises(BenchmarkError, match=r"needs the bias of every (training|validation) sample; 3 have none"):
-        task.method.fit(task)
+        method.fit(task)
 
 
 def test_group_losses_are_not_rounded_under_autocast():

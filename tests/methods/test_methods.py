@@ -319,10 +319,10 @@ def test_joint_methods_train_and_log_their_weights(make_task, new_method, name):
     task = make_task(new_method(name), n=80, epochs=3)
     predictor = task.method.fit(task)
     assert predictor is task.predictor or predictor == task.predictor
-    score = task.logged["score"]
+    score = task.journal.columns["score"]
     assert score.shape == (80,)
     assert ((score > 0) & (score <= 1)).all()
-    assert [row["epoch"] for row in task.epochs] == [1, 2, 3]
+    assert [row.epoch for row in task.journal.epochs] == [1, 2, 3]
 
 
 # ---- JTT ---------------------------------------------------------------------------------------------------
@@ -346,7 +346,7 @@ def test_jtt_clean_errors_are_those_of_one_pass_after_t_epochs(make_task, new_me
     task = make_task(method, epochs=5)
     net = task.new_net()
     wrong = method.errors_after(task, net)
-    assert task.phases[0].epochs == 2
+    assert task.journal.stages[0].epochs == 2
     net.eval()
     with torch.no_grad():
         expected = net(task.x.float() / 255).argmax(1) != task.y
@@ -359,7 +359,7 @@ def test_jtt_online_errors_are_those_of_epoch_index_t(make_task, new_method):
     method = new_method("jtt", T=1, error_pass="online")
     task = make_task(method, epochs=5)
     wrong = method.errors_during(task, task.new_net())
-    assert task.phases[0].epochs == 2
+    assert task.journal.stages[0].epochs == 2
 
     # the same training once more, with notes
     task = make_task(method, epochs=5)
@@ -384,14 +384,14 @@ def test_jtt_clean_and_online_errors_differ(make_task, new_method):
         method = new_method("jtt", T=1, error_pass=error_pass, lambda_up=3.0)
         task = make_task(method)
         method.fit(task)
-        sets[error_pass] = task.logged["selected"]
+        sets[error_pass] = task.journal.columns["selected"]
         assert sets[error_pass].dtype == torch.bool
         first = task.all_nets()[0].eval()
         with torch.no_grad():
             clean = (first(task.x.float() / 255).argmax(1) != task.y).cpu()
         overlap = (sets[error_pass] & clean).sum() / (sets[error_pass] | clean).sum()
         expected = {"jaccard_with_clean": pytest.approx(float(overlap))} if error_pass == "online" else {}
-        assert task.numbers == expected
+        assert task.journal.values == expected
     jaccard = (sets["clean"] & sets["online"]).sum() / (sets["clean"] | sets["online"]).sum()
     assert 0 < jaccard < 1
 
@@ -423,7 +423,7 @@ def test_jtt_repeats_its_errors(make_task, copies, times):
     assert call["predict"] is net
     assert not torch.equal(call["start"]["head.weight"], first.head.weight)
     assert call["start"]["body.1.num_batches_tracked"] == 0
-    assert torch.equal(task.logged["selected"], wrong)
+    assert torch.equal(task.journal.columns["selected"], wrong)
 
 
 @pytest.mark.parametrize(("copies", "times"), [("lambda", 10 / 3), ("lambda+1", 13 / 3)])
@@ -463,7 +463,7 @@ def test_jtt_with_an_empty_error_set_fails_loudly(make_task, error_pass):
     task = make_task(Perfect(error_pass=error_pass))
     with pytest.raises(RuntimeError, match="empty"):
         task.method.fit(task)
-    assert not task.epochs
+    assert not task.journal.epochs
 
 
 def test_jtt_declines_where_lambda_is_undefined(new_method):
@@ -513,14 +513,14 @@ def test_pgd_draws_in_proportion_to_the_logged_score(make_task, new_method):
     calls = spied(task)
     net = task.method.fit(task)
     first, second = calls
-    score = task.logged["score"]
+    score = task.journal.columns["score"]
     assert "sample" not in first
     assert second["sample"].sum().item() == pytest.approx(1, abs=1e-6)
     torch.testing.assert_close(second["sample"].double(), (score / score.sum()).double())
     assert first["net"] is second["net"] is net
     assert second["start"]["body.1.num_batches_tracked"] > 0  # it goes on
-    assert [phase.evaluated for phase in task.phases] == [False, True]
-    assert "acc_unbiased" in task.phases[0].end["net"]["test"]  # the biased network's accuracy is known
+    assert [stage.evaluated for stage in task.journal.stages] == [False, True]
+    assert "acc_unbiased" in task.journal.stages[0].end["net"].test  # the biased network's accuracy is known
 
 
 def test_pgd_reweighting_gives_each_sample_n_h(make_task, new_method):
@@ -528,7 +528,7 @@ def test_pgd_reweighting_gives_each_sample_n_h(make_task, new_method):
     task = make_task(new_method("pgd", use="reweight"), n=80)
     calls = spied(task)
     task.method.fit(task)
-    weight, score = calls[1]["columns"]["weight"], task.logged["score"]
+    weight, score = calls[1]["columns"]["weight"], task.journal.columns["score"]
     assert calls[1].get("sample") is None
     assert weight.mean().item() == pytest.approx(1, abs=1e-5)
     torch.testing.assert_close(weight.double(), (80 * score / score.sum()).double(), rtol=1e-5, atol=0)
@@ -540,11 +540,11 @@ def test_pgd_upsampling_repeats_by_n_h(make_task, new_method, score):
     task = make_task(new_method("pgd", use="upsample", score=score), n=80)
     calls = spied(task)
     task.method.fit(task)
-    copies, score = calls[1]["sample"], task.logged["score"]
+    copies, score = calls[1]["sample"], task.journal.columns["score"]
     assert copies.dtype == torch.int64
     for number, value in zip(copies.tolist(), score.tolist(), strict=True):
         assert number == max(1, round(80 * value / float(score.sum())))
-    assert task.phases[1].evaluated
+    assert task.journal.stages[1].evaluated
 
 
 def test_pgd_can_score_with_the_epoch_of_lowest_biased_validation_loss(make_task, new_method):
@@ -585,7 +585,7 @@ def test_pgd_validation_loss_of_the_biased_network_is_the_evaluated_one(make_tas
 
     task.each = noting
     task.method.fit(task)
-    ends = [phase.end["net"]["valid"]["loss"] for phase in task.phases[:3]]
+    ends = [stage.end["net"].valid["loss"] for stage in task.journal.stages[:3]]
     assert losses == pytest.approx(ends, rel=1e-5)
 
 
@@ -618,7 +618,7 @@ def test_pgd_keeps_the_last_rate_of_a_cosine_too(make_task, new_method):
     task = make_task(new_method("pgd", restart_lr=False), n=80, epochs=4, schedule="cosine")
     task.method.fit(task)
     expected = 0.02 * (1 + math.cos(math.pi * 3 / 4)) / 2
-    assert [row["learning_rate"] for row in task.epochs] == pytest.approx([expected] * 4)
+    assert [row.learning_rate for row in task.journal.epochs] == pytest.approx([expected] * 4)
 
 
 def test_pgd_can_keep_the_learning_rate_of_its_first_stage(make_task, new_method):
@@ -626,7 +626,7 @@ def test_pgd_can_keep_the_learning_rate_of_its_first_stage(make_task, new_method
     for restart, expected in ((True, [0.02, 0.02, 0.002, 0.002, 0.0002]), (False, [0.0002] * 5)):
         task = make_task(new_method("pgd", restart_lr=restart), n=80, epochs=5)
         task.method.fit(task)
-        assert [row["learning_rate"] for row in task.epochs] == pytest.approx(expected)
+        assert [row.learning_rate for row in task.journal.epochs] == pytest.approx(expected)
 
 
 def test_pgd_single_stage_scores_anew_in_every_epoch(make_task, new_method):
@@ -654,7 +654,7 @@ def test_pgd_single_stage_scores_anew_in_every_epoch(make_task, new_method):
     assert not torch.equal(of_debiased[0], of_debiased[1])
     assert second.epoch == 3
     assert debiased is task.all_nets()[1]
-    assert [row["epoch"] for row in task.epochs] == [1, 2, 3]
+    assert [row.epoch for row in task.journal.epochs] == [1, 2, 3]
 
 
 @pytest.mark.parametrize("form", ["paper", "official"])

@@ -595,7 +595,7 @@ def test_training_equals_a_plain_loop(make_task, optimizer, clip):
     for ours, theirs in zip(net.parameters(), copied.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
     means = [sum(value for at, value in losses if at == epoch) / 200 for epoch in range(5)]
-    assert task.phases[0].losses == pytest.approx(means, rel=1e-4)
+    assert task.journal.stages[0].losses == pytest.approx(means, rel=1e-4)
 
 
 def test_pgd_goes_on_from_the_biased_network_with_a_fresh_optimiser(make_task):
@@ -731,8 +731,8 @@ def test_unrelated_draws_change_nothing(make_task, new_method, name):
 
     quiet, disturbed = run(False), run(True)
     assert_equal(weights(quiet), weights(disturbed))
-    assert quiet.epochs == disturbed.epochs
-    assert torch.equal(quiet.logged["score"], disturbed.logged["score"])
+    assert quiet.journal.epochs == disturbed.journal.epochs
+    assert torch.equal(quiet.journal.columns["score"], disturbed.journal.columns["score"])
 
 
 def test_the_global_generator_is_left_alone(make_task, new_method):
@@ -821,8 +821,8 @@ def test_methods_log_columns_and_single_numbers(make_task):
     """Numbers go into the record beside the per-sample columns; other shapes are refused."""
     task = make_task(n=24)
     task.log(score=torch.arange(24.0), overlap=torch.tensor(0.25))
-    assert list(task.logged) == ["score"]
-    assert task.numbers == {"overlap": 0.25}
+    assert list(task.journal.columns) == ["score"]
+    assert task.journal.values == {"overlap": 0.25}
     with pytest.raises(ValueError, match=r"must have shape \(24,\) or \(\). Got \(3,\)"):
         task.log(score=torch.zeros(3))
 
@@ -893,7 +893,7 @@ def test_bf16_is_autocast_of_the_forward_pass(make_task, new_method):
         task = make_task(n=64, epochs=1, precision=precision, augment=False)
         net = task.new_net()
         task.train(net, loss, predict=net)
-        ends[precision] = task.phases[0].losses[0]
+        ends[precision] = task.journal.stages[0].losses[0]
     assert seen[0] == (torch.float32, torch.float32)
     assert seen[-1] == (torch.bfloat16, torch.float32)
     assert ends["bf16"] == pytest.approx(ends["fp32"], rel=0.02)

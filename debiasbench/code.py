@@ -1,0 +1,153 @@
+"""Digests of source code: what a plug-in is made of, whatever its comments say.
+
+Docstrings, comments and layout do not count, so equal code has an equal digest, on every version of Python. Digests are
+taken when a plug-in is imported and kept: what is on disk later may differ from what runs.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import importlib.util
+import sys
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from debiasbench.about import PACKAGE
+
+PLUGINS = ("debiasbench.methods.", "debiasbench.datasets.")  # modules of the one-file packages are no part of the suite
+
+
+def digest_of_plugin(cls: type[Any]) -> str | None:
+    """Digest of the modules that a class and its bases are defined in, and of the local modules that these import.
+
+    None where that cannot be told: a class of the suite itself, or without a source file.
+    """
+    modules = list(dict.fromkeys(one.__module__ for one in cls.__mro__))
+    modules = [name for name in modules if not _of_suite(name) and not _installed(name, within=cls.__module__)]
+    parts = [digest_of_module(name) for name in modules]
+    known = [part for part in parts if part is not None]
+    if not known or len(known) < len(parts):
+        return None
+    return hashlib.sha256(" ".join(sorted(known)).encode()).hexdigest()
+
+
+@functools.cache
+def digest_of_module(module: str) -> str | None:
+    """Digest of a module and of all local modules that it imports; None where it has no source file.
+
+    Local is what is neither Python's own, nor of an installed package (but the module's own), nor of the suite.
+    """
+    found: dict[str, str] = {}
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        file = _file_of(name)
+        if name in found or file is None or (name != module and (_of_suite(name) or _installed(name, within=module))):
+            continue
+        try:
+            tree = ast.parse(file.read_bytes())
+        except (OSError, SyntaxError, ValueError):
+            return None
+        found[name] = hashlib.sha256(" ".join(_words(tree)).encode()).hexdigest()
+        waiting += _imported(tree, name)
+    if module not in found:
+        return None
+    return hashlib.sha256(" ".join(f"{name} {digest}" for name, digest in sorted(found.items())).encode()).hexdigest()
+
+
+@functools.cache
+def digest_of_suite() -> str:
+    """Digest of every source file of the suite, without plug-ins."""
+    plugins = {PACKAGE / "methods", PACKAGE / "datasets"}  # where a wheel has them
+    files = [path for path in sorted(PACKAGE.rglob("*.py")) if not plugins & set(path.parents)]
+    return hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()
+
+
+def is_local(module: str) -> bool:
+    """Whether a module is of the suite, a plug-in, or otherwise of no installed package."""
+    return _of_suite(module) or not _installed(module, within="")
+
+
+def _words(node: ast.AST) -> Iterator[str]:
+    """A tree as words: names of nodes and their fields, without positions, empty fields and docstrings."""
+    yield type(node).__name__
+    for name, value in ast.iter_fields(node):
+        parts = value if isinstance(value, list) else [value]
+        if name == "body" and parts and _is_text(parts[0]):  # a docstring
+            parts = parts[1:]
+        if name in ("kind", "type_comment", "type_ignores", "ctx") or not parts or value is None:
+            continue
+        yield f"{name}("
+        for part in parts:
+            if isinstance(node, ast.JoinedStr) and isinstance(part, ast.Constant) and part.value == "":
+                continue  # of some versions, in the format of an f-string
+            if isinstance(part, ast.AST):
+                yield from _words(part)
+            else:
+                yield repr(part)
+        yield ")"
+
+
+def _is_text(node: Any) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+
+def _imported(tree: ast.AST, module: str) -> list[str]:
+    """Names of the modules that a module imports anywhere, and what may be modules among the names it takes."""
+    names = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            package = getattr(sys.modules.get(module), "__package__", None) or module.rpartition(".")[0]
+            try:
+                start = "." * node.level + (node.module or "")
+                base = importlib.util.resolve_name(start, package) if node.level else start
+            except ImportError:
+                continue
+            names += [base, *(f"{base}.{alias.name}" for alias in node.names)]
+    return names
+
+
+def _of_suite(module: str) -> bool:
+    return module.partition(".")[0] == "debiasbench" and not module.startswith(PLUGINS)
+
+
+def _installed(module: str, *, within: str) -> bool:
+    """Whether a module is Python's own or of an installed package, other than that of the module `within`."""
+    file = _file_of(module)
+    if file is None:
+        return True
+    if module.startswith(PLUGINS) or module.partition(".")[0] == within.partition(".")[0]:
+        return False
+    places = {Path(sysconfig.get_paths()[name]).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    return bool(places & set(file.parents))
+
+
+def _file_of(module: str) -> Path | None:
+    """The source file of a module, imported or not; None if it has none. Nothing is imported for it."""
+    loaded = sys.modules.get(module)
+    if loaded is not None:
+        place = getattr(loaded, "__file__", None)
+        return Path(place).resolve() if place and place.endswith(".py") else None
+    top, _, rest = module.partition(".")
+    if top in sys.builtin_module_names:
+        return None
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError):
+        return None
+    if spec is None:
+        return None
+    if not rest:
+        return Path(spec.origin).resolve() if spec.origin and spec.origin.endswith(".py") else None
+    for folder in spec.submodule_search_locations or ():
+        start = Path(folder, *rest.split("."))
+        for file in (start.with_suffix(".py"), start / "__init__.py"):
+            if file.is_file():
+                return file.resolve()
+    return None

@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from debiasbench.data.cache import CACHE_VARIABLE
+from debiasbench.experiments import Experiment
 from debiasbench.files import default_data_dir
-from debiasbench.grid import expand
-from debiasbench.records import check_writable, find_record, read_record
-from debiasbench.running.executor import run_plan
-from debiasbench.running.plan import plan
+from debiasbench.records import find_record, read_record
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,7 +30,8 @@ def run(  # noqa: PLR0913 - the command line's options
     shared_recipes: bool = False,
     rerun: str = "missing",
     save_weights: bool = False,
-    share: bool = True,
+    reuse: bool = True,
+    reference: str | None = None,
     cache_dir: str | Path | None = None,
     progress: bool = False,
 ) -> pd.DataFrame:
@@ -45,37 +44,36 @@ def run(  # noqa: PLR0913 - the command line's options
         device: "auto", "cpu", "cuda", ... workers: processes; default: one a core or GPU.
         cache_dir: for decoded images; default: $DEBIASBENCH_CACHE, or a folder of the user's own.
         epochs: replaces the epochs of each stage that follows the recipe.
-        share: train equal first phases of several cells once.
+        reuse: train equal stages of several cells once.
+        reference: the method that a report tests the others against; default: the first.
         progress: show the live display.
 
     Raises:
         BenchmarkError: something asked for cannot be run; nothing has been trained then.
     """
     from debiasbench.report.results import to_frame
+    from debiasbench.running.run import RunOptions, plan_grid, run_grid
 
     if cache_dir:
         os.environ[CACHE_VARIABLE] = str(Path(cache_dir).absolute())  # workers inherit it
-    data, results = Path(data_dir) if data_dir else default_data_dir(), Path(results_dir)
-    grid = expand(
-        list(methods),
-        list(datasets),
-        seeds=seeds,
-        data_seeds=data_seeds,
-        epochs=epochs,
-        shared_recipes=shared_recipes,
-    )
-    check_writable(results)
-    planned = plan(grid, data_dir=data, results_dir=results, rerun=rerun, weights=save_weights)
-    options: dict[str, Any] = {"data_dir": data, "results_dir": results, "device": device, "workers": workers}
-    options |= {"save_weights": save_weights, "share": share and rerun != "all"}
+    asked = Experiment(
+        "", list(methods), list(datasets), seeds=seeds if isinstance(seeds, int) else list(seeds), epochs=epochs,
+        reference=reference, shared_recipes=shared_recipes, data_seeds=data_seeds,
+    )  # fmt: skip
+    results = Path(results_dir)
+    options = RunOptions(
+        data_dir=Path(data_dir) if data_dir else default_data_dir(), results_dir=results, device=device,
+        workers=workers, rerun=rerun, save_weights=save_weights, reuse=reuse,
+    )  # fmt: skip
+    ready = plan_grid(asked, options)
     if progress:
         from debiasbench.running.progress import Display
 
-        with Display(planned) as display:
-            run_plan(planned, display.handle, **options)
+        with Display(ready.plan) as display:
+            run_grid(ready, display.handle)
     else:
-        run_plan(planned, lambda _: None, **options)
-    paths = [path for cell in grid.cells if (path := find_record(results, cell))]
+        run_grid(ready, lambda _: None)
+    paths = [path for cell in ready.plan.grid.cells if (path := find_record(results, cell))]
     return to_frame(read_record(path) for path in paths)
 
 

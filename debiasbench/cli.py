@@ -15,15 +15,13 @@ from debiasbench.errors import BenchmarkError
 from debiasbench.parameters import nearest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from rich.console import Console
 
     from debiasbench.experiments import Experiment
     from debiasbench.report.make import Report
     from debiasbench.report.tables import Table
-    from debiasbench.running.executor import Event
     from debiasbench.running.plan import Plan
+    from debiasbench.running.run import GridRun
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -80,7 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--workers", type=_number, metavar="W", help="processes (default: one a core, or one a GPU)")
     run.add_argument("--rerun", choices=("missing", "failed", "all"), default="missing", help="which cells to run")
     run.add_argument("--save-weights", action="store_true", help="keep the trained networks beside the records")
-    run.add_argument("--no-share", action="store_true", help="train equal first stages in every cell that has them")
+    run.add_argument("--no-reuse", action="store_true", help="train equal first stages in every cell that has them")
     run.add_argument(
         "--log", nargs="+", metavar="L", default=[], help="log finished cells: tensorboard, wandb (extra packages)"
     )
@@ -198,83 +196,39 @@ def _data_dir(options: argparse.Namespace) -> Path:
 
 
 def run_command(options: argparse.Namespace) -> int:
-    """Expand, check, run and report a grid."""
+    """Plan, run and report a grid."""
     if options.list:
         return list_command(options)
     asked = _asked(options)
-    from debiasbench.grid import expand
-    from debiasbench.records import check_writable
-    from debiasbench.running import logs
-    from debiasbench.running.executor import run_plan, worker_devices
-    from debiasbench.running.plan import plan
+    from debiasbench.running.run import RunOptions, plan_grid, run_grid
 
-    grid = expand(
-        asked.methods,
-        asked.datasets,
-        seeds=asked.seeds,
-        data_seeds=asked.data_seeds,
-        epochs=asked.epochs,
-        shared_recipes=asked.shared_recipes,
-    )
-    logs.check(options.log)
+    ready = plan_grid(
+        asked,
+        RunOptions(
+            data_dir=_data_dir(options), results_dir=options.results_dir, device=options.device,
+            workers=options.workers, rerun=options.rerun, save_weights=options.save_weights,
+            reuse=not options.no_reuse, log=tuple(options.log), dry_run=options.dry_run,
+        ),
+    )  # fmt: skip
     console = _console()
-    data_dir = _data_dir(options)
-    reference = _reference_label(asked.reference, grid.cells)
-    asked = replace(asked, reference=reference)
-    places = {"data_dir": data_dir, "results_dir": options.results_dir}
-    weights = options.save_weights or asked.needs_weights
-    planned = plan(grid, rerun=options.rerun, weights=weights, **places)
-    devices = worker_devices(options.device, options.workers)
-    _show_plan(console, planned, options.results_dir, n_workers=len(devices), every_cell=options.dry_run)
+    _show_plan(console, ready, every_cell=options.dry_run)
     if options.dry_run:
         return OK
-    check_writable(options.results_dir)
-    if not grid.cells:
+    if not ready.plan.grid.cells:
         console.print("Nothing to run: every method declined.")
         return OK
     from debiasbench.running.progress import Display
 
-    if options.log:
-        for path in planned.finished.values():
-            _log(path, options)
     for ending in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C: workers are stopped, records stay
         if threading.current_thread() is threading.main_thread():
             signal.signal(ending, signal.default_int_handler)
     try:
-        with Display(planned) as display:
-            handle = _logging(display.handle, options) if options.log else display.handle
-            run_plan(
-                planned, handle, device=options.device, workers=options.workers,
-                save_weights=weights, share=not options.no_share and options.rerun != "all", **places,
-            )  # fmt: skip
+        with Display(ready.plan) as display:
+            run_grid(ready, display.handle)
     except KeyboardInterrupt:
         print("\nStopped. Finished cells are kept; the same command goes on with the rest.", file=sys.stderr)
         return INTERRUPTED
-    return _report_grid(console, planned, asked, reference, places, n_failed=display.n_failed)
-
-
-def _logging(handle: Callable[[Event], None], options: argparse.Namespace) -> Callable[[Event], None]:
-    """Events are shown, and finished cells logged."""
-
-    def shown_and_logged(event: Event) -> None:
-        handle(event)
-        if event.kind == "finished" and event.path is not None:
-            _log(event.path, options)
-
-    return shown_and_logged
-
-
-def _log(path: Path, options: argparse.Namespace) -> None:
-    """Log a record if it is done; a log that fails is told and costs nothing else."""
-    from debiasbench.records import read_record
-    from debiasbench.running import logs
-
-    record = read_record(path)
-    for kind in options.log if record["status"] == "done" else ():
-        try:
-            logs.write(kind, record, options.results_dir)
-        except Exception as error:  # whatever a package of others does: the record is there
-            print(f"\n{kind}: {logs.name_of(record)} was not logged ({error}).", file=sys.stderr)
+    return _report_grid(console, ready, n_failed=display.n_failed)
 
 
 def _asked(options: argparse.Namespace) -> Experiment:
@@ -298,24 +252,8 @@ def _asked(options: argparse.Namespace) -> Experiment:
     return replace(asked, **{key: value for key, value in given.items() if value is not None})
 
 
-def _reference_label(reference: str | None, cells: list[Any]) -> str | None:
-    """The label of the reference as asked for, by name or label; checked before anything trains."""
-    if reference is None:
-        return cells[0].method_title if cells else None
-    labels = list(dict.fromkeys(cell.method_title for cell in cells))
-    if reference in labels:
-        return reference
-    by_name = [label for label in labels if label.partition(":")[0] == reference]
-    if len(by_name) == 1:
-        return by_name[0]
-    raise BenchmarkError(
-        f"The reference '{reference}' is not among the methods of this run.{nearest(reference, labels)} "
-        f"Allowed: {', '.join(labels)}."
-    )
-
-
-def _show_plan(console: Console, planned: Plan, results_dir: Path, *, n_workers: int, every_cell: bool) -> None:
-    grid = planned.grid
+def _show_plan(console: Console, ready: GridRun, *, every_cell: bool) -> None:
+    planned, grid = ready.plan, ready.plan.grid
     for notice in grid.notices:
         console.print(f"note: {notice}", markup=False)
     for skip in grid.skips:
@@ -337,7 +275,7 @@ def _show_plan(console: Console, planned: Plan, results_dir: Path, *, n_workers:
             f"{len(planned.failed_before)} cells failed before and are left as they are: --rerun failed tries again."
         )
     parts = [f"{len(planned.to_run)} cells to run", f"{len(planned.finished)} finished before"]
-    console.print(", ".join(parts) + f"; {_cost(planned, results_dir, n_workers)}.")
+    console.print(", ".join(parts) + f"; {_cost(planned, ready.options.results_dir, len(ready.settings.devices))}.")
 
 
 def _cost(planned: Plan, results_dir: Path, n_workers: int) -> str:
@@ -352,9 +290,9 @@ def _cost(planned: Plan, results_dir: Path, n_workers: int) -> str:
     rates: dict[str, list[float]] = {}
     if (results_dir / "records").is_dir():
         for record in read_records(results_dir / "records")[0]:
-            if record["status"] == "done" and record["hash"] in costs:
-                rate = record["provenance"]["seconds"]["total"] / costs[record["hash"]]
-                rates.setdefault(record["cell"]["dataset_title"], []).append(rate)
+            if record.done and record.hash in costs:
+                rate = record.provenance.seconds.total / costs[record.hash]
+                rates.setdefault(record.cell.dataset_title, []).append(rate)
     if all(cell.dataset_title in rates for cell in planned.to_run):
         seconds = sum(
             costs[cell.hash] * sorted(rates[cell.dataset_title])[len(rates[cell.dataset_title]) // 2]
@@ -364,26 +302,15 @@ def _cost(planned: Plan, results_dir: Path, n_workers: int) -> str:
     return f"as much as {cost:.0f} vanilla runs, in {n_workers} workers"
 
 
-def _report_grid(
-    console: Console,
-    planned: Plan,
-    asked: Experiment,
-    reference: str | None,
-    places: dict[str, Path],
-    *,
-    n_failed: int,
-) -> int:
+def _report_grid(console: Console, ready: GridRun, *, n_failed: int) -> int:
     from debiasbench.records import find_record
-    from debiasbench.report.make import make, write_grid
+    from debiasbench.report.make import make
 
-    cells, results_dir = planned.grid.cells, places["results_dir"]
-    wanted = {str(path) for cell in cells if (path := find_record(results_dir, cell))}
-    order = list(dict.fromkeys(cell.method_title for cell in cells))
-    experiment = asked if asked.paper or asked.show != "accuracy" else None
-    write_grid(results_dir, reference=reference, order=order, experiment=experiment)
+    cells, asked, results_dir = ready.plan.grid.cells, ready.asked, ready.options.results_dir
+    wanted = {path for cell in cells if (path := find_record(results_dir, cell))}
     report = make(
-        results_dir, reference=reference, keep=lambda record: str(record["path"]) in wanted, order=order,
-        experiment=experiment, data_dir=places["data_dir"],
+        results_dir, reference=asked.reference, keep=lambda record: record.path in wanted, order=ready.methods,
+        experiment=asked if asked.paper or asked.show != "accuracy" else None, data_dir=ready.options.data_dir,
     )  # fmt: skip
     _show_report(console, report)
     lost = len(cells) - len(wanted)

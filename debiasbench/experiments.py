@@ -6,12 +6,15 @@ clone, or in the folder beside this file in an installed wheel.
 
 from __future__ import annotations
 
+import json
 import tomllib
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from debiasbench.errors import BenchmarkError
+from debiasbench.files import write_atomically
 from debiasbench.parameters import nearest
 from debiasbench.plugins import folders
 
@@ -95,6 +98,13 @@ def read_experiment(name: str, *, smoke: bool = False) -> Experiment:
         stand_ins = [instead[dataset] for dataset in values["datasets"] if dataset in instead]
         values = {**values, "datasets": stand_ins or values["datasets"], **short, "smoke": True}
     return Experiment(name=path.stem, **values)
+
+
+def write_grid(results_dir: Path, asked: Experiment, methods: Sequence[str]) -> None:
+    """Keep what `debiasbench report` needs to show a grid as its run did; `methods` are titles, in order."""
+    shown = asdict(asked) if asked.paper or asked.show != "accuracy" else None
+    content = {"reference": asked.reference, "order": list(methods), "experiment": shown}
+    write_atomically(results_dir / "grid.json", json.dumps(content, ensure_ascii=False).encode())
 
 
 def names() -> list[str]:

@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import debiasbench
+from debiasbench.about import PACKAGE
 from debiasbench.cell import Cell
 from debiasbench.errors import BenchmarkError
-from debiasbench.records import check_writable, record_path
-from debiasbench.running.plan import Plan, data_key
+from debiasbench.records import record_path
 
 
 @dataclass(frozen=True)
@@ -31,17 +30,17 @@ class Settings:
     devices: tuple[str, ...]  # one a worker
     threads: int = 1
     save_weights: bool = False
-    share: bool = True
+    reuse: bool = True
 
 
 @dataclass(frozen=True)
 class Event:
-    """What happened: kind is "started", "epoch", "finished" or "lost"."""
+    """What happened: kind is "started", "epoch", "finished", "lost", or "note" (a message to show, of no worker)."""
 
     kind: str
     cell: Cell
     worker: int
-    phase: str = ""
+    stage: str = ""
     epoch: int = 0
     epochs: int = 0
     path: Path | None = None
@@ -152,7 +151,7 @@ class _Worker(threading.Thread):
     def _start_process(self) -> subprocess.Popen[str]:
         environment = dict(os.environ)
         # the package as this process found it, whether installed or run from a clone
-        package_parent = str(Path(debiasbench.__file__).parent.parent)
+        package_parent = str(PACKAGE.parent)
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package_parent, environment.get("PYTHONPATH", "")]))
         environment["PYTHONSAFEPATH"] = "1"
         environment["OMP_NUM_THREADS"] = environment["MKL_NUM_THREADS"] = str(self.settings.threads)
@@ -171,8 +170,8 @@ class _Worker(threading.Thread):
             "device": self.settings.devices[self.number],
             "threads": self.settings.threads,
             "save_weights": self.settings.save_weights,
-            "share": self.settings.share,
-            "memory_share": 0.5 / self.settings.devices.count(self.settings.devices[self.number]),
+            "reuse": self.settings.reuse,
+            "memory_fraction": 0.5 / self.settings.devices.count(self.settings.devices[self.number]),
         }
         process.stdin.write(json.dumps(settings) + "\n")
         process.stdin.flush()
@@ -191,53 +190,6 @@ def log_path(results_dir: Path, cell: Cell) -> Path:
     """Where a cell's own output goes."""
     record = record_path(results_dir, cell)
     return results_dir / "logs" / record.relative_to(results_dir / "records").with_suffix(".log")
-
-
-def run_plan(  # noqa: PLR0913 - the command line's options
-    planned: Plan,
-    handle: Callable[[Event], None],
-    *,
-    data_dir: Path,
-    results_dir: Path,
-    device: str = "auto",
-    workers: int | None = None,
-    save_weights: bool = False,
-    share: bool = True,
-) -> None:
-    """Run the cells of a plan in worker processes, calling `handle` for each event."""
-    from debiasbench.running.runner import failed_record
-
-    settings = Settings(
-        data_dir=data_dir,
-        results_dir=results_dir,
-        devices=worker_devices(device, workers),
-        save_weights=save_weights,
-        share=share,
-    )
-
-    def keep(event: Event) -> None:
-        if event.kind == "lost":
-            with contextlib.suppress(OSError):  # a full disk, perhaps: the message is shown all the same
-                failed_record(event.cell, results_dir, event.message, settings.devices[event.worker])
-        handle(event)
-
-    if planned.to_run:
-        check_writable(results_dir)
-        run_cells(longest_first(planned), settings, keep)
-
-
-def longest_first(planned: Plan) -> list[Cell]:
-    """The cells to run, dataset by dataset; short ones last, so that no worker waits long for the others at the end.
-
-    The seeds of a method follow each other: two workers then seldom need one shared phase at the same time.
-    """
-    datasets = list(dict.fromkeys(data_key(cell) for cell in planned.to_run))
-    methods = list(dict.fromkeys(cell.method_title for cell in planned.to_run))
-    costs = planned.grid.relative_costs
-    return sorted(
-        planned.to_run,
-        key=lambda cell: (datasets.index(data_key(cell)), -costs[cell.hash], methods.index(cell.method_title)),
-    )
 
 
 def worker_devices(device: str, workers: int | None) -> tuple[str, ...]:

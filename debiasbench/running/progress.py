@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Display:
-    """Shows the grid, and for each worker its cell, phase and epoch; estimates the time left."""
+    """Shows the grid, and for each worker its cell, stage and epoch; estimates the time left."""
 
     def __init__(self, planned: Plan, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True)
@@ -36,7 +36,7 @@ class Display:
         )  # fmt: skip
         self.grid_task = self.grid_bar.add_task("grid", total=len(planned.to_run), left="")
         self.cell_bars = Progress(
-            TextColumn("  {task.fields[title]}"), TextColumn("[dim]{task.fields[phase]}"), BarColumn(20),
+            TextColumn("  {task.fields[title]}"), TextColumn("[dim]{task.fields[stage]}"), BarColumn(20),
             TextColumn("epoch {task.completed:.0f}/{task.total:.0f}"), console=self.console,
         )  # fmt: skip
         self.live = Live(Group(self.grid_bar, self.cell_bars), console=self.console, refresh_per_second=4)
@@ -52,14 +52,17 @@ class Display:
 
     def handle(self, event: Event) -> None:
         """Show one event."""
+        if event.kind == "note":
+            self.console.print(Text(event.message, style="yellow"), soft_wrap=True)
+            return
         if event.kind == "started":
             self.begun[event.worker] = time.monotonic()
             self.running[event.worker] = self.costs.get(event.cell.hash, 1.0)
             if event.worker not in self.rows:
-                self.rows[event.worker] = self.cell_bars.add_task("", total=1, title="", phase="")
-            self._row(event, title=event.cell.title, phase="loading data", completed=0, total=1)
+                self.rows[event.worker] = self.cell_bars.add_task("", total=1, title="", stage="")
+            self._row(event, title=event.cell.title, stage="loading data", completed=0, total=1)
         elif event.kind == "epoch":
-            self._row(event, phase=event.phase, completed=event.epoch, total=event.epochs)
+            self._row(event, stage=event.stage, completed=event.epoch, total=event.epochs)
         else:
             self._ended(event)
         self.grid_bar.update(self.grid_task, left=self._left())

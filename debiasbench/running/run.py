@@ -1,0 +1,149 @@
+"""The way of a grid, under both doors: what was asked for becomes cells, a plan, and records."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from debiasbench.cell import Cell
+from debiasbench.errors import BenchmarkError
+from debiasbench.experiments import Experiment, write_grid
+from debiasbench.grid import expand
+from debiasbench.parameters import nearest
+from debiasbench.records import check_writable, read_record
+from debiasbench.running import logs
+from debiasbench.running.executor import Event, Settings, run_cells, worker_devices
+from debiasbench.running.plan import Plan, data_key, plan
+from debiasbench.running.runner import failed_record
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Where a grid's data and results are, on what it runs, and which of its cells.
+
+    Attributes:
+        device: "auto", "cpu", "cuda", "cuda:1", ... workers: processes; None: one a core or GPU.
+        rerun: "missing", "failed" or "all". save_weights: keep the trained networks.
+        reuse: train equal stages of several cells once. log: loggers of finished cells ("tensorboard", "wandb").
+        dry_run: only plan.
+    """
+
+    data_dir: Path
+    results_dir: Path
+    device: str = "auto"
+    workers: int | None = None
+    rerun: str = "missing"
+    save_weights: bool = False
+    reuse: bool = True
+    log: tuple[str, ...] = ()
+    dry_run: bool = False
+
+
+@dataclass(frozen=True)
+class GridRun:
+    """A grid that is ready to run: what was asked for (with its reference by title), the plan, and the workers."""
+
+    asked: Experiment
+    options: RunOptions
+    plan: Plan
+    settings: Settings
+
+    @property
+    def methods(self) -> list[str]:
+        """Titles of the methods, in the order asked for."""
+        return list(dict.fromkeys(cell.method_title for cell in self.plan.grid.cells))
+
+
+def plan_grid(asked: Experiment, options: RunOptions) -> GridRun:
+    """Check all that can be wrong before anything trains, and find what is finished.
+
+    Raises:
+        BenchmarkError: names, parameters, files, devices or folders that cannot be used; what to do about it.
+    """
+    grid = expand(
+        asked.methods,
+        asked.datasets,
+        seeds=asked.seeds,
+        data_seeds=asked.data_seeds,
+        epochs=asked.epochs,
+        shared_recipes=asked.shared_recipes,
+    )
+    logs.check(options.log)
+    asked = replace(asked, reference=_reference(asked.reference, grid.cells))
+    weights = options.save_weights or asked.needs_weights
+    settings = Settings(
+        data_dir=options.data_dir,
+        results_dir=options.results_dir,
+        devices=worker_devices(options.device, options.workers),
+        save_weights=weights,
+        reuse=options.reuse and options.rerun != "all",  # what was kept would make a check of equality void
+    )
+    if not options.dry_run:
+        check_writable(options.results_dir)  # before the data are built
+    planned = plan(
+        grid, data_dir=options.data_dir, results_dir=options.results_dir, rerun=options.rerun, weights=weights
+    )
+    return GridRun(asked, options, planned, settings)
+
+
+def run_grid(ready: GridRun, handle: Callable[[Event], None]) -> None:
+    """Run what is not finished in worker processes, calling `handle` in this thread for each event."""
+    results_dir, planned = ready.options.results_dir, ready.plan
+    write_grid(results_dir, ready.asked, ready.methods)
+
+    def keep(event: Event) -> None:
+        if event.kind == "lost":
+            with contextlib.suppress(OSError):  # a full disk, perhaps: the message is shown all the same
+                failed_record(event.cell, results_dir, event.message, ready.settings.devices[event.worker])
+        handle(event)
+        if event.kind == "finished" and event.path is not None:
+            _log(event.cell, event.path, ready.options, handle)
+
+    for cell in planned.grid.cells:
+        if cell.hash in planned.finished:
+            _log(cell, planned.finished[cell.hash], ready.options, handle)
+    if planned.to_run:
+        run_cells(longest_first(planned), ready.settings, keep)
+
+
+def longest_first(planned: Plan) -> list[Cell]:
+    """The cells to run, dataset by dataset; short ones last, so that no worker waits long for the others at the end.
+
+    The seeds of a method follow each other: two workers then seldom need one reusable stage at the same time.
+    """
+    datasets = list(dict.fromkeys(data_key(cell) for cell in planned.to_run))
+    methods = list(dict.fromkeys(cell.method_title for cell in planned.to_run))
+    costs = planned.grid.relative_costs
+    return sorted(
+        planned.to_run,
+        key=lambda cell: (datasets.index(data_key(cell)), -costs[cell.hash], methods.index(cell.method_title)),
+    )
+
+
+def _reference(given: str | None, cells: Sequence[Cell]) -> str | None:
+    """The title of the reference as asked for, by name or title; the first method where nothing was asked."""
+    titles = list(dict.fromkeys(cell.method_title for cell in cells))
+    if given is None:
+        return titles[0] if titles else None
+    if given in titles:
+        return given
+    by_name = [title for title in titles if title.partition(":")[0] == given]
+    if len(by_name) == 1:
+        return by_name[0]
+    raise BenchmarkError(
+        f"The reference '{given}' is not among the methods of this run.{nearest(given, titles)} "
+        f"Allowed: {', '.join(titles)}."
+    )
+
+
+def _log(cell: Cell, path: Path, options: RunOptions, handle: Callable[[Event], None]) -> None:
+    """Log a record if it is done; a log that fails is told and costs nothing else."""
+    record = read_record(path) if options.log else None
+    for kind in options.log if record is not None and record.done else ():
+        try:
+            logs.write(kind, record, options.results_dir)  # type: ignore[arg-type] # it is there
+        except Exception as error:  # whatever a package of others does: the record is there
+            message = f"{kind}: {cell.title} was not logged ({error})."
+            handle(Event("note", cell, 0, message=message))

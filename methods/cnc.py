@@ -120,13 +120,21 @@ class Layout:
         self.y, self.predicted, self.n_each, self.n_parts, self.sets = y, predicted, n_each, n_parts, sets
         self.right = predicted == y
 
+    @property
+    def n_sets(self):
+        """In an epoch."""
+        return max(1, len(self.y) // (self.n_parts * self.n_each))
+
+    def __len__(self):
+        """Batches of an epoch."""
+        return -(-self.n_sets // self.sets)
+
     def __call__(self, generator):
         """One epoch."""
         anchors = torch.nonzero(self.right)[:, 0]
-        n_sets = max(1, len(self.y) // (self.n_parts * self.n_each))
-        chosen = torch.randint(len(anchors), (n_sets,), generator=generator)
+        chosen = torch.randint(len(anchors), (self.n_sets,), generator=generator)
         sets = [self.set_of(int(anchor), generator) for anchor in anchors[chosen]]
-        return [torch.cat(sets[first : first + self.sets]) for first in range(0, n_sets, self.sets)]
+        return [torch.cat(sets[first : first + self.sets]) for first in range(0, self.n_sets, self.sets)]
 
     def set_of(self, anchor, generator):
         """The indices of one set."""

@@ -144,7 +144,7 @@ def plan_epoch(
 
     sample: None: each sample once, shuffled. Float (N,): `draws` (default N) independent draws with replacement,
         in proportion to the values. Int64 (N,): so many copies of each sample, shuffled. Callable: lays out the
-        batches itself, from a generator.
+        batches itself, from a generator; `len()` of it, where it has one, is how many an epoch has.
 
     The last batch is kept as a smaller one unless `drop_last`; a tail of one sample joins the batch before it, as
     batch normalisation cannot train on one.

@@ -124,6 +124,7 @@ def test_sets_of_a_step_go_side_by_side(new_method):
     together = layout(torch.Generator().manual_seed(1))
     assert [len(batch) // 18 for batch in together] == [4, 4, 3]
     assert torch.equal(torch.cat(together), torch.cat(batches))
+    assert len(layout) == len(together)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ from debiasbench.methods import Method
 from debiasbench.methods import registry as methods
 from debiasbench.recipe import Recipe
 from debiasbench.samples import Samples, Splits
-from debiasbench.training.batches import fetched, plan_epoch
+from debiasbench.training import stage as stage_module
+from debiasbench.training.batches import draws_of, fetched, n_batches, plan_epoch
 
 QUICK = {"net": "mlp", "augment": False, "crop_scale": None, "rotation": 0.0, "saturation": 0.0, "hue": 0.0}
 
@@ -324,6 +325,53 @@ def test_fractional_copies_by_probabilities_and_draws():
         assert len(order) == draws
         total += torch.bincount(order, minlength=900)
     assert chisquare((total / total.sum()).numpy() * 339_900, (weight / weight.sum() * 339_900).numpy()).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("drop_last", [True, False])
+@pytest.mark.parametrize("n", [1, 2, 31, 32, 33, 34, 63, 64, 65, 96, 97, 100])
+def test_the_length_of_an_epoch_is_arithmetic(n, drop_last):
+    """As many batches as are laid out, of each sample once, of copies, and of draws."""
+    assert n_batches(n, 32, drop_last=drop_last) == len(laid_out(None, n, drop_last=drop_last))
+    copies = torch.arange(n) % 3 + 1
+    n_copies = draws_of(copies, n, None)
+    assert n_copies == int(copies.sum())
+    assert n_batches(n_copies, 32, drop_last=drop_last) == len(laid_out(copies, n, drop_last=drop_last))
+    for draws in (None, 1, 33, 70):
+        n_draws = draws_of(torch.rand(n), n, draws)
+        assert n_draws == (draws or n)
+        planned = laid_out(torch.rand(n), n, drop_last=drop_last, draws=draws)
+        assert n_batches(n_draws, 32, drop_last=drop_last) == len(planned)
+
+
+def test_a_stage_lays_out_no_epoch_to_know_its_length(make_task, monkeypatch):
+    """One plan an epoch; a function that lays out batches is asked for one more, unless it says how many."""
+    plans = []
+    original = stage_module.plan_epoch
+    monkeypatch.setattr(
+        stage_module, "plan_epoch", lambda *given, **options: plans.append(1) or original(*given, **options)
+    )
+
+    class Layout:
+        """Two batches an epoch."""
+
+        def __call__(self, generator):
+            return list(torch.randperm(64, generator=generator).split(32))
+
+        def __len__(self):
+            return 2
+
+    for sample, n_plans in (
+        (None, 2),
+        (torch.ones(200), 2),
+        (torch.ones(200).long(), 2),
+        (Layout(), 2),
+        (Layout().__call__, 3),
+    ):
+        plans.clear()
+        task = make_task()
+        stage = task.stage(task.new_net(), ce, sample=sample)
+        stage.run()
+        assert len(plans) == n_plans, sample
 
 
 def test_a_function_lays_out_batches_itself(make_task):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from debiasbench.report.style import PALETTE, in_lines, legend, look, new_figure, save
+from debiasbench.report.style import PALETTE, in_lines, legend, look, new_figure, plain_settings, save, svg
 
 ALIGNED, CONFLICTING = "#56B4E9", "#D55E00"
 
@@ -92,6 +93,89 @@ def contact_sheet(images: np.ndarray, names: list[str], stem: Path, *, rows: lis
     path = stem.with_suffix(".png")
     figure.savefig(path, dpi=150)
     return [path]
+
+
+Curve = Mapping[int, float]  # epoch -> fraction, without the epochs that lack it
+
+
+def learning_curves(
+    test: Mapping[str, Sequence[Curve]],
+    validation: Mapping[str, Sequence[Curve]],
+    *,
+    metric: str,
+    order: Iterable[str],
+    name: str,
+) -> str:
+    """Methods on one dataset, epoch by epoch, for a page: the means over runs, and each run.
+
+    Thick, with marks: the mean on the test split. Thin: each run, where a method has several. Dashed, with hollow
+    marks: the mean on the validation split. A mean is over the epochs that all runs have, as it would jump where one
+    of them ends.
+
+    Args:
+        test: method -> its runs.
+        validation: the same on the validation split, of the methods that are to have such a curve.
+        metric: name for the axis.
+        order: all methods of the report, for colours and markers.
+        name: of the figure, unlike that of any other on the page.
+
+    Returns:
+        An `<svg>` element, as `style.svg` writes it.
+    """
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import MaxNLocator
+
+    methods, order = list(test), list(order)
+    with plain_settings(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # one that the font of the layout lacks: readers have others
+        figure, (axis,) = new_figure(1, 2.7, width=4.4)
+        handles = []
+        for place, method in enumerate(methods):
+            colour, marker, _ = look(method, order)  # not its dashes: here they mean validation
+            for run in filter(None, test[method] if len(test[method]) > 1 else ()):
+                point = "." if len(run) == 1 else ""
+                axis.plot(*_percent(run), point, color=colour, linewidth=0.6, alpha=0.45, markersize=4, clip_on=False)
+            mark: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 4, "markeredgewidth": 0.8}
+            for curve, style in (
+                (_mean(validation.get(method, ())), {"mfc": "white", "linewidth": 0.8, "dashes": (4, 3), "zorder": 3}),
+                (_mean(test[method]), {"linewidth": 1.4, "zorder": 4}),
+            ):
+                if curve:  # a line without points would stand in the corner when the figure is laid out
+                    step = -(-len(curve) // 6)  # about six marks
+                    start = place * step // len(methods)  # apart, so that they do not hide each other
+                    axis.plot(*_percent(curve), markevery=(start, step), clip_on=False, **mark, **style)
+            handles.append(Line2D([], [], linewidth=1.4, label=method, **mark))
+        first, low, last, high = axis.dataLim.extents
+        if first > last:  # no curve has a point
+            first, low, last, high = 1, 0, 1, 100
+        if low == high:
+            low, high = max(low - 1, 0), min(high + 1, 100)
+        heights = MaxNLocator(6, steps=[1, 2, 5, 10]).tick_values(low, high)
+        axis.set_yticks(heights)
+        axis.set_ylim(heights[0], heights[-1])
+        axis.set_xlim(first, max(last, first + 1))
+        axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axis.tick_params(labelsize=9)
+        axis.tick_params(axis="y", length=0)
+        axis.spines["left"].set_visible(False)
+        axis.grid(axis="y", color="0.9", linewidth=0.6)
+        for line in axis.get_ygridlines():
+            line.set_clip_on(False)
+        axis.set_axisbelow(True)
+        axis.set_title(f"{metric} (%)", fontsize=9, loc="left", pad=8, parse_math=False)
+        axis.set_xlabel("epoch", fontsize=9)
+        legend(figure, handles, handle_length=3, size=9)
+        return svg(figure, name)
+
+
+def _percent(curve: Curve) -> tuple[list[int], list[float]]:
+    return list(curve), [100 * fraction for fraction in curve.values()]
+
+
+def _mean(runs: Sequence[Curve]) -> Curve:
+    """The mean over runs, at the epochs that all of them have."""
+    epochs = [epoch for epoch in (runs[0] if runs else ()) if all(epoch in run for run in runs)]
+    return {epoch: sum(run[epoch] for run in runs) / len(runs) for epoch in epochs}
 
 
 def fisher_figure(

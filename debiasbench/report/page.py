@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from debiasbench.parameters import write_value
+from debiasbench.report.figures import learning_curves
 from debiasbench.report.results import dataset_title, headline_of, to_frame
-from debiasbench.report.style import MARKERS, look
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -63,7 +63,6 @@ def page(
     metrics = {name: headline_of(frame, name) for name in dict.fromkeys(_dataset(record) for record in records)}
     by_dataset = {name: [record for record in done if _dataset(record) == name] for name in metrics}
     methods = {_method(record) for record in done}
-    looks = {method: _look(method, methods) for method in methods}
     return template.render(
         title=title,
         notes=notes,
@@ -71,14 +70,12 @@ def page(
         facts=_facts(records),
         failed=[_block(record, metrics[_dataset(record)]) for record in failed],
         tables=[(table, _numeric_columns(table)) for table in tables],
-        charts=[_chart(name, group, metrics[name], looks) for name, group in by_dataset.items() if group],
+        charts=[
+            _chart(name, group, metrics[name], methods, f"curve-{place}")
+            for place, (name, group) in enumerate(by_dataset.items(), 1)
+            if group
+        ],
         figures=[_figure(path) for path in figures if path.suffix in _MEDIA],
-        shapes=SHAPES.values(),
-        width=WIDTH,
-        height=HEIGHT,
-        left=LEFT,
-        right=RIGHT,
-        bottom=BOTTOM,
         cells=[(name, metrics[name], _blocks(group, metrics[name])) for name, group in by_dataset.items() if group],
     )
 
@@ -171,119 +168,42 @@ def _figure(path: Path) -> dict[str, str]:
 
 # ---- learning curves -------------------------------------------------------------------------------------------------
 
-WIDTH, HEIGHT = 640, 380  # of a chart, in its own units
-LEFT, RIGHT, TOP, BOTTOM = 52, 16, 40, 50  # margins, which hold the text also where the style makes it larger
-N_MARKS = 6  # on a line, about
-# The shapes of figures.MARKERS, within 10 x 10 around the origin
-SHAPES = {
-    "o": "M-4 0A4 4 0 1 0 4 0A4 4 0 1 0-4 0z",
-    "s": "M-4-4H4V4H-4z",
-    "^": "M0-5L5 4H-5z",
-    "D": "M0-5.5L5.5 0L0 5.5L-5.5 0z",
-    "v": "M0 5L5-4H-5z",
-    "P": "M-1.8-5H1.8V-1.8H5V1.8H1.8V5H-1.8V1.8H-5V-1.8H-1.8z",
-    "X": "M0-2.5L2.5-5L5-2.5L2.5 0L5 2.5L2.5 5L0 2.5L-2.5 5L-5 2.5L-2.5 0L-5-2.5L-2.5-5z",
-    "*": "M0 -6L1.5 -2.1L5.7 -1.9L2.5 0.8L3.5 4.9L0 2.6L-3.5 4.9L-2.5 0.8L-5.7 -1.9L-1.5 -2.1z",
-}
-
-
-@dataclass(frozen=True)
-class Look:
-    """How a method is drawn: as in the other figures, and told apart without colour by `shape`, a place in SHAPES."""
-
-    colour: str
-    shape: int
-
-
-@dataclass(frozen=True)
-class Line:
-    """A line of a chart: `points` as SVG writes them; `kind` is "mean", "seed" or "validation"."""
-
-    kind: str
-    look: Look
-    points: str
-    marks: list[tuple[float, float]]
-
 
 @dataclass(frozen=True)
 class Chart:
-    """The learning curves of one dataset; ticks are (position, text)."""
+    """The learning curves of one dataset: an `<svg>` element, and what its caption tells."""
 
     dataset: str
     metric: str
-    lines: list[Line]
-    legend: list[tuple[str, Look]]
-    x_ticks: list[tuple[float, str]]
-    y_ticks: list[tuple[float, str]]
+    name: str
+    svg: Markup
+    has_runs: bool
     has_validation: bool
-    has_seeds: bool
 
 
-def _look(method: str, methods: Iterable[str]) -> Look:
-    colour, marker, _ = look(method, methods)  # solid, whatever its dashes are elsewhere: dashed is validation here
-    return Look(colour, MARKERS.index(marker))
+def _chart(dataset: str, records: list[dict[str, Any]], metric: str, order: Iterable[str], name: str) -> Chart:
+    """Curves of the epochs that were evaluated. order: all methods of the page; name: of the chart in it."""
+    from markupsafe import Markup
 
-
-def _chart(dataset: str, records: list[dict[str, Any]], metric: str, looks: dict[str, Look]) -> Chart:
-    """Curves of the epochs that were evaluated: test, the mean over runs and each run, and validation, the mean."""
-    from matplotlib.ticker import MaxNLocator
-
-    curves: list[tuple[str, str, dict[int, float]]] = []  # kind, method, per cent by epoch
-    methods = list(dict.fromkeys(map(_method, records)))
-    for method in methods:
-        group = [record for record in records if _method(record) == method]
-        runs = [_percent_by_epoch(record, "test", metric) for record in group]
+    test: dict[str, list[dict[int, float]]] = {}
+    validation: dict[str, list[dict[int, float]]] = {}
+    for record in records:
+        test.setdefault(_method(record), []).append(_by_epoch(record, "test", metric))
         # where no rule may select on validation, it is the test split, or was trained on
-        validation = [
-            _percent_by_epoch(record, "valid", "acc_avg")
-            for record in group
-            if record["result"]["selection"].get("val_acc") is not None
-        ]
-        curves += [("seed", method, run) for run in runs if len(runs) > 1]
-        curves += [("validation", method, _mean(validation)), ("mean", method, _mean(runs))]
-    curves = [curve for curve in curves if curve[2]]
-    curves.sort(key=lambda curve: ("seed", "validation", "mean").index(curve[0]))  # what matters most is on top
-    epochs = [epoch for _, _, values in curves for epoch in values] or [1]
-    shares = [value for _, _, values in curves for value in values.values()] or [0.0, 100.0]
-    if min(shares) == max(shares):
-        shares = [max(shares[0] - 1, 0.0), min(shares[0] + 1, 100.0)]
-    first, last = min(epochs), max(max(epochs), min(epochs) + 1)
-    y_values = [float(tick) for tick in MaxNLocator(6, steps=[1, 2, 5, 10]).tick_values(min(shares), max(shares))]
-
-    def x(epoch: float) -> float:
-        return round(LEFT + (epoch - first) / (last - first) * (WIDTH - LEFT - RIGHT), 1)
-
-    def y(value: float) -> float:
-        share = (value - y_values[0]) / (y_values[-1] - y_values[0])
-        return round(HEIGHT - BOTTOM - share * (HEIGHT - BOTTOM - TOP), 1)
-
-    lines = []
-    for kind, method, values in curves:
-        places = [(x(epoch), y(value)) for epoch, value in values.items()]
-        step = -(-len(places) // N_MARKS)
-        start = methods.index(method) * step // len(methods)  # apart, so that marks do not hide each other
-        marks = [] if kind == "seed" else places[start::step]
-        lines.append(Line(kind, looks[method], " ".join(f"{a:g},{b:g}" for a, b in places), marks))
-    x_values = MaxNLocator(6, integer=True).tick_values(first, last)
+        if record["result"]["selection"].get("val_acc") is not None:
+            validation.setdefault(_method(record), []).append(_by_epoch(record, "valid", "acc_avg"))
+    element = learning_curves(test, validation, metric=metric, order=order, name=name)
     return Chart(
-        dataset, metric, lines, [(method, looks[method]) for method in methods],
-        [(x(tick), f"{tick:g}") for tick in x_values if first <= tick <= last],
-        [(y(tick), f"{tick:g}") for tick in y_values],
-        has_validation=any(line.kind == "validation" for line in lines),
-        has_seeds=any(line.kind == "seed" for line in lines),
+        dataset, metric, name, Markup(element),
+        has_runs=any(len(runs) > 1 for runs in test.values()),
+        has_validation=any(map(any, validation.values())),
     )  # fmt: skip
 
 
-def _percent_by_epoch(record: dict[str, Any], split: str, metric: str) -> dict[int, float]:
-    """Epoch -> a metric in per cent; without epochs that lack it."""
-    values = {row["epoch"]: 100 * row[split].get(metric, math.nan) for row in record["result"]["epochs"]}
+def _by_epoch(record: dict[str, Any], split: str, metric: str) -> dict[int, float]:
+    """Epoch -> a metric, without epochs that lack it."""
+    values = {row["epoch"]: row[split].get(metric, math.nan) for row in record["result"]["epochs"]}
     return {epoch: value for epoch, value in values.items() if not math.isnan(value)}
-
-
-def _mean(runs: list[dict[int, float]]) -> dict[int, float]:
-    """The mean over runs, at the epochs that all of them have: else it would jump where a run ends."""
-    shared = [epoch for epoch in (runs[0] if runs else {}) if all(epoch in run for run in runs)]
-    return {epoch: sum(run[epoch] for run in runs) / len(runs) for epoch in shared}
 
 
 # ---- cells -----------------------------------------------------------------------------------------------------------

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,13 +50,36 @@ def _known() -> list[str]:
     return sorted(registry.classes())
 
 
-def new_figure(n_panels: int, height: float, *, around: float = 0.0, n_columns: int = 1) -> tuple[Figure, Any]:
-    """A figure one column wide, and its panels in rows of `n_columns`; height: inches a row, around: beside them."""
+@contextmanager
+def plain_settings() -> Iterator[None]:
+    """Matplotlib's own defaults while this lasts, whatever a matplotlibrc says; the settings before it come back."""
+    import matplotlib
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        yield
+
+
+def new_figure(
+    n_panels: int, height: float, *, around: float = 0.0, n_columns: int = 1, width: float = COLUMN
+) -> tuple[Figure, Any]:
+    """A figure and its panels in rows of `n_columns`.
+
+    Args:
+        n_panels: how many.
+        height: of a row, in inches.
+        around: height beside the rows, in inches.
+        n_columns: of panels.
+        width: of the figure, in inches; default: a column of a paper.
+
+    Returns:
+        The figure, and its axes (n_panels,).
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     n_rows = math.ceil(n_panels / n_columns)
-    figure = Figure(figsize=(COLUMN, height * n_rows + around), layout="constrained")
+    figure = Figure(figsize=(width, height * n_rows + around), layout="constrained")
     FigureCanvasAgg(figure)  # without pyplot: no display, no global state
     axes = figure.subplots(n_rows, n_columns, squeeze=False).ravel()
     for axis in axes[n_panels:]:
@@ -76,20 +102,70 @@ def save(figure: Figure, stem: Path) -> list[Path]:
     return paths
 
 
-def legend(figure: Figure, handles: list[Any], *, handle_length: float) -> None:
-    """A legend below the panels in as many columns as fit; the figure grows by its height."""
+_NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
+
+
+def svg(figure: Figure, name: str) -> str:
+    """A figure as an `<svg>` element to stand in an HTML page, which scales it.
+
+    Its text stays text, laid out in DejaVu Sans: a page may show it in most other fonts, as these are narrower. It
+    loads nothing, and equal figures of equal names are equal text.
+
+    Args:
+        figure: what to show.
+        name: unlike that of any other figure on the page, so that no id is there twice.
+    """
+    import matplotlib
+
+    file = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "font.sans-serif": ["DejaVu Sans"]}):
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    root = ElementTree.fromstring(_NOT_XML.sub("\ufffd", file.getvalue()))
+    for parent in list(root.iter()):
+        for child in parent.findall("{*}metadata") + parent.findall("{*}style"):  # the style would be all of the page's
+            parent.remove(child)
+    for element in root.iter():
+        element.tag = _local(element.tag)
+        element.tail = None
+        if element.tag != "text":
+            element.text = None
+        if element.tag == "g":  # matplotlib counts these anew in each figure
+            element.attrib.pop("id", None)
+        element.attrib = {_local(key): value for key, value in element.attrib.items()}
+        for key in {"d", "x", "y"} & set(element.attrib):
+            element.attrib[key] = _shorter(element.attrib[key])
+    root.attrib = {"viewBox": root.attrib["viewBox"], "stroke-linejoin": "round"}
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def _local(name: str) -> str:
+    """A name without its namespace: within HTML an SVG element needs none."""
+    return name.rpartition("}")[2]
+
+
+def _shorter(path: str) -> str:
+    """The numbers of a path to a hundredth of a point, and no space around its letters."""
+    path = re.sub(r"-?\d+\.\d+", lambda number: f"{round(float(number[0]), 2) + 0.0:g}", path)
+    return re.sub(r"\s*([A-Za-z])\s*", r"\1", path)
+
+
+def legend(figure: Figure, handles: list[Any], *, handle_length: float, size: float = 6.5) -> None:
+    """A legend below the panels in as many columns as fit; the figure grows by its height. size: of text, in points."""
     for handle in handles:
-        handle.set_label(in_lines(handle.get_label(), 44))
+        label = in_lines(handle.get_label(), 44)
+        handle.set_label(re.sub(r".{48}(?=.)", "\\g<0>\n", label))  # one too long to fit would cut off all others
     for n_columns in range(min(4, len(handles)), 0, -1):
         legend = figure.legend(
-            handles=handles, loc="outside lower center", ncols=n_columns, fontsize=6.5, frameon=False,
+            handles=handles, loc="outside lower center", ncols=n_columns, fontsize=size, frameon=False,
             handlelength=handle_length, handletextpad=0.6, columnspacing=1.4, borderaxespad=0.2, labelspacing=0.35,
         )  # fmt: skip
+        for text in legend.get_texts():
+            text.set_parse_math(False)  # labels are no formulas, whatever dollars they hold
         box = legend.get_window_extent()
         if box.width <= figure.bbox.width or n_columns == 1:
             break
         legend.remove()
-    figure.set_size_inches(COLUMN, figure.get_figheight() + box.height / figure.dpi)
+    figure.set_size_inches(figure.get_figwidth(), figure.get_figheight() + box.height / figure.dpi)
 
 
 def in_lines(label: str, width: int) -> str:

@@ -7,10 +7,12 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from xml.etree import ElementTree
 
 import pytest
 
-from debiasbench.report.page import SHAPES, page
+from debiasbench.report.page import page
+from debiasbench.report.style import look
 from debiasbench.report.tables import Table
 
 EVIL = "<script>document.title='run'</script>"
@@ -200,16 +202,19 @@ def test_everything_is_escaped():
 
 
 def test_dollars_and_braces_of_labels_mean_nothing():
-    text = page("{{ 7 * 7 }} {% raw %}", [], [], [record("$x_{$"), record("{{ 7 * 7 }}")], notes=["${7*7}"])
+    labels = ["$x_{$", r"$\frac{1}{$", "{{ 7 * 7 }}"]
+    text = page("{{ 7 * 7 }} {% raw %}", [], [], list(map(record, labels)), notes=["${7*7}"])
     assert "49" not in text.split("</style>")[1].split("<main")[0]
-    assert "{{ 7 * 7 }}" in text
-    assert "$x_{$" in text
+    chart = re.search(r"<svg.*?</svg>", text, re.DOTALL)[0]
+    for label in labels:
+        assert text.count(label) > chart.count(label) == 1  # in the cells, and in the legend
 
 
 def test_nothing_is_loaded(tmp_path):
     picture = tmp_path / "scores-cmnist5k+rho=0.1.png"
     picture.write_bytes(PIXEL)
-    text = page("t", [NUMBERS], [picture], [record(), failure()])
+    text = page("t", [NUMBERS], [picture], [record(), record(dataset="other"), failure()])
+    assert text.count("<svg") == 2
     assert "http:" not in text
     assert "https:" not in text
     document = Document(text)
@@ -236,19 +241,22 @@ def test_figures_are_part_of_the_page(tmp_path):
 
 
 def chart_of(records):
-    """The polylines (kind -> points) and the text of the first chart."""
+    """The first chart: its curves (kind, colour, points), ticks (value -> position) of x and y, and its element."""
     text = page("t", [], [], records)
     chart = re.search(r'<figure class="chart">.*?</figure>', text, re.DOTALL)[0]
-    lines = re.findall(r'<polyline class="(\w+)" stroke="(#\w+)" points="([^"]*)"', chart)
-    points = [(kind, colour, [tuple(map(float, pair.split(","))) for pair in at.split()]) for kind, colour, at in lines]
-    return points, chart
-
-
-def ticks(chart, anchor):
-    """Position -> value of the ticks of one axis."""
-    place = "y" if anchor == "end" else "x"
-    found = re.findall(rf'<text x="([\d.]+)" y="([\d.]+)" dy="[^"]+" text-anchor="{anchor}">([\d.]+)</text>', chart)
-    return {float(value): float(y if place == "y" else x) for x, y, value in found}
+    _, axes, _ = ElementTree.fromstring(re.search(r"<svg.*</svg>", chart)[0])[1]  # between background and legend
+    x_axis, y_axis = list(axes)[1:3]
+    curves = []
+    for path in [path for group in list(axes)[3:] for path in group.findall("path")]:
+        style = dict(re.findall(r"([\w-]+): ([^;]+)", path.get("style")))
+        points = re.findall(r"(-?[\d.]+) (-?[\d.]+)", path.get("d"))
+        kinds = {"run": "stroke-opacity" in style, "validation": "stroke-dasharray" in style}
+        kinds["mean"] = not any(kinds.values()) and "stroke-linejoin" not in style  # the axis itself has one
+        found = [kind for kind, is_one in kinds.items() if is_one]
+        curves += [(kind, style["stroke"].upper(), [tuple(map(float, point)) for point in points]) for kind in found]
+    x_ticks = {float(text.text): float(text.get("x")) for text in x_axis.iter("text") if text.text != "epoch"}
+    y_ticks = {float(tick.find(".//text").text): tick.find("g/path").get("d") for tick in y_axis}
+    return curves, x_ticks, {value: float(path.split()[-1]) for value, path in y_ticks.items()}, chart
 
 
 def read_off(places, position):
@@ -258,30 +266,39 @@ def read_off(places, position):
 
 
 def test_curves_read_off_their_axes_are_the_metrics():
-    points, chart = chart_of([record(seed=0, shares=(0.5, 0.6, 0.7)), record(seed=1, shares=(0.3, 0.6, 0.8))])
-    assert [kind for kind, _, _ in points] == ["seed", "seed", "validation", "mean"]
-    x_ticks, y_ticks = ticks(chart, "middle"), ticks(chart, "end")
-    values = [[(read_off(x_ticks, x), read_off(y_ticks, y)) for x, y in at] for _, _, at in points]
+    records = [record(seed=0, shares=(0.5, 0.6, 0.7)), record(seed=1, shares=(0.3, 0.6, 0.8))]
+    curves, x_ticks, y_ticks, chart = chart_of(records)
+    assert [kind for kind, _, _ in curves] == ["run", "run", "validation", "mean"]
+    values = [[(read_off(x_ticks, x), read_off(y_ticks, y)) for x, y in at] for _, _, at in curves]
     expected = [[50, 60, 70], [30, 60, 80], [90, 90, 90], [40, 60, 75]]
     for found, shares in zip(values, expected, strict=True):
         for (epoch, value), at, share in zip(found, (1, 2, 3), shares, strict=True):
             assert epoch == pytest.approx(at, abs=0.01)
             assert value == pytest.approx(share, abs=0.1)
-    assert "acc_unbiased (%)" in chart
+    assert "acc_unbiased (%)</text>" in chart
 
 
 def test_the_mean_is_over_epochs_that_all_runs_have():
-    points, _ = chart_of([record(seed=0, shares=(0.5, 0.6, 0.7)), record(seed=1, shares=(0.3, 0.6))])
-    assert [len(at) for kind, _, at in points if kind == "mean"] == [2]
-    assert [len(at) for kind, _, at in points if kind == "seed"] == [3, 2]
+    curves, *_ = chart_of([record(seed=0, shares=(0.5, 0.6, 0.7)), record(seed=1, shares=(0.3, 0.6))])
+    assert [len(at) for kind, _, at in curves if kind == "mean"] == [2]
+    assert [len(at) for kind, _, at in curves if kind == "run"] == [3, 2]
 
 
 def test_validation_is_drawn_where_rules_may_use_it():
     one = record()
     one["result"]["selection"]["val_acc"] = None
-    points, chart = chart_of([one])
-    assert [kind for kind, _, _ in points] == ["mean"]
+    curves, _, _, chart = chart_of([one])
+    assert [kind for kind, _, _ in curves] == ["mean"]
     assert "validation" not in chart
+
+
+def test_a_chart_has_a_name_and_a_description():
+    text = page("t", [], [], [record(dataset="first", seed=seed) for seed in range(2)] + [record(dataset="second")])
+    found = re.findall(r'<div class="paper" role="img" aria-labelledby="(.+?)" aria-describedby="(.+?)"><svg', text)
+    named = [tuple(re.search(rf'id="{name}">(.*?)</', text)[1] for name in names) for names in found]
+    dashed = "Dashed, hollow marks: plain accuracy (acc_avg) on the biased validation split."
+    runs = "Test acc_unbiased by epoch: the mean of a method's runs, and thin each run."
+    assert named == [("first", f"{runs} {dashed}"), ("second", f"Test acc_unbiased by epoch. {dashed}")]
 
 
 @pytest.mark.parametrize("shares", [(0.5,), (1.0, 1.0), (0.0, 0.0), (float("nan"), 0.4), (float("nan"),)])
@@ -289,26 +306,24 @@ def test_charts_of_little(shares):
     one = record(shares=shares)
     for row in one["result"]["epochs"]:
         row["valid"] = metrics(shares[0])
-    points, chart = chart_of([one])
-    assert all(len(at) > 0 for _, _, at in points)
-    assert all(0 <= x <= 640 and 0 <= y <= 380 for _, _, at in points for x, y in at)
+    curves, _, y_ticks, chart = chart_of([one])
+    assert all(len(at) > 0 for _, _, at in curves)
+    low, high = min(y_ticks.values()), max(y_ticks.values())
+    assert all(0 <= x <= 320 and low <= y <= high for _, _, at in curves for x, y in at)
     assert not re.search(r"\b(nan|inf)\b", chart)
 
 
 def test_methods_look_as_in_the_figures():
-    from debiasbench.report.style import MARKERS, look
-
-    methods = ["zeta", "alpha", "mid"]
-    points, chart = chart_of([record(method) for method in methods])
-    means = [colour for kind, colour, _ in points if kind == "mean"]
-    assert means == [look(method, methods)[0] for method in methods]
-    shapes = re.findall(r'<use href="#mark-(\d)" x="22"', chart)
-    assert [MARKERS[int(shape)] for shape in shapes] == [look(method, methods)[1] for method in methods]
-    assert tuple(SHAPES) == MARKERS
+    methods = ["zeta", "mid", "alpha"]
+    records = [record(method) for method in methods[:2]] + [record(method, "other") for method in methods]
+    curves, *_ = chart_of(records)  # the first dataset does not have them all
+    means = [colour for kind, colour, _ in curves if kind == "mean"]
+    assert means == [look(method, methods)[0] for method in methods[:2]]
 
 
 def test_equal_inputs_give_equal_bytes():
-    records = [record(method, seed=seed) for method in ("b", "a") for seed in range(3)] + [failure()]
+    records = [record(method, seed=seed) for method in ("b", "a") for seed in range(3)]
+    records += [record(dataset="other"), failure()]
     assert page("t", [NUMBERS], [], records) == page("t", [NUMBERS], [], json.loads(json.dumps(records)))
 
 
@@ -425,3 +440,24 @@ def test_no_script_but_ours_runs(browser):
     text = text.replace("</body>", "<script>document.title = 'run'</script></body>")
     answer = browser(text, 'return [document.title, document.querySelectorAll("th button").length > 0];')
     assert answer == [f"t{EVIL}", True]
+
+
+def test_charts_are_legible_on_a_phone(browser):
+    text = page("t", [], [], [record(f"method-number-{place}", seed=seed) for place in range(12) for seed in range(2)])
+    answer = browser(
+        text,
+        """
+        const svg = document.querySelector(".chart svg"), box = svg.getBoundingClientRect();
+        const texts = [...svg.querySelectorAll("text")], style = window.getComputedStyle(texts[0]);
+        return {
+          inside: texts.map(text => text.getBoundingClientRect()).every(one => one.left >= box.left
+            && one.right <= box.right && one.top >= box.top && one.bottom <= box.bottom),
+          size: parseFloat(style.fontSize) * svg.getScreenCTM().a,
+          font: style.fontFamily === window.getComputedStyle(document.body).fontFamily,
+          dashed: [...svg.querySelectorAll("path")].filter(
+            path => window.getComputedStyle(path).strokeDasharray !== "none").length,
+        };
+        """,
+    )
+    assert answer.pop("size") >= 9  # pixels
+    assert answer == {"inside": True, "font": True, "dashed": 12}  # the page's policy lets the chart have its styles

@@ -1,4 +1,7 @@
-"""Figures for papers: PDF and PNG, readable at one column, safe for colour-blind readers."""
+"""Figures for papers: PDF and PNG, readable at one column, safe for colour-blind readers; and the page's charts.
+
+Names of methods, datasets and classes are shown as they are (`parse_math=False`), also where they hold dollars.
+"""
 
 from __future__ import annotations
 
@@ -32,11 +35,11 @@ def score_histogram(scores: dict[str, tuple[np.ndarray, np.ndarray]], stem: Path
             )  # fmt: skip
         axis.set_yscale("log")
         axis.set_ylabel("samples", fontsize=8)
-        axis.set_title(in_lines(method, 42), fontsize=8, loc="left", pad=3)
+        axis.set_title(in_lines(method, 42), fontsize=8, loc="left", pad=3, parse_math=False)
         axis.legend(fontsize=6, frameon=False, loc="upper right")
     axes[-1].set_xlabel("score / largest score", fontsize=8)
     if title:
-        figure.suptitle(title, fontsize=8)
+        figure.suptitle(title, fontsize=8, parse_math=False)
     return save(figure, stem)
 
 
@@ -60,12 +63,12 @@ def accuracy_histogram(
         axis.axvline(percent.mean(), color="black", linewidth=0.8, linestyle=":")
         axis.set_xlim(edges[0], edges[-1])
         axis.yaxis.get_major_locator().set_params(integer=True, nbins=3)
-        axis.set_title(in_lines(f"{method} (n = {len(percent)})", 48), fontsize=7, loc="left", pad=2)
+        axis.set_title(in_lines(f"{method} (n = {len(percent)})", 48), fontsize=7, loc="left", pad=2, parse_math=False)
         axis.tick_params(labelbottom=axis is axes[-1])
     axes[len(axes) // 2].set_ylabel("runs", fontsize=8)
     axes[-1].set_xlabel(f"{metric} (%); dotted: mean", fontsize=8)
     if title:
-        figure.suptitle(title, fontsize=8)
+        figure.suptitle(title, fontsize=8, parse_math=False)
     return save(figure, stem)
 
 
@@ -85,10 +88,10 @@ def contact_sheet(images: np.ndarray, names: list[str], stem: Path, *, rows: lis
             axis.set_xticks([])
             axis.set_yticks([])
             if row == 0:
-                axis.set_title(names[column], fontsize=7)
+                axis.set_title(names[column], fontsize=7, parse_math=False)
             if column == 0:
-                axis.set_ylabel(rows[row], fontsize=7, rotation=0, ha="right", va="center")
-    figure.suptitle(title, fontsize=9)
+                axis.set_ylabel(rows[row], fontsize=7, rotation=0, ha="right", va="center", parse_math=False)
+    figure.suptitle(title, fontsize=9, parse_math=False)
     stem.parent.mkdir(parents=True, exist_ok=True)
     path = stem.with_suffix(".png")
     figure.savefig(path, dpi=150)
@@ -207,12 +210,12 @@ def fisher_figure(
                 axis.plot(values, np.full(len(values), place), marker, color=colour, mfc=face, markersize=4)
         axis.set_xscale("log")
         axis.tick_params(which="minor", labelsize=6)  # named where there is less than a decade
-        axis.set_yticks(range(len(methods)), list(methods))
+        axis.set_yticks(range(len(methods)), list(methods), parse_math=False)
         axis.set_ylim(len(methods) - 0.5, -0.5)  # the first method on top
         space = "without dead dimensions" if in_rank else f"{dimension:,} dimensions"
         axis.set_title(
             f"{in_lines(dataset, 44)}\nfinal layer of {net}: {space}, damping {damping:g}",
-            fontsize=7, loc="right", multialignment="left", pad=3,
+            fontsize=7, loc="right", multialignment="left", pad=3, parse_math=False,
         )  # fmt: skip
     axes[-1].set_xlabel(r"$\mathrm{Tr}\,(\hat{I}_h)^{-1}$ (damping: of the mean eigenvalue)", fontsize=7)
     marks = [
@@ -300,7 +303,7 @@ def critical_difference(
         axis.plot((x, x), span, color="black", linewidth=2.2, solid_capstyle="butt", transform=beside, clip_on=False)
     axis.set_xlim(1, last)
     axis.set_ylim(len(methods) - 0.3, top)
-    axis.set_yticks(range(len(methods)), names, fontsize=7)
+    axis.set_yticks(range(len(methods)), names, fontsize=7, parse_math=False)
     axis.tick_params(axis="y", length=0)
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.set_xticks(sorted({1, last} | {int(tick) for tick in axis.get_xticks() if 1 < tick < last}))
@@ -309,7 +312,7 @@ def critical_difference(
     axis.spines["left"].set_bounds(len(methods) - 0.3, -0.5)
     figure.supxlabel("average rank" + ("; joined: not separated" if rows else ""), fontsize=8)
     if title:
-        figure.suptitle(title, fontsize=8)
+        figure.suptitle(title, fontsize=8, parse_math=False)
     return save(figure, stem)
 
 
@@ -371,7 +374,7 @@ def parameter_figure(
         axis.set_xlim(-0.6, len(variants) - 0.4)
         axis.set_xticks([])
         axis.margins(y=0.12)
-        axis.set_title(in_lines(dataset, 36 // n_columns), fontsize=7, loc="left", pad=3)
+        axis.set_title(in_lines(dataset, 36 // n_columns), fontsize=7, loc="left", pad=3, parse_math=False)
         axis.grid(axis="y", color="0.9", linewidth=0.5)
         axis.set_axisbelow(True)
         if place % n_columns == 0:
@@ -387,7 +390,7 @@ def parameter_figure(
         )  # fmt: skip
     legend(figure, handles, handle_length=1)
     if title:
-        figure.suptitle(title, fontsize=8)
+        figure.suptitle(title, fontsize=8, parse_math=False)
     return save(figure, stem)
 
 
@@ -438,7 +441,7 @@ def trials_histogram(
         axis.set_ylabel("runs", fontsize=8)
         p = (p_values or {}).get(dataset, math.nan)
         text = "" if math.isnan(p) else "p < .0001" if p < 0.0001 else f"p = {p:.4f}".replace("0.", ".", 1)
-        axis.set_title(in_lines(dataset, 36), fontsize=7, loc="left", pad=3)
+        axis.set_title(in_lines(dataset, 36), fontsize=7, loc="left", pad=3, parse_math=False)
         axis.set_title(text, fontsize=7, loc="right", pad=3)
     axes[-1].set_xlabel(f"{metric} (%); lines: means", fontsize=8)
     handles = []
@@ -450,5 +453,5 @@ def trials_histogram(
         handles.append(Patch(facecolor=face, edgecolor=edge, linestyle=(0, dashes), label=label))
     legend(figure, handles, handle_length=3)
     if title:
-        figure.suptitle(title, fontsize=8)
+        figure.suptitle(title, fontsize=8, parse_math=False)
     return save(figure, stem)

@@ -12,7 +12,9 @@ import matplotlib
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 from matplotlib.image import imread
+from matplotlib.text import Text
 
 from debiasbench.methods import registry
 from debiasbench.report import figures
@@ -20,6 +22,7 @@ from debiasbench.report.figures import (
     accuracy_histogram,
     contact_sheet,
     critical_difference,
+    fisher_figure,
     learning_curves,
     parameter_figure,
     score_histogram,
@@ -123,6 +126,37 @@ def no_text_lies_outside(figure):
             assert box.y1 <= height + 1, text
     for axis in figure.axes:
         assert axis.get_window_extent().width > 0.25 * width / max(1, axis.get_gridspec().ncols)
+
+
+NAMED = {
+    "scores": lambda name, stem: score_histogram({name: scores()}, stem, title=name),
+    "accuracies": lambda name, stem: accuracy_histogram({name: runs(0.9)}, stem, metric="acc", title=name),
+    "ranks": lambda name, stem: critical_difference({name: 1.0, "other": 2.0}, 1.5, [], stem, title=name),
+    "parameters": lambda name, stem: parameter_figure({name: {name: runs(0.9)}}, stem, metric="acc", title=name),
+    "trials": lambda name, stem: trials_histogram({name: {name: runs(0.9)}}, stem, metric="acc", title=name),
+    "fisher": lambda name, stem: fisher_figure(
+        [{"dataset": name, "method": name, "net": "mlp", "damping": 0.1, "dimension": 9, "objective": 1, "uniform": 2}],
+        stem,
+    ),
+    "sheet": lambda name, stem: contact_sheet(
+        np.zeros((1, 1, 8, 8, 3), np.uint8), [name], stem, rows=[name], title=name
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_names_with_dollars_are_no_formulas(name, monkeypatch, tmp_path):
+    kept = []
+
+    def keep(figure, *_, **__):
+        kept.extend(figure.findobj(Text))
+        figure.draw_without_rendering()  # a broken formula would end here
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    NAMED[name](r"$\frac{1}{$", tmp_path / "figure")
+    named = [text for text in kept if "frac" in text.get_text()]
+    assert len(named) >= 2
+    assert not any(text.get_parse_math() for text in named)
 
 
 def test_a_contact_sheet_is_a_png(tmp_path):

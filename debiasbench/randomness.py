@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 
-Purpose = Literal["data", "init", "order", "augment", "dropout", "permutation", "once", "statistics"]
+Purpose = Literal["data", "init", "order", "augment", "dropout", "permutation", "noise", "once", "statistics"]
 
 
 def derived_seed(purpose: Purpose, *numbers: int) -> int:

@@ -87,6 +87,10 @@ class Recipe(Parameters):
         """The shape (C, H, W) that the network sees, of images of `shape`."""
         return (*shape[:1], self.size, self.size) if self.size else shape
 
+    def fraction_done(self, step: int, n_steps: int, epoch: int, n_epochs: int) -> float:
+        """What the schedule counts as done of a stage: by steps where the recipe counts them, else by epochs."""
+        return step / n_steps if self.steps or self.schedule == "linear" else epoch / n_epochs
+
     def learning_rate_at(self, done: float) -> float:
         """The learning rate after the fraction `done` of the phase, in [0, 1]."""
         import math

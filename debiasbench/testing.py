@@ -34,10 +34,11 @@ from debiasbench.methods import Method
 from debiasbench.nets.build import NETS, build_net
 from debiasbench.recipe import Recipe
 from debiasbench.samples import Samples, Splits
-from debiasbench.training.batches import Batch, Layout, Loss, State
+from debiasbench.training.batches import Batch, Contents, Layout, Loss, State
 from debiasbench.training.digests import name_of
 from debiasbench.training.stage import Stage
 from debiasbench.training.task import Task
+from debiasbench.training.updates import total
 
 
 class Tiny(Dataset):
@@ -244,9 +245,9 @@ def check_losses_are_pure(cls: type[Method]) -> None:
     """Every loss of the method is a pure function of tensors (see `lint_loss`)."""
     task, _ = _fit(cls, task_class=_LintingTask)
     assert isinstance(task, _LintingTask)
-    for nets, loss, columns, state, layout in task.seen:
+    for nets, loss, contents, state, layout in task.seen:
         index = layout(torch.Generator())[0] if layout else None
-        lint_loss(loss, nets, sample_batch(task, columns, index=index), state)
+        lint_loss(loss, nets, sample_batch(task, contents, index=index), state)
 
 
 class _LintingTask(Task):
@@ -254,24 +255,24 @@ class _LintingTask(Task):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.seen: list[tuple[dict[str, nn.Module], Loss, dict[str, Tensor], State, Layout | None]] = []
+        self.seen: list[tuple[dict[str, nn.Module], Loss, Contents, State, Layout | None]] = []
 
     def stage(self, nets: Any, loss: Loss, **options: Any) -> Stage:
         stage = super().stage(nets, loss, **options)
         layout = stage.sample if callable(stage.sample) else None
-        self.seen.append((stage.nets, loss, dict(stage.columns), dict(stage.state), layout))
+        self.seen.append(({**stage.nets, **stage.frozen}, loss, stage.contents, dict(stage.state), layout))
         return stage
 
 
-def sample_batch(
-    task: Task, columns: dict[str, Tensor] | None = None, *, index: Tensor | None = None
-) -> dict[str, Tensor]:
+def sample_batch(task: Task, contents: Contents | None = None, *, index: Tensor | None = None) -> dict[str, Tensor]:
     """What a batch of these samples (default: the first 16) holds, as plain tensors."""
     from debiasbench.data.augment import to_input
 
     index = torch.arange(16) if index is None else index
+    contents = contents or Contents()
+    x = to_input(task.x[index], task.recipe) if contents.inputs is None else contents.inputs[index]
     batch = {
-        "x": to_input(task.x[index], task.recipe),
+        "x": x,
         "y": task.y[index],
         "index": index,
         "perm": index.flip(0),
@@ -279,8 +280,11 @@ def sample_batch(
         "n_steps": torch.tensor(10),
         "epoch": torch.tensor(1),
         "y_all": task.y,
-        **{name: column[index] for name, column in (columns or {}).items()},
+        **{name: column[index] for name, column in contents.columns.items()},
+        **contents.noise_of_epoch(len(index), 0, 1, 0, index.device),
     }
+    if contents.views > 1:
+        batch["views"] = torch.stack([x] * contents.views)
     if task.access.bias_labels:
         batch["bias"] = task.bias[index]
     return batch
@@ -305,7 +309,10 @@ def lint_loss(loss: Loss, nets: dict[str, nn.Module], batch: dict[str, Tensor], 
     kept = {key: value.clone() for key, value in state.items()}
     first, _ = whole(batch, state)
     second, _ = whole(batch, state)
-    assert torch.equal(first, second), f"{name}: two calls with equal arguments differ."
+    assert torch.equal(first, second), (
+        f"{name}: two calls with equal arguments differ. A loss draws nothing by itself: declare what it needs with "
+        "the stage, noise={'lam': torch.distributions.Beta(16.0, 16.0)}, and read batch.lam."
+    )
     assert first.shape == (), f"{name} must return one number, of shape (). Got {tuple(first.shape)}."
     for key, value in kept.items():
         assert torch.equal(value.nan_to_num(-1), state[key].nan_to_num(-1)), f"{name} changes state['{key}'] in place."
@@ -318,6 +325,11 @@ def lint_loss(loss: Loss, nets: dict[str, nn.Module], batch: dict[str, Tensor], 
     try:
         values, _ = torch.func.vmap(single, randomness="same")(parameters, buffers, both(batch), both(state))
     except RuntimeError as error:
+        if "does not require grad" in str(error):
+            raise AssertionError(
+                f"{name} calls autograd.grad, which cannot run under vmap: return the terms by name, "
+                "{'one': ..., 'two': ...}, and combine their gradients with combine= of the stage."
+            ) from error
         raise AssertionError(f"{name} is no pure function of tensors: {error}") from error
     same = torch.allclose(values, first.expand(2), rtol=1e-4, atol=1e-5)
     assert same, f"{name}: two copies at once give {values.tolist()}, one gives {float(first):g}."
@@ -332,7 +344,8 @@ class _Whole(nn.Module):
 
     def forward(self, batch: dict[str, Tensor], state: State) -> tuple[Tensor, State]:
         result = self.loss(SimpleNamespace(**dict(self.nets.items())), Batch(**batch), state)
-        return result if isinstance(result, tuple) else (result, state)
+        value, new_state = result if isinstance(result, tuple) else (result, state)
+        return total(value), new_state
 
 
 METHOD_CHECKS: list[Callable[[type[Method]], None]] = [

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from debiasbench.cell import Cell
 from debiasbench.errors import BenchmarkError
 from debiasbench.files import write_atomically
-from debiasbench.nets.base import Net, bound
+from debiasbench.nets.base import Learnable, Net, bound
 from debiasbench.nets.build import build_net
 from debiasbench.records import Record, read_record
 from debiasbench.training.task import Task
@@ -47,6 +47,8 @@ def save(task: Task, path: Path) -> dict[str, Any]:
 def _form(net: nn.Module) -> dict[str, Any]:
     if isinstance(net, nn.Linear):
         return {"linear": [net.in_features, net.out_features]}
+    if isinstance(net, Learnable):
+        return {"learnable": list(net.value.shape)}
     assert isinstance(net, Net)
     return {"head": not isinstance(net.head, nn.Identity), "shape": list(net.input_shape), "classes": net.n_classes}
 
@@ -78,6 +80,8 @@ def load(record: Path) -> Callable[[Tensor], Tensor]:
 def _build(form: dict[str, Any], cell: Cell) -> nn.Module:
     if "linear" in form:
         return nn.Linear(*form["linear"])
+    if "learnable" in form:
+        return Learnable(tuple(form["learnable"]), 0.0)
     pretrained = cell.recipe["pretrained"] if cell.recipe["net"] == "transformer" else "none"  # its form is there
     net = build_net(cell.recipe["net"], tuple(form["shape"]), form["classes"], pretrained=pretrained)
     if not form["head"]:

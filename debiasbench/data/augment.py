@@ -49,6 +49,12 @@ def augmented(x: Tensor, recipe: Recipe, generator: Generator) -> Tensor:
     return _normalised(image, recipe).contiguous(memory_format=torch.channels_last)
 
 
+def augments(recipe: Recipe) -> bool:
+    """Whether two augmented views of one image may differ."""
+    random = (recipe.crop_scale, recipe.rotation, recipe.pad_crop, recipe.flip, recipe.saturation, recipe.hue)
+    return recipe.augment and any(random)
+
+
 def _resized(image: Tensor, recipe: Recipe) -> Tensor:
     """Torchvision's Resize to a square, on the device: bilinear, with antialiasing."""
     if recipe.size is None or image.shape[2:] == (recipe.size, recipe.size):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from debiasbench.data.augment import to_input
 from debiasbench.datasets import Dataset
-from debiasbench.errors import DivergedError
+from debiasbench.errors import BenchmarkError, DivergedError
 from debiasbench.evaluation.metrics import accuracies, mean_or_nan, overlapping
 from debiasbench.nets.base import evaluating
 from debiasbench.recipe import Recipe
@@ -43,8 +43,15 @@ class Evaluation:
         self, predict: Callable[[Tensor], Tensor], nets: Iterable[nn.Module], samples: Samples, recipe: Recipe
     ) -> Tensor:
         """Logits of all samples -> (N, C), in eval mode, without augmentation, on the device."""
+        nets = list(nets)
+        buffers = [(buffer, buffer._version) for net in nets for buffer in net.buffers()]
         with torch.no_grad(), evaluating(nets), recipe.autocast(self.splits.test.y.device):
             logits = samples.map(lambda _, __, x: predict(to_input(x, recipe)), self.batch_size).float()
+        if any(buffer._version != version for buffer, version in buffers):
+            raise BenchmarkError(
+                "The predictor changed a buffer of a network (batch statistics?) while it was evaluated: validation "
+                "and test images must leave no trace. Let it put no network into train mode."
+            )
         if not bool(torch.isfinite(logits).all()):
             raise DivergedError("The predictor returned logits that are not finite (nan or infinite).")
         return logits

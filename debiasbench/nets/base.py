@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -23,6 +25,29 @@ class evaluating:  # noqa: N801 - reads as a statement: with evaluating(nets)
     def __exit__(self, *_: object) -> None:
         for net, mode in zip(self.nets, self.modes, strict=True):
             net.train(mode)
+
+
+@contextmanager
+def held(nets: Iterable[nn.Module]) -> Iterator[None]:
+    """Networks in eval mode whose parameters get no gradient, for a while; both are put back."""
+    nets = list(nets)
+    trained = [parameter for net in nets for parameter in net.parameters() if parameter.requires_grad]
+    with evaluating(nets):
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in trained:
+                parameter.requires_grad_(True)
+
+
+class Learnable(nn.Module):
+    """A tensor that is learnt, as a network: `nets.<name>.value`."""
+
+    def __init__(self, shape: tuple[int, ...], start: float) -> None:
+        super().__init__()
+        self.value = nn.Parameter(torch.full(shape, start))
 
 
 def bound(predict: Any, nets: Mapping[str, nn.Module]) -> Callable[[Tensor], Tensor]:

@@ -132,8 +132,9 @@ class Runner:
 def result_of(task: Task) -> tuple[Result, dict[str, Tensor]]:
     """The result of a record and its arrays, from a task whose method has finished."""
     evaluation, dataset, journal, splits = task.evaluation, task.dataset, task.journal, task.splits
-    predict, nets = task.final_predictor(), task.all_nets()
-    logits = evaluation.logits(predict, nets, splits.test, task.recipe)
+    predict, nets, recipe = task.final_predictor(), task.all_nets(), task.predicting_recipe
+    logits = evaluation.logits(predict, nets, splits.test, recipe)
+    check_last_row(task, evaluation.correct_by_class("test", logits))
     arrays = {name: column.contiguous() for name, column in journal.columns.items()}
     arrays["test_prediction"] = logits.argmax(1).to(torch.int16).cpu()
     conflicts_known = dataset.has_bias_labels and dataset.defines_conflicts
@@ -141,7 +142,7 @@ def result_of(task: Task) -> tuple[Result, dict[str, Tensor]]:
         arrays["train_conflict"] = splits.train.conflicting.cpu().contiguous()  # the truth, for the figures
     tune = None
     if splits.tune is not None:
-        tune = present(evaluation.metrics("tune", evaluation.logits(predict, nets, splits.tune, task.recipe)))
+        tune = present(evaluation.metrics("tune", evaluation.logits(predict, nets, splits.tune, recipe)))
     validation = not (splits.valid_is_test or task.access.validation)
     result = Result(
         data=data_facts(dataset, splits),
@@ -159,6 +160,23 @@ def result_of(task: Task) -> tuple[Result, dict[str, Tensor]]:
         tune=tune,
     )
     return result, arrays
+
+
+def check_last_row(task: Task, correct: tuple[int, ...]) -> None:
+    """Refuse a result whose last logged epoch is not what the final predictions say.
+
+    `correct`: how many of each class the final predictor gets right on test. On a GPU a few may differ by rounding.
+
+    Raises:
+        BenchmarkError: the predictor was changed after it had been evaluated.
+    """
+    logged = task.journal.epochs[-1].row.correct_by_class["test"]
+    apart = sum(abs(one - other) for one, other in zip(logged, correct, strict=True))
+    if apart > (0 if task.device.type == "cpu" else 0.001 * len(task.splits.test)):
+        raise BenchmarkError(
+            f"{task.access.name}: the last evaluated epoch has {sum(logged)} correct test predictions, and the final "
+            f"predictor {sum(correct)}: it was changed after that. Let fit call task.evaluate(predict) at its end."
+        )
 
 
 def data_facts(dataset: Dataset, splits: Splits) -> DataFacts:

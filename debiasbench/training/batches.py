@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import repeat
 from types import SimpleNamespace
 from typing import Any
@@ -13,16 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from debiasbench.data.augment import augmented
+from debiasbench.data.augment import augmented, augments
 from debiasbench.errors import DivergedError
 from debiasbench.randomness import derived_generator, derived_seed
 from debiasbench.recipe import Recipe
 from debiasbench.samples import Samples
 
 State = dict[str, Tensor]
-Loss = Callable[[Any, "Batch", State], Tensor | tuple[Tensor, State]]
+Value = Tensor | dict[str, Tensor]  # one number, or named terms
+Loss = Callable[[Any, "Batch", State], Value | tuple[Value, State]]
 Layout = Callable[[torch.Generator], list[Tensor]]
 Sample = Tensor | Layout | None
+Noise = Mapping[str, torch.distributions.Distribution]
 
 READERS, AHEAD = 4, 8  # threads and batches, where images are read from the host while the device works
 
@@ -50,7 +52,8 @@ class Batch(SimpleNamespace):
         step, epoch: int64 (), 0-based in the stage. n_steps: int64 (), steps of the whole stage.
         y_all: int64 (N,), all labels of the training set.
         bias: int64 (B, A), only for a method that declares `needs_bias_labels`.
-        Declared columns, by name: (B, ...).
+        views: float32 (V, B, C, H, W), of a stage with `views=V`; the first is x.
+        Declared columns, by name: (B, ...). Declared noise, by name: (B,).
     """
 
     x: Tensor
@@ -67,6 +70,56 @@ class Batch(SimpleNamespace):
         if name == "bias":
             raise AttributeError("batch.bias is only there for a method that declares needs_bias_labels = True")
         raise AttributeError(f"a batch has no '{name}'; it has {', '.join(sorted(vars(self)))}")
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a stage puts into its batches besides the samples.
+
+    Attributes:
+        columns: per-sample values (N, ...), on the device, gathered by name.
+        noise: distributions of a number a sample, drawn anew each time that the sample is.
+        views: how many augmented views there are of each image.
+        inputs: per-sample values (N, ...) in place of the images, which are then neither gathered nor augmented.
+    """
+
+    columns: Mapping[str, Tensor] = field(default_factory=dict)
+    noise: Noise = field(default_factory=dict)
+    views: int = 1
+    inputs: Tensor | None = None
+
+    def check(self, samples: Samples, recipe: Recipe) -> None:
+        """Refuse what cannot be put into a batch.
+
+        Raises:
+            ValueError: columns of another length; names that a batch has already; views of what has none.
+        """
+        n_samples = len(samples)
+        for name, column in [*self.columns.items(), *([("inputs", self.inputs)] if self.inputs is not None else [])]:
+            if len(column) != n_samples:
+                raise ValueError(f"Column '{name}' has {len(column)} rows; there are {n_samples} samples.")
+        taken = [name for name in [*self.columns, *self.noise] if name in Batch.__annotations__ or name == "bias"]
+        taken += [name for name in self.noise if name in self.columns]
+        if taken:
+            raise ValueError(f"A batch has {', '.join(taken)} already: give the column or the noise another name.")
+        for name, distribution in self.noise.items():
+            if distribution.batch_shape or distribution.event_shape:
+                raise ValueError(f"noise={name} must be a distribution of one number (of shape ()).")
+        if self.views < 1:
+            raise ValueError(f"views= must be at least 1. Got {self.views}.")
+        if self.views > 1 and (self.inputs is not None or samples.x.ndim != 4 or not augments(recipe)):
+            raise ValueError(
+                f"views={self.views} are augmented anew from one image: they need images and a recipe that augments."
+            )
+
+    def noise_of_epoch(self, n: int, seed: int, call: int, epoch: int, device: torch.device) -> dict[str, Tensor]:
+        """Noise of the `n` samples of an epoch, in the order of its batches; a function of its place alone."""
+        drawn = {}
+        for number, (name, distribution) in enumerate(sorted(self.noise.items())):
+            with torch.random.fork_rng(devices=[]):  # distributions draw from the global generator
+                torch.default_generator.manual_seed(derived_seed("noise", seed, call, epoch, number))
+                drawn[name] = distribution.sample((n,)).to(device)
+        return drawn
 
 
 def fetched(samples: Samples, plan: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -97,19 +150,24 @@ def make_batch(
     source: Source,
     recipe: Recipe,
     index: Tensor,
-    x: Tensor,
+    x: Tensor | None,
     place: tuple[int, int, int, int],
     *,
     n_steps: Tensor,
-    columns: Mapping[str, Tensor],
+    contents: Contents,
 ) -> Batch:
     """Augment one batch; x are its rows as stored. `place` is (seed, call, epoch, step): all randomness follows it.
 
     Dropout layers draw from the global generators, so these are set as well: call it inside `fork_rng`.
     """
     device = index.device
+    if x is None:
+        assert contents.inputs is not None
+        seen = contents.inputs[index]
+    else:
+        seen = augmented(x, recipe, derived_generator("augment", *place, device=device))
     batch = Batch(
-        x=augmented(x, recipe, derived_generator("augment", *place, device=device)),
+        x=seen,
         y=source.samples.y[index],
         index=index,
         perm=torch.randperm(
@@ -119,8 +177,11 @@ def make_batch(
         n_steps=n_steps,
         epoch=torch.tensor(place[2], device=device),
         y_all=source.samples.y,
-        **{name: column[index] for name, column in columns.items()},
+        **{name: column[index] for name, column in contents.columns.items()},
     )
+    if contents.views > 1 and x is not None:
+        others = [derived_generator("augment", *place, view, device=device) for view in range(1, contents.views)]
+        batch.views = torch.stack([seen, *(augmented(x, recipe, generator) for generator in others)])
     if source.with_bias:
         batch.bias = source.samples.bias[index]
     # torch.manual_seed would do, but it walks the stack at each call until CUDA is in use
@@ -128,6 +189,47 @@ def make_batch(
     if device.type == "cuda":
         torch.cuda.default_generators[device.index or 0].manual_seed(derived_seed("dropout", *place))
     return batch
+
+
+def batches_of_epoch(  # noqa: PLR0913 - where it is, keyword-only
+    source: Source,
+    recipe: Recipe,
+    plan: list[Tensor],
+    contents: Contents,
+    *,
+    call: int,
+    epoch: int,
+    step: int,
+    n_steps: int,
+) -> Iterator[Batch]:
+    """The batches of an epoch that begins with step `step` of a stage of `n_steps`: call it inside `fork_rng`."""
+    device = source.device
+    stage_length = torch.tensor(n_steps, device=device)
+    noise = contents.noise_of_epoch(sum(map(len, plan)), source.seed, call, epoch, device) if contents.noise else {}
+    rows = fetched(source.samples, plan) if contents.inputs is None else ((index, None) for index in plan)
+    n_seen = 0
+    for number, (index, x) in enumerate(rows, step):
+        if number == recipe.steps:
+            return
+        place = (source.seed, call, epoch, number)
+        batch = make_batch(source, recipe, index, x, place, n_steps=stage_length, contents=contents)
+        for name, values in noise.items():
+            setattr(batch, name, values[n_seen : n_seen + len(index)])
+        n_seen += len(index)
+        yield batch
+
+
+def check_finite(mean: float, *, call: int, epoch: int, rate: float) -> None:
+    """Refuse to go on with a loss that is no number.
+
+    Raises:
+        DivergedError: it is nan or infinite.
+    """
+    if mean != mean or mean in (float("inf"), float("-inf")):
+        raise DivergedError(
+            f"The training loss became {mean} in epoch {epoch} of training call {call}. "
+            f"Lower the learning rate (now {rate:g}) or look at the loss for logarithms and divisions."
+        )
 
 
 def plan_epoch(

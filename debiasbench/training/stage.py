@@ -8,28 +8,28 @@ nothing of all this.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sized
+from collections.abc import Callable, Sized
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from debiasbench.errors import DivergedError
 from debiasbench.evaluation.evaluation import Row
-from debiasbench.nets.base import Net, bound
+from debiasbench.nets.base import Net, bound, held
 from debiasbench.randomness import derived_generator
 from debiasbench.recipe import Recipe
 from debiasbench.training.batches import (
     Batch,
+    Contents,
     Loss,
     Sample,
     Source,
     State,
+    batches_of_epoch,
+    check_finite,
     check_sample,
     draws_of,
-    fetched,
-    make_batch,
     n_batches,
     plan_epoch,
     tables_in,
@@ -37,14 +37,19 @@ from debiasbench.training.batches import (
 from debiasbench.training.digests import digest_of, source_of
 from debiasbench.training.journal import EvaluatedEpoch, Journal, StageRun
 from debiasbench.training.reuse import DeclinedReuse, Reuse, StageEnd, facts_of_loss, facts_of_nets
+from debiasbench.training.updates import Terms, Update
+from debiasbench.training.updates import total as total_of
 
-Evaluate = Callable[[Callable[[Tensor], Tensor], Iterable[nn.Module], Recipe], Row]
+Evaluate = Callable[[Callable[[Tensor], Tensor], Recipe], Row]
 
 
 class Stage:
     """One training stage: optimiser, schedule and epoch count live as long as the stage.
 
     `run` may be called several times, for methods that take turns between networks.
+
+    Attributes:
+        losses: mean training loss a sample of each epoch so far, for a rule of one's own for stopping.
     """
 
     def __init__(  # noqa: PLR0913 - the arguments of task.stage, handed on, and what the stages of a cell have in common
@@ -55,20 +60,22 @@ class Stage:
         source: Source,
         journal: Journal,
         evaluate: Evaluate,
+        update: Update,
         recipe: Recipe,
         sample: Sample,
         draws: int | None,
-        columns: Mapping[str, Tensor],
+        contents: Contents,
         state: State,
+        frozen: dict[str, nn.Module],
         predict: Any,
         reuse: Reuse | None,
     ) -> None:
-        self.nets, self.loss, self.recipe, self.reuse = nets, loss, recipe, reuse
-        self.source, self.journal, self.evaluate = source, journal, evaluate
-        self.sample, self.draws, self.columns, self.state, self.predict = sample, draws, columns, state, predict
+        self.nets, self.frozen, self.loss, self.recipe, self.reuse = nets, frozen, loss, recipe, reuse
+        self.source, self.journal, self.evaluate, self.update = source, journal, evaluate, update
+        self.sample, self.draws, self.contents, self.state, self.predict = sample, draws, contents, state, predict
         self.epoch = 0
         self.step = 0
-        self.optimizer = _optimizer(nets, recipe)
+        self.losses: list[float] = []
 
     def run(self, epochs: int | None = None, *, sample: Sample = None, draws: int | None = None) -> State:
         """Train for `epochs` more epochs (default: to the end of the recipe) and return the state.
@@ -110,12 +117,14 @@ class Stage:
         """Train up to `last_epoch`, of a stage of `length` (steps, epochs)."""
         started = time.perf_counter()
         device = self.source.device
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):  # dropout is seeded a step;
-            ended = self.step == self.recipe.steps  # nobody else's draws change
+        # dropout is seeded a step; nobody else's draws change
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), held(self.frozen.values()):
+            ended = self.step == self.recipe.steps
             while self.epoch < last_epoch and not ended:
                 loss, rate = self._run_epoch(sample, draws, run.call, *length)
                 self.epoch += 1
                 run.losses.append(loss)
+                self.losses.append(loss)
                 ended = self.epoch == last_epoch or self.step == self.recipe.steps
                 if self.predict is not None and (self.epoch % self.recipe.eval_every == 0 or ended):
                     self._evaluate_epoch(run, rate)
@@ -126,50 +135,38 @@ class Stage:
         self, sample: Sample, draws: int | None, call: int, total_steps: int, total_epochs: int
     ) -> tuple[float, float]:
         """One epoch -> (mean loss a sample, learning rate at its end)."""
-        source, recipe, device = self.source, self.recipe, self.source.device
         plan = self._plan(sample, draws, call, self.epoch)
         for net in self.nets.values():
             net.train()
-        nets = SimpleNamespace(**self.nets)
-        total = torch.zeros((), device=device, dtype=torch.float64)
+        nets = SimpleNamespace(**self.nets, **self.frozen)
+        total = torch.zeros((), device=self.source.device, dtype=torch.float64)
         n_seen = 0
-        rate = recipe.learning_rate
-        n_steps = torch.tensor(total_steps, device=device)
-        for index, x in fetched(source.samples, plan):
-            if self.step == recipe.steps:
-                break
-            by_step = recipe.steps or recipe.schedule == "linear"
-            done = self.step / total_steps if by_step else self.epoch / total_epochs
-            rate = recipe.learning_rate_at(done)
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
-            place = (source.seed, call, self.epoch, self.step)
-            batch = make_batch(source, recipe, index, x, place, n_steps=n_steps, columns=self.columns)
+        rate = self.recipe.learning_rate
+        for batch in batches_of_epoch(
+            self.source, self.recipe, plan, self.contents,
+            call=call, epoch=self.epoch, step=self.step, n_steps=total_steps,
+        ):  # fmt: skip
+            rate = self.update.set_rates(self.step, total_steps, self.epoch, total_epochs)
             value = self._loss(nets, batch)
-            self.optimizer.zero_grad(set_to_none=True)
-            value.backward()
-            if recipe.clip_norm is not None:
-                for net in self.nets.values():  # each by itself: nets that learn side by side must not meet here
-                    nn.utils.clip_grad_norm_(net.parameters(), recipe.clip_norm)
-            self.optimizer.step()
-            total += value.detach() * len(index)
-            n_seen += len(index)
+            self.update.step(value, self.step)
+            total += total_of(value).detach() * len(batch.index)
+            n_seen += len(batch.index)
             self.step += 1
         mean = float(total) / max(n_seen, 1)  # the one read of the epoch
-        if mean != mean or mean in (float("inf"), float("-inf")):
-            raise DivergedError(
-                f"The training loss became {mean} in epoch {self.epoch + 1} of training call {call}. "
-                f"Lower the learning rate (now {rate:g}) or look at the loss for logarithms and divisions."
-            )
+        check_finite(mean, call=call, epoch=self.epoch + 1, rate=rate)
         return mean, rate
 
-    def _loss(self, nets: Any, batch: Batch) -> Tensor:
+    def _loss(self, nets: Any, batch: Batch) -> Tensor | Terms:
         with self.recipe.autocast(self.source.device):
             result = self.loss(nets, batch, self.state)
         value, self.state = result if isinstance(result, tuple) else (result, self.state)
-        if not isinstance(value, Tensor) or value.ndim != 0:
-            shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise TypeError(f"A loss must return one number (a tensor of shape ()), or (number, state). Got {shape}.")
+        for one in value.values() if isinstance(value, dict) and value else [value]:
+            if not isinstance(one, Tensor) or one.ndim != 0:
+                shape = tuple(one.shape) if isinstance(one, Tensor) else type(one).__name__
+                raise TypeError(
+                    f"A loss must return one number (a tensor of shape ()) or a dictionary of such terms, or (either, "
+                    f"state). Got {shape}."
+                )
         return value
 
     # ---- order and length -------------------------------------------------------------------------------------------
@@ -209,7 +206,7 @@ class Stage:
     def _evaluate_epoch(self, run: StageRun, rate: float) -> None:
         """An epoch that selection rules choose from."""
         started = time.perf_counter()
-        row = self.evaluate(bound(self.predict, self.nets), self.nets.values(), self.recipe)
+        row = self.evaluate(bound(self.predict, {**self.nets, **self.frozen}), self.recipe)
         self.journal.epochs.append(EvaluatedEpoch(self.epoch, row, rate, run.losses[-1]))
         run.evaluation_seconds += time.perf_counter() - started
 
@@ -220,7 +217,7 @@ class Stage:
         started = time.perf_counter()
         for name, net in self.nets.items():
             if isinstance(net, Net) and not isinstance(net.head, nn.Identity):
-                run.end[name] = self.evaluate(net, [net], self.recipe)
+                run.end[name] = self.evaluate(net, self.recipe)
         run.evaluation_seconds += time.perf_counter() - started
 
     # ---- a stage used again -----------------------------------------------------------------------------------------
@@ -235,9 +232,9 @@ class Stage:
             if not whole:
                 raise DeclinedReuse("it is run in parts, and its optimiser goes on")
             key = reuse.key(
-                signature=signature, loss=facts_of_loss(self.loss), nets=facts_of_nets(self.nets), call=run.call,
-                seed=self.source.seed, state={name: digest_of(value) for name, value in self.state.items()},
-                columns={name: digest_of(column) for name, column in self.columns.items()},
+                signature=signature, loss=facts_of_loss(self.loss), nets=facts_of_nets({**self.nets, **self.frozen}),
+                call=run.call, seed=self.source.seed,
+                state={name: digest_of(value) for name, value in self.state.items()},
             )  # fmt: skip
         except DeclinedReuse as reason:
             self.journal.note(run.call, not_reused=str(reason))
@@ -264,6 +261,7 @@ class Stage:
             net.load_state_dict(end.nets[name])
         self.state, self.epoch, self.step = end.state, end.epoch, end.step
         run.losses, run.seconds = end.losses, end.seconds
+        self.losses = list(end.losses)
 
     def _signature(self, epochs: int | None, sample: Sample) -> dict[str, Any]:
         return {
@@ -272,32 +270,11 @@ class Stage:
             "recipe": self.recipe.values(),
             "epochs": epochs,
             "sample": digest_of(sample) if isinstance(sample, Tensor) else source_of(sample),
-            "columns": {name: digest_of(column) for name, column in self.columns.items()},
+            "columns": {name: digest_of(column) for name, column in self.contents.columns.items()},
             "state": {name: tuple(value.shape) for name, value in self.state.items()},
+            "update": self.update.signature(),
+            "frozen": sorted(self.frozen),
+            "noise": {name: repr(distribution) for name, distribution in sorted(self.contents.noise.items())},
+            "views": self.contents.views,
+            "inputs": None if self.contents.inputs is None else digest_of(self.contents.inputs),
         }
-
-
-def _optimizer(nets: Mapping[str, nn.Module], recipe: Recipe) -> torch.optim.Optimizer:
-    rate, decay = recipe.learning_rate, recipe.weight_decay
-    # names within their network: what it is called ("biased") says nothing of its parameters
-    named = [pair for net in nets.values() for pair in net.named_parameters() if pair[1].requires_grad]
-    parameters = [parameter for _, parameter in named]
-    if recipe.optimizer == "sgd":
-        return torch.optim.SGD(parameters, rate, momentum=recipe.momentum, weight_decay=decay, fused=True)
-    if recipe.optimizer == "adam":
-        return torch.optim.Adam(parameters, rate, weight_decay=decay, fused=True)
-    decayed = [_is_decayed(name, parameter, recipe.decayed) for name, parameter in named]
-    groups = [
-        {
-            "params": [parameter for parameter, its in zip(parameters, decayed, strict=True) if its is side],
-            "weight_decay": decay if side else 0.0,
-        }
-        for side in (True, False)
-    ]
-    return torch.optim.AdamW(groups, rate, fused=True)
-
-
-def _is_decayed(name: str, parameter: nn.Parameter, rule: str) -> bool:
-    if rule == "wilds":  # by name: the layer norms of DistilBERT are called otherwise, and are decayed there
-        return not ("bias" in name or "LayerNorm.weight" in name)
-    return parameter.ndim >= 2  # biases and normalisation are vectors

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Concatenate, ParamSpec
 
@@ -14,30 +14,30 @@ from torch import Tensor, nn
 from debiasbench.data.augment import augmented, to_input
 from debiasbench.datasets import Dataset
 from debiasbench.errors import BenchmarkError, DivergedError
-from debiasbench.evaluation.evaluation import Evaluation
-from debiasbench.nets.base import Net, bound, evaluating
+from debiasbench.evaluation.evaluation import Evaluation, Row
+from debiasbench.nets.base import Learnable, Net, bound, evaluating
 from debiasbench.nets.build import build_net
 from debiasbench.randomness import derived_generator, derived_seed
 from debiasbench.recipe import Recipe
 from debiasbench.samples import Samples, Splits
-from debiasbench.training.batches import (
-    Batch,
-    Loss,
-    Sample,
-    Source,
-    State,
-    check_sample,
-    fetched,
-    make_batch,
-    plan_epoch,
-)
-from debiasbench.training.digests import digest_of, source_of
+from debiasbench.training.batches import Contents, Loss, Noise, Sample, Source, State, check_sample
+from debiasbench.training.digests import digest_of, name_of, source_of
 from debiasbench.training.journal import EvaluatedEpoch, Journal
+from debiasbench.training.loop import Loop
 from debiasbench.training.reuse import Reuse
 from debiasbench.training.stage import Stage
+from debiasbench.training.updates import Combine, new_update
 
 Predict = nn.Module | Callable[[Any, Tensor], Tensor]
 Arguments = ParamSpec("Arguments")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a network was at a time."""
+
+    net: nn.Module
+    weights: dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,7 @@ class Task:
         self.source = Source(splits.train, seed, with_bias=access.bias_labels)
         self.evaluation = Evaluation(dataset, splits)
         self.predictor: Any = None
+        self.predicting_recipe = recipe  # how x is made for the predictor
         self._nets: list[nn.Module] = []
         self._predicting: dict[str, nn.Module] = {}
 
@@ -153,6 +154,12 @@ class Task:
             net.head = nn.Identity()
         return self._placed(net)
 
+    def new_parameter(self, *shape: int, start: float = 0.0) -> Learnable:
+        """A tensor that is learnt, filled with `start`: among the networks of a stage it is `nets.<name>.value`."""
+        self.journal.number("new_parameter", {"shape": shape, "start": start})
+        learnable: Learnable = self._placed(Learnable(shape, start))
+        return learnable
+
     def new_head(self, n_in: int, n_out: int) -> nn.Linear:
         """A new linear layer, in torch's own initialisation."""
         call = self.journal.number("new_head", {"n_in": n_in, "n_out": n_out})
@@ -171,51 +178,83 @@ class Task:
         draws: int | None = None,
         columns: Mapping[str, Tensor] | None = None,
         state: State | None = None,
-        recipe: Recipe | None = None,
+        recipe: Recipe | Mapping[str, Recipe] | None = None,
         predict: Predict | None = None,
         reuse: bool = False,
+        frozen: Mapping[str, nn.Module] | None = None,
+        noise: Noise | None = None,
+        views: int = 1,
+        inputs: Tensor | None = None,
+        turns: Sequence[str] = (),
+        combine: Combine | None = None,
     ) -> Stage:
         """A training stage, which may be run in parts (`Stage.run`); `train` runs it to its end at once.
 
         Args:
             nets: one network (`nets.net` in the loss) or several by name.
-            loss: `(nets, batch, state) -> loss` or `(loss, new state)`; a pure function of tensors.
+            loss: `(nets, batch, state) -> loss` or `(loss, new state)`; a pure function of tensors. The loss is one
+                number, or a dictionary of terms, which are added up (but see `recipe`, `turns` and `combine`).
             epochs: length of the stage and of its schedule; default: the recipe's.
             sample: see `debiasbench.training.batches.plan_epoch`.
             draws: how many samples an epoch has, where `sample` holds probabilities.
             columns: per-sample tensors (N, ...), gathered into the batch by name.
             state: tensors that the loss reads and returns anew.
-            recipe: another recipe for this stage.
-            predict: `(nets, x) -> logits`, or the network itself. A stage with it is evaluated every
-                `recipe.eval_every` epochs, and its epochs are what selection rules choose from.
+            recipe: another recipe for this stage; or {network: recipe}, which gives each network an optimiser of its
+                own (others have the stage's recipe): a term of the loss then trains the network of its name alone.
+            predict: a method `(self, nets, x) -> logits` of the class, or the network itself. A stage with it is
+                evaluated every `recipe.eval_every` epochs, and its epochs are what selection rules choose from.
             reuse: equal stages of several cells are trained once (`debiasbench.training.reuse`); the loss is then a
                 function of a module, or a `partial` of one. Without effect on a stage with `predict`.
+            frozen: networks by name that the loss or the predictor uses and that are not trained here, such as a
+                teacher: in eval mode, without gradient, saved with the weights.
+            noise: distributions by name (`{"lam": torch.distributions.Beta(16.0, 16.0)}`); `batch.lam` is then drawn
+                anew for each sample, (B,).
+            views: `batch.views` holds so many augmented views of each image, (V, B, C, H, W); the first is `batch.x`.
+            inputs: per-sample tensors (N, ...) in place of the images, such as features made by `task.each`:
+                `batch.x` is then gathered from them.
+            turns: names of networks that step in turns, one a step: ("critic", "critic", "net").
+            combine: makes one gradient of those of the terms: {term: [gradient a parameter]} -> [gradient a
+                parameter], in the order of the networks and of their parameters.
+
+        Raises:
+            BenchmarkError: networks that are not the task's; a predictor that could not be saved.
+            ValueError, TypeError: arguments that do not go together; the message says which.
         """
-        named = {"net": nets} if isinstance(nets, nn.Module) else dict(nets)
-        unknown = [name for name, net in named.items() if not any(net is own for own in self._nets)]
-        if unknown:
-            raise BenchmarkError(
-                f"The networks {', '.join(unknown)} were not made by task.new_net or task.new_head: their start "
-                "would not follow the seed."
-            )
-        recipe = recipe or self.recipe
+        named = self._own_nets({"net": nets} if isinstance(nets, nn.Module) else nets)
+        still = self._own_nets(frozen or {})
+        if named.keys() & still.keys():
+            raise ValueError(f"{', '.join(named.keys() & still.keys())}: a network is either trained or frozen.")
+        own, recipes = (self.recipe, dict(recipe)) if isinstance(recipe, Mapping) else (recipe or self.recipe, None)
         if epochs is not None:
-            recipe = recipe.replace(epochs=epochs, steps=None)
+            own = own.replace(epochs=epochs, steps=None)
+            recipes = recipes and {name: one.replace(epochs=epochs, steps=None) for name, one in recipes.items()}
         state = {name: value.to(self.device) for name, value in (state or {}).items()}
-        columns = {name: value.to(self.device) for name, value in (columns or {}).items()}
-        for name, column in columns.items():
-            if len(column) != self.n_samples:
-                raise ValueError(f"Column '{name}' has {len(column)} rows; there are {self.n_samples} samples.")
+        contents = Contents(
+            {name: value.to(self.device) for name, value in (columns or {}).items()}, noise or {}, views,
+            None if inputs is None else inputs.to(self.device),
+        )  # fmt: skip
+        contents.check(self.source.samples, own)
         check_sample(sample, self.n_samples, state)
+        update = new_update(named, own, recipes, turns, combine)
         if predict is not None:
-            self.predictor, self._predicting = predict, named
+            self._announce(predict, {**named, **still}, own)
         return Stage(
-            named, loss, source=self.source, journal=self.journal, evaluate=self.evaluation.row, recipe=recipe,
-            sample=sample, draws=draws, columns=columns, state=state, predict=predict,
+            named, loss, source=self.source, journal=self.journal, evaluate=self._row, update=update, recipe=own,
+            sample=sample, draws=draws, contents=contents, state=state, frozen=still, predict=predict,
             reuse=self.reuse if reuse else None,
         )  # fmt: skip
 
     train = _run_once(stage)
+
+    def snapshot(self, net: nn.Module) -> Snapshot:
+        """The weights and buffers of a network as they are now, for `restore`."""
+        self.journal.number("snapshot", {"net": self._index(net)})
+        return Snapshot(net, {name: value.clone() for name, value in net.state_dict().items()})
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Put a network back to what it was when the snapshot was taken."""
+        self.journal.number("restore", {"net": self._index(snapshot.net)})
+        snapshot.net.load_state_dict(snapshot.weights)
 
     def each(
         self, function: Callable[[Tensor, Tensor], Tensor], *, split: str = "train", augment: bool = False
@@ -282,44 +321,78 @@ class Task:
         """A per-sample table (N,) filled with `value`, for `state`."""
         return torch.full((self.n_samples,), value, device=self.device)
 
-    def batches(self, *, epochs: int | None = None, sample: Sample = None) -> Iterator[Batch]:
-        """The slow path: batches as a loss sees them, for a loop of the method's own.
+    def batches(
+        self,
+        *,
+        epochs: int | None = None,
+        sample: Sample = None,
+        draws: int | None = None,
+        columns: Mapping[str, Tensor] | None = None,
+        recipe: Recipe | None = None,
+        noise: Noise | None = None,
+        views: int = 1,
+    ) -> Loop:
+        """The slow path: batches as a loss sees them, for a loop of the method's own (such as bilevel optimisation).
 
-        Networks are put into train mode at each step. Such a method calls `task.evaluate` itself.
+        Networks are put into train mode at each step. Such a method calls `task.evaluate` itself. Arguments as of
+        `stage`; see `Loop` for optimisers that follow the schedule and for the check that the loss is finite.
         """
-        call = self.journal.number("batches", {"epochs": epochs, "sample": source_of(sample)})
+        recipe = recipe or self.recipe
+        if epochs is not None:
+            recipe = recipe.replace(epochs=epochs, steps=None)
+        moved = {name: value.to(self.device) for name, value in (columns or {}).items()}
+        contents = Contents(moved, noise or {}, views)
+        contents.check(self.source.samples, recipe)
         check_sample(sample, self.n_samples, {})
-        return self._batches(call, epochs or self.recipe.epochs, sample)
+        return Loop(self.source, self.journal, self._nets, recipe, sample, draws, contents)
 
-    def _batches(self, call: int, epochs: int, sample: Sample) -> Iterator[Batch]:
-        step = 0
-        for epoch in range(epochs):
-            order = derived_generator("order", self.seed, call, epoch)
-            plan = plan_epoch(
-                sample, n_samples=self.n_samples, batch_size=self.recipe.batch_size,
-                drop_last=self.recipe.drop_last, generator=order, device=self.device,
-            )  # fmt: skip
-            n_steps = torch.tensor(epochs * len(plan), device=self.device)
-            for index, x in fetched(self.splits.train, plan):
-                with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-                    batch = make_batch(
-                        self.source, self.recipe, index, x, (self.seed, call, epoch, step), n_steps=n_steps, columns={}
-                    )
-                    for net in self._nets:
-                        net.train()
-                    yield batch  # the method's step runs here, inside the fork
-                step += 1
-
-    def evaluate(self, predict: Predict, nets: dict[str, nn.Module] | None = None) -> None:
+    def evaluate(
+        self, predict: Predict, nets: Mapping[str, nn.Module] | None = None, *, recipe: Recipe | None = None
+    ) -> None:
         """Evaluate a predictor now, as one more epoch to select from; for methods with a loop of their own.
 
         `nets` are what the predictor is called with (`nets.<name>`); a network that predicts itself needs none.
         """
-        self.predictor, self._predicting = predict, nets or {}
-        row = self.evaluation.row(bound(predict, self._predicting), self._nets, self.recipe)
+        named = {"net": predict} if nets is None and isinstance(predict, nn.Module) else dict(nets or {})
+        self._announce(predict, self._own_nets(named), recipe or self.recipe)
+        row = self._row(bound(predict, named), recipe or self.recipe)
         self.journal.epochs.append(EvaluatedEpoch(len(self.journal.epochs) + 1, row))
 
     # ---- what the runner uses ---------------------------------------------------------------------------------------
+
+    def _own_nets(self, nets: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+        """The networks by name, all of them made by this task."""
+        unknown = [name for name, net in nets.items() if not any(net is own for own in self._nets)]
+        if unknown:
+            raise BenchmarkError(
+                f"The networks {', '.join(unknown)} were not made by task.new_net, task.new_head or "
+                "task.new_parameter: their start would not follow the seed."
+            )
+        return dict(nets)
+
+    def _index(self, net: nn.Module) -> int:
+        self._own_nets({"net": net})
+        return next(index for index, own in enumerate(self._nets) if own is net)
+
+    def _announce(self, predict: Predict, nets: dict[str, nn.Module], recipe: Recipe) -> None:
+        """A predictor that is evaluated from now on, with what it is called with and how x is made for it."""
+        if isinstance(predict, nn.Module):
+            if not any(predict is net for net in nets.values()):
+                raise BenchmarkError(
+                    f"{self.access.name}: the network that predicts is none of the stage's: give it among the "
+                    "networks, or frozen={'net': ...}."
+                )
+        elif not (inspect.ismethod(predict) and hasattr(type(predict.__self__), predict.__name__)):
+            raise BenchmarkError(
+                f"{self.access.name}: a predictor is a network or a method of the class, so that it can be saved and "
+                f"loaded; {name_of(predict)} is neither. Write def predict(self, nets, x): ... and give "
+                "predict=self.predict; networks that it needs are among the stage's, or in frozen=."
+            )
+        self.predictor, self._predicting, self.predicting_recipe = predict, nets, recipe
+
+    def _row(self, predict: Callable[[Tensor], Tensor], recipe: Recipe) -> Row:
+        """Evaluate on validation and test, with every network of the task in eval mode."""
+        return self.evaluation.row(predict, self._nets, recipe)
 
     def final_predictor(self) -> Callable[[Tensor], Tensor]:
         """X -> logits, by the predictor of the last evaluated stage."""

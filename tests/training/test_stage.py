@@ -132,18 +132,19 @@ def test_a_pass_returns_every_sample_once_in_order(make_task, numbered_splits, a
 
 
 def test_evaluation_sees_every_sample_once_while_resampling(make_task, numbered_splits):
-    """Trap 7: validation and test are not resampled by a phase that is."""
+    """Trap 7: validation and test are not resampled by a stage that is."""
     task = make_task(splits=numbered_splits, **QUICK)
     net = task.new_net()
     seen = []
 
-    def predict(nets, x):
-        seen.append(number_of(x))
-        return nets.net(x)
+    class Noting:
+        def predict(self, nets, x):
+            seen.append(number_of(x))
+            return nets.net(x)
 
     h = torch.zeros(1234)
     h[:3] = 1
-    task.train(net, ce, sample=h, predict=predict, epochs=1)
+    task.train(net, ce, sample=h, predict=Noting().predict, epochs=1)
     assert torch.equal(torch.cat(seen), torch.cat([torch.arange(40), torch.arange(50)]))
 
 
@@ -556,7 +557,7 @@ def rates_of(task, **options):
     stage = None
 
     def loss(nets, batch, state):
-        rates.append((int(batch.epoch), int(batch.step), stage.optimizer.param_groups[0]["lr"]))
+        rates.append((int(batch.epoch), int(batch.step), stage.update.optimizer.param_groups[0]["lr"]))
         return ce(nets, batch, state)
 
     stage = task.stage(task.new_net(), loss, **options)
@@ -589,10 +590,10 @@ def test_the_optimiser_follows_the_schedule_by_step(make_task):
 def test_a_stage_in_parts_is_the_stage_in_one(make_task):
     """A stage keeps its optimiser, its schedule and its epoch count between runs."""
     parts, rates = rates_of(make_task(**QUICK, epochs=5, batch_size=64))
-    optimizer = parts.optimizer
+    optimizer = parts.update.optimizer
     for _ in range(5):
         parts.run(epochs=1)
-    assert parts.optimizer is optimizer
+    assert parts.update.optimizer is optimizer
     assert [rate for _, _, rate in rates] == pytest.approx([0.02] * 8 + [0.002] * 8 + [0.0002] * 4)
     assert [epoch for epoch, _, _ in rates] == [epoch for epoch in range(5) for _ in range(4)]
     assert [step for _, step, _ in rates] == list(range(20))
@@ -654,8 +655,8 @@ def test_pgd_goes_on_from_the_biased_network_with_a_fresh_optimiser(make_task):
     class Watched(pgd):
         def debiased_loss(self, nets, batch, state):
             if batch.step == 0:
-                rate = stages[-1].optimizer.param_groups[0]["lr"]
-                momentum = [value for value in stages[-1].optimizer.state.values() if value]
+                rate = stages[-1].update.optimizer.param_groups[0]["lr"]
+                momentum = [value for value in stages[-1].update.optimizer.state.values() if value]
                 starts.append((nets.net, copy.deepcopy(nets.net), rate, momentum))
             return super().debiased_loss(nets, batch, state)
 
@@ -676,8 +677,8 @@ def test_pgd_goes_on_from_the_biased_network_with_a_fresh_optimiser(make_task):
     ((net, f_d, rate, momentum),) = starts
     assert net is task.all_nets()[0]
     assert len(stages) == 2
-    assert stages[0].optimizer.state
-    assert stages[0].optimizer.param_groups[0]["lr"] == pytest.approx(0.002)  # where the first schedule ended
+    assert stages[0].update.optimizer.state
+    assert stages[0].update.optimizer.param_groups[0]["lr"] == pytest.approx(0.002)  # where the first schedule ended
     assert rate == 0.02
     assert not momentum
     assert_equal(list(f_d.state_dict().values()), list(f_b.state_dict().values()))

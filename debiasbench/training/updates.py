@@ -1,0 +1,223 @@
+"""From the value of a loss to a step: one optimiser for all networks of a stage, or one for each.
+
+A loss returns one number, or named terms. Terms are added up; or, where each network has a recipe of its own or the
+networks take turns, a term trains the network that it is named after and no other; or `combine` makes one gradient
+from the gradients of the terms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from debiasbench.recipe import Recipe
+from debiasbench.training.digests import source_of
+
+Terms = dict[str, Tensor]
+Gradients = list[Tensor]  # one a trained parameter, in the order of the networks
+Combine = Callable[[dict[str, Gradients]], Gradients]
+
+# what recipes of networks that are trained side by side may differ in
+OF_THE_OPTIMIZER = (
+    "optimizer", "learning_rate", "momentum", "weight_decay", "decayed", "schedule", "milestones", "gamma", "clip_norm",
+)  # fmt: skip
+
+
+class Update(Protocol):
+    """How a stage steps."""
+
+    optimizers: dict[str, torch.optim.Optimizer]
+
+    def set_rates(self, step: int, n_steps: int, epoch: int, n_epochs: int) -> float:
+        """Set learning rates by the schedules, at a step of a stage; returns that of the first optimiser."""
+
+    def step(self, value: Tensor | Terms, number: int) -> None:
+        """Compute gradients and step; `number` is how many steps the stage has done."""
+
+    def signature(self) -> dict[str, Any]:
+        """What the steps depend on, besides the stage's recipe."""
+
+
+class Together:
+    """One optimiser over all networks."""
+
+    def __init__(self, nets: Mapping[str, nn.Module], recipe: Recipe, combine: Combine | None) -> None:
+        self.nets, self.recipe, self.combine = nets, recipe, combine
+        self.optimizer = new_optimizer(nets, recipe)
+        self.optimizers = {"": self.optimizer}
+
+    def set_rates(self, step: int, n_steps: int, epoch: int, n_epochs: int) -> float:
+        """As of `Update`."""
+        rate = self.recipe.learning_rate_at(self.recipe.fraction_done(step, n_steps, epoch, n_epochs))
+        set_rate(self.optimizer, rate)
+        return rate
+
+    def signature(self) -> dict[str, Any]:
+        """As of `Update`."""
+        return {"combine": source_of(self.combine)}
+
+    def step(self, value: Tensor | Terms, number: int) -> None:
+        """As of `Update`."""
+        del number
+        self.optimizer.zero_grad(set_to_none=True)
+        if isinstance(value, Tensor):
+            value.backward()
+        elif self.combine is None:
+            total(value).backward()
+        else:
+            self._combine(value, self.combine)
+        _clip(self.nets, self.recipe)
+        self.optimizer.step()
+
+    def _combine(self, terms: Terms, combine: Combine) -> None:
+        parameters = [one for net in self.nets.values() for one in _trained(net)]
+        names = list(terms)
+        gradients = {}
+        for name in names:  # the terms have one graph, which the last of them frees
+            found = _gradients(terms[name], parameters, keep=name != names[-1])
+            pairs = zip(parameters, found, strict=True)
+            gradients[name] = [torch.zeros_like(one) if gradient is None else gradient for one, gradient in pairs]
+        combined = combine(gradients)
+        if len(combined) != len(parameters) or any(
+            gradient.shape != parameter.shape for gradient, parameter in zip(combined, parameters, strict=False)
+        ):
+            raise TypeError(
+                f"combine= must return a gradient for each of the {len(parameters)} trained parameters, as it is given "
+                f"them for each term. Got {len(combined)}, or other shapes."
+            )
+        for parameter, gradient in zip(parameters, combined, strict=True):
+            parameter.grad = gradient
+
+
+class ByNetwork:
+    """An optimiser for each network, which step together or in turns."""
+
+    def __init__(self, nets: Mapping[str, nn.Module], recipes: Mapping[str, Recipe], turns: Sequence[str]) -> None:
+        self.nets, self.recipes, self.turns = nets, recipes, turns
+        self.optimizers = {name: new_optimizer({name: net}, recipes[name]) for name, net in nets.items()}
+
+    def set_rates(self, step: int, n_steps: int, epoch: int, n_epochs: int) -> float:
+        """As of `Update`."""
+        rates = {
+            name: recipe.learning_rate_at(recipe.fraction_done(step, n_steps, epoch, n_epochs))
+            for name, recipe in self.recipes.items()
+        }
+        for name, optimizer in self.optimizers.items():
+            set_rate(optimizer, rates[name])
+        return next(iter(rates.values()))
+
+    def signature(self) -> dict[str, Any]:
+        """As of `Update`."""
+        return {"recipes": {name: one.values() for name, one in self.recipes.items()}, "turns": list(self.turns)}
+
+    def step(self, value: Tensor | Terms, number: int) -> None:
+        """As of `Update`; all gradients are computed before anything steps."""
+        names = [self.turns[number % len(self.turns)]] if self.turns else list(self.nets)
+        if not isinstance(value, Tensor) and set(value) != set(self.nets):
+            raise TypeError(
+                f"Each network has an optimiser of its own here, so the terms of the loss must be named after the "
+                f"networks {', '.join(self.nets)}. Got {', '.join(value)}."
+            )
+        for name in names:
+            term = value if isinstance(value, Tensor) else value[name]
+            parameters = _trained(self.nets[name])
+            found = _gradients(term, parameters, keep=name != names[-1])
+            for parameter, gradient in zip(parameters, found, strict=True):
+                parameter.grad = gradient
+        for name in names:
+            _clip({name: self.nets[name]}, self.recipes[name])
+            self.optimizers[name].step()
+
+
+def new_update(
+    nets: Mapping[str, nn.Module],
+    recipe: Recipe,
+    recipes: Mapping[str, Recipe] | None,
+    turns: Sequence[str],
+    combine: Combine | None,
+) -> Update:
+    """The update of a stage.
+
+    Args:
+        recipe: of the stage. recipes: of networks that have one of their own; others have the stage's.
+        turns: names of the networks that step, one a step, over and over; empty: all step, each step.
+
+    Raises:
+        ValueError: names that are no networks; recipes that differ in more than the optimiser; what excludes itself.
+    """
+    unknown = [name for name in [*(recipes or {}), *turns] if name not in nets]
+    if unknown:
+        raise ValueError(f"recipe= and turns= name {', '.join(unknown)}; the trained networks are {', '.join(nets)}.")
+    if recipes is None and not turns:
+        return Together(nets, recipe, combine)
+    if combine is not None:
+        raise ValueError(
+            "combine= makes one gradient for one optimiser: it does not go with turns= or several recipes."
+        )
+    own = {name: (recipes or {}).get(name, recipe) for name in nets}
+    for name, one in own.items():
+        differing = [
+            key for key, given in one.values().items() if key not in OF_THE_OPTIMIZER and given != getattr(recipe, key)
+        ]
+        if differing:
+            raise ValueError(
+                f"The recipe of {name} differs from the stage's in {', '.join(differing)}: networks that are trained "
+                f"side by side may differ in {', '.join(OF_THE_OPTIMIZER)} alone."
+            )
+    return ByNetwork(nets, own, turns)
+
+
+def total(value: Tensor | Terms) -> Tensor:
+    """The terms added up."""
+    return value if isinstance(value, Tensor) else torch.stack(list(value.values())).sum()
+
+
+def new_optimizer(nets: Mapping[str, nn.Module], recipe: Recipe) -> torch.optim.Optimizer:
+    """The recipe's optimiser over the trained parameters of some networks."""
+    rate, decay = recipe.learning_rate, recipe.weight_decay
+    # names within their network: what it is called ("biased") says nothing of its parameters
+    named = [pair for net in nets.values() for pair in net.named_parameters() if pair[1].requires_grad]
+    parameters = [parameter for _, parameter in named]
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(parameters, rate, momentum=recipe.momentum, weight_decay=decay, fused=True)
+    if recipe.optimizer == "adam":
+        return torch.optim.Adam(parameters, rate, weight_decay=decay, fused=True)
+    decayed = [_is_decayed(name, parameter, recipe.decayed) for name, parameter in named]
+    groups = [
+        {
+            "params": [parameter for parameter, its in zip(parameters, decayed, strict=True) if its is side],
+            "weight_decay": decay if side else 0.0,
+        }
+        for side in (True, False)
+    ]
+    return torch.optim.AdamW(groups, rate, fused=True)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give all parameters of an optimiser a learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def _is_decayed(name: str, parameter: nn.Parameter, rule: str) -> bool:
+    if rule == "wilds":  # by name: the layer norms of DistilBERT are called otherwise, and are decayed there
+        return not ("bias" in name or "LayerNorm.weight" in name)
+    return parameter.ndim >= 2  # biases and normalisation are vectors
+
+
+def _trained(net: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in net.parameters() if parameter.requires_grad]
+
+
+def _gradients(term: Tensor, parameters: Sequence[nn.Parameter], *, keep: bool) -> Sequence[Tensor | None]:
+    """Gradients of a term, None where it does not reach; `keep` the graph for another term."""
+    return torch.autograd.grad(term, parameters, retain_graph=keep, allow_unused=True)
+
+
+def _clip(nets: Mapping[str, nn.Module], recipe: Recipe) -> None:
+    if recipe.clip_norm is not None:
+        for net in nets.values():  # each by itself: nets that learn side by side must not meet here
+            nn.utils.clip_grad_norm_(net.parameters(), recipe.clip_norm)

@@ -29,6 +29,7 @@ def run(  # noqa: PLR0913 - the command line's options
     data_seeds: int | None = None,
     shared_recipes: bool = False,
     rerun: str = "missing",
+    keep_changed: bool = False,
     save_weights: bool = False,
     reuse: bool = True,
     reference: str | None = None,
@@ -44,6 +45,8 @@ def run(  # noqa: PLR0913 - the command line's options
         device: "auto", "cpu", "cuda", ... workers: processes; default: one a core or GPU.
         cache_dir: for decoded images; default: $DEBIASBENCH_CACHE, or a folder of the user's own.
         epochs: replaces the epochs of each stage that follows the recipe.
+        rerun: which cells run: "missing", "failed", "changed" (also of methods whose code has changed) or "all".
+        keep_changed: count cells as finished although their method's code has changed.
         reuse: train equal stages of several cells once.
         reference: the method that a report tests the others against; default: the first.
         progress: show the live display.
@@ -63,7 +66,7 @@ def run(  # noqa: PLR0913 - the command line's options
     results = Path(results_dir)
     options = RunOptions(
         data_dir=Path(data_dir) if data_dir else default_data_dir(), results_dir=results, device=device,
-        workers=workers, rerun=rerun, save_weights=save_weights, reuse=reuse,
+        workers=workers, rerun=rerun, keep_changed=keep_changed, save_weights=save_weights, reuse=reuse,
     )  # fmt: skip
     ready = plan_grid(asked, options)
     if progress:

@@ -22,10 +22,10 @@ class Cell:
     """One run: a method, a dataset, a seed, and every value resolved. Plain values only; workers receive cells."""
 
     method: str
-    method_version: int
+    method_version: int | str
     method_parameters: dict[str, Any]
     dataset: str
-    dataset_version: int
+    dataset_version: int | str
     dataset_parameters: dict[str, Any]
     recipe: dict[str, Any]
     seed: int

@@ -75,8 +75,19 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--recipes", choices=("own", "shared"), default="own", help="shared: ignore methods' own recipes")
     run.add_argument("--reference", metavar="M", help="test the others against this method (default: the first)")
     run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default auto)")
-    run.add_argument("--workers", type=_number, metavar="W", help="processes (default: one a core, or one a GPU)")
-    run.add_argument("--rerun", choices=("missing", "failed", "all"), default="missing", help="which cells to run")
+    run.add_argument(
+        "--workers",
+        type=_number,
+        metavar="W",
+        help="processes (default: one a core, or one a GPU); 0: in this process, for breakpoint() and print",
+    )
+    run.add_argument(
+        "--rerun", choices=("missing", "failed", "changed", "all"), default="missing",
+        help="which cells to run; changed: also those of methods whose code has changed since",
+    )  # fmt: skip
+    run.add_argument(
+        "--keep-changed", action="store_true", help="count cells as finished although their method's code has changed"
+    )
     run.add_argument("--save-weights", action="store_true", help="keep the trained networks beside the records")
     run.add_argument("--no-reuse", action="store_true", help="train equal first stages in every cell that has them")
     run.add_argument(
@@ -131,8 +142,18 @@ def _places(parser: argparse.ArgumentParser, *, data: bool = False, results: boo
         parser.add_argument(
             "--results-dir", type=Path, metavar="DIR", default=Path("results"), help="default: ./results"
         )
-    parser.add_argument("--methods-dir", type=Path, metavar="DIR", help="look for methods in this folder as well")
-    parser.add_argument("--datasets-dir", type=Path, metavar="DIR", help="look for datasets in this folder as well")
+    parser.add_argument(
+        "--methods-dir",
+        type=Path,
+        metavar="DIR",
+        help="look for methods in this folder as well; every file there is executed",
+    )
+    parser.add_argument(
+        "--datasets-dir",
+        type=Path,
+        metavar="DIR",
+        help="look for datasets in this folder as well; every file there is executed",
+    )
 
 
 def _number(text: str) -> int:
@@ -206,7 +227,8 @@ def run_command(options: argparse.Namespace) -> int:
         asked,
         RunOptions(
             data_dir=_data_dir(options), results_dir=options.results_dir, device=options.device,
-            workers=options.workers, rerun=options.rerun, save_weights=options.save_weights,
+            workers=options.workers, rerun=options.rerun, keep_changed=options.keep_changed,
+            save_weights=options.save_weights,
             reuse=not options.no_reuse, log=tuple(options.log), dry_run=options.dry_run,
         ),
     )  # fmt: skip

@@ -19,7 +19,7 @@ from debiasbench.errors import BenchmarkError
 from debiasbench.methods import Method
 from debiasbench.methods import registry as method_registry
 from debiasbench.parameters import check_values, expand_sweeps, nearest, split_spec
-from debiasbench.plugins import defaults, read_parameters, title_of
+from debiasbench.plugins import defaults, read_parameters, title_of, version_of
 from debiasbench.recipe import Recipe
 
 
@@ -244,10 +244,10 @@ def _resolve(method: _Choice, dataset: _Choice, seed: int, epochs: int | None) -
     dataset_title = title_of(data.name, shown, shown_bases)
     cell = Cell(
         method=built.name,
-        method_version=method.cls.version,
+        method_version=version_of(method.cls),
         method_parameters=json.loads(json.dumps(built.values())),
         dataset=data.name,
-        dataset_version=dataset.cls.version,
+        dataset_version=version_of(dataset.cls),
         dataset_parameters=json.loads(json.dumps(data.key())),
         recipe=json.loads(json.dumps(recipe.values())),
         seed=seed,

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import inspect
 import itertools
 import math
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import MISSING, Field, dataclass, field
+from dataclasses import MISSING, Field, FrozenInstanceError, dataclass, field
 from typing import Any, ClassVar, Self, dataclass_transform
 
 from debiasbench.errors import BenchmarkError
@@ -70,7 +71,16 @@ class Parameters:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        _refuse_unannotated(cls)
         dataclass(frozen=True, kw_only=True)(cls)
+        # frozen by the two methods below instead: so a subclass that is decorated all the same is accepted
+        del cls.__setattr__, cls.__delattr__
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise FrozenInstanceError(f"cannot assign to field '{name}'")
+
+    def __delattr__(self, name: str) -> None:
+        raise FrozenInstanceError(f"cannot delete field '{name}'")
 
     def __post_init__(self) -> None:
         """Check types and limits of all fields, and report all that is wrong at once."""
@@ -94,6 +104,31 @@ class Parameters:
     def replace(self, **changes: Any) -> Self:
         """A copy with some parameters changed."""
         return dataclasses.replace(self, **changes)  # type: ignore[type-var]
+
+
+def _refuse_unannotated(cls: type[Any]) -> None:
+    """Refuse a class attribute that looks like a parameter and is none, as it has no annotation.
+
+    Constants are written in capitals or with an underscore; what the contract declares needs no annotation.
+    """
+    known = {
+        name
+        for base in cls.__mro__[1:]
+        for name, hint in inspect.get_annotations(base).items()
+        if "ClassVar" in (hint if isinstance(hint, str) else str(hint))
+    }
+    own = inspect.get_annotations(cls)
+    plain = (bool, int, float, str, tuple, list, dict, set, type(None), Field)
+    for name, value in vars(cls).items():
+        if name in own or name in known or name.startswith("_") or name.isupper() or not isinstance(value, plain):
+            continue
+        default = value.default if isinstance(value, Field) else value
+        hint = "float | None" if default is None else type(default).__name__
+        raise BenchmarkError(
+            f"'{name}' of {cls.__qualname__} has no annotation, so it is no parameter and cannot be set: write "
+            f"{name}: {hint} = {'...' if isinstance(value, Field) else repr(value)}. (A constant is written in "
+            "capitals, or begins with _.)"
+        )
 
 
 def check_values(cls: type[Parameters], values: Mapping[str, Any]) -> None:

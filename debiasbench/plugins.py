@@ -6,6 +6,7 @@ import importlib
 import inspect
 import os
 import pkgutil
+import sys
 import traceback
 from collections.abc import Mapping
 from importlib.metadata import entry_points
@@ -74,14 +75,15 @@ class Registry:
             owner, values = self._aliases[name]
             return classes[owner], values
         if name in self.broken:
-            cause = self.broken[name].strip().splitlines()[-1]
             raise BenchmarkError(
-                f"The file of {self.kind} '{name}' could not be imported: {cause} "
+                f"The file of {self.kind} '{name}' could not be imported: {_last_line(self.broken[name])} "
                 f"(the traceback: debiasbench list --tracebacks)"
             )
         known = sorted([*classes, *self._aliases])
+        broken = [f"{module} ({_last_line(text)})" for module, text in self.broken.items()]
+        perhaps = f" It may be in a file that could not be imported: {', '.join(broken)}." if broken else ""
         raise BenchmarkError(
-            f"Unknown {self.kind} '{name}'.{nearest(name, known)} Known: {', '.join(known) or 'none'}. "
+            f"Unknown {self.kind} '{name}'.{nearest(name, known)} Known: {', '.join(known) or 'none'}.{perhaps} "
             f"(To add one: a file in {self.kind}s/, or --{self.kind}s-dir.)"
         )
 
@@ -101,25 +103,34 @@ class Registry:
                 self._register(entry.load(), base, entry.value)
             except BenchmarkError:
                 raise
-            except Exception:  # a third party's package must not stop the rest
+            except (Exception, SystemExit, KeyboardInterrupt):  # a third party's package must not stop the rest
                 self.broken[entry.name] = traceback.format_exc()
 
     def _import(self, name: str, module_name: str, base: type[Any]) -> None:
         try:
             module = importlib.import_module(module_name)
-        except Exception:  # one broken file must not stop the rest; its traceback is shown when it is asked for
-            self.broken[name] = traceback.format_exc()
+        except (Exception, SystemExit, KeyboardInterrupt) as error:  # one broken file must not stop the rest; its
+            self.broken[name] = traceback.format_exc()  # traceback is shown when it is asked for
+            if isinstance(error, TypeError) and "non-frozen dataclass" in str(error):
+                self.broken[name] += f"(remove the line @dataclass: a {self.contract} is a frozen dataclass by itself)"
             return
-        for value in vars(module).values():
-            if not (inspect.isclass(value) and issubclass(value, base)):
-                continue
-            if value.__module__ == module_name and not inspect.isabstract(value) and value.__dict__.get("name"):
+        own: list[Any] = [
+            value
+            for value in vars(module).values()
+            if inspect.isclass(value) and issubclass(value, base) and value.__module__ == module_name
+        ]
+        for value in own:
+            if not inspect.isabstract(value) and value.__dict__.get("name"):
                 self._register(value, base, module_name)
+        nameless = [value.__name__ for value in own if value.name and not value.__dict__.get("name")]
+        if nameless and not any(value.__dict__.get("name") for value in own):
+            self.broken[name] = f"{', '.join(nameless)} has the name of its parent: give it one of its own, name = ..."
 
     def _register(self, cls: type[Any], base: type[Any], where: str) -> None:
         if not isinstance(cls, type) or base not in cls.__mro__:
             raise BenchmarkError(f"{where} is no {self.contract}: it must be a subclass of {base.__qualname__}.")
-        for name in [cls.name, *cls.aliases]:
+        aliases = cls.__dict__.get("aliases", {})  # not those of a parent, which are the parent's
+        for name in [cls.name, *aliases]:
             other = self._classes.get(name)
             if (other is not None and other is not cls) or name in self._aliases:
                 taken = other or self._classes[self._aliases[name][0]]
@@ -128,8 +139,31 @@ class Registry:
                 )
         self._classes[cls.name] = cls
         digest_of_plugin(cls)  # of the source as it is now, when it was imported
-        for alias, values in cls.aliases.items():
+        for alias, values in aliases.items():
             self._aliases[alias] = (cls.name, values)
+
+
+def version_of(cls: type[Any]) -> int | str:
+    """The version of a plug-in; of one whose parents are plug-ins, with theirs: raising one makes both new."""
+    named: list[Any] = [one for one in cls.__mro__[1:] if one.__dict__.get("name") not in (None, "", cls.name)]
+    parents = [one for one in named if hasattr(one, "version")]
+    if not parents:
+        version: int = cls.version
+        return version
+    return ", ".join([str(cls.version), *(f"{one.name} {one.version}" for one in parents)])
+
+
+def is_shipped(cls: type[Any]) -> bool:
+    """Whether a plug-in is a file of the suite: its `version` then says whether its numbers moved."""
+    package, _, _ = cls.__module__.rpartition(".")
+    if package not in ("debiasbench.methods", "debiasbench.datasets"):
+        return False
+    file, folder = sys.modules[cls.__module__].__file__, sys.modules[package].__path__[0]
+    return file is not None and Path(file).resolve().parent == Path(folder).resolve()
+
+
+def _last_line(text: str) -> str:
+    return text.strip().splitlines()[-1]
 
 
 def read_parameters(

@@ -19,6 +19,7 @@ from debiasbench.about import PACKAGE
 from debiasbench.cell import Cell
 from debiasbench.errors import BenchmarkError
 from debiasbench.records import record_path
+from debiasbench.running.isolation import GlobalState
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,36 @@ def run_cells(cells: list[Cell], settings: Settings, handle: Callable[[Event], N
             worker.stop()
         for worker in workers:
             worker.join(timeout=10)
+
+
+def run_cells_here(cells: list[Cell], settings: Settings, handle: Callable[[Event], None]) -> None:
+    """Run all cells one after another in this process, so that `print` and debuggers work in methods.
+
+    As `run_cells`, but what a method prints goes to the console, and so does the traceback of a cell that fails.
+    """
+    from debiasbench.records import read_record
+    from debiasbench.running.runner import Runner, settle_torch
+
+    state = GlobalState()
+    settle_torch(settings.threads)
+    runner = Runner(
+        data_dir=settings.data_dir, results_dir=settings.results_dir, device=settings.devices[0],
+        save_weights=settings.save_weights, reuse=settings.reuse, threads=settings.threads,
+    )  # fmt: skip
+    try:
+        for cell in cells:
+            handle(Event("started", cell, 0))
+
+            def told(stage: str, epoch: int, epochs: int, cell: Cell = cell) -> None:
+                handle(Event("epoch", cell, 0, stage=stage, epoch=epoch, epochs=epochs))
+
+            path = runner.run(cell, told)
+            failure = read_record(path).failure
+            if failure is not None:
+                handle(Event("note", cell, 0, message=failure.traceback.rstrip()))
+            handle(Event("finished", cell, 0, path=path))
+    finally:
+        state.put_back()
 
 
 class _Worker(threading.Thread):
@@ -135,6 +166,8 @@ class _Worker(threading.Thread):
                     self.events.put(Event("epoch", cell, self.number, **message))
                 elif kind == "finished":
                     self.events.put(Event("finished", cell, self.number, path=Path(message["path"])))
+                    if message["leaves"]:
+                        self._close()
                     return
                 elif kind == "lost":
                     self.events.put(Event("lost", cell, self.number, message=message["message"]))
@@ -193,17 +226,17 @@ def log_path(results_dir: Path, cell: Cell) -> Path:
 
 
 def worker_devices(device: str, workers: int | None) -> tuple[str, ...]:
-    """One device for each worker: all cores or all GPUs by default.
+    """One device for each worker: all cores or all GPUs by default; 0 workers are this process, on one device.
 
     Raises:
-        BenchmarkError: no such device here; less than one worker.
+        BenchmarkError: no such device here; less than no worker.
     """
     import torch
 
     from debiasbench.running.runner import default_device, n_cores
 
-    if workers is not None and workers < 1:
-        raise BenchmarkError(f"--workers must be at least 1. Got {workers}.")
+    if workers is not None and workers < 0:
+        raise BenchmarkError(f"--workers must be at least 0 (0: cells run in this process). Got {workers}.")
     device = default_device() if device == "auto" else device
     try:
         kind = torch.device(device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,11 +12,12 @@ from debiasbench.errors import BenchmarkError
 from debiasbench.grid import Grid
 from debiasbench.nets.build import check_net
 from debiasbench.nets.pretrained import weights_sha256
-from debiasbench.records import Result, find_record, read_record
+from debiasbench.plugins import is_shipped
+from debiasbench.records import Record, Result, find_record, read_record
 
 if TYPE_CHECKING:
     from debiasbench.datasets import Dataset
-RERUN = ("missing", "failed", "all")
+RERUN = ("missing", "failed", "changed", "all")
 
 
 @dataclass(frozen=True)
@@ -29,14 +30,26 @@ class Plan:
     failed_before: dict[str, Path]
 
 
-def plan(grid: Grid, *, data_dir: Path, results_dir: Path, rerun: str = "missing", weights: bool = False) -> Plan:
+def plan(
+    grid: Grid,
+    *,
+    data_dir: Path,
+    results_dir: Path,
+    rerun: str = "missing",
+    keep_changed: bool = False,
+    weights: bool = False,
+) -> Plan:
     """Check that the data are there and whole, and find the cells that are finished.
 
-    A cell is finished if a record of an equal cell is done and was made with equal data. Failed cells run again
-    with `rerun="failed"`; everything with `rerun="all"`; with `weights` also what has none beside its record.
+    A cell is finished if a record of an equal cell is done and was made with equal data and by equal code. Failed cells
+    run again with `rerun="failed"`; everything with `rerun="all"`; with `weights` also what has none beside its record.
+
+    Where the code of a method outside the suite has changed since, its cells run again with `rerun="changed"`, and
+    count as finished with `keep_changed`. Of shipped files the version decides, and of datasets the fingerprint.
 
     Raises:
-        BenchmarkError: files are missing (what, how big, from where, where to put it) or damaged.
+        BenchmarkError: files are missing (what, how big, from where, where to put it) or damaged; code has changed, and
+            it was not said what to do.
     """
     if rerun not in RERUN:
         raise BenchmarkError(f"rerun must be one of {', '.join(RERUN)}. Got {rerun!r}.")
@@ -49,6 +62,7 @@ def plan(grid: Grid, *, data_dir: Path, results_dir: Path, rerun: str = "missing
         check_net(net, pretrained, inputs=inputs)
     fingerprints = build_all(datasets, data_dir)
     to_run, finished, failed = [], {}, {}
+    changed: dict[str, list[Cell]] = {}
     for cell in grid.cells:
         path = find_record(results_dir, cell) if rerun != "all" else None
         try:
@@ -61,13 +75,45 @@ def plan(grid: Grid, *, data_dir: Path, results_dir: Path, rerun: str = "missing
             to_run.append(cell)  # not the cell's own fault
         elif record.result is None:
             (to_run.append(cell) if rerun == "failed" else failed.update({cell.hash: path}))
-        elif weights and not has_weights(record):
+        elif (
+            (weights and not has_weights(record))
+            or _made_from(record.result) != (fingerprints[data_key(cell)], _weights_of(cell))
+            or (has_other_code(record, cell) and rerun == "changed" and not is_shipped(type(cell.build_method())))
+        ):
             to_run.append(cell)
-        elif _made_from(record.result) == (fingerprints[data_key(cell)], _weights_of(cell)):
-            finished[cell.hash] = path
         else:
-            to_run.append(cell)
-    return Plan(grid, to_run, finished, failed)
+            finished[cell.hash] = path
+            if has_other_code(record, cell):
+                changed.setdefault(cell.method, []).append(cell)
+    notices = _of_changed_code(changed, keep=keep_changed)
+    return Plan(replace(grid, notices=[*grid.notices, *notices]), to_run, finished, failed)
+
+
+def has_other_code(record: Record, cell: Cell) -> bool:
+    """Whether a record was made by other code of its method than there is now; no, where either is not known."""
+    then, now = (record.provenance.code or {}).get("method"), cell.code()["method"]
+    return then is not None and now is not None and then != now
+
+
+def _of_changed_code(changed: dict[str, list[Cell]], *, keep: bool) -> list[str]:
+    """Notices of methods whose code has changed since records were made that count as finished.
+
+    Raises:
+        BenchmarkError: some are not of the suite, and are not to be kept.
+    """
+    notices, problems = [], []
+    for name, cells in changed.items():
+        n = f"{len(cells)} finished cell{'s' if len(cells) > 1 else ''}"
+        if is_shipped(type(cells[0].build_method())):
+            notices.append(f"{name}: its file has changed since {n}, and its version has not: they count as finished.")
+        elif keep:
+            notices.append(f"{name}: its code has changed since {n}, which are kept as they are.")
+        else:
+            problems.append(f"The code of {name} has changed since {n}; their numbers may not be what it gives now.")
+    if problems:
+        problems.append("Run them again: --rerun changed. Or count them as finished: --keep-changed.")
+        raise BenchmarkError("\n".join(problems))
+    return notices
 
 
 def _made_from(result: Result) -> tuple[str, str]:

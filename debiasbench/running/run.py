@@ -14,7 +14,7 @@ from debiasbench.grid import expand
 from debiasbench.parameters import nearest
 from debiasbench.records import check_writable, read_record
 from debiasbench.running import logs
-from debiasbench.running.executor import Event, Settings, run_cells, worker_devices
+from debiasbench.running.executor import Event, Settings, run_cells, run_cells_here, worker_devices
 from debiasbench.running.plan import Plan, data_key, plan
 from debiasbench.running.runner import failed_record
 
@@ -24,8 +24,9 @@ class RunOptions:
     """Where a grid's data and results are, on what it runs, and which of its cells.
 
     Attributes:
-        device: "auto", "cpu", "cuda", "cuda:1", ... workers: processes; None: one a core or GPU.
-        rerun: "missing", "failed" or "all". save_weights: keep the trained networks.
+        device: "auto", "cpu", "cuda", "cuda:1", ... workers: processes; None: one a core or GPU; 0: this process.
+        rerun: "missing", "failed", "changed" or "all". keep_changed: count as finished what other code made.
+        save_weights: keep the trained networks.
         reuse: train equal stages of several cells once. log: loggers of finished cells ("tensorboard", "wandb").
         dry_run: only plan.
     """
@@ -35,6 +36,7 @@ class RunOptions:
     device: str = "auto"
     workers: int | None = None
     rerun: str = "missing"
+    keep_changed: bool = False
     save_weights: bool = False
     reuse: bool = True
     log: tuple[str, ...] = ()
@@ -74,8 +76,8 @@ def plan_grid(asked: Experiment, options: RunOptions) -> GridRun:
     asked = replace(asked, reference=_reference(asked.reference, grid.cells))
     weights = options.save_weights or asked.needs_weights
     settings = Settings(
-        data_dir=options.data_dir,
-        results_dir=options.results_dir,
+        data_dir=options.data_dir.absolute(),  # whatever folder a method changes to
+        results_dir=options.results_dir.absolute(),
         devices=worker_devices(options.device, options.workers),
         save_weights=weights,
         reuse=options.reuse and options.rerun != "all",  # what was kept would make a check of equality void
@@ -83,8 +85,9 @@ def plan_grid(asked: Experiment, options: RunOptions) -> GridRun:
     if not options.dry_run:
         check_writable(options.results_dir)  # before the data are built
     planned = plan(
-        grid, data_dir=options.data_dir, results_dir=options.results_dir, rerun=options.rerun, weights=weights
-    )
+        grid, data_dir=options.data_dir, results_dir=options.results_dir, rerun=options.rerun,
+        keep_changed=options.keep_changed, weights=weights,
+    )  # fmt: skip
     return GridRun(asked, options, planned, settings)
 
 
@@ -105,7 +108,8 @@ def run_grid(ready: GridRun, handle: Callable[[Event], None]) -> None:
         if cell.hash in planned.finished:
             _log(cell, planned.finished[cell.hash], ready.options, handle)
     if planned.to_run:
-        run_cells(longest_first(planned), ready.settings, keep)
+        run = run_cells_here if ready.options.workers == 0 else run_cells
+        run(longest_first(planned), ready.settings, keep)
 
 
 def longest_first(planned: Plan) -> list[Cell]:

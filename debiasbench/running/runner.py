@@ -40,6 +40,7 @@ from debiasbench.records import (
     record_path,
     write_record,
 )
+from debiasbench.running.isolation import GlobalState, Watch, handed
 from debiasbench.samples import Splits
 from debiasbench.training.digests import digest_of
 from debiasbench.training.journal import EvaluatedEpoch, Journal, Progress, StageRun
@@ -58,6 +59,7 @@ class Runner:
     reuse: bool = True  # equal stages of several cells are trained once
     threads: int | None = None  # of torch; none: as they are
     memory_fraction: float = 0.5  # of the device's free memory, which the data may take
+    changed: list[str] = field(default_factory=list)  # global state that the last cell had changed
     _data: dict[str, Splits] = field(default_factory=dict)
 
     def run(self, cell: Cell, progress: Progress | None = None) -> Path:
@@ -70,7 +72,7 @@ class Runner:
         if self.threads is not None:
             torch.set_num_threads(self.threads)  # whatever the cell before did
         started = time.perf_counter()
-        journal, spent = Journal(progress), Spent()
+        journal, spent, state = Journal(progress), Spent(), GlobalState()
         arrays: dict[str, Tensor] = {}
         result: Result | None = None
         failure: Failure | None = None
@@ -79,6 +81,8 @@ class Runner:
         except Exception as error:  # whatever a method does wrong: the other cells go on
             failure = Failure(type(error).__name__, str(error), traceback.format_exc())
             path = failed_path(path)
+        finally:
+            self.changed = state.put_back()
         spent.total = time.perf_counter() - started - journal.waited
         record = Record(cell.hash, cell, provenance(cell, self.device, journal, spent), result, failure)
         write_record(path, record, arrays)
@@ -92,6 +96,7 @@ class Runner:
             if torch.device(self.device).type == "cuda":
                 torch.cuda.empty_cache()  # else what the last data took still counts as taken
             splits = check_splits(dataset, dataset.build(self.data_dir))
+            splits.fingerprint()  # of what was built, whatever a method does to it
             self._data[key] = splits.to(torch.device(self.device), fraction=self.memory_fraction)
         return self._data[key]
 
@@ -99,7 +104,7 @@ class Runner:
         """The way of one cell: data, task, fit, result."""
         method, dataset, recipe = cell.build_method(), cell.build_dataset(), cell.build_recipe()
         started = time.perf_counter()
-        splits = self.splits(dataset)
+        splits = handed(self.splits(dataset))
         spent.data = time.perf_counter() - started
         if torch.device(self.device).type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -107,7 +112,25 @@ class Runner:
             splits, dataset=dataset, recipe=recipe, seed=cell.seed, access=method.access, journal=journal,
             reuse=self._reuse(splits),
         )  # fmt: skip
-        predictor = method.fit(task)
+        watch = Watch(splits)
+        try:
+            predictor = method.fit(task)
+            result, arrays = self._checked_result(cell, task, predictor)
+            if self.save_weights:
+                result = replace(result, weights=weights.save(task, weights.weights_path(path)))
+        finally:
+            self._check_data(watch, cell.method)
+        return result, arrays
+
+    def _check_data(self, watch: Watch, method: str) -> None:
+        try:
+            watch.check(method)
+        except BenchmarkError:
+            self._data.clear()  # the next cell builds its own
+            raise
+
+    def _checked_result(self, cell: Cell, task: Task, predictor: Any) -> tuple[Result, dict[str, Tensor]]:
+        """The result of a task that is fitted, if what `fit` returned is what was evaluated."""
         if task.predictor is None:
             raise BenchmarkError(
                 f"{cell.method}: no stage was given predict=, so there is nothing to evaluate. Pass it to the "
@@ -118,10 +141,7 @@ class Runner:
                 f"{cell.method}: fit must return the predictor that it gave to task.train(predict=...), so that what "
                 f"was evaluated is what is returned. Got {type(predictor).__name__}."
             )
-        result, arrays = result_of(task)
-        if self.save_weights:
-            result = replace(result, weights=weights.save(task, weights.weights_path(path)))
-        return result, arrays
+        return result_of(task)
 
     def _reuse(self, splits: Splits) -> Reuse | None:
         if not self.reuse:
@@ -288,6 +308,14 @@ def _ask_git() -> str:
         return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--", *code) else "")
     except (OSError, subprocess.SubprocessError):
         return ""
+
+
+def settle_torch(threads: int) -> None:
+    """How torch computes in a process that runs cells: equal seeds, equal results."""
+    torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.allow_tf32 = False
 
 
 def default_device() -> str:

@@ -27,14 +27,10 @@ def main() -> None:
             os._exit(1)
 
     settings = json.loads(sys.stdin.readline())
-    import torch
-
-    torch.set_num_threads(settings["threads"])
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.deterministic = True  # equal seeds, equal results, also on a GPU
-    torch.backends.cudnn.allow_tf32 = False
     from debiasbench.cell import Cell
-    from debiasbench.running.runner import Runner
+    from debiasbench.running.runner import Runner, settle_torch
+
+    settle_torch(settings["threads"])
 
     runner = Runner(
         data_dir=Path(settings["data_dir"]),
@@ -59,7 +55,9 @@ def main() -> None:
         except OSError as error:  # the log or the record itself could not be written
             send(event="lost", message=f"The record could not be written: {error}")
             continue
-        send(event="finished", path=str(path))
+        send(event="finished", path=str(path), leaves=bool(runner.changed))
+        if runner.changed:  # it was put back; on any doubt the next cell gets a process of its own
+            return
 
 
 @contextlib.contextmanager

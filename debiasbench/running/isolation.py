@@ -1,0 +1,160 @@
+"""Nothing that a cell does may reach the next cell of its process: handed data and global state are as they were."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import random
+import sys
+import warnings
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from debiasbench.errors import BenchmarkError
+from debiasbench.samples import Samples, Splits
+
+SMALL = 2**28  # bytes of images whose checksum costs next to nothing beside a cell
+
+
+# ---- data ------------------------------------------------------------------------------------------------------------
+
+
+def handed(splits: Splits) -> Splits:
+    """The splits with labels, biases and groups of their own: what a cell writes there it writes into copies."""
+    copies: dict[int, Samples] = {}
+    for samples in splits.named().values():
+        if id(samples) not in copies:
+            columns: dict[str, Any] = {
+                item.name: value.clone()
+                for item in dataclasses.fields(samples)
+                if item.name != "x" and isinstance(value := getattr(samples, item.name), Tensor)
+            }
+            copies[id(samples)] = dataclasses.replace(samples, **columns)
+    parts: dict[str, Any] = {name: copies[id(samples)] for name, samples in splits.named().items()}
+    return dataclasses.replace(splits, **parts)
+
+
+class Watch:
+    """Whether data that were handed to a method are still as they were."""
+
+    def __init__(self, splits: Splits) -> None:
+        self._tensors = {
+            f"{item.name} of {name}": value
+            for name, samples in splits.named().items()
+            for item in dataclasses.fields(samples)
+            if isinstance(value := getattr(samples, item.name), Tensor)
+        }
+        self._before = self._state()
+
+    def check(self, method: str) -> None:
+        """Refuse what was written into.
+
+        Raises:
+            BenchmarkError: a method has changed what it was handed; names both.
+        """
+        after = self._state()
+        changed = [name for name, state in self._before.items() if after[name] != state]
+        if changed:
+            raise BenchmarkError(
+                f"{method} writes into what it was handed ({', '.join(changed)}): its numbers would be of other data "
+                "than the record says, and so would those of the cells after it. Work on a copy (task.y.clone()), or "
+                "give per-sample values to the stage as columns=."
+            )
+
+    def _state(self) -> dict[str, tuple[int, int]]:
+        """Each tensor's count of writes, and a checksum, as views of numpy escape the count."""
+        return {name: (tensor._version, _checksum(tensor)) for name, tensor in self._tensors.items()}
+
+
+def _checksum(tensor: Tensor) -> int:
+    if tensor.device.type != "cpu" or tensor.nbytes > SMALL or not tensor.is_contiguous():
+        return 0
+    return zlib.crc32(tensor.numpy().data.cast("B")) if tensor.numel() else 0
+
+
+# ---- global state ----------------------------------------------------------------------------------------------------
+
+
+def _set_environment(kept: dict[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(kept)
+
+
+def _set_deterministic(kept: tuple[bool, bool]) -> None:
+    torch.use_deterministic_algorithms(kept[0], warn_only=kept[1])
+
+
+def _set_filters(kept: list[Any]) -> None:
+    warnings.filters[:] = kept  # type: ignore[index] # it is a list
+
+
+# what it is, for messages -> how it is read and how it is put back
+_STATE: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
+    "torch's default dtype": (torch.get_default_dtype, torch.set_default_dtype),
+    "torch's default device": (lambda: str(torch.get_default_device()), torch.set_default_device),
+    "grad mode": (torch.is_grad_enabled, torch.set_grad_enabled),
+    "anomaly mode": (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
+    "deterministic algorithms": (
+        lambda: (
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(),
+        ),
+        _set_deterministic,
+    ),
+    "float32 matmul precision": (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    "the mkldnn flag": (
+        lambda: torch.backends.mkldnn.enabled,
+        lambda kept: torch.backends.mkldnn.set_flags(_enabled=kept),
+    ),
+    "the cudnn flags": (
+        lambda: (
+            torch.backends.cudnn.enabled,
+            torch.backends.cudnn.benchmark,
+            torch.backends.cudnn.deterministic,
+            torch.backends.cudnn.allow_tf32,
+        ),
+        lambda kept: torch.backends.cudnn.set_flags(
+            _enabled=kept[0], _benchmark=kept[1], _deterministic=kept[2], _allow_tf32=kept[3]
+        ),
+    ),
+    "the number of threads": (torch.get_num_threads, torch.set_num_threads),
+    "the current folder": (lambda: str(Path.cwd()), os.chdir),
+    "the environment": (lambda: dict(os.environ), _set_environment),
+    "the module path": (lambda: list(sys.path), lambda kept: sys.path.__setitem__(slice(None), kept)),
+    "the filters of warnings": (lambda: list(warnings.filters), _set_filters),
+}
+_GENERATORS: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = [
+    (torch.get_rng_state, torch.set_rng_state),
+    (np.random.get_state, np.random.set_state),
+    (random.getstate, random.setstate),
+]
+
+
+class GlobalState:
+    """What a process has in common for all of its cells, as it is when this is made."""
+
+    def __init__(self) -> None:
+        self._kept = {name: read() for name, (read, _) in _STATE.items()}
+        self._generators = [read() for read, _ in _GENERATORS]
+
+    def put_back(self) -> list[str]:
+        """Put everything back; returns what had been changed, without generators, which any cell may move."""
+        changed = []
+        for name, (read, write) in _STATE.items():
+            try:
+                differs = read() != self._kept[name]
+            except Exception:  # a current folder that was deleted
+                differs = True
+            if differs:
+                changed.append(name)
+                write(self._kept[name])
+        torch.set_flush_denormal(False)  # cannot be read
+        for (_, write), kept in zip(_GENERATORS, self._generators, strict=True):
+            write(kept)
+        return changed

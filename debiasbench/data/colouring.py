@@ -34,20 +34,20 @@ def random_palette(generator: Generator) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(colour.tolist()) for colour in bright[:10])
 
 
-def bernoulli_conflicts(y: Tensor, ratio: float, generator: Generator) -> Tensor:
+def bernoulli_conflicts(y: Tensor, ratio: float, generator: Generator, *, n_values: int = 10) -> Tensor:
     """Bias labels (N,): each sample conflicts with probability `ratio`, then with a uniform other value."""
     conflicting = torch.rand(len(y), generator=generator, dtype=torch.float64) < ratio
-    return _with_conflicts(y, conflicting, generator)
+    return _with_conflicts(y, conflicting, generator, n_values)
 
 
-def exact_conflicts(y: Tensor, ratio: float, generator: Generator) -> Tensor:
+def exact_conflicts(y: Tensor, ratio: float, generator: Generator, *, n_values: int = 10) -> Tensor:
     """Bias labels (N,): exactly round(ratio N_c) samples of each class conflict, drawn at random."""
     conflicting = torch.zeros(len(y), dtype=torch.bool)
-    for label in range(10):
+    for label in range(n_values):
         members = torch.nonzero(y == label)[:, 0]
         order = torch.randperm(len(members), generator=generator)
         conflicting[members[order[: round(ratio * len(members))]]] = True
-    return _with_conflicts(y, conflicting, generator)
+    return _with_conflicts(y, conflicting, generator, n_values)
 
 
 def block_conflicts(y: Tensor, ratio: float) -> Tensor:
@@ -66,9 +66,9 @@ def block_conflicts(y: Tensor, ratio: float) -> Tensor:
     return bias
 
 
-def _with_conflicts(y: Tensor, conflicting: Tensor, generator: Generator) -> Tensor:
-    shift = torch.randint(1, 10, (len(y),), generator=generator)  # uniform over the other nine
-    return torch.where(conflicting, (y + shift) % 10, y)
+def _with_conflicts(y: Tensor, conflicting: Tensor, generator: Generator, n_values: int) -> Tensor:
+    shift = torch.randint(1, n_values, (len(y),), generator=generator)  # uniform over the other values
+    return torch.where(conflicting, (y + shift) % n_values, y)
 
 
 def colour(

@@ -179,7 +179,9 @@ def test_an_edited_method_stops_the_run_and_both_ways_out_work(strange, tmp_path
     """It said "0 cells to run, 4 finished before", and showed the old number."""
     (old,) = run(tmp_path, strange("") or "plain")
     strange("", head=HEAD.replace("self.factor *", "2 * self.factor *"))
-    with pytest.raises(BenchmarkError, match=r"(?s)The code of plain has changed since 1 finished cell.*--rerun changed"):
+    with pytest.raises(
+        BenchmarkError, match=r"(?s)The code of plain has changed since 1 finished cell.*--rerun changed"
+    ):
         run(tmp_path, "plain")
     (kept,) = run(tmp_path, "plain", keep_changed=True)
     assert kept == old

@@ -9,7 +9,8 @@ In a test file of your own:
     def test_my_method(check):
         check(MyMethod)
 
-Each check takes the class and raises `AssertionError` with a sentence that says what is wrong.
+Each check takes the class and raises `AssertionError` with a sentence that says what is wrong. Checks that look at a
+fit with the class defaults look at one and the same, which is made by the first of them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -117,8 +119,60 @@ def _fit(cls: type[Method], **options: Any) -> tuple[Task, Tensor]:
     assert task.predictor is not None, f"{cls.name}: no task.train was given predict=."
     same = predictor is task.predictor or predictor == task.predictor
     assert same, f"{cls.name}: fit must return the predictor that it gave to task.train(predict=...)."
-    logits = task.evaluation.logits(task.final_predictor(), task.all_nets(), task.splits.test, task.recipe)
+    logits = task.evaluation.logits(task.final_predictor(), task.all_nets(), task.splits.test, task.predicting_recipe)
     return task, logits
+
+
+@dataclass(frozen=True)
+class _DefaultFit:
+    """What a fit with the class defaults gave, and what it left behind.
+
+    Attributes:
+        logits: of the test split, (N, C).
+        moved: the packages whose global generator it moved. changed: the splits whose samples it changed.
+    """
+
+    task: _NotingTask
+    logits: Tensor
+    moved: tuple[str, ...]
+    changed: tuple[str, ...]
+
+
+def _default_fit(cls: type[Method]) -> _DefaultFit:
+    """The fit with the class defaults; made once for the class as it is now, and not to be changed by who looks."""
+    default_method(cls, Tiny())  # a skip is the calling test's own
+    return _fit_by_default(cls, _attributes(cls))
+
+
+def _attributes(cls: type[Method]) -> tuple[Any, ...]:
+    """What the class consists of now: one that was patched or reloaded since is fitted anew."""
+    attributes = [item for base in cls.__mro__ for item in vars(base).items()]
+    return tuple((name, getattr(value, "__code__", None) or id(value)) for name, value in attributes)
+
+
+@lru_cache(maxsize=4)  # tests go on class by class
+def _fit_by_default(cls: type[Method], attributes: tuple[Any, ...]) -> _DefaultFit:
+    del attributes  # of the key alone
+    splits = Tiny().build(Path())
+    prints, states = _fingerprints(splits), _global_states()
+    task, logits = _fit(cls, splits=splits, task_class=_NotingTask)
+    assert isinstance(task, _NotingTask)
+    return _DefaultFit(task, logits, _unequal(states, _global_states()), _unequal(prints, _fingerprints(splits)))
+
+
+def _global_states() -> dict[str, Any]:
+    """The state of each global generator, as values that can be compared."""
+    of_numpy = np.random.get_state(legacy=False)  # noqa: NPY002 - the global state is the point
+    of_numpy["state"]["key"] = of_numpy["state"]["key"].tolist()
+    return {"torch": torch.get_rng_state().tolist(), "numpy": of_numpy}
+
+
+def _fingerprints(splits: Splits) -> dict[str, str]:
+    return {name: part.fingerprint() for name, part in splits.named().items()}
+
+
+def _unequal(before: dict[str, Any], after: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(name for name, value in before.items() if after[name] != value)
 
 
 # ---- methods --------------------------------------------------------------------------------------------------------
@@ -128,7 +182,9 @@ def check_declaration(cls: type[Method]) -> None:
     """Name, documentation, presets, aliases and settings by dataset can be used."""
     assert cls.name.islower(), f"{cls.__name__} needs a name in lower case."
     module = inspect.getmodule(cls)
-    assert (module and module.__doc__) or cls.__doc__, f"{cls.name} needs documentation."
+    words = cls.__doc__ or ""
+    written = words and not words.startswith(f"{cls.__name__}(")  # a dataclass without words has its signature there
+    assert (module and module.__doc__) or written, f"{cls.name} needs documentation."
     values = cls().values()
     assert cls(**values).values() == values
     for preset in cls.presets.values():
@@ -146,9 +202,10 @@ def check_declaration(cls: type[Method]) -> None:
 
 def check_fit_returns_logits(cls: type[Method]) -> None:
     """Fit returns a predictor whose logits are finite, (B, n_classes); everything logged is finite."""
-    task, logits = _fit(cls)
-    assert logits.shape == (len(task.splits.test), task.n_classes), f"{cls.name}: logits {tuple(logits.shape)}."
-    assert torch.isfinite(logits).all(), f"{cls.name}: logits are not finite."
+    fit = _default_fit(cls)
+    task, shape = fit.task, tuple(fit.logits.shape)
+    assert shape == (len(task.splits.test), task.n_classes), f"{cls.name}: logits {shape}."
+    assert torch.isfinite(fit.logits).all(), f"{cls.name}: logits are not finite."
     assert task.journal.epochs, f"{cls.name}: no epoch was evaluated."
     for name, column in task.journal.columns.items():
         assert column.dtype == torch.bool or torch.isfinite(column).all(), f"{cls.name}: logged {name} is not finite."
@@ -156,59 +213,55 @@ def check_fit_returns_logits(cls: type[Method]) -> None:
 
 def check_same_seed_same_result(cls: type[Method]) -> None:
     """Two runs of one seed are equal bit for bit, whatever was drawn in between."""
-    first, logits = _fit(cls)
+    first = _default_fit(cls)
     torch.rand(7)
     np.random.rand(7)  # noqa: NPY002 - the global state is the point
     second, again = _fit(cls)
-    assert torch.equal(logits, again), f"{cls.name}: equal seeds give different results."
-    assert first.journal.calls == second.journal.calls, f"{cls.name}: equal seeds make different calls of the task."
+    assert torch.equal(first.logits, again), f"{cls.name}: equal seeds give different results."
+    same = first.task.journal.calls == second.journal.calls
+    assert same, f"{cls.name}: equal seeds make different calls of the task."
 
 
 def check_other_seed_other_result(cls: type[Method]) -> None:
     """Another seed gives another result."""
-    assert not torch.equal(_fit(cls, seed=0)[1], _fit(cls, seed=1)[1]), f"{cls.name} does not follow the seed."
+    assert not torch.equal(_default_fit(cls).logits, _fit(cls, seed=1)[1]), f"{cls.name} does not follow the seed."
 
 
 def check_bias_labels_are_not_read(cls: type[Method]) -> None:
     """Unless declared, the result does not depend on the bias labels of any split."""
     if cls.needs_bias_labels:
         return
-    honest = Tiny().build(Path())
     blind: dict[str, Any] = {
-        name: Samples(part.x, part.y, torch.full_like(part.bias, -1)) for name, part in honest.named().items()
+        name: Samples(part.x, part.y, torch.full_like(part.bias, -1))
+        for name, part in Tiny().build(Path()).named().items()
     }
-    _, logits = _fit(cls, splits=honest)
     _, again = _fit(cls, splits=Splits(**blind))
-    assert torch.equal(logits, again), f"{cls.name} reads bias labels; declare needs_bias_labels = True."
+    same = torch.equal(_default_fit(cls).logits, again)
+    assert same, f"{cls.name} reads bias labels; declare needs_bias_labels = True."
 
 
 def check_valid_and_test_do_not_train(cls: type[Method]) -> None:
     """The labels of test, and of validation unless the method declares that it trains on them, change nothing."""
-    splits = Tiny().build(Path())
     used = ("train", "valid") if cls.trains_on_validation else ("train",)
     changed: dict[str, Any] = {
         name: part if name in used else Samples(part.x, part.y.flip(0), part.bias)
-        for name, part in splits.named().items()
+        for name, part in Tiny().build(Path()).named().items()
     }
-    _, logits = _fit(cls, splits=splits)
     _, again = _fit(cls, splits=Splits(**changed))
-    assert torch.equal(logits, again), f"{cls.name} trains on labels of the validation or the test split."
+    same = torch.equal(_default_fit(cls).logits, again)
+    assert same, f"{cls.name} trains on labels of the validation or the test split."
 
 
 def check_global_randomness_is_left_alone(cls: type[Method]) -> None:
     """Neither torch's nor numpy's global generator moves."""
-    before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].copy()  # type: ignore[index]  # noqa: NPY002
-    _fit(cls)
-    assert torch.equal(before, torch.get_rng_state()), f"{cls.name} draws from torch's global generator."
-    assert (numpy_before == np.random.get_state()[1]).all(), f"{cls.name} draws from numpy's."  # type: ignore[index]  # noqa: NPY002
+    moved = _default_fit(cls).moved
+    assert not moved, f"{cls.name} draws from the global generator of {' and '.join(moved)}."
 
 
 def check_data_are_not_changed(cls: type[Method]) -> None:
     """The samples are the same after fit as before."""
-    splits = Tiny().build(Path())
-    parts = {name: part.fingerprint() for name, part in splits.named().items()}
-    _fit(cls, splits=splits)
-    assert parts == {name: part.fingerprint() for name, part in splits.named().items()}, f"{cls.name} changes the data."
+    changed = _default_fit(cls).changed
+    assert not changed, f"{cls.name} changes the data ({', '.join(changed)})."
 
 
 def check_easy_data(cls: type[Method]) -> None:
@@ -243,15 +296,14 @@ def check_decline_is_a_reason(cls: type[Method]) -> None:
 
 def check_losses_are_pure(cls: type[Method]) -> None:
     """Every loss of the method is a pure function of tensors (see `lint_loss`)."""
-    task, _ = _fit(cls, task_class=_LintingTask)
-    assert isinstance(task, _LintingTask)
+    task = _default_fit(cls).task
     for nets, loss, contents, state, layout in task.seen:
         index = layout(torch.Generator())[0] if layout else None
         lint_loss(loss, nets, sample_batch(task, contents, index=index), state)
 
 
-class _LintingTask(Task):
-    """Notes what is given to each training phase."""
+class _NotingTask(Task):
+    """Notes what is given to each training stage."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -260,7 +312,8 @@ class _LintingTask(Task):
     def stage(self, nets: Any, loss: Loss, **options: Any) -> Stage:
         stage = super().stage(nets, loss, **options)
         layout = stage.sample if callable(stage.sample) else None
-        self.seen.append(({**stage.nets, **stage.frozen}, loss, stage.contents, dict(stage.state), layout))
+        state = {name: value.clone() for name, value in stage.state.items()}  # as it begins, whatever the loss does
+        self.seen.append(({**stage.nets, **stage.frozen}, loss, stage.contents, state, layout))
         return stage
 
 

@@ -17,7 +17,10 @@ known to depend strongly on the learning rate: take differences below two points
 Source: J. Nam et al., NeurIPS 2020; images under mixed terms, for research.
 """
 
+from pathlib import Path
+
 import torch
+from torch import Tensor
 
 from debiasbench.data.downloads import fetch
 from debiasbench.data.images import decode, has_images, image_files, shortfalls
@@ -53,13 +56,13 @@ class BAR(Dataset):
     size: int = at_least(16, default=224)  # pixels a side: the photographs have many sizes
 
     @property
-    def has_bias_labels(self):
+    def has_bias_labels(self) -> bool:
         return False
 
-    def folder(self, data_dir):
+    def folder(self, data_dir: Path) -> Path:
         return super().folder(data_dir) if self.root else data_dir / "BAR"
 
-    def needed_files(self, data_dir):
+    def needed_files(self, data_dir: Path) -> list[NeededFile]:
         """The two folders."""
         folder = self.folder(data_dir)
         return [
@@ -68,18 +71,18 @@ class BAR(Dataset):
             if not has_images(path)
         ]
 
-    def shortfalls(self, data_dir):
+    def shortfalls(self, data_dir: Path) -> list[str]:
         """By the number of images."""
         return shortfalls(_published(self.folder(data_dir)))
 
-    def prepare(self, data_dir):
+    def prepare(self, data_dir: Path) -> None:
         """The repository's archive, unpacked."""
         folder = self.folder(data_dir)
         archive = fetch(ARCHIVE, folder / "BAR.zip")
         unpack(archive, folder, strip=1)
         archive.unlink()
 
-    def build(self, data_dir):
+    def build(self, data_dir: Path) -> Splits:
         """1,746 / 195 / 654 photographs."""
         folder = self.folder(data_dir)
         paths = {part: image_files(folder / part) for part in ("train", "test")}
@@ -95,23 +98,23 @@ class BAR(Dataset):
         }
         counts = {split: len(samples) for split, samples in splits.items()}
         as_published = "as published" if counts == self.official_counts else "not as published"
-        return Splits(
-            **splits,
+        return Splits.of(
+            splits,
             official=False,  # nobody published checksums: images that were re-encoded cannot be told from others
             note=f"Counts are {as_published}; no checksums of the images were published, so they are not verified.",
         )
 
-    def _read(self, split, paths, y):
+    def _read(self, split: str, paths: list[Path], y: Tensor) -> Samples:
         images = decode(f"{self.name}-{split}", paths, size=self.size)
         return Samples(images.x, y, torch.full((len(y), 1), -1), x_sha256=images.sha256)
 
 
-def _published(folder):
+def _published(folder: Path) -> dict[Path, int]:
     """The number of images by folder."""
     return {folder / "train": 1_941, folder / "test": 654}
 
 
-def action_of(path):
+def action_of(path: Path) -> int:
     """The label of `<action>_<n>.jpg`."""
     action = path.stem.rpartition("_")[0]
     if action not in ACTIONS:

@@ -13,7 +13,10 @@ test images. Recipe: PGD paper, Table 6; its magnitudes of augmentation are not 
 Images: FFHQ (NVIDIA), CC BY-NC-SA 4.0; BFFHQ by J. Lee et al., 2021.
 """
 
+from pathlib import Path
+
 import torch
+from torch import Tensor
 
 from debiasbench.data.images import decode, has_images, image_files, shortfalls
 from debiasbench.data.unpack import unpack
@@ -47,10 +50,10 @@ class BFFHQ(Dataset):
     part: str = one_of("0.5pct", "1pct", "2pct", "5pct", default="0.5pct")  # share of conflicting samples
 
     @property
-    def conflict_ratio(self):
+    def conflict_ratio(self) -> float:
         return float(self.part.removesuffix("pct")) / 100
 
-    def needed_files(self, data_dir):
+    def needed_files(self, data_dir: Path) -> list[NeededFile]:
         """The training folders, and the flat folders of validation and test."""
         folder = self.folder(data_dir)
         sizes = {
@@ -61,7 +64,7 @@ class BFFHQ(Dataset):
         }
         return [NeededFile(path, size, SOURCE) for path, size in sizes.items() if not has_images(path)]
 
-    def shortfalls(self, data_dir):
+    def shortfalls(self, data_dir: Path) -> list[str]:
         """By the number of images; those of the other parts are not told in the paper."""
         folder = self.folder(data_dir)
         published = {folder / "valid": 1_000, folder / "test": 1_000}
@@ -69,14 +72,14 @@ class BFFHQ(Dataset):
             published |= {folder / self.part / "align": 19_104, folder / self.part / "conflict": 96}
         return shortfalls(published)
 
-    def prepare(self, data_dir):
+    def prepare(self, data_dir: Path) -> None:
         """Unpack the archive, if it was put there: its address is a folder of several, which cannot be named."""
         folder = self.folder(data_dir).absolute()
         archive = folder.with_name(f"{folder.name}.zip")
         if archive.is_file():
             unpack(archive, archive.parent)
 
-    def build(self, data_dir):
+    def build(self, data_dir: Path) -> Splits:
         """Training images of one part, and the whole of validation and test."""
         folder = self.folder(data_dir)
         parts = {"train": folder / self.part, "valid": folder / "valid", "test": folder / "test"}
@@ -87,14 +90,14 @@ class BFFHQ(Dataset):
         counts = {split: len(samples) for split, samples in splits.items()}
         n_conflict = int(splits["train"].conflicting.sum())
         as_published = counts == self.official_counts and (self.part, n_conflict) == ("0.5pct", 96)
-        return Splits(
-            **splits,
+        return Splits.of(
+            splits,
             official=False,  # nobody published checksums
             note=f"Counts are {'as published' if as_published else 'not those published for 0.5pct'}; no checksums of "
             "the images were published, so they are not verified.",
         )
 
-    def _read(self, split, folder):
+    def _read(self, split: str, folder: Path) -> Samples:
         sides = (folder / "align", folder / "conflict") if split == "train" else (folder,)
         paths = [path for side in sides for path in image_files(side, below=split == "train")]
         attributes = torch.tensor([attributes_of(path) for path in paths])
@@ -104,7 +107,7 @@ class BFFHQ(Dataset):
         return Samples(images.x, attributes[:, 0], attributes[:, 1:], x_sha256=images.sha256)
 
 
-def _refuse_misplaced(paths, attributes, folder):
+def _refuse_misplaced(paths: list[Path], attributes: Tensor, folder: Path) -> None:
     """The folder align or conflict must say what the names say."""
     for path, (label, bias) in zip(paths, attributes.tolist(), strict=True):
         side = "align" if label == bias else "conflict"
@@ -112,7 +115,7 @@ def _refuse_misplaced(paths, attributes, folder):
             raise BenchmarkError(f"{path} is not in the folder that its attributes give ({side}). Unpack it again.")
 
 
-def attributes_of(path):
+def attributes_of(path: Path) -> tuple[int, int]:
     """(attr0, attr1) from `<id>_<attr0>_<attr1>`."""
     fields = path.stem.split("_")
     if len(fields) != 3 or not set(fields[1:]) <= {"0", "1"}:

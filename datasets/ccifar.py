@@ -25,9 +25,11 @@ own method at 0.5 % (its vanilla has no decay of the learning rate).
 """
 
 import hashlib
+from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from debiasbench.data import corruptions
 from debiasbench.data.cache import cached
@@ -98,10 +100,10 @@ class CCIFAR(Dataset):
     frost: str = one_of("drawn", "photographs", default="drawn")  # of source=generated
 
     @property
-    def conflict_ratio(self):
+    def conflict_ratio(self) -> float:
         return self.rho
 
-    def check(self):
+    def check(self) -> None:
         if self.source == "archive" and (self.rho not in ARCHIVE_RATIOS or (self.level, self.frost) != (5, "drawn")):
             raise BenchmarkError(
                 f"The archive of {self.name} has rho {', '.join(f'{ratio:g}' for ratio in ARCHIVE_RATIOS)} and its own "
@@ -109,11 +111,11 @@ class CCIFAR(Dataset):
                 f"frost={self.frost}. Choose one of these, or source=generated."
             )
 
-    def folder(self, data_dir):
+    def folder(self, data_dir: Path) -> Path:
         """Where the archive is."""
         return super().folder(data_dir) if self.root else data_dir / "cifar10c"
 
-    def needed_files(self, data_dir):
+    def needed_files(self, data_dir: Path) -> list[NeededFile]:
         """The archive's folders where it is used, else CIFAR-10 (and the photographs of frost)."""
         if self._from_archive(data_dir):
             packed = self._packed(data_dir)
@@ -126,16 +128,16 @@ class CCIFAR(Dataset):
             if not path.is_file()
         ]
 
-    def present_files(self, data_dir):
+    def present_files(self, data_dir: Path) -> list[Path]:
         if self._from_archive(data_dir):
             return super().present_files(data_dir)
         return present_files(self._plain(data_dir))
 
-    def shortfalls(self, data_dir):
+    def shortfalls(self, data_dir: Path) -> list[str]:
         """Those of CIFAR-10; how many images the archive has was never published."""
         return [] if self._from_archive(data_dir) else shortfalls(self._plain(data_dir))
 
-    def prepare(self, data_dir):
+    def prepare(self, data_dir: Path) -> None:
         """Unpack the archive, if it was put beside its folder; else torchvision downloads and verifies CIFAR-10."""
         packed = self._packed(data_dir)
         if self._from_archive(data_dir) and packed.is_file():
@@ -143,34 +145,34 @@ class CCIFAR(Dataset):
         elif not self._from_archive(data_dir) and missing_files(self._plain(data_dir)):
             download(self._plain(data_dir))
 
-    def build(self, data_dir):
+    def build(self, data_dir: Path) -> Splits:
         """45,000 / 5,000 / 10,000 samples; if generated, the validation images at 90 % conflicts as `tune`."""
         return self._read(data_dir) if self._from_archive(data_dir) else self._generate(data_dir)
 
     # ---- the archive ------------------------------------------------------------------------------------------------
 
     @property
-    def _share(self):
+    def _share(self) -> str:
         return f"{100 * self.rho:g}pct"
 
-    def _from_archive(self, data_dir):
+    def _from_archive(self, data_dir: Path) -> bool:
         if self.source == "auto":  # what the archive does not have is generated
             own = (self.level, self.frost, self.data_seed) != (corruptions.LEVELS, "drawn", 0)
             return not own and ((self.folder(data_dir) / self._share).is_dir() or self._packed(data_dir).is_file())
         return self.source == "archive"
 
-    def _packed(self, data_dir):
+    def _packed(self, data_dir: Path) -> Path:
         folder = self.folder(data_dir).absolute()
         return folder.with_name(f"{folder.name}.zip")
 
-    def _archive(self, data_dir):
+    def _archive(self, data_dir: Path) -> dict[str, Path]:
         """What a folder holds -> the folder."""
         folder = self.folder(data_dir)
         share = folder / self._share
         parts = {"align": share / "align", "conflict": share / "conflict"}
         return parts | {"valid": share / "valid", "test": folder / "test"}
 
-    def _read(self, data_dir):
+    def _read(self, data_dir: Path) -> Splits:
         needed = self.needed_files(data_dir)
         if needed:
             missing = ", ".join(str(file.path) for file in needed)
@@ -191,9 +193,9 @@ class CCIFAR(Dataset):
             f"Read from the archive's files ({n_aligned:,} aligned and {n_conflict:,} conflicting training images); "
             "its counts and checksums were never published."
         )
-        return Splits(**splits, official=False, note=note)
+        return Splits.of(splits, official=False, note=note)
 
-    def _decoded(self, split, paths):
+    def _decoded(self, split: str, paths: list[Path]) -> Samples:
         attributes = torch.tensor([attributes_of(path) for path in paths])
         shape = read_image(paths[0]).shape
         if shape != (3, corruptions.SIZE, corruptions.SIZE):
@@ -206,16 +208,16 @@ class CCIFAR(Dataset):
 
     # ---- the generator ----------------------------------------------------------------------------------------------
 
-    def _plain(self, data_dir):
+    def _plain(self, data_dir: Path) -> Path:
         """Where CIFAR-10 is, or below which folder."""
         return self.folder(data_dir) if self.root else data_dir
 
-    def _photographs(self, data_dir):
+    def _photographs(self, data_dir: Path) -> list[Path]:
         if self.frost != "photographs":
             return []
         return [self._plain(data_dir) / "frost" / name for name in PHOTOGRAPHS]
 
-    def _generate(self, data_dir):
+    def _generate(self, data_dir: Path) -> Splits:
         plain = read_cifar10(self._plain(data_dir))
         textures = [photograph(path) for path in self._photographs(data_dir)] or None
         parts = plain.parts() | {"tune": plain.parts()["valid"]}
@@ -228,9 +230,9 @@ class CCIFAR(Dataset):
         note = f"{', '.join(text for text in notes if text)}. {plain.note}".strip()
         # the published data are at the highest level and made of photographs
         official = plain.complete and self.level == corruptions.LEVELS and textures is not None
-        return Splits(**splits, official=official, note=note)
+        return Splits.of(splits, official=official, note=note)
 
-    def _corrupted(self, split, x, y, textures):
+    def _corrupted(self, split: str, x: Tensor, y: Tensor, textures: list[np.ndarray] | None) -> Samples:
         bias = block_conflicts(y, self.rho if split in ("train", "valid") else TEST_RATIO)
         numbers = (self.data_seed, SPLITS.index(split))
         identity = {
@@ -252,7 +254,7 @@ class CCIFAR(Dataset):
         return Samples(entry.x, y, bias[:, None], x_sha256=entry.sha256)
 
 
-def attributes_of(path):
+def attributes_of(path: Path) -> tuple[int, int]:
     """(label, bias) from `<..>_<label>_<bias>`."""
     fields = path.stem.split("_")[-2:]
     if len(fields) != 2 or not set(fields) <= set("0123456789"):
@@ -260,7 +262,7 @@ def attributes_of(path):
     return int(fields[0]), int(fields[1])
 
 
-def photograph(path):
+def photograph(path: Path) -> np.ndarray:
     """One of the generator's photographs of ice, every fifth pixel: uint8 (H, W, 3)."""
     try:
         data = path.read_bytes()

@@ -18,6 +18,8 @@ Source: Z. Liu et al., ICCV 2015; for non-commercial research only.
 
 import gzip
 import hashlib
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -59,7 +61,7 @@ class CelebA(Dataset):
     )  # fmt: skip
     presets = {"resnet18": {"recipe": {"net": "resnet18"}}}
 
-    def needed_files(self, data_dir):
+    def needed_files(self, data_dir: Path) -> list[NeededFile]:
         """The folder of images and the two lists."""
         folder = self.folder(data_dir)
         needed = []
@@ -72,11 +74,11 @@ class CelebA(Dataset):
                 needed.append(NeededFile(folder / name, size, SOURCE, True))
         return needed
 
-    def shortfalls(self, data_dir):
+    def shortfalls(self, data_dir: Path) -> list[str]:
         """By the number of images."""
         return shortfalls({self.folder(data_dir) / "img_align_celeba": 202_599})
 
-    def prepare(self, data_dir):
+    def prepare(self, data_dir: Path) -> None:
         """From the authors' Google Drive, checked by the sums that torchvision has."""
         folder = self.folder(data_dir)
         for name, (file_id, md5) in DRIVE.items():
@@ -93,7 +95,7 @@ class CelebA(Dataset):
             else:
                 path.replace(folder / name)
 
-    def build(self, data_dir):
+    def build(self, data_dir: Path) -> Splits:
         """The parts of the partition list, each in the order of the attribute list."""
         folder = self.folder(data_dir)
         names, attributes = read_attributes(folder)
@@ -123,12 +125,13 @@ class CelebA(Dataset):
         train = splits["train"]
         groups = torch.bincount(2 * train.y + train.bias[:, 0], minlength=4).tolist()
         counts = {split: len(samples) for split, samples in splits.items()}
-        lists = all(_md5(_find(folder, name)) == DRIVE[name][1] for name in DRIVE if name.startswith("list"))
+        found = {name: _find(folder, name) for name in DRIVE if name.startswith("list")}
+        lists = all(path is not None and _md5(path) == DRIVE[name][1] for name, path in found.items())
         whole = counts == self.official_counts and groups == OFFICIAL_TRAIN_GROUPS
         official = whole and lists and train.x.shape[2:] == (178, 178)
-        return Splits(**splits, official=official)
+        return Splits.of(splits, official=official)
 
-    def _read(self, folder, split, names, attributes):
+    def _read(self, folder: Path, split: str, names: list[str], attributes: np.ndarray) -> Samples:
         paths = [folder / "img_align_celeba" / name for name in names]
         images = decode(f"{self.name}-{split}", paths, square=True)
         blond, male = torch.from_numpy(attributes).unbind(1)
@@ -136,7 +139,7 @@ class CelebA(Dataset):
         return Samples(images.x, blond, male[:, None], conflict[:, None], images.sha256)
 
 
-def read_attributes(folder):
+def read_attributes(folder: Path) -> tuple[list[str], np.ndarray]:
     """Names of the images and (blond, male) of each, int64 (N, 2), from list_attr_celeba.txt."""
     path, lines = _lines(folder, "list_attr_celeba.txt")
     header = lines[1].split() if len(lines) > 1 else []
@@ -163,7 +166,7 @@ def read_attributes(folder):
     return names, np.array([[int(row[column] == "1") for column in columns] for row in rows], dtype=np.int64)
 
 
-def read_partition(folder):
+def read_partition(folder: Path) -> dict[str, int]:
     """Name -> 0, 1 or 2, from list_eval_partition.txt."""
     path, lines = _lines(folder, "list_eval_partition.txt")
     rows = [line.split() for line in lines if line.strip()]
@@ -174,7 +177,7 @@ def read_partition(folder):
     return {name: int(part) for name, part in rows}
 
 
-def _md5(path):
+def _md5(path: Path) -> str:
     """Of the file, or of what a .gz holds."""
     with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
         digest = hashlib.md5(usedforsecurity=False)
@@ -183,14 +186,13 @@ def _md5(path):
     return digest.hexdigest()
 
 
-def _refuse_duplicates(path, names):
-    if len(set(names)) != len(names):
-        seen = set()
-        twice = next(name for name in names if name in seen or seen.add(name))
-        raise BenchmarkError(f"{path} has {twice} twice: take out one of the rows.")
+def _refuse_duplicates(path: Path, names: list[str]) -> None:
+    twice = [name for name, times in Counter(names).items() if times > 1]
+    if twice:
+        raise BenchmarkError(f"{path} has {twice[0]} twice: take out one of the rows.")
 
 
-def _lines(folder, name):
+def _lines(folder: Path, name: str) -> tuple[Path, list[str]]:
     path = _find(folder, name)
     if path is None:
         raise BenchmarkError(f"{folder / name} is missing.")
@@ -202,5 +204,5 @@ def _lines(folder, name):
     return path, text.splitlines()
 
 
-def _find(folder, name):
+def _find(folder: Path, name: str) -> Path | None:
     return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)

@@ -10,6 +10,8 @@ leaves one pixel of 32 x 32 and does not reach the paper's accuracy.
 Source: A. Krizhevsky, Learning multiple layers of features from tiny images, 2009; its author states no licence.
 """
 
+from pathlib import Path
+
 import torch
 
 from debiasbench.data.cifar import (
@@ -22,7 +24,7 @@ from debiasbench.data.cifar import (
     read_cifar10,
     shortfalls,
 )
-from debiasbench.datasets import Dataset
+from debiasbench.datasets import Dataset, NeededFile
 from debiasbench.samples import Samples, Splits
 
 
@@ -39,32 +41,32 @@ class CIFAR10(Dataset):
     recipe = CIFAR_RECIPE.replace(net="resnet18-small")
 
     @property
-    def has_bias_labels(self):
+    def has_bias_labels(self) -> bool:
         return False
 
-    def folder(self, data_dir):
+    def folder(self, data_dir: Path) -> Path:
         """As torchvision lays CIFAR-10 out: a folder below the data folder."""
         return super().folder(data_dir) if self.root else data_dir
 
-    def needed_files(self, data_dir):
+    def needed_files(self, data_dir: Path) -> list[NeededFile]:
         """The batches of CIFAR-10."""
         return missing_files(self.folder(data_dir))
 
-    def present_files(self, data_dir):
+    def present_files(self, data_dir: Path) -> list[Path]:
         return present_files(self.folder(data_dir))
 
-    def shortfalls(self, data_dir):
+    def shortfalls(self, data_dir: Path) -> list[str]:
         return shortfalls(self.folder(data_dir))
 
-    def prepare(self, data_dir):
+    def prepare(self, data_dir: Path) -> None:
         """Torchvision downloads and verifies CIFAR-10."""
         if self.needed_files(data_dir):
             download(self.folder(data_dir))
 
-    def build(self, data_dir):
+    def build(self, data_dir: Path) -> Splits:
         """45,000 / 5,000 / 10,000 samples."""
         plain = read_cifar10(self.folder(data_dir))
         splits = {
             split: Samples(x, y, torch.full((len(y), 1), -1)) for split, (x, y) in plain.parts().items()
         }  # fmt: skip
-        return Splits(**splits, official=plain.complete, note=plain.note)
+        return Splits.of(splits, official=plain.complete, note=plain.note)

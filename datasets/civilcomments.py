@@ -23,10 +23,14 @@ Source: D. Borkan et al., WWW 2019; P. W. Koh et al., ICML 2021; CC0.
 
 import hashlib
 import os
+from functools import partial
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 
+from debiasbench.data.cache import Cached
 from debiasbench.data.encoders import download_encoder, missing_encoder, tokenised, tokenizer_of
 from debiasbench.datasets import Dataset, NeededFile, Recipe, at_least, one_of
 from debiasbench.errors import BenchmarkError
@@ -71,24 +75,24 @@ class CivilComments(Dataset):
     groups: str = one_of("black", "identity_any", default="black")
 
     @property
-    def own_recipe(self):
+    def own_recipe(self) -> Recipe:
         """The network is the tokenizer's."""
         return self.recipe.replace(pretrained=self.encoder)
 
     @property
-    def bias_names(self):
+    def bias_names(self) -> tuple[str, ...]:
         return (self.groups,)
 
-    def file(self, data_dir):
+    def file(self, data_dir: Path) -> Path:
         """The CSV, in WILDS' folder below the data folder or `root`, or in `root` itself."""
         folder = super().folder(data_dir) if self.root else data_dir
         inside = folder / FILE
         return inside if self.root and inside.is_file() else folder / FOLDER / FILE
 
-    def folder(self, data_dir):
+    def folder(self, data_dir: Path) -> Path:
         return self.file(data_dir).parent
 
-    def needed_files(self, data_dir):
+    def needed_files(self, data_dir: Path) -> list[NeededFile]:
         """The CSV, and the encoder."""
         path = self.file(data_dir)
         source = (
@@ -97,18 +101,18 @@ class CivilComments(Dataset):
         needed = [] if path.is_file() else [NeededFile(path, "0.2 GB, 448,000 comments", source, downloads=True)]
         return needed + missing_encoder(self.encoder)
 
-    def prepare(self, data_dir):
+    def prepare(self, data_dir: Path) -> None:
         """The package wilds downloads the comments, the Hugging Face hub has the encoder; each is tried."""
         problems = []
-        for fetch, what in ((_download, self.file(data_dir)), (download_encoder, self.encoder)):
+        for fetch in (partial(_download, self.file(data_dir)), partial(download_encoder, self.encoder)):
             try:
-                fetch(what)
+                fetch()
             except BenchmarkError as error:
                 problems.append(str(error))
         if problems:
             raise BenchmarkError("\n".join(problems))
 
-    def build(self, data_dir):
+    def build(self, data_dir: Path) -> Splits:
         """The file's own split."""
         path = self.file(data_dir)
         table = read(path, [column for column in COLUMNS if column != "comment_text"])
@@ -129,13 +133,13 @@ class CivilComments(Dataset):
         counts = {split: len(samples) for split, samples in splits.items()}
         as_published = "as published" if counts == self.official_counts else "not as published"
         shown = " / ".join(f"{n:,}" for n in counts.values())
-        return Splits(
-            **splits,
+        return Splits.of(
+            splits,
             official=False,  # nobody published checksums
             note=f"Counts are {as_published} ({shown}); no checksum of the file was published, so it is not verified.",
         )
 
-    def _samples(self, table, tokens):
+    def _samples(self, table: pd.DataFrame, tokens: Cached) -> Samples:
         y = torch.from_numpy((table["toxicity"] >= 0.5).to_numpy().astype("int64"))
         mentioned = torch.from_numpy((table[list(IDENTITIES)] >= 0.5).to_numpy())  # an empty cell is no mention
         bias = torch.from_numpy((table[[self.groups]] >= 0.5).to_numpy().astype("int64"))
@@ -149,10 +153,11 @@ class CivilComments(Dataset):
 class _Texts:
     """The comments of the file, read when they are first asked for."""
 
-    def __init__(self, path):
-        self.path, self.texts = path, None
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.texts: np.ndarray | None = None
 
-    def of(self, rows):
+    def of(self, rows: np.ndarray) -> np.ndarray:
         if self.texts is None:
             column = read(self.path, ["comment_text"])["comment_text"]
             empty = (column == "").to_numpy().nonzero()[0]
@@ -162,7 +167,7 @@ class _Texts:
         return self.texts[rows]
 
 
-def read(path, columns):
+def read(path: Path, columns: list[str]) -> pd.DataFrame:
     """Some columns of the CSV; text stays text, even where it is "null" or "NA".
 
     Raises:
@@ -180,7 +185,7 @@ def read(path, columns):
         raise BenchmarkError(f"{path} is cut off or no CSV ({error}). {MEND}") from None
 
 
-def check(table, path):
+def check(table: pd.DataFrame, path: Path) -> None:
     """Refuse splits and labels that are none."""
     words = set(SPLITS.values())
     unknown = (~table["split"].isin(words)).to_numpy().nonzero()[0]
@@ -200,18 +205,18 @@ def check(table, path):
         raise BenchmarkError(f"{path}: toxicity must be a share in [0, 1]. It is not in {_named(wrong)}. {MEND}")
 
 
-def _named(places):
+def _named(places: np.ndarray) -> str:
     """Places (from 0) as rows for people: the first comment is row 1."""
     some = ", ".join(str(place + 1) for place in places[:SHOWN])
     return f"{len(places):,} comments (row {some}{', ...' if len(places) > SHOWN else ''})"
 
 
-def _digest(path):
+def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _download(path):
+def _download(path: Path) -> None:
     """By the package wilds, if need be. Its reader fails under pandas 3, after the download: the file counts."""
     if path.is_file():
         return

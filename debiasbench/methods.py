@@ -11,14 +11,15 @@ from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 from debiasbench.datasets import Dataset
+from debiasbench.nets.base import Net, Nets
 from debiasbench.parameters import Parameters, above, at_least, between, one_of
 from debiasbench.plugins import Registry, folders
 from debiasbench.training.batches import Batch, Sample, State
 from debiasbench.training.task import Access, Predict, Task
 
 __all__ = [
-    "Batch", "Dataset", "Method", "Predict", "Sample", "State", "Task", "above", "at_least", "between", "one_of",
-    "registry",
+    "Batch", "Dataset", "Method", "Net", "Nets", "Predict", "Sample", "State", "Task", "above", "at_least", "between",
+    "one_of", "registry",
 ]  # fmt: skip
 
 __path__ = folders(__file__, "DEBIASBENCH_METHODS_PATH")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -141,6 +141,12 @@ class Splits:
     official: bool = True
     note: str = ""
     _fingerprint: list[str] = field(default_factory=list, compare=False, repr=False)
+
+    @classmethod
+    def of(cls, named: Mapping[str, Samples], *, official: bool = True, note: str = "") -> Splits:
+        """From split name -> samples; `tune` may be missing. The inverse of `named`."""
+        values: dict[str, Any] = {**named, "official": official, "note": note}
+        return cls(**values)
 
     def named(self) -> dict[str, Samples]:
         """Split name -> samples, for the splits that exist."""

@@ -21,7 +21,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -33,6 +32,7 @@ from debiasbench.datasets import Dataset, between
 from debiasbench.errors import BenchmarkError
 from debiasbench.evaluation.evaluation import Evaluation
 from debiasbench.methods import Method
+from debiasbench.nets.base import Nets
 from debiasbench.nets.build import NETS, build_net
 from debiasbench.recipe import Recipe
 from debiasbench.samples import Samples, Splits
@@ -69,8 +69,7 @@ class Tiny(Dataset):
         """256 / 64 / 100 samples."""
         del data_dir
         sizes = {"train": (256, self.rho), "valid": (64, self.rho), "test": (100, 0.9)}
-        parts: dict[str, Any] = {split: self._part(k, *size) for k, (split, size) in enumerate(sizes.items())}
-        return Splits(**parts)
+        return Splits.of({split: self._part(k, *size) for k, (split, size) in enumerate(sizes.items())})
 
     def _part(self, number: int, n: int, ratio: float) -> Samples:
         generator = torch.Generator().manual_seed(number)
@@ -396,7 +395,7 @@ class _Whole(nn.Module):
         self.nets, self.loss = nn.ModuleDict(nets), loss
 
     def forward(self, batch: dict[str, Tensor], state: State) -> tuple[Tensor, State]:
-        result = self.loss(SimpleNamespace(**dict(self.nets.items())), Batch(**batch), state)
+        result = self.loss(Nets(**dict(self.nets.items())), Batch(**batch), state)
         value, new_state = result if isinstance(result, tuple) else (result, state)
         return total(value), new_state
 

@@ -14,9 +14,10 @@ with the new value counting 0.3. Where ours departs: k-means is scikit-learn's, 
 """
 
 import torch
+from torch import Tensor
 
 from debiasbench.losses import cross_entropy, mean_cross_entropy
-from debiasbench.methods import Method, at_least, between, one_of
+from debiasbench.methods import Batch, Method, Nets, Predict, State, Task, at_least, between, one_of
 
 REFRESH = 10  # steps
 
@@ -36,7 +37,7 @@ class BPA(Method):
     smoothing: str = one_of("exponential", "average", default="exponential")
     momentum: float = between(0, 1, default=0.3)  # of smoothing=average: how much the new weight counts
 
-    def fit(self, task):
+    def fit(self, task: Task) -> Predict:
         """The three steps."""
         base = task.new_net()
         task.train(base, mean_cross_entropy, reuse=True)
@@ -52,7 +53,7 @@ class BPA(Method):
         task.log(score=state["weight"][cluster])
         return net
 
-    def cluster(self, features, y, *, generator):
+    def cluster(self, features: Tensor, y: Tensor, *, generator: torch.Generator) -> Tensor:
         """Step 2 -> cluster of each sample, int64 (N,): `clusters` y + place."""
         from sklearn.cluster import KMeans
         from threadpoolctl import threadpool_limits
@@ -69,7 +70,7 @@ class BPA(Method):
             result[members] = self.clusters * label + torch.from_numpy(found).long()
         return result.to(y.device)
 
-    def loss(self, nets, batch, state):
+    def loss(self, nets: Nets, batch: Batch, state: State) -> tuple[Tensor, State]:
         """Step 3; weights are taken before the update."""
         losses = cross_entropy(nets.net(batch.x), batch.y)
         weight = torch.where(batch.epoch != state["epoch"], self.refreshed(state), state["weight"])
@@ -79,7 +80,7 @@ class BPA(Method):
         due = (batch.step + 1) % REFRESH == 0
         return value, {**state, "weight": torch.where(due, self.refreshed(state), weight)}
 
-    def refreshed(self, state):
+    def refreshed(self, state: State) -> Tensor:
         """The clusters' weights (K,) from the last losses; as they are while some sample was not seen yet."""
         table, size = state["last_loss"], state["size"]
         total = torch.zeros_like(size).scatter_add(0, state["cluster"], torch.nan_to_num(table))
@@ -89,7 +90,7 @@ class BPA(Method):
             weight = self.momentum * weight + (1 - self.momentum) * state["weight"]
         return torch.where(torch.isnan(table).any(), state["weight"], weight)
 
-    def normalised(self, weight):
+    def normalised(self, weight: Tensor) -> Tensor:
         """Weights (B,) of mean 1; the authors' smoothing, which has no memory, makes large ones a little larger."""
         weight = weight / weight.mean().clamp_min(1e-30)  # 0 if all clusters of the batch are fitted exactly
         if self.smoothing == "exponential":

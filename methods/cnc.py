@@ -31,9 +31,10 @@ ours there are not tuned otherwise. Colored MNIST: five epochs of step 1 (README
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from debiasbench.losses import cross_entropy, mean_cross_entropy
-from debiasbench.methods import Method, above, at_least, between
+from debiasbench.methods import Batch, Dataset, Method, Nets, Predict, State, Task, above, at_least, between
 
 
 class CNC(Method):
@@ -57,11 +58,11 @@ class CNC(Method):
     two_sided: bool = False
     sets: int | None = at_least(1, default=None)  # in a step; none: as many as fill a batch of the recipe
 
-    def relative_cost(self, dataset):
+    def relative_cost(self, dataset: Dataset) -> float:
         """Step 1, and the second training."""
         return 1 + self.first_epochs / dataset.own_recipe.epochs
 
-    def fit(self, task):
+    def fit(self, task: Task) -> Predict:
         """The three steps."""
         first = task.new_net()
         task.stage(first, mean_cross_entropy).run(epochs=self.first_epochs)
@@ -80,11 +81,11 @@ class CNC(Method):
         return net
 
     @property
-    def n_parts(self):
+    def n_parts(self) -> int:
         """Anchors, positives, negatives, and for two sides the negatives of the first positive."""
         return 4 if self.two_sided else 3
 
-    def loss(self, nets, batch, state):
+    def loss(self, nets: Nets, batch: Batch, state: State) -> Tensor:
         """Step 3 on a few sets, one after the other, each of `n_parts` times `n_each` samples."""
         features = nets.net.features(batch.x).float()
         with torch.autocast(
@@ -92,7 +93,7 @@ class CNC(Method):
         ):  # similarities of 8 bits, over a temperature, are rough
             return self.loss_of(nets.net.head(features), features, batch.y)
 
-    def loss_of(self, logits, features, y):
+    def loss_of(self, logits: Tensor, features: Tensor, y: Tensor) -> Tensor:
         """The two terms, from logits (B, C) and features (B, D)."""
         value = cross_entropy(logits, y).mean()
         parts = F.normalize(features, dim=1).unflatten(0, (-1, self.n_parts, self.n_each)).unbind(1)  # (S, n, D) each
@@ -103,7 +104,7 @@ class CNC(Method):
         return self.contrastive_weight * contrast.mean() + (1 - self.contrastive_weight) * value
 
 
-def contrastive(anchor, positives, negatives, temperature):
+def contrastive(anchor: Tensor, positives: Tensor, negatives: Tensor, temperature: float) -> Tensor:
     """-mean over positives of log(e^s / sum of all e^s), of unit vectors: (S, D), (S, P, D), (S, M, D) -> (S,)."""
     similar, other = ((samples @ anchor[:, :, None])[..., 0] / temperature for samples in (positives, negatives))
     return (torch.logsumexp(torch.cat([similar, other], 1), 1, keepdim=True) - similar).mean(1)
@@ -116,27 +117,27 @@ class Layout:
     negatives, and with four parts negatives of the first positive.
     """
 
-    def __init__(self, y, predicted, n_each, *, n_parts, sets=1):
+    def __init__(self, y: Tensor, predicted: Tensor, n_each: int, *, n_parts: int, sets: int = 1) -> None:
         self.y, self.predicted, self.n_each, self.n_parts, self.sets = y, predicted, n_each, n_parts, sets
         self.right = predicted == y
 
     @property
-    def n_sets(self):
+    def n_sets(self) -> int:
         """In an epoch."""
         return max(1, len(self.y) // (self.n_parts * self.n_each))
 
-    def __len__(self):
+    def __len__(self) -> int:
         """Batches of an epoch."""
         return -(-self.n_sets // self.sets)
 
-    def __call__(self, generator):
+    def __call__(self, generator: torch.Generator) -> list[Tensor]:
         """One epoch."""
         anchors = torch.nonzero(self.right)[:, 0]
         chosen = torch.randint(len(anchors), (self.n_sets,), generator=generator)
         sets = [self.set_of(int(anchor), generator) for anchor in anchors[chosen]]
         return [torch.cat(sets[first : first + self.sets]) for first in range(0, self.n_sets, self.sets)]
 
-    def set_of(self, anchor, generator):
+    def set_of(self, anchor: int, generator: torch.Generator) -> Tensor:
         """The indices of one set."""
         label = self.y[anchor]
         own = self.y == label
@@ -149,7 +150,7 @@ class Layout:
             parts.append(self.drawn(slice_of_first & self.right & ~own, ~own, generator))
         return torch.cat(parts)
 
-    def drawn(self, members, instead, generator):
+    def drawn(self, members: Tensor, instead: Tensor, generator: torch.Generator) -> Tensor:
         """`n_each` of the members, or of `instead` where there are none; with replacement only if there are fewer."""
         pool = torch.nonzero(members if members.any() else instead)[:, 0]
         if len(pool) >= self.n_each:

@@ -11,9 +11,10 @@ a fixed strength, not L1 with one that is chosen on a half of the validation sam
 """
 
 import torch
+from torch import Tensor
 
 from debiasbench.losses import mean_cross_entropy
-from debiasbench.methods import Method, above, one_of
+from debiasbench.methods import Dataset, Method, Predict, Task, above, one_of
 
 
 class DFR(Method):
@@ -30,13 +31,13 @@ class DFR(Method):
     groups: str = one_of("cells", "sides", default="cells")  # (label, bias), or aligned and conflicting
     strength: float = above(0, default=1.0)  # inverse, of the L2 penalty: scikit-learn's C
 
-    def decline(self, dataset):
+    def decline(self, dataset: Dataset) -> str | None:
         """Groups are those of one known bias."""
         if self.groups == "sides" and not dataset.defines_conflicts:
             return f"no sample of {dataset.name} is aligned or conflicting: give dfr:groups=cells"
         return self.decline_groups(dataset)
 
-    def fit(self, task):
+    def fit(self, task: Task) -> Predict:
         """The two steps."""
         net = task.new_net()
         task.train(net, mean_cross_entropy, reuse=True)
@@ -47,13 +48,13 @@ class DFR(Method):
         cells = valid.y * (int(valid.bias.max()) + 1) + valid.bias[:, 0]
         group = valid.conflicting[:, 0].long() if self.groups == "sides" else cells
         weight, bias = task.once(self.last_layer, features, valid.y, group)
-        with torch.no_grad():
-            net.head.weight.copy_(weight)
-            net.head.bias.copy_(bias)
+        net.head.load_state_dict({"weight": weight, "bias": bias})
         task.evaluate(net, {"net": net})
         return net
 
-    def last_layer(self, features, y, group, *, generator):
+    def last_layer(
+        self, features: Tensor, y: Tensor, group: Tensor, *, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
         """Step 2: features (N, D), labels and groups (N,) -> weight (C, D) and bias (C,)."""
         from sklearn.linear_model import LogisticRegression
 

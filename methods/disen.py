@@ -18,9 +18,10 @@ ours: docs/reproduction.md.
 """
 
 import torch
+from torch import Tensor
 
 from debiasbench.losses import cross_entropy, gce, relative_difficulty, smoothed
-from debiasbench.methods import Method, at_least, between, one_of
+from debiasbench.methods import Batch, Method, Nets, Predict, State, Task, at_least, between, one_of
 
 ADAM = {"optimizer": "adam", "learning_rate": 0.01, "weight_decay": 0.0}  # official CMNIST command
 OFFICIAL = {
@@ -56,7 +57,7 @@ class Disen(Method):
     swap_factor: float = at_least(0, default=1.0)  # of the swapped part (lambda_swap)
     swap_after: float = between(0, 1, default=0.2)  # share of the steps before swapping (10,000 of 50,000)
 
-    def fit(self, task):
+    def fit(self, task: Task) -> Predict:
         """One phase with two encoders, two heads and two per-sample tables."""
         encoder_i, encoder_b = task.new_net(head=False), task.new_net(head=False)
         nets = {
@@ -71,11 +72,11 @@ class Disen(Method):
         )  # W at the end
         return self.predict
 
-    def predict(self, nets, x):
+    def predict(self, nets: Nets, x: Tensor) -> Tensor:
         """Logits of the intrinsic head."""
         return nets.head_i(torch.cat([nets.encoder_i.features(x), nets.encoder_b.features(x)], 1))
 
-    def loss(self, nets, batch, state):
+    def loss(self, nets: Nets, batch: Batch, state: State) -> tuple[Tensor, State]:
         """The disentangling part, and after a while the swapped part; gradients never cross to the other encoder."""
         z_i, z_b = nets.encoder_i.features(batch.x), nets.encoder_b.features(batch.x)  # (B, D) each
         logits_i = nets.head_i(torch.cat([z_i, z_b.detach()], 1))
@@ -98,6 +99,6 @@ class Disen(Method):
         swapping = batch.step > self.swap_after * batch.n_steps
         return value + self.swap_factor * torch.where(swapping, swap, 0.0), tables
 
-    def gce(self, logits, y):
+    def gce(self, logits: Tensor, y: Tensor) -> Tensor:
         """Mean GCE."""
         return gce(logits, y, self.alpha, self.gce_form).mean()

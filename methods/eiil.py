@@ -19,6 +19,7 @@ How long the reference network trains is not published for these datasets: one e
 """
 
 import torch
+from torch import Tensor
 
 from debiasbench.losses import (
     balancing,
@@ -28,7 +29,7 @@ from debiasbench.losses import (
     mean_cross_entropy,
     scale_gradient,
 )  # fmt: skip
-from debiasbench.methods import Method, above, at_least, between, one_of
+from debiasbench.methods import Batch, Dataset, Method, Nets, Predict, State, Task, above, at_least, between, one_of
 
 
 class EIIL(Method):
@@ -50,11 +51,11 @@ class EIIL(Method):
     penalty_weight: float = above(0, default=191_257.0)  # of IRM
     penalty_start: float = between(0, 1, default=0.38)  # of IRM: the share of the steps before it counts
 
-    def relative_cost(self, dataset):
+    def relative_cost(self, dataset: Dataset) -> float:
         """The reference network's epochs, and the second training."""
         return 1 + self.ref_epochs / dataset.own_recipe.epochs
 
-    def fit(self, task):
+    def fit(self, task: Task) -> Predict:
         """The three steps."""
         reference = task.new_net()
         task.stage(reference, mean_cross_entropy).run(epochs=self.ref_epochs)
@@ -77,7 +78,7 @@ class EIIL(Method):
         task.train(net, self.loss, sample=balancing(group), columns={"group": group}, state=state, predict=net)
         return net
 
-    def environments(self, g, *, generator):
+    def environments(self, g: Tensor, *, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Step 2: the weight of each sample (N,), and the share of samples whose u moved by more than a half."""
         start = torch.randn(len(g), generator=generator, device=g.device, dtype=g.dtype)
         u = start.clone()
@@ -90,19 +91,19 @@ class EIIL(Method):
             optimizer.step()
         return u.sigmoid(), ((u - start).abs() > 0.5).float().mean()
 
-    def loss(self, nets, batch, state):
+    def loss(self, nets: Nets, batch: Batch, state: State) -> tuple[Tensor, State]:
         """GroupDRO's."""
         losses = cross_entropy(nets.net(batch.x), batch.y)
         value, q = group_dro(losses, batch.group, state["q"], step_size=self.step_size)
         return value, {**state, "q": q}
 
-    def irm_loss(self, nets, batch, state):
+    def irm_loss(self, nets: Nets, batch: Batch, state: State) -> Tensor:
         """IRM's: the environments' mean losses, and how far a factor on the logits is from its best in each."""
         logits = nets.net(batch.x).float()
         members = torch.stack([~batch.hard, batch.hard]).double()  # (2, B)
         there = members.sum(1).clamp_max(1)
 
-        def means(values):
+        def means(values: Tensor) -> Tensor:
             return (members * values).sum(1) / members.sum(1).clamp_min(1)
 
         risk = (means(cross_entropy(logits, batch.y)) * there).sum() / there.sum()

@@ -20,16 +20,22 @@ On cmnist5k its clusters hardly follow the colours, and it is no better than pla
 
 import importlib.util
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from debiasbench.losses import balancing, cross_entropy, group_dro, group_dro_state, mean_cross_entropy
-from debiasbench.methods import Method, above, at_least, one_of
+from debiasbench.methods import Batch, Dataset, Method, Nets, Predict, State, Task, above, at_least, one_of
 
 MOST = 10  # clusters of a class
 PARTS = 5  # of a cluster, by over-clustering
 FEWEST = 25  # samples of a part, in training and on validation
+
+Reduce = Callable[[np.ndarray], np.ndarray]
+Mixture = Any  # scikit-learn's GaussianMixture: importing it takes seconds
 
 
 class George(Method):
@@ -51,7 +57,7 @@ class George(Method):
     adjustment: float = at_least(0, default=0.0)  # C of the adjustment C / sqrt(N_g)
     uniform: bool = False  # draw all clusters equally often
 
-    def decline(self, dataset):
+    def decline(self, dataset: Dataset) -> str | None:
         """UMAP is a package of its own, and nothing stands in for it unasked."""
         if self.reduction == "umap" and importlib.util.find_spec("umap") is None:
             return (
@@ -60,7 +66,7 @@ class George(Method):
             )
         return None
 
-    def fit(self, task):
+    def fit(self, task: Task) -> Predict:
         """The three steps."""
         first = task.new_net()
         task.train(first, mean_cross_entropy, reuse=True)
@@ -80,20 +86,24 @@ class George(Method):
         return net
 
     @property
-    def n_each(self):
+    def n_each(self) -> int:
         """How many groups a class can have: its clusters, and their parts."""
         return MOST * (1 + PARTS) if self.over_cluster else MOST
 
-    def clusters(self, features, y, losses=None, valid=None, valid_y=None, *, generator):
-        """Step 2 -> the group of each sample, int64 (N,): n_each y + cluster; the last three for over-clustering."""
+    def clusters(self, features: Tensor, y: Tensor, *for_parts: Tensor, generator: torch.Generator) -> Tensor:
+        """Step 2 -> the group of each sample, int64 (N,): n_each y + cluster.
+
+        for_parts: what over-clustering needs besides: losses (N,), and of validation features (V, D) and labels (V,).
+        """
         seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
-        features, labels = features.double().cpu().numpy(), y.cpu()
+        vectors, labels = features.double().cpu().numpy(), y.cpu()
         group = torch.empty_like(labels)
         for label in labels.unique().tolist():
             members = torch.nonzero(labels == label)[:, 0]
-            points, to_points = self.reduced(features[members.numpy()], seed)
+            points, to_points = self.reduced(vectors[members.numpy()], seed)
             found, mixture = self.clusters_of_class(points, seed)
             if self.over_cluster:
+                losses, valid, valid_y = for_parts
                 others = valid[valid_y == label].double().cpu().numpy()
                 others = to_points(others) if len(others) else points[:0]
                 theirs = mixture.predict(others) if len(others) else found[:0]
@@ -102,11 +112,11 @@ class George(Method):
             group[members] = self.n_each * label + torch.from_numpy(found).long()
         return group.to(y.device)
 
-    def clusters_of_class(self, points, seed):
+    def clusters_of_class(self, points: np.ndarray, seed: int) -> tuple[np.ndarray, Mixture]:
         """The clusters of one class (n, 2) -> (n,) by the best mixture, and that."""
         if len(points) < 3:
             raise RuntimeError(f"GEORGE cannot cluster a class of {len(points)} samples: at least 3 are needed.")
-        best, chosen = -2.0, None
+        best = -2.0
         for n_clusters in range(2, min(MOST, len(points) - 1) + 1):
             found, mixture = mixed(points, n_clusters, seed)
             score = mean_silhouette(points, found, self.silhouette_samples, seed)
@@ -114,7 +124,7 @@ class George(Method):
                 best, chosen = score, (found, mixture)
         return chosen
 
-    def reduced(self, features, seed):
+    def reduced(self, features: np.ndarray, seed: int) -> tuple[np.ndarray, Reduce]:
         """Features (n, D) -> points (n, 2), or as they are, and the function that does so to others.
 
         In float64, as in float32 tight clusters are ill-conditioned.
@@ -135,14 +145,14 @@ class George(Method):
             points = reducer.fit_transform(features).astype(np.float64)
         return points, lambda others: reducer.transform(others).astype(np.float64)
 
-    def loss(self, nets, batch, state):
+    def loss(self, nets: Nets, batch: Batch, state: State) -> tuple[Tensor, State]:
         """GroupDRO's."""
         losses = cross_entropy(nets.net(batch.x), batch.y)
         value, q = group_dro(losses, batch.group, state["q"], step_size=self.step_size, adjustment=state["adjustment"])
         return value, {**state, "q": q}
 
 
-def mixed(points, n_clusters, seed):
+def mixed(points: np.ndarray, n_clusters: int, seed: int) -> tuple[np.ndarray, Mixture]:
     """The clusters (n,) of points (n, 2) by a Gaussian mixture, and that."""
     from sklearn.mixture import GaussianMixture
     from threadpoolctl import threadpool_limits
@@ -152,7 +162,15 @@ def mixed(points, n_clusters, seed):
         return mixture.fit_predict(points), mixture
 
 
-def with_parts(points, cluster, losses, valid_points, valid_cluster, n_samples, seed):
+def with_parts(
+    points: np.ndarray,
+    cluster: np.ndarray,
+    losses: np.ndarray,
+    valid_points: np.ndarray,
+    valid_cluster: np.ndarray,
+    n_samples: int,
+    seed: int,
+) -> np.ndarray:
     """Over-clustering of one class: points (n, 2) and their clusters -> the clusters with the parts that are kept.
 
     Part p of cluster k has number MOST + PARTS k + p; what is not kept goes back to its cluster.
@@ -181,7 +199,7 @@ def with_parts(points, cluster, losses, valid_points, valid_cluster, n_samples, 
     return result
 
 
-def silhouettes(points, cluster, n_samples, seed):
+def silhouettes(points: np.ndarray, cluster: np.ndarray, n_samples: int, seed: int) -> dict[int, float]:
     """Cluster -> the mean silhouette of its samples, of `n_samples` at random; nothing for a single cluster."""
     some = np.random.default_rng(seed).permutation(len(points))[:n_samples]
     points, cluster = points[some], cluster[some]
@@ -194,7 +212,7 @@ def silhouettes(points, cluster, n_samples, seed):
     return {name: float(values[cluster == name].mean()) for name in names}
 
 
-def mean_silhouette(points, cluster, n_samples, seed):
+def mean_silhouette(points: np.ndarray, cluster: np.ndarray, n_samples: int, seed: int) -> float:
     """The mean over clusters of their samples' mean silhouette; -1 for a single cluster."""
     values = silhouettes(points, cluster, n_samples, seed)
     return float(np.mean(list(values.values()))) if values else -1.0

@@ -11,8 +11,10 @@ only, aligned and conflicting samples: on data with many labels the cells are ti
 of cmnist5k).
 """
 
+from torch import Tensor
+
 from debiasbench.losses import balancing, cross_entropy, group_dro, group_dro_state
-from debiasbench.methods import Method, above, at_least, one_of
+from debiasbench.methods import Batch, Dataset, Method, Nets, Predict, State, Task, above, at_least, one_of
 
 
 class GroupDRO(Method):
@@ -30,13 +32,13 @@ class GroupDRO(Method):
     step_size: float = above(0, default=0.01)  # of q; 0.1 in BalancingGroups
     adjustment: float = at_least(0, default=0.0)  # C of the generalisation adjustment C / sqrt(N_g)
 
-    def decline(self, dataset):
+    def decline(self, dataset: Dataset) -> str | None:
         """Groups are those of one known bias."""
         if self.groups == "sides" and not dataset.defines_conflicts:
             return f"no sample of {dataset.name} is aligned or conflicting: give groupdro:groups=cells"
         return self.decline_groups(dataset)
 
-    def fit(self, task):
+    def fit(self, task: Task) -> Predict:
         """One phase with a weight for each group."""
         group, n_groups = self.groups_of(task)
         net = task.new_net()
@@ -46,14 +48,14 @@ class GroupDRO(Method):
         )  # fmt: skip
         return net
 
-    def groups_of(self, task):
+    def groups_of(self, task: Task) -> tuple[Tensor, int]:
         """The group of each training sample, int64 (N,), and how many groups there could be."""
         if self.groups == "sides":
             return task.conflicting[:, 0].long(), 2
         n_values = max(task.dataset.n_bias_values, int(task.bias.max()) + 1)
         return task.y * n_values + task.bias[:, 0], task.n_classes * n_values
 
-    def loss(self, nets, batch, state):
+    def loss(self, nets: Nets, batch: Batch, state: State) -> tuple[Tensor, State]:
         """The weighted sum of the groups' mean losses."""
         losses = cross_entropy(nets.net(batch.x), batch.y)
         value, q = group_dro(losses, batch.group, state["q"], step_size=self.step_size, adjustment=state["adjustment"])

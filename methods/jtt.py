@@ -20,10 +20,14 @@ Expected on Colored MNIST at 0.5 / 1 / 5 %: 85.84 +- 1.32 / 95.07 +- 3.42 / 96.5
 paper, Table 1).
 """
 
+from typing import Any
+
 import torch
+from torch import Tensor
 
 from debiasbench.losses import cross_entropy
-from debiasbench.methods import Method, above, at_least, one_of
+from debiasbench.methods import Batch, Dataset, Method, Net, Nets, Predict, State, Task, above, at_least, one_of
+from debiasbench.recipe import Recipe
 
 
 class JTT(Method):
@@ -58,7 +62,7 @@ class JTT(Method):
     first_learning_rate: float | None = above(0, default=None)  # none: the dataset's
     first_batch_size: int | None = at_least(2, default=None)
 
-    def decline(self, dataset):
+    def decline(self, dataset: Dataset) -> str | None:
         """1 / ratio must exist, unless lambda_up is given."""
         if self.lambda_up is None and not dataset.conflict_ratio:
             ratio = dataset.conflict_ratio
@@ -68,12 +72,12 @@ class JTT(Method):
             )
         return None
 
-    def relative_cost(self, dataset):
+    def relative_cost(self, dataset: Dataset) -> float:
         """T epochs, and the second training with half of its samples from E if E is what it should be."""
         ratio, recipe = dataset.conflict_ratio or 0.0, dataset.recipe
         return self.T / recipe.epochs + 1 + (self.lambda_up or (1 / ratio if ratio else 0.0)) * ratio
 
-    def fit(self, task):
+    def fit(self, task: Task) -> Predict:
         """The three steps."""
         net = task.new_net()
         wrong = self.errors_during(task, net) if self.error_pass == "online" else self.errors_after(task, net)
@@ -93,19 +97,19 @@ class JTT(Method):
             task.log(jaccard_with_clean=(wrong & clean).sum() / (wrong | clean).sum())
         return second
 
-    def errors_after(self, task, net):
+    def errors_after(self, task: Task, net: Net) -> Tensor:
         """E by one clean pass after T epochs -> bool (N,)."""
         task.stage(net, self.loss, recipe=self.recipe_of_first(task)).run(epochs=self.T)
         return task.each(lambda x, y: net(x).argmax(1) != y)
 
-    def errors_during(self, task, net):
+    def errors_during(self, task: Task, net: Net) -> Tensor:
         """E as collected while epoch index T is trained, in train mode -> bool (N,)."""
         stage = task.stage(net, self.noting_loss, state={"wrong": task.column(0)}, recipe=self.recipe_of_first(task))
         return stage.run(epochs=self.T + 1)["wrong"] > 0
 
-    def recipe_of_first(self, task):
+    def recipe_of_first(self, task: Task) -> Recipe:
         """The recipe of step 1."""
-        changes = {"learning_rate": self.first_learning_rate, "batch_size": self.first_batch_size}
+        changes: dict[str, Any] = {"learning_rate": self.first_learning_rate, "batch_size": self.first_batch_size}
         changes = {key: value for key, value in changes.items() if value is not None}
         if self.first_optimizer == "sgd":
             changes |= {
@@ -113,11 +117,11 @@ class JTT(Method):
             }  # fmt: skip
         return task.recipe.replace(**changes)
 
-    def loss(self, nets, batch, state):
+    def loss(self, nets: Nets, batch: Batch, state: State) -> Tensor:
         """Mean cross-entropy."""
         return cross_entropy(nets.net(batch.x), batch.y).mean()
 
-    def noting_loss(self, nets, batch, state):
+    def noting_loss(self, nets: Nets, batch: Batch, state: State) -> tuple[Tensor, State]:
         """Cross-entropy, noting which samples are wrong before the update."""
         logits = nets.net(batch.x)
         wrong = (logits.argmax(1) != batch.y).to(state["wrong"].dtype)

@@ -17,9 +17,10 @@ split with known bias; `preset=official` has the authors' Adam 0.001 and batches
 """
 
 import torch
+from torch import Tensor
 
 from debiasbench.losses import cross_entropy, gce, gradient_norm, relative_difficulty, smoothed
-from debiasbench.methods import Method, between, one_of
+from debiasbench.methods import Batch, Method, Net, Nets, Predict, State, Task, between, one_of
 
 ADAM = {"optimizer": "adam", "learning_rate": 0.01, "weight_decay": 0.0}
 OFFICIAL = {
@@ -46,7 +47,7 @@ class LfF(Method):
     gce_form: str = one_of("official", "paper", default="official")
     smoothing: float = between(0, 1, default=0.7)  # share of the old value in the moving average
 
-    def fit(self, task):
+    def fit(self, task: Task) -> Predict:
         """One phase with two networks and two per-sample tables."""
         nets = {"biased": task.new_net(), "debiased": task.new_net()}
         tables = {"biased_loss": task.column(float("nan")), "debiased_loss": task.column(float("nan"))}
@@ -57,7 +58,7 @@ class LfF(Method):
         )  # W at the end
         return nets["debiased"]
 
-    def loss(self, nets, batch, state):
+    def loss(self, nets: Nets, batch: Batch, state: State) -> tuple[Tensor, State]:
         """GCE of the biased network plus weighted cross-entropy of the debiased one."""
         logits_b, score_b = self.scored(nets.biased, batch)
         logits_d, score_d = self.scored(nets.debiased, batch)
@@ -74,7 +75,7 @@ class LfF(Method):
         )
         return value, tables
 
-    def scored(self, net, batch):
+    def scored(self, net: Net, batch: Batch) -> tuple[Tensor, Tensor]:
         """Logits (B, C), and what W compares (B,): cross-entropy, or the norm of its gradient for the final layer."""
         features = net.features(batch.x)
         logits = net.head(features)

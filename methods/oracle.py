@@ -6,9 +6,10 @@ may do better. The other end is `pgd:score=random`, which knows nothing.
 """
 
 import torch
+from torch import Tensor
 
 from debiasbench.losses import cross_entropy
-from debiasbench.methods import Method, between
+from debiasbench.methods import Batch, Dataset, Method, Nets, Predict, State, Task, between
 
 
 class ResampleOracle(Method):
@@ -19,7 +20,7 @@ class ResampleOracle(Method):
 
     share: float = between(0, 1, default=0.5)  # of conflicting samples among those drawn
 
-    def decline(self, dataset):
+    def decline(self, dataset: Dataset) -> str | None:
         """Conflicting samples must be known, and be of one bias."""
         if dataset.conflict_ratio == 0:
             return f"no sample of {dataset.name} conflicts at a ratio of 0"
@@ -27,7 +28,7 @@ class ResampleOracle(Method):
             return f"no sample of {dataset.name} is aligned or conflicting"
         return self.decline_groups(dataset)
 
-    def fit(self, task):
+    def fit(self, task: Task) -> Predict:
         """One phase."""
         conflicting = task.conflicting[:, 0]
         n_conflict = int(conflicting.sum())
@@ -41,6 +42,6 @@ class ResampleOracle(Method):
         task.train(net, self.loss, sample=share, predict=net)
         return net
 
-    def loss(self, nets, batch, state):
+    def loss(self, nets: Nets, batch: Batch, state: State) -> Tensor:
         """Mean cross-entropy."""
         return cross_entropy(nets.net(batch.x), batch.y).mean()

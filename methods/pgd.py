@@ -22,10 +22,11 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from debiasbench.errors import BenchmarkError
 from debiasbench.losses import cross_entropy, gradient_norm, mean_gce, scale_gradient
-from debiasbench.methods import Method, above, between, one_of
+from debiasbench.methods import Batch, Dataset, Method, Net, Nets, Predict, State, Task, above, between, one_of
 
 ORDERS = {"l1": 1.0, "l2": 2.0, "l2sq": 2.0, "linf": math.inf}
 
@@ -62,7 +63,7 @@ class PGD(Method):
     bias_ckpt: str = one_of("last", "best", default="last")  # the biased network's epoch; best: on biased validation
     restart_lr: bool = True  # step 3 starts the schedule anew; else it keeps the rate at which step 1 ended
 
-    def check(self):
+    def check(self) -> None:
         """The order belongs to norm=lp; what is between two stages belongs to two stages."""
         between_stages = (self.bias_ckpt, self.restart_lr, self.inherit)
         if self.use == "single-stage" and between_stages != ("last", True, True):
@@ -76,13 +77,13 @@ class PGD(Method):
                 f"Got norm={self.norm}, order={self.order}."
             )
 
-    def decline(self, dataset):
+    def decline(self, dataset: Dataset) -> str | None:
         """A rate that falls to zero leaves nothing to go on with."""
         if not self.restart_lr and dataset.own_recipe.schedule == "linear":
             return f"on {dataset.name} the rate falls to zero in step 1: restart_lr=false has nothing to go on with"
         return None
 
-    def fit(self, task):
+    def fit(self, task: Task) -> Predict:
         """The three steps."""
         if self.use == "single-stage":
             return self.fit_in_turns(task)
@@ -110,7 +111,7 @@ class PGD(Method):
             task.train(net, self.debiased_loss, sample=h, predict=net, recipe=recipe)
         return net
 
-    def train_to_lowest_validation_loss(self, task, net):
+    def train_to_lowest_validation_loss(self, task: Task, net: Net) -> None:
         """Step 1 whose result is the epoch of lowest cross-entropy on the biased validation images."""
         stage = task.stage(net, self.biased_loss)
         lowest = math.inf
@@ -121,7 +122,7 @@ class PGD(Method):
                 lowest, best = loss, task.snapshot(net)
         task.restore(best)
 
-    def fit_in_turns(self, task):
+    def fit_in_turns(self, task: Task) -> Predict:
         """Table 8: each epoch trains the biased network, scores anew, and trains the debiased network."""
         biased, debiased = task.new_net(), task.new_net()
         biased_stage = task.stage(biased, self.biased_loss)
@@ -134,21 +135,21 @@ class PGD(Method):
         return debiased
 
     @property
-    def biased_loss(self):
+    def biased_loss(self) -> partial[Tensor]:
         """Step 1: GCE with this method's exponent and form."""
         return partial(mean_gce, alpha=self.alpha, form=self.gce_form)
 
-    def scored(self, task, net):
+    def scored(self, task: Task, net: Net) -> Tensor:
         """The score of each training sample (N,); score=random is uniform in (0, 1)."""
         if self.score == "random":
             return task.once(self.drawn, task.y)
         return task.each(lambda x, y: self.scores(net, x, y), augment=self.score_augment)
 
-    def drawn(self, y, *, generator):
+    def drawn(self, y: Tensor, *, generator: torch.Generator) -> Tensor:
         """A number for each sample, from nothing."""
         return torch.rand(len(y), generator=generator, device=y.device, dtype=torch.float64).clamp_min(1e-8)
 
-    def scores(self, net, x, y):
+    def scores(self, net: Net, x: Tensor, y: Tensor) -> Tensor:
         """Step 2, equation 1 before normalisation -> (B,), at least 1e-8.
 
         gradnorm: norms of the gradients of cross-entropy. loss: cross-entropy. error: 1 where the network is wrong.
@@ -168,10 +169,10 @@ class PGD(Method):
         }[self.score](logits, y)
         return score.double().clamp_min(1e-8)
 
-    def debiased_loss(self, nets, batch, state):
+    def debiased_loss(self, nets: Nets, batch: Batch, state: State) -> Tensor:
         """Step 3: cross-entropy on batches drawn from h."""
         return cross_entropy(nets.net(batch.x), batch.y).mean()
 
-    def weighted_loss(self, nets, batch, state):
+    def weighted_loss(self, nets: Nets, batch: Batch, state: State) -> Tensor:
         """Table 9: uniform batches, each sample weighted by N h."""
         return (batch.weight * cross_entropy(nets.net(batch.x), batch.y)).mean()

@@ -7,6 +7,8 @@ from torch import Generator, Tensor
 
 from debiasbench.recipe import Recipe
 
+Palette = tuple[tuple[int, ...], ...]  # a colour for each value, as RGB in 0..255
+
 TEST_RATIO = 0.9  # of conflicts: over ten values, the bias then says nothing of the label
 # PGD paper, Table 6, and the augmentation of the official code.
 COLOURED_MNIST_RECIPE = Recipe(
@@ -16,18 +18,18 @@ COLOURED_MNIST_RECIPE = Recipe(
 
 # The official PGD generator's colours of the digits 0..9, as RGB in 0..255 (fixed there, though the paper says
 # that they were randomly selected).
-PGD_PALETTE = (
+PGD_PALETTE: Palette = (
     (220, 20, 60), (0, 128, 128), (253, 233, 16), (0, 149, 182), (237, 145, 33),
     (145, 30, 188), (70, 240, 240), (250, 197, 187), (210, 245, 60), (128, 0, 0),
 )  # fmt: skip
 # The official LfF generator's.
-LFF_PALETTE = (
+LFF_PALETTE: Palette = (
     (251, 80, 43), (253, 233, 90), (172, 118, 148), (200, 212, 153), (22, 198, 250),
     (82, 245, 114), (6, 60, 193), (142, 26, 194), (53, 100, 5), (213, 52, 68),
 )  # fmt: skip
 
 
-def random_palette(generator: Generator) -> tuple[tuple[int, ...], ...]:
+def random_palette(generator: Generator) -> Palette:
     """Ten colours drawn uniformly among those that are bright enough to be seen on black."""
     drawn = torch.randint(0, 256, (200, 3), generator=generator)
     bright = drawn[drawn.amax(1) >= 128]
@@ -71,9 +73,7 @@ def _with_conflicts(y: Tensor, conflicting: Tensor, generator: Generator, n_valu
     return torch.where(conflicting, (y + shift) % n_values, y)
 
 
-def colour(
-    grey: Tensor, bias: Tensor, palette: tuple[tuple[int, ...], ...], noise: float, generator: Generator
-) -> Tensor:
+def colour(grey: Tensor, bias: Tensor, palette: Palette, noise: float, generator: Generator) -> Tensor:
     """Grey digits uint8 (N, 28, 28) -> coloured on black, uint8 (N, 3, 28, 28).
 
     The colour of each sample is its palette entry plus normal noise of standard deviation `noise` (of colours in

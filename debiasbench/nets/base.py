@@ -54,7 +54,7 @@ def bound(predict: Any, nets: Mapping[str, nn.Module]) -> Callable[[Tensor], Ten
     """A predictor as a function of x alone."""
     if isinstance(predict, nn.Module):
         return predict
-    named = SimpleNamespace(**nets)
+    named = Nets(**nets)
     return lambda x: predict(named, x)
 
 
@@ -79,3 +79,18 @@ class Net(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, n_classes)."""
         return self.head(self.features(x))
+
+
+class Nets(SimpleNamespace):
+    """The networks of a stage by name, as losses and predictors get them: `nets.net`, or the names of `task.train`.
+
+    Attributes:
+        net: the network of a stage that was given one, without a name.
+        Others, by name: networks; heads, which are called alike and have no features; learnt tensors (`.value`).
+    """
+
+    net: Net
+
+    def __getattr__(self, name: str) -> Any:
+        """Given networks are found; of others, say which are there."""
+        raise AttributeError(f"there is no network '{name}'; there are {', '.join(sorted(vars(self)))}")

@@ -8,20 +8,21 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import repeat
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from debiasbench.data.augment import augmented, augments
 from debiasbench.errors import DivergedError
+from debiasbench.nets.base import Nets
 from debiasbench.randomness import derived_generator, derived_seed
 from debiasbench.recipe import Recipe
 from debiasbench.samples import Samples
 
 State = dict[str, Tensor]
 Value = Tensor | dict[str, Tensor]  # one number, or named terms
-Loss = Callable[[Any, "Batch", State], Value | tuple[Value, State]]
+Loss = Callable[[Nets, "Batch", State], Value | tuple[Value, State]]
 Layout = Callable[[torch.Generator], list[Tensor]]
 Sample = Tensor | Layout | None
 Noise = Mapping[str, torch.distributions.Distribution]
@@ -64,6 +65,10 @@ class Batch(SimpleNamespace):
     epoch: Tensor
     n_steps: Tensor
     y_all: Tensor
+
+    if TYPE_CHECKING:  # of names that it does not declare, a SimpleNamespace says Any
+
+        def __getattribute__(self, name: str) -> Tensor: ...
 
     def __getattr__(self, name: str) -> Tensor:
         """Declared columns are found; of others, say what a batch holds, and why `bias` is not there."""

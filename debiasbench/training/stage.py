@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sized
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from debiasbench.evaluation.evaluation import Row
-from debiasbench.nets.base import Net, bound, held
+from debiasbench.nets.base import Net, Nets, bound, held
 from debiasbench.randomness import derived_generator
 from debiasbench.recipe import Recipe
 from debiasbench.training.batches import (
@@ -138,7 +137,7 @@ class Stage:
         plan = self._plan(sample, draws, call, self.epoch)
         for net in self.nets.values():
             net.train()
-        nets = SimpleNamespace(**self.nets, **self.frozen)
+        nets = Nets(**self.nets, **self.frozen)
         total = torch.zeros((), device=self.source.device, dtype=torch.float64)
         n_seen = 0
         rate = self.recipe.learning_rate
@@ -156,7 +155,7 @@ class Stage:
         check_finite(mean, call=call, epoch=self.epoch + 1, rate=rate)
         return mean, rate
 
-    def _loss(self, nets: Any, batch: Batch) -> Tensor | Terms:
+    def _loss(self, nets: Nets, batch: Batch) -> Tensor | Terms:
         with self.recipe.autocast(self.source.device):
             result = self.loss(nets, batch, self.state)
         value, self.state = result if isinstance(result, tuple) else (result, self.state)

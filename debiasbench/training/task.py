@@ -15,7 +15,7 @@ from debiasbench.data.augment import augmented, to_input
 from debiasbench.datasets import Dataset
 from debiasbench.errors import BenchmarkError, DivergedError
 from debiasbench.evaluation.evaluation import Evaluation, Row
-from debiasbench.nets.base import Learnable, Net, bound, evaluating
+from debiasbench.nets.base import Learnable, Net, Nets, bound, evaluating
 from debiasbench.nets.build import build_net
 from debiasbench.randomness import derived_generator, derived_seed
 from debiasbench.recipe import Recipe
@@ -28,7 +28,7 @@ from debiasbench.training.reuse import Reuse
 from debiasbench.training.stage import Stage
 from debiasbench.training.updates import Combine, new_update
 
-Predict = nn.Module | Callable[[Any, Tensor], Tensor]
+Predict = nn.Module | Callable[[Nets, Tensor], Tensor]
 Arguments = ParamSpec("Arguments")
 
 
@@ -136,9 +136,18 @@ class Task:
         return _all_known(self.splits.valid, "validation", self.access.name)
 
     @property
-    def conflict_ratio(self) -> float | None:
-        """The ratio that the dataset was built for (not a label of any sample)."""
-        return self.dataset.conflict_ratio
+    def conflict_ratio(self) -> float:
+        """The ratio that the dataset was built for (not a label of any sample).
+
+        Raises:
+            BenchmarkError: it is not known; a method that needs it declines such a dataset.
+        """
+        ratio = self.dataset.conflict_ratio
+        if ratio is None:
+            raise BenchmarkError(
+                f"{self.access.name} needs the conflict ratio, and that of {self.dataset.name} is not known."
+            )
+        return ratio
 
     def new_net(self, *, head: bool = True) -> Net:
         """A new network of the recipe's kind; with `head=False` its `.head` is the identity (an encoder)."""

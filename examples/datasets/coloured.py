@@ -38,11 +38,11 @@ class Coloured(Dataset):
     rho: float = between(0, 1, default=0.02)  # fraction of bias-conflicting training samples
 
     @property
-    def class_names(self) -> tuple[str, ...]:  # type: ignore[override] # follows from a parameter
+    def class_names(self) -> tuple[str, ...]:
         return tuple(map(str, range(min(self.classes, MOST[self.source]))))
 
     @property
-    def n_bias_values(self) -> int:  # type: ignore[override]
+    def n_bias_values(self) -> int:
         return self.n_classes
 
     @property

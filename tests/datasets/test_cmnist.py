@@ -400,6 +400,18 @@ def test_cmnist_follows_the_data_seed_alone(build_some):
         assert prints[0] != prints[2]
 
 
+def test_splits_of_their_names_are_what_they_were(make_splits):
+    splits = make_splits(20)
+    again = Splits.of(splits.named(), official=False, note="cut off")
+    assert again.named() == splits.named()
+    assert (again.official, again.note, again.tune) == (False, "cut off", None)
+    with_tune = Splits.of(splits.named() | {"tune": splits.test})
+    assert with_tune.tune is splits.test
+    assert with_tune.official
+    with pytest.raises(TypeError, match="unexpected keyword argument 'val'"):
+        Splits.of(splits.named() | {"val": splits.test})
+
+
 def test_fingerprint_sees_every_column():
     """Trap 41: one other pixel, label or bias in any part is another fingerprint; tune is left out."""
 

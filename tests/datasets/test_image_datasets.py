@@ -467,6 +467,8 @@ def test_imagefolder_needs_a_place_and_a_title(tmp_path):
         new("imagefolder", root=str(tmp_path))
     (needed,) = new("imagefolder", root=str(tmp_path / "none"), title="x").needed_files(tmp_path)
     assert needed.path == tmp_path / "none"
+    with pytest.raises(BenchmarkError, match="needs a folder: imagefolder:root=FOLDER,title=NAME"):
+        new("imagefolder").build(tmp_path)
 
 
 # ---- prepare ------------------------------------------------------------------------------------------------------

@@ -466,7 +466,7 @@ def test_jtt_with_an_empty_error_set_fails_loudly(make_task, error_pass):
     assert not task.journal.epochs
 
 
-def test_jtt_declines_where_lambda_is_undefined(new_method):
+def test_jtt_declines_where_lambda_is_undefined(new_method, make_task):
     """Section 4.4: lambda_up = 1 / rho needs a ratio above 0, or to be given."""
     dataset, _ = datasets.get("cmnist5k")
     assert "0" in new_method("jtt").decline(dataset(rho=0.0))
@@ -478,6 +478,11 @@ def test_jtt_declines_where_lambda_is_undefined(new_method):
         conflict_ratio = None
 
     assert "unknown" in new_method("jtt").decline(Unknown())
+    task = make_task(new_method("jtt"))
+    assert task.conflict_ratio == 0.1
+    task.dataset = Unknown()
+    with pytest.raises(BenchmarkError, match="jtt needs the conflict ratio, and that of unknown is not known"):
+        _ = task.conflict_ratio
     with pytest.raises(BenchmarkError, match="lambda_up"):
         new_method("jtt", lambda_up=0.0)
 

@@ -13,6 +13,7 @@ from torch import nn
 from debiasbench.data.augment import to_input
 from debiasbench.errors import BenchmarkError
 from debiasbench.nets import pretrained as nets
+from debiasbench.nets.base import Nets, bound
 from debiasbench.nets.build import NETS, build_net, check_net, n_parameters
 from debiasbench.nets.small import MLP, HalfDropout, SimConv1, half_mask
 from debiasbench.recipe import Recipe
@@ -329,3 +330,12 @@ def test_wrong_weights_are_refused(tmp_path, contents, message):
 def test_weights_for_a_net_without_any_are_refused():
     with pytest.raises(BenchmarkError, match="no pretrained weights for the net simconv1"):
         check_net("simconv1", "imagenet")
+
+
+def test_networks_by_name_say_what_is_there():
+    networks = Nets(biased=nn.Linear(2, 3), debiased=nn.Identity())
+    assert networks.biased(torch.zeros(1, 2)).shape == (1, 3)
+    with pytest.raises(AttributeError, match="no network 'net'; there are biased, debiased"):
+        _ = networks.net
+    predict = bound(lambda nets, x: nets.head(x), {"head": nn.Identity()})
+    assert predict(torch.ones(1)) == 1

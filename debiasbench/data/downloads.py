@@ -27,11 +27,11 @@ from typing import Any
 from debiasbench.about import __version__
 from debiasbench.errors import BenchmarkError
 from debiasbench.files import (
-    FULL,
     alone,
     check_space,
-    check_writable,
+    disk_is_full,
     explained_errors,
+    not_written,
     open_for_writing,
     readable_size,
 )
@@ -65,8 +65,7 @@ def fetch(
         raise BenchmarkError(f"Only http and https addresses are fetched. Got {url!r}.")
     if _is_right(path, sha256, size):
         return path
-    check_writable(path.parent)
-    with explained_errors(path), alone(path):
+    with explained_errors(str(path), "--data-dir"), alone(path):
         if not _is_right(path, sha256, size):  # another process may have fetched it meanwhile
             part = _Part(url, path, sha256, size)
             _download(part, timeout)
@@ -93,8 +92,7 @@ def fetch_from_drive(
             f"{path.name} is on Google Drive, and gdown (6.5 or later), which downloads from there, is not installed: "
             f'pip install "debiasbench[drive]". {_by_hand(_drive_page(file_id), path)}'
         )
-    check_writable(path.parent)
-    with explained_errors(path), alone(path):
+    with explained_errors(str(path), "--data-dir"), alone(path):
         if not _is_right(path, sha256, size):
             _download_from_drive(gdown, file_id, path, sha256, size, timeout)
     return path
@@ -113,10 +111,8 @@ def torchvision_download(name: str, by_hand: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, OSError, EOFError, http.client.HTTPException, zipfile.BadZipFile) as error:
-        if isinstance(error, OSError) and error.errno in FULL:
-            raise BenchmarkError(
-                f"The disk is full: torchvision cannot download {name}. Make room, then run the same command again."
-            ) from None
+        if isinstance(error, OSError) and disk_is_full(error):
+            raise not_written(error, f"What torchvision downloads of {name}", "--data-dir") from None
         reason = str(error).strip() or type(error).__name__
         raise BenchmarkError(
             f"torchvision could not download {name}: {reason}\nTry again later, or fetch the files elsewhere and put "
@@ -399,7 +395,7 @@ def _download_from_drive(
                 id=file_id, output=str(unverified), quiet=True, resume=True, progress=show, timeout=timeout
             )  # fmt: skip
     except (gdown.DownloadError, OSError) as error:  # the errors of requests are OSErrors
-        if isinstance(error, OSError) and error.errno in FULL:
+        if isinstance(error, OSError) and disk_is_full(error):
             raise
         reason = " ".join(str(error).split()).rstrip(".")
         raise BenchmarkError(

@@ -28,7 +28,7 @@ from debiasbench.data.downloads import fetch, fetch_from_drive, torchvision_down
 from debiasbench.data.unpack import unpack
 from debiasbench.datasets import registry
 from debiasbench.errors import BenchmarkError
-from debiasbench.files import check_writable, readable_size
+from debiasbench.files import readable_size
 
 DATA = bytes(range(256)) * 1000
 SHA256 = hashlib.sha256(DATA).hexdigest()
@@ -302,7 +302,7 @@ def leave_1_kb_free(monkeypatch):
 def test_a_full_disk_is_told_and_the_download_goes_on_later(server, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         fill_the_disk(patch)
-        with pytest.raises(BenchmarkError, match=r"The disk is full.*data\.bin"):
+        with pytest.raises(BenchmarkError, match=r"data\.bin cannot be written: the disk is full"):
             fetch(server.url(), tmp_path / "data.bin")
     fetch(server.url(), tmp_path / "data.bin")
     assert server.ranges_asked() == [None, "bytes=1000-"]
@@ -321,8 +321,6 @@ def test_a_folder_that_cannot_be_written_is_told_before(server, tmp_path):
     with pytest.raises(BenchmarkError, match=r"cannot be written .*--data-dir"):
         fetch(server.url(), tmp_path / "file" / "deep" / "data.bin")
     assert not server.requests
-    check_writable(tmp_path / "not" / "yet")
-    assert names(tmp_path) == ["file"]
 
 
 def test_two_at_once_fetch_once(server, tmp_path):
@@ -405,7 +403,7 @@ def test_drive_errors_say_what_to_do(gdown, tmp_path):
         assert "By hand: fetch https://drive.google.com/file/d/abc/view" in str(caught.value)
         assert str(tmp_path / "data.bin") in str(caught.value)
     gdown.answers = [OSError(errno.ENOSPC, "No space left on device")]
-    with pytest.raises(BenchmarkError, match="The disk is full"):
+    with pytest.raises(BenchmarkError, match="the disk is full"):
         fetch_from_drive("abc", tmp_path / "data.bin")
 
 
@@ -446,7 +444,7 @@ def test_torchvision_does_not_wait_for_ever():
 def test_mistakes_of_the_program_are_not_taken_for_torchvisions():
     with pytest.raises(KeyError), torchvision_download("cmnist", "a.gz into raw"):
         raise KeyError("x")
-    with pytest.raises(BenchmarkError, match="The disk is full"), torchvision_download("cmnist", "a.gz into raw"):
+    with pytest.raises(BenchmarkError, match="the disk is full"), torchvision_download("cmnist", "a.gz into raw"):
         raise OSError(errno.ENOSPC, "No space left on device")
     with pytest.raises(BenchmarkError, match=r"^leave out root=$"), torchvision_download("cmnist", "a.gz into raw"):
         raise BenchmarkError("leave out root=")
@@ -625,7 +623,7 @@ def test_a_full_disk_while_unpacking_leaves_nothing(there, tmp_path, monkeypatch
         (folder / "own.txt").write_text("stays")
     with monkeypatch.context() as patch:
         fill_the_disk(patch)
-        with pytest.raises(BenchmarkError, match="The disk is full"):
+        with pytest.raises(BenchmarkError, match="the disk is full"):
             unpack(archive, folder)
     assert [name for name in names(tmp_path) if "lock" not in name] == (
         ["folder", "folder/own.txt", "x.tar.gz"] if there else ["x.tar.gz"]

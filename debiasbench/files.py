@@ -98,9 +98,9 @@ def disk_is_full(error: OSError) -> bool:
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
-def open_for_writing(path: Path, *, append: bool = False) -> IO[bytes]:
+def open_for_writing(path: Path) -> IO[bytes]:
     """As `open(path, "wb")`; apart, so that tests can fill the disk."""
-    return path.open("ab" if append else "wb")
+    return path.open("wb")
 
 
 def readable_size(n_bytes: int) -> str:

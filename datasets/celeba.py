@@ -33,11 +33,17 @@ from debiasbench.samples import Samples, Splits
 
 PARTS = ("train", "valid", "test")  # 0, 1, 2 in the partition list
 SOURCE = "the CelebA pages of its authors (mmlab.ie.cuhk.edu.hk/projects/CelebA.html), folder Img and Anno"
-DRIVE = {  # file -> (its id, MD5), as torchvision has them
-    "img_align_celeba.zip": ("0B7EVK8r0v71pZjFTYXZWM3FlRnM", "00d2c5bc6d35e252742224ab0c1e8fcb"),
-    "list_attr_celeba.txt": ("0B7EVK8r0v71pblRyaVFSWGxPY0U", "75e246fa4810816ffd6ee81facbd244c"),
-    "list_eval_partition.txt": ("0B7EVK8r0v71pY0NSMzRuSXJEVkk", "d32c9cbf5e040fd4025c592c306e6668"),
-}
+DRIVE = {  # file -> (its id, SHA-256), as TensorFlow Datasets has them
+    "img_align_celeba.zip": (
+        "0B7EVK8r0v71pZjFTYXZWM3FlRnM", "46fb89443c578308acf364d7d379fe1b9efb793042c0af734b6112e4fd3a8c74",
+    ),
+    "list_attr_celeba.txt": (
+        "0B7EVK8r0v71pblRyaVFSWGxPY0U", "f0e5da289d5ccf75ffe8811132694922b60f2af59256ed362afa03fefba324d0",
+    ),
+    "list_eval_partition.txt": (
+        "0B7EVK8r0v71pY0NSMzRuSXJEVkk", "fc955bcb3ef8fbdf7d5640d9a8693a8431b5f2ee291a5c1449a1549e7e073fe7",
+    ),
+}  # fmt: skip
 OFFICIAL_TRAIN_GROUPS = [71_629, 66_874, 22_880, 1_387]
 
 
@@ -79,21 +85,16 @@ class CelebA(Dataset):
         return shortfalls({self.folder(data_dir) / "img_align_celeba": 202_599})
 
     def prepare(self, data_dir: Path) -> None:
-        """From the authors' Google Drive, checked by the sums that torchvision has."""
+        """From the authors' Google Drive."""
         folder = self.folder(data_dir)
-        for name, (file_id, md5) in DRIVE.items():
+        for name, (file_id, sha256) in DRIVE.items():
             images = name == "img_align_celeba.zip"
             if has_images(folder / "img_align_celeba") if images else _find(folder, name):
                 continue
-            path = fetch_from_drive(file_id, folder / f"{name}.fetched")
-            if _md5(path) != md5:
-                path.unlink()
-                raise BenchmarkError(f"{name} was not the published file and was deleted. Fetch it from {SOURCE}.")
+            path = fetch_from_drive(file_id, folder / name, sha256=sha256)
             if images:
                 unpack(path, folder)
                 path.unlink()
-            else:
-                path.replace(folder / name)
 
     def build(self, data_dir: Path) -> Splits:
         """The parts of the partition list, each in the order of the attribute list."""
@@ -126,7 +127,7 @@ class CelebA(Dataset):
         groups = torch.bincount(2 * train.y + train.bias[:, 0], minlength=4).tolist()
         counts = {split: len(samples) for split, samples in splits.items()}
         found = {name: _find(folder, name) for name in DRIVE if name.startswith("list")}
-        lists = all(path is not None and _md5(path) == DRIVE[name][1] for name, path in found.items())
+        lists = all(path is not None and _sha256(path) == DRIVE[name][1] for name, path in found.items())
         whole = counts == self.official_counts and groups == OFFICIAL_TRAIN_GROUPS
         official = whole and lists and train.x.shape[2:] == (178, 178)
         return Splits.of(splits, official=official)
@@ -177,13 +178,10 @@ def read_partition(folder: Path) -> dict[str, int]:
     return {name: int(part) for name, part in rows}
 
 
-def _md5(path: Path) -> str:
+def _sha256(path: Path) -> str:
     """Of the file, or of what a .gz holds."""
     with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-        digest = hashlib.md5(usedforsecurity=False)
-        while part := file.read(2**20):
-            digest.update(part)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _refuse_duplicates(path: Path, names: list[str]) -> None:

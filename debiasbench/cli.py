@@ -121,7 +121,7 @@ def build_parser() -> argparse.ArgumentParser:
         "prepare",
         help="download datasets, or say how to get them",
         description="Download what has a stable address, verify and unpack it; say of the rest what to fetch, how big "
-        "it is, and where to put it. What is there is not fetched again; a download that broke off goes on.",
+        "it is, and where to put it. What is there is not fetched again; what breaks off is tried again.",
     )
     prepare.add_argument("datasets", nargs="*", metavar="DATASET", help="names, with parameters inline")
     prepare.add_argument("--check", action="store_true", help="only say what is there, of every dataset or of these")

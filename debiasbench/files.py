@@ -36,31 +36,71 @@ def file_name(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.,=+-]", "-", text.replace(":", "+", 1))[:120]
 
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
+# ---- where nothing can be written -----------------------------------------------------------------------------------
 
 
-def check_writable(folder: Path) -> None:
-    """Refuse a folder that cannot be written, before anything is downloaded. It need not be there yet.
+def check_writable(folder: Path, option: str, *, what: str = "") -> None:
+    """Refuse a folder that cannot be written, before any work is done for it; nothing is made.
+
+    Args:
+        folder: it need not be there yet.
+        option: of the command line, names another folder.
+        what: the folder is called in the message; its path, if not given.
 
     Raises:
         BenchmarkError: neither the folder nor the nearest one above it that is there can be written.
     """
     place = folder.absolute()
-    try:
+    with explained_errors(what or str(folder), option):
         while not (place.exists() or place.is_symlink()) and place != place.parent:
             place = place.parent
-        with tempfile.TemporaryFile(dir=place):
-            pass
+        try:
+            with tempfile.TemporaryFile(dir=place):
+                pass
+        except OSError as error:
+            error.filename = str(place)  # not the file that was tried
+            raise
+
+
+@contextlib.contextmanager
+def explained_errors(what: str, option: str, *, needed: int | None = None) -> Iterator[None]:
+    """Turn the system's refusals to write into one clear error.
+
+    Args:
+        what: is written, for people.
+        option: of the command line, names another folder.
+        needed: bytes in all, if that is known.
+
+    Raises:
+        BenchmarkError: as `not_written` words it.
+    """
+    try:
+        yield
     except OSError as error:
-        raise BenchmarkError(
-            f"{folder} cannot be written ({error.strerror}: {place}): give another folder with --data-dir, or make "
-            "room or rights there."
-        ) from None
+        raise not_written(error, what, option, needed=needed) from None
 
 
-def open_for_writing(path: Path, *, append: bool = False) -> IO[bytes]:
+def not_written(error: OSError, what: str, option: str, *, needed: int | None = None) -> BenchmarkError:
+    """What is said wherever the system refuses to write; arguments as those of `explained_errors`."""
+    if disk_is_full(error):
+        need = f" ({readable_size(needed)} are needed)" if needed is not None else ""
+        return BenchmarkError(
+            f"{what} cannot be written: the disk is full{need}. Make room, or give another folder with {option}; then "
+            "run the same command again."
+        )
+    return BenchmarkError(
+        f"{what} cannot be written ({error}): give another folder with {option}, or the right to write there."
+    )
+
+
+def disk_is_full(error: OSError) -> bool:
+    """Whether there is no room left, on the disk or in the user's quota."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def open_for_writing(path: Path) -> IO[bytes]:
     """As `open(path, "wb")`; apart, so that tests can fill the disk."""
-    return path.open("ab" if append else "wb")
+    return path.open("wb")
 
 
 def readable_size(n_bytes: int) -> str:
@@ -71,20 +111,6 @@ def readable_size(n_bytes: int) -> str:
             break
         number /= 1000
     return f"{number:.3g} {unit}"
-
-
-@contextlib.contextmanager
-def explained_errors(path: Path) -> Iterator[None]:
-    """Turn the file system's refusals into one clear error."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in FULL:
-            raise BenchmarkError(
-                f"The disk is full: {path} cannot be written. Make room, or give another folder with --data-dir; then "
-                "run the same command again."
-            ) from None
-        raise BenchmarkError(f"{path} cannot be written ({error}).") from None
 
 
 @contextlib.contextmanager

@@ -14,7 +14,6 @@ import functools
 import io
 import json
 import re
-import tempfile
 import zipfile
 from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, field, replace
@@ -23,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from debiasbench import files
 from debiasbench.about import PROTOCOL_VERSION
 from debiasbench.cell import Cell
 from debiasbench.errors import BenchmarkError
@@ -558,15 +558,7 @@ def _bytes_of(path: Path) -> bytes:
 
 def check_writable(results_dir: Path) -> None:
     """Refuse a results folder that cannot be written, before anything trains."""
-    try:
-        folder = results_dir / "records"
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise BenchmarkError(
-            f"The results folder {results_dir} cannot be written ({error.strerror}): give another with --results-dir."
-        ) from None
+    files.check_writable(results_dir / "records", "--results-dir", what=f"The results folder {results_dir}")
 
 
 # ---- as text --------------------------------------------------------------------------------------------------------

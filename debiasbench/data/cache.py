@@ -6,14 +6,13 @@ another length than that says, is not there. Nothing half-written is ever taken 
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
 import json
+import math
 import mmap
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from debiasbench.errors import BenchmarkError
+from debiasbench.files import explained_errors, open_for_writing, write_atomically
 
 CACHE_VARIABLE = "DEBIASBENCH_CACHE"
 Part = TypeVar("Part")
@@ -61,7 +60,8 @@ def cached(
 
     key = hashlib.sha256(json.dumps([VERSION, dict(identity), shape], sort_keys=True).encode()).hexdigest()[:16]
     path = cache_dir() / f"{name}-{key}.uint8"
-    with explained_errors(path, shape):
+    option = f"--cache-dir or ${CACHE_VARIABLE}"
+    with explained_errors(f"The cache folder {path.parent}", option, needed=math.prod(shape)):
         sha256 = _finished(path, shape)  # also in a folder that can only be read, where no lock can be made
         if sha256 is None:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -100,7 +100,7 @@ def _finished(path: Path, shape: tuple[int, ...]) -> str | None:
     """The SHA-256 of an entry, or None if it is not there whole."""
     try:
         sha256: str = json.loads(path.with_suffix(".json").read_text())["sha256"]
-        return sha256 if path.stat().st_size == int(np.prod(shape)) else None
+        return sha256 if path.stat().st_size == math.prod(shape) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -128,28 +128,6 @@ def _make(
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    from debiasbench.files import write_atomically
-
     contents = {"identity": dict(identity), "shape": shape, "sha256": digest.hexdigest()}
     write_atomically(path.with_suffix(".json"), json.dumps(contents, indent=1).encode())
     return digest.hexdigest()
-
-
-def open_for_writing(path: Path) -> Any:
-    """As `open(path, "wb")`; apart, so that tests can fill the disk."""
-    return path.open("wb")
-
-
-@contextlib.contextmanager
-def explained_errors(path: Path, shape: tuple[int, ...]) -> Iterator[None]:
-    """Turn the system's refusals into one clear error."""
-    try:
-        yield
-    except OSError as error:
-        folder, mend = path.parent, f"Name another folder: --cache-dir DIR, or ${CACHE_VARIABLE}."
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise BenchmarkError(
-                f"The disk of the cache folder {folder} is full: {int(np.prod(shape)) / 1e9:.3g} GB are needed. "
-                f"Make room, or: {mend}"
-            ) from None
-        raise BenchmarkError(f"The cache folder {folder} cannot be written ({error}). {mend}") from None

@@ -18,7 +18,7 @@ from typing import IO, Any
 
 from debiasbench.data.downloads import CHUNK, meter
 from debiasbench.errors import BenchmarkError
-from debiasbench.files import alone, check_space, check_writable, explained_errors, open_for_writing
+from debiasbench.files import alone, check_space, explained_errors, open_for_writing
 
 # ---- archives -------------------------------------------------------------------------------------------------------
 
@@ -39,13 +39,15 @@ def unpack(archive: Path, folder: Path, *, strip: int = 0) -> Path:
             too small.
     """
     folder = folder.absolute()
-    with explained_errors(folder), _explained_archive(archive), _contents(archive) as (members, open_member):
+    with (
+        explained_errors(str(folder), "--data-dir"), _explained_archive(archive),
+        _contents(archive) as (members, open_member),
+    ):  # fmt: skip
         entries = [entry for member in members if (entry := _entry(archive, member, strip)) is not None]
         if not entries:
             raise _damaged(archive, "it is empty")
         if all(_is_there(entry, folder) for entry in entries):
             return folder
-        check_writable(folder)
         with alone(folder / "unpacking" if folder.is_dir() else folder):
             # Inside where the folder is there: it may be a disk of its own, and renaming works on one disk only.
             place = folder if folder.is_dir() else folder.parent

@@ -36,7 +36,7 @@ def prepare(dataset: Dataset, data_dir: Path) -> tuple[list[NeededFile], str]:
     if not needed:
         return [], ""
     for folder in dict.fromkeys(file.path.parent for file in needed if file.downloads):
-        check_writable(folder)
+        check_writable(folder, "--data-dir")
     problem = ""
     try:
         dataset.prepare(data_dir)

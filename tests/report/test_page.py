@@ -149,6 +149,12 @@ def test_contents():
     assert "/home/someone" not in text  # where somebody keeps the results is nobody's business
 
 
+def test_seeds_are_told_as_a_span_or_one_by_one():
+    for seeds, text in (((4,), "seed 4"), ((0, 1), "seeds 0, 1"), ((2, 0, 1), "seeds 0 to 2"), ((0, 2, 10**400), None)):
+        expected = text or f"seeds 0, 2, {10**400}"
+        assert f"training {expected}." in page("t", [], [], [failure(seed=seed) for seed in seeds])
+
+
 def test_failures_come_first_and_open():
     text = page("t", [NUMBERS], [], [record(), failure(message="nan in epoch 3", traceback="  File x\nend")])
     assert text.index('<details class="failed" open>') < text.index("<h2>Tables</h2>")

@@ -303,7 +303,7 @@ def _show_plan(console: Console, ready: GridRun, *, every_cell: bool) -> None:
 def _cost(planned: Plan, results_dir: Path, n_workers: int) -> str:
     """What the cells to run will cost: from the seconds of records of the same dataset, else in vanilla runs."""
     from debiasbench.records import read_records
-    from debiasbench.running.progress import duration
+    from debiasbench.wording import duration
 
     costs = planned.grid.relative_costs
     cost = sum(costs[cell.hash] for cell in planned.to_run)
@@ -345,9 +345,9 @@ def _show_report(console: Console, report: Report) -> None:
     for complaint in report.complaints:
         console.print(f"left out: {complaint}", markup=False)
     for record in report.failed:
-        cell, error = record["cell"], record["error"]
-        name = f"{cell['method_title']} on {cell['dataset_title']}, seed {cell['seed']}"
-        text = f"failed: {name}: {error['type']}: {error['message']}\n  (traceback in {record['path']})"
+        assert record.failure is not None
+        text = f"failed: {record.cell.title}: {record.failure.type}: {record.failure.message}"
+        text += f"\n  (traceback in {record.path})"
         console.print(text, style="red", markup=False, soft_wrap=True)
     for kind, paths in report.paths.items():
         console.print(f"{kind}: " + ", ".join(map(str, paths)), markup=False, soft_wrap=True)
@@ -358,10 +358,10 @@ def _show_table(console: Console, table: Table) -> None:
     from rich.text import Text
 
     shown = RichTable(title=table.title, title_justify="left", title_style="bold")
-    for place, column in enumerate(table.columns):
-        shown.add_column(Text(column), justify="left" if place == 0 else "right", overflow="fold")
+    for index, column in enumerate(table.columns):
+        shown.add_column(Text(column.heading), justify="left" if index == 0 else "right", overflow="fold")
     for row in table.rows:
-        shown.add_row(*(Text(text, style="bold green" if best else "") for text, best in row))
+        shown.add_row(*(Text(entry.shown, style="bold green" if entry.best else "") for entry in row))
     console.print()
     console.print(shown)
     for note in table.notes:

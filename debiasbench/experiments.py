@@ -34,7 +34,7 @@ class Experiment:
 
     Attributes:
         methods, datasets: with parameters inline. seeds: how many, or which.
-        paper: the stem of the file in `results/paper/` whose numbers it regenerates; "" for none.
+        paper: the stem of the file in `experiments/paper/` whose numbers it regenerates; "" for none.
         show: what is made of it: accuracy (tables), cost (seconds by step), bins (counts of scores), fisher (traces of
             the inverse Fisher information), norms (variants over datasets), trials (distributions over seeds).
         instead: dataset of the experiment -> what runs in its place, in a smoke run.

@@ -119,7 +119,6 @@ def test_a_wheel_runs_from_another_directory(tmp_path):
         "methods",
         "datasets",
         "experiments",
-        "results",
         "pyproject.toml",
         "README.md",
         "LICENSE",
@@ -149,6 +148,21 @@ def test_a_wheel_runs_from_another_directory(tmp_path):
         print("exit", code)
     """
     assert python(code.format(site=str(site)), cwd=tmp_path, path=site).endswith("exit 0")
+
+
+def test_without_the_results_folder_nothing_of_the_suite_is_gone(tmp_path):
+    """People clear it to start anew: the paper's numbers are still read, and its folder is made again."""
+    for name in ("debiasbench", "methods", "datasets", "experiments"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    code = """
+        from debiasbench.experiments import names, read_experiment
+        from debiasbench.report.paper import numbers
+        asked = [read_experiment(name) for name in names()]
+        print(sum(len(numbers(one.paper)) > 0 for one in asked if one.paper))
+    """
+    assert python(code, cwd=tmp_path, path=tmp_path) == "14"
+    kept = subprocess.run(["git", "ls-files", "results"], cwd=ROOT, capture_output=True, text=True, check=False).stdout
+    assert set(kept.split()) <= {"results/README.md"}
 
 
 def test_no_engine_file_names_a_method():

@@ -2,19 +2,20 @@
 
 import json
 import re
+import zipfile
 from pathlib import Path
 
 import pandas as pd
-import pytest
 from scipy import stats
 
 from debiasbench.datasets import registry as datasets
 from debiasbench.methods import registry as methods
-from debiasbench.report.results import Column, ranks, to_frame
+from debiasbench.records import read_records
+from debiasbench.report.results import Measure, ranks, to_frame
 
 ROOT = Path(__file__).parent.parent
-RECORDS = sorted((ROOT / "docs" / "reproduction" / "records").rglob("*.json"))
-TUNE = ROOT / "docs" / "reproduction" / "records" / "tune"
+FOLDER = ROOT / "docs" / "reproduction" / "records"
+RECORDS, COMPLAINTS = read_records(FOLDER)
 DOCUMENT = (ROOT / "docs" / "reproduction.md").read_text()
 
 
@@ -28,22 +29,37 @@ def section(title):
 def runs(dataset):
     """One row a finished record: method, seed, accuracy in per cent, and the biased network's where there is one."""
     rows = []
-    for path in RECORDS:
-        record = json.loads(path.read_text())
-        if record["status"] == "done" and record["cell"]["dataset_title"] == dataset:
-            result = record["result"]
-            biased = [end["test"]["acc_unbiased"] for phase in result["phases"] for end in phase["end"].values()]
-            last = result["epochs"][result["selection"]["last"]]
+    for record in RECORDS:
+        if record.done and record.cell.dataset_title == dataset:
+            biased = [end["test"]["acc_unbiased"] for stage in record.result.stages for end in stage.end.values()]
             rows.append(
                 {
-                    "method": record["cell"]["method_title"],
-                    "seed": record["cell"]["seed"],
-                    "accuracy": 100 * last["test"]["acc_unbiased"],
+                    "method": record.cell.method_title,
+                    "seed": record.cell.seed,
+                    "accuracy": 100 * last_test(record)["acc_unbiased"],
                     "biased": 100 * biased[0] if biased else float("nan"),
-                    "mass": result["identification"].get("score", {}).get("conflict_mass", float("nan")),
+                    "mass": record.result.identification.get("score", {}).get("conflict_mass", float("nan")),
                 }
             )
     return pd.DataFrame(rows)
+
+
+def records_below(name):
+    """Those of a folder, or of an archive."""
+    return [one for one in RECORDS if one.path.relative_to(FOLDER).parts[0].removesuffix(".zip") == name]
+
+
+def texts():
+    """The text of each record, from files and archives."""
+    found = [path.read_text() for path in FOLDER.rglob("*.json")]
+    for path in FOLDER.rglob("*.zip"):
+        with zipfile.ZipFile(path) as packed:
+            found += [packed.read(name).decode() for name in packed.namelist() if name.endswith(".json")]
+    return found
+
+
+def last_test(record):
+    return record.result.selected("last").test
 
 
 def written(values):
@@ -52,7 +68,7 @@ def written(values):
 
 def test_full_colored_mnist_follows_from_the_records():
     found = runs("cmnist")
-    paper = pd.read_csv(ROOT / "results" / "paper" / "table1.csv")
+    paper = pd.read_csv(ROOT / "experiments" / "paper" / "table1.csv")
     paper = paper[paper.dataset == "cmnist"].set_index("method")
     rows = section("Colored MNIST, 0.5 % conflicts")
     assert {row[0] for row in rows} == set(found.method)
@@ -74,9 +90,9 @@ def test_the_biased_network_and_the_conflict_mass_follow_from_the_records():
 
 
 def test_multi_bias_mnist_follows_from_the_records():
-    paper = pd.read_csv(ROOT / "results" / "paper" / "table1.csv").set_index(["dataset", "method"])
+    paper = pd.read_csv(ROOT / "experiments" / "paper" / "table1.csv").set_index(["dataset", "method"])
     rows = section("Multi-bias MNIST, shortened to 2 epochs a stage")
-    records = [json.loads(path.read_text()) for path in RECORDS if path.parts[-3].startswith("mbmnist")]
+    records = [record for record in RECORDS if record.cell.dataset == "mbmnist"]
     assert len(records) == 2 * len(rows)
     for conflicts, *ours, paper_vanilla, paper_pgd in rows:
         rho = float(conflicts.split()[0]) / 100
@@ -84,62 +100,56 @@ def test_multi_bias_mnist_follows_from_the_records():
             (record,) = [
                 record
                 for record in records
-                if record["cell"]["method_title"] == method and record["cell"]["dataset_parameters"]["rho"] == rho
+                if record.cell.method_title == method and record.cell.dataset_parameters["rho"] == rho
             ]
-            result = record["result"]
-            last = result["epochs"][result["selection"]["last"]]
-            assert (record["cell"]["recipe"]["epochs"], last["epoch"]) == (2, 2)
-            assert text == f"{100 * last['test']['acc_unbiased']:.2f}"
+            assert (record.cell.recipe["epochs"], record.result.selected("last").epoch) == (2, 2)
+            assert text == f"{100 * last_test(record)['acc_unbiased']:.2f}"
             row = paper.loc[("mbmnist" if rho == 0.1 else f"mbmnist:rho={rho:g}", method)]
             assert published == f"{row['mean']:.2f} ± {row['std']:.2f}"
 
 
 def test_two_epochs_on_each_image_dataset_follow_from_the_records():
     rows = section("Two epochs on each image dataset")
-    records = [json.loads(path.read_text()) for path in RECORDS if path.parts[-4] == "short"]
-    images = [record for record in records if datasets.get(record["cell"]["dataset"])[0].input == "images"]
+    records = records_below("short")
+    images = [record for record in records if datasets.get(record.cell.dataset)[0].input == "images"]
     assert len(images) == 2 * len(rows)
     for label, _, metric, *accuracies in rows:
         for method, text in zip(("vanilla", "pgd"), accuracies, strict=True):
             (record,) = [
                 record
                 for record in images
-                if (record["cell"]["dataset_title"], record["cell"]["method_title"]) == (label.strip("`"), method)
+                if (record.cell.dataset_title, record.cell.method_title) == (label.strip("`"), method)
             ]
-            last = record["result"]["epochs"][record["result"]["selection"]["last"]]
-            assert metric == datasets.get(record["cell"]["dataset"])[0].headline[0]
-            assert (last["epoch"], record["result"]["data"]["official"]) == (2, False)
-            assert text == f"{100 * last['test'][metric]:.2f}"
+            assert metric == datasets.get(record.cell.dataset)[0].headline[0]
+            assert (record.result.selected("last").epoch, record.result.data.official) == (2, False)
+            assert text == f"{100 * last_test(record)[metric]:.2f}"
 
 
 def test_the_stand_in_of_civilcomments_follows_from_the_records():
     rows = section("CivilComments: three methods on a stand-in, 300 steps")
-    records = [json.loads(path.read_text()) for path in RECORDS if path.parts[-4] == "short"]
-    texts = {
-        record["cell"]["method_title"]: record for record in records if record["cell"]["dataset"] == "civilcomments"
-    }
+    records = records_below("short")
+    texts = {record.cell.method_title: record for record in records if record.cell.dataset == "civilcomments"}
     assert {row[0].strip("`") for row in rows} == set(texts)
     assert len(texts) == 3
     for label, *numbers in rows:
         record = texts[label.strip("`")]
-        test = record["result"]["epochs"][record["result"]["selection"]["last"]]["test"]
+        test = last_test(record)
         assert numbers == [f"{100 * test[name]:.2f}" for name in ("acc_worst", "acc_avg", "acc_groupmean")]
-        assert (record["cell"]["recipe"]["steps"], record["result"]["data"]["official"]) == (300, False)
+        assert (record.cell.recipe["steps"], record.result.data.official) == (300, False)
         assert test["n_groups"] == 16
 
 
 def tune_runs(method, setting):
     """One row a run on the tune split: the setting, accuracy in per cent, and what was selected."""
     rows = []
-    for path in RECORDS:
-        record = json.loads(path.read_text())
-        if path.is_relative_to(TUNE) and record["cell"]["method"] == method:
-            selected = record["result"]["identification"].get("selected", {})
+    for record in records_below("tune"):
+        if record.cell.method == method:
+            selected = record.result.identification.get("selected", {})
             rows.append(
                 {
-                    "setting": setting(record["cell"]),
-                    "seed": record["cell"]["seed"],
-                    "accuracy": 100 * record["result"]["tune"]["acc_avg"],
+                    "setting": setting(record.cell),
+                    "seed": record.cell.seed,
+                    "accuracy": 100 * record.result.tune["acc_avg"],
                     **{name: selected.get(name) for name in ("n_selected", "precision", "recall")},
                 }
             )
@@ -149,7 +159,7 @@ def tune_runs(method, setting):
 
 
 def test_sensitivity_of_jtt_follows_from_the_records():
-    found = tune_runs("jtt", lambda cell: cell["method_parameters"]["T"])
+    found = tune_runs("jtt", lambda cell: cell.method_parameters["T"])
     rows = section("JTT's T on cmnist5k")
     assert [int(row[0]) for row in rows] == sorted(set(found.setting))
     for setting, accuracy, n, errors, precision, recall in rows:
@@ -163,7 +173,7 @@ def test_sensitivity_of_jtt_follows_from_the_records():
 
 
 def test_sensitivity_of_lff_follows_from_the_records():
-    found = tune_runs("lff", lambda cell: cell["recipe"]["learning_rate"])
+    found = tune_runs("lff", lambda cell: cell.recipe["learning_rate"])
     rows = section("LfF's learning rate on cmnist5k")
     assert [float(row[0]) for row in rows] == sorted(set(found.setting))
     for setting, accuracy, n in rows:
@@ -175,26 +185,19 @@ def test_sensitivity_of_lff_follows_from_the_records():
 
 
 def test_records_are_of_one_protocol_and_one_drawing_of_the_data():
-    records = [json.loads(path.read_text()) for path in RECORDS]
-    assert records
-    assert {record["provenance"]["versions"]["protocol"] for record in records} == {1}
-    assert {record["schema"] for record in records} == {1}
-    for dataset in {record["cell"]["dataset_title"] for record in records}:
-        prints = {r["result"]["data"]["fingerprint"] for r in records if r["cell"]["dataset_title"] == dataset}
+    assert RECORDS
+    assert not COMPLAINTS
+    assert {record.provenance.protocol for record in RECORDS} == {1}
+    for dataset in {record.cell.dataset_title for record in RECORDS}:
+        prints = {one.result.data.fingerprint for one in RECORDS if one.cell.dataset_title == dataset}
         assert len(prints) == 1, dataset
 
 
-@pytest.mark.parametrize("path", RECORDS, ids=lambda path: f"{path.parent.name}-{path.stem}")
-def test_no_record_names_a_place_on_a_machine(path):
-    assert not re.search(r"\"/|\b(root|home|tmp)/", path.read_text())
-
-
-def records_below(name):
-    return [json.loads(path.read_text()) for path in RECORDS if path.parts[len(ROOT.parts) + 3] == name]
-
-
-def last_test(record):
-    return record["result"]["epochs"][record["result"]["selection"]["last"]]["test"]
+def test_no_record_names_a_place_on_a_machine():
+    found = texts()
+    assert len(found) == len(RECORDS)
+    assert not [text for text in found if re.search(r"\"/|\b(root|home|tmp)/", text)]
+    assert {json.loads(text)["schema"] for text in found} == {1}
 
 
 def test_all_methods_on_the_embedded_data_follow_from_the_records():
@@ -202,16 +205,16 @@ def test_all_methods_on_the_embedded_data_follow_from_the_records():
     records = records_below("all")
     by_method = {}
     for record in records:
-        by_method.setdefault(record["cell"]["method_title"], []).append(record)
+        by_method.setdefault(record.cell.method_title, []).append(record)
     rows = section("All methods on cmnist5k")
     assert {row[0] for row in rows} == set(by_method)
-    assert all({one["cell"]["seed"] for one in found} == {0, 1, 2} for found in by_method.values())
+    assert all({one.cell.seed for one in found} == {0, 1, 2} for found in by_method.values())
     conflicting = {
         method: 100 * pd.Series([last_test(one)["acc_conflict"] for one in found])
         for method, found in by_method.items()
     }
     table = to_frame(records)
-    rank = ranks(table, [Column("cmnist5k", "acc_unbiased")]).iloc[:, 0]
+    rank = ranks(table, [Measure("cmnist5k", "acc_unbiased")]).iloc[:, 0]
     for method, accuracy, conflict, margin, expected, met, shared, *found in rows:
         runs_of = by_method[method]
         assert accuracy == written(100 * pd.Series([last_test(one)["acc_unbiased"] for one in runs_of]))
@@ -221,7 +224,7 @@ def test_all_methods_on_the_embedded_data_follow_from_the_records():
             assert margin == f"{gap:+.1f}"
             assert met == ("yes" if gap >= float(expected) else "no")
         assert int(shared) == rank[method]
-        values = [one["result"]["identification"] for one in runs_of]
+        values = [one.result.identification for one in runs_of]
         for text, column, name, digits in zip(
             found, ("score", "score", "selected"), ("auroc", "conflict_mass", "precision"), (3, 2, 2), strict=True
         ):
@@ -238,8 +241,8 @@ def test_what_was_expected_is_what_the_table_says():
 def test_methods_that_score_put_more_weight_on_conflicting_samples():
     """Two samples of a hundred conflict: each score gives them a larger share; each selection is richer in them."""
     for record in records_below("all"):
-        found = record["result"]["identification"]
-        method = record["cell"]["method_title"]
+        found = record.result.identification
+        method = record.cell.method_title
         if method == "george":  # its clusters hardly follow the bias, which its section says
             continue
         if "score" in found:
@@ -259,15 +262,15 @@ def test_the_first_version_of_cnc_failed():
 def test_the_ablations_follow_from_the_records():
     by_method = {}
     for record in [*records_below("ablations"), *records_below("all")]:
-        by_method.setdefault(record["cell"]["method_title"], []).append(record)
+        by_method.setdefault(record.cell.method_title, []).append(record)
     rows = section("Ablations on cmnist5k")
-    assert {one["cell"]["method_title"] for one in records_below("ablations")} <= {row[0].strip("`") for row in rows}
+    assert {one.cell.method_title for one in records_below("ablations")} <= {row[0].strip("`") for row in rows}
     for label, _, accuracy, conflicting, mass in rows:
         found = by_method[label.strip("`")]
-        assert {one["cell"]["seed"] for one in found} == {0, 1, 2}
+        assert {one.cell.seed for one in found} == {0, 1, 2}
         assert accuracy == written(100 * pd.Series([last_test(one)["acc_unbiased"] for one in found]))
         assert conflicting == written(100 * pd.Series([last_test(one)["acc_conflict"] for one in found]))
-        scores = [one["result"]["identification"].get("score", {}).get("conflict_mass") for one in found]
+        scores = [one.result.identification.get("score", {}).get("conflict_mass") for one in found]
         assert mass == ("-" if None in scores else f"{sum(scores) / 3:.2f}")
 
 
@@ -275,9 +278,7 @@ def test_the_trials_follow_from_the_records():
     records = records_below("trials")
     accuracy = {}
     for record in records:
-        accuracy.setdefault(record["cell"]["method_title"], {})[record["cell"]["seed"]] = last_test(record)[
-            "acc_unbiased"
-        ]
+        accuracy.setdefault(record.cell.method_title, {})[record.cell.seed] = last_test(record)["acc_unbiased"]
     assert all(sorted(runs_of) == list(range(25)) for runs_of in accuracy.values())
     rows = section("25 trials on cmnist5k (Figure 10)")
     assert {row[0] for row in rows} == set(accuracy)
@@ -308,7 +309,7 @@ def test_the_traces_follow_from_what_was_computed():
 
 
 def test_sensitivity_of_cnc_follows_from_the_records():
-    found = tune_runs("cnc", lambda cell: cell["method_parameters"]["sets"])
+    found = tune_runs("cnc", lambda cell: cell.method_parameters["sets"])
     rows = section("CNC's sets in a step on cmnist5k")
     assert [int(row[0]) for row in rows] == sorted(set(found.setting))
     for setting, accuracy, n in rows:

@@ -93,7 +93,7 @@ def contact_sheet(images: np.ndarray, names: list[str], stem: Path, *, rows: lis
                 axis.set_ylabel(rows[row], fontsize=7, rotation=0, ha="right", va="center", parse_math=False)
     figure.suptitle(title, fontsize=9, parse_math=False)
     stem.parent.mkdir(parents=True, exist_ok=True)
-    path = stem.with_suffix(".png")
+    path = stem.with_name(f"{stem.name}.png")  # a title may hold a point
     figure.savefig(path, dpi=150)
     return [path]
 

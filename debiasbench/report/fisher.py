@@ -27,12 +27,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from debiasbench.cell import Cell
 from debiasbench.data.augment import to_input
 from debiasbench.errors import BenchmarkError
 from debiasbench.evaluation.evaluation import Evaluation
 from debiasbench.nets.base import Net
-from debiasbench.records import arrays_path, read_record
+from debiasbench.records import Result, arrays_path, has_arrays, read_arrays, read_record
 from debiasbench.samples import Samples
 from debiasbench.weights import load
 
@@ -149,16 +148,17 @@ def of_record(record: Path, data_dir: Path, *, damping: float = DAMPING, device:
             "of its final layer is not defined here."
         )
     content = read_record(record)
-    cell = Cell.from_json(content["cell"])
+    assert content.result is not None  # else it had no weights
+    cell = content.cell
     dataset, recipe = cell.build_dataset(), cell.build_recipe()
     splits = dataset.build(data_dir)
-    trained_on = content["result"]["data"]["fingerprint"]
+    trained_on = content.result.data.fingerprint
     if splits.fingerprint() != trained_on:
         raise BenchmarkError(
             f"The data of {cell.dataset_title} in {data_dir} are not those that {record} was trained on (fingerprint "
             f"{splits.fingerprint()[:12]}, not {trained_on[:12]}). Give the folder that it was run with."
         )
-    column, h = _sampling(record, content, len(splits.train))
+    column, h = _sampling(record, content.result, len(splits.train))
     samples = splits.train.to(torch.device(device), with_x=False)
     net = net.to(device)
 
@@ -203,18 +203,18 @@ def _eigenvalues_at(features: Tensor, logits: Tensor, samples: Samples, h: Tenso
     return _eigenvalues(fisher_information(features, logits, samples.y, h.to(features.device)))
 
 
-def _sampling(record: Path, content: dict[str, Any], n_samples: int) -> tuple[str, Tensor]:
+def _sampling(record: Path, result: Result, n_samples: int) -> tuple[str, Tensor]:
     """The column that a method logged of its sampling, or "uniform", and the distribution h, float64 (N,)."""
-    logged = content["result"]["arrays"]
-    column = next((name for name in SAMPLING_COLUMNS if name in logged), "uniform")
+    column = next((name for name in SAMPLING_COLUMNS if name in result.arrays), "uniform")
     if column == "uniform":
         return column, torch.full((n_samples,), 1 / n_samples, dtype=torch.float64)
     path = arrays_path(record)
-    if not path.is_file():
+    if not has_arrays(record):
         raise BenchmarkError(f"{path} is gone, in which {record} keeps what was sampled by. Run its cell again.")
-    from safetensors.torch import load_file
-
-    values = load_file(path)[column].double()
+    arrays = read_arrays(record)
+    if column not in arrays:
+        raise BenchmarkError(f"{path} lacks the column '{column}' that {record} tells of. Run its cell again.")
+    values = torch.from_numpy(arrays[column].astype(float))
     total = float(values.sum())
     if not (len(values) == n_samples and bool((values >= 0).all()) and 0 < total < float("inf")):
         raise BenchmarkError(

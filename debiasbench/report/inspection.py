@@ -9,18 +9,24 @@ import torch
 
 from debiasbench.datasets import Dataset
 from debiasbench.errors import BenchmarkError
-from debiasbench.report.tables import Table
+from debiasbench.files import file_name
+from debiasbench.report.tables import NOTHING, Column, Entry, Table, count, number, words
 from debiasbench.samples import Samples, Splits
 
 
-def inspect(dataset: Dataset, label: str, *, data_dir: Path, results_dir: Path) -> tuple[list[Table], list[Path]]:
+def inspect(dataset: Dataset, title: str, *, data_dir: Path, results_dir: Path) -> tuple[list[Table], list[Path]]:
     """Tables on each split, and contact sheets in which the bias can be seen."""
     splits = dataset.build(data_dir)
-    rows = []
-    for split, samples in splits.named().items():
-        for column, bias_name in enumerate(dataset.bias_names):
-            rows.append([(text, False) for text in _row(dataset, split, samples, column, bias_name)])
-    columns = ["split", "n", "bias", "conflicting", "ratio", "information (nats)", "smallest group"]
+    rows = [
+        _row(dataset, split, samples, index, bias_name)
+        for split, samples in splits.named().items()
+        for index, bias_name in enumerate(dataset.bias_names)
+    ]
+    columns = [
+        Column("split", "split", numeric=False), Column("n", "n"), Column("bias", "bias", numeric=False),
+        Column("conflicting", "conflicting"), Column("ratio", "ratio"), Column("information", "information (nats)"),
+        Column("smallest", "smallest group"),
+    ]  # fmt: skip
     notes = [
         f"Data fingerprint {splits.fingerprint()[:16]}.",
         " ".join(["The data are complete." if splits.official else "NOT the published data.", splits.note]).strip(),
@@ -28,12 +34,13 @@ def inspect(dataset: Dataset, label: str, *, data_dir: Path, results_dir: Path) 
         f"at most ln {dataset.n_classes} = {np.log(dataset.n_classes):.2f}.",
         "smallest group: over (label, bias), empty ones included.",
     ]
-    tables = [Table(f"{label}: {dataset.n_classes} classes ({', '.join(dataset.class_names)})", columns, rows, notes)]
+    heading = f"{title}: {dataset.n_classes} classes ({', '.join(dataset.class_names)})"
+    tables = [Table("inspection", heading, columns, rows, notes)]
     if dataset.group_names:
         tables.append(_groups(dataset, splits))
     if dataset.input == "text":
         tables.append(_lengths(splits))
-    paths = contact_sheets(dataset, label, splits, results_dir / "inspect")
+    paths = contact_sheets(dataset, title, splits, results_dir / "inspect")
     return tables, paths
 
 
@@ -41,11 +48,12 @@ def _groups(dataset: Dataset, splits: Splits) -> Table:
     """The size of each evaluation group, by split."""
     counts = {name: part.groups.sum(0).tolist() for name, part in splits.named().items() if part.groups is not None}
     rows = [
-        [(name, False), *((f"{sizes[place]:,}", False) for sizes in counts.values())]
-        for place, name in enumerate(dataset.group_names)
+        [*words(name), *(count(sizes[index]) for sizes in counts.values())]
+        for index, name in enumerate(dataset.group_names)
     ]
+    columns = [Column("group", "group", numeric=False), *(Column(name, name) for name in counts)]
     notes = ["These groups overlap: a sample may be in several, or in none."]
-    return Table("Evaluation groups", ["group", *counts], rows, notes)
+    return Table("groups", "Evaluation groups", columns, rows, notes)
 
 
 def _lengths(splits: Splits) -> Table:
@@ -54,26 +62,30 @@ def _lengths(splits: Splits) -> Table:
     for name, part in splits.named().items():
         assert part.length is not None
         quantiles = np.quantile(part.length.numpy(), [0.5, 0.9, 1.0])
-        cut = (part.length == part.x.shape[1]).double().mean()
-        rows.append([(text, False) for text in (name, *(f"{value:.0f}" for value in quantiles), f"{cut:.1%}")])
-    return Table("Tokens a text", ["split", "median", "90 %", "longest", "as long as allowed"], rows, [])
+        cut = float((part.length == part.x.shape[1]).double().mean())
+        rows.append([*words(name), *(number(one, "{:.0f}".format) for one in quantiles), number(cut, "{:.1%}".format)])
+    headings = {"median": "median", "high": "90 %", "longest": "longest", "cut": "as long as allowed"}
+    columns = [Column("split", "split", numeric=False), *(Column(*pair) for pair in headings.items())]
+    return Table("lengths", "Tokens a text", columns, rows, [])
 
 
-def _row(dataset: Dataset, split: str, samples: Samples, column: int, bias_name: str) -> list[str]:
-    y, bias = samples.y.cpu().numpy(), samples.bias[:, column].cpu().numpy()
+def _row(dataset: Dataset, split: str, samples: Samples, index: int, bias_name: str) -> list[Entry]:
+    y, bias = samples.y.cpu().numpy(), samples.bias[:, index].cpu().numpy()
+    row = [*words(split), count(len(y)), *words(bias_name)]
     known = bias >= 0
     if not known.any():
-        return [split, f"{len(y):,}", bias_name, "unknown", "unknown", "-", "-"]
-    conflicts = int(samples.conflicting[:, column].sum())
-    told = (f"{conflicts:,}", f"{conflicts / known.sum():.2%}") if dataset.defines_conflicts else ("not defined", "-")
+        return [*row, Entry(None, "unknown"), Entry(None, "unknown"), NOTHING, NOTHING]
+    if dataset.defines_conflicts:
+        n_conflicting = int(samples.conflicting[:, index].sum())
+        row += [count(n_conflicting), number(n_conflicting / known.sum(), "{:.2%}".format)]
+    else:
+        row += [Entry(None, "not defined"), NOTHING]
     n_values = max(dataset.n_bias_values, int(bias.max()) + 1)
     counts = np.zeros((dataset.n_classes, n_values), dtype=int)
     np.add.at(counts, (y[known], bias[known]), 1)
     label, value = np.unravel_index(counts.argmin(), counts.shape)
     smallest = f"{counts.min()} ({dataset.class_names[label]} / {value}; {int((counts == 0).sum())} empty)"
-    return [
-        split, f"{len(y):,}", bias_name, *told, f"{mutual_information(counts):.3f}", smallest,
-    ]  # fmt: skip
+    return [*row, number(mutual_information(counts), "{:.3f}".format), Entry(int(counts.min()), smallest)]
 
 
 def mutual_information(counts: np.ndarray) -> float:
@@ -102,7 +114,7 @@ def sides_of(dataset: Dataset, splits: Splits, column: int) -> list[tuple[str, S
     return [("aligned", train, ~conflicting & (bias >= 0)), ("conflicting", train, conflicting)]
 
 
-def contact_sheets(dataset: Dataset, label: str, splits: Splits, folder: Path, *, n_each: int = 4) -> list[Path]:
+def contact_sheets(dataset: Dataset, title: str, splits: Splits, folder: Path, *, n_each: int = 4) -> list[Path]:
     """One sheet a bias: a row a class, and what `sides_of` gives on its left and right."""
     from debiasbench.report.figures import contact_sheet
 
@@ -120,9 +132,9 @@ def contact_sheets(dataset: Dataset, label: str, splits: Splits, folder: Path, *
                 for place in range(n_each):
                     images[row, side * n_each + place] = _picture(part.x[found[place]]) if place < len(found) else blank
         names = [name for name, *_ in sides for _ in range(n_each)]
-        stem = folder / f"{label.replace(':', '+').replace('/', '-')}-{bias_name}"
-        title = f"{label}: label and {bias_name}"
-        paths += contact_sheet(images, names, stem, rows=list(dataset.class_names), title=title)
+        stem = folder / f"{file_name(title)}-{file_name(bias_name)}"
+        heading = f"{title}: label and {bias_name}"
+        paths += contact_sheet(images, names, stem, rows=list(dataset.class_names), title=heading)
     return paths
 
 

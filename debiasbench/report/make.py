@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import operator
+import types
+import typing
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from debiasbench.cell import Cell
 from debiasbench.errors import BenchmarkError
 from debiasbench.evaluation.metrics import SELECTION_RULES
 from debiasbench.experiments import Experiment
-from debiasbench.files import write_atomically
+from debiasbench.files import file_name, write_atomically
 from debiasbench.parameters import nearest
-from debiasbench.records import read_records, read_scores
+from debiasbench.plain import from_plain
+from debiasbench.records import Record, read_records
 from debiasbench.report.outcomes import outcome
 from debiasbench.report.page import page
 from debiasbench.report.results import (
-    Column,
+    Measure,
     bias_knowing,
-    compare_columns,
+    compare_by,
     dataset_title,
     headline_of,
     runs,
+    scores_of,
     to_frame,
 )
 from debiasbench.report.sections import (
@@ -41,27 +49,44 @@ from debiasbench.report.statistics import rank_test
 from debiasbench.report.tables import (
     LATEX_DOCUMENT,
     LATEX_NEEDS,
+    Column,
     Table,
+    count,
     csv,
     latex,
     markdown,
     p_value,
+    words,
 )
 
 
 @dataclass(frozen=True)
 class Report:
-    """What `make` found and wrote."""
+    """What `make` found and wrote.
+
+    Attributes:
+        paths: kind -> files.
+        failed: records of cells that have no result.
+        complaints: one for each file that was left out and each figure that could not be drawn.
+    """
 
     tables: list[Table]
-    paths: dict[str, list[Path]]  # kind -> files
-    failed: list[dict[str, Any]]
+    paths: dict[str, list[Path]]
+    failed: list[Record]
     complaints: list[str]
+
+    def table(self, key: str) -> Table:
+        """The table of this key.
+
+        Raises:
+            KeyError: there is none.
+        """
+        return {one.key: one for one in self.tables}[key]
 
 
 @dataclass(frozen=True)
 class Shown:
-    """What the comparison shows: its datasets and methods (labels; none: all), metrics (none: headlines), rules."""
+    """What the comparison shows: its datasets and methods (titles; none: all), metrics (none: headlines), rules."""
 
     methods: tuple[str, ...] = ()
     datasets: tuple[str, ...] = ()
@@ -73,7 +98,7 @@ def make(  # noqa: PLR0913 - the report's options
     results_dir: Path,
     *,
     reference: str | None = None,
-    keep: Callable[[dict[str, Any]], bool] | None = None,
+    keep: Callable[[Record], bool] | None = None,
     order: list[str] | None = None,
     figures: bool = True,
     shown: Shown | None = None,
@@ -86,7 +111,7 @@ def make(  # noqa: PLR0913 - the report's options
         results_dir: a results folder, or any folder of records.
         reference: the method that the others are tested against; default: the first.
         keep: which records take part (those of one grid, say); default: all.
-        order: method labels in the order wanted; others follow.
+        order: method titles in the order wanted; others follow.
         shown: methods, datasets, metrics and selection rules of the comparison.
         experiment: whose table and figure are made as well, beside the paper's numbers.
         data_dir: for experiments that look at the data again.
@@ -102,54 +127,55 @@ def make(  # noqa: PLR0913 - the report's options
     records = [record for record in records if keep is None or keep(record)]
     if not records:
         raise BenchmarkError("\n".join([f"There are no records in {results_dir}.", *complaints]))
-    if keep is None:
-        saved = read_grid(results_dir)
-        reference, order = reference or saved.get("reference"), order or saved.get("order")
-        experiment = experiment or _saved_experiment(saved)
-    rank = {label: place for place, label in enumerate(order or [])}
-    records.sort(key=lambda record: rank.get(record["cell"]["method_title"], len(rank)))
-    known = list(dict.fromkeys(record["cell"]["method_title"] for record in records))
-    if reference is not None and reference not in known and keep is None and reference == saved.get("reference"):
+    saved = read_grid(results_dir, complaints) if keep is None else LastGrid()
+    reference, order = reference or saved.reference, order or list(saved.order)
+    experiment = experiment or saved.experiment
+    rank = {title: index for index, title in enumerate(order)}
+    records.sort(key=lambda record: rank.get(record.cell.method_title, len(rank)))
+    known = list(dict.fromkeys(record.cell.method_title for record in records))
+    if reference is not None and reference not in known and reference == saved.reference:
         reference = None  # the last grid's, whose records are elsewhere
     if reference is not None and reference not in known:
         raise BenchmarkError(
             f"No results of the reference '{reference}'.{nearest(reference, known)} There are: {', '.join(known)}."
         )
     records = _chosen(records, shown)
-    done = [record for record in records if record["status"] == "done"]
-    failed = [record for record in records if record["status"] != "done"]
+    done = [record for record in records if record.done]
+    failed = [record for record in records if not record.done]
     if not done:
         html = page("debiasbench", [], [], records, notes=complaints)
         return Report([], {"report": [_write(results_dir / "report.html", html)]}, failed, complaints)
     table = to_frame(done)
-    columns = _columns(table, shown)
+    measures = _measures(table, shown)
     paths: dict[str, list[Path]] = {"records": [source]}
-    tables = [comparison_table(table, done, columns)]
+    tables = [comparison_table(table, done, measures)]
     tables += [selection_table(table, dataset) for dataset in dict.fromkeys(table.dataset)]
-    tables += [part for part in (ranks_table(table, columns), identification_table(done)) if part]
+    tables += [part for part in (ranks_table(table, measures), identification_table(done)) if part]
     methods = list(dict.fromkeys(table.method))
     if len(methods) > 1:
-        tests = compare_columns(table, columns, reference=reference if reference in methods else None)
+        tests = compare_by(table, measures, reference=reference if reference in methods else None)
         tables += [tests_table(tests)] if len(tests) else []
-        paths["tests"] = [_write(results_dir / "tables" / "tests.csv", tests.to_csv(index=False))]
+        paths["tests"] = [_write_csv(results_dir / "tables" / "tests.csv", tests.to_csv(index=False))]
     tables = [marked(one, bias_knowing(table)) for one in tables]
-    drawn = draw(table, done, columns, results_dir / "figures") if figures else []
+    comparison = tables[0]
+    drawn = draw(table, done, measures, results_dir / "figures", complaints) if figures else []
     if experiment is not None:
         found = outcome(experiment, results_dir, data_dir, order=methods)
         complaints += found.complaints
         tables = [*found.tables, *tables]
         drawn = [*found.figures, *drawn]
         if found.lines is not None:
-            path = results_dir / "tables" / f"{experiment.name}.csv"
-            paths["beside the paper"] = [_write(path, found.lines.to_csv(index=False))]
-    body = {
-        "comparison.md": "\n\n".join(markdown(one) for one in tables) + "\n",
-        "comparison.tex": LATEX_NEEDS + "\n\n".join(map(latex, tables)) + "\n",
-        "document.tex": LATEX_DOCUMENT,
-        "comparison.csv": csv(next(one for one in tables if one.title == "Comparison")),
-        "results.csv": table.to_csv(index=False),
-    }
-    paths["tables"] = [_write(results_dir / "tables" / name, text) for name, text in body.items()]
+            path = results_dir / "tables" / f"{file_name(experiment.name)}.csv"
+            paths["beside the paper"] = [_write_csv(path, found.lines.to_csv(index=False))]
+    complaints = list(dict.fromkeys(complaints))
+    folder = results_dir / "tables"
+    paths["tables"] = [
+        _write(folder / "comparison.md", "\n\n".join(markdown(one) for one in tables) + "\n"),
+        _write(folder / "comparison.tex", LATEX_NEEDS + "\n\n".join(map(latex, tables)) + "\n"),
+        _write(folder / "document.tex", LATEX_DOCUMENT),
+        _write_csv(folder / "comparison.csv", csv(comparison)),
+        _write_csv(folder / "results.csv", table.to_csv(index=False)),
+    ]
     if drawn:
         paths["figures"] = drawn
     html = page("debiasbench", tables, drawn, records, notes=complaints)
@@ -157,11 +183,10 @@ def make(  # noqa: PLR0913 - the report's options
     return Report(tables, paths, failed, complaints)
 
 
-def _chosen(records: list[dict[str, Any]], shown: Shown) -> list[dict[str, Any]]:
-    """The records of the methods and datasets that are shown: by label, or by name for all of its labels."""
+def _chosen(records: list[Record], shown: Shown) -> list[Record]:
+    """The records of the methods and datasets that are shown: by title, or by name for all of its titles."""
     for kind, wanted in (("method", shown.methods), ("dataset", shown.datasets)):
-        there = {record["cell"][f"{kind}_label"] for record in records} | {record["cell"][kind] for record in records}
-        there |= {dataset_title(record["cell"]) for record in records} if kind == "dataset" else set()
+        there = {name for record in records for name in _names(record.cell, kind)}
         lacking = [name for name in wanted if name not in there]
         if lacking:
             raise BenchmarkError(
@@ -169,18 +194,19 @@ def _chosen(records: list[dict[str, Any]], shown: Shown) -> list[dict[str, Any]]
                 f"{', '.join(sorted(there))}."
             )
         if wanted:
-            labels = (f"{kind}_label", kind)
-            records = [
-                record
-                for record in records
-                if {record["cell"][name] for name in labels} & set(wanted)
-                or (kind == "dataset" and dataset_title(record["cell"]) in wanted)
-            ]
+            records = [record for record in records if _names(record.cell, kind) & set(wanted)]
     return records
 
 
-def _columns(table: pd.DataFrame, shown: Shown) -> list[Column]:
-    """The columns of the comparison; a metric that a dataset does not have is left out there."""
+def _names(cell: Cell, kind: str) -> set[str]:
+    """What a cell's method or dataset may be asked for by."""
+    if kind == "method":
+        return {cell.method, cell.method_title}
+    return {cell.dataset, cell.dataset_title, dataset_title(cell)}
+
+
+def _measures(table: pd.DataFrame, shown: Shown) -> list[Measure]:
+    """What is compared; a metric that a dataset does not have is left out there."""
     known = [name for name in table.columns if name.startswith("acc_")]
     for name in shown.metrics:
         if name not in known:
@@ -190,39 +216,71 @@ def _columns(table: pd.DataFrame, shown: Shown) -> list[Column]:
             raise BenchmarkError(
                 f"No selection rule '{rule}'.{nearest(rule, SELECTION_RULES)} Known: {', '.join(SELECTION_RULES)}."
             )
-    columns = []
+    measures = []
     for dataset in dict.fromkeys(table.dataset):
         has = [name for name in shown.metrics if table.loc[table.dataset == dataset, name].notna().any()]
         metrics = has if shown.metrics else [headline_of(table, dataset)]
-        columns += [Column(dataset, metric, rule) for metric in metrics for rule in shown.select]
-    columns = list(dict.fromkeys(columns))
-    if not columns:
+        measures += [Measure(dataset, metric, rule) for metric in metrics for rule in shown.select]
+    measures = list(dict.fromkeys(measures))
+    if not measures:
         raise BenchmarkError(f"No dataset here has {', '.join(shown.metrics)}. Known: {', '.join(known)}.")
-    return columns
+    return measures
 
 
-def read_grid(results_dir: Path) -> dict[str, Any]:
-    """Reference, order of methods and experiment of the last grid that was run into this folder."""
+# ---- the last grid ---------------------------------------------------------------------------------------------------
+
+MOST_BYTES = 2**20  # of grid.json: what is larger is none
+
+
+@dataclass(frozen=True)
+class LastGrid:
+    """What is shown as in the last run into a folder: reference, order of methods, experiment."""
+
+    reference: str | None = None
+    order: tuple[str, ...] = ()
+    experiment: Experiment | None = field(default=None, metadata={"written": False})
+
+
+def read_grid(results_dir: Path, complaints: list[str]) -> LastGrid:
+    """The grid that was last run into a folder; an empty one where nothing tells, with a complaint if it is damaged."""
+    path = results_dir / "grid.json"
+    if not path.exists():
+        return LastGrid()
     try:
-        return dict(json.loads((results_dir / "grid.json").read_text()))
-    except (OSError, ValueError):
-        return {}
+        if not path.is_file() or path.stat().st_size > MOST_BYTES:
+            raise ValueError("it is no plain file, or too large")
+        content = json.loads(path.read_bytes().decode())
+        found: LastGrid = from_plain(LastGrid, content)
+        return replace(found, experiment=_experiment(content.get("experiment")))
+    except (OSError, ValueError, RecursionError) as error:
+        why = "it is nested too deeply" if isinstance(error, RecursionError) else str(error).partition("\n")[0]
+        complaints.append(f"{path}: {why}: reference and order of the last run are not known.")
+        return LastGrid()
 
 
-def _saved_experiment(saved: dict[str, Any]) -> Experiment | None:
-    """The experiment that was run last into a folder."""
-    try:
-        return Experiment(**saved["experiment"])
-    except (KeyError, TypeError):  # none, or one of another version
+def _experiment(plain: Any) -> Experiment | None:
+    """An experiment from its plain values; ValueError if they are none, or those of another version."""
+    if plain is None:
         return None
+    kinds = typing.get_type_hints(Experiment)
+    values: dict[str, Any] = from_plain(dict[str, Any], plain, "experiment")
+    strange = [key for key in values if key not in kinds]
+    lacking = [key for key in ("name", "methods", "datasets") if key not in values]
+    if strange or lacking:
+        raise ValueError(f"experiment has or lacks {', '.join([*strange, *lacking])}")
+    for key, value in values.items():
+        found = from_plain(_in_tuples(kinds[key]), value, f"experiment.{key}")
+        values[key] = list(found) if isinstance(found, tuple) else found
+    return Experiment(**values)
 
 
-def write_grid(
-    results_dir: Path, *, reference: str | None, order: list[str], experiment: Experiment | None = None
-) -> None:
-    """Keep what `debiasbench report` needs to show a grid as its run did."""
-    content = {"reference": reference, "order": order, "experiment": asdict(experiment) if experiment else None}
-    write_atomically(results_dir / "grid.json", json.dumps(content).encode())
+def _in_tuples(kind: Any) -> Any:
+    """The type with tuples for lists, as `from_plain` reads them."""
+    if typing.get_origin(kind) is list:
+        return tuple[typing.get_args(kind)[0], ...]  # type: ignore[misc]
+    if typing.get_origin(kind) is types.UnionType:
+        return functools.reduce(operator.or_, map(_in_tuples, typing.get_args(kind)))
+    return kind
 
 
 def _write(path: Path, text: str) -> Path:
@@ -230,44 +288,70 @@ def _write(path: Path, text: str) -> Path:
     return path
 
 
-def draw(table: pd.DataFrame, records: list[dict[str, Any]], columns: list[Column], folder: Path) -> list[Path]:
-    """Scores of aligned and conflicting samples (first seed), accuracies of all runs, curves, and ranks if tested."""
+def _write_csv(path: Path, text: str) -> Path:
+    """With a byte-order mark: without it Excel takes UTF-8 for something else."""
+    write_atomically(path, text.encode("utf-8-sig"))
+    return path
+
+
+# ---- figures ---------------------------------------------------------------------------------------------------------
+
+
+def draw(
+    table: pd.DataFrame, records: list[Record], measures: list[Measure], folder: Path, complaints: list[str]
+) -> list[Path]:
+    """Scores of aligned and conflicting samples (first seed), accuracies of all runs, and ranks if tested.
+
+    `complaints` grows by what could not be read or drawn.
+    """
     from debiasbench.report import figures
 
-    paths = []
+    paths: list[Path] = []
+
+    def drawn(make: Callable[..., list[Path]], *given: Any, **options: Any) -> None:
+        stem = next(one for one in given if isinstance(one, Path))
+        try:
+            paths.extend(make(*given, **options))
+        except Exception as error:  # a figure never costs the report of what was trained
+            complaints.append(f"{stem.name} could not be drawn: {type(error).__name__}: {error}")
+
     methods = list(dict.fromkeys(table.method))
     for dataset in dict.fromkeys(table.dataset):
         name = file_name(dataset)
-        scores = {}
-        for record in records:
-            cell = record["cell"]
-            if dataset_title(cell) == dataset and cell["method_title"] not in scores:
-                found = read_scores(Path(record["path"]))
-                if found:
-                    scores[cell["method_title"]] = found
+        scores = _scores([record for record in records if dataset_title(record.cell) == dataset], complaints)
         if scores:
-            paths += figures.score_histogram(scores, folder / f"scores-{name}", title=f"Per-sample scores on {dataset}")
+            drawn(figures.score_histogram, scores, folder / f"scores-{name}", title=f"Per-sample scores on {dataset}")
         metric = headline_of(table, dataset)
         chosen = runs(table, dataset, metric)
         values = {method: chosen[chosen.method == method].value.to_numpy() for method in dict.fromkeys(chosen.method)}
         stem = folder / f"accuracies-{name}"
-        paths += figures.accuracy_histogram(values, stem, metric=metric, title=dataset, order=methods)
-    datasets = one_a_dataset(columns)
+        if values:
+            drawn(figures.accuracy_histogram, values, stem, metric=metric, title=dataset, order=methods)
+    datasets = one_a_dataset(measures)
     if len(datasets) > 1:
         test = rank_test(means_of(table, datasets))
         if test.tested:
-            cliques = [[methods[place] for place in clique] for clique in test.cliques]
+            cliques = [[methods[index] for index in clique] for clique in test.cliques]
             averages = dict(zip(methods, map(float, test.ranks), strict=True))
-            paths += figures.critical_difference(
-                averages, test.difference, cliques, folder / "ranks", order=methods,
+            drawn(
+                figures.critical_difference, averages, test.difference, cliques, folder / "ranks", order=methods,
                 title=f"Average ranks over {test.n_datasets} datasets (p {p_value(test.p)})",
             )  # fmt: skip
     return paths
 
 
-def file_name(dataset: str) -> str:
-    """A dataset's label as a part of a file's name."""
-    return dataset.replace(":", "+").replace("/", "-")
+def _scores(records: list[Record], complaints: list[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Method -> scores and whether conflicting, of the first record that has them."""
+    scores: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    for record in records:
+        if record.cell.method_title not in scores:
+            found = scores_of(record, complaints)
+            if found is not None:
+                scores[record.cell.method_title] = found
+    return scores
+
+
+# ---- other views of a folder -----------------------------------------------------------------------------------------
 
 
 def bibtex(folder: Path) -> str:
@@ -275,28 +359,29 @@ def bibtex(folder: Path) -> str:
     from debiasbench.datasets import registry as datasets
     from debiasbench.methods import registry as methods
 
-    records, _ = read_records(folder)
-    used = {(part, record["cell"][part]) for record in records for part in ("method", "dataset")}
-    registries = {"method": methods, "dataset": datasets}
-    known = [registries[part].classes().get(name) for part, name in sorted(used, reverse=True)]
-    return "\n\n".join(dict.fromkeys(cls.citation for cls in known if cls and cls.citation))
+    cells = [record.cell for record in read_records(folder)[0]]
+    classes = [methods.classes().get(name) for name in sorted({cell.method for cell in cells}, reverse=True)]
+    classes += [datasets.classes().get(name) for name in sorted({cell.dataset for cell in cells}, reverse=True)]
+    return "\n\n".join(dict.fromkeys(cls.citation for cls in classes if cls and cls.citation))
 
 
 def status(results_dir: Path) -> Table:
-    """How many cells of a results folder are done, failed, or begun without a record yet."""
+    """How many cells of a results folder are done, failed, or started without a record yet."""
     if not results_dir.is_dir():
         raise BenchmarkError(f"There is no results folder {results_dir}.")
     records, complaints = read_records(results_dir)
     counts: dict[tuple[str, str], dict[str, int]] = {}
     for record in records:
-        key = (dataset_title(record["cell"]), record["cell"]["method_title"])
-        counts.setdefault(key, {"done": 0, "failed": 0})[record["status"]] += 1
+        key = (dataset_title(record.cell), record.cell.method_title)
+        counts.setdefault(key, {"done": 0, "failed": 0})[record.status] += 1
     logs = results_dir / "logs"
-    begun = [
+    started = [
         log.relative_to(logs).with_suffix("")
         for log in sorted(logs.rglob("*.log"))
         if not (results_dir / "records" / log.relative_to(logs)).with_suffix(".json").is_file()
     ]
-    rows = [[(text, False) for text in (*key, str(n["done"]), str(n["failed"]))] for key, n in sorted(counts.items())]
-    notes = [f"Begun, and running or stopped: {', '.join(map(str, begun))}."] if begun else []
-    return Table(f"Records in {results_dir}", ["dataset", "method", "done", "failed"], rows, notes + complaints)
+    rows = [[*words(*key), count(n["done"]), count(n["failed"])] for key, n in sorted(counts.items())]
+    notes = [f"Started, not finished: {', '.join(map(str, started))}."] if started else []
+    columns = [Column(name, name, numeric=False) for name in ("dataset", "method")]
+    columns += [Column(name, name) for name in ("done", "failed")]
+    return Table("status", f"Records in {results_dir}", columns, rows, notes + complaints)

@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from debiasbench.cell import Cell
 from debiasbench.parameters import write_value
+from debiasbench.records import Record, Result
 from debiasbench.report.figures import learning_curves
-from debiasbench.report.results import dataset_title, headline_of, to_frame
+from debiasbench.report.results import data_seed, dataset_title, headlines
+from debiasbench.wording import duration
 
 if TYPE_CHECKING:
     from markupsafe import Markup
 
-    from debiasbench.report.tables import Table
+    from debiasbench.report.tables import Entry, Table
 
 # What the figures show, by how their file names begin: "scores-<dataset>.png"
 _FIGURES = {
@@ -38,7 +40,7 @@ _MEDIA = {".png": "image/png", ".svg": "image/svg+xml"}
 
 
 def page(
-    title: str, tables: list[Table], figures: list[Path], records: list[dict[str, Any]], *, notes: Sequence[str] = ()
+    title: str, tables: list[Table], figures: list[Path], records: list[Record], *, notes: Sequence[str] = ()
 ) -> str:
     """The whole page as text, to be written as UTF-8.
 
@@ -55,12 +57,11 @@ def page(
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
-    environment.filters |= {"breakable": _breakable, "sha256": _sha256}
+    environment.filters |= {"breakable": _breakable, "sha256": _sha256, "value": _value}
     template = environment.from_string(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
-    done = [record for record in records if record["status"] == "done"]
-    failed = [record for record in records if record["status"] != "done"]
-    frame = to_frame(records)
-    metrics = {name: headline_of(frame, name) for name in dict.fromkeys(_dataset(record) for record in records)}
+    done = [record for record in records if record.done]
+    failed = [record for record in records if not record.done]
+    metrics = {_dataset(record): headlines(record.cell.dataset)[0] for record in records}
     by_dataset = {name: [record for record in done if _dataset(record) == name] for name in metrics}
     methods = {_method(record) for record in done}
     return template.render(
@@ -69,10 +70,10 @@ def page(
         summary=_summary(records),
         facts=_facts(records),
         failed=[_block(record, metrics[_dataset(record)]) for record in failed],
-        tables=[(table, _numeric_columns(table)) for table in tables],
+        tables=tables,
         charts=[
-            _chart(name, group, metrics[name], methods, f"curve-{place}")
-            for place, (name, group) in enumerate(by_dataset.items(), 1)
+            _chart(name, group, metrics[name], methods, f"curve-{index}")
+            for index, (name, group) in enumerate(by_dataset.items(), 1)
             if group
         ],
         figures=[_figure(path) for path in figures if path.suffix in _MEDIA],
@@ -80,12 +81,17 @@ def page(
     )
 
 
-def _method(record: dict[str, Any]) -> str:
-    return str(record["cell"]["method_title"])
+def _method(record: Record) -> str:
+    return record.cell.method_title
 
 
-def _dataset(record: dict[str, Any]) -> str:
-    return dataset_title(record["cell"])
+def _dataset(record: Record) -> str:
+    return dataset_title(record.cell)
+
+
+def _value(entry: Entry) -> str:
+    """An entry's value as the script reads it."""
+    return str(entry.value).replace("inf", "Infinity") if isinstance(entry.value, float) else str(entry.value)
 
 
 def _breakable(text: str) -> Markup:
@@ -107,11 +113,11 @@ def _counted(n: int, word: str) -> str:
     return f"{n:,} {word}" + ("" if n == 1 else "s")
 
 
-def _summary(records: list[dict[str, Any]]) -> str:
+def _summary(records: list[Record]) -> str:
     """How many cells, methods, datasets and seeds, in a sentence."""
     methods, datasets = ({part(record) for record in records} for part in (_method, _dataset))
-    seeds = sorted({record["cell"]["seed"] for record in records})
-    whole = len(seeds) > 2 and seeds == list(range(seeds[0], seeds[-1] + 1))
+    seeds = sorted({record.cell.seed for record in records})
+    whole = len(seeds) > 2 and seeds[-1] - seeds[0] == len(seeds) - 1
     span = f"{seeds[0]} to {seeds[-1]}" if whole else ", ".join(map(str, seeds))
     return (
         f"{_counted(len(records), 'cell')}: {_counted(len(methods), 'method')} on "
@@ -119,19 +125,19 @@ def _summary(records: list[dict[str, Any]]) -> str:
     )
 
 
-def _facts(records: list[dict[str, Any]]) -> list[str]:
+def _facts(records: list[Record]) -> list[str]:
     """Versions, commits, dates and devices of all records, each told once."""
-    provenances = [record["provenance"] for record in records]
+    provenances = [record.provenance for record in records]
     facts = []
     for name in ("debiasbench", "protocol", "torch", "python"):
-        found = sorted({str(one["versions"][name]) for one in provenances if one["versions"].get(name)})
+        found = sorted({str(one.versions[name]) for one in provenances if one.versions.get(name)})
         facts += [f"{name} {', '.join(found)}"] if found else []
-    commits = dict.fromkeys(_short_commit(one["commit"]) for one in provenances if one.get("commit"))
+    commits = dict.fromkeys(_short_commit(one.commit) for one in provenances if one.commit)
     facts += [f"{'commit' if len(commits) == 1 else 'commits'} {', '.join(commits)}"] if commits else []
-    dates = sorted({one["finished"][:10] for one in provenances if one.get("finished")})
+    dates = sorted({one.finished[:10] for one in provenances if one.finished})
     facts += [f"finished {' to '.join(dict.fromkeys((dates[0], dates[-1])))} (UTC)"] if dates else []
-    facts += sorted({one["device"] for one in provenances if one.get("device")})
-    return [*facts, f"{_duration(sum(one['seconds'].get('total', 0.0) for one in provenances))} of computing"]
+    facts += sorted({one.device for one in provenances if one.device})
+    return [*facts, f"{duration(sum(one.seconds.total for one in provenances))} of computing"]
 
 
 def _short_commit(commit: str) -> str:
@@ -140,23 +146,7 @@ def _short_commit(commit: str) -> str:
     return digits[:12] + plus + changes
 
 
-def _duration(seconds: float) -> str:
-    for limit, unit, name in ((100, 1, "s"), (6000, 60, "min")):
-        if seconds < limit:
-            return f"{seconds / unit:.0f} {name}"
-    return f"{seconds / 3600:,.1f} h"
-
-
-# ---- tables and figures ----------------------------------------------------------------------------------------------
-
-_NUMBER = re.compile(r"[<+-]?\s?\.?\d")
-
-
-def _numeric_columns(table: Table) -> list[bool]:
-    """Which columns hold numbers, dashes aside: these stand to the right, and the script sorts them by value."""
-    columns = list(zip(*table.rows, strict=True)) or [()] * len(table.columns)
-    numeric = [all(_NUMBER.match(text) for text, _ in column if text != "-") for column in columns]
-    return [place > 0 and found for place, found in enumerate(numeric)]  # the first column names the row
+# ---- figures ---------------------------------------------------------------------------------------------------------
 
 
 def _figure(path: Path) -> dict[str, str]:
@@ -181,7 +171,7 @@ class Chart:
     has_validation: bool
 
 
-def _chart(dataset: str, records: list[dict[str, Any]], metric: str, order: Iterable[str], name: str) -> Chart:
+def _chart(dataset: str, records: list[Record], metric: str, order: Iterable[str], name: str) -> Chart:
     """Curves of the epochs that were evaluated. order: all methods of the page; name: of the chart in it."""
     from markupsafe import Markup
 
@@ -190,7 +180,7 @@ def _chart(dataset: str, records: list[dict[str, Any]], metric: str, order: Iter
     for record in records:
         test.setdefault(_method(record), []).append(_by_epoch(record, "test", metric))
         # where no rule may select on validation, it is the test split, or was trained on
-        if record["result"]["selection"].get("val_acc") is not None:
+        if record.result is not None and record.result.selected("val_acc") is not None:
             validation.setdefault(_method(record), []).append(_by_epoch(record, "valid", "acc_avg"))
     element = learning_curves(test, validation, metric=metric, order=order, name=name)
     return Chart(
@@ -200,47 +190,44 @@ def _chart(dataset: str, records: list[dict[str, Any]], metric: str, order: Iter
     )  # fmt: skip
 
 
-def _by_epoch(record: dict[str, Any], split: str, metric: str) -> dict[int, float]:
+def _by_epoch(record: Record, split: str, metric: str) -> dict[int, float]:
     """Epoch -> a metric, without epochs that lack it."""
-    values = {row["epoch"]: row[split].get(metric, math.nan) for row in record["result"]["epochs"]}
-    return {epoch: value for epoch, value in values.items() if not math.isnan(value)}
+    epochs = record.result.epochs if record.result is not None else ()
+    found = {one.epoch: one.test if split == "test" else one.valid for one in epochs}
+    return {epoch: metrics[metric] for epoch, metrics in found.items() if metric in metrics}
 
 
 # ---- cells -----------------------------------------------------------------------------------------------------------
 
 Pairs = list[tuple[str, str]]
+NOT_TOLD = "-"
 
 
-def _blocks(records: list[dict[str, Any]], metric: str) -> list[dict[str, Any]]:
+def _blocks(records: list[Record], metric: str) -> list[dict[str, Any]]:
     """The cells of one dataset: methods in the order given, seeds in their own."""
     methods = list(dict.fromkeys(map(_method, records)))
-    records = sorted(records, key=lambda one: (methods.index(_method(one)), _data_seed(one), one["cell"]["seed"]))
+    records = sorted(records, key=lambda one: (methods.index(_method(one)), data_seed(one.cell), one.cell.seed))
     return [_block(record, metric) for record in records]
 
 
-def _data_seed(record: dict[str, Any]) -> int:
-    return int(record["cell"]["dataset_parameters"].get("data_seed", 0))
-
-
-def _block(record: dict[str, Any], metric: str) -> dict[str, Any]:
+def _block(record: Record, metric: str) -> dict[str, Any]:
     """What a cell's block shows: a line, named lists of values, the metrics, and the error if it failed."""
-    cell, provenance, result = record["cell"], record["provenance"], record.get("result", {})
-    last = result["epochs"][-1] if result else {}
-    seed = f"seed {cell['seed']}" + (f", data seed {_data_seed(record)}" if _data_seed(record) else "")
+    cell, result = record.cell, record.result
+    last = result.epochs[-1] if result else None
     return {
         "method": _method(record),
         "dataset": _dataset(record),
-        "seed": seed,
-        "value": _number(metric, last["test"].get(metric, math.nan)) if last else "",
-        "duration": _duration(provenance["seconds"].get("total", 0.0)),
-        "error": record.get("error"),
+        "seed": f"seed {cell.seed}" + (f", data seed {data_seed(cell)}" if data_seed(cell) else ""),
+        "value": _number(metric, last.test.get(metric)) if last else "",
+        "duration": duration(record.provenance.seconds.total),
+        "failure": record.failure,
         "metrics": [
-            (name, *(_number(name, last[split][name]) if name in last[split] else "" for split in ("test", "valid")))
-            for name in dict.fromkeys([*last["test"], *last["valid"]])
+            (name, *(_number(name, part[name]) if name in part else "" for part in (last.test, last.valid)))
+            for name in dict.fromkeys([*last.test, *last.valid])
         ] if last else [],
-        "epoch": last.get("epoch"),
+        "epoch": last.epoch if last else None,
         "settings": _filled(_settings(cell)),
-        "parts": _filled([*_outcome(result, metric), *_origin(record)]),
+        "parts": _filled([*(_outcome(cell, result, metric) if result else []), *_origin(record)]),
     }  # fmt: skip
 
 
@@ -248,60 +235,74 @@ def _filled(parts: Iterable[tuple[str, Pairs]]) -> list[tuple[str, Pairs]]:
     return [(name, pairs) for name, pairs in parts if pairs]
 
 
-def _settings(cell: dict[str, Any]) -> list[tuple[str, Pairs]]:
-    recipe, own = cell["recipe"], cell["recipe_changes"]
+def _settings(cell: Cell) -> list[tuple[str, Pairs]]:
     parts = {
-        "Method": cell["method_parameters"],
-        "Dataset": cell["dataset_parameters"],
-        "Recipe": {name: value for name, value in recipe.items() if name not in own},
-        "The method's own": {name: value for name, value in recipe.items() if name in own},
+        "Method": cell.method_parameters,
+        "Dataset": cell.dataset_parameters,
+        "Recipe": {name: value for name, value in cell.recipe.items() if name not in cell.recipe_changes},
+        "The method's own": {name: value for name, value in cell.recipe.items() if name in cell.recipe_changes},
     }
     return [(part, [(name, write_value(value)) for name, value in values.items()]) for part, values in parts.items()]
 
 
-def _outcome(result: dict[str, Any], metric: str) -> list[tuple[str, Pairs]]:
-    if not result:
-        return []
+def _outcome(cell: Cell, result: Result, metric: str) -> list[tuple[str, Pairs]]:
     selected = []
-    for rule, place in result["selection"].items():
-        if place is not None:
-            row = result["epochs"][place]
-            text = f"epoch {row['epoch']}, {_number(metric, row['test'].get(metric, math.nan))}"
-            selected.append((rule, text))
+    for rule in result.selection:
+        row = result.selected(rule)
+        if row is not None:
+            selected.append((rule, f"epoch {row.epoch}, {_number(metric, row.test.get(metric))}"))
     found = [
         (f"Identification by {name}", [(key, _number(key, value)) for key, value in numbers.items()])
-        for name, numbers in result["identification"].items()
+        for name, numbers in result.identification.items()
     ]
-    numbers = [(name, write_value(value)) for name, value in result.get("numbers", {}).items()]
-    return [(f"Selected epochs, test {metric}", selected), *found, ("Numbers of the method", numbers)]
+    logged = [(name, write_value(value)) for name, value in result.logged.items()]
+    return [
+        (f"Selected epochs, test {metric}", selected),
+        ("Test accuracy by class", _by_class(cell, result)),
+        *found,
+        ("Numbers of the method", logged),
+    ]
 
 
-def _origin(record: dict[str, Any]) -> list[tuple[str, Pairs]]:
-    provenance, result = record["provenance"], record.get("result", {})
-    seconds: Pairs = []
-    for name, value in provenance["seconds"].items():
-        if isinstance(value, list):
-            seconds += [(f"phase {place}", f"{one:,.1f}") for place, one in enumerate(value, 1)]
-        else:
-            seconds.append((name, f"{value:,.1f}"))
-    where = [(name, provenance.get(name)) for name in ("finished", "device", "threads", "peak_memory_mib")]
-    where += [*provenance["versions"].items(), ("commit", _short_commit(provenance.get("commit") or ""))]
+def _by_class(cell: Cell, result: Result) -> Pairs:
+    """Of the last epoch; a dash where an older record does not tell."""
+    from debiasbench.datasets import registry
+
+    accuracies = result.accuracy_by_class(result.epochs[-1], "test")
+    if accuracies is None:
+        return [("", NOT_TOLD)]
+    cls = registry.classes().get(cell.dataset)
+    names = cls.class_names if cls and len(cls.class_names) == len(accuracies) else range(len(accuracies))
+    return [(str(name), _number("acc", accuracy)) for name, accuracy in zip(names, accuracies, strict=True)]
+
+
+def _origin(record: Record) -> list[tuple[str, Pairs]]:
+    provenance = record.provenance
+    spent = provenance.seconds
+    seconds = {"data": spent.data, "evaluation": spent.evaluation, "total": spent.total}
+    seconds |= {f"stage {index}": value for index, value in enumerate(spent.stages, 1)} | spent.calls
+    where = [
+        ("finished", provenance.finished), ("device", provenance.device),
+        ("kind of device", provenance.device_kind or NOT_TOLD), ("precision", provenance.precision or NOT_TOLD),
+        ("threads", provenance.threads), ("peak_memory_mib", provenance.peak_memory_mib),
+        *provenance.versions.items(), ("commit", _short_commit(provenance.commit)),
+    ]  # fmt: skip
     files = [
-        ("file", "/".join(Path(record["path"]).parts[-3:])),  # not where the results folder is
-        ("hash", record["hash"][:16]),
-        ("data", result["data"]["fingerprint"][:16] if result else ""),
+        ("file", "/".join(record.path.parts[-3:]) if record.path else ""),  # not where the results folder is
+        ("hash", record.hash[:16]),
+        ("data", record.result.data.fingerprint[:16] if record.result else ""),
     ]
     return [
-        ("Seconds", seconds),
+        ("Seconds", [(name, f"{value:,.1f}") for name, value in seconds.items() if spent.total]),
         ("Run with", [(name, str(value)) for name, value in where if value]),
         ("Record", [(name, value) for name, value in files if value]),
     ]
 
 
-def _number(name: str, value: float) -> str:
-    """A metric by its name: accuracies in per cent, counts whole, others with four digits."""
-    if math.isnan(value):
-        return "-"
+def _number(name: str, value: float | None) -> str:
+    """A metric by its name: accuracies in per cent, counts whole, others with four digits; a dash for none."""
+    if value is None:
+        return NOT_TOLD
     if name.startswith("acc"):
         return f"{100 * value:.2f} %"
     return f"{value:,.0f}" if name == "n" or name.startswith("n_") else f"{value:.4f}"

@@ -1,30 +1,29 @@
 """The paper's tables in the paper's own shape, ours beside the paper's numbers.
 
-`results/paper/*.csv` holds every number that the paper reports, with the method and the dataset that give it here, its
-row and column there, and what is doubtful about it. This file is a one-file package, as `debiasbench/methods.py`.
+`experiments/paper/*.csv` holds every number that the paper reports, with the method and the dataset that give it here,
+its row and column there, and what is doubtful about it.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from debiasbench import experiments
 from debiasbench.cell import Cell
 from debiasbench.errors import BenchmarkError
 from debiasbench.experiments import Experiment
 from debiasbench.grid import expand
-from debiasbench.records import find_record, read_record, read_scores
+from debiasbench.records import Record, find_record, read_record
+from debiasbench.report.results import headlines, scores_of
 from debiasbench.report.statistics import score_bins, welch
-from debiasbench.report.tables import MARKED, Table, p_value
-
-_beside = Path(__file__).parent.parent / "paper"  # in a wheel; in a clone they are with the results
-__path__ = [str(_beside if _beside.is_dir() else Path(__file__).parent.parent.parent / "results" / "paper")]
+from debiasbench.report.tables import MARKED, Column, Entry, Table, p_value
 
 INSIDE, OUTSIDE = "=", "≠"
 
@@ -35,30 +34,36 @@ def numbers(stem: str) -> pd.DataFrame:
     Columns: table, row, column (as printed), method, dataset (ours), metric (accuracies in per cent), mean, std, n
     (nan where the paper does not say), note.
     """
-    path = Path(__path__[0]) / f"{stem}.csv"
+    path = Path(experiments.__path__[0]) / "paper" / f"{stem}.csv"
     if not path.is_file():
         raise BenchmarkError(f"There are no numbers of the paper called '{stem}' ({path}).")
     return pd.read_csv(path, keep_default_na=True).fillna({"note": ""})
 
 
-def beside(experiment: Experiment, results_dir: Path) -> pd.DataFrame:
+def beside(experiment: Experiment, results_dir: Path, complaints: list[str] | None = None) -> pd.DataFrame:
     """The paper's numbers and ours, a line each: what ran (`ran`), `values`, mean, sample standard deviation, n.
 
     Ours are of the last epoch, on the test split, in the paper's unit. `paper_mean`, `paper_std`, `paper_n` and
     `difference` are nan where a stand-in ran; `within`: whether the means are no farther apart than the sum of both
     standard deviations, None where one of them is not known. `official`: whether all of ours are on the published data.
+    `complaints` grows by files that cannot be read.
     """
+    complaints = [] if complaints is None else complaints
     lines = []
     grid = {cell.hash for cell in cells(experiment, experiment.methods, experiment.datasets)}
 
     @functools.cache
-    def records_of(method: str, dataset: str) -> list[dict[str, Any]]:
-        return _records(experiment, grid, method, dataset, results_dir)
+    def records_of(method: str, dataset: str) -> list[Record]:
+        ran = experiment.ran(dataset)
+        asked = cells(experiment, [method], [ran]) if ran is not None else []
+        return finished([cell for cell in asked if cell.hash in grid], results_dir, complaints)
 
     for line in numbers(experiment.paper).to_dict("records"):
         ran = experiment.ran(line["dataset"])
-        values, n = _values(experiment, line, records_of) if ran else ([], 0)
-        official = all(one["result"]["data"]["official"] for one in records_of(line["method"], line["dataset"]))
+        values, n = _values(experiment, line, records_of, complaints) if ran else ([], 0)
+        official = all(
+            one.result is not None and one.result.data.official for one in records_of(line["method"], line["dataset"])
+        )
         ours = {"mean": _mean(values), "std": float(np.std(values, ddof=1)) if len(values) > 1 else math.nan}
         paper = {f"paper_{name}": line.pop(name) if not experiment.smoke else math.nan for name in ("mean", "std", "n")}
         difference = ours["mean"] - paper["paper_mean"]
@@ -76,7 +81,10 @@ def _mean(values: list[float]) -> float:
 
 
 def _values(
-    experiment: Experiment, line: dict[str, Any], records_of: Callable[[str, str], list[dict[str, Any]]]
+    experiment: Experiment,
+    line: dict[str, Any],
+    records_of: Callable[[str, str], list[Record]],
+    complaints: list[str],
 ) -> tuple[list[float], int]:
     """One number a run, of one line of the paper, and how many runs; of a test its p, and the runs of each side."""
     metric = line["metric"]
@@ -85,30 +93,22 @@ def _values(
         others = records_of(experiment.reference or experiment.methods[0], line["dataset"])
         if others == records:
             return [], 0  # the method itself is the reference
-        sides = [[accuracy(record) for record in side] for side in (records, others)]
+        sides = [_known(accuracy(record) for record in side) for side in (records, others)]
         p = welch(*sides)
         return ([], 0) if math.isnan(p) else ([p], min(map(len, sides)))
-    read: Callable[[dict[str, Any]], float]
     if metric == "seconds":
-        read = lambda record: seconds(record, line["column"])  # noqa: E731
+        found = [seconds(record, line["column"]) for record in records]
     elif metric in ("n_aligned", "n_conflicting"):
-        read = lambda record: counted(record, line["column"], conflicting=metric == "n_conflicting")  # noqa: E731
+        conflicting = metric == "n_conflicting"
+        found = [counted(record, line["column"], complaints, conflicting=conflicting) for record in records]
     else:
-        read = lambda record: 100 * accuracy(record, metric)  # noqa: E731
-    values = [value for record in records if not math.isnan(value := read(record))]
+        found = [100 * accuracy(record, metric) for record in records]
+    values = _known(found)
     return values, len(values)
 
 
-def _records(
-    experiment: Experiment, grid: set[str], method: str, dataset: str, results_dir: Path
-) -> list[dict[str, Any]]:
-    """The finished records of a method on what runs for a dataset, by seed; none if it is not in the grid."""
-    ran = experiment.ran(dataset)
-    if ran is None:
-        return []
-    found = [find_record(results_dir, cell) for cell in cells(experiment, [method], [ran]) if cell.hash in grid]
-    records = [{**read_record(path), "path": path} for path in found if path]
-    return [record for record in records if record["status"] == "done"]
+def _known(values: Iterable[float]) -> list[float]:
+    return [value for value in values if not math.isnan(value)]
 
 
 def cells(experiment: Experiment, methods: list[str], datasets: list[str]) -> list[Cell]:
@@ -119,74 +119,88 @@ def cells(experiment: Experiment, methods: list[str], datasets: list[str]) -> li
     ).cells  # fmt: skip
 
 
-def accuracy(record: dict[str, Any], metric: str = "") -> float:
-    """A metric of the last epoch on test (default: the headline); `first.<metric>`: at the end of the first phase."""
-    result = record["result"]
+def finished(cells: list[Cell], results_dir: Path, complaints: list[str]) -> list[Record]:
+    """The records of cells that are done, in their order; `complaints` grows by those that are damaged."""
+    records = []
+    for path in filter(None, (find_record(results_dir, cell) for cell in cells)):
+        try:
+            record = read_record(path)
+        except BenchmarkError as error:
+            complaints.append(str(error))
+            continue
+        records += [record] if record.done else []
+    return records
+
+
+def accuracy(record: Record, metric: str = "") -> float:
+    """A metric of the last epoch on test (default: the headline), nan where it has no value.
+
+    `first.<metric>`: at the end of the first stage.
+    """
+    result = record.result
+    assert result is not None
     if metric.startswith("first."):
-        ends = list(result["phases"][0]["end"].values())
-        return float(ends[0]["test"].get(metric.removeprefix("first."), math.nan)) if ends else math.nan
-    place = result["selection"]["last"]
-    metric = metric or headline(record)
-    return math.nan if place is None else float(result["epochs"][place]["test"].get(metric, math.nan))
+        end = next(iter(result.stages[0].end.values()), {}) if result.stages else {}
+        return end.get("test", {}).get(metric.removeprefix("first."), math.nan)
+    last = result.selected("last")
+    return math.nan if last is None else last.test.get(metric or headlines(record.cell.dataset)[0], math.nan)
 
 
-def headline(record: dict[str, Any]) -> str:
-    """The headline metric of a record's dataset."""
-    from debiasbench.datasets import registry
+def steps(record: Record) -> list[float]:
+    """Seconds of each step in its order: training stages, and passes over the data in between (without evaluation).
 
-    return registry.get(record["cell"]["dataset"])[0].headline[0]
-
-
-def steps(record: dict[str, Any]) -> list[float]:
-    """Seconds of each step in its order: training phases, and passes over the data in between (without evaluation)."""
-    spent = record["provenance"]["seconds"]
-    calls = [phase["call"] for phase in record["result"]["phases"]]
-    by_call = dict(zip(calls, spent["phases"], strict=True))
-    for name, value in spent.items():
-        kind, _, call = name.partition(" ")
-        if kind in ("each", "once"):
-            by_call[int(call)] = value
+    Empty where the record does not tell the seconds of each stage.
+    """
+    spent, result = record.provenance.seconds, record.result
+    assert result is not None
+    if len(spent.stages) != len(result.stages):
+        return []
+    by_call = dict(zip((stage.call for stage in result.stages), spent.stages, strict=True))
+    for name, value in spent.calls.items():
+        number = name.partition(" ")[2]
+        if number.isdecimal():
+            by_call[int(number)] = value
     return [by_call[call] for call in sorted(by_call)]
 
 
-def seconds(record: dict[str, Any], column: str) -> float:
-    """Of "Step 2" the seconds of that step; else of the whole training."""
+def seconds(record: Record, column: str) -> float:
+    """Of "Step 2" the seconds of that step; else of the whole training. nan where they are not told."""
     spent = steps(record)
     if not column.startswith("Step "):
-        return sum(spent)
-    place = int(column.removeprefix("Step ")) - 1
-    return spent[place] if place < len(spent) else math.nan
+        return sum(spent) if spent else math.nan
+    index = int(column.removeprefix("Step ")) - 1
+    return spent[index] if index < len(spent) else math.nan
 
 
-def counted(record: dict[str, Any], column: str, *, conflicting: bool) -> float:
+def counted(record: Record, column: str, complaints: list[str], *, conflicting: bool) -> float:
     """How many training samples' score, over the largest, is in the bin that `column` names: `[0.1,0.2)`."""
-    scores = read_scores(Path(record["path"]))
+    scores = scores_of(record, complaints)
     if scores is None:
         return math.nan
     edges, n_aligned, n_conflicting = score_bins(*scores)
     low = float(column.strip("[]()").split(",")[0])
-    place = int(np.abs(edges[:-1] - low).argmin())
-    return float((n_conflicting if conflicting else n_aligned)[place])
+    index = int(np.abs(edges[:-1] - low).argmin())
+    return float((n_conflicting if conflicting else n_aligned)[index])
 
 
 def table(experiment: Experiment, lines: pd.DataFrame) -> Table:
     """The paper's own shape: its rows and columns, in each place ours and then the paper's."""
     names = lines.assign(column=_columns(lines))
+    columns = list(dict.fromkeys(names.column))
     rows = []
     best = _best(names)
     for row in dict.fromkeys(names.row):
-        texts = [(row, False)]
-        for column in dict.fromkeys(names.column):
+        entries = [Entry(row, row)]
+        for column in columns:
             here = names[(names.row == row) & (names.column == column)]
-            texts.append((_text(here.iloc[0]), here.index[0] in best) if len(here) else ("", False))
-        rows.append(texts)
-    return Table(
-        f"{experiment.name}: {experiment.title}", ["", *dict.fromkeys(names.column)], rows, _notes(experiment, lines)
-    )
+            entries.append(_entry(here.iloc[0], best=here.index[0] in best) if len(here) else Entry(None, ""))
+        rows.append(entries)
+    heads = [Column("row", "", numeric=False), *(Column(name, name, spread=True) for name in columns)]
+    return Table(experiment.name, f"{experiment.name}: {experiment.title}", heads, rows, _notes(experiment, lines))
 
 
 def _columns(lines: pd.DataFrame) -> pd.Series:
-    """Column headings; with the metric where one place has several."""
+    """Column headings; with the metric where several numbers are in one place."""
     several = lines.duplicated(["row", "column"], keep=False)
     return lines.column.where(~several, lines.column + ", " + lines.metric)
 
@@ -195,6 +209,12 @@ def _best(lines: pd.DataFrame) -> set[int]:
     """Ours that are the highest accuracy of their dataset and metric, where there are several methods."""
     chosen = lines[lines.metric.str.startswith("acc_") & lines["mean"].notna()]
     return {group["mean"].idxmax() for _, group in chosen.groupby(["dataset", "metric"]) if group.method.nunique() > 1}
+
+
+def _entry(line: pd.Series, *, best: bool) -> Entry:
+    """Ours as value, and as text both: `97.20 ± 0.06 (96.88, +0.32 ≠)`."""
+    mean, std = (None if math.isnan(line[name]) else float(line[name]) for name in ("mean", "std"))
+    return Entry(mean, _text(line), std=std, best=best)
 
 
 def _text(line: pd.Series) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from debiasbench.cell import Cell
 from debiasbench.errors import BenchmarkError
 from debiasbench.evaluation.metrics import SELECTION_RULES
 from debiasbench.parameters import nearest
-from debiasbench.records import read_records
+from debiasbench.records import Record, arrays_path, read_records, read_scores
 from debiasbench.report.statistics import compare as compare_runs
 from debiasbench.report.statistics import holm, pairwise_welch, ranks_with_ties
 
@@ -21,54 +23,83 @@ SPLITS = ("valid", "test")
 REQUIRED = ("method", "dataset", "seed", "data_seed", "status", "split", "select", "fingerprint")
 
 
-def to_frame(records: Iterable[dict[str, Any]]) -> pd.DataFrame:
+def to_frame(records: Iterable[Record]) -> pd.DataFrame:
     """One row for each cell x split x selection rule; a failed cell has one row without metrics.
 
-    Columns: method, dataset (labels), seed, data_seed, status, split, select, epoch, every metric (shares in [0, 1]),
-    seconds, official, fingerprint, protocol, hash, path, and the parameters as `method.<name>`, `dataset.<name>`
-    and `recipe.<name>`.
+    Columns: method, dataset (titles), seed, data_seed, status, split, select, epoch, every metric (fractions in
+    [0, 1], nan where it has no value), seconds, official, fingerprint, protocol, hash, path, and the parameters as
+    `method.<name>`, `dataset.<name>` and `recipe.<name>`.
     """
-    return pd.DataFrame([row for record in records for row in _rows(record)])
+    records = list(records)
+    table = pd.DataFrame([row for record in records for row in _rows(record)])
+    absent = {name for record in records for name in headlines(record.cell.dataset)} - set(table.columns)
+    return table.assign(**dict.fromkeys(sorted(absent), math.nan))  # no run has a value: still a metric
 
 
-def dataset_title(cell: dict[str, Any]) -> str:
-    """The dataset's label without its data seed: drawings of one dataset stand together in tables."""
-    name, _, options = cell["dataset_title"].partition(":")
+def headlines(dataset: str) -> tuple[str, ...]:
+    """The headline metrics of a dataset by its name, the first one first; acc_avg where it is not known here."""
+    from debiasbench.datasets import registry
+
+    cls = registry.classes().get(dataset)
+    return cls.headline if cls else ("acc_avg",)
+
+
+def dataset_title(cell: Cell) -> str:
+    """The dataset's title without its data seed: drawings of one dataset stand together in tables."""
+    name, _, options = cell.dataset_title.partition(":")
     kept = [part for part in options.split(",") if part and not part.startswith("data_seed=")]
     return name + (":" + ",".join(kept) if kept else "")
 
 
-def _rows(record: dict[str, Any]) -> list[dict[str, Any]]:
-    cell, result = record["cell"], record.get("result", {})
+def data_seed(cell: Cell) -> int:
+    """The seed that the data were drawn with; 0 where a dataset has none."""
+    seed = cell.dataset_parameters.get("data_seed", 0)
+    return seed if type(seed) is int else 0
+
+
+def scores_of(record: Record, complaints: list[str]) -> tuple[np.ndarray, np.ndarray] | None:
+    """`read_scores` of a record; None and a complaint where its arrays are damaged."""
+    assert record.path is not None, "only records that were read have arrays"
+    try:
+        found = read_scores(record.path)
+        if found is not None and not (len(found[0]) and np.isfinite(found[0]).all()):
+            raise BenchmarkError(f"{arrays_path(record.path)}: its scores are not finite, or there are none.")
+    except BenchmarkError as error:
+        complaints.append(str(error))
+        return None
+    return found
+
+
+def _rows(record: Record) -> list[dict[str, Any]]:
+    cell, result = record.cell, record.result
     common = {
-        "method": cell["method_title"],
+        "method": cell.method_title,
         "dataset": dataset_title(cell),
-        "seed": cell["seed"],
-        "data_seed": cell["dataset_parameters"].get("data_seed", 0),
-        "status": record["status"],
+        "seed": cell.seed,
+        "data_seed": data_seed(cell),
+        "status": record.status,
     }
-    data = result.get("data", {})
-    tail = {
-        "seconds": record["provenance"]["seconds"].get("total"),
-        "official": data.get("official"),
-        "fingerprint": data.get("fingerprint", ""),
-        "protocol": record["provenance"]["versions"].get("protocol"),
-        "hash": record["hash"],
-        "path": str(record.get("path", "")),
+    tail: dict[str, Any] = {
+        "seconds": record.provenance.seconds.total,
+        "official": result.data.official if result else None,
+        "fingerprint": result.data.fingerprint if result else "",
+        "protocol": record.provenance.protocol,
+        "hash": record.hash,
+        "path": str(record.path or ""),
     }
-    for part in ("method", "dataset"):
-        tail[f"{part}.name"] = cell[part]
-        tail[f"{part}.version"] = cell[f"{part}_version"]
-        tail |= {f"{part}.{key}": value for key, value in cell[f"{part}_parameters"].items()}
-    tail |= {f"recipe.{key}": tuple(v) if isinstance(v, list) else v for key, v in cell["recipe"].items()}
-    if record["status"] != "done":
+    tail |= {"method.name": cell.method, "method.version": cell.method_version}
+    tail |= {f"method.{key}": value for key, value in cell.method_parameters.items()}
+    tail |= {"dataset.name": cell.dataset, "dataset.version": cell.dataset_version}
+    tail |= {f"dataset.{key}": value for key, value in cell.dataset_parameters.items()}
+    tail |= {f"recipe.{key}": tuple(v) if isinstance(v, list) else v for key, v in cell.recipe.items()}
+    if result is None:
         return [{**common, "split": None, "select": None, "epoch": None, **tail}]
     rows = []
     for split in SPLITS:
         for rule in SELECTION_RULES:
-            place = result["selection"].get(rule)
-            metrics = result["epochs"][place][split] if place is not None else {}
-            epoch = result["epochs"][place]["epoch"] if place is not None else None
+            selected = result.selected(rule)
+            metrics = {} if selected is None else selected.test if split == "test" else selected.valid
+            epoch = None if selected is None else selected.epoch
             rows.append({**common, "split": split, "select": rule, "epoch": epoch, **metrics, **tail})
     return rows
 
@@ -127,21 +158,21 @@ def runs(table: pd.DataFrame, dataset: str, metric: str, *, split: str = "test",
     if len(twice):
         raise BenchmarkError(
             f"There are several runs of {twice.method.iloc[0]} on {dataset} with seed {twice.seed.iloc[0]}, made with "
-            f"different settings under one label (own and shared recipes, say): keep them in separate folders."
+            f"different settings under one title (own and shared recipes, say): keep them in separate folders."
         )
     columns = ["method", "seed", "data_seed", "fingerprint", "value", *({"n_worst"} & set(chosen.columns))]
     return chosen.assign(value=chosen[metric].astype(float)).dropna(subset=["value"])[columns]
 
 
 def _refuse_two_meanings(chosen: pd.DataFrame, dataset: str) -> None:
-    """A label must stand for one set of values; what an older record does not know says nothing."""
+    """A title must stand for one set of values; what an older record does not know says nothing."""
     settings = [name for name in chosen if name.startswith(("method.", "recipe."))]
-    for label, rows in chosen.groupby("method", sort=False):
+    for title, rows in chosen.groupby("method", sort=False):
         for name in settings:
             values = sorted({repr(value) for value in rows[name] if not _unknown(value)})
             if len(values) > 1:
                 raise BenchmarkError(
-                    f"The label '{label}' on {dataset} stands for runs with different settings "
+                    f"The title '{title}' on {dataset} stands for runs with different settings "
                     f"({name} {' and '.join(values)}; a default changed between versions, or own and shared recipes): "
                     "keep them in separate folders."
                 )
@@ -153,11 +184,8 @@ def _unknown(value: Any) -> bool:
 
 def headline_of(table: pd.DataFrame, dataset: str) -> str:
     """The dataset's headline metric, from its class; acc_avg where the dataset is not known here."""
-    from debiasbench.datasets import registry
-
     names = table.loc[table.dataset == dataset, "dataset.name"].unique()
-    cls = registry.classes().get(names[0]) if len(names) else None
-    return cls.headline[0] if cls else "acc_avg"
+    return headlines(names[0] if len(names) else "")[0]
 
 
 def compare(
@@ -172,7 +200,7 @@ def compare(
 
     Args:
         table: from `debiasbench.run` or `load_results`.
-        reference: a method's label; default: the first method of the table.
+        reference: a method's title; default: the first method of the table.
         metric: default: each dataset's headline metric. split, select: which numbers.
 
     Returns:
@@ -190,20 +218,20 @@ def compare(
             f"No results of the reference '{reference}'.{nearest(reference, methods)} There are: {', '.join(methods)}."
         )
     datasets = dict.fromkeys(table.dataset)
-    columns = [Column(dataset, metric or headline_of(table, dataset), select) for dataset in datasets]
-    return compare_columns(table, columns, reference=reference, split=split)
+    measures = [Measure(dataset, metric or headline_of(table, dataset), select) for dataset in datasets]
+    return compare_by(table, measures, reference=reference, split=split)
 
 
-def compare_columns(
-    table: pd.DataFrame, columns: Sequence[Column], *, reference: str | None = None, split: str = "test"
+def compare_by(
+    table: pd.DataFrame, measures: Sequence[Measure], *, reference: str | None = None, split: str = "test"
 ) -> pd.DataFrame:
-    """As `compare`, in the columns of a comparison; Holm's correction is over all of them."""
+    """As `compare`, in the measures of a comparison; Holm's correction is over all of them."""
     reference = reference or table.method.iloc[0]
     parts = []
-    for column in columns:
-        chosen = runs(table, column.dataset, column.metric, split=split, select=column.select)
+    for measure in measures:
+        chosen = runs(table, measure.dataset, measure.metric, split=split, select=measure.select)
         others = [method for method in dict.fromkeys(chosen.method) if method != reference]
-        common = {"dataset": column.dataset, "metric": column.metric, "split": split, "select": column.select}
+        common = {"dataset": measure.dataset, "metric": measure.metric, "split": split, "select": measure.select}
         parts.append(_Family(chosen, reference, others, common))
     return pd.DataFrame(_test(parts))
 
@@ -239,16 +267,16 @@ def _test(families: list[_Family]) -> list[dict[str, Any]]:
     return rows
 
 
-class Column(NamedTuple):
-    """What one column of a comparison shows."""
+class Measure(NamedTuple):
+    """What methods are compared by: a metric on a dataset, of the epoch that a rule selects."""
 
     dataset: str
     metric: str
     select: str = "last"
 
 
-def summaries(table: pd.DataFrame, columns: Sequence[Column], *, split: str = "test") -> dict[Column, pd.DataFrame]:
-    """Mean, sample standard deviation and n of each method in each column.
+def summaries(table: pd.DataFrame, measures: Sequence[Measure], *, split: str = "test") -> dict[Measure, pd.DataFrame]:
+    """Mean, sample standard deviation and n of each method in each measure.
 
     Also `best`, and `tied`: not separable from the best. "Separable" is decided after the fact: Welch one-sided of
     the best method against each other, Holm below .05 over all these comparisons. With fewer than two runs a side
@@ -256,55 +284,55 @@ def summaries(table: pd.DataFrame, columns: Sequence[Column], *, split: str = "t
     """
     results, families = {}, []
     knowing = bias_knowing(table)
-    for column in columns:
-        chosen = runs(table, column.dataset, column.metric, split=split, select=column.select)
-        results[column] = chosen.groupby("method", sort=False).value.agg(["mean", "std", "count"])
+    for measure in measures:
+        chosen = runs(table, measure.dataset, measure.metric, split=split, select=measure.select)
+        results[measure] = chosen.groupby("method", sort=False).value.agg(["mean", "std", "count"])
         if len(chosen):
-            there = list(results[column].index)
+            there = list(results[measure].index)
             competing = [method for method in there if method not in knowing] or there
-            best = results[column]["mean"][competing].idxmax()
+            best = results[measure]["mean"][competing].idxmax()
             others = [method for method in competing if method != best]
-            families.append(_Family(chosen, best, others, {"column": column}, turned=True))
+            families.append(_Family(chosen, best, others, {"measure": measure}, turned=True))
     tests = _test(families)
     for family in families:
-        column = family.common["column"]
-        tied = {row["method"] for row in tests if row["column"] == column and not row["welch_holm"] < 0.05}
-        one = results[column]
-        results[column] = one.assign(best=one.index == family.reference, tied=[name in tied for name in one.index])
+        measure = family.common["measure"]
+        tied = {row["method"] for row in tests if row["measure"] == measure and not row["welch_holm"] < 0.05}
+        one = results[measure]
+        results[measure] = one.assign(best=one.index == family.reference, tied=[name in tied for name in one.index])
     return results
 
 
 def bias_knowing(table: pd.DataFrame) -> set[str]:
-    """Labels of the methods that train with bias labels: references, not competitors. Of methods known here."""
+    """Titles of the methods that train with bias labels: references, not competitors. Of methods known here."""
     from debiasbench.methods import registry
 
     classes = registry.classes()
     pairs = table[["method", "method.name"]].drop_duplicates().itertuples(index=False)
-    return {label for label, name in pairs if name in classes and classes[name].needs_bias_labels}
+    return {title for title, name in pairs if name in classes and classes[name].needs_bias_labels}
 
 
-def ranks(table: pd.DataFrame, columns: Sequence[Column], *, split: str = "test") -> pd.DataFrame:
-    """Methods x columns: the rank by mean accuracy (1 is best), shared by what no test tells apart.
+def ranks(table: pd.DataFrame, measures: Sequence[Measure], *, split: str = "test") -> pd.DataFrame:
+    """Methods x measures: the rank by mean accuracy (1 is best), shared by what no test tells apart.
 
     A method's rank is 1 + the number of methods that are separably better: Welch one-sided, Holm below .05 over both
-    directions of all pairs of all columns. nan where a method has no run.
+    directions of all pairs of all measures. nan where a method has no run.
     """
     methods = list(dict.fromkeys(table.method))
     values, tests = {}, []
-    for column in columns:
-        chosen = runs(table, column.dataset, column.metric, split=split, select=column.select)
-        values[column] = [chosen[chosen.method == method].value.to_numpy() for method in methods]
-        tests.append(pairwise_welch(values[column]))
+    for measure in measures:
+        chosen = runs(table, measure.dataset, measure.metric, split=split, select=measure.select)
+        values[measure] = [chosen[chosen.method == method].value.to_numpy() for method in methods]
+        tests.append(pairwise_welch(values[measure]))
     corrected = np.asarray(holm(np.concatenate([p.ravel() for p in tests]).tolist())) if tests else np.empty(0)
-    separable = (corrected < 0.05).reshape(len(columns), len(methods), len(methods))
-    means = [[float(one.mean()) if len(one) else float("nan") for one in values[column]] for column in columns]
+    separable = (corrected < 0.05).reshape(len(measures), len(methods), len(methods))
+    means = [[float(one.mean()) if len(one) else float("nan") for one in values[measure]] for measure in measures]
     found = [ranks_with_ties(*pair) for pair in zip(means, separable, strict=True)]
-    return pd.DataFrame(dict(zip(columns, found, strict=True)), index=methods)
+    return pd.DataFrame(dict(zip(measures, found, strict=True)), index=methods)
 
 
 def summary(
     table: pd.DataFrame, dataset: str, metric: str, *, split: str = "test", select: str = "last"
 ) -> pd.DataFrame:
     """`summaries` of one dataset."""
-    column = Column(dataset, metric, select)
-    return summaries(table, [column], split=split)[column]
+    measure = Measure(dataset, metric, select)
+    return summaries(table, [measure], split=split)[measure]

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
 from debiasbench.evaluation.metrics import SELECTION_RULES, USES_BIAS_LABELS
+from debiasbench.records import Record
 from debiasbench.report.results import (
-    Column,
+    Measure,
+    data_seed,
     dataset_title,
     headline_of,
+    headlines,
     ranks,
     runs,
     summaries,
@@ -21,84 +23,97 @@ from debiasbench.report.results import (
 from debiasbench.report.statistics import FEWEST_DATASETS, FEWEST_METHODS, rank_test
 from debiasbench.report.tables import (
     MARKED,
+    NOTHING,
+    TIE,
+    Column,
+    Entry,
     Table,
+    count,
     number,
     p_value,
     percent,
+    words,
 )
 
-TIE, ORACLE, KNOWS = "~", "§", "‡"
+ORACLE, KNOWS = "§", "‡"
+METHOD, DATASET = (Column(key, key, numeric=False) for key in ("method", "dataset"))
 
 
 def marked(table: Table, knowing: set[str]) -> Table:
     """The table with a mark behind the methods that know the bias."""
+    keys = [column.key for column in table.columns]
     rows = [
         [
-            (text + KNOWS, best) if place < 2 and text in knowing else (text, best)
-            for place, (text, best) in enumerate(row)
+            replace(entry, mark=KNOWS) if key == "method" and entry.value in knowing else entry
+            for key, entry in zip(keys, row, strict=True)
         ]
         for row in table.rows
     ]
     return replace(table, rows=rows)
 
 
-def comparison_table(table: pd.DataFrame, records: list[dict[str, Any]], columns: list[Column]) -> Table:
-    """Methods x columns: mean and spread on test, and n."""
+def comparison_table(table: pd.DataFrame, records: list[Record], measures: list[Measure]) -> Table:
+    """Methods x measures: mean and spread on test, and n."""
     methods = list(dict.fromkeys(table.method))
-    found = summaries(table, columns)
+    found = summaries(table, measures)
     rows = []
     for method in methods:
-        row = [(method, False)]
-        for column in columns:
-            one = found[column]
+        row = words(method)
+        for measure in measures:
+            one = found[measure]
             if method not in one.index:
-                row += [("-", False), ("0", False)]
+                row += [NOTHING, count(0)]
                 continue
             values = one.loc[method]
-            text = percent(values["mean"], values["std"], values["count"]) + (f" {TIE}" if values["tied"] else "")
-            row += [(text, bool(values["best"])), (f"{values['count']:.0f}", False)]
+            entry = percent(values["mean"], values["std"], values["count"])
+            row += [replace(entry, best=bool(values["best"]), tied=bool(values["tied"])), count(int(values["count"]))]
         rows.append(row)
-    heads = ["method"]
-    for column in columns:
-        heads += [f"{_head(table, column)} (%)", "n"]
+    heads = [METHOD]
+    for measure in measures:
+        heads.append(Column(_key(measure), f"{_head(table, measure)} (%)", spread=True))
+        heads.append(Column(f"{_key(measure)} n", "n"))
     rules = "; ".join(
-        dict.fromkeys("last epoch" if one.select == "last" else SELECTION_RULES[one.select] for one in columns)
+        dict.fromkeys("last epoch" if one.select == "last" else SELECTION_RULES[one.select] for one in measures)
     )
     notes = [
         f"Test split, {rules}. Mean ± sample standard deviation (n - 1) over n runs; best in bold. "
         f"{TIE}: not separable from the best (one-sided Welch test of the best against it, chosen after the fact, "
         "p of at least .05 after Holm's correction over this table)."
     ]
-    if any(column.select in USES_BIAS_LABELS for column in columns):
+    if any(measure.select in USES_BIAS_LABELS for measure in measures):
         notes.append(f"{ORACLE} selects with bias labels or on the test split: never a headline.")
     notes += _few_runs(found) + _recipe_notes(records) + _data_notes(records)
-    return Table("Comparison", heads, rows, notes)
+    return Table("comparison", "Comparison", heads, rows, notes)
 
 
-def _head(table: pd.DataFrame, column: Column) -> str:
+def _key(measure: Measure) -> str:
+    return f"{measure.dataset} {measure.metric}" + ("" if measure.select == "last" else f" {measure.select}")
+
+
+def _head(table: pd.DataFrame, measure: Measure) -> str:
     """`cmnist5k acc_unbiased`, marked where the data are not the published ones; with the rule where it is no last."""
-    mark = "" if table[table.dataset == column.dataset].official.all() else MARKED
-    rule = (
-        "" if column.select == "last" else f", {column.select}" + (ORACLE if column.select in USES_BIAS_LABELS else "")
-    )
-    return f"{column.dataset}{mark} {column.metric}{rule}"
+    mark = "" if table[table.dataset == measure.dataset].official.all() else MARKED
+    rule = "" if measure.select == "last" else f", {measure.select}"
+    rule += ORACLE if measure.select in USES_BIAS_LABELS else ""
+    return f"{measure.dataset}{mark} {measure.metric}{rule}"
 
 
-def ranks_table(table: pd.DataFrame, columns: list[Column]) -> Table | None:
+def ranks_table(table: pd.DataFrame, measures: list[Measure]) -> Table | None:
     """Ranks of the methods, shared by what no test separates, and their averages over datasets; None for one method."""
     methods = list(dict.fromkeys(table.method))
     if len(methods) < 2:
         return None
-    shared, means = ranks(table, columns), means_of(table, columns)
-    datasets = one_a_dataset(columns)
+    shared, means = ranks(table, measures), means_of(table, measures)
+    datasets = one_a_dataset(measures)
     by_mean = [stats.rankdata(-row, method="min", nan_policy="omit") for row in means]
     test = rank_test(means_of(table, datasets))
     several = len(datasets) > 1
     rows = []
-    for place in pd.DataFrame(by_mean).mean().sort_values(kind="stable").index:  # a method without runs comes last
-        pairs = [(row[place], shared.iloc[place, column]) for column, row in enumerate(by_mean)]
-        texts = [methods[place], *(f"{rank:.0f} ({tied:.0f})" if tied == tied else "-" for rank, tied in pairs)]
-        rows.append([(text, False) for text in [*texts, *([number(test.ranks[place], 2)] if several else [])]])
+    for index in pd.DataFrame(by_mean).mean().sort_values(kind="stable").index:  # a method without runs comes last
+        row = words(methods[index])
+        for rank, tied in ((one[index], shared.iloc[index, column]) for column, one in enumerate(by_mean)):
+            row.append(Entry(float(rank), f"{rank:.0f} ({tied:.0f})") if tied == tied else NOTHING)
+        rows.append([*row, *([number(test.ranks[index], "{:.2f}".format)] if several else [])])
     notes = [
         "Rank by mean, and in brackets 1 + how many methods are separably better (one-sided Welch tests, Holm over "
         "both directions of all pairs of this table): methods that no test tells apart share it. A method whose runs "
@@ -115,23 +130,24 @@ def ranks_table(table: pd.DataFrame, columns: list[Column]) -> Table | None:
                 else f"No test of them: it takes at least {FEWEST_METHODS} methods and {FEWEST_DATASETS} datasets."
             )
         )
-    heads = ["method", *(_head(table, column) for column in columns), *(["average"] if several else [])]
-    return Table("Ranks", heads, rows, notes)
+    heads = [METHOD, *(Column(_key(measure), _head(table, measure)) for measure in measures)]
+    heads += [Column("average", "average")] if several else []
+    return Table("ranks", "Ranks", heads, rows, notes)
 
 
-def one_a_dataset(columns: list[Column]) -> list[Column]:
-    """The first column of each dataset: several of one dataset are no independent evidence."""
-    return list({column.dataset: column for column in reversed(columns)}.values())[::-1]
+def one_a_dataset(measures: list[Measure]) -> list[Measure]:
+    """The first measure of each dataset: several of one dataset are no independent evidence."""
+    return list({measure.dataset: measure for measure in reversed(measures)}.values())[::-1]
 
 
-def means_of(table: pd.DataFrame, columns: list[Column]) -> np.ndarray:
-    """Mean of each method in each column, (columns, methods); nan where it has no run."""
+def means_of(table: pd.DataFrame, measures: list[Measure]) -> np.ndarray:
+    """Mean of each method in each measure, (measures, methods); nan where it has no run."""
     methods = list(dict.fromkeys(table.method))
-    found = [runs(table, column.dataset, column.metric, select=column.select) for column in columns]
+    found = [runs(table, measure.dataset, measure.metric, select=measure.select) for measure in measures]
     return np.array([[one[one.method == method].value.mean() for method in methods] for one in found])
 
 
-def _few_runs(found: dict[Column, pd.DataFrame]) -> list[str]:
+def _few_runs(found: dict[Measure, pd.DataFrame]) -> list[str]:
     smallest = min((int(one["count"].min()) for one in found.values() if len(one)), default=0)
     if smallest < 2:
         return ["Some methods have a single run: no spread and no test; run more seeds."]
@@ -140,49 +156,39 @@ def _few_runs(found: dict[Column, pd.DataFrame]) -> list[str]:
     return []
 
 
-def _recipe_notes(records: list[dict[str, Any]]) -> list[str]:
+def _recipe_notes(records: list[Record]) -> list[str]:
     """Where a method trains otherwise than its dataset, or was tuned with bias knowledge."""
     from debiasbench.methods import registry
 
     notes = []
-    for record in records:
-        cell = record["cell"]
-        if cell["recipe_changes"]:
-            changes = ", ".join(f"{key} {value}" for key, value in cell["recipe_changes"].items())
-            notes.append(f"{cell['method_title']} on {cell['dataset']} trains with its own {changes}.")
-        cls = registry.classes().get(cell["method"])
-        values = {**cell["recipe"], **cell["method_parameters"]}
-        tuned = cls.tuned.get(cell["dataset"], {}) if cls else {}
+    for cell in (record.cell for record in records):
+        if cell.recipe_changes:
+            changes = ", ".join(f"{key} {value}" for key, value in cell.recipe_changes.items())
+            notes.append(f"{cell.method_title} on {cell.dataset} trains with its own {changes}.")
+        cls = registry.classes().get(cell.method)
+        values = {**cell.recipe, **cell.method_parameters}
+        tuned = cls.tuned.get(cell.dataset, {}) if cls else {}
         used = ", ".join(f"{key} {value}" for key, value in tuned.items() if values.get(key) == value)
         if used:
-            notes.append(f"{cell['method_title']} on {cell['dataset']}: tuned with bias knowledge ({used}).")
+            notes.append(f"{cell.method_title} on {cell.dataset}: tuned with bias knowledge ({used}).")
         if cls and cls.needs_bias_labels:
             where = ", and on the validation samples" if cls.trains_on_validation else ""
-            notes.append(
-                f"{KNOWS} {cell['method_title']} trains with bias labels{where}: a reference, not a competitor."
-            )
+            notes.append(f"{KNOWS} {cell.method_title} trains with bias labels{where}: a reference, not a competitor.")
     return list(dict.fromkeys(notes))
 
 
-def _data_notes(records: list[dict[str, Any]]) -> list[str]:
+def _data_notes(records: list[Record]) -> list[str]:
     notes = []
     for record in records:
-        data, name = record["result"]["data"], dataset_title(record["cell"])
-        if not data["official"]:
-            counts = ", ".join(f"{split} {part['n']:,}" for split, part in data["splits"].items())
-            notes.append(f"{MARKED} {name}: not the published data ({counts}). {data['note']}".strip())
-    seeds = {record["cell"]["dataset_parameters"].get("data_seed", 0) for record in records}
+        assert record.result is not None
+        data, name = record.result.data, dataset_title(record.cell)
+        if not data.official:
+            counts = ", ".join(f"{split} {part.n:,}" for split, part in data.splits.items())
+            notes.append(f"{MARKED} {name}: not the published data ({counts}). {data.note}".strip())
+    seeds = {data_seed(record.cell) for record in records}
     if len(seeds) == 1:
         notes.append(f"All runs share one drawing of the data (data seed {seeds.pop()}): inference is about that one.")
     return list(dict.fromkeys(notes))
-
-
-def _headlines_of(table: pd.DataFrame, dataset: str) -> list[str]:
-    """All headline metrics of a dataset that the table has."""
-    from debiasbench.datasets import registry
-
-    cls = registry.classes().get(table.loc[table["dataset"] == dataset, "dataset.name"].iloc[0])
-    return [name for name in (cls.headline if cls else ("acc_avg",)) if name in table]
 
 
 def selection_table(table: pd.DataFrame, dataset: str) -> Table:
@@ -193,22 +199,23 @@ def selection_table(table: pd.DataFrame, dataset: str) -> Table:
         for rule in SELECTION_RULES
         if table[(table.dataset == dataset) & (table["select"] == rule)][metric].notna().any()
     ]
-    others = _headlines_of(table, dataset)[1:]
+    others = headlines(table.loc[table.dataset == dataset, "dataset.name"].iloc[0])[1:]
     parts = [name for name in table.columns if name.startswith(("acc_aligned", "acc_conflict")) or name in others]
     parts = [name for name in parts if table[table.dataset == dataset][name].notna().any()]
     rows = []
     for method in dict.fromkeys(table[table.dataset == dataset].method):
-        row = [(method, False)]
+        row = words(method)
         for rule, name in [*((rule, metric) for rule in rules), *(("last", name) for name in parts)]:
             chosen = runs(table, dataset, name, select=rule).query("method == @method")
             values = chosen.value
-            text = percent(values.mean(), values.std(), len(values))
-            if name == "acc_worst" and len(values):
-                text += f" (n {chosen.n_worst.min():.0f})"
-            row.append((text, False))
+            entry = percent(values.mean(), values.std(), len(values))
+            if name == "acc_worst" and len(values) and "n_worst" in chosen:
+                entry = replace(entry, text=f"{entry.text} (n {chosen.n_worst.min():.0f})")
+            row.append(entry)
         rows.append(row)
     marks = {rule: ORACLE if rule in USES_BIAS_LABELS else "" for rule in rules}
-    columns = ["method", *(f"{rule}{marks[rule]}" for rule in rules), *(f"{name}, last" for name in parts)]
+    columns = [METHOD, *(Column(rule, f"{rule}{marks[rule]}", spread=True) for rule in rules)]
+    columns += [Column(f"{name} last", f"{name}, last", spread=True) for name in parts]
     notes = [
         f"Test {metric} (%) of the epoch that each rule selects. "
         + "; ".join(f"{rule}: {SELECTION_RULES[rule]}" for rule in rules)
@@ -216,46 +223,54 @@ def selection_table(table: pd.DataFrame, dataset: str) -> Table:
     ]
     if any(marks.values()):
         notes.append(f"{ORACLE} selects with bias labels or on the test split: never a headline.")
-    return Table(f"Selection rules on {dataset}", columns, rows, notes)
+    return Table(f"selection-{dataset}", f"Selection rules on {dataset}", columns, rows, notes)
 
 
-def identification_table(records: list[dict[str, Any]]) -> Table | None:
+def identification_table(records: list[Record]) -> Table | None:
     """How well each method's per-sample values find the conflicting samples; None if no method has any."""
-    rows = []
+    found = []
     for record in records:
-        for name, numbers in record["result"]["identification"].items():
-            key = {"dataset": dataset_title(record["cell"]), "method": record["cell"]["method_title"], "values": name}
-            rows.append({**key, **numbers})
-    if not rows:
+        assert record.result is not None
+        for name, numbers in record.result.identification.items():
+            found.append({**numbers, "dataset": dataset_title(record.cell), "method": record.cell.method_title,
+                          "values": name})  # fmt: skip
+    if not found:
         return None
-    frame = pd.DataFrame(rows)
-    numbers = [name for name in frame.columns if name not in ("dataset", "method", "values", "n_selected")]
-    mean = frame.groupby(["dataset", "method", "values"], sort=False)[numbers].mean()
-    text = [
-        [*((str(part), False) for part in index), *((f"{v:.3f}" if v == v else "-", False) for v in row)]
+    frame = pd.DataFrame(found)
+    names = [name for name in frame.columns if name not in ("dataset", "method", "values", "n_selected")]
+    mean = frame.groupby(["dataset", "method", "values"], sort=False)[names].mean()
+    rows = [
+        [*words(*index), *(number(value, "{:.3f}".format) for value in row)]
         for index, row in zip(mean.index, mean.to_numpy(), strict=True)
     ]
+    columns = [DATASET, METHOD, Column("values", "values", numeric=False), *(Column(name, name) for name in names)]
     notes = [
-        "Per-sample values against the true conflicts of the training set, mean over runs. conflict_mass: share of "
-        "the total score on conflicting samples. precision_at_n: among the n highest, n the number of conflicts."
+        "Per-sample values against the true conflicts of the training set, mean over runs. conflict_mass: fraction "
+        "of the total score on conflicting samples. precision_at_n: among the n highest, n the number of conflicts."
     ]
-    return Table("Bias identification", ["dataset", "method", "values", *numbers], text, notes)
+    return Table("identification", "Bias identification", columns, rows, notes)
 
 
 def tests_table(tests: pd.DataFrame) -> Table:
     """The tests of every method against the reference."""
     rows = []
     for test in tests.to_dict("records"):
-        interval = "-" if test["low"] != test["low"] else f"{100 * test['low']:+.1f} .. {100 * test['high']:+.1f}"
-        gap = "-" if test["gap"] != test["gap"] else f"{100 * test['gap']:+.2f}"
-        texts = [
-            test["dataset"], test["method"], f"{test['n_a']} / {test['n_b']}", gap, interval,
-            *(p_value(test[name]) for name in ("welch", "welch_holm", "paired", "paired_holm", "wilcoxon")),
-            number(test["effect_size"]), number(100 * test["detectable"]), number(test["correlation"], 2),
-        ]  # fmt: skip
-        rows.append([(text, False) for text in texts])
-    columns = ["dataset", "method", "n", "gap", "95 % interval", "p Welch", "Holm", "p paired", "Holm"]
-    columns += ["p Wilcoxon", "g", "detectable", "r"]
+        low, high = test["low"], test["high"]
+        row = words(test["dataset"], test["method"])
+        row.append(Entry(test["n_a"], f"{test['n_a']} / {test['n_b']}"))
+        row.append(number(test["gap"], lambda gap: f"{100 * gap:+.2f}"))
+        row.append(NOTHING if low != low else Entry(low, f"{100 * low:+.1f} .. {100 * high:+.1f}"))
+        row += [number(test[key], p_value) for key in ("welch", "welch_holm", "paired", "paired_holm", "wilcoxon")]
+        row.append(number(test["effect_size"], "{:.1f}".format))
+        row.append(number(test["detectable"], lambda gap: f"{100 * gap:.1f}"))
+        row.append(number(test["correlation"], "{:.2f}".format))
+        rows.append(row)
+    headings = {
+        "n": "n", "gap": "gap", "low": "95 % interval", "welch": "p Welch", "welch_holm": "Holm",
+        "paired": "p paired", "paired_holm": "Holm", "wilcoxon": "p Wilcoxon", "effect_size": "g",
+        "detectable": "detectable", "correlation": "r",
+    }  # fmt: skip
+    columns = [DATASET, METHOD, *(Column(key, heading) for key, heading in headings.items())]
     metrics = ", ".join(tests.metric.unique())
     notes = [
         f"Is the method better than {tests.reference.iloc[0]}? Gaps in points of {metrics}. One-sided tests; Welch is "
@@ -267,4 +282,4 @@ def tests_table(tests: pd.DataFrame) -> Table:
         notes.append("A dash for p: a test needs at least two runs of both methods.")
     if tests.wilcoxon.isna().any():
         notes.append("A dash for Wilcoxon: with so few pairs it cannot reach the corrected level, whatever the values.")
-    return Table("Tests against the reference", columns, rows, notes)
+    return Table("tests", "Tests against the reference", columns, rows, notes)

@@ -1,31 +1,99 @@
-"""Tables as text: what the report shows, on a terminal, in Markdown, LaTeX and CSV."""
+"""Tables: values with what they look like, written as Markdown, LaTeX and CSV."""
 
 from __future__ import annotations
 
+import csv as csv_files
+import io
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
-import pandas as pd
-
 MARKED = "†"  # data that are not the published ones
+TIE = "~"  # statistically indistinguishable from the best
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What stands in one place of a table.
+
+    Attributes:
+        value: the number itself (accuracies in [0, 1]; beside the paper in its unit) or the words; None for nothing.
+        text: how it is written, without marks.
+        std: sample standard deviation in the unit of the value, in a column with a spread; None for a single run.
+        best: whether it is the best of its column.
+        tied: whether no test tells it from the best.
+        mark: a sign behind the text, which a note below the table explains.
+    """
+
+    value: float | str | None
+    text: str
+    std: float | None = None
+    best: bool = False
+    tied: bool = False
+    mark: str = ""
+
+    @property
+    def shown(self) -> str:
+        """The text with its marks."""
+        return f"{self.text}{self.mark}" + (f" {TIE}" if self.tied else "")
+
+
+@dataclass(frozen=True)
+class Column:
+    """What the entries of a column are.
+
+    Attributes:
+        key: its name in a CSV, unique within the table.
+        heading: its name for people.
+        numeric: whether its values are numbers.
+        spread: whether its entries have a standard deviation, which is a column of its own in a CSV.
+    """
+
+    key: str
+    heading: str
+    numeric: bool = True
+    spread: bool = False
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table as text: cells are (text, whether best). Notes follow below it."""
+    """Rows of entries, one a column; the first names the row. Notes follow below it.
 
+    `key` is what a table is found by ("comparison", "tests"), `title` is for people.
+    """
+
+    key: str
     title: str
-    columns: list[str]
-    rows: list[list[tuple[str, bool]]]
+    columns: list[Column]
+    rows: list[list[Entry]]
     notes: list[str]
 
 
-def percent(mean: float, std: float, n: float) -> str:
-    """`96.88 ± 0.28` from shares; without a spread for one run; a dash for nothing."""
+NOTHING = Entry(None, "-")
+
+
+def words(*texts: str) -> list[Entry]:
+    """An entry a text."""
+    return [Entry(text, text) for text in texts]
+
+
+def count(n: int) -> Entry:
+    """`1,234`."""
+    return Entry(n, f"{n:,}")
+
+
+def number(value: float, write: Callable[[float], str]) -> Entry:
+    """A number as `write` writes it; a dash for nan."""
+    return NOTHING if math.isnan(value) else Entry(float(value), write(value))
+
+
+def percent(mean: float, std: float, n: float) -> Entry:
+    """`96.88 ± 0.28` from fractions; without a spread for one run; a dash for nothing."""
     if math.isnan(mean):
-        return "-"
-    return f"{100 * mean:.2f}" + (f" ± {100 * std:.2f}" if n > 1 else "")
+        return NOTHING
+    text = f"{100 * mean:.2f}" + (f" ± {100 * std:.2f}" if n > 1 else "")
+    return Entry(float(mean), text, std=float(std) if n > 1 else None)
 
 
 def p_value(value: float) -> str:
@@ -33,11 +101,6 @@ def p_value(value: float) -> str:
     if math.isnan(value):
         return "-"
     return "< .0001" if value < 0.0001 else f"{value:.4f}".lstrip("0") if value < 1 else "1"
-
-
-def number(value: float, digits: int = 1) -> str:
-    """A number with so many digits, or a dash for nan."""
-    return "-" if math.isnan(value) else f"{value:.{digits}f}"
 
 
 def _escaped(text: str) -> str:
@@ -50,11 +113,11 @@ def markdown(table: Table) -> str:
     lines = [
         f"### {table.title}",
         "",
-        "| " + " | ".join(map(_escaped, table.columns)) + " |",
+        "| " + " | ".join(_escaped(column.heading) for column in table.columns) + " |",
         "|" + " --- |" * len(table.columns),
     ]
     for row in table.rows:
-        texts = [(_escaped(text), best) for text, best in row]
+        texts = [(_escaped(entry.shown), entry.best) for entry in row]
         lines.append("| " + " | ".join(f"**{text}**" if best else text for text, best in texts) + " |")
     return "\n".join([*lines, "", *(f"{note}\n" for note in table.notes)]).rstrip()
 
@@ -71,6 +134,11 @@ def _tex(text: str) -> str:
     return "".join(_LATEX.get(one, one if ord(one) < _PLAIN else "?") for one in text)
 
 
+def _tex_entry(entry: Entry) -> str:
+    text = _tex(entry.shown)
+    return rf"\textbf{{{text}}}" if entry.best else text
+
+
 LATEX_NEEDS = "% needs \\usepackage{booktabs, graphicx}\n"
 LATEX_DOCUMENT = r"""% all tables of comparison.tex, to look at: pdflatex document.tex
 \documentclass{article}
@@ -84,19 +152,29 @@ LATEX_DOCUMENT = r"""% all tables of comparison.tex, to look at: pdflatex docume
 
 def latex(table: Table) -> str:
     """A table as LaTeX, at most as wide as the line; needs booktabs and graphicx."""
-    rows = [" & ".join(rf"\textbf{{{_tex(text)}}}" if best else _tex(text) for text, best in row) for row in table.rows]
+    rows = [" & ".join(map(_tex_entry, row)) for row in table.rows]
     notes = rf"  \par\smallskip\parbox{{\linewidth}}{{\footnotesize {_tex(' '.join(table.notes))}}}"
     return "\n".join([
         r"\begin{table}[htbp]", r"  \centering", rf"  \caption{{{_tex(table.title)}}}",
         r"  \resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
         rf"  \begin{{tabular}}{{l{'r' * (len(table.columns) - 1)}}}", r"    \toprule",
-        "    " + " & ".join(map(_tex, table.columns)) + r" \\", r"    \midrule",
+        "    " + " & ".join(_tex(column.heading) for column in table.columns) + r" \\", r"    \midrule",
         *(f"    {row} \\\\" for row in rows), r"    \bottomrule", r"  \end{tabular}}",
         *([notes] if table.notes else []), r"\end{table}",
     ])  # fmt: skip
 
 
 def csv(table: Table) -> str:
-    """A table as CSV; notes are left to the other formats."""
-    rows = [[text for text, _ in row] for row in table.rows]
-    return str(pd.DataFrame(rows, columns=table.columns).to_csv(index=False))
+    """The values of a table as CSV: numbers as they were computed, an empty field for none.
+
+    A column with a spread is two: mean and standard deviation. Marks and notes are left to the other formats.
+    """
+    file = io.StringIO()
+    rows = csv_files.writer(file, lineterminator="\n")
+    names = [[f"{column.key} mean", f"{column.key} std"] if column.spread else [column.key] for column in table.columns]
+    rows.writerow([name for part in names for name in part])
+    for row in table.rows:
+        pairs = zip(table.columns, row, strict=True)
+        parts = [[entry.value, entry.std] if column.spread else [entry.value] for column, entry in pairs]
+        rows.writerow([value for part in parts for value in part])
+    return file.getvalue()

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from debiasbench.records import read_record
 from debiasbench.running.plan import Plan
+from debiasbench.wording import duration
 
 if TYPE_CHECKING:
     from debiasbench.running.executor import Event
@@ -98,10 +99,3 @@ class Display:
         done = self.done_cost + sum(self.running.values()) / 2
         seconds = (time.monotonic() - self.started) * (self.total_cost - done) / done
         return f"about {duration(seconds)} left" if seconds > 1 else ""
-
-
-def duration(seconds: float) -> str:
-    """`45 s`, `12 min`, `3.5 h`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -161,8 +161,8 @@ def test_names_with_dollars_are_no_formulas(name, monkeypatch, tmp_path):
 
 def test_a_contact_sheet_is_a_png(tmp_path):
     images = generator().integers(0, 255, (2, 3, 8, 8, 3)).astype(np.uint8)
-    paths = contact_sheet(images, list("abc"), tmp_path / "deep" / "sheet", rows=["x", "y"], title="samples")
-    assert [path.name for path in paths] == ["sheet.png"]
+    paths = contact_sheet(images, list("abc"), tmp_path / "deep" / "sheet-0.05-x", rows=["x", "y"], title="samples")
+    assert [path.name for path in paths] == ["sheet-0.05-x.png"]
     assert imread(paths[0]).ndim == 3
 
 

@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save_file
 from scipy.optimize import minimize_scalar
 
 import debiasbench
-from debiasbench.cell import Cell
 from debiasbench.data.augment import to_input
 from debiasbench.errors import BenchmarkError
 from debiasbench.records import arrays_path, read_record
@@ -264,7 +263,7 @@ def copied(records, tmp_path):
 @pytest.mark.parametrize("method", ["vanilla", "pgd"])
 def test_numbers_of_a_run_are_those_computed_by_hand(records, method):
     found = of_record(records[method], Path(), damping=1e-3)
-    cell = Cell.from_json(read_record(records[method])["cell"])
+    cell = read_record(records[method]).cell
     train = cell.build_dataset().build(Path()).train
     net = debiasbench.load_predictor(records[method])
     with torch.no_grad():
@@ -300,7 +299,7 @@ def test_numbers_of_a_run_are_those_computed_by_hand(records, method):
 
 
 def test_other_data_are_refused(copied):
-    path = copied("vanilla", data={"fingerprint": "0" * 64})
+    path = copied("vanilla", data={"fingerprint": "0" * 64, "official": True})
     with pytest.raises(BenchmarkError, match=r"not those that .* was trained on .*not 000000000000"):
         of_record(path, Path())
 
@@ -313,7 +312,7 @@ def test_a_record_without_weights_is_refused(copied):
 
 
 def test_a_predictor_of_several_parts_is_refused(copied, records):
-    nets = read_record(records["vanilla"])["result"]["weights"]["nets"]
+    nets = read_record(records["vanilla"]).result.weights["nets"]
     path = copied("vanilla", weights={"nets": nets, "function": "loss"})
     with pytest.raises(BenchmarkError, match="not one network that ends in a linear layer"):
         of_record(path, Path())

@@ -1,19 +1,26 @@
 """The HTML page: whole in itself, escaped, sortable, and no wider than a phone."""
 
 import base64
+import copy
 import html
 import json
+import math
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from made_records import changed, failed_record, made_record
 
+from debiasbench.grid import expand
+from debiasbench.records import EpochFacts, Seconds, SplitFacts
 from debiasbench.report.page import page
 from debiasbench.report.style import look
-from debiasbench.report.tables import Table
+from debiasbench.report.tables import Column, Entry, Table
 
 EVIL = "<script>document.title='run'</script>"
 VOID = {"meta", "link", "img", "br", "wbr", "hr", "input"}
@@ -22,67 +29,64 @@ PIXEL = base64.b64decode(
 )
 
 
-def metrics(share):
-    return {"loss": 1 - share, "n": 1000.0, "acc_avg": share, "acc_unbiased": share, "acc_conflict": float("nan")}
+def metrics(fraction):
+    """Metrics of one epoch; nothing at all where there is no fraction."""
+    if fraction is None:
+        return {"n": 1000.0}
+    return {"loss": 1 - fraction, "n": 1000.0, "acc_avg": fraction, "acc_unbiased": fraction}
 
 
-def record(method="one", dataset="cmnist5k", seed=0, *, shares=(0.5, 0.625, 0.75), recipe_changes=None):
-    """A finished record with an epoch a share."""
+def new_cell(method="one", dataset="cmnist5k", seed=0, **changes):
+    (cell,) = expand(["vanilla"], ["cmnist5k"], seeds=[seed]).cells
+    return replace(
+        cell, method="one", method_parameters={"alpha": 0.7, "norm": None}, method_title=method, dataset_title=dataset,
+        recipe={"learning_rate": 0.01, "milestones": [0.4, 0.8], "augment": True}, **changes,
+    )  # fmt: skip
+
+
+def record(method="one", dataset="cmnist5k", seed=0, *, fractions=(0.5, 0.625, 0.75), valid=0.9, **changes):
+    """A finished record with an epoch a fraction; `changes` are those of its result."""
     epochs = [
-        {"epoch": epoch, "learning_rate": 0.1, "train_loss": 0.3, "valid": metrics(0.9), "test": metrics(share)}
-        for epoch, share in enumerate(shares, 1)
+        EpochFacts(epoch, metrics(valid), metrics(fraction), learning_rate=0.1, train_loss=0.3)
+        for epoch, fraction in enumerate(fractions, 1)
     ]
-    last = len(epochs) - 1
-    return {
-        "status": "done",
-        "schema": 1,
-        "hash": f"{seed:064x}",
-        "path": f"/home/someone/results/records/{dataset}/{method}/s{seed}-00000000.json",
-        "cell": {
-            "method": "one", "method_version": 1, "method_parameters": {"alpha": 0.7, "norm": None},
-            "method_title": method, "dataset": "cmnist5k", "dataset_version": 1,
-            "dataset_parameters": {"data_seed": 0, "rho": 0.005}, "dataset_title": dataset, "seed": seed,
-            "recipe": {"learning_rate": 0.01, "milestones": [0.4, 0.8], "augment": True},
-            "recipe_changes": recipe_changes or {},
-        },
-        "result": {
-            "data": {"fingerprint": "f" * 64, "official": True, "note": "", "splits": {}},
-            "selection": {"last": last, "val_acc": 0, "group_val": None},
-            "identification": {"score": {"auroc": 0.98765}},
-            "numbers": {"n_errors": 42},
-            "epochs": epochs,
-        },
-        "provenance": {
-            "finished": f"2026-11-{20 + seed % 10}T10:00:00+00:00",
-            "seconds": {"data": 1.5, "phases": [60.0, 3600.25], "evaluation": 9.0, "total": 3670.75},
-            "device": "cpu (x86_64)", "threads": 1, "peak_memory_mib": 1000, "commit": "0123456789abcdef+changes",
-            "versions": {"debiasbench": "0.1.0", "protocol": 1, "python": "3.11.7", "torch": "2.15.0"},
-        },
+    provenance = {
+        "finished": f"2026-11-{20 + seed % 10}T10:00:00+00:00",
+        "seconds": Seconds(total=3670.75, data=1.5, evaluation=9.0, stages=(60.0, 3600.25)),
+        "peak_memory_mib": 1000, "commit": "0123456789abcdef+changes",
+        "versions": {"debiasbench": "0.1.0", "protocol": 1, "python": "3.11.7", "torch": "2.15.0"},
     }  # fmt: skip
+    selection = {"last": len(epochs) - 1, "val_acc": 0, "group_val": None}
+    result = {"identification": {"score": {"auroc": 0.98765}}, "logged": {"n_errors": 42.0}} | changes
+    found = made_record(new_cell(method, dataset, seed), epochs, selection, provenance=provenance, **result)
+    path = f"/home/someone/results/records/{dataset}/{method}/s{seed}-00000000.json"
+    return replace(found, path=Path(path))
 
 
 def failure(method="broken", seed=0, *, kind="DivergedError", message="The loss became nan.", traceback="line 1\nend"):
-    one = record(method, seed=seed)
-    del one["result"]
-    return one | {"status": "failed", "error": {"type": kind, "message": message, "traceback": traceback}}
+    return failed_record(new_cell(method, seed=seed), type=kind, message=message, traceback=traceback)
 
 
-def cell_texts(rows):
-    return [[(text, False) for text in row] for row in rows]
+def table(headings, rows, notes=(), *, title="Numbers", text=(), best=()):
+    """A table of (value, text), or of words; `text`: the columns of words, `best`: (row, column) of what is."""
+    columns = [Column(f"c{x}", heading, numeric=x not in (0, *text)) for x, heading in enumerate(headings)]
+    entries = []
+    for y, row in enumerate(rows):
+        pairs = [one if isinstance(one, tuple) else (one, one) for one in row]
+        entries.append([Entry(value, shown, best=(y, x) in best) for x, (value, shown) in enumerate(pairs)])
+    return Table("key", title, columns, entries, list(notes))
 
 
-NUMBERS = Table(
-    "Numbers",
+NUMBERS = table(
     ["method", "accuracy (%)", "p", "gap", "label", "n"],
-    cell_texts(
-        [
-            ["b10", "96.88 ± 0.28", "< .0001", "-3.2 .. +21.4", "x", "1,200"],
-            ["b9", "-", ".0001", "+9.10", "-", "30"],
-            ["a", "7.50", "1", "-", "y", "5"],
-            ["c", "100.00 ~", ".0231", "-34.29", "w", "30"],
-        ]
-    ),
+    [
+        ["b10", (0.9688, "96.88 ± 0.28"), (0.00002, "< .0001"), (-3.2, "-3.2 .. +21.4"), "x", (1200, "1,200")],
+        ["b9", (None, "-"), (0.0001, ".0001"), (9.1, "+9.10"), (None, "-"), (30, "30")],
+        ["a", (0.075, "7.50"), (1.0, "1"), (None, "-"), "y", (5, "5")],
+        ["c", (1.0, "100.00"), (0.0231, ".0231"), (-34.29, "-34.29"), "w", (30, "30")],
+    ],
     ["First note.", "Second note."],
+    text=[4],
 )
 
 
@@ -124,6 +128,7 @@ class Document(HTMLParser):
 
 def test_contents():
     records = [record(seed=0), record(seed=1), record("two", seed=0), failure(seed=2)]
+    records[-1] = replace(records[-1], provenance=replace(records[0].provenance, finished="2026-11-22T10:00:00+00:00"))
     text = page("My results", [NUMBERS], [], records, notes=["A file is damaged."])
     document = Document(text)
     assert not document.open  # every element is closed
@@ -137,11 +142,17 @@ def test_contents():
     assert "finished 2026-11-20 to 2026-11-22 (UTC)" in text
     assert "4.1 h of computing" in text
     assert "A file is damaged." in text
-    for part in ("First note.", "Second note.", "auroc</i> 0.9877", "n_errors</i> 42", "phase 2</i> 3,600.2"):
+    for part in ("First note.", "Second note.", "auroc</i> 0.9877", "n_errors</i> 42", "stage 2</i> 3,600.2"):
         assert part in text
     for part in ("alpha</i> 0.7", "norm</i> none", "milestones</i> 0.4/0.8", "val_acc</i> epoch 1, 50.00 %"):
         assert part in text
     assert "/home/someone" not in text  # where somebody keeps the results is nobody's business
+
+
+def test_seeds_are_told_as_a_span_or_one_by_one():
+    for seeds, text in (((4,), "seed 4"), ((0, 1), "seeds 0, 1"), ((2, 0, 1), "seeds 0 to 2"), ((0, 2, 10**400), None)):
+        expected = text or f"seeds 0, 2, {10**400}"
+        assert f"training {expected}." in page("t", [], [], [failure(seed=seed) for seed in seeds])
 
 
 def test_failures_come_first_and_open():
@@ -154,7 +165,7 @@ def test_failures_come_first_and_open():
 
 def test_a_lost_worker_left_no_seconds_and_no_traceback():
     lost = failure(kind="LostWorker", message="The process ended.", traceback="")
-    lost["provenance"]["seconds"] = {}
+    lost = replace(lost, provenance=replace(lost.provenance, seconds=Seconds()))
     text = page("t", [], [], [lost])
     assert "The process ended." in text
     assert "<pre" not in text.split("</style>")[1]
@@ -162,10 +173,11 @@ def test_a_lost_worker_left_no_seconds_and_no_traceback():
 
 
 def test_tables_are_those_given():
-    other = Table("Best", ["method", "value"], [[("one", False), ("1.0", True)], [("two", False), ("0.5", False)]], [])
+    other = table(["method", "value"], [["one", (1.0, "1.0")], ["two", (0.5, "0.5")]], title="Best", best=[(0, 1)])
     document = Document(page("t", [NUMBERS, other], [], [record()]))
     for found, given in zip(document.tables, [NUMBERS, other], strict=False):
-        assert found == [given.columns, *([text for text, _ in row] for row in given.rows)]
+        headings = [column.heading for column in given.columns]
+        assert found == [headings, *([entry.shown for entry in row] for row in given.rows)]
     assert document.bold == [1]  # one bold cell, in the second table
 
 
@@ -178,20 +190,48 @@ def test_columns_of_numbers_are_marked():
     ]
 
 
+def test_the_script_sorts_by_the_values_and_not_by_the_texts():
+    inf = table(["method", "g"], [["a", (math.inf, "inf")], ["b", (-math.inf, "-inf")], ["c", (None, "-")]])
+    text = page("t", [NUMBERS, inf], [], [record()])
+    rows = [re.findall(r"<t[hd]([^>]*)>", row) for row in re.findall(r"<tbody>(.*?)</tbody>", text, re.DOTALL)[:2]]
+    found = [[(re.findall(r'data-value="([^"]*)"', one) or [None])[0] for one in part] for part in rows]
+    assert found[0][:6] == ["b10", "0.9688", "2e-05", "-3.2", "x", "1200"]
+    assert found[0][6:12] == ["b9", None, "0.0001", "9.1", None, "30"]
+    assert found[1] == ["a", "Infinity", "b", "-Infinity", "c", None]
+
+
+def test_accuracy_by_class_and_what_older_records_do_not_tell():
+    old = page("t", [], [], [record()])
+    for name in ("Test accuracy by class", "kind of device", "precision"):
+        assert name in old
+    assert "<dt>Test accuracy by class</dt><dd><span><i></i> -</span>" in old
+    assert "kind of device</i> -" in old
+    assert "precision</i> -" in old
+    one = record(fractions=(0.5,))
+    splits = {"test": SplitFacts(n=30, n_by_class=(10, 20, 0))}
+    epochs = (replace(one.result.epochs[0], correct_by_class={"test": (9, 5, 0)}),)
+    one = changed(one, data=replace(one.result.data, splits=splits), epochs=epochs)
+    new = replace(one, provenance=replace(one.provenance, device_kind="cuda", precision="bf16"))
+    text = page("t", [], [], [new])
+    assert "<i>0</i> 90.00 %</span> <span><i>1</i> 25.00 %</span> <span><i>2</i> -</span>" in text
+    assert "kind of device</i> cuda" in text
+    assert "precision</i> bf16" in text
+
+
 def test_a_table_without_rows():
-    text = page("t", [Table("Empty", ["method", "n"], [], [])], [], [record()])
+    text = page("t", [table(["method", "n"], [], title="Empty")], [], [record()])
     assert Document(text).tables[0] == [["method", "n"]]
 
 
 def test_everything_is_escaped():
     label = f"one:{EVIL}"
-    evil_table = Table(EVIL, [EVIL, '"&"'], cell_texts([[EVIL, "1"]]), [EVIL])
+    evil_table = table([EVIL, '"&"'], [[EVIL, "1"]], [EVIL], title=EVIL)
+    one = record(label, f"cmnist5k:{EVIL}")
+    cell = replace(one.cell, recipe_changes={"learning_rate": 1}, method_parameters={EVIL: EVIL})
     records = [
-        record(label, f"cmnist5k:{EVIL}", recipe_changes={"learning_rate": 1}),
+        replace(one, cell=cell, provenance=replace(one.provenance, device=EVIL)),
         failure(label, kind=EVIL, message=EVIL, traceback=f"x\n{EVIL}"),
     ]
-    records[0]["cell"]["method_parameters"] = {EVIL: EVIL}
-    records[0]["provenance"]["device"] = EVIL
     text = page(EVIL, [evil_table], [], records, notes=[EVIL])
     assert text.lower().count("<script") == 1  # our own
     assert text.count("document.title") > 10
@@ -266,7 +306,7 @@ def read_off(places, position):
 
 
 def test_curves_read_off_their_axes_are_the_metrics():
-    records = [record(seed=0, shares=(0.5, 0.6, 0.7)), record(seed=1, shares=(0.3, 0.6, 0.8))]
+    records = [record(seed=0, fractions=(0.5, 0.6, 0.7)), record(seed=1, fractions=(0.3, 0.6, 0.8))]
     curves, x_ticks, y_ticks, chart = chart_of(records)
     assert [kind for kind, _, _ in curves] == ["run", "run", "validation", "mean"]
     values = [[(read_off(x_ticks, x), read_off(y_ticks, y)) for x, y in at] for _, _, at in curves]
@@ -279,14 +319,14 @@ def test_curves_read_off_their_axes_are_the_metrics():
 
 
 def test_the_mean_is_over_epochs_that_all_runs_have():
-    curves, *_ = chart_of([record(seed=0, shares=(0.5, 0.6, 0.7)), record(seed=1, shares=(0.3, 0.6))])
+    curves, *_ = chart_of([record(seed=0, fractions=(0.5, 0.6, 0.7)), record(seed=1, fractions=(0.3, 0.6))])
     assert [len(at) for kind, _, at in curves if kind == "mean"] == [2]
     assert [len(at) for kind, _, at in curves if kind == "run"] == [3, 2]
 
 
 def test_validation_is_drawn_where_rules_may_use_it():
     one = record()
-    one["result"]["selection"]["val_acc"] = None
+    one = changed(one, selection=one.result.selection | {"val_acc": None})
     curves, _, _, chart = chart_of([one])
     assert [kind for kind, _, _ in curves] == ["mean"]
     assert "validation" not in chart
@@ -301,11 +341,9 @@ def test_a_chart_has_a_name_and_a_description():
     assert named == [("first", f"{runs} {dashed}"), ("second", f"Test acc_unbiased by epoch. {dashed}")]
 
 
-@pytest.mark.parametrize("shares", [(0.5,), (1.0, 1.0), (0.0, 0.0), (float("nan"), 0.4), (float("nan"),)])
-def test_charts_of_little(shares):
-    one = record(shares=shares)
-    for row in one["result"]["epochs"]:
-        row["valid"] = metrics(shares[0])
+@pytest.mark.parametrize("fractions", [(0.5,), (1.0, 1.0), (0.0, 0.0), (None, 0.4), (None,)])
+def test_charts_of_little(fractions):
+    one = record(fractions=fractions, valid=fractions[0])
     curves, _, y_ticks, chart = chart_of([one])
     assert all(len(at) > 0 for _, _, at in curves)
     low, high = min(y_ticks.values()), max(y_ticks.values())
@@ -324,14 +362,17 @@ def test_methods_look_as_in_the_figures():
 def test_equal_inputs_give_equal_bytes():
     records = [record(method, seed=seed) for method in ("b", "a") for seed in range(3)]
     records += [record(dataset="other"), failure()]
-    assert page("t", [NUMBERS], [], records) == page("t", [NUMBERS], [], json.loads(json.dumps(records)))
+    assert page("t", [NUMBERS], [], records) == page("t", [NUMBERS], [], copy.deepcopy(records))
 
 
 def test_five_hundred_cells_stay_small():
     methods, datasets = [f"method{place}" for place in range(10)], [f"cmnist5k:rho=0.{place}" for place in range(1, 11)]
-    shares = [0.5 + 0.004 * epoch for epoch in range(100)]
+    fractions = [0.5 + 0.004 * epoch for epoch in range(100)]
     records = [
-        record(method, dataset, seed, shares=shares) for dataset in datasets for method in methods for seed in range(5)
+        record(method, dataset, seed, fractions=fractions)
+        for dataset in datasets
+        for method in methods
+        for seed in range(5)
     ]
     text = page("t", [NUMBERS], [], records)
     assert "500 cells: 10 methods on 10 datasets" in text
@@ -415,9 +456,7 @@ def test_tables_sort_by_a_click(browser):
 
 def test_no_page_is_wider_than_a_phone(browser):
     label = "method:first_optimizer=dataset,first_learning_rate=0.0001,first_batch_size=16," + "x" * 80
-    wide = Table(
-        "W" * 60, [f"column {place} of the table" for place in range(20)], cell_texts([["1.00"] * 20]), [label]
-    )
+    wide = table([f"column {place} of the table" for place in range(20)], [["1.00"] * 20], [label], title="W" * 60)
     records = [record(label, f"cmnist5k:{label}"), failure(label, message="y" * 200, traceback="z" * 300)]
     answer = browser(
         page("t" * 80, [wide], [], records, notes=["u" * 200]),

@@ -1,4 +1,4 @@
-"""The paper's numbers in results/paper/ and the experiments that regenerate them."""
+"""The paper's numbers in experiments/paper/ and the experiments that regenerate them."""
 
 import re
 import tomllib
@@ -16,7 +16,7 @@ METRICS = {
     "n_aligned", "n_conflicting", "p_welch",
 }  # fmt: skip
 SHOWN = {"accuracy", "cost", "bins", "fisher", "norms", "trials"}
-PAPERS = {path.stem: path for path in sorted((ROOT / "results" / "paper").glob("*.csv"))}
+PAPERS = {path.stem: path for path in sorted((ROOT / "experiments" / "paper").glob("*.csv"))}
 EXPERIMENTS = {
     path.stem: tomllib.loads(path.read_text(encoding="utf-8"))
     for path in sorted((ROOT / "experiments").glob("*.toml"))

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import shutil
 import subprocess
@@ -12,20 +13,23 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from made_records import changed, made_record, stored
+from safetensors.torch import save as to_bytes
 from scipy import stats
 
 from debiasbench.cell import Cell
 from debiasbench.cli import main
 from debiasbench.errors import BenchmarkError
-from debiasbench.experiments import Experiment, names, read_experiment
+from debiasbench.experiments import Experiment, names, read_experiment, write_grid
 from debiasbench.grid import expand
-from debiasbench.records import SCHEMA, record_path, write_record
+from debiasbench.records import EpochFacts, StageFacts, arrays_path, record_path, write_record
 from debiasbench.report import figures, outcomes, paper, tables
 from debiasbench.report import make as report
-from debiasbench.report.results import Column, load_results, ranks
+from debiasbench.report.results import Measure, load_results, ranks
 from debiasbench.running.plan import plan
 from debiasbench.weights import weights_path
 
+ROOT = Path(__file__).parent.parent.parent
 SEEDS = range(5)
 MEANS = {"vanilla": 0.40, "pgd": 0.83, "lff": 0.80, "disen": 0.64}
 SPREAD = {"vanilla": 0.01, "pgd": 0.02, "lff": 0.05, "disen": 0.03}
@@ -38,38 +42,23 @@ def value_of(method, seed, shift=0.0):
     return float(MEANS[name] + SPREAD[name] * noise + shift)
 
 
-def made_record(cell, value, *, official=True, scores=None, seconds=None):
+def record(cell, value, *, official=True, **result):
     """A record by hand: two epochs that end at `value`."""
     rows = [
-        {
-            "epoch": epoch,
-            "valid": {"loss": loss, "acc_avg": 0.9, "acc_conflict": 0.5, "acc_aligned": 0.9, "n_conflict": 20.0},
-            "test": {
+        EpochFacts(
+            epoch,
+            {"loss": loss, "acc_avg": 0.9, "acc_conflict": 0.5, "acc_aligned": 0.9, "n_conflict": 20.0},
+            {
                 "loss": 0.5, "acc_avg": test, "acc_unbiased": test, "acc_conflict": test - 0.1, "acc_aligned": 0.95,
                 "acc_worst": test / 2, "n_worst": 10.0,
             },
-        }
+        )
         for epoch, loss, test in ((1, 0.1, value - 0.2), (2, 0.2, value))
     ]  # fmt: skip
     end = {"net": {"test": {"acc_unbiased": value / 4}}}
-    phases = [{"call": 2, "end": end}, {"call": 5, "end": {}}]
-    return {
-        "schema": SCHEMA, "status": "done", "hash": cell.hash, "cell": cell.to_record(),
-        "provenance": {
-            "seconds": seconds or {"total": 100.0, "phases": [40.0, 50.0], "each 3": 5.0, "evaluation": 3.0},
-            "versions": {"protocol": 1, "debiasbench": "0.1.0", "torch": "2.11"}, "calls": [], "commit": "",
-            "finished": "2026-11-23T00:00:00+00:00", "device": "cpu (x86_64)", "peak_memory_mib": 100, "threads": 1,
-        },
-        "result": {
-            "data": {
-                "fingerprint": f"{cell.dataset_title}", "official": official, "note": "",
-                "splits": {name: {"n": 100, "n_conflict": {}} for name in ("train", "valid", "test")},
-            },
-            "selection": {"last": 1, "val_loss": 0, "val_acc": 1, "group_val": 1, "test_oracle": 1},
-            "identification": {}, "numbers": {}, "phases": phases, "epochs": rows, "groups": {"test": []}, "arrays": {},
-            "pretrained_sha256": "",
-        },
-    }  # fmt: skip
+    stages = (StageFacts(2, 1, evaluated=False, end=end), StageFacts(5, 2, evaluated=True))
+    selection = {"last": 1, "val_loss": 0, "val_acc": 1, "group_val": 1, "test_oracle": 1}
+    return made_record(cell, rows, selection, data={"official": official}, stages=stages, **result)
 
 
 def fill(folder, methods, datasets, *, seeds=SEEDS, epochs=None, shift=0.0):
@@ -82,7 +71,7 @@ def fill(folder, methods, datasets, *, seeds=SEEDS, epochs=None, shift=0.0):
                 "score": torch.rand(100, generator=generator),
                 "train_conflict": torch.rand(100, 1, generator=generator) < 0.2,
             }  # fmt: skip
-            write_record(record_path(folder, cell), made_record(cell, value), arrays)
+            stored(folder, record(cell, value), arrays)
     return folder
 
 
@@ -106,18 +95,18 @@ def test_columns_are_chosen_on_the_command_line(folder, capsys):
             ("vanilla", "pgd"), ("cmnist5k:rho=0.05",), ("acc_unbiased", "acc_worst"), ("last", "val_loss")
         ),
     )
-    comparison = next(one for one in found.tables if one.title == "Comparison")
-    assert comparison.columns[1::2] == [
+    comparison = found.table("comparison")
+    assert [column.heading for column in comparison.columns[1::2]] == [
         f"cmnist5k:rho=0.05 {metric}{rule} (%)"
         for metric in ("acc_unbiased", "acc_worst")
         for rule in ("", ", val_loss")
     ]
-    assert [row[0][0] for row in comparison.rows] == ["vanilla", "pgd"]
+    assert [row[0].value for row in comparison.rows] == ["vanilla", "pgd"]
     expected = [value_of("pgd", seed, 0.01) for seed in SEEDS]
-    shown = [text for text, _ in comparison.rows[1]][1::2]
-    for text, shift, half in zip(shown, (0, 0.2, 0, 0.2), (1, 1, 2, 2), strict=True):
+    for entry, shift, half in zip(comparison.rows[1][1::2], (0, 0.2, 0, 0.2), (1, 1, 2, 2), strict=True):
         mean, std = (np.mean(expected) - shift) / half, np.std(expected, ddof=1) / half
-        assert text.startswith(f"{100 * mean:.2f} ± {100 * std:.2f}")
+        assert entry.text == f"{100 * mean:.2f} ± {100 * std:.2f}"
+        assert (entry.value, entry.std) == pytest.approx((mean, std))
     capsys.readouterr()
 
 
@@ -141,7 +130,7 @@ def test_a_label_with_two_meanings_is_refused(tmp_path):
     (cell,) = expand(["pgd"], ["cmnist5k"], seeds=[2]).cells
     values = cell.to_json()
     values["method_parameters"]["alpha"] = 0.5
-    write_record(record_path(tmp_path, cell), made_record(Cell.from_json(values), 0.8))
+    write_record(record_path(tmp_path, cell), record(Cell.from_json(values), 0.8))
     with pytest.raises(
         BenchmarkError, match=r"'pgd' on cmnist5k stands for runs with different settings.*alpha 0.5 and 0.7"
     ):
@@ -153,9 +142,9 @@ def test_an_older_record_without_a_parameter_goes_with_new_ones(tmp_path):
     (cell,) = expand(["pgd"], ["cmnist5k"], seeds=[2]).cells
     values = cell.to_json()
     del values["method_parameters"]["restart_lr"]
-    write_record(record_path(tmp_path, cell), made_record(Cell.from_json(values), 0.8))
-    (comparison, *_) = report.make(tmp_path, figures=False).tables
-    assert comparison.rows[0][2][0] == "3"
+    write_record(record_path(tmp_path, cell), record(Cell.from_json(values), 0.8))
+    comparison = report.make(tmp_path, figures=False).table("comparison")
+    assert comparison.rows[0][2].value == 3
 
 
 def test_the_tables_follow_from_the_raw_numbers(folder):
@@ -164,12 +153,12 @@ def test_the_tables_follow_from_the_raw_numbers(folder):
     raw = pd.read_csv(folder / "tables" / "results.csv")
     raw = raw[(raw["split"] == "test") & (raw["select"] == "last")]
     grouped = raw.groupby(["dataset", "method"]).acc_unbiased
-    comparison = next(one for one in made.tables if one.title == "Comparison")
+    comparison = made.table("comparison")
     for row in comparison.rows:
-        method = row[0][0]
-        for place, dataset in enumerate(("cmnist5k", "cmnist5k:rho=0.05")):
+        method = row[0].value
+        for index, dataset in enumerate(("cmnist5k", "cmnist5k:rho=0.05")):
             mean, std = grouped.mean()[dataset, method], grouped.std(ddof=1)[dataset, method]
-            assert row[1 + 2 * place][0].startswith(f"{100 * mean:.2f} ± {100 * std:.2f}")
+            assert row[1 + 2 * index].text == f"{100 * mean:.2f} ± {100 * std:.2f}"
     tests = pd.read_csv(folder / "tables" / "tests.csv").set_index(["dataset", "method"])
     p = {}
     for dataset, method in tests.index:
@@ -187,7 +176,7 @@ def test_the_tables_follow_from_the_raw_numbers(folder):
 
 def test_ranks_share_places_that_no_test_separates(folder):
     table = to_frame_of(folder)
-    columns = [Column("cmnist5k", "acc_unbiased"), Column("cmnist5k:rho=0.05", "acc_unbiased")]
+    columns = [Measure("cmnist5k", "acc_unbiased"), Measure("cmnist5k:rho=0.05", "acc_unbiased")]
     found = ranks(table, columns)
     pairs, p = [], []
     for column in columns:
@@ -225,21 +214,23 @@ def test_ranks_over_enough_datasets_are_tested_and_drawn(tmp_path, monkeypatch):
     datasets = [f"cmnist5k:rho={rho}" for rho in (0.01, 0.03, 0.05, 0.1, 0.2, 0.3, 0.4)]
     fill(tmp_path, list(MEANS), datasets, seeds=range(2))
     made = report.make(tmp_path)
-    table = next(one for one in made.tables if one.title == "Ranks")
+    table = made.table("ranks")
     assert "Nemenyi" in " ".join(table.notes)
-    assert table.columns[-1] == "average"
+    assert table.columns[-1].heading == "average"
     means = (
         to_frame_of(tmp_path)
         .query("split == 'test' and select == 'last'")
         .pivot_table(index="dataset", columns="method", values="acc_unbiased")
     )
     expected = means.rank(axis=1, ascending=False).mean()
-    assert {row[0][0]: row[-1][0] for row in table.rows} == {name: f"{rank:.2f}" for name, rank in expected.items()}
+    averages = {row[0].value: row[-1] for row in table.rows}
+    assert {name: entry.value for name, entry in averages.items()} == pytest.approx(expected.to_dict())
+    assert {name: entry.text for name, entry in averages.items()} == {name: f"{n:.2f}" for name, n in expected.items()}
     assert (tmp_path / "figures" / "ranks.pdf").is_file()
 
 
 def test_ranks_over_few_datasets_are_not_tested(folder):
-    table = next(one for one in report.make(folder, figures=False).tables if one.title == "Ranks")
+    table = report.make(folder, figures=False).table("ranks")
     assert "No test of them" in " ".join(table.notes)
 
 
@@ -247,18 +238,18 @@ def test_methods_that_know_the_bias_are_marked_and_never_the_best(tmp_path):
     cells = expand(["vanilla", "pgd", "groupdro"], ["cmnist5k"], seeds=3).cells
     for cell in cells:
         value = {"vanilla": 0.4, "pgd": 0.8, "groupdro": 0.9}[cell.method] + 0.01 * cell.seed
-        write_record(record_path(tmp_path, cell), made_record(cell, value))
+        stored(tmp_path, record(cell, value))
     made = report.make(tmp_path, figures=False, order=["vanilla", "pgd", "groupdro"])
     for one in made.tables:
-        names = {text for row in one.rows for text, _ in row[:2]}
+        names = {entry.shown for row in one.rows for entry in row[:2]}
         assert "groupdro" not in names
-        assert "groupdro‡" in names or one.title == "Bias identification"
-    comparison = next(one for one in made.tables if one.title == "Comparison")
-    assert [row[1][1] for row in comparison.rows] == [False, True, False]
-    assert "~" not in comparison.rows[2][1][0]
+        assert "groupdro‡" in names or one.key == "identification"
+    comparison = made.table("comparison")
+    assert [row[1].best for row in comparison.rows] == [False, True, False]
+    assert "~" not in comparison.rows[2][1].shown
     assert "‡ groupdro trains with bias labels" in " ".join(comparison.notes)
     alone = report.make(tmp_path, figures=False, shown=report.Shown(methods=("groupdro",)))
-    assert alone.tables[0].rows[0][1][1]  # among themselves
+    assert alone.table("comparison").rows[0][1].best  # among themselves
 
 
 # ---- files ---------------------------------------------------------------------------------------------------
@@ -279,8 +270,9 @@ def test_the_latex_compiles_as_it_stands(folder, tmp_path):
     report.make(folder, figures=False)
     for name in ("document.tex", "comparison.tex"):
         shutil.copy(folder / "tables" / name, tmp_path)
-    words = [r"[brackets] & % _ ^ ~ \ { } # $", "λ ≥ ρ ≤ α ≠ × ± † ‡ §", "é ö ñ", "漢字 ☃", "<script>|*"]
-    strange = tables.Table(words[0], words, [[(word, False) for word in words]] * 2, words)
+    texts = [r"[brackets] & % _ ^ ~ \ { } # $", "λ ≥ ρ ≤ α ≠ × ± † ‡ §", "é ö ñ", "漢字 ☃", "<script>|*"]
+    columns = [tables.Column(text, text) for text in texts]
+    strange = tables.Table("strange", texts[0], columns, [tables.words(*texts)] * 2, texts)
     with (tmp_path / "comparison.tex").open("a") as file:
         file.write(tables.latex(strange))
     words = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "document.tex"]
@@ -288,6 +280,187 @@ def test_the_latex_compiles_as_it_stands(folder, tmp_path):
     assert done.returncode == 0, done.stdout[-2000:]
     assert "Overfull \\hbox" not in done.stdout
     assert (tmp_path / "document.pdf").stat().st_size > 10_000
+
+
+def test_the_comparison_as_csv_has_numbers_in_columns_of_their_own(folder):
+    report.make(folder, figures=False, order=list(MEANS))
+    path = folder / "tables" / "comparison.csv"
+    for one in path.parent.glob("*.csv"):
+        assert one.read_bytes().startswith(b"\xef\xbb\xbf"), one.name  # so that Excel reads it as UTF-8
+    found = pd.read_csv(path).set_index("method")
+    names = [f"{dataset} acc_unbiased{what}" for dataset in ("cmnist5k", "cmnist5k:rho=0.05") for what in ("", " n")]
+    keys = [name for key in names for name in ([key] if key.endswith(" n") else [f"{key} mean", f"{key} std"])]
+    assert list(found.columns) == keys
+    assert list(found.index) == list(MEANS)
+    for method in MEANS:
+        for dataset, shift in (("cmnist5k", 0.0), ("cmnist5k:rho=0.05", 0.01)):
+            values = [value_of(method, seed, shift) for seed in SEEDS]
+            expected = [np.mean(values), np.std(values, ddof=1), 5]
+            assert found.loc[method].filter(like=f"{dataset} acc").tolist() == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_single_run_and_no_run_leave_fields_of_a_csv_empty(tmp_path):
+    fill(tmp_path, ["vanilla"], ["cmnist5k"], seeds=[0])
+    fill(tmp_path, ["pgd"], ["cmnist5k:rho=0.05"], seeds=[0, 1])
+    report.make(tmp_path, figures=False, order=["vanilla", "pgd"])
+    lines = (tmp_path / "tables" / "comparison.csv").read_text(encoding="utf-8-sig").splitlines()
+    assert lines[1] == f"vanilla,{value_of('vanilla', 0)},,1,,,0"
+    assert re.fullmatch(r"pgd,,,0,0\.\d+,0\.\d+,2", lines[2])
+
+
+# ---- what is damaged -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"garbage", "it cannot be read as arrays"),
+        (b"", "it cannot be read as arrays"),
+        (b"\xff" * 8 + b"{}", "it cannot be read as arrays"),  # a header of 2^64 bytes
+        (
+            {"score": torch.tensor([math.inf, 1.0]), "train_conflict": torch.zeros(2, 1)},
+            "its scores are not finite",
+        ),
+        (
+            {"score": torch.zeros(0), "train_conflict": torch.zeros(0, 1)},
+            "its scores are not finite",
+        ),
+        ({"score": torch.ones(3), "train_conflict": torch.zeros(2, 1)}, "its columns are not of one length"),
+    ],
+)
+def test_damaged_arrays_are_one_complaint(tmp_path, capsys, monkeypatch, content, message):
+    monkeypatch.setattr(figures, "accuracy_histogram", lambda *_, **__: [])  # it takes its time
+    content = content if isinstance(content, bytes) else to_bytes(content)
+    fill(tmp_path, ["vanilla", "pgd"], ["cmnist5k"], seeds=[0])
+    path = arrays_path(next(tmp_path.glob("records/cmnist5k/pgd/s0-*.json")))
+    path.write_bytes(content)
+    assert main(["report", str(tmp_path)]) == 0
+    (told,) = "".join(capsys.readouterr().out.split()).split("leftout:")[1:]
+    assert told.startswith(f"{path}:{''.join(message.split())}")
+    assert message in (tmp_path / "report.html").read_text()
+    assert (tmp_path / "figures" / "scores-cmnist5k.png").is_file()  # of the other method
+    bins = Experiment("b", ["vanilla", "pgd"], ["cmnist5k"], show="bins", seeds=1)
+    made = report.make(tmp_path, figures=False, experiment=bins)
+    assert [message in one and str(path) in one for one in made.complaints] == [True]
+    assert len(made.table("b").rows) == 2
+    beside = Experiment("b", ["pgd"], ["cmnist:target=colour"], paper="table14", seeds=1)
+    (cell,) = paper.cells(beside, beside.methods, beside.datasets)
+    arrays_path(stored(tmp_path, record(cell, 0.5))).write_bytes(content)
+    made = report.make(tmp_path, figures=False, experiment=beside)
+    assert len(made.complaints) == 1
+    assert {entry.value for row in made.table("b").rows for entry in row[1:]} == {None}
+
+
+def test_a_damaged_record_of_an_experiment_is_one_complaint(tmp_path):
+    trials = Experiment("t", ["vanilla", "pgd"], ["cmnist5k"], paper="table1", show="trials", seeds=2)
+    fill(tmp_path, trials.methods, trials.datasets, seeds=range(2))
+    path = next(tmp_path.glob("records/cmnist5k/pgd/s1-*.json"))
+    path.write_text(path.read_text().replace('"finished"', '"done_at"'))
+    made = report.make(tmp_path, experiment=trials)
+    (complaint,) = made.complaints
+    assert complaint.startswith(str(path))
+    assert "provenance.finished is missing" in complaint
+    assert [row[2].value for row in made.table("comparison").rows] == [1, 2]
+    assert {one.name for one in made.paths["figures"]} >= {"t.png"}
+
+
+@pytest.fixture(scope="module")
+def two_methods(tmp_path_factory):
+    """A folder of two methods without grid.json, and its tables."""
+    folder = fill(tmp_path_factory.mktemp("results"), ["vanilla", "pgd"], ["cmnist5k"], seeds=range(2))
+    return folder, report.make(folder, figures=False).tables
+
+
+GRID = {"reference": "pgd", "order": ["pgd", "vanilla"], "experiment": None}
+EXPERIMENT = {"name": "t", "methods": ["vanilla"], "datasets": ["cmnist5k"], "seeds": [0, 1]}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([1, 2], "must be an object"),
+        (None, "must be an object"),
+        (GRID | {"order": "pgd"}, "order must be a list"),
+        (GRID | {"order": ["pgd", 1]}, "order[1] must be text"),
+        (GRID | {"reference": 1}, "reference must be text"),
+        (GRID | {"experiment": []}, "experiment must be an object"),
+        (GRID | {"experiment": {"name": "t"}}, "experiment has or lacks methods, datasets"),
+        (GRID | {"experiment": EXPERIMENT | {"colour": 1}}, "experiment has or lacks colour"),
+        (GRID | {"experiment": EXPERIMENT | {"seeds": "three"}}, "experiment.seeds must be a whole number"),
+        (GRID | {"experiment": EXPERIMENT | {"methods": [1]}}, "experiment.methods[0] must be text"),
+        ("garbage", "Expecting value"),
+        ("[" * 200_000, "nested too deeply"),
+        (" " * 2**21, "too large"),
+        (b"\xff\xfe", "can't decode"),
+        (os.mkdir, "no plain file"),
+        (os.mkfifo, "no plain file"),
+        (lambda path: path.symlink_to("/dev/zero"), "no plain file"),
+    ],
+)
+def test_a_damaged_grid_is_as_if_it_were_not_there(two_methods, content, message):
+    folder, without = two_methods
+    path = folder / "grid.json"
+    if callable(content):
+        content(path)
+    elif isinstance(content, str | bytes):
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    else:
+        path.write_text(json.dumps(content))
+    try:
+        found = report.make(folder, figures=False)
+    finally:
+        path.rmdir() if path.is_dir() else path.unlink()
+    assert found.tables == without
+    (complaint,) = found.complaints
+    assert complaint.startswith(str(path))
+    assert message in complaint
+
+
+@pytest.mark.parametrize("change", [{"paper": "table99"}, {"methods": ["no-such"]}, {"show": "cake"}, {"seeds": -1}])
+def test_an_experiment_of_another_version_costs_nothing_else(two_methods, change):
+    folder, _ = two_methods
+    (folder / "grid.json").write_text(json.dumps(GRID | {"experiment": EXPERIMENT | change}))
+    found = report.make(folder, figures=False)
+    (folder / "grid.json").unlink()
+    assert [row[0].value for row in found.table("comparison").rows] == ["pgd", "vanilla"]
+    assert len(found.complaints) == (0 if "show" in change else 1)
+    assert all("t could not be drawn" in complaint for complaint in found.complaints)
+
+
+def test_figures_that_cannot_be_drawn_cost_nothing_else(tmp_path, monkeypatch):
+    fill(tmp_path, ["vanilla", "pgd"], ["cmnist5k"], seeds=range(2))
+
+    def fail(*_, **__):
+        raise RuntimeError("no ink")
+
+    monkeypatch.setattr(figures, "score_histogram", fail)
+    made = report.make(tmp_path)
+    assert made.complaints == ["scores-cmnist5k could not be drawn: RuntimeError: no ink"]
+    assert {path.name for path in made.paths["figures"]} == {"accuracies-cmnist5k.pdf", "accuracies-cmnist5k.png"}
+
+
+def test_a_headline_without_any_value_is_a_dash(tmp_path):
+    """As the worst group's accuracy where a group is empty: the metric is in no record."""
+    for cell in expand(["vanilla", "pgd"], ["cmnist5k"], seeds=2).cells:
+        one = record(cell, 0.5)
+        for row in one.result.epochs:
+            del row.test["acc_unbiased"]
+        stored(tmp_path, one)
+    made = report.make(tmp_path)
+    assert not made.complaints
+    assert [[entry.shown for entry in row[1:]] for row in made.table("comparison").rows] == [["-", "0"]] * 2
+    assert "tests" not in [table.key for table in made.tables]
+
+
+def test_tables_are_found_by_their_keys(folder):
+    made = report.make(folder, figures=False)
+    keys = ["comparison", "selection-cmnist5k", "selection-cmnist5k:rho=0.05", "ranks", "tests"]
+    assert [table.key for table in made.tables] == keys
+    for table in made.tables:
+        assert len({column.key for column in table.columns}) == len(table.columns)
+        for row in table.rows:
+            for column, entry in zip(table.columns, row, strict=True):
+                assert entry.value is None or isinstance(entry.value, str) != column.numeric
 
 
 # ---- experiments ---------------------------------------------------------------------------------------------
@@ -340,7 +513,7 @@ def test_a_wrong_smoke_variant_is_told(tmp_path, smoke, message):
 
 
 def test_the_document_lists_every_experiment_with_its_time():
-    text = (Path(__file__).parent.parent.parent / "docs" / "experiments.md").read_text()
+    text = (ROOT / "docs" / "experiments.md").read_text()
     rows = re.findall(r"^\| `(\w+)` \| (.*) \| (\w+) \| (\d+) s \|$", text, re.MULTILINE)
     assert {name for name, *_ in rows} == set(names()) - {"demo"}
     for name, title, show, _ in rows:
@@ -354,10 +527,10 @@ def test_options_that_replace_what_a_file_says_are_seen_in_its_table(tmp_path):
         read_experiment("table10", smoke=True), methods=["lff", "pgd:alpha=0.7"], epochs=1, seeds=1, shared_recipes=True
     )
     for cell in paper.cells(asked, asked.methods, asked.datasets):
-        write_record(record_path(tmp_path, cell), made_record(cell, 0.5))
+        stored(tmp_path, record(cell, 0.5))
     own = replace(asked, shared_recipes=False)
     for cell in paper.cells(own, ["lff"], asked.datasets):
-        write_record(record_path(tmp_path, cell), made_record(cell, 0.9))
+        stored(tmp_path, record(cell, 0.9))
     lines = paper.beside(asked, tmp_path)
     there = lines[(lines.ran != "") & lines.method.isin(["lff", "pgd"])]
     assert there["mean"].tolist() == pytest.approx([50.0] * len(there))
@@ -367,19 +540,16 @@ def test_options_that_replace_what_a_file_says_are_seen_in_its_table(tmp_path):
 def test_a_rule_without_values_leaves_the_tests_out(tmp_path):
     """As group_val, where fewer than ten validation samples conflict."""
     for cell in expand(["vanilla", "pgd"], ["cmnist5k"], seeds=2).cells:
-        one = made_record(cell, 0.5)
-        one["result"]["selection"]["group_val"] = None
-        write_record(record_path(tmp_path, cell), one)
+        one = record(cell, 0.5)
+        stored(tmp_path, changed(one, selection=one.result.selection | {"group_val": None}))
     made = report.make(tmp_path, shown=report.Shown(select=("group_val",)))
-    assert "Tests against the reference" not in [table.title for table in made.tables]
+    assert "tests" not in [table.key for table in made.tables]
     assert made.paths["report"]
 
 
 def test_columns_asked_for_twice_are_shown_once(folder):
     shown = report.Shown(metrics=("acc_unbiased", "acc_unbiased"), select=("last", "last"))
-    comparison = next(
-        one for one in report.make(folder, figures=False, shown=shown).tables if one.title == "Comparison"
-    )
+    comparison = report.make(folder, figures=False, shown=shown).table("comparison")
     assert len(comparison.columns) == 1 + 2 * 2
 
 
@@ -387,8 +557,8 @@ def test_several_columns_of_one_dataset_are_no_datasets(tmp_path):
     fill(tmp_path, list(MEANS), ["cmnist5k"])
     metrics = ("acc_unbiased", "acc_conflict", "acc_aligned", "acc_worst")
     made = report.make(tmp_path, shown=report.Shown(metrics=metrics, select=("last", "val_loss")))
-    table = next(one for one in made.tables if one.title == "Ranks")
-    assert table.columns[-1] != "average"
+    table = made.table("ranks")
+    assert table.columns[-1].key != "average"
     assert "Nemenyi" not in " ".join(table.notes)
     assert not (tmp_path / "figures" / "ranks.pdf").exists()
 
@@ -410,16 +580,16 @@ def test_an_experiment_that_cannot_be_drawn_costs_nothing_else(tmp_path):
 def test_cells_without_weights_run_again_where_weights_are_asked_for(tmp_path):
     grid = expand(["vanilla"], ["cmnist5k"], seeds=1)
     (cell,) = grid.cells
-    record, path = made_record(cell, 0.5), record_path(tmp_path, cell)
-    record["result"]["data"]["fingerprint"] = cell.build_dataset().build(tmp_path).fingerprint()
-    write_record(path, record)
+    made = record(cell, 0.5)
+    fingerprint = cell.build_dataset().build(tmp_path).fingerprint()
+    made = changed(made, data=replace(made.result.data, fingerprint=fingerprint))
+    path = stored(tmp_path, made)
     places = {"data_dir": tmp_path, "results_dir": tmp_path}
     assert plan(grid, **places).to_run == []
     assert plan(grid, weights=True, **places).to_run == [cell]
     weights_path(path).write_bytes(b"of an earlier run, of which this record knows nothing")
     assert plan(grid, weights=True, **places).to_run == [cell]
-    record["result"]["weights"] = {"nets": {}, "net": "net"}
-    write_record(path, record)
+    stored(tmp_path, changed(made, weights={"nets": {}, "net": "net"}))
     assert plan(grid, weights=True, **places).to_run == []
 
 
@@ -433,7 +603,7 @@ def test_ours_stands_beside_the_paper(tmp_path):
     experiment = read_experiment("table1")
     fill(tmp_path, ["vanilla", "pgd"], ["cmnist"], seeds=range(3), shift=0.1)
     lines = paper.beside(experiment, tmp_path)
-    published = pd.read_csv(paper.__path__[0] + "/table1.csv")
+    published = pd.read_csv(ROOT / "experiments" / "paper" / "table1.csv")
     assert len(lines) == len(published)
     for method in ("vanilla", "pgd"):
         line = lines[(lines.method == method) & (lines.dataset == "cmnist")].iloc[0]
@@ -446,10 +616,11 @@ def test_ours_stands_beside_the_paper(tmp_path):
         assert line["within"] == (abs(line["difference"]) <= line["std"] + theirs["std"])
     assert not lines[lines.method == "vanilla"].iloc[0]["within"]  # 50 beside 60.94
     table = paper.table(experiment, lines)
-    text = next(text for row in table.rows for text, _ in row if text.startswith(f"{np.mean(ours):.2f}"))
-    assert text == f"{line['mean']:.2f} ± {line['std']:.2f} (96.88, {line['difference']:+.2f} =)"
-    assert {row[0][0] for row in table.rows} == set(published.row)
-    assert table.columns[1:] == list(dict.fromkeys(published.column))
+    entry = next(entry for row in table.rows for entry in row if entry.shown.startswith(f"{np.mean(ours):.2f}"))
+    assert (entry.value, entry.std) == (line["mean"], line["std"])
+    assert entry.shown == f"{line['mean']:.2f} ± {line['std']:.2f} (96.88, {line['difference']:+.2f} =)"
+    assert {row[0].value for row in table.rows} == set(published.row)
+    assert [column.heading for column in table.columns[1:]] == list(dict.fromkeys(published.column))
     missing = sum(line.n == 0 for line in lines.itertuples())
     assert f"{missing} of {len(lines)} places have no run of ours" in " ".join(table.notes)
     assert "98.35" in " ".join(table.notes)  # the typo
@@ -458,9 +629,9 @@ def test_ours_stands_beside_the_paper(tmp_path):
 def test_data_and_lengths_that_are_not_the_papers_are_told(tmp_path):
     asked = replace(read_experiment("table1"), epochs=2, seeds=1)
     for cell in paper.cells(asked, ["vanilla"], ["cmnist", "mbmnist"]):
-        write_record(record_path(tmp_path, cell), made_record(cell, 0.5, official=cell.dataset == "cmnist"))
+        stored(tmp_path, record(cell, 0.5, official=cell.dataset == "cmnist"))
     table = paper.table(asked, paper.beside(asked, tmp_path))
-    ours = [text for row in table.rows for text, _ in row if text.startswith("50.00")]
+    ours = [entry.shown for row in table.rows for entry in row if entry.shown.startswith("50.00")]
     assert sorted(text.partition(" ")[0] for text in ours) == ["50.00", "50.00†"]
     assert "Ours with 2 epochs a stage, which is not the paper's setting." in table.notes
     assert any(note.startswith("†: not on the published data") for note in table.notes)
@@ -473,7 +644,7 @@ def test_a_stand_in_is_never_set_beside_the_papers_number(tmp_path):
     assert lines[["paper_mean", "difference"]].isna().all(axis=None)
     assert (lines[lines.ran != ""].n > 0).all()
     table = paper.table(experiment, lines)
-    assert not any("(" in text for row in table.rows for text, _ in row[1:])
+    assert not any("(" in entry.shown for row in table.rows for entry in row[1:])
     assert "A smoke run, on stand-ins" in table.notes[0]
     assert "cmnist: cmnist5k" in table.notes[0]
 
@@ -491,7 +662,7 @@ def test_other_numbers_than_accuracies(tmp_path):
     lines = paper.beside(cost, tmp_path).query("method == 'pgd'").set_index("column")
     assert lines["mean"].to_dict() == {"Computation time": 95.0, "Step 1": 40.0, "Step 2": 5.0, "Step 3": 50.0}
     table = paper.table(cost, paper.beside(cost, tmp_path))
-    assert "1m 35s (33m 31s)" in [text for row in table.rows for text, _ in row]
+    assert "1m 35s (33m 31s)" in [entry.shown for row in table.rows for entry in row]
     fill(tmp_path, ["pgd"], ["cmnist:target=colour"], seeds=[0])
     counts = paper.beside(Experiment("t", ["pgd"], ["cmnist:target=colour"], paper="table14", seeds=1), tmp_path)
     generator = torch.Generator().manual_seed(0)
@@ -516,15 +687,16 @@ def test_what_an_experiment_draws(tmp_path, show, figure):
     if show == "bins":
         (table,) = found.tables
         assert len(table.rows) == 2 * 12
-        assert sum(int(text.replace(",", "")) for row in table.rows[:2] for text, _ in row[2:]) == 100
+        assert sum(entry.value for row in table.rows[:2] for entry in row[2:]) == 100
 
 
 def test_the_report_remembers_the_experiment(tmp_path):
     experiment = read_experiment("table9", smoke=True)
     fill(tmp_path, experiment.methods, experiment.datasets, seeds=range(2), epochs=2)
-    report.write_grid(tmp_path, reference=None, order=experiment.methods, experiment=experiment)
+    write_grid(tmp_path, experiment, experiment.methods)
     assert Experiment(**json.loads((tmp_path / "grid.json").read_text())["experiment"]) == experiment
     made = report.make(tmp_path, figures=False)
+    assert made.tables[0] == made.table("table9")
     assert made.tables[0].title == f"table9: {experiment.title}"
     lines = pd.read_csv(tmp_path / "tables" / "table9.csv")
     assert lines["mean"].notna().any()

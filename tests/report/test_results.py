@@ -5,18 +5,20 @@ import functools
 import io
 import math
 import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from made_records import changed, failed_record, made_record, stored
 from scipy import stats
 
-from debiasbench.cell import Cell
 from debiasbench.errors import BenchmarkError
 from debiasbench.evaluation.metrics import SELECTION_RULES, select
+from debiasbench.experiments import Experiment, write_grid
 from debiasbench.grid import expand
-from debiasbench.records import SCHEMA, record_path, write_record
+from debiasbench.records import EpochFacts, Seconds, SplitFacts
 from debiasbench.report import make as report
 from debiasbench.report import tables
 from debiasbench.report.results import compare, headline_of, load_results, runs, summary, to_frame
@@ -33,9 +35,9 @@ N_EPOCHS = 3
 
 
 @functools.cache
-def cell_json(method, dataset, seed):
+def new_cell(method, dataset, seed):
     (cell,) = expand([method], [dataset], seeds=[seed]).cells
-    return cell.to_json()
+    return cell
 
 
 def epochs_of(value):
@@ -48,44 +50,37 @@ def epochs_of(value):
             "acc_aligned": 0.99, "acc_conflict": (0.4, 0.5, 0.3)[epoch], "n_conflict": 10.0,
             "acc_worst": 0.1, "acc_cellmean": 0.6, "acc_groupmean": 0.6,
         }  # fmt: skip
-        rows.append({
-            "epoch": epoch,
-            "valid": valid,
-            "test": {
-                "loss": 1 - test, "n": 500.0, "acc_avg": test, "acc_unbiased": test, "acc_aligned": 0.98,
-                "acc_conflict": test - 0.02, "n_conflict": 450.0, "acc_worst": test / 2,
-            },
-        })  # fmt: skip
+        test_metrics = {
+            "loss": 1 - test, "n": 500.0, "acc_avg": test, "acc_unbiased": test, "acc_aligned": 0.98,
+            "acc_conflict": test - 0.02, "n_conflict": 450.0, "acc_worst": test / 2,
+        }  # fmt: skip
+        rows.append(EpochFacts(epoch, valid, test_metrics))
     return rows
 
 
-def record(method, seed, value=0.5, *, dataset="cmnist5k", data_seed=0, label=None, **options):
-    """A record by hand; `options` are what a test changes in it, as read below."""
-    cell = cell_json(method, dataset, seed)
-    cell = {**cell, "dataset_parameters": {**cell["dataset_parameters"], "data_seed": data_seed}}
-    cell["dataset_title"] = label or cell["dataset_title"]
-    cell["method_version"] += options.get("version", 0)
-    cell["dataset_version"] += options.get("dataset_version", 0)
-    found = {
-        "schema": SCHEMA, "status": options.get("status", "done"), "hash": Cell.from_json(cell).hash,
-        "cell": cell,
-        "provenance": {"seconds": {"total": 12.5}, "versions": {"protocol": options.get("protocol", 1)}},
+def record(method, seed, value=0.5, *, dataset="cmnist5k", data_seed=0, title=None, epochs=None, **options):
+    """A finished record; `options` are what a test changes in it, as read below."""
+    cell = new_cell(method, dataset, seed)
+    cell = dataclasses.replace(
+        cell,
+        dataset_parameters={**cell.dataset_parameters, "data_seed": data_seed},
+        dataset_title=title or cell.dataset_title,
+        method_version=cell.method_version + options.get("version", 0),
+        dataset_version=cell.dataset_version + options.get("dataset_version", 0),
+    )
+    epochs = epochs or epochs_of(value)
+    data = {
+        "fingerprint": options.get("fingerprint", f"print of {dataset} {data_seed}"),
+        "official": options.get("official", True), "note": options.get("note", ""),
+        "splits": {name: SplitFacts(n) for name, n in (("train", 4000), ("valid", 500), ("test", 1_234))},
     }  # fmt: skip
-    if found["status"] != "done":
-        found["error"] = {"type": "RuntimeError", "message": "it did not work", "traceback": "Traceback ..."}
-        return found
-    epochs = options.get("epochs") or epochs_of(value)
-    found["result"] = {
-        "data": {
-            "fingerprint": options.get("fingerprint", f"print of {dataset} {data_seed}"),
-            "official": options.get("official", True), "note": options.get("note", ""),
-            "splits": {"train": {"n": 4000}, "valid": {"n": 500}, "test": {"n": 1_234}},
-        },
-        "selection": select(epochs, ("acc_unbiased",)),
-        "identification": options.get("identification", {}),
-        "epochs": epochs,
-    }  # fmt: skip
-    return found
+    provenance = {"seconds": Seconds(total=12.5), "versions": {"protocol": options.get("protocol", 1)}}
+    chosen, identification = select(epochs, ("acc_unbiased",)), options.get("identification", {})
+    return made_record(cell, epochs, chosen, data=data, provenance=provenance, identification=identification)
+
+
+def failure(method, seed):
+    return failed_record(new_cell(method, "cmnist5k", seed))
 
 
 def records_of(values=None, **options):
@@ -98,7 +93,7 @@ def records_of(values=None, **options):
 
 def store(folder, records):
     for one in records:
-        write_record(record_path(folder, Cell.from_json(one["cell"])), one)
+        stored(folder, one)
     return folder
 
 
@@ -120,7 +115,7 @@ def welch(a, b):
 
 
 def test_each_cell_has_a_row_for_each_split_and_rule_and_a_failed_one_has_one():
-    table = to_frame([*records_of(), record("jtt", 0, status="failed")])
+    table = to_frame([*records_of(), failure("jtt", 0)])
     done, failed = table[table.status == "done"], table[table.status == "failed"]
     assert len(done) == 20 * 2 * len(RULES)
     keys = done[["method", "seed", "split", "select"]].itertuples(index=False, name=None)
@@ -140,21 +135,21 @@ def test_a_row_has_the_metrics_of_the_epoch_that_its_rule_selects():
     table = to_frame([one])
     chosen = {"last": 2, "val_loss": 1, "val_acc": 0, "group_val": 1, "test_oracle": 2}
     for _, row in table.iterrows():
-        place = chosen[row["select"]]
-        metrics = one["result"]["epochs"][place][row["split"]]
-        assert row["epoch"] == place
+        index = chosen[row["select"]]
+        metrics = getattr(one.result.epochs[index], row["split"])
+        assert row["epoch"] == index
         assert {name: row[name] for name in metrics} == metrics
 
 
 def test_a_row_says_what_was_run_with_every_parameter():
-    one = {**record("pgd-loss", 3, 0.8, dataset="cmnist5k:rho=0.05"), "path": "a/b.json"}
+    one = dataclasses.replace(record("pgd-loss", 3, 0.8, dataset="cmnist5k:rho=0.05"), path=Path("a/b.json"))
     row = to_frame([one]).iloc[0]
     expected = {
         "method": "pgd:score=loss", "dataset": "cmnist5k:rho=0.05", "seed": 3, "data_seed": 0,
         "status": "done",
         "split": "valid", "select": "last", "seconds": 12.5, "official": True, "protocol": 1,
         "path": "a/b.json",
-        "fingerprint": "print of cmnist5k:rho=0.05 0", "hash": one["hash"], "method.name": "pgd",
+        "fingerprint": "print of cmnist5k:rho=0.05 0", "hash": one.hash, "method.name": "pgd",
         "dataset.name": "cmnist5k", "method.score": "loss", "method.alpha": 0.7, "dataset.rho": 0.05,
         "dataset.data_seed": 0, "recipe.batch_size": 128, "recipe.milestones": (0.4, 0.8),
     }  # fmt: skip
@@ -164,7 +159,7 @@ def test_a_row_says_what_was_run_with_every_parameter():
 def test_a_rule_that_cannot_choose_has_a_row_without_metrics():
     epochs = epochs_of(0.5)
     for row in epochs:
-        row["valid"]["n_conflict"] = 9.0
+        row.valid["n_conflict"] = 9.0
     table = to_frame([record("pgd", 0, epochs=epochs)])
     chosen = table[table["select"] == "group_val"]
     assert len(chosen) == 2
@@ -250,7 +245,7 @@ def test_with_one_run_nothing_can_be_told_apart():
 
 
 def test_failed_runs_do_not_count():
-    table = to_frame([*records_of({"pgd": PGD}), record("pgd", 9, status="failed")])
+    table = to_frame([*records_of({"pgd": PGD}), failure("pgd", 9)])
     assert summary(table, "cmnist5k", "acc_unbiased").loc["pgd", "count"] == 5
 
 
@@ -334,7 +329,7 @@ def test_pairs_do_not_depend_on_the_order_of_the_records():
 
 
 def test_a_method_without_runs_on_a_dataset_takes_no_part_in_its_correction():
-    records = [*records_of({"vanilla": VANILLA, "pgd": PGD}), record("lff", 0, status="failed")]
+    records = [*records_of({"vanilla": VANILLA, "pgd": PGD}), failure("lff", 0)]
     found = compare(to_frame(records), reference="vanilla")
     assert found.method.tolist() == ["pgd"]
     assert found.welch_holm.item() == found.welch.item()
@@ -380,7 +375,7 @@ def test_two_runs_of_one_seed_under_one_label_are_refused():
     own = records_of({"disen": DISEN[:3]})
     (cell,) = expand(["disen"], ["cmnist5k:batch_size=64"], seeds=[0]).cells
     cell = dataclasses.replace(cell, dataset_title="cmnist5k")  # a file that somebody edited, say
-    other = {**record("disen", 0, 0.4), "cell": cell.to_json(), "hash": cell.hash}
+    other = dataclasses.replace(record("disen", 0, 0.4), cell=cell, hash=cell.hash)
     with pytest.raises(BenchmarkError, match="disen"):
         summary(to_frame([*own, other]), "cmnist5k", "acc_unbiased")
 
@@ -413,8 +408,10 @@ def test_another_table_is_refused_with_the_columns_that_it_lacks():
 def test_the_headline_is_the_datasets_and_plain_accuracy_where_it_is_not_known():
     records = records_of({"pgd": PGD})
     assert headline_of(to_frame(records), "cmnist5k") == "acc_unbiased"
-    for one in records:
-        one["cell"] = {**one["cell"], "dataset": "elsewhere", "dataset_title": "elsewhere"}
+    records = [
+        dataclasses.replace(one, cell=dataclasses.replace(one.cell, dataset="elsewhere", dataset_title="elsewhere"))
+        for one in records
+    ]
     assert headline_of(to_frame(records), "elsewhere") == "acc_avg"
 
 
@@ -440,7 +437,7 @@ def shown(numbers):
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """(folder, report) of four methods and five seeds, one failed cell and one broken file."""
-    folder = store(tmp_path_factory.mktemp("results"), [*records_of(), record("jtt", 0, status="failed")])
+    folder = store(tmp_path_factory.mktemp("results"), [*records_of(), failure("jtt", 0)])
     broken = folder / "records" / "cmnist5k" / "pgd" / "s3-broken.json"
     broken.parent.mkdir(parents=True)
     broken.write_text("{")
@@ -465,7 +462,7 @@ def test_the_comparison_shows_mean_spread_n_best_and_ties(made):
         ["lff", f"{shown(LFF)} ~", "5"],
         ["disen", shown(DISEN), "5"],
     ]
-    texts = [[text for text, _ in row] for row in found.tables[0].rows]
+    texts = [[entry.shown for entry in row] for row in found.table("comparison").rows]
     assert texts == [[cell.strip("*") for cell in row] for row in rows]
 
 
@@ -507,7 +504,7 @@ def test_the_tests_in_the_report_are_those_of_scipy(made):
 
 def test_the_correlation_of_the_pairs_is_printed(made):
     _, found = made
-    printed = {text for row in found.tables[-1].rows for text, _ in row}
+    printed = {entry.shown for row in found.table("tests").rows for entry in row}
     for method in ("pgd:score=loss", "lff", "disen"):
         correlation = np.corrcoef(VALUES[method], VANILLA)[0, 1]
         assert printed & {f"{correlation:.{digits}f}" for digits in (1, 2, 3)}
@@ -539,14 +536,14 @@ def test_the_latex_table_holds_the_same_numbers(made):
 
 def test_failed_records_and_broken_files_are_told_and_do_not_stop_the_report(made):
     _, found = made
-    assert [one["cell"]["method"] for one in found.failed] == ["jtt"]
+    assert [one.cell.method for one in found.failed] == ["jtt"]
     assert len(found.complaints) == 1
     assert "s3-broken.json" in found.complaints[0]
 
 
 def test_the_notes_say_what_the_table_shows(made):
     _, found = made
-    notes = " ".join(found.tables[0].notes)
+    notes = " ".join(found.table("comparison").notes)
     for words in (
         "Test split, last epoch", "sample standard deviation (n - 1)", "Holm", "chosen after the fact",
         "lff on cmnist5k trains with its own optimizer adam, learning_rate 0.01, weight_decay 0.0.",
@@ -558,7 +555,7 @@ def test_the_notes_say_what_the_table_shows(made):
 
 
 def test_only_failed_records_make_a_report_without_tables(tmp_path):
-    store(tmp_path, [record("jtt", 0, status="failed")])
+    store(tmp_path, [failure("jtt", 0)])
     found = report.make(tmp_path, figures=False)
     assert (found.tables, found.paths, len(found.failed)) == ([], {"report": [tmp_path / "report.html"]}, 1)
     assert "it did not work" in found.paths["report"][0].read_text()
@@ -590,12 +587,12 @@ def test_data_that_are_not_the_published_ones_are_marked_with_their_counts(tmp_p
 def test_with_a_single_run_there_are_dashes_and_a_sentence_in_place_of_p(tmp_path, n):
     store(tmp_path, records_of({"vanilla": VANILLA[:n], "pgd": PGD[:1]}))
     found = report.make(tmp_path, reference="vanilla", figures=False)
-    comparison, tests = found.tables[0], found.tables[-1]
-    values = {row[0][0]: row[1][0] for row in comparison.rows}
+    comparison, tests = found.table("comparison"), found.table("tests")
+    values = {row[0].value: row[1].shown for row in comparison.rows}
     assert values["pgd"] == f"{100 * PGD[0]:.2f}"
     assert "Some methods have a single run" in " ".join(comparison.notes)
     (row,) = tests.rows
-    cells = [text for text, _ in row]
+    cells = [entry.shown for entry in row]
     assert cells[2] == f"1 / {n}"
     assert cells[3] == f"{100 * (PGD[0] - np.mean(VANILLA[:n])):+.2f}"
     assert cells[4:] == ["-"] * 9
@@ -606,15 +603,17 @@ def test_with_a_single_run_there_are_dashes_and_a_sentence_in_place_of_p(tmp_pat
 def test_a_single_method_has_no_tests(tmp_path):
     store(tmp_path, records_of({"pgd": PGD}))
     found = report.make(tmp_path, figures=False)
-    assert [table.title for table in found.tables] == ["Comparison", "Selection rules on cmnist5k"]
+    assert [table.key for table in found.tables] == ["comparison", "selection-cmnist5k"]
 
 
 def test_a_rule_that_cannot_choose_in_some_runs_shows_mean_and_spread_of_the_others(tmp_path):
     records = records_of({"vanilla": VANILLA[:3], "pgd": PGD[:3]})
-    for place in (0, 1, 3):  # two of vanilla, one of pgd
-        for row in records[place]["result"]["epochs"]:
-            row["valid"]["n_conflict"] = 9.0
-        records[place]["result"]["selection"] = select(records[place]["result"]["epochs"], ("acc_unbiased",))
+    for index in (0, 1, 3):  # two of vanilla, one of pgd
+        epochs = epochs_of({0: VANILLA[0], 1: VANILLA[1], 3: PGD[0]}[index])
+        for row in epochs:
+            row.valid["n_conflict"] = 9.0
+        method = records[index].cell.method_title
+        records[index] = record(method, records[index].cell.seed, epochs=epochs)
     report.make(store(tmp_path, records), order=["vanilla", "pgd"], figures=False)
     text = (tmp_path / "tables" / "comparison.md").read_text()
     columns, rows = markdown_tables(text)["Selection rules on cmnist5k"]
@@ -637,25 +636,25 @@ def test_methods_that_lack_a_dataset_have_a_dash_there(tmp_path):
 
 def test_only_the_records_asked_for_take_part(tmp_path):
     store(tmp_path, records_of())
-    found = report.make(tmp_path, keep=lambda one: one["cell"]["seed"] < 3, figures=False)
-    assert [row[2][0] for row in found.tables[0].rows] == ["3"] * 4
+    found = report.make(tmp_path, keep=lambda one: one.cell.seed < 3, figures=False)
+    assert [row[2].value for row in found.table("comparison").rows] == [3] * 4
 
 
 def test_identification_is_the_mean_over_runs(tmp_path):
     numbers = [{"auroc": 0.9, "conflict_mass": 0.5}, {"auroc": 0.8, "conflict_mass": 0.25}]
     records = [record("pgd", seed, 0.8, identification={"score": one}) for seed, one in enumerate(numbers)]
     found = report.make(store(tmp_path, records), figures=False)
-    (table,) = [table for table in found.tables if table.title == "Bias identification"]
-    assert table.columns == ["dataset", "method", "values", "auroc", "conflict_mass"]
-    assert [[text for text, _ in row] for row in table.rows] == [["cmnist5k", "pgd", "score", "0.850", "0.375"]]
+    table = found.table("identification")
+    assert [column.heading for column in table.columns] == ["dataset", "method", "values", "auroc", "conflict_mass"]
+    assert [[entry.shown for entry in row] for row in table.rows] == [["cmnist5k", "pgd", "score", "0.850", "0.375"]]
 
 
 def test_figures_are_drawn_of_scores_and_accuracies(tmp_path):
     records = records_of({"vanilla": VANILLA[:2], "pgd": PGD[:2]})
     for one in records:
         score = torch.linspace(0, 1, 50, dtype=torch.float64)
-        arrays = {"score": score, "train_conflict": (score > 0.8)[:, None]} if one["cell"]["method"] == "pgd" else {}
-        write_record(record_path(tmp_path, Cell.from_json(one["cell"])), one, arrays)
+        arrays = {"score": score, "train_conflict": (score > 0.8)[:, None]} if one.cell.method == "pgd" else {}
+        stored(tmp_path, one, arrays)
     found = report.make(tmp_path)
     names = {f"{stem}-cmnist5k{ending}" for stem in ("scores", "accuracies") for ending in (".pdf", ".png")}
     assert {path.name for path in found.paths["figures"]} == names
@@ -676,6 +675,15 @@ def rendered(text):
     return [[unescape(cell) for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL)] for row in rows]
 
 
+def table_of(headings, rows, notes=(), best=()):
+    """A table of words; `best`: (row, column) of what is."""
+    columns = [tables.Column(f"column {index}", heading) for index, heading in enumerate(headings)]
+    entries = [
+        [tables.Entry(text, text, best=(y, x) in best) for x, text in enumerate(row)] for y, row in enumerate(rows)
+    ]
+    return tables.Table("key", "Title", columns, entries, list(notes))
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -692,12 +700,12 @@ def rendered(text):
     ],
 )
 def test_markdown_shows_every_character_as_it_is(text):
-    table = tables.Table("Title", ["method", text], [[(text, False), ("1", False)]], [])
+    table = table_of(["method", text], [[text, "1"]])
     assert rendered(tables.markdown(table)) == [["method", text], [text, "1"]]
 
 
 def test_markdown_sets_the_best_in_bold():
-    table = tables.Table("Title", ["method"], [[("81.00 ± 1.00", True)], [("80.00 ± 1.00 ~", False)]], ["A note."])
+    table = table_of(["method"], [["81.00 ± 1.00"], ["80.00 ± 1.00 ~"]], ["A note."], best=[(0, 0)])
     cells = rendered(tables.markdown(table))
     assert cells == [["method"], ["<strong>81.00 ± 1.00</strong>"], ["80.00 ± 1.00 ~"]]
     assert tables.markdown(table).startswith("### Title\n")
@@ -715,7 +723,7 @@ def test_markdown_sets_the_best_in_bold():
     ],
 )  # fmt: skip
 def test_latex_escapes_every_special_character(text, expected):
-    table = tables.Table("Title", [text, "n"], [[(text, False), ("1", False)], [(text, True), ("1", False)]], [text])
+    table = table_of([text, "n"], [[text, "1"], [text, "1"]], [text], best=[(1, 0)])
     lines = tables.latex(table).splitlines()
     (row,) = {cell for cell in expected if any(line.strip() == rf"{cell} & 1 \\" for line in lines)} or [None]
     assert row is not None, lines
@@ -729,7 +737,7 @@ def test_latex_escapes_every_special_character(text, expected):
 
 
 def test_the_status_counts_done_failed_and_begun_cells(tmp_path):
-    store(tmp_path, [*records_of({"pgd": PGD[:2]}), record("pgd", 7, status="failed"), record("vanilla", 0)])
+    store(tmp_path, [*records_of({"pgd": PGD[:2]}), failure("pgd", 7), record("vanilla", 0)])
     begun = tmp_path / "logs" / "cmnist5k" / "lff" / "s0-12345678.log"
     begun.parent.mkdir(parents=True)
     begun.write_text("")
@@ -738,8 +746,8 @@ def test_the_status_counts_done_failed_and_begun_cells(tmp_path):
     log.parent.mkdir(parents=True)
     log.write_text("")
     table = report.status(tmp_path)
-    assert [[text for text, _ in row] for row in table.rows] == [
-        ["cmnist5k", "pgd", "2", "1"], ["cmnist5k", "vanilla", "1", "0"],
+    assert [[entry.value for entry in row] for row in table.rows] == [
+        ["cmnist5k", "pgd", 2, 1], ["cmnist5k", "vanilla", 1, 0],
     ]  # fmt: skip
     (note,) = table.notes
     assert "s0-12345678" in note
@@ -765,9 +773,8 @@ def test_holm_is_over_all_comparisons_of_the_table():
     records = records_of({"vanilla": VANILLA, "pgd": PGD})
     more = []
     for one in records_of({"vanilla": VANILLA, "pgd": PGD}):
-        cell = {**one["cell"], "dataset_title": "cmnist5k:rho=0.05"}
-        data = {**one["result"]["data"], "fingerprint": "other"}
-        more.append({**one, "cell": cell, "result": {**one["result"], "data": data}})
+        one = changed(one, data=dataclasses.replace(one.result.data, fingerprint="other"))
+        more.append(dataclasses.replace(one, cell=dataclasses.replace(one.cell, dataset_title="cmnist5k:rho=0.05")))
     single = compare(to_frame(records), reference="vanilla").welch.iloc[0]
     both = compare(to_frame([*records, *more]), reference="vanilla")
     assert both.welch.tolist() == [single, single]
@@ -776,7 +783,8 @@ def test_holm_is_over_all_comparisons_of_the_table():
 
 def test_a_report_goes_on_with_the_reference_and_order_of_the_run(tmp_path):
     store(tmp_path, records_of({"pgd": PGD, "vanilla": VANILLA}))
-    report.write_grid(tmp_path, reference="vanilla", order=["vanilla", "pgd:score=loss", "pgd"])
+    asked = Experiment("", ["vanilla", "pgd"], ["cmnist5k"], reference="vanilla")
+    write_grid(tmp_path, asked, ["vanilla", "pgd:score=loss", "pgd"])
     found = report.make(tmp_path, figures=False)
-    assert found.tables[0].rows[0][0][0] == "vanilla"
-    assert "better than vanilla" in " ".join(found.tables[-1].notes)
+    assert found.table("comparison").rows[0][0].value == "vanilla"
+    assert "better than vanilla" in " ".join(found.table("tests").notes)

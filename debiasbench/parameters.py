@@ -111,12 +111,9 @@ def _refuse_unannotated(cls: type[Any]) -> None:
 
     Constants are written in capitals or with an underscore; what the contract declares needs no annotation.
     """
-    known = {
-        name
-        for base in cls.__mro__[1:]
-        for name, hint in inspect.get_annotations(base).items()
-        if "ClassVar" in (hint if isinstance(hint, str) else str(hint))
-    }
+    bases = cls.__mro__[1:]
+    parameters = {item.name for base in bases if dataclasses.is_dataclass(base) for item in dataclasses.fields(base)}
+    known = {name for base in bases for name in vars(base)} - parameters
     own = inspect.get_annotations(cls)
     plain = (bool, int, float, str, tuple, list, dict, set, type(None), Field)
     for name, value in vars(cls).items():

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from debiasbench.errors import BenchmarkError
+from debiasbench.files import file_name
 from debiasbench.parameters import nearest
 from debiasbench.records import Record
 
@@ -73,7 +74,8 @@ def _tensorboard(record: Record, folder: Path) -> None:
         key: value if isinstance(value, bool | int | float | str) else str(value)
         for key, value in settings(record).items()
     }
-    place = folder / "tensorboard" / name_of(record).replace(":", "+")
+    place = folder / "tensorboard" / file_name(record.cell.dataset_title) / file_name(record.cell.method_title)
+    place /= f"s{record.cell.seed}-{record.hash[:8]}"
     shutil.rmtree(place, ignore_errors=True)  # of an earlier run: its curves would be drawn as well
     with SummaryWriter(str(place)) as writer:
         for name, value, epoch in curves(record):

@@ -34,7 +34,7 @@ def test_every_curve_is_in_the_events(folder):
 
     (record,), _ = read_records(folder / "records")
     (place,) = {events.parent for events in (folder / "tensorboard").rglob("events.*")}
-    assert place == folder / "tensorboard" / logs.name_of(record).replace(":", "+")
+    assert place == folder / "tensorboard" / record.path.relative_to(folder / "records").with_suffix("")
     found = EventAccumulator(str(place)).Reload()
     expected = list(logs.curves(record))
     assert {name for name, _, _ in expected} <= set(found.Tags()["scalars"])
@@ -79,6 +79,6 @@ def test_wandb_gets_the_same_numbers(folder, monkeypatch, tmp_path):
     flat = {(name, epoch): value for epoch, values in told.logged.items() for name, value in values.items()}
     assert flat == {(name, epoch): value for name, value, epoch in logs.curves(record)}
     assert started["config"]["recipe.learning_rate"] == 0.02
-    assert told.summary["last/acc_unbiased"] == record["result"]["epochs"][-1]["test"]["acc_unbiased"]
+    assert told.summary["last/acc_unbiased"] == record.result.epochs[-1].test["acc_unbiased"]
     assert told.finished
     json.dumps(started["config"])

@@ -79,6 +79,9 @@ class BFFHQ(Dataset):
         if archive.is_file():
             unpack(archive, archive.parent)
 
+    def draws(self, data_dir: Path) -> bool:
+        return False
+
     def build(self, data_dir: Path) -> Splits:
         """Training images of one part, and the whole of validation and test."""
         folder = self.folder(data_dir)

@@ -96,6 +96,9 @@ class CelebA(Dataset):
                 unpack(path, folder)
                 path.unlink()
 
+    def draws(self, data_dir: Path) -> bool:
+        return False
+
     def build(self, data_dir: Path) -> Splits:
         """The parts of the partition list, each in the order of the attribute list."""
         folder = self.folder(data_dir)

@@ -63,6 +63,9 @@ class CIFAR10(Dataset):
         if self.needed_files(data_dir):
             download(self.folder(data_dir))
 
+    def draws(self, data_dir: Path) -> bool:
+        return False
+
     def build(self, data_dir: Path) -> Splits:
         """45,000 / 5,000 / 10,000 samples."""
         plain = read_cifar10(self.folder(data_dir))

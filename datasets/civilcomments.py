@@ -112,6 +112,9 @@ class CivilComments(Dataset):
         if problems:
             raise BenchmarkError("\n".join(problems))
 
+    def draws(self, data_dir: Path) -> bool:
+        return False
+
     def build(self, data_dir: Path) -> Splits:
         """The file's own split."""
         path = self.file(data_dir)

@@ -84,6 +84,9 @@ class ImageFolder(Dataset):
         example = "name it: imagefolder:root=FOLDER,title=NAME"
         return [NeededFile(Path(self.root or "FOLDER"), "train/<class>/*, test/<class>/* or images.csv", example)]
 
+    def draws(self, data_dir: Path) -> bool:
+        return "valid" not in self.rows
+
     def build(self, data_dir: Path) -> Splits:
         """The splits as given; a tenth of training for validation, if there is none."""
         rows = dict(self.rows)

@@ -127,6 +127,14 @@ def build_parser() -> argparse.ArgumentParser:
     prepare.add_argument("--check", action="store_true", help="only say what is there, of every dataset or of these")
     _places(prepare, data=True)
 
+    test = commands.add_parser(
+        "test",
+        help="check a method or dataset of your own: what every one of them must hold",
+        description="Run the contract suite on a method or a dataset: what each check protects from and what it found.",
+    )
+    test.add_argument("name", help="of a method, or of a dataset with parameters inline")
+    _places(test, data=True)
+
     status = commands.add_parser("status", help="what a results folder holds, also while it grows")
     status.add_argument("folder", nargs="?", type=Path, default=Path("results"))
     return parser
@@ -167,7 +175,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, 1 if cells failed, 2 for a mistake in what was asked, 130 if stopped."""
     commands = {
         "run": run_command, "report": report_command, "list": list_command, "inspect": inspect_command,
-        "prepare": prepare_command, "status": status_command,
+        "prepare": prepare_command, "status": status_command, "test": test_command,
     }  # fmt: skip
     try:
         options = build_parser().parse_args(arguments)
@@ -463,6 +471,37 @@ def prepare_command(options: argparse.Namespace) -> int:
         for file in needed:
             print(f"  {file.path} ({file.size}) from: {file.source}")
     return FAILED if incomplete else OK
+
+
+def test_command(options: argparse.Namespace) -> int:
+    """Every check of the contract suite on one plug-in."""
+    from debiasbench import testing
+    from debiasbench.datasets import registry as datasets
+    from debiasbench.grid import dataset_from_spec
+    from debiasbench.methods import registry as methods
+    from debiasbench.running.plan import check_data
+
+    name = options.name.partition(":")[0]
+    if name in {**methods.classes(), **methods.aliases()} or name not in {**datasets.classes(), **datasets.aliases()}:
+        findings = testing.examine_method(methods.get(name)[0])
+    else:
+        dataset, _ = dataset_from_spec(options.name)
+        check_data([dataset], _data_dir(options))
+        findings = testing.examine_dataset(dataset, _data_dir(options))
+    console = _console()
+    outcomes = []
+    for finding in findings:
+        outcomes.append(finding.outcome)
+        style = {"passed": "green", "failed": "bold red", "skipped": "yellow"}[finding.outcome]
+        console.print(f"{finding.outcome:8}{finding.check}", style=style, markup=False)
+        for text in (finding.protects, finding.message):
+            if text:
+                console.print(f"        {text}", style="dim" if text is finding.protects else style, markup=False)
+    n_failed = outcomes.count("failed")
+    console.print(
+        f"{len(outcomes)} checks: {', '.join(f'{outcomes.count(one)} {one}' for one in dict.fromkeys(outcomes))}."
+    )
+    return FAILED if n_failed else OK
 
 
 def status_command(options: argparse.Namespace) -> int:

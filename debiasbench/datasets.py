@@ -127,6 +127,11 @@ class Dataset(Parameters, ABC):
             BenchmarkError: a file is missing, cut off, or not what it should be; the message names it.
         """
 
+    def draws(self, data_dir: Path) -> bool:
+        """Whether the data seed changes the data; False where they are read as they are."""
+        del data_dir
+        return True
+
     def key(self) -> dict[str, Any]:
         """The parameters that make up the identity of the data: all but where the files are."""
         return {key: value for key, value in self.values().items() if key != "root"}

@@ -15,9 +15,10 @@ fit with the class defaults look at one and the same, which is made by the first
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -28,13 +29,15 @@ import torch
 from torch import Tensor, nn
 
 from debiasbench.data.colouring import PGD_PALETTE, bernoulli_conflicts, colour
-from debiasbench.datasets import Dataset, between
+from debiasbench.datasets import Dataset, between, check_splits
 from debiasbench.errors import BenchmarkError
 from debiasbench.evaluation.evaluation import Evaluation
 from debiasbench.methods import Method
 from debiasbench.nets.base import Nets
 from debiasbench.nets.build import NETS, build_net
 from debiasbench.recipe import Recipe
+from debiasbench.report.inspection import mutual_information
+from debiasbench.running.runner import check_last_row
 from debiasbench.samples import Samples, Splits
 from debiasbench.training.batches import Batch, Contents, Layout, Loss, State
 from debiasbench.training.digests import name_of
@@ -263,6 +266,28 @@ def check_data_are_not_changed(cls: type[Method]) -> None:
     assert not changed, f"{cls.name} changes the data ({', '.join(changed)})."
 
 
+def check_what_is_returned_was_evaluated(cls: type[Method]) -> None:
+    """The final predictor's test predictions are those of the last evaluated epoch: tables show what is returned."""
+    fit = _default_fit(cls)
+    try:
+        check_last_row(fit.task, fit.task.evaluation.correct_by_class("test", fit.logits))
+    except BenchmarkError as error:
+        raise AssertionError(str(error)) from None
+
+
+def check_evaluation_leaves_no_trace(cls: type[Method]) -> None:
+    """Evaluating changes no batch statistics and no weights, and gives equal logits again."""
+    fit = _default_fit(cls)
+    task = fit.task
+    before = [{name: value.clone() for name, value in net.state_dict().items()} for net in task.all_nets()]
+    predict = task.final_predictor()
+    again = task.evaluation.logits(predict, task.all_nets(), task.splits.test, task.predicting_recipe)
+    assert torch.equal(fit.logits, again), f"{cls.name}: two evaluations of one predictor differ."
+    for net, state in zip(task.all_nets(), before, strict=True):
+        moved = [name for name, value in net.state_dict().items() if not torch.equal(value, state[name])]
+        assert not moved, f"{cls.name}: evaluating changes {', '.join(moved)}."
+
+
 def check_easy_data(cls: type[Method]) -> None:
     """Data that are learnt at once are survived, or refused in words (an empty error set, no clusters)."""
     recipe = Tiny.recipe.replace(epochs=6, augment=False, schedule="constant")
@@ -409,6 +434,8 @@ METHOD_CHECKS: list[Callable[[type[Method]], None]] = [
     check_valid_and_test_do_not_train,
     check_global_randomness_is_left_alone,
     check_data_are_not_changed,
+    check_what_is_returned_was_evaluated,
+    check_evaluation_leaves_no_trace,
     check_easy_data,
     check_decline_is_a_reason,
     check_losses_are_pure,
@@ -493,6 +520,60 @@ def check_ratio(dataset: Dataset, splits: Splits) -> None:
         assert worst <= allowed, f"{dataset.name}: conflict ratio {measured.tolist()}, declared {ratio:g}."
 
 
+def check_bias_says_nothing_in_test(dataset: Dataset, splits: Splits) -> None:
+    """Where test is declared unbiased, label and bias are independent there: plain accuracy is then `acc_unbiased`."""
+    if not dataset.unbiased_test:
+        return
+    for column, name in enumerate(dataset.bias_names):
+        y, bias = splits.test.y.cpu().numpy(), splits.test.bias[:, column].cpu().numpy()
+        known = bias >= 0
+        counts = np.zeros((dataset.n_classes, dataset.n_bias_values))
+        np.add.at(counts, (y[known], bias[known]), 1)
+        if not counts.any():
+            continue
+        freedom = (dataset.n_classes - 1) * (dataset.n_bias_values - 1)
+        # of independent ones the estimate, less its bias, spreads by sqrt(2 d) / 2N
+        allowed = 0.01 + 4 * math.sqrt(2 * freedom) / (2 * counts.sum())
+        found = mutual_information(counts)
+        assert found <= allowed, (
+            f"{dataset.name}: in test the bias {name} tells {found:.3f} nats of the label (independent ones: at most "
+            f"{allowed:.3f}), so accuracy there is not unbiased: set unbiased_test = False, or draw it anew."
+        )
+
+
+def check_no_image_in_two_splits(dataset: Dataset, splits: Splits) -> None:
+    """No image of validation or test is in another split: networks would be tested on what they have learnt."""
+    if splits.train.x.ndim != 4 or sum(part.x.nbytes for part in splits.named().values()) > 2**31:
+        return  # short texts come twice; large data would be read whole
+    seen: dict[bytes, str] = {}
+    for name in ("train", "valid", "test"):
+        if name == "test" and splits.valid_is_test:
+            continue  # declared: no rule selects by it
+        rows = np.ascontiguousarray(splits.named()[name].x.numpy())
+        digests = [hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in rows]
+        twice = [index for index, digest in enumerate(digests) if seen.get(digest, name) != name]
+        # collections as published hold a few images twice
+        allowed = 0.005 * len(digests) if splits.official else 0
+        assert len(twice) <= allowed, (
+            f"{dataset.name}: {len(twice):,} images of {name} are in {seen[digests[twice[0]]]} too (such as number "
+            f"{twice[0]:,})."
+        )
+        for digest in digests:
+            seen.setdefault(digest, name)
+
+
+def check_data_seed(dataset: Dataset, splits: Splits, data_dir: Path) -> None:
+    """Another data seed draws other data, or the dataset says that it draws nothing (`draws`)."""
+    other = dataset.replace(data_seed=dataset.data_seed + 1).build(data_dir)
+    differs = other.fingerprint() != splits.fingerprint()
+    draws = dataset.draws(data_dir)
+    assert differs or not draws, (
+        f"{dataset.name}: another data_seed gives equal data, and runs on them would be counted as new samples: draw "
+        'with derived_generator("data", self.data_seed, ...), or let draws() return False.'
+    )
+    assert draws or not differs, f"{dataset.name}: draws() returns False, and another data_seed gives other data."
+
+
 def check_net_runs(dataset: Dataset, splits: Splits) -> None:
     """The recipe's network takes a batch of the data."""
     from debiasbench.data.augment import augmented
@@ -513,5 +594,60 @@ DATASET_CHECKS: list[Callable[[Dataset, Splits], None]] = [
     check_counts,
     check_ratio,
     check_headline,
+    check_bias_says_nothing_in_test,
+    check_no_image_in_two_splits,
     check_net_runs,
 ]
+# which build the data once more
+DATASET_BUILD_CHECKS: list[Callable[[Dataset, Splits, Path], None]] = [check_builds_the_same_again, check_data_seed]
+
+
+# ---- all of them, for `debiasbench test` ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check found: `outcome` is "passed", "failed" or "skipped"; `protects`: what the check is there for."""
+
+    check: str
+    protects: str
+    outcome: str
+    message: str = ""
+
+
+def examine_method(cls: type[Method]) -> Iterator[Finding]:
+    """Run every check on a method, one after the other."""
+    reason = cls().decline(Tiny())
+    for check in METHOD_CHECKS:
+        fits = check not in (check_declaration, check_decline_is_a_reason)
+        yield _skipped(check, f"it declines the small data: {reason}") if reason and fits else _found(check, cls)
+
+
+def examine_dataset(dataset: Dataset, data_dir: Path) -> Iterator[Finding]:
+    """Build a dataset and run every check on it, one after the other."""
+    splits = check_splits(dataset, dataset.build(data_dir))
+    for check in DATASET_CHECKS:
+        yield _found(check, dataset, splits)
+    for again in DATASET_BUILD_CHECKS:
+        yield _found(again, dataset, splits, data_dir)
+
+
+def _found(check: Callable[..., None], *given: Any) -> Finding:
+    try:
+        check(*given)
+    except AssertionError as error:
+        return _finding(check, "failed", str(error))
+    except Exception as error:  # whatever a plug-in raises
+        return _finding(check, "failed", f"{type(error).__name__}: {error}")
+    return _finding(check, "passed")
+
+
+def _skipped(check: Callable[..., None], reason: str) -> Finding:
+    return _finding(check, "skipped", reason)
+
+
+def _finding(check: Callable[..., None], outcome: str, message: str = "") -> Finding:
+    protects = (check.__doc__ or "").strip().partition("\n\n")[0].replace("\n", " ")
+    return Finding(
+        check.__name__.removeprefix("check_").replace("_", " "), " ".join(protects.split()), outcome, message
+    )

@@ -61,6 +61,7 @@ def plan(
     for net, pretrained, inputs in dict.fromkeys(nets):
         check_net(net, pretrained, inputs=inputs)
     fingerprints = build_all(datasets, data_dir)
+    _refuse_equal_draws(grid, fingerprints)
     to_run, finished, failed = [], {}, {}
     changed: dict[str, list[Cell]] = {}
     for cell in grid.cells:
@@ -87,6 +88,24 @@ def plan(
                 changed.setdefault(cell.method, []).append(cell)
     notices = _of_changed_code(changed, keep=keep_changed)
     return Plan(replace(grid, notices=[*grid.notices, *notices]), to_run, finished, failed)
+
+
+def _refuse_equal_draws(grid: Grid, fingerprints: dict[str, str]) -> None:
+    """Refuse several data seeds of data in which nothing is drawn: equal runs would be counted as new samples.
+
+    Raises:
+        BenchmarkError: two data seeds of one dataset give equal data.
+    """
+    seen: dict[tuple[str, str], int] = {}  # data without their seed, fingerprint -> data seed
+    for cell in grid.cells:
+        data_seed = cell.dataset_parameters.get("data_seed", 0)
+        others = {key: value for key, value in cell.dataset_parameters.items() if key != "data_seed"}
+        key = (f"{cell.dataset} {others} {cell.root}", fingerprints[data_key(cell)])
+        if seen.setdefault(key, data_seed) != data_seed:
+            raise BenchmarkError(
+                f"The data seeds {seen[key]} and {data_seed} give equal data: nothing is drawn in {cell.dataset}, and "
+                "its runs would be counted twice. Leave out --data-seeds there; training seeds are --seeds."
+            )
 
 
 def has_other_code(record: Record, cell: Cell) -> bool:

@@ -20,6 +20,14 @@ def derived_seed(purpose: Purpose, *numbers: int) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
+def seed_dropout(device: torch.device, *numbers: int) -> None:
+    """Seed the global generators, from which dropout layers draw: call it inside `torch.random.fork_rng`."""
+    # torch.manual_seed would do, but it walks the stack at each call until CUDA is in use
+    torch.default_generator.manual_seed(derived_seed("dropout", *numbers))
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index or 0].manual_seed(derived_seed("dropout", *numbers))
+
+
 def derived_generator(purpose: Purpose, *numbers: int, device: torch.device | str = "cpu") -> torch.Generator:
     """A new generator, seeded from a purpose and numbers."""
     return torch.Generator(device).manual_seed(derived_seed(purpose, *numbers))

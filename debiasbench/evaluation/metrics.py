@@ -1,4 +1,4 @@
-"""Every metric of predictions, and the rules that select an epoch; no network is known here.
+"""Every metric of predictions; no network is known here.
 
 Metric names are those of the field, told apart (see docs/metrics.md): `acc_avg` is plain accuracy on a split;
 `acc_unbiased` is the same on a test split whose bias says nothing of the label. All accuracies are shares in [0, 1];
@@ -7,25 +7,12 @@ what has no samples is nan.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
-
 import numpy as np
 from torch import Tensor
 
 from debiasbench.samples import Samples
 
 NAN = float("nan")
-
-SELECTION_RULES = {
-    "last": "the last epoch (headline)",
-    "val_loss": "lowest cross-entropy on the biased validation split",
-    "val_acc": "highest accuracy on the biased validation split",
-    "group_val": "best group metric on validation; uses bias labels",
-    "test_oracle": "best headline metric on test; an upper bound, never a result",
-}
-USES_BIAS_LABELS = ("group_val", "test_oracle")
 
 
 def overlapping(correct: np.ndarray, groups: np.ndarray) -> dict[str, float]:
@@ -101,50 +88,6 @@ def mean_or_nan(values: np.ndarray) -> float:
 def adjusted_accuracy(group_accuracies: np.ndarray, train_counts: np.ndarray) -> float:
     """`acc_adjusted`: group accuracies weighted by the groups' *training* frequencies (Waterbirds' convention)."""
     return float(np.average(group_accuracies, weights=train_counts))
-
-
-class Evaluated(Protocol):
-    """Metrics of an epoch on validation and on test."""
-
-    @property
-    def valid(self) -> Mapping[str, float]:
-        """On validation."""
-
-    @property
-    def test(self) -> Mapping[str, float]:
-        """On test."""
-
-
-def select(epochs: Sequence[Evaluated], headline: tuple[str, ...], *, validation: bool = True) -> dict[str, int | None]:
-    """Rule -> the row of `epochs` that it chooses, or None where it cannot choose.
-
-    `validation=False`: there is no validation split apart from test, and the rules that need one do not choose.
-    Ties go to the later epoch. Rules read logged metrics only; `last`, `val_loss` and `val_acc` never read the
-    test split or a bias label.
-    """
-
-    def best(value: Callable[[Evaluated], float]) -> int | None:
-        values = [value(row) for row in epochs]
-        usable = [index for index, number in enumerate(values) if not math.isnan(number)]
-        return max(usable, key=lambda index: (values[index], index)) if usable else None
-
-    def group_value(row: Evaluated) -> float:
-        valid = row.valid
-        deciding = [number for name, number in valid.items() if name.startswith(("n_conflict", "n_smallest"))]
-        if min(deciding, default=0) < 10:
-            return NAN  # too few to choose by
-        if "acc_worst" in headline:
-            return valid.get("acc_worst", NAN)
-        sides = [number for name, number in valid.items() if name.startswith(("acc_aligned", "acc_conflict"))]
-        return sum(sides) / len(sides) if sides else NAN
-
-    return {
-        "last": len(epochs) - 1 if epochs else None,
-        "val_loss": best(lambda row: -row.valid["loss"]) if validation else None,
-        "val_acc": best(lambda row: row.valid["acc_avg"]) if validation else None,
-        "group_val": best(group_value) if validation else None,
-        "test_oracle": best(lambda row: row.test.get(headline[0], NAN)),
-    }
 
 
 def identification(column: Tensor, samples: Samples, bias_names: tuple[str, ...]) -> dict[str, float]:

@@ -17,7 +17,7 @@ import pandas as pd
 
 from debiasbench.cell import Cell
 from debiasbench.errors import BenchmarkError
-from debiasbench.evaluation.metrics import SELECTION_RULES
+from debiasbench.evaluation.selection import SELECTION_RULES
 from debiasbench.experiments import Experiment
 from debiasbench.files import file_name, write_atomically
 from debiasbench.parameters import nearest

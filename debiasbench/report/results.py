@@ -13,7 +13,7 @@ import pandas as pd
 
 from debiasbench.cell import Cell
 from debiasbench.errors import BenchmarkError
-from debiasbench.evaluation.metrics import SELECTION_RULES
+from debiasbench.evaluation.selection import SELECTION_RULES
 from debiasbench.parameters import nearest
 from debiasbench.records import Record, arrays_path, read_records, read_scores
 from debiasbench.report.statistics import compare as compare_runs

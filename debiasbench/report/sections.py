@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from debiasbench.evaluation.metrics import SELECTION_RULES, USES_BIAS_LABELS
+from debiasbench.evaluation.selection import SELECTION_RULES, USES_BIAS_LABELS
 from debiasbench.records import Record
 from debiasbench.report.results import (
     Measure,

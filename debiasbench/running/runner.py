@@ -23,7 +23,8 @@ from debiasbench.about import PACKAGE, PROTOCOL_VERSION, __version__
 from debiasbench.cell import Cell
 from debiasbench.datasets import Dataset, check_splits
 from debiasbench.errors import BenchmarkError
-from debiasbench.evaluation.metrics import identification, select
+from debiasbench.evaluation.metrics import identification
+from debiasbench.evaluation.selection import select
 from debiasbench.nets.pretrained import weights_sha256
 from debiasbench.records import (
     DataFacts,

@@ -16,7 +16,7 @@ from torch import Tensor
 from debiasbench.data.augment import augmented, augments
 from debiasbench.errors import DivergedError
 from debiasbench.nets.base import Nets
-from debiasbench.randomness import derived_generator, derived_seed
+from debiasbench.randomness import derived_generator, derived_seed, seed_dropout
 from debiasbench.recipe import Recipe
 from debiasbench.samples import Samples
 
@@ -189,10 +189,7 @@ def make_batch(
         batch.views = torch.stack([seen, *(augmented(x, recipe, generator) for generator in others)])
     if source.with_bias:
         batch.bias = source.samples.bias[index]
-    # torch.manual_seed would do, but it walks the stack at each call until CUDA is in use
-    torch.default_generator.manual_seed(derived_seed("dropout", *place))
-    if device.type == "cuda":
-        torch.cuda.default_generators[device.index or 0].manual_seed(derived_seed("dropout", *place))
+    seed_dropout(device, *place)
     return batch
 
 

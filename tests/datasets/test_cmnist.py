@@ -26,7 +26,7 @@ from debiasbench.data.mnist_files import read_idx
 from debiasbench.datasets import registry as datasets
 from debiasbench.errors import BenchmarkError
 from debiasbench.evaluation.evaluation import Evaluation
-from debiasbench.evaluation.metrics import SELECTION_RULES, select
+from debiasbench.evaluation.selection import SELECTION_RULES, select
 from debiasbench.grid import expand
 from debiasbench.samples import Samples, Splits
 

@@ -17,7 +17,8 @@ from debiasbench.cli import main
 from debiasbench.datasets import registry as datasets
 from debiasbench.errors import BenchmarkError
 from debiasbench.evaluation.evaluation import Evaluation
-from debiasbench.evaluation.metrics import overlapping, select
+from debiasbench.evaluation.metrics import overlapping
+from debiasbench.evaluation.selection import select
 from debiasbench.losses import gradient_norm
 from debiasbench.methods import registry as methods
 from debiasbench.nets.build import build_net

@@ -12,7 +12,8 @@ from torch.nn.functional import cross_entropy
 
 from debiasbench.datasets import registry as datasets
 from debiasbench.evaluation.evaluation import Evaluation
-from debiasbench.evaluation.metrics import SELECTION_RULES, accuracies, adjusted_accuracy, identification, select
+from debiasbench.evaluation.metrics import accuracies, adjusted_accuracy, identification
+from debiasbench.evaluation.selection import SELECTION_RULES, select
 from debiasbench.report.inspection import mutual_information
 from debiasbench.samples import Samples, Splits
 

@@ -15,7 +15,7 @@ from made_records import changed, failed_record, made_record, stored
 from scipy import stats
 
 from debiasbench.errors import BenchmarkError
-from debiasbench.evaluation.metrics import SELECTION_RULES, select
+from debiasbench.evaluation.selection import SELECTION_RULES, select
 from debiasbench.experiments import Experiment, write_grid
 from debiasbench.grid import expand
 from debiasbench.records import EpochFacts, Seconds, SplitFacts

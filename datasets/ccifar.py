@@ -2,7 +2,7 @@
 
 Input: uint8 (3, 32, 32). Label: CIFAR-10's class. Bias: snow, frost, fog, brightness, contrast, spatter, elastic, jpeg,
 pixelate, saturate, each of which goes with the class of its place ("type 0" of LfF). The share `rho` of the training
-and validation samples has another corruption; of the test samples 90 %, so that there it says nothing of the object.
+and validation samples has another corruption; of the test samples 90 %, so that there it is independent of the object.
 
 Two sources; `source=auto` takes the first that is there, and the note of the data says which it was:
 - archive (one level, one drawing: `level`, `frost` or `data_seed` of your own means generated): the files of Disen's

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from debiasbench.errors import BenchmarkError
-from debiasbench.parameters import nearest
+from debiasbench.parameters import suggestion
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,7 +35,7 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         for word in message.partition("unrecognized arguments:")[2].split():
             if word.startswith("-"):
-                message += nearest(word.partition("=")[0], self._every_option())
+                message += suggestion(word.partition("=")[0], self._every_option())
         raise BenchmarkError(f"{message}\nSee {self.prog} --help.")
 
     def _every_option(self) -> list[str]:
@@ -316,7 +316,7 @@ def _cost(planned: Plan, results_dir: Path, n_workers: int) -> str:
     costs = planned.grid.relative_costs
     cost = sum(costs[cell.hash] for cell in planned.to_run)
     if not planned.to_run:
-        return "nothing to pay"
+        return "nothing to run"
     rates: dict[str, list[float]] = {}
     if (results_dir / "records").is_dir():
         for record in read_records(results_dir / "records")[0]:
@@ -329,7 +329,7 @@ def _cost(planned: Plan, results_dir: Path, n_workers: int) -> str:
             for cell in planned.to_run
         )
         return f"about {duration(seconds / n_workers)} with {n_workers} workers, by what the finished cells took"
-    return f"as much as {cost:.0f} vanilla runs, in {n_workers} workers"
+    return f"estimated cost: {cost:.0f} vanilla runs on {n_workers} workers"
 
 
 def _report_grid(console: Console, ready: GridRun, *, n_failed: int) -> int:

@@ -49,7 +49,7 @@ class Dataset(Parameters, ABC):
     defines_conflicts: ClassVar[bool] = True  # False: no value of the bias belongs to a label
     group_names: ClassVar[tuple[str, ...]] = ()  # of evaluation groups that overlap (`Samples.groups`)
     headline: ClassVar[tuple[str, ...]] = ("acc_avg",)
-    unbiased_test: ClassVar[bool] = False  # True: in the test split the bias says nothing of the label
+    unbiased_test: ClassVar[bool] = False  # True: in the test split the bias is independent of the label
 
     data_seed: int = at_least(0, default=0)
     root: str | None = None  # where this dataset's files are, instead of its place below the data folder

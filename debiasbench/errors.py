@@ -1,4 +1,4 @@
-"""The errors that a user can mend. They are printed as one message, without a traceback."""
+"""User-fixable errors. They are printed as one message, without a traceback."""
 
 
 class BenchmarkError(ValueError):

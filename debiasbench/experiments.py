@@ -15,7 +15,7 @@ from typing import Any
 
 from debiasbench.errors import BenchmarkError
 from debiasbench.files import write_atomically
-from debiasbench.parameters import nearest
+from debiasbench.parameters import suggestion
 from debiasbench.plugins import folders
 
 __path__ = folders(__file__, "DEBIASBENCH_EXPERIMENTS_PATH")
@@ -75,7 +75,7 @@ def read_experiment(name: str, *, smoke: bool = False) -> Experiment:
     path = Path(name) if name.endswith(".toml") else shipped / f"{name}.toml"
     if not path.is_file():
         known = names()
-        raise BenchmarkError(f"Unknown experiment '{name}'.{nearest(name, known)} Known: {', '.join(known)}.")
+        raise BenchmarkError(f"Unknown experiment '{name}'.{suggestion(name, known)} Known: {', '.join(known)}.")
     try:
         values = tomllib.loads(path.read_text())
     except tomllib.TOMLDecodeError as error:
@@ -115,6 +115,8 @@ def names() -> list[str]:
 def _check(path: Path, where: str, values: dict[str, Any], kinds: dict[str, Any]) -> None:
     for key, value in values.items():
         if key not in kinds:
-            raise BenchmarkError(f"{path}: unknown key '{where}{key}'.{nearest(key, kinds)} Known: {', '.join(kinds)}.")
+            raise BenchmarkError(
+                f"{path}: unknown key '{where}{key}'.{suggestion(key, kinds)} Known: {', '.join(kinds)}."
+            )
         if not isinstance(value, kinds[key]):
             raise BenchmarkError(f"{path}: '{where}{key}' must not be {value!r}; see the shipped experiments.")

@@ -18,7 +18,7 @@ from debiasbench.datasets import registry as dataset_registry
 from debiasbench.errors import BenchmarkError
 from debiasbench.methods import Method
 from debiasbench.methods import registry as method_registry
-from debiasbench.parameters import check_values, expand_sweeps, nearest, split_spec
+from debiasbench.parameters import check_values, expand_sweeps, split_spec, suggestion
 from debiasbench.plugins import defaults, read_parameters, title_of, version_of
 from debiasbench.recipe import Recipe
 
@@ -98,7 +98,7 @@ def expand(
     notices = []
     for cell in cells:
         if cell.hash in unique:
-            notices.append(f"{cell.title}: asked for twice (written differently, equal in all values); run once.")
+            notices.append(f"{cell.title}: duplicate settings, run once.")
         unique.setdefault(cell.hash, cell)
     return Grid(list(unique.values()), list(dict.fromkeys(skips)), list(dict.fromkeys(notices)), costs)
 
@@ -153,7 +153,9 @@ def _preset_of(cls: type[Any], options: dict[str, str]) -> str:
     preset = options.pop("preset", "")
     if preset and preset not in cls.presets:
         known = ", ".join(cls.presets) or "none"
-        raise BenchmarkError(f"Unknown preset '{preset}' of {cls.name}.{nearest(preset, cls.presets)} Known: {known}.")
+        raise BenchmarkError(
+            f"Unknown preset '{preset}' of {cls.name}.{suggestion(preset, cls.presets)} Known: {known}."
+        )
     return preset
 
 

@@ -55,7 +55,7 @@ def one_of(*choices: str, default: str) -> Any:
     return _limited(default, "one of " + ", ".join(choices), lambda value: value in choices)
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
+def suggestion(word: str, known: Iterable[str]) -> str:
     """` Did you mean 'x'?` for the known word most like `word`, or nothing."""
     found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f" Did you mean '{found[0]}'?" if found else ""

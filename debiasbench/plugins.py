@@ -16,7 +16,7 @@ from typing import Any
 
 from debiasbench.code import digest_of_plugin
 from debiasbench.errors import BenchmarkError
-from debiasbench.parameters import Parameters, default_of, field_types, fields_of, nearest, read_value, write_value
+from debiasbench.parameters import Parameters, default_of, field_types, fields_of, read_value, suggestion, write_value
 
 
 def folders(module_file: str, variable: str) -> list[str]:
@@ -83,7 +83,7 @@ class Registry:
         broken = [f"{module} ({_last_line(text)})" for module, text in self.broken.items()]
         perhaps = f" It may be in a file that could not be imported: {', '.join(broken)}." if broken else ""
         raise BenchmarkError(
-            f"Unknown {self.kind} '{name}'.{nearest(name, known)} Known: {', '.join(known) or 'none'}.{perhaps} "
+            f"Unknown {self.kind} '{name}'.{suggestion(name, known)} Known: {', '.join(known) or 'none'}.{perhaps} "
             f"(To add one: a file in {self.kind}s/, or --{self.kind}s-dir.)"
         )
 
@@ -183,7 +183,9 @@ def read_parameters(
         owner = next((c for c in (cls, extra) if c and key in {f.name for f in fields_of(c)}), None)
         if owner is None:
             known = [f.name for c in (cls, extra) if c for f in fields_of(c)]
-            problems.append(f"Unknown parameter '{key}' of {cls.name}.{nearest(key, known)} Known: {', '.join(known)}.")
+            problems.append(
+                f"Unknown parameter '{key}' of {cls.name}.{suggestion(key, known)} Known: {', '.join(known)}."
+            )
             continue
         try:
             value = read_value(text, field_types(owner)[key], f"'{key}' parameter of {cls.name}")

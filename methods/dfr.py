@@ -1,7 +1,7 @@
 """DFR: deep feature reweighting, last-layer retraining (Kirichenko, Izmailov, Wilson; ICLR 2023).
 
-Knows the labels and the bias of every validation sample, and trains on them: a reference, not a competitor (tables mark
-it), and no rule that selects on validation chooses for it.
+Knows the labels and the bias of every validation sample, and trains on them: an oracle baseline, not a competitor
+(tables mark it), and no rule that selects on validation chooses for it.
 1. Train a network with cross-entropy.
 2. Fit a new last layer to its features of the validation samples, in which all groups (label, bias) weigh the same.
 

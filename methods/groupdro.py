@@ -1,6 +1,6 @@
 """GroupDRO: distributionally robust neural networks for group shifts (Sagawa, Koh, Hashimoto, Liang; ICLR 2020).
 
-Knows the bias of every training sample: a reference, not a competitor (tables mark it).
+Knows the bias of every training sample: an oracle baseline, not a competitor (tables mark it).
 1. Batches are drawn with replacement so that all groups (label, bias) are equally frequent.
 2. After each batch the weight q_g of a group grows with its mean loss: q_g exp(step_size (L_g + C / sqrt(N_g))).
 3. The loss of the batch is the sum of q_g L_g.

@@ -1,8 +1,8 @@
 """Resampling with the true conflict flags: what a score of bias-conflicting samples could reach.
 
 One network is trained with cross-entropy on batches in which aligned and conflicting samples are equally frequent.
-It knows the bias of every training sample: a reference, not a competitor (tables mark it), and no bound: another share
-may do better. The other end is `pgd:score=random`, which knows nothing.
+It knows the bias of every training sample: an oracle baseline, not a competitor (tables mark it), and no bound: another
+fraction may do better. The other end is `pgd:score=random`, which knows nothing.
 """
 
 import torch

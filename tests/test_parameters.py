@@ -15,10 +15,10 @@ from debiasbench.parameters import (
     at_least,
     between,
     expand_sweeps,
-    nearest,
     one_of,
     read_value,
     split_spec,
+    suggestion,
     write_value,
 )
 from debiasbench.plugins import read_parameters, title_of
@@ -182,8 +182,8 @@ def test_keys_that_a_dataset_lacks_are_read_as_fields_of_its_recipe():
 
 
 def test_the_nearest_name_is_suggested_only_where_one_is_near():
-    assert nearest("vanila", ["pgd", "vanilla"]) == " Did you mean 'vanilla'?"
-    assert nearest("xyz", ["pgd", "vanilla"]) == ""
+    assert suggestion("vanila", ["pgd", "vanilla"]) == " Did you mean 'vanilla'?"
+    assert suggestion("xyz", ["pgd", "vanilla"]) == ""
 
 
 # --- types and limits of values

@@ -9,7 +9,7 @@ from debiasbench.recipe import Recipe
 
 Palette = tuple[tuple[int, ...], ...]  # a colour for each value, as RGB in 0..255
 
-TEST_RATIO = 0.9  # of conflicts: over ten values, the bias then says nothing of the label
+TEST_RATIO = 0.9  # of conflicts: over ten values, the bias is then independent of the label
 # PGD paper, Table 6, and the augmentation of the official code.
 COLOURED_MNIST_RECIPE = Recipe(
     net="simconv1", epochs=100, batch_size=128, learning_rate=0.02, weight_decay=1e-3,

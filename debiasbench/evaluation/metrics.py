@@ -1,7 +1,7 @@
 """Every metric of predictions; no network is known here.
 
 Metric names are those of the field, told apart (see docs/metrics.md): `acc_avg` is plain accuracy on a split;
-`acc_unbiased` is the same on a test split whose bias says nothing of the label. All accuracies are shares in [0, 1];
+`acc_unbiased` is the same on a test split whose bias is independent of the label. All accuracies are shares in [0, 1];
 what has no samples is nan.
 """
 

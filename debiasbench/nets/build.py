@@ -11,7 +11,7 @@ from debiasbench.nets.base import Net
 from debiasbench.nets.pretrained import weights_sha256
 from debiasbench.nets.resnet import ResNet
 from debiasbench.nets.small import MLP, SimConv1, SimConv2
-from debiasbench.parameters import nearest
+from debiasbench.parameters import suggestion
 
 
 def _transformer(_: tuple[int, ...], n_classes: int, pretrained: str) -> Net:
@@ -42,7 +42,7 @@ def check_net(name: str, pretrained: str = "none", *, inputs: str | None = None)
     ImageNet weights are downloaded if need be.
     """
     if name not in NETS:
-        raise BenchmarkError(f"Unknown net '{name}'.{nearest(name, NETS)} Known: {', '.join(NETS)}.")
+        raise BenchmarkError(f"Unknown net '{name}'.{suggestion(name, NETS)} Known: {', '.join(NETS)}.")
     if inputs is not None and (name == "transformer") != (inputs == "text"):
         fitting = [net for net in NETS if (net == "transformer") == (inputs == "text")]
         raise BenchmarkError(f"The net {name} does not take {inputs}. Allowed: {', '.join(fitting)}.")

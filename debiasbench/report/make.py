@@ -20,7 +20,7 @@ from debiasbench.errors import BenchmarkError
 from debiasbench.evaluation.selection import SELECTION_RULES
 from debiasbench.experiments import Experiment
 from debiasbench.files import file_name, write_atomically
-from debiasbench.parameters import nearest
+from debiasbench.parameters import suggestion
 from debiasbench.plain import from_plain
 from debiasbench.records import Record, read_records
 from debiasbench.report.outcomes import outcome
@@ -137,7 +137,7 @@ def make(  # noqa: PLR0913 - the report's options
         reference = None  # the last grid's, whose records are elsewhere
     if reference is not None and reference not in known:
         raise BenchmarkError(
-            f"No results of the reference '{reference}'.{nearest(reference, known)} There are: {', '.join(known)}."
+            f"No results of the reference '{reference}'.{suggestion(reference, known)} There are: {', '.join(known)}."
         )
     records = _chosen(records, shown)
     done = [record for record in records if record.done]
@@ -190,7 +190,7 @@ def _chosen(records: list[Record], shown: Shown) -> list[Record]:
         lacking = [name for name in wanted if name not in there]
         if lacking:
             raise BenchmarkError(
-                f"No results of the {kind} '{lacking[0]}'.{nearest(lacking[0], there)} There are: "
+                f"No results of the {kind} '{lacking[0]}'.{suggestion(lacking[0], there)} There are: "
                 f"{', '.join(sorted(there))}."
             )
         if wanted:
@@ -210,11 +210,11 @@ def _measures(table: pd.DataFrame, shown: Shown) -> list[Measure]:
     known = [name for name in table.columns if name.startswith("acc_")]
     for name in shown.metrics:
         if name not in known:
-            raise BenchmarkError(f"No metric '{name}'.{nearest(name, known)} Known: {', '.join(known)}.")
+            raise BenchmarkError(f"No metric '{name}'.{suggestion(name, known)} Known: {', '.join(known)}.")
     for rule in shown.select:
         if rule not in SELECTION_RULES:
             raise BenchmarkError(
-                f"No selection rule '{rule}'.{nearest(rule, SELECTION_RULES)} Known: {', '.join(SELECTION_RULES)}."
+                f"No selection rule '{rule}'.{suggestion(rule, SELECTION_RULES)} Known: {', '.join(SELECTION_RULES)}."
             )
     measures = []
     for dataset in dict.fromkeys(table.dataset):

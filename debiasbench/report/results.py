@@ -14,7 +14,7 @@ import pandas as pd
 from debiasbench.cell import Cell
 from debiasbench.errors import BenchmarkError
 from debiasbench.evaluation.selection import SELECTION_RULES
-from debiasbench.parameters import nearest
+from debiasbench.parameters import suggestion
 from debiasbench.records import Record, arrays_path, read_records, read_scores
 from debiasbench.report.statistics import compare as compare_runs
 from debiasbench.report.statistics import holm, pairwise_welch, ranks_with_ties
@@ -133,7 +133,7 @@ def runs(table: pd.DataFrame, dataset: str, metric: str, *, split: str = "test",
         raise BenchmarkError(f"This is no table of results: it lacks the columns {', '.join(missing)}.")
     metrics = [name for name in table.columns if name.startswith("acc_")]
     if metric not in table:
-        raise BenchmarkError(f"No metric '{metric}'.{nearest(metric, metrics)} Known: {', '.join(metrics)}.")
+        raise BenchmarkError(f"No metric '{metric}'.{suggestion(metric, metrics)} Known: {', '.join(metrics)}.")
     chosen = table[
         (table["dataset"] == dataset)
         & (table["status"] == "done")
@@ -215,7 +215,8 @@ def compare(
     reference = reference or methods[0]
     if reference not in methods:
         raise BenchmarkError(
-            f"No results of the reference '{reference}'.{nearest(reference, methods)} There are: {', '.join(methods)}."
+            f"No results of the reference '{reference}'.{suggestion(reference, methods)} "
+            f"There are: {', '.join(methods)}."
         )
     datasets = dict.fromkeys(table.dataset)
     measures = [Measure(dataset, metric or headline_of(table, dataset), select) for dataset in datasets]

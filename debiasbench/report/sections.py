@@ -77,8 +77,8 @@ def comparison_table(table: pd.DataFrame, records: list[Record], measures: list[
     )
     notes = [
         f"Test split, {rules}. Mean ± sample standard deviation (n - 1) over n runs; best in bold. "
-        f"{TIE}: not separable from the best (one-sided Welch test of the best against it, chosen after the fact, "
-        "p of at least .05 after Holm's correction over this table)."
+        f"{TIE}: statistically indistinguishable from the best (one-sided Welch test of the best against it, chosen "
+        "after the fact, p of at least .05 after Holm's correction over this table)."
     ]
     if any(measure.select in USES_BIAS_LABELS for measure in measures):
         notes.append(f"{ORACLE} selects with bias labels or on the test split: never a headline.")
@@ -115,9 +115,9 @@ def ranks_table(table: pd.DataFrame, measures: list[Measure]) -> Table | None:
             row.append(Entry(float(rank), f"{rank:.0f} ({tied:.0f})") if tied == tied else NOTHING)
         rows.append([*row, *([number(test.ranks[index], "{:.2f}".format)] if several else [])])
     notes = [
-        "Rank by mean, and in brackets 1 + how many methods are separably better (one-sided Welch tests, Holm over "
+        "Rank by mean, and in brackets 1 + how many methods are significantly better (one-sided Welch tests, Holm over "
         "both directions of all pairs of this table): methods that no test tells apart share it. A method whose runs "
-        "spread widely is separable from few."
+        "spread widely differs significantly from few."
     ]
     if several:
         notes.append(
@@ -125,7 +125,7 @@ def ranks_table(table: pd.DataFrame, measures: list[Measure]) -> Table | None:
             "first column of each. "
             + (
                 f"Friedman's test in Iman and Davenport's form: p {p_value(test.p)}; averages that differ by at least "
-                f"{test.difference:.2f} are separable (Nemenyi, level .05)."
+                f"{test.difference:.2f} differ significantly (Nemenyi, level .05)."
                 if test.tested
                 else f"No test of them: it takes at least {FEWEST_METHODS} methods and {FEWEST_DATASETS} datasets."
             )
@@ -173,7 +173,9 @@ def _recipe_notes(records: list[Record]) -> list[str]:
             notes.append(f"{cell.method_title} on {cell.dataset}: tuned with bias knowledge ({used}).")
         if cls and cls.needs_bias_labels:
             where = ", and on the validation samples" if cls.trains_on_validation else ""
-            notes.append(f"{KNOWS} {cell.method_title} trains with bias labels{where}: a reference, not a competitor.")
+            notes.append(
+                f"{KNOWS} {cell.method_title} trains with bias labels{where}: an oracle baseline, not a competitor."
+            )
     return list(dict.fromkeys(notes))
 
 

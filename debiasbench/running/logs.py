@@ -10,7 +10,7 @@ from typing import Any
 
 from debiasbench.errors import BenchmarkError
 from debiasbench.files import file_name
-from debiasbench.parameters import nearest
+from debiasbench.parameters import suggestion
 from debiasbench.records import Record
 
 KINDS = {"tensorboard": "tensorboard", "wandb": "wandb"}  # name -> the package that it needs
@@ -20,7 +20,7 @@ def check(kinds: Sequence[str]) -> None:
     """Refuse an unknown kind, or one whose package is not there, before anything trains."""
     for kind in kinds:
         if kind not in KINDS:
-            raise BenchmarkError(f"Unknown log '{kind}'.{nearest(kind, KINDS)} Known: {', '.join(KINDS)}.")
+            raise BenchmarkError(f"Unknown log '{kind}'.{suggestion(kind, KINDS)} Known: {', '.join(KINDS)}.")
         if importlib.util.find_spec(KINDS[kind]) is None:
             raise BenchmarkError(
                 f"--log {kind} needs the package {KINDS[kind]}, which is not installed: "

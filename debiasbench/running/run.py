@@ -11,7 +11,7 @@ from debiasbench.cell import Cell
 from debiasbench.errors import BenchmarkError
 from debiasbench.experiments import Experiment, write_grid
 from debiasbench.grid import expand
-from debiasbench.parameters import nearest
+from debiasbench.parameters import suggestion
 from debiasbench.records import check_writable, read_record
 from debiasbench.running import logs
 from debiasbench.running.executor import Event, Settings, run_cells, run_cells_here, worker_devices
@@ -137,7 +137,7 @@ def _reference(given: str | None, cells: Sequence[Cell]) -> str | None:
     if len(by_name) == 1:
         return by_name[0]
     raise BenchmarkError(
-        f"The reference '{given}' is not among the methods of this run.{nearest(given, titles)} "
+        f"The reference '{given}' is not among the methods of this run.{suggestion(given, titles)} "
         f"Allowed: {', '.join(titles)}."
     )
 

@@ -290,7 +290,7 @@ def draws_of(sample: Sample, n_samples: int, draws: int | None) -> int | None:
 
 
 def check_sample(sample: Any, n_samples: int, state: Mapping[str, Tensor]) -> None:
-    """Refuse samplings that would train on something else than meant."""
+    """Reject `sample=` values that would silently train on the wrong distribution."""
     if sample is None or callable(sample):
         return
     if not isinstance(sample, Tensor) or sample.shape != (n_samples,):

@@ -2,7 +2,7 @@
 
 Input: uint8 (3, 28, 28), a character in one colour on black. Label: the character. Bias: the colour, which is that of
 the label but for the fraction `rho` of the training and validation samples; in the test split all colours are equally
-likely, so that the colour says nothing of the label. Splits: the last tenth of the training files is validation.
+likely, so that the colour is independent of the label. Splits: the last tenth of the training files is validation.
 
 Source: KMNIST (ROIS-DS Center for Open Data in the Humanities, CC BY-SA 4.0), Fashion-MNIST (Zalando, MIT), EMNIST
 letters (G. Cohen and others; NIST). The recipe is that of Colored MNIST, shortened.

@@ -2,7 +2,7 @@
 
 Input: uint8 (3, size, size), each photograph resized to a square (the aspect is not kept). Label: the action, from
 the file name up to the last underscore. Bias: the place, which no file records: unknown (-1) everywhere, so that
-whatever needs bias labels, or the share of conflicting samples, declines. The authors chose training images with the
+whatever needs bias labels, or the fraction of conflicting samples, declines. The authors chose training images with the
 typical place and test images with others, so `acc_avg` on test is accuracy on conflicting samples.
 
 Layout, as the repository alinlab/BAR: BAR/train/*.jpg (1,941) and BAR/test/*.jpg (654), with names <action>_<n>.jpg;

@@ -47,7 +47,7 @@ class BFFHQ(Dataset):
         mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010),
     )  # fmt: skip
 
-    part: str = one_of("0.5pct", "1pct", "2pct", "5pct", default="0.5pct")  # share of conflicting samples
+    part: str = one_of("0.5pct", "1pct", "2pct", "5pct", default="0.5pct")  # fraction of conflicting samples
 
     @property
     def conflict_ratio(self) -> float:

@@ -1,7 +1,7 @@
 """Corrupted CIFAR-10: the object is the label and the corruption of the image is the bias.
 
 Input: uint8 (3, 32, 32). Label: CIFAR-10's class. Bias: snow, frost, fog, brightness, contrast, spatter, elastic, jpeg,
-pixelate, saturate, each of which goes with the class of its place ("type 0" of LfF). The share `rho` of the training
+pixelate, saturate, each of which goes with the class of its place ("type 0" of LfF). The fraction `rho` of the training
 and validation samples has another corruption; of the test samples 90 %, so that there it is independent of the object.
 
 Two sources; `source=auto` takes the first that is there, and the note of the data says which it was:
@@ -94,7 +94,7 @@ class CCIFAR(Dataset):
         }
     }
 
-    rho: float = between(0, 1, default=0.005)  # share of bias-conflicting training samples
+    rho: float = between(0, 1, default=0.005)  # fraction of bias-conflicting training samples
     source: str = one_of("auto", "archive", "generated", default="auto")
     level: int = between(1, corruptions.LEVELS, default=5)  # of source=generated: how severe
     frost: str = one_of("drawn", "photographs", default="drawn")  # of source=generated

@@ -3,7 +3,7 @@
 Input: uint8 (3, S, S), the central square of the aligned image (178 of 178 x 218 pixels; resized to 224 on the
 device). Label: Blond_Hair. Bias: Male. Groups are numbered 2 blond + male, as by GroupDRO, JTT, CNC and GEORGE
 (BPA and WILDS number them blond + 2 male). Neither gender is typical of other hair (52 to 48), so here only blond
-men count as conflicting: the one small group, and the worst group of plain training. Their share is a fact of the
+men count as conflicting: the one small group, and the worst group of plain training. Their fraction is a fact of the
 data and was not built in, so `conflict_ratio` is unknown: JTT takes its authors' factor instead.
 
 Layout, as torchvision and the authors have it: celeba/img_align_celeba/<n>.jpg, celeba/list_attr_celeba.txt,

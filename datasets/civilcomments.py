@@ -205,7 +205,7 @@ def check(table: pd.DataFrame, path: Path) -> None:
             )
     wrong = (~table["toxicity"].between(0, 1)).to_numpy().nonzero()[0]  # an empty cell is not between
     if len(wrong):
-        raise BenchmarkError(f"{path}: toxicity must be a share in [0, 1]. It is not in {_named(wrong)}. {MEND}")
+        raise BenchmarkError(f"{path}: toxicity must be a fraction in [0, 1]. It is not in {_named(wrong)}. {MEND}")
 
 
 def _named(places: np.ndarray) -> str:

@@ -61,7 +61,7 @@ class CMNIST(Dataset):
         }
     }  # fmt: skip
 
-    rho: float = between(0, 1, default=0.005)  # share of bias-conflicting training samples
+    rho: float = between(0, 1, default=0.005)  # fraction of bias-conflicting training samples
     target: str = one_of("digit", "colour", default="digit")
     palette: str = one_of("fixed", "random", default="fixed")
     generator: str = one_of("pgd", "lff", default="pgd")

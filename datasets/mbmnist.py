@@ -75,7 +75,7 @@ class MBMNIST(Dataset):
   booktitle={International Conference on Learning Representations}, year={2023}}"""
     recipe = COLOURED_MNIST_RECIPE.replace(net="simconv2", batch_size=32, learning_rate=0.01, weight_decay=1e-4)
 
-    rho: float = between(0, 1, default=0.1)  # share of conflicting training samples, of each bias
+    rho: float = between(0, 1, default=0.1)  # fraction of conflicting training samples, of each bias
 
     @property
     def conflict_ratio(self) -> float:
@@ -124,7 +124,7 @@ class MBMNIST(Dataset):
         return {self.folder(data_dir) / files.name / "raw": files for files in TILES.values()}
 
     def _part(self, folders: list[Path], number: int, split: str, digits: slice, ratio: float) -> Samples:
-        """One split: of the digits in the slice `digits`, with the share `ratio` of conflicts in each bias."""
+        """One split: of the digits in the slice `digits`, with the fraction `ratio` of conflicts in each bias."""
         sources = [
             (files, folder, files.test if split == "test" else files.train)
             for files, folder in zip(TILES.values(), folders, strict=True)

@@ -88,7 +88,7 @@ class Dataset(Parameters, ABC):
 
     @property
     def conflict_ratio(self) -> float | None:
-        """The share of bias-conflicting training samples that the dataset is built for; None if not known."""
+        """The fraction of bias-conflicting training samples that the dataset is built for; None if not known."""
         return None
 
     @property

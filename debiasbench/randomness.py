@@ -1,6 +1,6 @@
 """Stateless randomness: every generator is a function of a purpose and numbers, never of what ran before.
 
-The numbers are (seed, call number, epoch, step), as far as they apply. So a phase that is skipped or resumed draws
+The numbers are (seed, call number, epoch, step), as far as they apply. So a stage that is skipped or resumed draws
 the same values as in an uninterrupted run, and adding a draw in one place changes no other.
 """
 

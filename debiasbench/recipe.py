@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 class Recipe(Parameters):
-    """Network, optimiser, schedule and augmentation of one training phase.
+    """Network, optimiser, schedule and augmentation of one training stage.
 
     Lengths are counted in epochs (passes of `draws` samples), or in optimiser steps where `steps` is given.
-    `milestones` are fractions of the phase, so a shorter phase keeps the shape of its schedule: 100 epochs with
+    `milestones` are fractions of the stage, so a shorter stage keeps the shape of its schedule: 100 epochs with
     a decay every 40 are (0.4, 0.8).
     """
 
@@ -28,7 +28,7 @@ class Recipe(Parameters):
     # memory; auto: bf16 on CUDA, else fp32
     recompute: bool = False  # ResNets: blocks are computed again in the backward pass; less memory, equal numbers
     epochs: int = at_least(1, default=100)
-    steps: int | None = at_least(1, default=None)  # optimiser steps of a phase; replaces `epochs`
+    steps: int | None = at_least(1, default=None)  # optimiser steps of a stage; replaces `epochs`
     batch_size: int = at_least(2, default=128)
     drop_last: bool = False  # leave out the last, smaller batch of an epoch
     optimizer: str = one_of("sgd", "adam", "adamw", default="sgd")
@@ -43,7 +43,7 @@ class Recipe(Parameters):
     clip_norm: float | None = above(0, default=None)  # of the gradient over all parameters of each network
 
     augment: bool = True
-    crop_scale: tuple[float, ...] | None = None  # RandomResizedCrop: area, as a share of the image
+    crop_scale: tuple[float, ...] | None = None  # RandomResizedCrop: area, as a fraction of the image
     crop_ratio: tuple[float, ...] = (3 / 4, 4 / 3)
     pad_crop: int = at_least(0, default=0)  # RandomCrop after zero padding, in pixels
     flip: bool = False
@@ -53,7 +53,7 @@ class Recipe(Parameters):
     mean: tuple[float, ...] | None = None  # per channel, of pixels in [0, 1]
     std: tuple[float, ...] | None = None
 
-    eval_every: int = at_least(1, default=1)  # epochs between two evaluations of a phase with a predictor
+    eval_every: int = at_least(1, default=1)  # epochs between two evaluations of a stage with a predictor
 
     def check(self) -> None:
         """Refuse pairs that do not belong together."""
@@ -67,7 +67,7 @@ class Recipe(Parameters):
                 raise BenchmarkError(f"The '{key}' of a recipe must be two rising numbers above 0. Got {value!r}.")
         if any(not 0 <= at <= 1 for at in self.milestones):
             raise BenchmarkError(
-                f"The 'milestones' of a recipe are fractions of the phase in [0, 1]. Got {self.milestones!r}."
+                f"The 'milestones' of a recipe are fractions of the stage in [0, 1]. Got {self.milestones!r}."
             )
 
     def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
@@ -92,7 +92,7 @@ class Recipe(Parameters):
         return step / n_steps if self.steps or self.schedule == "linear" else epoch / n_epochs
 
     def learning_rate_at(self, done: float) -> float:
-        """The learning rate after the fraction `done` of the phase, in [0, 1]."""
+        """The learning rate after the fraction `done` of the stage, in [0, 1]."""
         import math
 
         if self.schedule == "step":  # 1e-9: 3 of 5 epochs is at the milestone 0.6, whatever the floats say

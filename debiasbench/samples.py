@@ -178,11 +178,11 @@ class Splits:
         return self._fingerprint[0]
 
 
-def stratified(y: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Places (int64, rising) of all but `share` of each class, and of that share, drawn at random and rounded."""
+def stratified(y: Tensor, fraction: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Places (int64, rising) of all but `fraction` of each class, and of that fraction, drawn at random and rounded."""
     taken = torch.zeros(len(y), dtype=torch.bool)
     for label in y.unique():
         members = torch.nonzero(y == label)[:, 0]
         order = torch.randperm(len(members), generator=generator)
-        taken[members[order[: round(share * len(members))]]] = True
+        taken[members[order[: round(fraction * len(members))]]] = True
     return torch.nonzero(~taken)[:, 0], torch.nonzero(taken)[:, 0]

@@ -2,7 +2,7 @@
 
 1. Train a base network with cross-entropy.
 2. Cluster its features within each class, k-means by cosine distance: the clusters stand for the unknown bias.
-3. Train a new network, each sample weighted by N / N_k times its cluster's share of the mean losses: small and hard
+3. Train a new network, each sample weighted by N / N_k times its cluster's fraction of the mean losses: small and hard
    clusters weigh more.
 
 In step 3 the last loss of each sample is kept; every ten steps, and when an epoch begins, the clusters' mean losses

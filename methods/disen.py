@@ -55,10 +55,10 @@ class Disen(Method):
     bias_factor: float = at_least(0, default=1.0)  # of GCE in the first part (lambda_dis)
     swap_bias_factor: float = at_least(0, default=1.0)  # of GCE in the swapped part (lambda_swap_b)
     swap_factor: float = at_least(0, default=1.0)  # of the swapped part (lambda_swap)
-    swap_after: float = between(0, 1, default=0.2)  # share of the steps before swapping (10,000 of 50,000)
+    swap_after: float = between(0, 1, default=0.2)  # fraction of the steps before swapping (10,000 of 50,000)
 
     def fit(self, task: Task) -> Predict:
-        """One phase with two encoders, two heads and two per-sample tables."""
+        """One stage with two encoders, two heads and two per-sample tables."""
         encoder_i, encoder_b = task.new_net(head=False), task.new_net(head=False)
         nets = {
             "encoder_i": encoder_i, "head_i": task.new_head(2 * encoder_i.n_features, task.n_classes),

@@ -49,7 +49,7 @@ class EIIL(Method):
     backend: str = one_of("groupdro", "irm", default="groupdro")  # of step 3
     step_size: float = above(0, default=0.01)  # of GroupDRO
     penalty_weight: float = above(0, default=191_257.0)  # of IRM
-    penalty_start: float = between(0, 1, default=0.38)  # of IRM: the share of the steps before it counts
+    penalty_start: float = between(0, 1, default=0.38)  # of IRM: the fraction of the steps before it counts
 
     def relative_cost(self, dataset: Dataset) -> float:
         """The reference network's epochs, and the second training."""
@@ -79,7 +79,7 @@ class EIIL(Method):
         return net
 
     def environments(self, g: Tensor, *, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Step 2: the weight of each sample (N,), and the share of samples whose u moved by more than a half."""
+        """Step 2: the weight of each sample (N,), and the fraction of samples whose u moved by more than a half."""
         start = torch.randn(len(g), generator=generator, device=g.device, dtype=g.dtype)
         u = start.clone()
         optimizer = torch.optim.Adam([u], self.ei_learning_rate, maximize=True, fused=True)

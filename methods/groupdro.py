@@ -39,7 +39,7 @@ class GroupDRO(Method):
         return self.decline_groups(dataset)
 
     def fit(self, task: Task) -> Predict:
-        """One phase with a weight for each group."""
+        """One stage with a weight for each group."""
         group, n_groups = self.groups_of(task)
         net = task.new_net()
         task.train(

@@ -45,10 +45,10 @@ class LfF(Method):
     alpha: float = between(0, 1, default=0.7)  # exponent of GCE (q in LfF)
     score: str = one_of("loss", "gradnorm", default="loss")  # what W compares
     gce_form: str = one_of("official", "paper", default="official")
-    smoothing: float = between(0, 1, default=0.7)  # share of the old value in the moving average
+    smoothing: float = between(0, 1, default=0.7)  # fraction of the old value in the moving average
 
     def fit(self, task: Task) -> Predict:
-        """One phase with two networks and two per-sample tables."""
+        """One stage with two networks and two per-sample tables."""
         nets = {"biased": task.new_net(), "debiased": task.new_net()}
         tables = {"biased_loss": task.column(float("nan")), "debiased_loss": task.column(float("nan"))}
         tables = task.train(nets, self.loss, state=tables, predict=nets["debiased"])

@@ -13,7 +13,7 @@ from debiasbench.methods import Batch, Dataset, Method, Nets, Predict, State, Ta
 
 
 class ResampleOracle(Method):
-    """Sampling in which conflicting samples have a fixed share."""
+    """Sampling in which conflicting samples have a fixed fraction."""
 
     name = "resample-oracle"
     needs_bias_labels = True
@@ -29,7 +29,7 @@ class ResampleOracle(Method):
         return self.decline_groups(dataset)
 
     def fit(self, task: Task) -> Predict:
-        """One phase."""
+        """One stage."""
         conflicting = task.conflicting[:, 0]
         n_conflict = int(conflicting.sum())
         if not 0 < n_conflict < task.n_samples:

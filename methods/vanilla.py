@@ -17,7 +17,7 @@ class Vanilla(Method):
     name = "vanilla"
 
     def fit(self, task: Task) -> Predict:
-        """One network, one phase."""
+        """One network, one stage."""
         net = task.new_net()
         task.train(net, self.loss, predict=net)
         return net

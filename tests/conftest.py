@@ -60,7 +60,7 @@ def cmnist5k():
 
 
 def coloured_shapes(n: int, *, seed: int, ratio: float) -> Samples:
-    """Samples with a rough shape a class, in the colour of the class but for the share `ratio`."""
+    """Samples with a rough shape a class, in the colour of the class but for the fraction `ratio`."""
     generator = torch.Generator().manual_seed(seed)
     shapes = torch.rand(10, 1, 7, 7, generator=torch.Generator().manual_seed(0))
     y = torch.arange(n) % 10

@@ -169,9 +169,9 @@ def test_a_record_holds_what_produced_it(results):
     assert len(record["result"]["data"]["fingerprint"]) == 64
     assert set(record["result"]["selection"]) == {"last", "val_loss", "val_acc", "group_val", "test_oracle"}
     assert 0 <= record["result"]["identification"]["score"]["conflict_mass"] <= 1
-    assert record["result"]["phases"][0]["end"]["net"]["test"]["n"] == 100  # the biased model's accuracy is known
+    assert record["result"]["stages"][0]["end"]["net"]["test"]["n"] == 100  # the biased model's accuracy is known
     seconds = record["provenance"]["seconds"]
-    assert seconds["total"] > sum(seconds["phases"]) > 0
+    assert seconds["total"] > sum(seconds["stages"]) > 0
     assert record["provenance"]["peak_memory_mib"] > 0
     assert set(record["provenance"]["versions"]) >= {"debiasbench", "torch", "python", "protocol"}
     assert path.with_suffix(".safetensors").is_file()

@@ -55,15 +55,15 @@ def exact_conflicts(y: Tensor, ratio: float, generator: Generator, *, n_values: 
 def block_conflicts(y: Tensor, ratio: float) -> Tensor:
     """Bias labels (N,) as the official LfF generator deals them: in blocks of dataset order, nothing random.
 
-    Within a class, blocks end at round(N_c * cumulated share); the shares are 1 - ratio for the aligned value and
+    Within a class, blocks end at round(N_c * cumulated fraction); the fractions are 1 - ratio for the aligned value and
     ratio / 9 for each other, in order of the bias value.
     """
     bias = torch.empty_like(y)
     for label in range(10):
-        share = torch.full((10,), ratio / 9, dtype=torch.float64)
-        share[label] = 1 - ratio
+        fraction = torch.full((10,), ratio / 9, dtype=torch.float64)
+        fraction[label] = 1 - ratio
         members = torch.nonzero(y == label)[:, 0]
-        ends = torch.round(share.cumsum(0) * len(members)).long()
+        ends = torch.round(fraction.cumsum(0) * len(members)).long()
         bias[members] = torch.searchsorted(ends, torch.arange(len(members)), right=True).clamp_max(9)
     return bias
 

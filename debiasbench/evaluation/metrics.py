@@ -1,7 +1,7 @@
 """Every metric of predictions; no network is known here.
 
 Metric names are those of the field, told apart (see docs/metrics.md): `acc_avg` is plain accuracy on a split;
-`acc_unbiased` is the same on a test split whose bias is independent of the label. All accuracies are shares in [0, 1];
+`acc_unbiased` is the same on a test split whose bias is independent of the label. Accuracies are fractions in [0, 1];
 what has no samples is nan.
 """
 
@@ -22,8 +22,8 @@ def overlapping(correct: np.ndarray, groups: np.ndarray) -> dict[str, float]:
     """
     n = groups.sum(0)
     n_correct = (groups & correct[:, None]).sum(0)
-    share = n_correct[n > 0] / n[n > 0]  # over the groups that are there: an empty one has no accuracy
-    if not len(share):
+    fraction = n_correct[n > 0] / n[n > 0]  # over the groups that are there: an empty one has no accuracy
+    if not len(fraction):
         return {
             "acc_worst": NAN,
             "n_worst": 0.0,
@@ -33,11 +33,11 @@ def overlapping(correct: np.ndarray, groups: np.ndarray) -> dict[str, float]:
             "n_smallest": 0.0,
         }
     return {
-        "acc_worst": float(share.min()),
-        "n_worst": float(n[n > 0][share.argmin()]),
-        "acc_groupmean": float(share.mean()),
+        "acc_worst": float(fraction.min()),
+        "n_worst": float(n[n > 0][fraction.argmin()]),
+        "acc_groupmean": float(fraction.mean()),
         "acc_overlapavg": float(n_correct.sum() / n.sum()),
-        "n_groups": float(len(share)),
+        "n_groups": float(len(fraction)),
         "n_smallest": float(n[n > 0].min()),
     }
 
@@ -55,7 +55,7 @@ def accuracies(
 
     correct: bool (N,). y: int (N,). bias: int (N, A), -1 where unknown. conflict: bool (N, A); default: the known
     biases that differ from y. With several biases, `acc_aligned` and
-    `acc_conflict` are given for each (`acc_conflict.colour`), and no cells are formed.
+    `acc_conflict` are given for each (`acc_conflict.colour`), and no groups are formed.
     """
     result = {"n": float(len(y)), "acc_avg": mean_or_nan(correct)}
     if unbiased:
@@ -69,14 +69,14 @@ def accuracies(
         result[f"n_conflict{suffix}"] = float(conflicting.sum())
     if len(bias_names) == 1 and bool((bias[:, 0] >= 0).any()):
         known = bias[:, 0] >= 0
-        cells = y[known].astype(np.int64) * (int(bias.max()) + 1) + bias[known, 0]
-        n_cell = np.bincount(cells)
-        share = np.bincount(cells, correct[known])[n_cell > 0] / n_cell[n_cell > 0]
+        groups = y[known].astype(np.int64) * (int(bias.max()) + 1) + bias[known, 0]
+        n_group = np.bincount(groups)
+        fraction = np.bincount(groups, correct[known])[n_group > 0] / n_group[n_group > 0]
         # over the groups that are there: an empty one has no accuracy
-        result["acc_worst"] = float(share.min())
-        result["n_worst"] = float(n_cell[n_cell > 0][share.argmin()])
-        result["acc_cellmean"] = result["acc_groupmean"] = float(share.mean())
-        result["n_groups"] = float(len(share))
+        result["acc_worst"] = float(fraction.min())
+        result["n_worst"] = float(n_group[n_group > 0][fraction.argmin()])
+        result["acc_cellmean"] = result["acc_groupmean"] = float(fraction.mean())
+        result["n_groups"] = float(len(fraction))
     return result
 
 
@@ -94,7 +94,7 @@ def identification(column: Tensor, samples: Samples, bias_names: tuple[str, ...]
     """How well per-sample values find the bias-conflicting training samples.
 
     column: bool (N,), the samples taken for conflicting: precision and recall. Float (N,), scores: AUROC, the
-    share of the total score on conflicting samples (`conflict_mass`; of the sampling distribution, where it is
+    fraction of the total score on conflicting samples (`conflict_mass`; of the sampling distribution, where it is
     proportional to the score), and precision among the n highest, n being the number of true conflicts (where it
     equals recall). With several biases each has its own numbers (`auroc.fashion`), and `spearman` is the rank
     correlation with the number of conflicting biases.

@@ -48,7 +48,7 @@ def accuracy_histogram(
 ) -> list[Path]:
     """Accuracies of the runs of each method, as the paper's Figure 10: a panel a method, every run a tick.
 
-    values: method -> shares (n,). `order`: all methods of the report, so that colours stay the same everywhere.
+    values: method -> fractions (n,). `order`: all methods of the report, so that colours stay the same everywhere.
     """
     order = order or list(values)
     figure, axes = new_figure(len(values), 0.55, around=0.8)
@@ -238,8 +238,8 @@ def theorem_figure(
 
     figure, axes = new_figure(1, 2.3)
     axis = axes[0]
-    share = np.linspace(0.004, 0.996, 497)
-    axis.plot(share, objective_of_sets(share, a), color="black", linewidth=1.2)
+    fraction = np.linspace(0.004, 0.996, 497)
+    axis.plot(fraction, objective_of_sets(fraction, a), color="black", linewidth=1.2)
     for place, (n_major, n_minor) in enumerate(sizes):
         uniform = n_major / (n_major + n_minor)
         axis.plot(
@@ -344,10 +344,10 @@ def parameter_figure(
     The mean as a marker, the sample standard deviation as bars, each run as a dot; no bar for a single run.
 
     Args:
-        values: dataset -> variant -> shares (n,); nan are left out.
+        values: dataset -> variant -> fractions (n,); nan are left out.
         stem: path without an ending.
         metric: name for the axis.
-        published: dataset -> variant -> share, shown as an open marker beside ours.
+        published: dataset -> variant -> fraction, shown as an open marker beside ours.
         title: above the figure.
         order: all methods of the report, for colours and markers; variants stand in the order of `values`.
     """
@@ -406,7 +406,7 @@ def trials_histogram(
     """Many runs of two (or three) methods over each other, as the paper's Figure 10: a panel a dataset.
 
     Args:
-        values: dataset -> method -> shares (n,); nan are left out, and each dataset has a number.
+        values: dataset -> method -> fractions (n,); nan are left out, and each dataset has a number.
         stem: path without an ending.
         metric: name for the axis.
         p_values: dataset -> p of whatever test the title or caption names; nan and missing ones are left out.

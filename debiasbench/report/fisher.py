@@ -8,7 +8,7 @@ be had whole. Two more choices are needed, and a number means nothing without th
 - Softmax does not see what is added to all logits alike, so C (D + 1) parameters have an information of rank
   (C - 1) (D + 1) at most. The rest is left out: the inverse is taken on the subspace in which gradients lie.
 - There, too, some eigenvalues of a trained network are almost zero, and those of features that are equal for all
-  samples (dead units) are zero. `damping`, a share of the mean eigenvalue, is added to all, and such directions then
+  samples (dead units) are zero. `damping`, a fraction of the mean eigenvalue, is added to all, and such directions then
   count with its inverse. Before believing an order, look at more than one damping (`inverse_traces`; "sensitivity" of
   `of_record`), and at the trace without dead directions ("objective_in_rank"): either can turn it round.
 
@@ -92,7 +92,7 @@ def inverse_trace(information: Tensor, damping: float = DAMPING) -> float:
 
     Args:
         information: float (K, K), symmetric and positive semidefinite, such as `fisher_information`'s.
-        damping: at least 0, as a share of the mean eigenvalue.
+        damping: at least 0, as a fraction of the mean eigenvalue.
     """
     return inverse_traces(information, [damping])[0]
 
@@ -126,7 +126,7 @@ def of_record(record: Path, data_dir: Path, *, damping: float = DAMPING, device:
     Args:
         record: of a cell that was run with weights saved.
         data_dir: where its data are.
-        damping: as a share of the mean eigenvalue of each information; see `inverse_trace`.
+        damping: as a fraction of the mean eigenvalue of each information; see `inverse_trace`.
         device: where to compute; a ResNet's 4,617 dimensions take some minutes on a CPU.
 
     Returns:
@@ -231,25 +231,25 @@ def _sampling(record: Path, result: Result, n_samples: int) -> tuple[str, Tensor
 # probability h_M, each of m with h_m: |M| h_M + |m| h_m = 1. Training ends where the mean gradient is zero.
 
 
-def gradients_of_sets(share: Any, a: float) -> tuple[Any, Any]:
+def gradients_of_sets(fraction: Any, a: float) -> tuple[Any, Any]:
     """The gradients g_M and g_m of a sample of each set where training ends.
 
-    share: |M| h_M, the probability of drawing from M at all, in [0, 1]; a number or an array.
+    fraction: |M| h_M, the probability of drawing from M at all, in [0, 1]; a number or an array.
     """
-    share = np.asarray(share, dtype=float)
-    theta = a * (1 - share) - a * share  # where share (theta + a) + (1 - share) (theta - a) = 0
+    fraction = np.asarray(fraction, dtype=float)
+    theta = a * (1 - fraction) - a * fraction  # where fraction (theta + a) + (1 - fraction) (theta - a) = 0
     return theta + a, theta - a
 
 
-def objective_of_sets(share: Any, a: float) -> Any:
-    """Tr[I_h^-1] of the example at the parameter that training with h ends at; inf at shares of 0 and 1.
+def objective_of_sets(fraction: Any, a: float) -> Any:
+    """Tr[I_h^-1] of the example at the parameter that training with h ends at; inf at fractions of 0 and 1.
 
-    share: |M| h_M in [0, 1], a number or an array; a: not 0, half of the distance of the two optima.
+    fraction: |M| h_M in [0, 1], a number or an array; a: not 0, half of the distance of the two optima.
     """
-    share = np.asarray(share, dtype=float)
-    g_major, g_minor = gradients_of_sets(share, a)
+    fraction = np.asarray(fraction, dtype=float)
+    g_major, g_minor = gradients_of_sets(fraction, a)
     with np.errstate(divide="ignore"):
-        return 1 / (share * g_major**2 + (1 - share) * g_minor**2)
+        return 1 / (fraction * g_major**2 + (1 - fraction) * g_minor**2)
 
 
 def optimal_sampling(a: float, n_major: int, n_minor: int) -> tuple[float, float]:

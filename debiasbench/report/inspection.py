@@ -90,10 +90,10 @@ def _row(dataset: Dataset, split: str, samples: Samples, index: int, bias_name: 
 
 def mutual_information(counts: np.ndarray) -> float:
     """Mutual information in nats from a table of counts (C, K), less its bias (C - 1)(K - 1) / 2N, at least 0."""
-    share = counts / counts.sum()
-    independent = share.sum(1, keepdims=True) * share.sum(0, keepdims=True)
-    positive = share > 0
-    value = float((share[positive] * np.log(share[positive] / independent[positive])).sum())
+    fraction = counts / counts.sum()
+    independent = fraction.sum(1, keepdims=True) * fraction.sum(0, keepdims=True)
+    positive = fraction > 0
+    value = float((fraction[positive] * np.log(fraction[positive] / independent[positive])).sum())
     correction = (counts.shape[0] - 1) * (counts.shape[1] - 1) / (2 * counts.sum())
     return max(0.0, value - correction)
 

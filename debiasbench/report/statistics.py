@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 from scipy import optimize, stats
 
 NAN = float("nan")
-SAME = 1e-12  # numbers this close are equal, up to what floats make of equal shares
+SAME = 1e-12  # numbers this close are equal, up to what floats make of equal fractions
 FEWEST_METHODS, FEWEST_DATASETS = 3, 6  # for a test of ranks over datasets: see `enough`
 Numbers = Sequence[float] | np.ndarray
 
@@ -88,7 +88,7 @@ def hedges_g(gap: float, deviation: float, n: int) -> float:
 
 
 def _flat(x: Numbers) -> bool:
-    """Whether all values are equal, up to what floats make of equal shares."""
+    """Whether all values are equal, up to what floats make of equal fractions."""
     return bool(np.ptp(np.asarray(x, dtype=float)) <= SAME)
 
 
@@ -277,12 +277,12 @@ def friedman(scores: np.ndarray) -> tuple[float, float, float]:
     total = float(((ranks - (n_methods + 1) / 2) ** 2).sum())
     if total == 0:  # every dataset is one tie
         return 0.0, 0.0, 1.0
-    share = between / total  # Kendall's concordance
-    chi_square = n_datasets * (n_methods - 1) * share
-    if share > 1 - SAME:
+    fraction = between / total  # Kendall's concordance
+    chi_square = n_datasets * (n_methods - 1) * fraction
+    if fraction > 1 - SAME:
         f, p = math.inf, 0.0
     else:
-        f = (n_datasets - 1) * share / (1 - share)
+        f = (n_datasets - 1) * fraction / (1 - fraction)
         p = float(stats.f.sf(f, n_methods - 1, (n_methods - 1) * (n_datasets - 1)))
     return chi_square, f, max(p, math.exp(-(n_datasets - 1) * math.lgamma(n_methods + 1)))
 
@@ -349,7 +349,7 @@ def rank_test(scores: np.ndarray, *, level: float = 0.05) -> RankTest:
 
 
 def score_bins(score: ArrayLike, conflicting: ArrayLike, n_bins: int = 10) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """How many aligned and conflicting samples have which share of the largest score, as the paper's Table 14.
+    """How many aligned and conflicting samples have which fraction of the largest score, as the paper's Table 14.
 
     Args:
         score: (N,), at least 0. conflicting: bool (N,).
@@ -364,7 +364,7 @@ def score_bins(score: ArrayLike, conflicting: ArrayLike, n_bins: int = 10) -> tu
     """
     values = np.asarray(score, dtype=float)
     if not (np.isfinite(values) & (values >= 0)).all():
-        raise ValueError("Scores are counted as shares of the largest: they must be finite and at least 0.")
+        raise ValueError("Scores are counted as fractions of the largest: they must be finite and at least 0.")
     largest = values.max(initial=0.0)
     # multiplied first: 3 / 10 of the largest is then in [.3, .4), where the float edge 0.30000000000000004 has it below
     place = np.floor(values * n_bins / (largest or 1.0)).astype(int).clip(0, n_bins - 1)

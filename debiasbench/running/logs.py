@@ -40,7 +40,7 @@ def name_of(record: Record) -> str:
 
 
 def curves(record: Record) -> Iterator[tuple[str, float, int]]:
-    """(`test/acc_unbiased`, value, epoch) of everything that was evaluated, and training losses by phase."""
+    """(`test/acc_unbiased`, value, epoch) of everything that was evaluated, and training losses by stage."""
     if record.result is None:
         return
     for row in record.result.epochs:

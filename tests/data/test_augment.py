@@ -95,7 +95,7 @@ def test_most_crops_do_not_fit_and_that_is_kept(size, accepted, fallback):
 
 
 def test_full_frame_share_is_torchvisions(boxes, vision_boxes):
-    """Trap 42: the share of images that keep the full frame."""
+    """Trap 42: the fraction of images that keep the full frame."""
     ours, theirs = (
         ((drawn[:, 2] == 28) & (drawn[:, 3] == 28)).double().mean().item() for drawn in (boxes, vision_boxes)
     )

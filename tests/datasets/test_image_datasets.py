@@ -271,7 +271,7 @@ def test_average_and_group_mean_are_told_apart():
 
 
 def test_celeba_jtt_takes_its_authors_factor():
-    """The share of conflicting samples was not built in, so 1 / ratio does not exist."""
+    """The fraction of conflicting samples was not built in, so 1 / ratio does not exist."""
     from debiasbench.grid import expand
 
     (cell,) = expand(["jtt"], ["celeba"], seeds=1).cells

@@ -125,7 +125,7 @@ def test_the_gradient_against_autograd():
 
 
 def binary_logits(n, margin, *, errors=0.05):
-    """Logits of two classes with a share of errors, each as sure as the rest."""
+    """Logits of two classes with a fraction of errors, each as sure as the rest."""
     generator = torch.Generator().manual_seed(0)
     y = torch.randint(2, (n,), generator=generator)
     wrong = torch.rand(n, generator=generator) < errors
@@ -242,7 +242,7 @@ def cluster_state(last_loss, cluster, n_clusters):
 
 
 def test_weights_of_clusters_against_a_loop(new_method):
-    """N / N_k times the share of the mean losses; with memory, 0.3 of it; cluster 2 has no samples."""
+    """N / N_k times the fraction of the mean losses; with memory, 0.3 of it; cluster 2 has no samples."""
     losses, cluster = [0.2, 0.4, 1.0, 3.0, 0.6], [0, 0, 1, 3, 0]
     state = cluster_state(losses, cluster, 4)
     means = {k: np.mean([v for v, c in zip(losses, cluster, strict=True) if c == k]) for k in set(cluster)}

@@ -130,7 +130,7 @@ def test_the_paired_test_with_equal_differences_says_which_is_larger(pairs, p):
 
 
 def slow_wilcoxon(pairs):
-    """The share of all sign patterns with a rank sum of at least the one seen."""
+    """The fraction of all sign patterns with a rank sum of at least the one seen."""
     difference = np.array([a - b for a, b in pairs])
     ranks = stats.rankdata(abs(difference))
     seen = ranks[difference > 0].sum()

@@ -532,7 +532,7 @@ def test_step_schedule_is_torchs_step_lr():
 
 
 def test_cosine_schedule_is_torchs():
-    """CosineAnnealingLR over the whole phase."""
+    """CosineAnnealingLR over the whole stage."""
     recipe = Recipe(epochs=100, learning_rate=0.03, schedule="cosine")
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.03)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 100)
@@ -552,7 +552,7 @@ def test_milestones_fall_on_whole_epochs(epochs):
 
 
 def rates_of(task, **options):
-    """The learning rate at each step of a phase, as the optimiser has it."""
+    """The learning rate at each step of a stage, as the optimiser has it."""
     rates = []
     stage = None
 
@@ -565,7 +565,7 @@ def rates_of(task, **options):
 
 
 def test_the_optimiser_follows_the_schedule_by_epoch(make_task):
-    """Section 1.5: the schedule steps once an epoch, in phases of any length; the last epoch is counted."""
+    """Section 1.5: the schedule steps once an epoch, in stages of any length; the last epoch is counted."""
     task = make_task(**QUICK, epochs=5, batch_size=64)
     stage, rates = rates_of(task)
     stage.run()
@@ -576,7 +576,7 @@ def test_the_optimiser_follows_the_schedule_by_epoch(make_task):
 
 
 def test_the_optimiser_follows_the_schedule_by_step(make_task):
-    """Where a phase is counted in steps, decays fall on steps, and it ends at its last step."""
+    """Where a stage is counted in steps, decays fall on steps, and it ends at its last step."""
     task = make_task(**QUICK, steps=10, batch_size=64, gamma=0.5)  # 4 steps an epoch
     stage, rates = rates_of(task)
     stage.run()
@@ -839,7 +839,7 @@ def test_steps_and_epochs_have_their_own_randomness(make_task):
 
 
 def test_evaluating_does_not_change_training(make_task):
-    """Weights do not depend on how often, or whether, a phase is evaluated."""
+    """Weights do not depend on how often, or whether, a stage is evaluated."""
     results = []
     for every, predicted in ((1, True), (3, True), (1, False)):
         task = make_task(n=80, epochs=3, eval_every=every)

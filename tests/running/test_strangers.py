@@ -17,6 +17,7 @@ from debiasbench.grid import expand
 from debiasbench.methods import registry
 from debiasbench.records import find_record, read_record
 from debiasbench.running.run import RunOptions, plan_grid, run_grid
+from debiasbench.testing import Tiny
 
 HEAD = '''
 """A stranger's methods."""
@@ -321,6 +322,16 @@ def test_constants_and_what_the_contract_declares_need_no_annotation(strange):
         helper = staticmethod(len)
     """)
     assert registry.get("fine")[0]().values() == {"factor": 1.0}
+
+
+def test_what_the_contract_has_as_a_property_may_be_a_class_attribute():
+    class Known(Tiny):
+        class_names = ("a", "b")
+        conflict_ratio = None
+
+    dataset = Known()
+    assert (dataset.n_classes, dataset.conflict_ratio) == (2, None)
+    assert dataset.values().keys() == Tiny().values().keys()
 
 
 def test_a_subclass_without_a_name_of_its_own_is_told(strange):

@@ -15,13 +15,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from debiasbench.about import PROTOCOL_VERSION
 from debiasbench.cell import Cell
+from debiasbench.code import digest_of_plugin
 from debiasbench.errors import BenchmarkError
 from debiasbench.evaluation.selection import SELECTION_RULES
 from debiasbench.experiments import Experiment
 from debiasbench.files import file_name, write_atomically
 from debiasbench.parameters import suggestion
 from debiasbench.plain import from_plain
+from debiasbench.plugins import is_shipped, version_of
 from debiasbench.records import Record, read_records
 from debiasbench.report.outcomes import outcome
 from debiasbench.report.page import page
@@ -58,6 +61,7 @@ from debiasbench.report.tables import (
     p_value,
     words,
 )
+from debiasbench.wording import duration
 
 
 @dataclass(frozen=True)
@@ -365,6 +369,45 @@ def bibtex(folder: Path) -> str:
     return "\n\n".join(dict.fromkeys(cls.citation for cls in classes if cls and cls.citation))
 
 
+def _stale(records: list[Record]) -> list[str]:
+    """Notes of finished records that no longer count, by cause, with what running them again would take."""
+    found: dict[tuple[str, str], list[Record]] = {}
+    for record in records:
+        cause = _cause_of_staleness(record) if record.done else ""
+        if cause:
+            found.setdefault((record.cell.method_title, cause), []).append(record)
+    notes = []
+    for (title, cause), some in found.items():
+        seconds = sum(record.provenance.seconds.total for record in some)
+        notes.append(f"Stale: {len(some)} of {title} ({cause}); {duration(seconds)} to run again.")
+    return notes
+
+
+def _cause_of_staleness(record: Record) -> str:
+    """Why a finished record does not count for its cell as it would be run now; "" if it does, as far as is known here.
+
+    Whether the data have changed is known only when they are built.
+    """
+    from debiasbench.datasets import registry as datasets
+    from debiasbench.methods import registry as methods
+
+    cell = record.cell
+    if record.provenance.protocol != PROTOCOL_VERSION:
+        return f"protocol {record.provenance.protocol}, now {PROTOCOL_VERSION}"
+    for kind, registry, name, version in (
+        ("method", methods, cell.method, cell.method_version),
+        ("dataset", datasets, cell.dataset, cell.dataset_version),
+    ):
+        cls = registry.classes().get(name)
+        if cls is not None and version_of(cls) != version:
+            return f"version {version} of the {kind}, now {version_of(cls)}"
+    cls = methods.classes().get(cell.method)
+    then, now = (record.provenance.code or {}).get("method"), digest_of_plugin(cls) if cls else None
+    if cls is not None and not is_shipped(cls) and then is not None and now is not None and then != now:
+        return "its code has changed: --rerun changed or --keep-changed"
+    return ""
+
+
 def status(results_dir: Path) -> Table:
     """How many cells of a results folder are done, failed, or started without a record yet."""
     if not results_dir.is_dir():
@@ -382,6 +425,7 @@ def status(results_dir: Path) -> Table:
     ]
     rows = [[*words(*key), count(n["done"]), count(n["failed"])] for key, n in sorted(counts.items())]
     notes = [f"Started, not finished: {', '.join(map(str, started))}."] if started else []
+    notes += _stale(records)
     columns = [Column(name, name, numeric=False) for name in ("dataset", "method")]
     columns += [Column(name, name) for name in ("done", "failed")]
     return Table("status", f"Records in {results_dir}", columns, rows, notes + complaints)

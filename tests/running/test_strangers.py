@@ -385,3 +385,17 @@ def test_this_process_and_a_worker_give_equal_results(strange, tmp_path):
     run_grid(ready, lambda _: None)
     there = read_record(find_record(tmp_path / "there", ready.plan.grid.cells[0]))
     assert here.result == there.result
+
+
+def test_status_says_what_is_stale_and_why(strange, tmp_path, monkeypatch):
+    from debiasbench.report.make import status
+
+    run(tmp_path, strange("") or "plain", "vanilla")
+    assert not [note for note in status(tmp_path / "results").notes if note.startswith("Stale")]
+    strange("", head=HEAD.replace("self.factor *", "2 * self.factor *"))
+    monkeypatch.setattr(registry.get("vanilla")[0], "version", 9)
+    notes = [note for note in status(tmp_path / "results").notes if note.startswith("Stale")]
+    assert len(notes) == 2
+    assert any("1 of plain (its code has changed: --rerun changed or --keep-changed)" in note for note in notes)
+    assert any("1 of vanilla (version 1 of the method, now 9)" in note for note in notes)
+    assert all("to run again." in note for note in notes)

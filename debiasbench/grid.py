@@ -109,8 +109,8 @@ def _named_all(specs: list[str], registry: Any) -> list[str]:
         return specs
     given = {split_spec(spec)[0] for spec in specs if spec != "all"}
     rest = [name for name in registry.classes() if name not in given]
-    place = specs.index("all")
-    return [*specs[:place], *rest, *(spec for spec in specs[place:] if spec != "all")]
+    index = specs.index("all")
+    return [*specs[:index], *rest, *(spec for spec in specs[index:] if spec != "all")]
 
 
 def dataset_from_spec(spec: str) -> tuple[Dataset, str]:

@@ -104,9 +104,9 @@ def identification(column: Tensor, samples: Samples, bias_names: tuple[str, ...]
     result: dict[str, float] = {}
     values = column.numpy()
     conflicts = samples.conflicting.cpu().numpy()
-    for place, name in enumerate(bias_names):
+    for index, name in enumerate(bias_names):
         suffix = f".{name}" if len(bias_names) > 1 else ""
-        truth = conflicts[:, place]
+        truth = conflicts[:, index]
         n_true = int(truth.sum())
         if values.dtype == bool:
             found = int((values & truth).sum())

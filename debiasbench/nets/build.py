@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch import nn
-
 from debiasbench.errors import BenchmarkError
 from debiasbench.nets.base import Net
 from debiasbench.nets.pretrained import weights_sha256
@@ -68,8 +66,3 @@ def build_net(
         net.recompute = recompute
     net.input_shape, net.n_classes = shape, n_classes
     return net
-
-
-def n_parameters(net: nn.Module) -> int:
-    """Number of trained values."""
-    return sum(parameter.numel() for parameter in net.parameters())

@@ -133,7 +133,7 @@ def learning_curves(
         warnings.filterwarnings("ignore", "Glyph")  # one that the font of the layout lacks: readers have others
         figure, (axis,) = new_figure(1, 2.7, width=4.4)
         handles = []
-        for place, method in enumerate(methods):
+        for index, method in enumerate(methods):
             colour, marker, _ = look(method, order)  # not its dashes: here they mean validation
             for run in filter(None, test[method] if len(test[method]) > 1 else ()):
                 point = "." if len(run) == 1 else ""
@@ -145,7 +145,7 @@ def learning_curves(
             ):
                 if curve:  # a line without points would stand in the corner when the figure is laid out
                     step = -(-len(curve) // 6)  # about six marks
-                    start = place * step // len(methods)  # apart, so that they do not hide each other
+                    start = index * step // len(methods)  # apart, so that they do not hide each other
                     axis.plot(*_percent(curve), markevery=(start, step), clip_on=False, **mark, **style)
             handles.append(Line2D([], [], linewidth=1.4, label=method, **mark))
         first, low, last, high = axis.dataLim.extents
@@ -203,11 +203,11 @@ def fisher_figure(
     for axis, ((dataset, net, damping, dimension), methods) in zip(axes, panels.items(), strict=True):
         for row, (method, runs) in enumerate(methods.items()):
             colour, marker, _ = look(method, order)
-            for name, place, face in (("uniform", row + 0.17, "white"), ("objective", row - 0.17, colour)):
+            for name, height, face in (("uniform", row + 0.17, "white"), ("objective", row - 0.17, colour)):
                 values = np.array([one[name + ending] for one in runs])
                 if len(values) > 1:
-                    axis.plot([values.mean()] * 2, [place - 0.17, place + 0.17], color="black", linewidth=1.2)
-                axis.plot(values, np.full(len(values), place), marker, color=colour, mfc=face, markersize=4)
+                    axis.plot([values.mean()] * 2, [height - 0.17, height + 0.17], color="black", linewidth=1.2)
+                axis.plot(values, np.full(len(values), height), marker, color=colour, mfc=face, markersize=4)
         axis.set_xscale("log")
         axis.tick_params(which="minor", labelsize=6)  # named where there is less than a decade
         axis.set_yticks(range(len(methods)), list(methods), parse_math=False)
@@ -240,10 +240,10 @@ def theorem_figure(
     axis = axes[0]
     fraction = np.linspace(0.004, 0.996, 497)
     axis.plot(fraction, objective_of_sets(fraction, a), color="black", linewidth=1.2)
-    for place, (n_major, n_minor) in enumerate(sizes):
+    for index, (n_major, n_minor) in enumerate(sizes):
         uniform = n_major / (n_major + n_minor)
         axis.plot(
-            uniform, objective_of_sets(uniform, a), "osD^v"[place % 5], color=PALETTE[place % len(PALETTE)],
+            uniform, objective_of_sets(uniform, a), "osD^v"[index % 5], color=PALETTE[index % len(PALETTE)],
             markersize=5, clip_on=False, label=rf"uniform, $|M| : |m|$ = {n_major:,} : {n_minor:,}",
         )  # fmt: skip
     best = sizes[0][0] * optimal_sampling(a, *sizes[0])[0]
@@ -322,11 +322,11 @@ def _levels(intervals: Sequence[tuple[float, float]]) -> list[int]:
     levels = []
     for low, high in intervals:
         free = [all(high < start or end < low for start, end in level) for level in taken]
-        place = free.index(True) if True in free else len(taken)
-        if place == len(taken):
+        index = free.index(True) if True in free else len(taken)
+        if index == len(taken):
             taken.append([])
-        taken[place].append((low, high))
-        levels.append(place)
+        taken[index].append((low, high))
+        levels.append(index)
     return levels
 
 
@@ -357,7 +357,7 @@ def parameter_figure(
     variants = list(dict.fromkeys(variant for one in values.values() for variant in one))
     n_columns = 2 if len(values) in (2, 4) else min(len(values), 3)
     figure, axes = new_figure(len(values), 1.35, n_columns=n_columns)
-    for place, (axis, (dataset, one)) in enumerate(zip(axes, values.items(), strict=True)):
+    for index, (axis, (dataset, one)) in enumerate(zip(axes, values.items(), strict=True)):
         for x, variant in enumerate(variants):
             colour, marker, _ = look(variant, order or variants)
             percent = 100 * np.asarray(one.get(variant, ()), dtype=float)
@@ -377,7 +377,7 @@ def parameter_figure(
         axis.set_title(in_lines(dataset, 36 // n_columns), fontsize=7, loc="left", pad=3, parse_math=False)
         axis.grid(axis="y", color="0.9", linewidth=0.5)
         axis.set_axisbelow(True)
-        if place % n_columns == 0:
+        if index % n_columns == 0:
             axis.set_ylabel(f"{metric} (%)", fontsize=7)
     handles = []
     for variant in variants:
@@ -433,8 +433,8 @@ def trials_histogram(
         highest = axis.get_ylim()[1]
         axis.yaxis.get_major_locator().set_params(integer=True, nbins=4)
         axis.set_yticks([tick for tick in axis.get_yticks() if 0 <= tick <= highest])
-        for place, (method, percent) in enumerate(percents.items()):  # below zero: every run a tick, a row a method
-            rows = np.full(len(percent), -(0.6 + place) * 0.11 * highest)
+        for index, (method, percent) in enumerate(percents.items()):  # below zero: every run a tick, a row a method
+            rows = np.full(len(percent), -(0.6 + index) * 0.11 * highest)
             axis.plot(percent, rows, "|", color=look(method, order or methods)[0], markersize=4.5)
         axis.set_ylim(-(0.2 + len(percents)) * 0.11 * highest, highest)
         axis.set_xlim(edges[0], edges[-1])

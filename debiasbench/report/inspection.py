@@ -129,8 +129,8 @@ def contact_sheets(dataset: Dataset, title: str, splits: Splits, folder: Path, *
         for row in range(dataset.n_classes):
             for side, (_, part, members) in enumerate(sides):
                 found = torch.nonzero(members & (part.y == row))[:n_each, 0]
-                for place in range(n_each):
-                    images[row, side * n_each + place] = _picture(part.x[found[place]]) if place < len(found) else blank
+                for index in range(n_each):
+                    images[row, side * n_each + index] = _picture(part.x[found[index]]) if index < len(found) else blank
         names = [name for name, *_ in sides for _ in range(n_each)]
         stem = folder / f"{file_name(title)}-{file_name(bias_name)}"
         heading = f"{title}: label and {bias_name}"

@@ -131,9 +131,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
     usable = np.flatnonzero(~np.isnan(p))
     corrected = np.full(len(p), NAN)
     running = 0.0
-    for rank, place in enumerate(usable[np.argsort(p[usable], kind="stable")]):
-        running = max(running, min(1.0, (len(usable) - rank) * p[place]))
-        corrected[place] = running
+    for rank, index in enumerate(usable[np.argsort(p[usable], kind="stable")]):
+        running = max(running, min(1.0, (len(usable) - rank) * p[index]))
+        corrected[index] = running
     return corrected.tolist()
 
 
@@ -367,7 +367,7 @@ def score_bins(score: ArrayLike, conflicting: ArrayLike, n_bins: int = 10) -> tu
         raise ValueError("Scores are counted as fractions of the largest: they must be finite and at least 0.")
     largest = values.max(initial=0.0)
     # multiplied first: 3 / 10 of the largest is then in [.3, .4), where the float edge 0.30000000000000004 has it below
-    place = np.floor(values * n_bins / (largest or 1.0)).astype(int).clip(0, n_bins - 1)
+    index = np.floor(values * n_bins / (largest or 1.0)).astype(int).clip(0, n_bins - 1)
     members = np.asarray(conflicting, dtype=bool)
-    aligned, conflicts = (np.bincount(place[chosen], minlength=n_bins) for chosen in (~members, members))
+    aligned, conflicts = (np.bincount(index[chosen], minlength=n_bins) for chosen in (~members, members))
     return np.linspace(0, 1, n_bins + 1), aligned, conflicts

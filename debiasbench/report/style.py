@@ -39,9 +39,9 @@ def look(method: str, order: Iterable[str]) -> tuple[str, str, tuple[float, ...]
     """
     known = _known()
     places = [*known, *sorted(set(order) - set(known))]
-    turn, place = divmod(places.index(method), len(PALETTE))
-    other = (place + 3 * turn) % len(MARKERS)  # 3 and 8 share no factor: eight turns without a pair twice
-    return PALETTE[place], MARKERS[other], DASHES[other]
+    turn, index = divmod(places.index(method), len(PALETTE))
+    other = (index + 3 * turn) % len(MARKERS)  # 3 and 8 share no factor: eight turns without a pair twice
+    return PALETTE[index], MARKERS[other], DASHES[other]
 
 
 def _known() -> list[str]:

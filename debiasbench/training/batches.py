@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from debiasbench.data.augment import augmented, augments
-from debiasbench.errors import DivergedError
+from debiasbench.errors import BenchmarkError, DivergedError
 from debiasbench.nets.base import Nets
 from debiasbench.randomness import derived_generator, derived_seed, seed_dropout
 from debiasbench.recipe import Recipe
@@ -97,7 +97,8 @@ class Contents:
         """Refuse what cannot be put into a batch.
 
         Raises:
-            ValueError: columns of another length; names that a batch has already; views of what has none.
+            ValueError: columns of another length; names that a batch has already.
+            BenchmarkError: views of what has none, which the recipe may decide.
         """
         n_samples = len(samples)
         for name, column in [*self.columns.items(), *([("inputs", self.inputs)] if self.inputs is not None else [])]:
@@ -113,7 +114,7 @@ class Contents:
         if self.views < 1:
             raise ValueError(f"views= must be at least 1. Got {self.views}.")
         if self.views > 1 and (self.inputs is not None or samples.x.ndim != 4 or not augments(recipe)):
-            raise ValueError(
+            raise BenchmarkError(
                 f"views={self.views} are augmented anew from one image: they need images and a recipe that augments."
             )
 

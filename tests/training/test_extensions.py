@@ -502,7 +502,7 @@ def test_views_are_augmented_anew_and_the_first_is_x(make_task):
 def test_texts_have_no_views(make_task):
     text = Samples(torch.zeros(8, 4, dtype=torch.int32), torch.arange(8) % 2, torch.zeros(8, 1, dtype=torch.int64))
     task = make_task(splits=Splits(text, text, text))
-    with pytest.raises(ValueError, match="they need images"):
+    with pytest.raises(BenchmarkError, match="they need images"):
         task.batches(views=2)
 
 

@@ -1,0 +1,34 @@
+"""CVaR-DRO: train on the worst fraction of each batch, without group labels (Levy et al., NeurIPS 2020).
+
+The conditional value at risk of the losses is their mean over the worst fraction alpha (Rockafellar and Uryasev, 2000).
+It is at least the mean loss of any group that makes up this fraction of the data or more. In each step
+1. the cross-entropies of the batch are sorted, the highest first;
+2. the loss is the mean of the first alpha B of them; where that is no whole number, the last one counts in part.
+"""
+
+import torch
+from torch import Tensor
+
+from debiasbench.losses import cross_entropy
+from debiasbench.methods import Batch, Method, Nets, Predict, State, Task, between
+
+
+class CVaRDRO(Method):
+    """The mean of the worst fraction of the losses."""
+
+    name = "cvar-dro"
+
+    alpha: float = between(0.01, 1, default=0.2)  # fraction of a batch; 1 is plain training
+
+    def fit(self, task: Task) -> Predict:
+        """One network, one stage."""
+        net = task.new_net()
+        task.train(net, self.loss, predict=net)
+        return net
+
+    def loss(self, nets: Nets, batch: Batch, state: State) -> Tensor:
+        """Steps 1 and 2."""
+        losses = cross_entropy(nets.net(batch.x), batch.y).sort(descending=True).values
+        n_worst = self.alpha * len(losses)
+        counted = (n_worst - torch.arange(len(losses), device=losses.device)).clamp(0, 1)  # 1, ..., 1, a part, 0, ...
+        return (counted * losses).sum() / n_worst

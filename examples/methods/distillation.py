@@ -1,0 +1,41 @@
+"""Distillation: follow a teacher, less surely where the bias suffices (Utama, Moosavi, Gurevych; ACL 2020).
+
+1. Train a teacher with cross-entropy.
+2. Train a biased network with generalised cross-entropy, which favours what is easy: the bias.
+3. Train a student to give the teacher's probabilities, flattened: p_j^(1 - beta), normalised, where beta is the biased
+   network's probability of the label. Where beta is 0 the student follows the teacher; where it is 1 it learns to be
+   unsure.
+
+Both older networks are frozen in step 3, and see the images as the student does. The authors' biased model has known,
+hand-made features of the bias; ours is that of LfF and PGD. Called confidence regularisation by the authors.
+"""
+
+from functools import partial
+
+from torch import Tensor
+
+from debiasbench.losses import mean_cross_entropy, mean_gce
+from debiasbench.methods import Batch, Method, Nets, Predict, State, Task, between
+
+
+class Distillation(Method):
+    """A student of a teacher and of a biased network."""
+
+    name = "distillation"
+    cost = 3.5
+
+    alpha: float = between(0, 1, default=0.7)  # exponent of GCE in step 2
+
+    def fit(self, task: Task) -> Predict:
+        """The three steps."""
+        teacher, biased, student = task.new_net(), task.new_net(), task.new_net()
+        task.train(teacher, mean_cross_entropy, reuse=True)
+        task.train(biased, partial(mean_gce, alpha=self.alpha, form="paper"), reuse=True)
+        task.train(student, self.loss, frozen={"teacher": teacher, "biased": biased}, predict=student)
+        return student
+
+    def loss(self, nets: Nets, batch: Batch, state: State) -> Tensor:
+        """Step 3: cross-entropy with the flattened probabilities."""
+        beta = nets.biased(batch.x).softmax(1).gather(1, batch.y[:, None])  # (B, 1)
+        target = ((1 - beta) * nets.teacher(batch.x).log_softmax(1)).softmax(1)  # (B, C)
+        return -(target * nets.net(batch.x).log_softmax(1)).sum(1).mean()

@@ -1,0 +1,56 @@
+"""Two views: contrastive pretraining without labels, then training with them (SimCLR: Chen et al., ICML 2020).
+
+1. Pretrain an encoder: two augmented views of each image of a batch make 2B views. Each must find the other view of its
+   image among all other views, by cosine similarity over a temperature, behind a projection of two layers that is then
+   thrown away.
+2. Train encoder and a new last layer with cross-entropy.
+
+No label takes part in step 1, so the encoder has no reason to prefer what predicts it. Both steps have the recipe of
+the dataset; SimCLR's own augmentation, batches and optimiser are not taken over.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from debiasbench.losses import cross_entropy
+from debiasbench.methods import Batch, Method, Nets, Predict, State, Task, above, at_least
+
+
+class TwoViews(Method):
+    """Contrastive pretraining, then cross-entropy."""
+
+    name = "two-views"
+    cost = 3.0
+    inputs = ("images",)
+
+    first_epochs: int | None = at_least(1, default=None)  # of step 1; none: as many as of step 2
+    width: int = at_least(2, default=64)  # of what the projection puts out
+    temperature: float = above(0, default=0.5)
+
+    def fit(self, task: Task) -> Predict:
+        """The two steps."""
+        encoder = task.new_net(head=False)
+        n = encoder.n_features
+        hidden, projection = task.new_head(n, n), task.new_head(n, self.width)
+        nets = {"encoder": encoder, "hidden": hidden, "projection": projection}
+        task.train(nets, self.contrast, views=2, epochs=self.first_epochs)
+        task.train({"encoder": encoder, "head": task.new_head(n, task.n_classes)}, self.loss, predict=self.predict)
+        return self.predict
+
+    def contrast(self, nets: Nets, batch: Batch, state: State) -> Tensor:
+        """Step 1: rows i and i + B of the views are of one image."""
+        features = nets.encoder.features(batch.views.flatten(0, 1))  # (2B, D)
+        z = F.normalize(nets.projection(F.relu(nets.hidden(features))), dim=1)
+        row = torch.arange(len(z), device=z.device)
+        itself = row[:, None] == row
+        similarity = (z @ z.T / self.temperature).masked_fill(itself, -torch.inf)
+        return cross_entropy(similarity, row.roll(len(z) // 2)).mean()
+
+    def loss(self, nets: Nets, batch: Batch, state: State) -> Tensor:
+        """Step 2."""
+        return cross_entropy(self.predict(nets, batch.x), batch.y).mean()
+
+    def predict(self, nets: Nets, x: Tensor) -> Tensor:
+        """Logits (B, C)."""
+        return nets.head(nets.encoder.features(x))

@@ -20,12 +20,14 @@ from debiasbench.testing import (
     check_declaration,
     check_decline_is_a_reason,
     check_easy_data,
+    check_evaluation_leaves_no_trace,
     check_fit_returns_logits,
     check_global_randomness_is_left_alone,
     check_losses_are_pure,
     check_other_seed_other_result,
     check_same_seed_same_result,
     check_valid_and_test_do_not_train,
+    check_what_is_returned_was_evaluated,
 )
 
 COUNTER = itertools.count(1)
@@ -144,6 +146,34 @@ class LogsNotANumber(Honest):
     def fit(self, task):
         task.log(score=task.column(float("nan")))
         return super().fit(task)
+
+
+@breaks(check_what_is_returned_was_evaluated, "it was changed after that")
+class TurnsRoundAfterItsEvaluation(Honest):
+    def fit(self, task):
+        net = super().fit(task)
+        with torch.no_grad():
+            net.head.weight.neg_()
+            net.head.bias.neg_()
+        return net
+
+
+@breaks(check_evaluation_leaves_no_trace, "two evaluations of one predictor differ")
+class PredictsOtherwiseEachTime(Honest):
+    def fit(self, task):
+        net = task.new_net()
+        task.train(net, self.loss, columns={"weight": task.column(1.0)}, epochs=1, predict=self.predict)
+        return self.predict
+
+    def predict(self, nets, x):
+        return nets.net(x) + next(COUNTER)
+
+
+@breaks(check_evaluation_leaves_no_trace, "evaluating changes head.bias")
+class LearnsWhilePredicting(PredictsOtherwiseEachTime):
+    def predict(self, nets, x):
+        nets.net.head.bias.data += 1
+        return nets.net.features(x) @ nets.net.head.weight.T
 
 
 # ---- seeds -----------------------------------------------------------------------------------------------------------

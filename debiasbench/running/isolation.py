@@ -129,6 +129,11 @@ _STATE: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "the module path": (lambda: list(sys.path), lambda kept: sys.path.__setitem__(slice(None), kept)),
     "the filters of warnings": (lambda: list(warnings.filters), _set_filters),
 }
+# what importing a library may add to (sklearn and torch's compiler do), and whether anything else was done to it
+_ADDED_TO: dict[str, Callable[[Any, Any], bool]] = {
+    "the environment": lambda kept, now: kept.items() <= now.items(),
+    "the filters of warnings": lambda kept, now: all(one in now for one in kept),
+}
 _GENERATORS: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = [
     (torch.get_rng_state, torch.set_rng_state),
     (np.random.get_state, np.random.set_state),
@@ -141,19 +146,28 @@ class GlobalState:
 
     def __init__(self) -> None:
         self._kept = {name: read() for name, (read, _) in _STATE.items()}
+        self._modules = set(sys.modules)
         self._generators = [read() for read, _ in _GENERATORS]
 
     def put_back(self) -> list[str]:
-        """Put everything back; returns what had been changed, without generators, which any cell may move."""
+        """Put everything back; returns what had been changed.
+
+        Without generators, which any cell may move, and without what was only added to while modules were imported.
+        """
         changed = []
+        imported = set(sys.modules) > self._modules
         for name, (read, write) in _STATE.items():
+            kept = self._kept[name]
             try:
-                differs = read() != self._kept[name]
+                now = read()
+                differs = now != kept
+                by_import = imported and name in _ADDED_TO and _ADDED_TO[name](kept, now)
             except Exception:  # a current folder that was deleted
-                differs = True
+                differs, by_import = True, False
             if differs:
-                changed.append(name)
-                write(self._kept[name])
+                write(kept)
+                if not by_import:
+                    changed.append(name)
         torch.set_flush_denormal(False)  # cannot be read
         for (_, write), kept in zip(_GENERATORS, self._generators, strict=True):
             write(kept)

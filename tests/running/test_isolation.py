@@ -1,6 +1,7 @@
 """What a method does to its data or to its process never reaches the next cell."""
 
 import dataclasses
+import importlib
 import os
 import random
 import sys
@@ -98,6 +99,38 @@ def test_global_state_is_put_back_and_named(tmp_path, name):
     assert torch.ones(1).dtype == torch.float32
     assert torch.ones(1).device.type == "cpu"
     assert torch.is_grad_enabled()
+
+
+@pytest.fixture
+def library(tmp_path, monkeypatch):
+    """A function: lines -> a new module with them is imported."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def imports(*lines):
+        monkeypatch.delitem(sys.modules, "a_library", raising=False)
+        (tmp_path / "a_library.py").write_text("\n".join(["import os", "import warnings", *lines]), encoding="utf-8")
+        importlib.invalidate_caches()
+        importlib.import_module("a_library")
+
+    yield imports
+    sys.modules.pop("a_library", None)
+
+
+def test_what_an_import_adds_is_put_back_and_is_nobodys_deed(library):
+    """Else each worker would be replaced after its first cell: sklearn sets variables, sympy adds a filter."""
+    state, filters = GlobalState(), list(warnings.filters)
+    library("os.environ['A_LIBRARY'] = '1'", "warnings.filterwarnings('ignore', 'words of a library')")
+    assert state.put_back() == []
+    assert "A_LIBRARY" not in os.environ
+    assert warnings.filters == filters
+
+
+def test_what_an_import_changes_is_named(library, monkeypatch):
+    monkeypatch.setenv("A_LIBRARY", "1")
+    state = GlobalState()
+    library("os.environ['A_LIBRARY'] = '2'", "warnings.resetwarnings()")
+    assert state.put_back() == ["the environment", "the filters of warnings"]
+    assert os.environ["A_LIBRARY"] == "1"
 
 
 def test_generators_and_denormals_are_put_back():

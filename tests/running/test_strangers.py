@@ -148,7 +148,7 @@ def test_another_folder_ends_neither_the_grid_nor_leads_records_astray(strange, 
     assert not list((tmp_path / "elsewhere").iterdir())
 
 
-def test_a_worker_that_was_changed_is_replaced(strange, tmp_path, monkeypatch):
+def test_a_worker_that_was_changed_is_replaced_and_no_other(strange, tmp_path, monkeypatch):
     """The next cell of a real worker gets a process of its own."""
     monkeypatch.setenv("DEBIASBENCH_METHODS_PATH", str(tmp_path / "mine"))
     strange("""
@@ -169,6 +169,7 @@ def test_a_worker_that_was_changed_is_replaced(strange, tmp_path, monkeypatch):
         processes.setdefault(record.cell.method_parameters["change"], []).append(record.result.logged["pid"])
     everyone = processes[True] + processes[False]
     assert len(set(processes[True])) == 2
+    assert len(set(processes[False])) == 1  # what a cell imports is no reason
     assert len(set(everyone)) >= 3  # none follows a changed one in its process
     assert not set(processes[True]) & set(processes[False]) or len(set(everyone)) == 3
 

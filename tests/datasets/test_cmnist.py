@@ -8,6 +8,7 @@ import struct
 import sys
 import types
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -530,7 +531,10 @@ def test_selection_does_not_see_test_labels(cmnist5k, headline):
         test=Samples(splits.test.x, splits.test.y[order], splits.test.bias),
     )
     rows, others = (
-        [{name: evaluation.metrics(name, part) for name, part in logits.items()} for logits in predictions(splits)]
+        [
+            SimpleNamespace(**{name: evaluation.metrics(name, part) for name, part in logits.items()})
+            for logits in predictions(splits)
+        ]
         for evaluation in (Evaluation(dataset, splits), Evaluation(dataset, permuted))
     )
     assert [row.valid for row in rows] == [row.valid for row in others]
@@ -566,7 +570,8 @@ def test_selection_does_not_see_test_labels_in_a_training(make_task, make_splits
 def row(loss, acc, test=0.5, aligned=0.9, conflict=0.2, n_conflict=10, worst=0.1):
     """A logged row."""
     valid = {"loss": loss, "acc_avg": acc, "acc_aligned": aligned, "acc_conflict": conflict}
-    return {"valid": valid | {"n_conflict": n_conflict, "acc_worst": worst}, "test": {"acc_unbiased": test}}
+    valid |= {"n_conflict": n_conflict, "acc_worst": worst}
+    return SimpleNamespace(valid=valid, test={"acc_unbiased": test})
 
 
 def test_selection_rules_choose_as_they_say():

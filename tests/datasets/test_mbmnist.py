@@ -404,10 +404,9 @@ def test_recipe_is_that_of_table_6():
 def test_a_network_is_trained_on_it(small, new_method):
     """The whole way of a method, on images that are mapped from disk."""
     dataset = MBMNIST(root=str(small))
-    task = make_task(
-        new_method("vanilla"), dataset=dataset, splits=built(small), recipe=dataset.recipe.replace(epochs=1)
-    )
-    assert task.method.fit(task) is task.predictor
+    method = new_method("vanilla")
+    task = make_task(method, dataset=dataset, splits=built(small), recipe=dataset.recipe.replace(epochs=1))
+    assert method.fit(task) is task.predictor
     assert math.isfinite(task.journal.epochs[-1].test["acc_unbiased"])
 
 

@@ -25,8 +25,8 @@ from debiasbench.nets.build import build_net
 from debiasbench.recipe import Recipe
 from debiasbench.samples import Samples
 from debiasbench.testing import DATASET_CHECKS
-from debiasbench.training.stage import _optimizer
 from debiasbench.training.task import Task
+from debiasbench.training.updates import new_optimizer
 
 IDENTITIES = ("male", "female", "LGBTQ", "christian", "muslim", "other_religions", "black", "white")
 HEADER = ["", "id", "comment_text", "split", "toxicity", *IDENTITIES, "identity_any", "insult"]
@@ -437,7 +437,7 @@ def test_weight_decay_belongs_to_matrices(tmp_path, kind, equal):
     decayed = {}
     for rule in ("matrices", "wilds"):
         recipe = Recipe(optimizer="adamw", weight_decay=0.01, decayed=rule)
-        groups = _optimizer({"biased": net}, recipe).param_groups  # LfF's name for it is not its parameters'
+        groups = new_optimizer({"biased": net}, recipe).param_groups  # LfF's name for it is not its parameters'
         assert [group["weight_decay"] for group in groups] == [0.01, 0.0]
         places = {id(parameter) for parameter in groups[0]["params"]}
         decayed[rule] = {name for name, parameter in named.items() if id(parameter) in places}

@@ -16,12 +16,19 @@ from debiasbench.errors import BenchmarkError
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write through a temporary file and a rename, so that nobody ever sees half a file."""
+    """Write a file whole or not at all (see `atomic_file`)."""
+    with atomic_file(path) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write to, which takes its place in the end: nobody ever sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         Path(temporary).chmod(0o644)

@@ -198,17 +198,13 @@ def _union_reader(kinds: tuple[Any, ...]) -> Read:
     def read_union(value: Any) -> Any:
         if value is None and may_be_none:
             return None
-        for read in readers[:-1]:
+        problems = []
+        for read in readers:
             try:
                 return read(value)
-            except _MisfitError:
-                continue
-        try:
-            return readers[-1](value)
-        except _MisfitError:
-            if words:
-                raise _not(words, value) from None
-            raise
+            except _MisfitError as misfit:
+                problems.append(misfit)
+        raise _not(words, value) if words else problems[0]
 
     return read_union
 

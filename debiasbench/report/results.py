@@ -15,7 +15,7 @@ from debiasbench.cell import Cell
 from debiasbench.errors import BenchmarkError
 from debiasbench.evaluation.selection import SELECTION_RULES
 from debiasbench.parameters import suggestion
-from debiasbench.records import Record, arrays_path, read_records, read_scores
+from debiasbench.records import Record, read_records, read_scores
 from debiasbench.report.statistics import compare as compare_runs
 from debiasbench.report.statistics import holm, pairwise_welch, ranks_with_ties
 
@@ -61,13 +61,10 @@ def scores_of(record: Record, complaints: list[str]) -> tuple[np.ndarray, np.nda
     """`read_scores` of a record; None and a complaint where its arrays are damaged."""
     assert record.path is not None, "only records that were read have arrays"
     try:
-        found = read_scores(record.path)
-        if found is not None and not (len(found[0]) and np.isfinite(found[0]).all()):
-            raise BenchmarkError(f"{arrays_path(record.path)}: its scores are not finite, or there are none.")
+        return read_scores(record.path)
     except BenchmarkError as error:
         complaints.append(str(error))
         return None
-    return found
 
 
 def _rows(record: Record) -> list[dict[str, Any]]:

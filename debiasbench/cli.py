@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import os
 import signal
 import sys
@@ -60,9 +62,15 @@ def build_parser() -> argparse.ArgumentParser:
         "(five methods on 5,000 coloured digits).",
     )
     run.add_argument(
-        "--methods", nargs="+", metavar="M", help="names, with parameters inline: pgd:norm=l1,alpha=0.9; or all"
+        "--methods",
+        type=_text,
+        nargs="+",
+        metavar="M",
+        help="names, with parameters inline: pgd:norm=l1,alpha=0.9; or all",
     )
-    run.add_argument("--datasets", nargs="+", metavar="D", help="names, with parameters inline: cmnist:rho=0.01|0.05")
+    run.add_argument(
+        "--datasets", type=_text, nargs="+", metavar="D", help="names, with parameters inline: cmnist:rho=0.01|0.05"
+    )
     run.add_argument(
         "--experiment", metavar="E", help="a table or figure of the paper (table1, figure10), or a TOML file"
     )
@@ -73,7 +81,9 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--data-seeds", type=_number, metavar="K", help="draw the data K times (default: once)")
     run.add_argument("--epochs", type=_number, metavar="E", help="replace the epochs of each stage of the recipes")
     run.add_argument("--recipes", choices=("own", "shared"), default="own", help="shared: ignore methods' own recipes")
-    run.add_argument("--reference", metavar="M", help="test the others against this method (default: the first)")
+    run.add_argument(
+        "--reference", type=_text, metavar="M", help="test the others against this method (default: the first)"
+    )
     run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default auto)")
     run.add_argument(
         "--workers",
@@ -99,9 +109,11 @@ def build_parser() -> argparse.ArgumentParser:
 
     report = commands.add_parser("report", help="tables and figures from records alone")
     report.add_argument("folder", nargs="?", type=Path, default=Path("results"), help="a results folder, or records")
-    report.add_argument("--reference", metavar="M", help="test the others against this method (default: the first)")
-    report.add_argument("--methods", nargs="+", metavar="M", help="only these methods, by name or label")
-    report.add_argument("--datasets", nargs="+", metavar="D", help="only these datasets, by name or label")
+    report.add_argument(
+        "--reference", type=_text, metavar="M", help="test the others against this method (default: the first)"
+    )
+    report.add_argument("--methods", type=_text, nargs="+", metavar="M", help="only these methods, by name or label")
+    report.add_argument("--datasets", type=_text, nargs="+", metavar="D", help="only these datasets, by name or label")
     report.add_argument("--metrics", nargs="+", metavar="K", help="columns of the comparison (default: headlines)")
     report.add_argument(
         "--select", nargs="+", metavar="R", default=["last"], help="selection rules of the comparison (default: last)"
@@ -114,7 +126,7 @@ def build_parser() -> argparse.ArgumentParser:
     _places(listing)
 
     inspect = commands.add_parser("inspect", help="how biased is a dataset: counts, ratios, a contact sheet")
-    inspect.add_argument("dataset", help="a name, with parameters inline")
+    inspect.add_argument("dataset", type=_text, help="a name, with parameters inline")
     _places(inspect, data=True, results=True)
 
     prepare = commands.add_parser(
@@ -123,7 +135,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Download what has a stable address, verify and unpack it; say of the rest what to fetch, how big "
         "it is, and where to put it. What is there is not fetched again; what breaks off is tried again.",
     )
-    prepare.add_argument("datasets", nargs="*", metavar="DATASET", help="names, with parameters inline")
+    prepare.add_argument("datasets", type=_text, nargs="*", metavar="DATASET", help="names, with parameters inline")
     prepare.add_argument("--check", action="store_true", help="only say what is there, of every dataset or of these")
     _places(prepare, data=True)
 
@@ -132,7 +144,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="check a method or dataset of your own: what every one of them must hold",
         description="Run the contract suite on a method or a dataset: what each check protects from and what it found.",
     )
-    test.add_argument("name", help="of a method, or of a dataset with parameters inline")
+    test.add_argument("name", type=_text, help="of a method, or of a dataset with parameters inline")
     _places(test, data=True)
 
     status = commands.add_parser("status", help="what a results folder holds, also while it grows")
@@ -171,12 +183,25 @@ def _number(text: str) -> int:
         raise argparse.ArgumentTypeError(f"must be a whole number. Got {text!r}") from None
 
 
+def _text(argument: str) -> str:
+    """An argument, also where the locale cannot say what its bytes mean: they are UTF-8 then."""
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        with contextlib.suppress(UnicodeDecodeError):  # no text at all: the name of a file, perhaps
+            return os.fsencode(argument).decode("utf-8")
+    return argument
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, 1 if cells failed, 2 for a mistake in what was asked, 130 if stopped."""
     commands = {
         "run": run_command, "report": report_command, "list": list_command, "inspect": inspect_command,
         "prepare": prepare_command, "status": status_command, "test": test_command,
     }  # fmt: skip
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a character shows its code
     try:
         options = build_parser().parse_args(arguments)
         _add_folders(options)

@@ -43,6 +43,15 @@ def file_name(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.,=+-]", "-", text.replace(":", "+", 1))[:120]
 
 
+def to_path(text: str) -> Path:
+    """A path from the text of a setting, also where the locale cannot write it: file names are UTF-8 then."""
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        text = os.fsdecode(text.encode("utf-8", "surrogateescape"))
+    return Path(text)
+
+
 # ---- where nothing can be written -----------------------------------------------------------------------------------
 
 

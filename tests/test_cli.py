@@ -120,7 +120,7 @@ def plugins(tmp_path_factory):
     folder = tmp_path_factory.mktemp("plugins")
     for name, text in (("quick_data", DATASET), ("bad_methods", METHODS)):
         (folder / name).mkdir()
-        (folder / name / f"{name}.py").write_text(text)
+        (folder / name / f"{name}.py").write_text(text, encoding="utf-8")
     kept = {name: os.environ.get(name) for name in ("DEBIASBENCH_METHODS_PATH", "DEBIASBENCH_DATASETS_PATH")}
     yield ["--methods-dir", str(folder / "bad_methods"), "--datasets-dir", str(folder / "quick_data")]
     for registry in (methods, datasets):
@@ -143,7 +143,7 @@ def results(tmp_path_factory, plugins):
 
 
 def records_of(folder):
-    return {path: json.loads(path.read_text()) for path in sorted(folder.rglob("s*.json"))}
+    return {path: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.rglob("s*.json"))}
 
 
 def run(folder, plugins, *words):
@@ -242,7 +242,7 @@ def test_failures_are_recorded_and_the_others_finish(tmp_path, plugins, capsys):
     shown = capsys.readouterr()
     assert "Traceback" not in shown.out + shown.err
     assert "no such thing" in shown.out
-    logs = [path.read_text() for path in (tmp_path / "logs").rglob("*.log")]
+    logs = [path.read_text(encoding="utf-8") for path in (tmp_path / "logs").rglob("*.log")]
     assert any("printed by the method" in text for text in logs)
 
     assert run(tmp_path, plugins, "--methods", "vanilla", "raising", "--seeds", "1") == 1
@@ -272,7 +272,9 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path, plugins):
     words = [sys.executable, "-P", "-m", "debiasbench", "run", *plugins, "--methods", "slow", "--datasets", "small"]
     words += ["--seeds", "2", "--workers", "1", "--device", "cpu", "--results-dir", str(tmp_path)]
     environment = os.environ | {"PYTHONPATH": str(Path(debiasbench.__file__).parent.parent)}
-    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True)
+    process = subprocess.Popen(
+        words, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True, encoding="utf-8"
+    )
     deadline = time.monotonic() + 120
     while not records_of(tmp_path) and time.monotonic() < deadline:
         time.sleep(0.2)
@@ -321,7 +323,7 @@ def test_a_mistake_gets_one_message_before_anything_trains(case, tmp_path, plugi
 
 
 def test_results_that_cannot_be_written_are_refused_first(tmp_path, plugins, capsys):
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     assert run(tmp_path / "file" / "results", plugins, "--methods", "vanilla", "--seeds", "1") == 2
     assert "cannot be written" in capsys.readouterr().err
 
@@ -366,7 +368,8 @@ def test_run_works_from_a_script_without_a_main_guard(results, plugins, tmp_path
         import debiasbench
         table = debiasbench.run(["vanilla"], ["small"], seeds=[7], results_dir={str(tmp_path)!r}, device="cpu")
         assert table.status.tolist() == ["done"] * 10, table.status
-    """)
+    """),
+        encoding="utf-8",
     )
     environment = os.environ | {"PYTHONPATH": str(Path(debiasbench.__file__).parent.parent)}
     subprocess.run([sys.executable, "-P", str(script)], check=True, env=environment, timeout=120)
@@ -376,7 +379,7 @@ def test_a_failure_never_replaces_a_finished_record(tmp_path, plugins, monkeypat
     words = ["--methods", "failsonce", "--seeds", "1", "--workers", "1"]
     assert run(tmp_path, plugins, *words) == 0
     (before,) = records_of(tmp_path).values()
-    (tmp_path / "flag").write_text("")
+    (tmp_path / "flag").write_text("", encoding="utf-8")
     monkeypatch.setenv("DEBIASBENCH_TEST", str(tmp_path / "flag"))
     assert run(tmp_path, plugins, *words, "--rerun", "all") == 1
     assert "the file is there" in capsys.readouterr().err

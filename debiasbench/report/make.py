@@ -23,7 +23,7 @@ from debiasbench.evaluation.selection import SELECTION_RULES
 from debiasbench.experiments import Experiment
 from debiasbench.files import file_name, write_atomically
 from debiasbench.parameters import suggestion
-from debiasbench.plain import from_plain
+from debiasbench.plain import encodable, from_plain
 from debiasbench.plugins import is_shipped, version_of
 from debiasbench.records import Record, read_records
 from debiasbench.report.outcomes import outcome
@@ -253,7 +253,7 @@ def read_grid(results_dir: Path, complaints: list[str]) -> LastGrid:
     try:
         if not path.is_file() or path.stat().st_size > MOST_BYTES:
             raise ValueError("it is no plain file, or too large")
-        content = json.loads(path.read_bytes().decode())
+        content = json.loads(path.read_bytes().decode("utf-8-sig"))
         found: LastGrid = from_plain(LastGrid, content)
         return replace(found, experiment=_experiment(content.get("experiment")))
     except (OSError, ValueError, RecursionError) as error:
@@ -288,13 +288,13 @@ def _in_tuples(kind: Any) -> Any:
 
 
 def _write(path: Path, text: str) -> Path:
-    write_atomically(path, text.encode())
+    write_atomically(path, encodable(text).encode("utf-8"))
     return path
 
 
 def _write_csv(path: Path, text: str) -> Path:
     """With a byte-order mark: without it Excel takes UTF-8 for something else."""
-    write_atomically(path, text.encode("utf-8-sig"))
+    write_atomically(path, encodable(text).encode("utf-8-sig"))
     return path
 
 

@@ -147,6 +147,15 @@ def build_parser() -> argparse.ArgumentParser:
     test.add_argument("name", type=_text, help="of a method, or of a dataset with parameters inline")
     _places(test, data=True)
 
+    archive = commands.add_parser(
+        "archive",
+        help="put the records of a folder into one .zip, which is read as the folder",
+        description="Put the records below a folder, with their arrays and weights, into one .zip beside it, which "
+        "`report`, `status` and `run` read as they read the folder. The folder stays: delete it when you like.",
+    )
+    archive.add_argument("folder", type=Path, help="a folder of records: results/records, or one below it")
+    archive.add_argument("--output", type=Path, metavar="FILE", help="default: FOLDER.zip")
+
     status = commands.add_parser("status", help="what a results folder holds, also while it grows")
     status.add_argument("folder", nargs="?", type=Path, default=Path("results"))
     return parser
@@ -198,6 +207,7 @@ def main(arguments: list[str] | None = None) -> int:
     commands = {
         "run": run_command, "report": report_command, "list": list_command, "inspect": inspect_command,
         "prepare": prepare_command, "status": status_command, "test": test_command,
+        "archive": archive_command,
     }  # fmt: skip
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -335,7 +345,7 @@ def _show_plan(console: Console, ready: GridRun, *, every_cell: bool) -> None:
 
 def _cost(planned: Plan, results_dir: Path, n_workers: int) -> str:
     """What the cells to run will cost: from the seconds of records of the same dataset, else in vanilla runs."""
-    from debiasbench.records import read_records
+    from debiasbench.records import read_records, sources
     from debiasbench.wording import duration
 
     costs = planned.grid.relative_costs
@@ -343,11 +353,10 @@ def _cost(planned: Plan, results_dir: Path, n_workers: int) -> str:
     if not planned.to_run:
         return "nothing to run"
     rates: dict[str, list[float]] = {}
-    if (results_dir / "records").is_dir():
-        for record in read_records(results_dir / "records")[0]:
-            if record.done and record.hash in costs:
-                rate = record.provenance.seconds.total / costs[record.hash]
-                rates.setdefault(record.cell.dataset_title, []).append(rate)
+    for record in read_records(*sources(results_dir))[0]:
+        if record.done and record.hash in costs:
+            rate = record.provenance.seconds.total / costs[record.hash]
+            rates.setdefault(record.cell.dataset_title, []).append(rate)
     if all(cell.dataset_title in rates for cell in planned.to_run):
         seconds = sum(
             costs[cell.hash] * sorted(rates[cell.dataset_title])[len(rates[cell.dataset_title]) // 2]
@@ -527,6 +536,24 @@ def test_command(options: argparse.Namespace) -> int:
         f"{len(outcomes)} checks: {', '.join(f'{outcomes.count(one)} {one}' for one in dict.fromkeys(outcomes))}."
     )
     return FAILED if n_failed else OK
+
+
+def archive_command(options: argparse.Namespace) -> int:
+    """One .zip of the records below a folder."""
+    from debiasbench.records import pack
+
+    folder = options.folder.resolve()  # `.` and `..` have a name
+    output = options.output or folder.with_name(f"{folder.name}.zip")
+    if output.suffix != ".zip":
+        raise BenchmarkError(f"--output must end in .zip, so that it is read as an archive. Got {output}.")
+    if output.exists():
+        raise BenchmarkError(
+            f"{output} is there already. Unpack it into {options.folder} and delete it, so that nothing of it is lost; "
+            "or give another file with --output."
+        )
+    n_files = pack(options.folder, output)
+    print(f"{output}: {n_files} files.")
+    return OK
 
 
 def status_command(options: argparse.Namespace) -> int:

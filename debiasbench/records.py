@@ -495,15 +495,21 @@ def _first_line(error: BaseException) -> str:
     return text.strip().partition("\n")[0].rstrip(".") or type(error).__name__
 
 
-def read_records(folder: Path) -> tuple[list[Record], list[str]]:
-    """All records below a folder (or in an archive), and a complaint about each file that cannot be read as one.
+def sources(folder: Path) -> list[Path]:
+    """Where the records of a results folder are: in `records` and in its archive; of another folder, in it."""
+    known = [one for one in (folder / "records", folder / "records.zip") if one.exists()]
+    return known or [folder]
+
+
+def read_records(*folders: Path) -> tuple[list[Record], list[str]]:
+    """All records below folders (or in archives), and a complaint about each file that cannot be read as one.
 
     Of a cell that has a record in an archive and another beside it, or in two archives, one is read: one that is done
     before one that failed, and what is in no archive before what is.
     """
     records: list[Record] = []
     complaints: list[str] = []
-    for path in _record_files(folder, complaints):
+    for path in (path for folder in folders for path in _record_files(folder, complaints)):
         try:
             records.append(read_record(path))
         except BenchmarkError as error:

@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,7 @@ import debiasbench
 from debiasbench.cli import main
 from debiasbench.datasets import registry as datasets
 from debiasbench.methods import registry as methods
+from debiasbench.report import make as report
 
 DATASET = '''
 """Small: the tiny data of the contract suite, for one epoch."""
@@ -351,6 +353,47 @@ def test_list_inspect_prepare_and_status(results, plugins, tmp_path, capsys):
     assert "pgd" in capsys.readouterr().out
     assert main(["report", str(results), "--bibtex"]) == 0
     assert "@inproceedings{ahn2023pgd" in capsys.readouterr().out
+
+
+def test_records_in_an_archive_count_as_those_of_the_folder(results, plugins, tmp_path, capsys):
+    folder = tmp_path / "results"
+    shutil.copytree(results, folder)
+    before = report.make(folder, figures=False)
+    assert main(["archive", str(folder / "records")]) == 0
+    assert f"{folder / 'records.zip'}: 12 files.\n" in capsys.readouterr().out  # arrays and weights go along
+    assert main(["archive", str(folder / "records")]) == 2
+    assert "records.zip is there already" in capsys.readouterr().err
+    shutil.rmtree(folder / "records")
+    assert main(["status", str(folder)]) == 0
+    told = capsys.readouterr().out
+    assert len(re.findall(r"small\W+(pgd|vanilla)\W+2\W+0\b", told)) == 2
+    assert "not finished" not in told
+    made = report.make(folder, figures=False)
+    assert made.complaints == []
+    assert made.tables == before.tables
+    assert made.paths["records"] == [folder / "records.zip"]
+    grid = ["--methods", "vanilla", "pgd", "--seeds", "2", "--save-weights"]
+    assert run(folder, plugins, *grid, "--dry-run") == 0
+    assert "0 cells to run, 4 finished before" in capsys.readouterr().out
+    assert run(folder, plugins, *grid[:-2], "3", "--rerun", "failed") == 0  # more seeds go beside the archive
+    made = report.make(folder, figures=False)
+    assert [row[-1].value for row in made.table("comparison").rows] == [3, 3]
+    assert made.paths["records"] == [folder / "records", folder / "records.zip"]
+
+
+def test_the_report_of_an_archive_goes_into_the_folder_of_its_name(results, tmp_path, capsys):
+    archive = tmp_path / "given.zip"
+    assert main(["archive", str(results / "records"), "--output", str(archive)]) == 0
+    made = report.make(archive, figures=False)
+    shutil.copytree(results / "records", tmp_path / "folder")
+    assert made.tables == report.make(tmp_path / "folder", figures=False).tables
+    assert made.paths["report"] == [tmp_path / "given" / "report.html"]
+    assert main(["status", str(archive)]) == 0
+    assert main(["archive", str(results / "records"), "--output", str(tmp_path / "given.tar")]) == 2
+    assert "--output must end in .zip" in capsys.readouterr().err
+    assert main(["archive", str(tmp_path / "none")]) == 2
+    assert main(["report", str(tmp_path / "none.zip")]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == f"error: There is no results folder {tmp_path / 'none.zip'}."
 
 
 def test_help_does_not_import_torch():

@@ -107,16 +107,21 @@ def load_results(path: str | Path) -> pd.DataFrame:
     Raises:
         BenchmarkError: there is no such folder, or it holds no record that can be read.
     """
-    records, complaints = read_records(_existing(Path(path)))
+    records, complaints = read_records(existing(Path(path)))
     if not records:
         raise BenchmarkError("\n".join([f"There are no records in {path}.", *complaints]))
     return to_frame(records)
 
 
-def _existing(folder: Path) -> Path:
-    if not folder.is_dir():
-        raise BenchmarkError(f"There is no results folder {folder}.")
-    return folder
+def existing(results: Path) -> Path:
+    """A folder of results, or an archive of records.
+
+    Raises:
+        BenchmarkError: it is not there.
+    """
+    if not (results.is_dir() or (results.suffix == ".zip" and results.is_file())):
+        raise BenchmarkError(f"There is no results folder {results}.")
+    return results
 
 
 def runs(table: pd.DataFrame, dataset: str, metric: str, *, split: str = "test", select: str = "last") -> pd.DataFrame:

@@ -38,7 +38,7 @@ def peak(net, device, size, batch, recompute, precision):
     """MiB."""
     arguments = [net, device, size, batch, recompute, precision]
     command = [sys.executable, "-c", STEP, *map(str, arguments)]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+    return float(subprocess.run(command, check=True, capture_output=True, encoding="utf-8").stdout.split()[-1])
 
 
 def main():

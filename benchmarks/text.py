@@ -109,7 +109,9 @@ def memory(options):
         command = [sys.executable, "-c", BUILD, options.encoder, folder]
         result = {"rows": options.rows, "file_mb": path.stat().st_size / 1e6}
         for name in ("tokens made", "tokens found"):
-            told = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout.split()
+            told = subprocess.run(
+                command, check=True, capture_output=True, encoding="utf-8", env=environment
+            ).stdout.split()
             result[name] = dict(zip(("peak_mib", "seconds", "mapped_files_mib"), map(float, told), strict=False))
     return result
 

@@ -79,7 +79,7 @@ class ImageFolder(Dataset):
 
     def needed_files(self, data_dir: Path) -> list[NeededFile]:
         """The folder, which the user names."""
-        if self.root and Path(self.root).is_dir():
+        if self.root and self.folder(data_dir).is_dir():
             return []
         example = "name it: imagefolder:root=FOLDER,title=NAME"
         return [NeededFile(Path(self.root or "FOLDER"), "train/<class>/*, test/<class>/* or images.csv", example)]
@@ -129,7 +129,7 @@ class ImageFolder(Dataset):
         """The images of each split."""
         if not self.root:
             raise BenchmarkError("imagefolder needs a folder: imagefolder:root=FOLDER,title=NAME")
-        root = Path(self.root)
+        root = self.folder(Path())
         table = root / self.table
         if self.table != "images.csv" and not table.is_file():
             raise BenchmarkError(f"There is no file {table} (imagefolder:table={self.table}).")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import os
 import signal
 import sys
@@ -60,9 +62,15 @@ def build_parser() -> argparse.ArgumentParser:
         "(five methods on 5,000 coloured digits).",
     )
     run.add_argument(
-        "--methods", nargs="+", metavar="M", help="names, with parameters inline: pgd:norm=l1,alpha=0.9; or all"
+        "--methods",
+        type=_text,
+        nargs="+",
+        metavar="M",
+        help="names, with parameters inline: pgd:norm=l1,alpha=0.9; or all",
     )
-    run.add_argument("--datasets", nargs="+", metavar="D", help="names, with parameters inline: cmnist:rho=0.01|0.05")
+    run.add_argument(
+        "--datasets", type=_text, nargs="+", metavar="D", help="names, with parameters inline: cmnist:rho=0.01|0.05"
+    )
     run.add_argument(
         "--experiment", metavar="E", help="a table or figure of the paper (table1, figure10), or a TOML file"
     )
@@ -73,7 +81,9 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--data-seeds", type=_number, metavar="K", help="draw the data K times (default: once)")
     run.add_argument("--epochs", type=_number, metavar="E", help="replace the epochs of each stage of the recipes")
     run.add_argument("--recipes", choices=("own", "shared"), default="own", help="shared: ignore methods' own recipes")
-    run.add_argument("--reference", metavar="M", help="test the others against this method (default: the first)")
+    run.add_argument(
+        "--reference", type=_text, metavar="M", help="test the others against this method (default: the first)"
+    )
     run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default auto)")
     run.add_argument(
         "--workers",
@@ -99,9 +109,11 @@ def build_parser() -> argparse.ArgumentParser:
 
     report = commands.add_parser("report", help="tables and figures from records alone")
     report.add_argument("folder", nargs="?", type=Path, default=Path("results"), help="a results folder, or records")
-    report.add_argument("--reference", metavar="M", help="test the others against this method (default: the first)")
-    report.add_argument("--methods", nargs="+", metavar="M", help="only these methods, by name or label")
-    report.add_argument("--datasets", nargs="+", metavar="D", help="only these datasets, by name or label")
+    report.add_argument(
+        "--reference", type=_text, metavar="M", help="test the others against this method (default: the first)"
+    )
+    report.add_argument("--methods", type=_text, nargs="+", metavar="M", help="only these methods, by name or label")
+    report.add_argument("--datasets", type=_text, nargs="+", metavar="D", help="only these datasets, by name or label")
     report.add_argument("--metrics", nargs="+", metavar="K", help="columns of the comparison (default: headlines)")
     report.add_argument(
         "--select", nargs="+", metavar="R", default=["last"], help="selection rules of the comparison (default: last)"
@@ -114,7 +126,7 @@ def build_parser() -> argparse.ArgumentParser:
     _places(listing)
 
     inspect = commands.add_parser("inspect", help="how biased is a dataset: counts, ratios, a contact sheet")
-    inspect.add_argument("dataset", help="a name, with parameters inline")
+    inspect.add_argument("dataset", type=_text, help="a name, with parameters inline")
     _places(inspect, data=True, results=True)
 
     prepare = commands.add_parser(
@@ -123,7 +135,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Download what has a stable address, verify and unpack it; say of the rest what to fetch, how big "
         "it is, and where to put it. What is there is not fetched again; what breaks off is tried again.",
     )
-    prepare.add_argument("datasets", nargs="*", metavar="DATASET", help="names, with parameters inline")
+    prepare.add_argument("datasets", type=_text, nargs="*", metavar="DATASET", help="names, with parameters inline")
     prepare.add_argument("--check", action="store_true", help="only say what is there, of every dataset or of these")
     _places(prepare, data=True)
 
@@ -132,8 +144,17 @@ def build_parser() -> argparse.ArgumentParser:
         help="check a method or dataset of your own: what every one of them must hold",
         description="Run the contract suite on a method or a dataset: what each check protects from and what it found.",
     )
-    test.add_argument("name", help="of a method, or of a dataset with parameters inline")
+    test.add_argument("name", type=_text, help="of a method, or of a dataset with parameters inline")
     _places(test, data=True)
+
+    archive = commands.add_parser(
+        "archive",
+        help="put the records of a folder into one .zip, which is read as the folder",
+        description="Put the records below a folder, with their arrays and weights, into one .zip beside it, which "
+        "`report`, `status` and `run` read as they read the folder. The folder stays: delete it when you like.",
+    )
+    archive.add_argument("folder", type=Path, help="a folder of records: results/records, or one below it")
+    archive.add_argument("--output", type=Path, metavar="FILE", help="default: FOLDER.zip")
 
     status = commands.add_parser("status", help="what a results folder holds, also while it grows")
     status.add_argument("folder", nargs="?", type=Path, default=Path("results"))
@@ -171,12 +192,26 @@ def _number(text: str) -> int:
         raise argparse.ArgumentTypeError(f"must be a whole number. Got {text!r}") from None
 
 
+def _text(argument: str) -> str:
+    """An argument, also where the locale cannot say what its bytes mean: they are UTF-8 then."""
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        with contextlib.suppress(UnicodeDecodeError):  # no text at all: the name of a file, perhaps
+            return os.fsencode(argument).decode("utf-8")
+    return argument
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, 1 if cells failed, 2 for a mistake in what was asked, 130 if stopped."""
     commands = {
         "run": run_command, "report": report_command, "list": list_command, "inspect": inspect_command,
         "prepare": prepare_command, "status": status_command, "test": test_command,
+        "archive": archive_command,
     }  # fmt: skip
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a character shows its code
     try:
         options = build_parser().parse_args(arguments)
         _add_folders(options)
@@ -310,7 +345,7 @@ def _show_plan(console: Console, ready: GridRun, *, every_cell: bool) -> None:
 
 def _cost(planned: Plan, results_dir: Path, n_workers: int) -> str:
     """What the cells to run will cost: from the seconds of records of the same dataset, else in vanilla runs."""
-    from debiasbench.records import read_records
+    from debiasbench.records import read_records, sources
     from debiasbench.wording import duration
 
     costs = planned.grid.relative_costs
@@ -318,11 +353,10 @@ def _cost(planned: Plan, results_dir: Path, n_workers: int) -> str:
     if not planned.to_run:
         return "nothing to run"
     rates: dict[str, list[float]] = {}
-    if (results_dir / "records").is_dir():
-        for record in read_records(results_dir / "records")[0]:
-            if record.done and record.hash in costs:
-                rate = record.provenance.seconds.total / costs[record.hash]
-                rates.setdefault(record.cell.dataset_title, []).append(rate)
+    for record in read_records(*sources(results_dir))[0]:
+        if record.done and record.hash in costs:
+            rate = record.provenance.seconds.total / costs[record.hash]
+            rates.setdefault(record.cell.dataset_title, []).append(rate)
     if all(cell.dataset_title in rates for cell in planned.to_run):
         seconds = sum(
             costs[cell.hash] * sorted(rates[cell.dataset_title])[len(rates[cell.dataset_title]) // 2]
@@ -502,6 +536,24 @@ def test_command(options: argparse.Namespace) -> int:
         f"{len(outcomes)} checks: {', '.join(f'{outcomes.count(one)} {one}' for one in dict.fromkeys(outcomes))}."
     )
     return FAILED if n_failed else OK
+
+
+def archive_command(options: argparse.Namespace) -> int:
+    """One .zip of the records below a folder."""
+    from debiasbench.records import pack
+
+    folder = options.folder.resolve()  # `.` and `..` have a name
+    output = options.output or folder.with_name(f"{folder.name}.zip")
+    if output.suffix != ".zip":
+        raise BenchmarkError(f"--output must end in .zip, so that it is read as an archive. Got {output}.")
+    if output.exists():
+        raise BenchmarkError(
+            f"{output} is there already. Unpack it into {options.folder} and delete it, so that nothing of it is lost; "
+            "or give another file with --output."
+        )
+    n_files = pack(options.folder, output)
+    print(f"{output}: {n_files} files.")
+    return OK
 
 
 def status_command(options: argparse.Namespace) -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from debiasbench.errors import BenchmarkError
+from debiasbench.files import to_path
 from debiasbench.parameters import Parameters, above, at_least, between, one_of
 from debiasbench.plugins import Registry, folders
 from debiasbench.recipe import Recipe
@@ -98,7 +99,7 @@ class Dataset(Parameters, ABC):
 
     def folder(self, data_dir: Path) -> Path:
         """Where this dataset's files are."""
-        return Path(self.root) if self.root else data_dir / self.name
+        return to_path(self.root) if self.root else data_dir / self.name
 
     def needed_files(self, data_dir: Path) -> list[NeededFile]:
         """The files that are needed and not there. Asked before anything trains."""

@@ -77,8 +77,8 @@ def read_experiment(name: str, *, smoke: bool = False) -> Experiment:
         known = names()
         raise BenchmarkError(f"Unknown experiment '{name}'.{suggestion(name, known)} Known: {', '.join(known)}.")
     try:
-        values = tomllib.loads(path.read_text())
-    except tomllib.TOMLDecodeError as error:
+        values = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BenchmarkError(f"{path} is no valid TOML: {error}") from None
     lacking = [key for key in ("methods", "datasets") if key not in values]
     if lacking:
@@ -104,7 +104,7 @@ def write_grid(results_dir: Path, asked: Experiment, methods: Sequence[str]) -> 
     """Keep what `debiasbench report` needs to show a grid as its run did; `methods` are titles, in order."""
     shown = asdict(asked) if asked.paper or asked.show != "accuracy" else None
     content = {"reference": asked.reference, "order": list(methods), "experiment": shown}
-    write_atomically(results_dir / "grid.json", json.dumps(content, ensure_ascii=False).encode())
+    write_atomically(results_dir / "grid.json", json.dumps(content).encode())
 
 
 def names() -> list[str]:

@@ -16,12 +16,19 @@ from debiasbench.errors import BenchmarkError
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write through a temporary file and a rename, so that nobody ever sees half a file."""
+    """Write a file whole or not at all (see `atomic_file`)."""
+    with atomic_file(path) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write to, which takes its place in the end: nobody ever sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         Path(temporary).chmod(0o644)
@@ -34,6 +41,15 @@ def write_atomically(path: Path, data: bytes) -> None:
 def file_name(text: str) -> str:
     """A title as a file name on every system; titles that differ in odd characters alone may have one name."""
     return re.sub(r"[^A-Za-z0-9_.,=+-]", "-", text.replace(":", "+", 1))[:120]
+
+
+def to_path(text: str) -> Path:
+    """A path from the text of a setting, also where the locale cannot write it: file names are UTF-8 then."""
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        text = os.fsdecode(text.encode("utf-8", "surrogateescape"))
+    return Path(text)
 
 
 # ---- where nothing can be written -----------------------------------------------------------------------------------

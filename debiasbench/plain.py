@@ -5,12 +5,28 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import reprlib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+Read = Callable[[Any], Any]
+
 _WORDS = {str: "text", bool: "true or false", int: "a whole number", float: "a finite number", type(None): "null"}
+_NAMES = {None: "null", True: "true", False: "false"}
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 40
+_SHORT.maxlist = _SHORT.maxdict = 3
+_SHORT.maxlevel = 2
+
+
+class _MisfitError(Exception):
+    """A value is not of its type: `path` leads to it, the innermost part first."""
+
+    def __init__(self, problem: str, *path: str) -> None:
+        super().__init__(problem)
+        self.problem, self.path = problem, list(path)
 
 
 def from_plain(kind: Any, value: Any, where: str = "the content") -> Any:
@@ -18,73 +34,179 @@ def from_plain(kind: Any, value: Any, where: str = "the content") -> Any:
 
     Args:
         kind: str, bool, int, float, None, a union of these, `tuple[X, ...]`, `dict[str, X]`, a dataclass of such
-            fields, or Any. A dataclass may lack keys that have a default; keys that it does not know are left out.
+            fields, any of them or None, or Any. A dataclass may lack keys that have a default; keys that it does not
+            know are left out. A dataclass may refuse values that do not go together, by a ValueError that begins with
+            the name of a field.
         value: what `json.loads` returns.
         where: names the value in messages.
 
     Raises:
         ValueError: the value is not of that type; the message says which part, what was found, and what is allowed.
     """
-    if kind is Any:
-        return value
-    origin = typing.get_origin(kind)
-    if origin in (types.UnionType, typing.Union):
-        return _one_of(typing.get_args(kind), value, where)
-    if origin is tuple:
-        if not isinstance(value, list):
-            raise _not("a list", value, where)
-        (part, _) = typing.get_args(kind)
-        return tuple(from_plain(part, one, f"{where}[{index}]") for index, one in enumerate(value))
-    if origin is dict:
-        (_, part) = typing.get_args(kind)
-        return {key: from_plain(part, one, f"{where}.{key}") for key, one in _mapping(value, where).items()}
-    if dataclasses.is_dataclass(kind):
-        return _of_dataclass(kind, _mapping(value, where), where)
-    if kind is float and type(value) is int:
-        value = float(value) if abs(value) < 1e300 else math.inf
-    if type(value) is not kind or (kind is float and not math.isfinite(value)):
-        raise _not(_WORDS[kind], value, where)
-    return value
+    try:
+        return _reader(kind)(value)
+    except _MisfitError as misfit:
+        raise ValueError(f"{where}{''.join(reversed(misfit.path))}{misfit.problem}") from None
 
 
 def to_plain(value: Any) -> Any:
     """What `from_plain` reads: dataclasses as dictionaries without fields that are None, tuples as lists.
 
-    A number that is not finite has no place in JSON: as a value of a dictionary its key is left out.
+    A number that is not finite has no place in JSON: as a value of a dictionary its key is left out. Text is made
+    `encodable`.
     """
     if dataclasses.is_dataclass(value):
         value = {item.name: getattr(value, item.name) for item in _fields(type(value))}
         value = {name: one for name, one in value.items() if one is not None}
     if isinstance(value, Mapping):
-        return {name: to_plain(one) for name, one in value.items() if not _is_odd(one)}
+        return {to_plain(name): to_plain(one) for name, one in value.items() if not _is_odd(one)}
     if isinstance(value, list | tuple):
         return [to_plain(one) for one in value]
-    return value
+    return encodable(value) if isinstance(value, str) else value
+
+
+def encodable(text: str) -> str:
+    r"""Text that can be written as UTF-8: halves of characters (bytes of a foreign file name, say) as `\udc80`."""
+    return text if _is_whole(text) else text.encode("utf-8", "backslashreplace").decode()
+
+
+def shown(value: Any) -> str:
+    """A value in a few words, on one line, as in JSON."""
+    return _NAMES[value] if value is None or isinstance(value, bool) else _SHORT.repr(value)
 
 
 def _is_odd(value: Any) -> bool:
     return isinstance(value, float) and not math.isfinite(value)
 
 
-def _mapping(value: Any, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise _not("an object", value, where)
-    return value
+def _is_whole(text: str) -> bool:
+    """Whether no half of a surrogate pair stands alone: such text cannot be written anywhere."""
+    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def _one_of(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
-    problems = []
-    for kind in kinds:
-        try:
-            return from_plain(kind, value, where)
-        except ValueError as problem:
-            problems.append(problem)
-    raise problems[0]  # of `X | None`, what X should have been
+# ---- readers: one a type, made once, since records hold many values ------------------------------------------------
 
 
 @functools.cache
-def _hints(kind: type) -> dict[str, Any]:
-    return typing.get_type_hints(kind)
+def _reader(kind: Any) -> Read:
+    """What reads a plain value of a type, or raises a `_MisfitError`."""
+    if kind is Any:
+        return _read_any
+    if kind in _OF_SIMPLE:
+        return _OF_SIMPLE[kind]
+    origin = typing.get_origin(kind)
+    if origin in (types.UnionType, typing.Union):
+        return _union_reader(typing.get_args(kind))
+    if origin is tuple:
+        return _list_reader(_reader(typing.get_args(kind)[0]))
+    if origin is dict:
+        return _mapping_reader(_reader(typing.get_args(kind)[1]))
+    return _dataclass_reader(kind)
+
+
+def _not(what: str, value: Any) -> _MisfitError:
+    return _MisfitError(f" must be {what}, and is {shown(value)}")
+
+
+def _read_text(value: Any) -> str:
+    if type(value) is not str:
+        raise _not("text", value)
+    if not _is_whole(value):
+        raise _not("text of whole characters", value)
+    return value
+
+
+def _read_bool(value: Any) -> bool:
+    if type(value) is not bool:
+        raise _not("true or false", value)
+    return value
+
+
+def _read_int(value: Any) -> int:
+    if type(value) is not int:
+        raise _not("a whole number", value)
+    if not -(2**63) <= value < 2**63:
+        raise _not("a whole number of 64 bits", value)
+    return value
+
+
+def _read_float(value: Any) -> float:
+    if type(value) is int:
+        value = float(value) if abs(value) < 1e300 else math.inf
+    if type(value) is not float or not math.isfinite(value):
+        raise _not("a finite number", value)
+    return value
+
+
+def _read_none(value: Any) -> None:
+    if value is not None:
+        raise _not("null", value)
+
+
+_OF_SIMPLE: dict[Any, Read] = {
+    str: _read_text, bool: _read_bool, int: _read_int, float: _read_float, type(None): _read_none,
+}  # fmt: skip
+
+
+def _read_any(value: Any) -> Any:
+    """Any plain value, whose numbers and text are such as can be written again."""
+    if isinstance(value, dict):
+        return _mapping_reader(_read_any)(value)
+    if isinstance(value, list):
+        return list(_list_reader(_read_any)(value))
+    return value if value is None else _OF_SIMPLE[type(value)](value)
+
+
+def _list_reader(read: Read) -> Read:
+    def read_list(value: Any) -> tuple[Any, ...]:
+        if not isinstance(value, list):
+            raise _not("a list", value)
+        found: list[Any] = []
+        try:
+            for one in value:
+                found.append(read(one))
+        except _MisfitError as misfit:
+            misfit.path.append(f"[{len(found)}]")
+            raise
+        return tuple(found)
+
+    return read_list
+
+
+def _mapping_reader(read: Read) -> Read:
+    def read_mapping(value: Any) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            raise _not("an object", value)
+        found: dict[str, Any] = {}
+        for name, one in value.items():
+            try:
+                found[_read_text(name)] = read(one)
+            except _MisfitError as misfit:
+                misfit.path.append(f".{name}" if name.isprintable() and len(name) <= 60 else f"[{shown(name)}]")
+                raise
+        return found
+
+    return read_mapping
+
+
+def _union_reader(kinds: tuple[Any, ...]) -> Read:
+    """The first of the types that fits."""
+    may_be_none = type(None) in kinds
+    readers = [_reader(kind) for kind in kinds if kind is not type(None)]
+    words = " or ".join(_WORDS[kind] for kind in kinds) if all(kind in _WORDS for kind in kinds) else ""
+
+    def read_union(value: Any) -> Any:
+        if value is None and may_be_none:
+            return None
+        problems = []
+        for read in readers:
+            try:
+                return read(value)
+            except _MisfitError as misfit:
+                problems.append(misfit)
+        raise _not(words, value) if words else problems[0]
+
+    return read_union
 
 
 def _fields(kind: type) -> list[dataclasses.Field[Any]]:
@@ -92,16 +214,29 @@ def _fields(kind: type) -> list[dataclasses.Field[Any]]:
     return [item for item in dataclasses.fields(kind) if item.metadata.get("written", True)]
 
 
-def _of_dataclass(kind: Any, values: dict[str, Any], where: str) -> Any:
-    found = {}
-    for item in _fields(kind):
-        if item.name in values:
-            found[item.name] = from_plain(_hints(kind)[item.name], values[item.name], f"{where}.{item.name}")
-        elif item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
-            raise ValueError(f"{where}.{item.name} is missing")
-    return kind(**found)
+def _dataclass_reader(kind: Any) -> Read:
+    hints = typing.get_type_hints(kind)
+    fields = [
+        (item.name, _reader(hints[item.name]), item.default is item.default_factory is dataclasses.MISSING)
+        for item in _fields(kind)
+    ]
 
+    def read_dataclass(value: Any) -> Any:
+        if not isinstance(value, dict):
+            raise _not("an object", value)
+        found = {}
+        for name, read, required in fields:
+            if name in value:
+                try:
+                    found[name] = read(value[name])
+                except _MisfitError as misfit:
+                    misfit.path.append(f".{name}")
+                    raise
+            elif required:
+                raise _MisfitError(" is missing", f".{name}")
+        try:
+            return kind(**found)
+        except ValueError as problem:  # of values that do not go together
+            raise _MisfitError(f".{problem}") from None
 
-def _not(what: str, value: Any, where: str) -> ValueError:
-    shown = repr(value)
-    return ValueError(f"{where} must be {what}, and is {shown if len(shown) <= 40 else shown[:40] + '...'}")
+    return read_dataclass

@@ -10,10 +10,9 @@ may lead into it (`all.zip/cmnist5k/pgd/s0-1a2b3c4d.json`).
 
 from __future__ import annotations
 
-import functools
-import io
 import json
 import re
+import shutil
 import zipfile
 from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, field, replace
@@ -24,13 +23,15 @@ import numpy as np
 
 from debiasbench import files
 from debiasbench.about import PROTOCOL_VERSION
+from debiasbench.archives import archive_of, bytes_of, contents, files_in, is_there
 from debiasbench.cell import Cell
 from debiasbench.errors import BenchmarkError
-from debiasbench.files import file_name, write_atomically
-from debiasbench.plain import from_plain, to_plain
+from debiasbench.files import atomic_file, file_name, write_atomically
+from debiasbench.plain import encodable, from_plain, shown, to_plain
 
 SCHEMA = 2
-MOST_BYTES = 2**28  # of a record: what is larger is none
+MOST_BYTES = 2**28  # of a record, and of its arrays: what is larger is none
+BESIDE = (".safetensors", ".weights.safetensors")  # what may lie beside a record: per-sample arrays, trained networks
 
 Metrics = dict[str, float]  # by name, finite; a metric that has no value (an empty group's accuracy) has no key
 
@@ -118,9 +119,11 @@ class Result:
     weights: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        chosen = [index for index in self.selection.values() if index is not None]
-        if not self.epochs or any(not 0 <= index < len(self.epochs) for index in chosen):
-            raise ValueError(f"result.selection points outside of the {len(self.epochs)} evaluated epochs")
+        if not self.epochs:
+            raise ValueError("epochs must not be empty")
+        for rule, index in self.selection.items():
+            if index is not None and not 0 <= index < len(self.epochs):
+                raise ValueError(f"selection.{rule} points outside of the {len(self.epochs)} evaluated epochs")
 
     def selected(self, rule: str = "last") -> EpochFacts | None:
         """The epoch that a rule chose; None where it could not, or is not known."""
@@ -143,7 +146,7 @@ class Seconds:
     `total` is without the time that it waited for a stage of another cell. `calls`: "each 3" -> seconds.
     """
 
-    total: float = 0.0
+    total: float
     data: float = 0.0
     evaluation: float = 0.0
     stages: tuple[float, ...] = ()  # where a stage was reused, of the training that took place
@@ -201,7 +204,7 @@ class Record:
 
     def __post_init__(self) -> None:
         if (self.result is None) == (self.failure is None):
-            raise ValueError("a record has either a result or a failure")
+            raise ValueError("result or failure must be there, and not both")
 
     @property
     def done(self) -> bool:
@@ -219,26 +222,54 @@ class Record:
         return {"schema": SCHEMA, "status": self.status} | plain | {"cell": self.cell.to_record()}
 
 
+class LaterSchemaError(ValueError):
+    """A record that a later version of the suite wrote: not damaged, and not to be read."""
+
+
 def record_from_json(values: Any) -> Record:
     """A record from its plain values, of this schema or an earlier one.
 
     Raises:
-        ValueError: it is none, or of a later schema; the message says which part is wrong.
+        LaterSchemaError: a later version wrote it.
+        ValueError: it is none; the message says which part is wrong.
     """
     if not isinstance(values, dict):
-        raise ValueError("it is no record")
-    schema = from_plain(int, values.get("schema"), "schema")
+        raise ValueError(f"it is no record but {shown(values)}")
+    schema = from_plain(int, values.get("schema"), "record.schema")
     if schema > SCHEMA:
-        raise ValueError(f"it has schema {schema}, and this version of debiasbench reads up to {SCHEMA}")
-    if schema < 2:
+        raise LaterSchemaError(f"it has schema {schema}, and this version of debiasbench reads up to {SCHEMA}")
+    if schema < 1:
+        raise ValueError(f"record.schema must be at least 1, and is {schema}")
+    if schema == 1:
         values = _from_schema_1(values)
     status = values.get("status")
     if status not in ("done", "failed"):
-        raise ValueError(f"status must be done or failed, and is {str(status)[:40]!r}")
+        raise ValueError(f"record.status must be 'done' or 'failed', and is {shown(status)}")
+    wanted, other = ("result", "failure") if status == "done" else ("failure", "result")
+    if values.get(wanted) is None:
+        raise ValueError(f"record.{wanted} is missing")
+    if values.get(other) is not None:
+        raise ValueError(f"record.{other} must not be there, as record.status is '{status}'")
     record: Record = from_plain(Record, values, "record")
-    if record.status != status:
-        raise ValueError(f"its status is {status}, and what it holds says otherwise")
+    _check(record)
     return record
+
+
+def _check(record: Record) -> None:
+    """Refuse values that are of the right type and that no run writes: nothing could be compared by them."""
+    cell, result = record.cell, record.result
+    if not re.fullmatch("[0-9a-f]{64}", record.hash):
+        raise ValueError(f"record.hash must be a SHA-256 in hexadecimal, and is {shown(record.hash)}")
+    if cell.seed < 0:
+        raise ValueError(f"record.cell.seed must be at least 0, and is {cell.seed}")
+    for name in ("method", "dataset", "method_title", "dataset_title"):
+        if not getattr(cell, name):
+            raise ValueError(f"record.cell.{name} must not be empty")
+    from_plain(int, record.provenance.versions.get("protocol"), "record.provenance.versions.protocol")
+    if result is not None and not result.data.fingerprint:
+        raise ValueError("record.result.data.fingerprint must not be empty")
+    if result is not None and result.selection.get("last") is None:
+        raise ValueError("record.result.selection.last must be a whole number, and is null or missing")
 
 
 def _from_schema_1(values: dict[str, Any]) -> dict[str, Any]:
@@ -261,12 +292,14 @@ def _from_schema_1(values: dict[str, Any]) -> dict[str, Any]:
         return part | {split: present(part[split]) for split in ("valid", "test") if split in part}
 
     values = renamed(values, {"error": "failure"})
-    values["cell"] = renamed(values.get("cell"), {"method_label": "method_title", "dataset_label": "dataset_title"})
-    provenance = values.get("provenance")
-    if isinstance(provenance, dict) and isinstance(provenance.get("seconds"), dict):
-        seconds = renamed(provenance["seconds"], {"phases": "stages"})
-        calls = {key: one for key, one in seconds.items() if key.partition(" ")[0] in ("each", "once")}
-        values["provenance"] = {"finished": ""} | provenance | {"seconds": seconds | {"calls": calls}}
+    if "cell" in values:
+        values["cell"] = renamed(values["cell"], {"method_label": "method_title", "dataset_label": "dataset_title"})
+    if isinstance(values.get("provenance"), dict):
+        values["provenance"] = {"finished": ""} | values["provenance"]
+        seconds = renamed(values["provenance"].get("seconds"), {"phases": "stages"})
+        if isinstance(seconds, dict):
+            calls = {key: one for key, one in seconds.items() if key.partition(" ")[0] in ("each", "once")}
+            values["provenance"]["seconds"] = seconds | {"calls": calls}
     result = values.get("result")
     if isinstance(result, dict):
         result = renamed(result, {"phases": "stages", "numbers": "logged"})
@@ -308,22 +341,40 @@ def find_record(results_dir: Path, cell: Cell) -> Path | None:
 
     An exact hash is looked for first. Else a record of the same titles and seed counts, if all values that it knows
     are equal and those that it does not know have their class defaults: so a new option does not make everybody's
-    results stale. Records in archives of the folder count as those beside them.
+    results stale. Records in archives count as those beside them, and one that is done before one that failed. A
+    damaged record is as if it were not there.
     """
-    place = _place_of(cell)
-    roots = [results_dir / "records", *_archives(results_dir / "records")]
-    for root in roots:
-        if _is_there(root / place):
-            return root / place
-    for root in roots:
-        for path in _siblings(root / place.parent, f"s{cell.seed}-"):
-            try:
-                record = read_record(path)
-                if record.provenance.protocol == PROTOCOL_VERSION and _equal_but_for_new_defaults(record.cell, cell):
+    places = list(_places_of(results_dir, cell))
+    exact = [record for path in places if (record := _readable(path)) is not None and record.hash == cell.hash]
+    if exact:
+        return min(exact, key=lambda record: not record.done).path
+    for place in places:
+        for path in files_in(place.parent):
+            if path.suffix == ".json" and path.name.startswith(f"s{cell.seed}-"):
+                other = _readable(path)
+                if other is None or other.provenance.protocol != PROTOCOL_VERSION:
+                    continue
+                if _equal_but_for_new_defaults(other.cell, cell):
                     return path
-            except BenchmarkError:
-                continue
     return None
+
+
+def _places_of(results_dir: Path, cell: Cell) -> Iterator[Path]:
+    """Where a cell's record may be: in its folder, in the archive of a folder above it, in an archive of a grid."""
+    records, place = results_dir / "records", _place_of(cell)
+    yield records / place
+    for depth in range(len(place.parts)):  # the archive of a folder lies beside it: records/cmnist.zip/pgd/s0-...
+        folder = records.joinpath(*place.parts[:depth])
+        yield folder.with_name(f"{folder.name}.zip").joinpath(*place.parts[depth:])
+    for archive in sorted(records.glob("*.zip")):
+        yield archive / place
+
+
+def _readable(path: Path) -> Record | None:
+    try:
+        return read_record(path) if is_there(path) else None
+    except BenchmarkError:
+        return None
 
 
 def _equal_but_for_new_defaults(known: Cell, cell: Cell) -> bool:
@@ -349,7 +400,7 @@ def write_record(path: Path, record: Record, arrays: dict[str, Any] | None = Non
         from safetensors.torch import save
 
         write_atomically(arrays_path(path), save(arrays))
-    write_atomically(path, (dump(record.to_json()) + "\n").encode())
+    write_atomically(path, (dump(record.to_json()) + "\n").encode("utf-8"))
 
 
 def failed_path(path: Path) -> Path:
@@ -358,20 +409,18 @@ def failed_path(path: Path) -> Path:
 
 
 def _is_done(path: Path) -> bool:
-    try:
-        return read_record(path).done
-    except BenchmarkError:
-        return False
+    record = _readable(path)
+    return record is not None and record.done
 
 
 def arrays_path(record: Path) -> Path:
     """The file of per-sample arrays that belongs to a record."""
-    return record.with_suffix(".safetensors")
+    return record.with_suffix(BESIDE[0])
 
 
 def has_arrays(record: Path) -> bool:
     """Whether that file is there."""
-    return _is_there(arrays_path(record))
+    return is_there(arrays_path(record))
 
 
 def read_arrays(record: Path) -> dict[str, np.ndarray]:
@@ -384,9 +433,9 @@ def read_arrays(record: Path) -> dict[str, np.ndarray]:
 
     path = arrays_path(record)
     try:
-        return load(_bytes_of(path))
+        return load(bytes_of(path, MOST_BYTES))
     except Exception as error:  # garbage makes the library raise almost anything
-        raise BenchmarkError(f"{path}: it cannot be read as arrays ({_first_line(error)}).") from None
+        raise BenchmarkError(f"{encodable(str(path))}: it cannot be read as arrays ({_first_line(error)}).") from None
 
 
 def read_scores(record: Path) -> tuple[np.ndarray, np.ndarray] | None:
@@ -395,7 +444,7 @@ def read_scores(record: Path) -> tuple[np.ndarray, np.ndarray] | None:
     Scores that can be shown as fractions of the largest are at least 0.
 
     Raises:
-        BenchmarkError: its arrays cannot be read.
+        BenchmarkError: its arrays cannot be read, do not go together, or are not finite.
     """
     if not has_arrays(record):
         return None
@@ -403,8 +452,11 @@ def read_scores(record: Path) -> tuple[np.ndarray, np.ndarray] | None:
     if "score" not in arrays or "train_conflict" not in arrays:
         return None
     score, conflict = arrays["score"].astype(float), arrays["train_conflict"]
+    path = encodable(str(arrays_path(record)))
     if score.ndim != 1 or conflict.ndim != 2 or len(score) != len(conflict):
-        raise BenchmarkError(f"{arrays_path(record)}: its columns are not of one length.")
+        raise BenchmarkError(f"{path}: its columns are not of one length.")
+    if not (len(score) and np.isfinite(score).all()):
+        raise BenchmarkError(f"{path}: its scores are not finite, or there are none.")
     return (score, np.any(conflict != 0, axis=1)) if (score >= 0).all() else None
 
 
@@ -415,9 +467,25 @@ def read_record(path: Path) -> Record:
         BenchmarkError: the file cannot be read, is damaged in any part, no record, or of a later schema.
     """
     try:
-        return replace(record_from_json(json.loads(_bytes_of(path).decode())), path=path)
-    except (OSError, ValueError, RecursionError, MemoryError, zipfile.BadZipFile) as error:
-        raise BenchmarkError(f"{path}: {_first_line(error)}. Delete it to have its cell run again.") from None
+        return replace(record_from_json(_parsed(bytes_of(path, MOST_BYTES))), path=path)
+    except (OSError, ValueError, RecursionError, MemoryError) as error:
+        whole = isinstance(error, LaterSchemaError) or archive_of(path) is not None
+        advice = "" if whole else " Run its grid again, or delete it."
+        raise BenchmarkError(f"{encodable(str(path))}: {_first_line(error)}.{advice}") from None
+
+
+def _parsed(content: bytes) -> Any:
+    """The value of a JSON file."""
+    try:
+        text = content.decode("utf-8-sig")  # some editors begin a file with a byte-order mark
+    except UnicodeDecodeError as error:
+        raise ValueError(f"it is no text in UTF-8 (byte {error.start})") from None
+    if not text.strip():
+        raise ValueError("it is empty")
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"it is no JSON ({error})") from None
 
 
 def _first_line(error: BaseException) -> str:
@@ -427,133 +495,107 @@ def _first_line(error: BaseException) -> str:
     return text.strip().partition("\n")[0].rstrip(".") or type(error).__name__
 
 
-def read_records(folder: Path) -> tuple[list[Record], list[str]]:
-    """All records below a folder (or in an archive), and a complaint about each file that cannot be read as one."""
+def sources(folder: Path) -> list[Path]:
+    """Where the records of a results folder are: in `records` and in its archive; of another folder, in it."""
+    known = [one for one in (folder / "records", folder / "records.zip") if one.exists()]
+    return known or [folder]
+
+
+def read_records(*folders: Path) -> tuple[list[Record], list[str]]:
+    """All records below folders (or in archives), and a complaint about each file that cannot be read as one.
+
+    Of a cell that has a record in an archive and another beside it, or in two archives, one is read: one that is done
+    before one that failed, and what is in no archive before what is.
+    """
     records: list[Record] = []
     complaints: list[str] = []
-    for path in _record_files(folder, complaints):
+    for path in (path for folder in folders for path in _record_files(folder, complaints)):
         try:
             records.append(read_record(path))
         except BenchmarkError as error:
             complaints.append(str(error))
-    return records, complaints
+    return _without_copies(records), complaints
+
+
+def _without_copies(records: list[Record]) -> list[Record]:
+    archived = {record.path for record in records if record.path is not None and archive_of(record.path)}
+    best: dict[str, Record] = {}
+    for record in records:
+        rank = (not record.done, record.path in archived)
+        known = best.get(record.hash)
+        if known is None or rank < (not known.done, known.path in archived):
+            best[record.hash] = record
+    copied = {record.hash for record in records if record.path in archived}
+    return [record for record in records if record.hash not in copied or record is best[record.hash]]
 
 
 def _record_files(folder: Path, complaints: list[str]) -> Iterator[Path]:
-    """The paths of records below `folder`, in order; archives that cannot be opened are complained of."""
-    found = []
-    for path in [folder] if folder.suffix == ".zip" else [*folder.rglob("s*-*.json"), *folder.rglob("*.zip")]:
-        if path.name.startswith("."):
-            continue
-        if path.suffix != ".zip":
-            found.append(path)
+    """The paths of records below `folder`, in order; archives that cannot be read are complained of."""
+    if folder.suffix == ".zip" and not folder.is_dir():
+        found, archives = [], [folder] if folder.exists() else []
+    else:
+        found = [path for path in folder.rglob("*.json") if _is_named_as_record(path.name)]
+        archives = sorted(path for path in folder.rglob("*.zip") if not path.name.startswith("."))
+    for archive in archives:
+        if archive.is_dir():  # a folder as any other
+            if not any(archive in path.parents for path in found):
+                complaints.append(f"{encodable(str(archive))}: it is a folder without records.")
             continue
         try:
-            found += [path / name for name in _members(path) if re.fullmatch(r"s.*-.*\.json", PurePosixPath(name).name)]
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
-            complaints.append(f"{path}: it cannot be read as an archive of records ({_first_line(error)}).")
+            inside, problems = _records_inside(archive)
+        except (OSError, ValueError) as error:
+            inside, problems = [], [f"it cannot be read as an archive of records ({_first_line(error)})"]
+        found += inside
+        complaints += [f"{encodable(str(archive))}: {problem}." for problem in problems]
     return iter(sorted(found))
+
+
+def _records_inside(archive: Path) -> tuple[list[Path], list[str]]:
+    """The paths of records in an archive, and what is wrong with it."""
+    known = contents(archive)
+    found = [archive / name for name in known.members if _is_named_as_record(PurePosixPath(name).name)]
+    outside = [name for name in known.outside if _is_named_as_record(PurePosixPath(name).name)]
+    inner = [name for name in known.members if name.endswith(".zip")]
+    problems = [f"{shown(name)} leads out of the archive, and is not read" for name in outside]
+    problems += [f"{shown(name)} is an archive in an archive, and is not read" for name in inner]
+    return found, problems or ([] if found else ["it holds no records"])
+
+
+def _is_named_as_record(name: str) -> bool:
+    return re.fullmatch(r"s.*-.*\.json", name) is not None
 
 
 # ---- archives -------------------------------------------------------------------------------------------------------
 
 
 def pack(folder: Path, archive: Path) -> int:
-    """Put the records below a folder, and what is beside them, into one .zip; returns how many files.
+    """Put the records below a folder, and their arrays and weights, into one .zip; returns how many files.
 
-    Equal files give equal bytes (names sorted, no dates), up to the version of zlib.
+    Equal files give equal bytes (names sorted, no dates), up to the version of zlib. Failures of cells that have a
+    finished record are left out.
 
     Raises:
-        BenchmarkError: a record cannot be read, or there is none.
+        BenchmarkError: a record cannot be read, or there is none; the folder holds archives already.
     """
+    if not folder.is_dir():
+        raise BenchmarkError(f"There is no folder {folder}.")
     records, complaints = read_records(folder)
     if complaints or not records:
         raise BenchmarkError("\n".join(complaints) or f"There are no records in {folder}.")
-    names = sorted(
-        path.relative_to(folder).as_posix()
-        for record in records
-        for path in record.path.parent.glob(f"{record.path.stem}.*")  # type: ignore[union-attr] # it was read from there
-    )
-    content = io.BytesIO()
-    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as packed:
+    paths = [record.path for record in records if record.path is not None]
+    known = {inside[0] for path in paths if (inside := archive_of(path))}
+    if known:
+        raise BenchmarkError(f"{', '.join(map(str, sorted(known)))}: an archive in {folder} cannot be packed again.")
+    together = [path.with_suffix(suffix) for path in paths for suffix in (".json", *BESIDE)]
+    names = sorted(path.relative_to(folder).as_posix() for path in together if path.is_file())
+    with atomic_file(archive) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as packed:
         for name in names:
             entry = zipfile.ZipInfo(name)  # of 1980, whatever the file's date
-            entry.compress_type, entry.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
-            packed.writestr(entry, (folder / name).read_bytes())
-    write_atomically(archive, content.getvalue())
+            entry.compress_type, entry.external_attr, entry.create_system = zipfile.ZIP_DEFLATED, 0o644 << 16, 3
+            entry.file_size = (folder / name).stat().st_size
+            with (folder / name).open("rb") as source, packed.open(entry, "w") as target:
+                shutil.copyfileobj(source, target)
     return len(names)
-
-
-def _archives(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("*.zip") if path.is_file())
-
-
-def _archive_of(path: Path) -> tuple[Path, str] | None:
-    """The archive that a path leads into, and the name in it; None for a file of its own."""
-    for parent in path.parents:
-        if parent.suffix == ".zip" and parent.is_file():
-            return parent, path.relative_to(parent).as_posix()
-    return None
-
-
-@functools.lru_cache(maxsize=8)
-def _opened(archive: Path, _changed: int) -> tuple[zipfile.ZipFile, frozenset[str]]:
-    packed = zipfile.ZipFile(archive)
-    return packed, frozenset(packed.namelist())
-
-
-def _open(archive: Path) -> tuple[zipfile.ZipFile, frozenset[str]]:
-    return _opened(archive, archive.stat().st_mtime_ns)
-
-
-def _members(archive: Path) -> frozenset[str]:
-    return _open(archive)[1]
-
-
-def _is_there(path: Path) -> bool:
-    """Whether a file is there, also in an archive."""
-    inside = _archive_of(path)
-    if inside is None:
-        return path.is_file()
-    try:
-        return inside[1] in _members(inside[0])
-    except (OSError, ValueError, zipfile.BadZipFile):
-        return False
-
-
-def _siblings(folder: Path, start: str) -> list[Path]:
-    """The records in a folder, which may be one of an archive, whose names begin with `start`."""
-    inside = _archive_of(folder)
-    if inside is None:
-        return sorted(folder.glob(f"{start}*.json"))
-    try:
-        names = sorted(_members(inside[0]))
-    except (OSError, ValueError, zipfile.BadZipFile):
-        return []
-    return [
-        inside[0] / name for name in names if re.fullmatch(re.escape(f"{inside[1]}/{start}") + r"[^/]*\.json", name)
-    ]
-
-
-def _bytes_of(path: Path) -> bytes:
-    """The content of a file, also of one in an archive.
-
-    Raises:
-        OSError, ValueError, BadZipFile: it is not there, no plain file, or too large to be read.
-    """
-    inside = _archive_of(path)
-    if inside is not None:
-        packed, names = _open(inside[0])
-        if inside[1] not in names:
-            raise FileNotFoundError(2, "it is not in the archive")
-        if packed.getinfo(inside[1]).file_size > MOST_BYTES:
-            raise ValueError("it is too large for a record")
-        return packed.read(inside[1])
-    if path.exists() and not path.is_file():  # a pipe, a device: reading might never end
-        raise ValueError("it is no plain file")
-    if path.stat().st_size > MOST_BYTES:
-        raise ValueError("it is too large for a record")
-    return path.read_bytes()
 
 
 def check_writable(results_dir: Path) -> None:

@@ -8,24 +8,25 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from debiasbench.archives import bytes_of, is_there
 from debiasbench.cell import Cell
 from debiasbench.errors import BenchmarkError
 from debiasbench.files import write_atomically
 from debiasbench.nets.base import Learnable, Net, bound
 from debiasbench.nets.build import build_net
-from debiasbench.records import Record, read_record
+from debiasbench.records import BESIDE, Record, read_record
 from debiasbench.training.task import Task
 
 
 def weights_path(record: Path) -> Path:
     """The file of weights that belongs to a record."""
-    return record.with_suffix(".weights.safetensors")
+    return record.with_suffix(BESIDE[1])
 
 
 def has_weights(record: Record) -> bool:
     """Whether the networks of this very record are there: not those of an earlier run of its cell."""
     saved = record.result is not None and record.result.weights is not None
-    return saved and record.path is not None and weights_path(record.path).is_file()
+    return saved and record.path is not None and is_there(weights_path(record.path))
 
 
 def save(task: Task, path: Path) -> dict[str, Any]:
@@ -57,15 +58,18 @@ def load(record: Path) -> Callable[[Tensor], Tensor]:
     """X float (B, C, H, W), normalised as by `augment.to_input` -> logits (B, C), on the CPU, in eval mode.
 
     Raises:
-        BenchmarkError: the record has no weights, or their file is gone.
+        BenchmarkError: the record has no weights, or their file is gone or damaged.
     """
-    from safetensors.torch import load_file
+    from safetensors.torch import load as from_bytes
 
     content = read_record(record)
     if content.result is None or content.result.weights is None or not has_weights(content):
         raise BenchmarkError(f"{record} has no weights: run its cell with --save-weights.")
     form, cell = content.result.weights, content.cell
-    tensors = load_file(weights_path(record))
+    try:
+        tensors = from_bytes(bytes_of(weights_path(record)))
+    except Exception as error:  # garbage makes the library raise almost anything
+        raise BenchmarkError(f"{weights_path(record)}: it cannot be read as weights ({error}).") from None
     nets = {}
     for name, parts in form["nets"].items():
         net = _build(parts, cell)

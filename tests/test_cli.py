@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,7 @@ import debiasbench
 from debiasbench.cli import main
 from debiasbench.datasets import registry as datasets
 from debiasbench.methods import registry as methods
+from debiasbench.report import make as report
 
 DATASET = '''
 """Small: the tiny data of the contract suite, for one epoch."""
@@ -120,7 +122,7 @@ def plugins(tmp_path_factory):
     folder = tmp_path_factory.mktemp("plugins")
     for name, text in (("quick_data", DATASET), ("bad_methods", METHODS)):
         (folder / name).mkdir()
-        (folder / name / f"{name}.py").write_text(text)
+        (folder / name / f"{name}.py").write_text(text, encoding="utf-8")
     kept = {name: os.environ.get(name) for name in ("DEBIASBENCH_METHODS_PATH", "DEBIASBENCH_DATASETS_PATH")}
     yield ["--methods-dir", str(folder / "bad_methods"), "--datasets-dir", str(folder / "quick_data")]
     for registry in (methods, datasets):
@@ -143,7 +145,7 @@ def results(tmp_path_factory, plugins):
 
 
 def records_of(folder):
-    return {path: json.loads(path.read_text()) for path in sorted(folder.rglob("s*.json"))}
+    return {path: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.rglob("s*.json"))}
 
 
 def run(folder, plugins, *words):
@@ -247,7 +249,7 @@ def test_failures_are_recorded_and_the_others_finish(tmp_path, plugins, capsys):
     shown = capsys.readouterr()
     assert "Traceback" not in shown.out + shown.err
     assert "no such thing" in shown.out
-    logs = [path.read_text() for path in (tmp_path / "logs").rglob("*.log")]
+    logs = [path.read_text(encoding="utf-8") for path in (tmp_path / "logs").rglob("*.log")]
     assert any("printed by the method" in text for text in logs)
 
     assert run(tmp_path, plugins, "--methods", "vanilla", "raising", "--seeds", "1") == 1
@@ -277,7 +279,9 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path, plugins):
     words = [sys.executable, "-P", "-m", "debiasbench", "run", *plugins, "--methods", "slow", "--datasets", "small"]
     words += ["--seeds", "2", "--workers", "1", "--device", "cpu", "--results-dir", str(tmp_path)]
     environment = os.environ | {"PYTHONPATH": str(Path(debiasbench.__file__).parent.parent)}
-    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True)
+    process = subprocess.Popen(
+        words, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True, encoding="utf-8"
+    )
     deadline = time.monotonic() + 120
     while not records_of(tmp_path) and time.monotonic() < deadline:
         time.sleep(0.2)
@@ -326,7 +330,7 @@ def test_a_mistake_gets_one_message_before_anything_trains(case, tmp_path, plugi
 
 
 def test_results_that_cannot_be_written_are_refused_first(tmp_path, plugins, capsys):
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     assert run(tmp_path / "file" / "results", plugins, "--methods", "vanilla", "--seeds", "1") == 2
     assert "cannot be written" in capsys.readouterr().err
 
@@ -356,6 +360,47 @@ def test_list_inspect_prepare_and_status(results, plugins, tmp_path, capsys):
     assert "@inproceedings{ahn2023pgd" in capsys.readouterr().out
 
 
+def test_records_in_an_archive_count_as_those_of_the_folder(results, plugins, tmp_path, capsys):
+    folder = tmp_path / "results"
+    shutil.copytree(results, folder)
+    before = report.make(folder, figures=False)
+    assert main(["archive", str(folder / "records")]) == 0
+    assert f"{folder / 'records.zip'}: 12 files.\n" in capsys.readouterr().out  # arrays and weights go along
+    assert main(["archive", str(folder / "records")]) == 2
+    assert "records.zip is there already" in capsys.readouterr().err
+    shutil.rmtree(folder / "records")
+    assert main(["status", str(folder)]) == 0
+    told = capsys.readouterr().out
+    assert len(re.findall(r"small\W+(pgd|vanilla)\W+2\W+0\b", told)) == 2
+    assert "not finished" not in told
+    made = report.make(folder, figures=False)
+    assert made.complaints == []
+    assert made.tables == before.tables
+    assert made.paths["records"] == [folder / "records.zip"]
+    grid = ["--methods", "vanilla", "pgd", "--seeds", "2", "--save-weights"]
+    assert run(folder, plugins, *grid, "--dry-run") == 0
+    assert "0 cells to run, 4 finished before" in capsys.readouterr().out
+    assert run(folder, plugins, *grid[:-2], "3", "--rerun", "failed") == 0  # more seeds go beside the archive
+    made = report.make(folder, figures=False)
+    assert [row[-1].value for row in made.table("comparison").rows] == [3, 3]
+    assert made.paths["records"] == [folder / "records", folder / "records.zip"]
+
+
+def test_the_report_of_an_archive_goes_into_the_folder_of_its_name(results, tmp_path, capsys):
+    archive = tmp_path / "given.zip"
+    assert main(["archive", str(results / "records"), "--output", str(archive)]) == 0
+    made = report.make(archive, figures=False)
+    shutil.copytree(results / "records", tmp_path / "folder")
+    assert made.tables == report.make(tmp_path / "folder", figures=False).tables
+    assert made.paths["report"] == [tmp_path / "given" / "report.html"]
+    assert main(["status", str(archive)]) == 0
+    assert main(["archive", str(results / "records"), "--output", str(tmp_path / "given.tar")]) == 2
+    assert "--output must end in .zip" in capsys.readouterr().err
+    assert main(["archive", str(tmp_path / "none")]) == 2
+    assert main(["report", str(tmp_path / "none.zip")]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == f"error: There is no results folder {tmp_path / 'none.zip'}."
+
+
 def test_help_does_not_import_torch():
     code = "import sys; from debiasbench.cli import main\ntry: main(['run', '--help'])\nexcept SystemExit: pass\n"
     code += "assert main(['run', '--metods', 'pgd']) == 2\nassert 'torch' not in sys.modules"
@@ -371,7 +416,8 @@ def test_run_works_from_a_script_without_a_main_guard(results, plugins, tmp_path
         import debiasbench
         table = debiasbench.run(["vanilla"], ["small"], seeds=[7], results_dir={str(tmp_path)!r}, device="cpu")
         assert table.status.tolist() == ["done"] * 10, table.status
-    """)
+    """),
+        encoding="utf-8",
     )
     environment = os.environ | {"PYTHONPATH": str(Path(debiasbench.__file__).parent.parent)}
     subprocess.run([sys.executable, "-P", str(script)], check=True, env=environment, timeout=120)
@@ -381,7 +427,7 @@ def test_a_failure_never_replaces_a_finished_record(tmp_path, plugins, monkeypat
     words = ["--methods", "failsonce", "--seeds", "1", "--workers", "1"]
     assert run(tmp_path, plugins, *words) == 0
     (before,) = records_of(tmp_path).values()
-    (tmp_path / "flag").write_text("")
+    (tmp_path / "flag").write_text("", encoding="utf-8")
     monkeypatch.setenv("DEBIASBENCH_TEST", str(tmp_path / "flag"))
     assert run(tmp_path, plugins, *words, "--rerun", "all") == 1
     assert "the file is there" in capsys.readouterr().err

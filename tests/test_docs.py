@@ -28,18 +28,20 @@ def test_the_example_passes_the_contract_suite(check):
 
 
 def test_the_document_shows_the_example_as_it_is():
-    assert EXAMPLE.read_text().strip() in (ROOT / "docs" / "adding-a-method.md").read_text()
-    lines = [line for line in EXAMPLE.read_text().splitlines() if line.strip()]
+    assert EXAMPLE.read_text(encoding="utf-8").strip() in (ROOT / "docs" / "adding-a-method.md").read_text(
+        encoding="utf-8"
+    )
+    lines = [line for line in EXAMPLE.read_text(encoding="utf-8").splitlines() if line.strip()]
     assert len(lines) <= 36  # "30 lines", and what the docstring needs
 
 
 def test_contributing_is_short():
-    assert len((ROOT / "CONTRIBUTING.md").read_text().splitlines()) <= 60
+    assert len((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").splitlines()) <= 60
 
 
 @pytest.mark.parametrize("document", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.name)
 def test_links_lead_to_files(document):
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", document.read_text()):
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", document.read_text(encoding="utf-8")):
         assert (document.parent / target).exists() or (ROOT / target).exists(), f"{document.name}: {target}"
 
 
@@ -47,5 +49,5 @@ def test_every_option_of_the_readme_exists():
     from debiasbench.cli import build_parser
 
     known = set(build_parser()._every_option())
-    for option in set(re.findall(r"`(--[a-z-]+)", (ROOT / "README.md").read_text())):
+    for option in set(re.findall(r"`(--[a-z-]+)", (ROOT / "README.md").read_text(encoding="utf-8"))):
         assert option in known, f"README names {option}"

@@ -18,12 +18,12 @@ def test_a_folder_that_need_not_be_there_yet_is_checked_and_not_made(tmp_path):
 @pytest.mark.parametrize("below", ["", "deep/deeper"])
 def test_a_folder_that_cannot_be_written_is_told_with_the_place_and_the_option(below, tmp_path):
     file = tmp_path / "file"
-    file.write_text("")
+    file.write_text("", encoding="utf-8")
     with pytest.raises(BenchmarkError) as caught:
         check_writable(file / below, "--data-dir")
     for words in (f"{file / below} cannot be written", f"'{file}'", "another folder with --data-dir"):
         assert words in str(caught.value)
-    assert file.read_text() == ""
+    assert file.read_text(encoding="utf-8") == ""
     with pytest.raises(BenchmarkError, match=r"^The results folder x cannot be written .*--results-dir"):
         check_writable(file / below, "--results-dir", what="The results folder x")
 

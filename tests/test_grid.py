@@ -5,7 +5,6 @@ import sys
 
 import pytest
 
-import debiasbench.datasets
 import debiasbench.methods
 from debiasbench.cell import Cell
 from debiasbench.datasets import registry as datasets
@@ -44,7 +43,7 @@ class Toy(Method):
 @pytest.fixture
 def toy(tmp_path, monkeypatch):
     """The plug-in above, in a folder of its own, for one test."""
-    (tmp_path / "toy_of_test_grid.py").write_text(TOY)
+    (tmp_path / "toy_of_test_grid.py").write_text(TOY, encoding="utf-8")
     package = debiasbench.methods
     monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
     yield package.registry.get("toy")[0]

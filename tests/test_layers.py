@@ -32,7 +32,7 @@ def lint_imports(folder):
     command = "from importlinter.cli import lint_imports_command; lint_imports_command()"
     done = subprocess.run(
         [sys.executable, "-P", "-c", command, "--no-cache"], cwd=folder, capture_output=True, text=True, timeout=60,
-        env=os.environ | {"PYTHONPATH": str(folder), "COLUMNS": "200"},
+        env=os.environ | {"PYTHONPATH": str(folder), "COLUMNS": "200"}, encoding="utf-8",
     )  # fmt: skip
     verdicts = dict(re.findall(r"^(.+) (KEPT|BROKEN)\b", done.stdout, re.MULTILINE))
     assert set(verdicts) == set(NAMES.values()), done.stdout + done.stderr
@@ -107,7 +107,7 @@ def test_report_and_running_do_not_meet_through_a_third_module(copied):
 
 
 def test_a_new_module_needs_a_layer(copied):
-    (copied / "debiasbench" / "helpers.py").write_text("")
+    (copied / "debiasbench" / "helpers.py").write_text("", encoding="utf-8")
     assert "- debiasbench.helpers" in lint_imports(copied)[NAMES["layers"]]
 
 
@@ -180,7 +180,7 @@ def test_a_closed_door_is_seen_in_a_plugin(tmp_path, plugin, kind):
 )
 def test_each_way_of_importing_is_read(tmp_path, line, kind, imported):
     path = tmp_path / "mine.py"
-    path.write_text(line)
+    path.write_text(line, encoding="utf-8")
     assert closed_doors(path, kind) == [f"mine.py:1 imports {imported}"]
 
 
@@ -197,5 +197,5 @@ def test_each_way_of_importing_is_read(tmp_path, line, kind, imported):
 )
 def test_public_doors_are_open(tmp_path, line, kind):
     path = tmp_path / "mine.py"
-    path.write_text(line)
+    path.write_text(line, encoding="utf-8")
     assert closed_doors(path, kind) == []

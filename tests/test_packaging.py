@@ -17,7 +17,9 @@ def python(code, *, cwd, path="", **variables):
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "DEBIASBENCH"))}
     environment |= {"PYTHONPATH": str(path), **variables}
     words = [sys.executable, "-c", textwrap.dedent(code)]
-    done = subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        words, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, encoding="utf-8"
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -47,7 +49,7 @@ def test_our_folder_does_not_pass_for_hugging_face_datasets():
 
 def test_hugging_face_datasets_wins_where_it_is_installed(tmp_path):
     (tmp_path / "datasets").mkdir()
-    (tmp_path / "datasets" / "__init__.py").write_text("real = True")
+    (tmp_path / "datasets" / "__init__.py").write_text("real = True", encoding="utf-8")
     code = "import debiasbench, datasets; print(datasets.real)"
     assert python(code, cwd=ROOT, path=f"{ROOT}{os.pathsep}{tmp_path}") == "True"
 
@@ -67,19 +69,26 @@ def test_plugin_objects_travel_to_spawned_processes(tmp_path):
             plugins = [methods.get("pgd")[0](alpha=0.3), datasets.get("cmnist")[0](rho=0.1)]
             with multiprocessing.get_context("spawn").Pool(1) as pool:
                 print(pool.apply(names, [plugins]))
-        """)
+        """),
+        encoding="utf-8",
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-P", str(script)], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, "-P", str(script)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        encoding="utf-8",
     )
     assert done.stdout.strip() == "['debiasbench.methods.pgd', 'debiasbench.datasets.cmnist']", done.stderr
 
 
 def test_a_new_file_in_a_folder_is_a_method(tmp_path):
-    source = (ROOT / "examples" / "methods" / "focal.py").read_text()
-    (tmp_path / "mine.py").write_text(source.replace('"focal"', '"mine"'))
-    (tmp_path / "broken.py").write_text("import nothing_like_it")
+    source = (ROOT / "examples" / "methods" / "focal.py").read_text(encoding="utf-8")
+    (tmp_path / "mine.py").write_text(source.replace('"focal"', '"mine"'), encoding="utf-8")
+    (tmp_path / "broken.py").write_text("import nothing_like_it", encoding="utf-8")
     code = """
         from debiasbench.methods import registry
         print("mine" in registry.classes(), "broken" in registry.broken, "pgd" in registry.classes())
@@ -88,7 +97,7 @@ def test_a_new_file_in_a_folder_is_a_method(tmp_path):
 
 
 def test_two_files_of_one_name_are_refused(tmp_path):
-    (tmp_path / "pgd.py").write_text("")
+    (tmp_path / "pgd.py").write_text("", encoding="utf-8")
     code = """
         from debiasbench.methods import registry
         try:
@@ -103,9 +112,11 @@ def test_two_files_of_one_name_are_refused(tmp_path):
 def test_an_entry_point_is_a_method(tmp_path):
     info = tmp_path / "mypackage-1.0.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mypackage\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[debiasbench.methods]\nfocal = mypackage:Focal\n")
-    (tmp_path / "mypackage.py").write_text((ROOT / "examples" / "methods" / "focal.py").read_text())
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mypackage\nVersion: 1.0\n", encoding="utf-8")
+    (info / "entry_points.txt").write_text("[debiasbench.methods]\nfocal = mypackage:Focal\n", encoding="utf-8")
+    (tmp_path / "mypackage.py").write_text(
+        (ROOT / "examples" / "methods" / "focal.py").read_text(encoding="utf-8"), encoding="utf-8"
+    )
     code = "from debiasbench.methods import registry; print(registry.get('focal')[0].__module__)"
     assert python(code, cwd=tmp_path, path=f"{ROOT}{os.pathsep}{tmp_path}") == "mypackage"
 
@@ -161,7 +172,9 @@ def test_without_the_results_folder_nothing_of_the_suite_is_gone(tmp_path):
         print(sum(len(numbers(one.paper)) > 0 for one in asked if one.paper))
     """
     assert python(code, cwd=tmp_path, path=tmp_path) == "14"
-    kept = subprocess.run(["git", "ls-files", "results"], cwd=ROOT, capture_output=True, text=True, check=False).stdout
+    kept = subprocess.run(
+        ["git", "ls-files", "results"], cwd=ROOT, capture_output=True, text=True, check=False, encoding="utf-8"
+    ).stdout
     assert set(kept.split()) <= {"results/README.md"}
 
 
@@ -170,5 +183,9 @@ def test_no_engine_file_names_a_method():
     names = {path.stem for path in (ROOT / "methods").glob("*.py")}
     assert "pgd" in names
     for path in (ROOT / "debiasbench").rglob("*.py"):
-        strings = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
+        strings = {
+            node.value
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(node, ast.Constant)
+        }
         assert not names & strings, f"{path.name} names {names & strings}"

@@ -16,7 +16,7 @@ from debiasbench.report.results import Measure, ranks, to_frame
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "docs" / "reproduction" / "records"
 RECORDS, COMPLAINTS = read_records(FOLDER)
-DOCUMENT = (ROOT / "docs" / "reproduction.md").read_text()
+DOCUMENT = (ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8")
 
 
 def section(title):
@@ -51,7 +51,7 @@ def records_below(name):
 
 def texts():
     """The text of each record, from files and archives."""
-    found = [path.read_text() for path in FOLDER.rglob("*.json")]
+    found = [path.read_text(encoding="utf-8") for path in FOLDER.rglob("*.json")]
     for path in FOLDER.rglob("*.zip"):
         with zipfile.ZipFile(path) as packed:
             found += [packed.read(name).decode() for name in packed.namelist() if name.endswith(".json")]
@@ -291,7 +291,7 @@ def test_the_trials_follow_from_the_records():
 
 
 def test_the_traces_follow_from_what_was_computed():
-    runs_of = json.loads((ROOT / "docs" / "reproduction" / "fisher.json").read_text())
+    runs_of = json.loads((ROOT / "docs" / "reproduction" / "fisher.json").read_text(encoding="utf-8"))
     assert {(one["method"], one["seed"], one["dimension"]) for one in runs_of} == {
         (method, seed, 585) for method in ("vanilla", "pgd") for seed in range(3)
     }

@@ -23,7 +23,7 @@ def mypy(folder, *options):
     shutil.copy(ROOT / "pyproject.toml", folder)
     done = subprocess.run(
         [sys.executable, "-m", "mypy", "--cache-dir", "/dev/null", *options],
-        cwd=folder, capture_output=True, text=True, timeout=300,
+        cwd=folder, capture_output=True, text=True, timeout=300, encoding="utf-8",
     )  # fmt: skip
     assert done.returncode in (0, 1), done.stdout + done.stderr
     errors = re.findall(r"^(.+?):(\d+): error: .*\[([\w-]+)\]$", done.stdout, re.MULTILINE)
@@ -55,9 +55,11 @@ def test_our_folder_is_not_taken_for_hugging_face_datasets(tmp_path):
     """Also where a dataset and a method have one file name."""
     for folder in ("methods", "datasets", "examples/methods"):
         (tmp_path / folder).mkdir(parents=True)
-        (tmp_path / folder / "mine.py").write_text("size: int = 'large'\n")
+        (tmp_path / folder / "mine.py").write_text("size: int = 'large'\n", encoding="utf-8")
     (tmp_path / "debiasbench").mkdir()
-    (tmp_path / "debiasbench" / "__init__.py").write_text("import datasets\n\ndatasets.load_dataset('mine')\n")
+    (tmp_path / "debiasbench" / "__init__.py").write_text(
+        "import datasets\n\ndatasets.load_dataset('mine')\n", encoding="utf-8"
+    )
     assert mypy(tmp_path) == {
         (f"{folder}/mine.py", 1, "assignment") for folder in ("methods", "datasets", "examples/methods")
     }

@@ -99,7 +99,7 @@ def mapped(path: Path) -> Tensor:
 def _finished(path: Path, shape: tuple[int, ...]) -> str | None:
     """The SHA-256 of an entry, or None if it is not there whole."""
     try:
-        sha256: str = json.loads(path.with_suffix(".json").read_text())["sha256"]
+        sha256: str = json.loads(path.with_suffix(".json").read_bytes())["sha256"]
         return sha256 if path.stat().st_size == math.prod(shape) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -185,7 +185,7 @@ def _read_mosaic(path: Path) -> tuple[np.ndarray, Tensor]:
     try:
         with Image.open(path) as file:
             mosaic = np.asarray(file.convert("RGB"))
-        with table.open(newline="") as lines:
+        with table.open(newline="", encoding="utf-8-sig") as lines:
             labels = [row["label"] for row in csv.DictReader(lines)]
     except (OSError, ValueError) as error:
         raise BenchmarkError(f"{path} or its {table.name} cannot be read ({error}). Fetch both again.") from None

@@ -98,7 +98,7 @@ def _digest_of_files(paths: Sequence[Path]) -> str:
     digest = hashlib.sha256()
     for path in paths:
         status = path.stat()
-        digest.update(f"{path.resolve()} {status.st_size} {status.st_mtime_ns};".encode())
+        digest.update(os.fsencode(path.resolve()) + f" {status.st_size} {status.st_mtime_ns};".encode())
     return digest.hexdigest()
 
 

@@ -23,9 +23,9 @@ from debiasbench.evaluation.selection import SELECTION_RULES
 from debiasbench.experiments import Experiment
 from debiasbench.files import file_name, write_atomically
 from debiasbench.parameters import suggestion
-from debiasbench.plain import from_plain
+from debiasbench.plain import encodable, from_plain
 from debiasbench.plugins import is_shipped, version_of
-from debiasbench.records import Record, read_records
+from debiasbench.records import Record, read_records, sources
 from debiasbench.report.outcomes import outcome
 from debiasbench.report.page import page
 from debiasbench.report.results import (
@@ -33,6 +33,7 @@ from debiasbench.report.results import (
     bias_knowing,
     compare_by,
     dataset_title,
+    existing,
     headline_of,
     runs,
     scores_of,
@@ -112,7 +113,8 @@ def make(  # noqa: PLR0913 - the report's options
     """Read the records below `results_dir` and write tables, figures and `report.html` beside them.
 
     Args:
-        results_dir: a results folder, or any folder of records.
+        results_dir: a results folder, any folder of records, or an archive of them (then what is written goes into
+            the folder of its name beside it).
         reference: the method that the others are tested against; default: the first.
         keep: which records take part (those of one grid, say); default: all.
         order: method titles in the order wanted; others follow.
@@ -123,11 +125,11 @@ def make(  # noqa: PLR0913 - the report's options
     Raises:
         BenchmarkError: no records; records that must not be mixed; a name that is not there.
     """
-    source = results_dir / "records" if (results_dir / "records").is_dir() else results_dir
-    if not source.is_dir():
-        raise BenchmarkError(f"There is no results folder {results_dir}.")
+    source = sources(existing(results_dir))
+    if results_dir.is_file():  # an archive: what is made of it goes into a folder of its name
+        results_dir = results_dir.with_suffix("")
     shown = shown or Shown()
-    records, complaints = read_records(source)
+    records, complaints = read_records(*source)
     records = [record for record in records if keep is None or keep(record)]
     if not records:
         raise BenchmarkError("\n".join([f"There are no records in {results_dir}.", *complaints]))
@@ -151,7 +153,7 @@ def make(  # noqa: PLR0913 - the report's options
         return Report([], {"report": [_write(results_dir / "report.html", html)]}, failed, complaints)
     table = to_frame(done)
     measures = _measures(table, shown)
-    paths: dict[str, list[Path]] = {"records": [source]}
+    paths: dict[str, list[Path]] = {"records": source}
     tables = [comparison_table(table, done, measures)]
     tables += [selection_table(table, dataset) for dataset in dict.fromkeys(table.dataset)]
     tables += [part for part in (ranks_table(table, measures), identification_table(done)) if part]
@@ -253,7 +255,7 @@ def read_grid(results_dir: Path, complaints: list[str]) -> LastGrid:
     try:
         if not path.is_file() or path.stat().st_size > MOST_BYTES:
             raise ValueError("it is no plain file, or too large")
-        content = json.loads(path.read_bytes().decode())
+        content = json.loads(path.read_bytes().decode("utf-8-sig"))
         found: LastGrid = from_plain(LastGrid, content)
         return replace(found, experiment=_experiment(content.get("experiment")))
     except (OSError, ValueError, RecursionError) as error:
@@ -288,13 +290,13 @@ def _in_tuples(kind: Any) -> Any:
 
 
 def _write(path: Path, text: str) -> Path:
-    write_atomically(path, text.encode())
+    write_atomically(path, encodable(text).encode("utf-8"))
     return path
 
 
 def _write_csv(path: Path, text: str) -> Path:
     """With a byte-order mark: without it Excel takes UTF-8 for something else."""
-    write_atomically(path, text.encode("utf-8-sig"))
+    write_atomically(path, encodable(text).encode("utf-8-sig"))
     return path
 
 
@@ -408,20 +410,24 @@ def _cause_of_staleness(record: Record) -> str:
     return ""
 
 
+def _folders(cell: Cell) -> tuple[str, str]:
+    """The folders of a cell's log, also where its record is in an archive."""
+    return file_name(cell.dataset_title), file_name(cell.method_title)
+
+
 def status(results_dir: Path) -> Table:
     """How many cells of a results folder are done, failed, or started without a record yet."""
-    if not results_dir.is_dir():
-        raise BenchmarkError(f"There is no results folder {results_dir}.")
-    records, complaints = read_records(results_dir)
+    records, complaints = read_records(existing(results_dir))
     counts: dict[tuple[str, str], dict[str, int]] = {}
     for record in records:
         key = (dataset_title(record.cell), record.cell.method_title)
         counts.setdefault(key, {"done": 0, "failed": 0})[record.status] += 1
     logs = results_dir / "logs"
+    recorded = {Path(*_folders(record.cell), record.path.stem) for record in records if record.path is not None}
     started = [
         log.relative_to(logs).with_suffix("")
         for log in sorted(logs.rglob("*.log"))
-        if not (results_dir / "records" / log.relative_to(logs)).with_suffix(".json").is_file()
+        if log.relative_to(logs).with_suffix("") not in recorded
     ]
     rows = [[*words(*key), count(n["done"]), count(n["failed"])] for key, n in sorted(counts.items())]
     notes = [f"Started, not finished: {', '.join(map(str, started))}."] if started else []

@@ -15,7 +15,7 @@ from debiasbench.cell import Cell
 from debiasbench.errors import BenchmarkError
 from debiasbench.evaluation.selection import SELECTION_RULES
 from debiasbench.parameters import suggestion
-from debiasbench.records import Record, arrays_path, read_records, read_scores
+from debiasbench.records import Record, read_records, read_scores
 from debiasbench.report.statistics import compare as compare_runs
 from debiasbench.report.statistics import holm, pairwise_welch, ranks_with_ties
 
@@ -61,13 +61,10 @@ def scores_of(record: Record, complaints: list[str]) -> tuple[np.ndarray, np.nda
     """`read_scores` of a record; None and a complaint where its arrays are damaged."""
     assert record.path is not None, "only records that were read have arrays"
     try:
-        found = read_scores(record.path)
-        if found is not None and not (len(found[0]) and np.isfinite(found[0]).all()):
-            raise BenchmarkError(f"{arrays_path(record.path)}: its scores are not finite, or there are none.")
+        return read_scores(record.path)
     except BenchmarkError as error:
         complaints.append(str(error))
         return None
-    return found
 
 
 def _rows(record: Record) -> list[dict[str, Any]]:
@@ -110,16 +107,21 @@ def load_results(path: str | Path) -> pd.DataFrame:
     Raises:
         BenchmarkError: there is no such folder, or it holds no record that can be read.
     """
-    records, complaints = read_records(_existing(Path(path)))
+    records, complaints = read_records(existing(Path(path)))
     if not records:
         raise BenchmarkError("\n".join([f"There are no records in {path}.", *complaints]))
     return to_frame(records)
 
 
-def _existing(folder: Path) -> Path:
-    if not folder.is_dir():
-        raise BenchmarkError(f"There is no results folder {folder}.")
-    return folder
+def existing(results: Path) -> Path:
+    """A folder of results, or an archive of records.
+
+    Raises:
+        BenchmarkError: it is not there.
+    """
+    if not (results.is_dir() or (results.suffix == ".zip" and results.is_file())):
+        raise BenchmarkError(f"There is no results folder {results}.")
+    return results
 
 
 def runs(table: pd.DataFrame, dataset: str, metric: str, *, split: str = "test", select: str = "last") -> pd.DataFrame:

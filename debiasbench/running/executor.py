@@ -18,6 +18,7 @@ from typing import Any
 from debiasbench.about import PACKAGE
 from debiasbench.cell import Cell
 from debiasbench.errors import BenchmarkError
+from debiasbench.files import to_path
 from debiasbench.records import record_path
 from debiasbench.running.isolation import GlobalState
 
@@ -155,7 +156,11 @@ class _Worker(threading.Thread):
             return
         assert process.stdin is not None
         assert process.stdout is not None
-        request = {"cell": cell.to_json(), "log": str(log_path(self.settings.results_dir, cell))}
+        request = {
+            "cell": cell.to_record(),
+            "root": for_worker(to_path(cell.root)) if cell.root else cell.root,
+            "log": for_worker(log_path(self.settings.results_dir, cell)),
+        }
         try:
             process.stdin.write(json.dumps(request) + "\n")
             process.stdin.flush()
@@ -165,7 +170,7 @@ class _Worker(threading.Thread):
                 if kind == "epoch":
                     self.events.put(Event("epoch", cell, self.number, **message))
                 elif kind == "finished":
-                    self.events.put(Event("finished", cell, self.number, path=Path(message["path"])))
+                    self.events.put(Event("finished", cell, self.number, path=from_worker(message["path"])))
                     if message["leaves"]:
                         self._close()
                     return
@@ -186,20 +191,21 @@ class _Worker(threading.Thread):
         # the package as this process found it, whether installed or run from a clone
         package_parent = str(PACKAGE.parent)
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package_parent, environment.get("PYTHONPATH", "")]))
-        environment["PYTHONSAFEPATH"] = "1"
+        environment["PYTHONSAFEPATH"] = environment["PYTHONUTF8"] = "1"
         environment["OMP_NUM_THREADS"] = environment["MKL_NUM_THREADS"] = str(self.settings.threads)
         process = subprocess.Popen(
             [sys.executable, "-m", "debiasbench.running.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            text=True,
+            encoding="utf-8",
+            errors="backslashreplace",
             env=environment,
             start_new_session=True,  # Ctrl-C is the parent's to handle
         )
         assert process.stdin
         settings: dict[str, Any] = {
-            "data_dir": str(self.settings.data_dir),
-            "results_dir": str(self.settings.results_dir),
+            "data_dir": for_worker(self.settings.data_dir),
+            "results_dir": for_worker(self.settings.results_dir),
             "device": self.settings.devices[self.number],
             "threads": self.settings.threads,
             "save_weights": self.settings.save_weights,
@@ -217,6 +223,16 @@ class _Worker(threading.Thread):
         with contextlib.suppress(BrokenPipeError):  # it may have died with a request unread
             self.process.communicate()
         self.process = None
+
+
+def for_worker(path: Path) -> str:
+    """A path as a process has it whose file names are UTF-8, as a worker's are."""
+    return os.fsencode(path).decode("utf-8", "surrogateescape")
+
+
+def from_worker(path: str) -> Path:
+    """A path of a worker as this process has it."""
+    return Path(os.fsdecode(path.encode("utf-8", "surrogateescape")))
 
 
 def log_path(results_dir: Path, cell: Cell) -> Path:

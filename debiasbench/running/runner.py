@@ -302,7 +302,12 @@ def _ask_git() -> str:
     if not (root / ".git").exists():
         return ""
     git: Callable[..., str] = lambda *words: subprocess.run(  # noqa: E731
-        ["git", "-C", str(root), *words], capture_output=True, text=True, check=True, timeout=20
+        ["git", "-C", str(root), *words],
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        check=True,
+        timeout=20,
     ).stdout.strip()
     try:
         code = ["debiasbench", "methods", "datasets"]

@@ -7,18 +7,21 @@ prints goes to its log.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 
 def main() -> None:
     """Serve cells until the input ends. The first line holds the settings."""
-    out = os.fdopen(os.dup(1), "w", buffering=1)
+    out = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     os.dup2(2, 1)  # what a method prints must not get between the events
+    settle_streams()
 
     def send(**event: Any) -> None:
         try:
@@ -45,11 +48,11 @@ def main() -> None:
     send(event="ready")
     for line in sys.stdin:
         request = json.loads(line)
-        cell = Cell.from_json(request["cell"])
+        cell = replace(Cell.from_json(request["cell"]), root=request["root"])
         try:
             log = Path(request["log"])
             log.parent.mkdir(parents=True, exist_ok=True)
-            with log.open("a") as file, _output_to(file):
+            with log.open("ab") as file, _output_to(file):
                 path = runner.run(
                     cell, lambda stage, epoch, epochs: send(event="epoch", stage=stage, epoch=epoch, epochs=epochs)
                 )
@@ -59,6 +62,13 @@ def main() -> None:
         send(event="finished", path=str(path), leaves=bool(runner.changed))
         if runner.changed:  # it was put back; on any doubt the next cell gets a process of its own
             return
+
+
+def settle_streams() -> None:
+    """Text is UTF-8, whatever the locale; what is no text (half a character, say) is printed as its code."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        assert isinstance(stream, io.TextIOWrapper)
+        stream.reconfigure(encoding="utf-8", errors="backslashreplace")
 
 
 @contextlib.contextmanager

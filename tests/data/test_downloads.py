@@ -296,7 +296,7 @@ def test_too_little_room_is_told_before(server, tmp_path, monkeypatch):
 
 
 def test_a_folder_that_cannot_be_written_is_told_before(server, tmp_path):
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(BenchmarkError, match=r"data\.bin cannot be written .*--data-dir"):
         fetch(server.url(), tmp_path / "file" / "deep" / "data.bin", sha256=SHA256)
     assert not server.requests
@@ -516,8 +516,8 @@ def test_archives_are_unpacked_and_only_once(kind, tmp_path, monkeypatch, capsys
 def test_a_leading_folder_is_stripped_into_a_folder_that_is_there(tmp_path):
     folder = tmp_path / "data"
     (folder / "deep").mkdir(parents=True)
-    (folder / "deep" / "own.txt").write_text("stays")
-    (folder / "a.txt").write_text("is replaced")
+    (folder / "deep" / "own.txt").write_text("stays", encoding="utf-8")
+    (folder / "a.txt").write_text("is replaced", encoding="utf-8")
     archive = make_archive(folder / "x.zip", {"top/": None, **TREE})
     unpack(archive, folder, strip=1)
     archive.unlink()
@@ -619,7 +619,7 @@ def test_a_tar_that_ends_with_a_zip_is_a_tar(tmp_path):
 
 
 def test_no_archive_an_empty_one_and_none_at_all_are_told(tmp_path):
-    (tmp_path / "page.zip").write_text("<html>Please log in</html>")
+    (tmp_path / "page.zip").write_text("<html>Please log in</html>", encoding="utf-8")
     for archive in (tmp_path / "page.zip", make_archive(tmp_path / "x.zip", {}), make_archive(tmp_path / "x.tar", {})):
         with pytest.raises(BenchmarkError, match="damaged, or no zip or tar"):
             unpack(archive, tmp_path / "folder")
@@ -633,7 +633,7 @@ def test_a_full_disk_while_unpacking_leaves_nothing(there, tmp_path, monkeypatch
     folder = tmp_path / "folder"
     if there:
         folder.mkdir()
-        (folder / "own.txt").write_text("stays")
+        (folder / "own.txt").write_text("stays", encoding="utf-8")
     with monkeypatch.context() as patch:
         fill_the_disk(patch)
         with pytest.raises(BenchmarkError, match="the disk is full"):
@@ -649,7 +649,7 @@ def test_a_full_disk_while_unpacking_leaves_nothing(there, tmp_path, monkeypatch
 def test_what_a_killed_process_left_is_cleared_away(tmp_path):
     archive = make_archive(tmp_path / "x.zip", TREE)
     (tmp_path / ".folder.unpacking" / "top").mkdir(parents=True)
-    (tmp_path / ".folder.unpacking" / "top" / "half").write_text("")
+    (tmp_path / ".folder.unpacking" / "top" / "half").write_text("", encoding="utf-8")
     unpack(archive, tmp_path / "folder")
     assert contents(tmp_path / "folder") == TREE
     assert names(tmp_path)[0] == "folder"
@@ -701,8 +701,8 @@ class RaisingPrepare(ByHand):
 @pytest.fixture(scope="module")
 def folder_of_plugins(tmp_path_factory):
     folder = tmp_path_factory.mktemp("download-plugins")
-    (folder / "downloaded_data.py").write_text(PLUGIN)
-    (folder / "unimportable_data.py").write_text("import no_such_module")
+    (folder / "downloaded_data.py").write_text(PLUGIN, encoding="utf-8")
+    (folder / "unimportable_data.py").write_text("import no_such_module", encoding="utf-8")
     before = os.environ.get("DEBIASBENCH_DATASETS_PATH")
     yield ["--datasets-dir", str(folder)]
     path = sys.modules[registry.package].__path__
@@ -767,7 +767,7 @@ def test_prepare_tells_all_mistakes_before_it_downloads(prepare, server, capsys)
 
 
 def test_prepare_refuses_a_folder_that_cannot_be_written(prepare, server, tmp_path, capsys):
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     assert prepare("fetched", data="file/data") == 1
     shown = capsys.readouterr().err
     assert shown.count("cannot be written") == 1

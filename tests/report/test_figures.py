@@ -389,8 +389,10 @@ def test_an_element_needs_no_backend(tmp_path):
         "sys.exit('matplotlib.pyplot' in sys.modules)"
     )
     environment = os.environ | {"MPLBACKEND": "module://nowhere", "MATPLOTLIBRC": str(tmp_path / "settings")}
-    (tmp_path / "settings").write_text("font.size: 30\n")
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
+    (tmp_path / "settings").write_text("font.size: 30\n", encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True, encoding="utf-8"
+    )
     assert done.stdout.strip() == learning_curves({"a": [{1: 0.5, 2: 0.6}]}, {}, metric="acc", order="a", name="one")
 
 

@@ -251,8 +251,8 @@ def copied(records, tmp_path):
 
     def copy(method, **changes):
         path = tmp_path / "s0-copy.json"
-        content = json.loads(records[method].read_text())
-        path.write_text(json.dumps(content | {"result": content["result"] | changes}))
+        content = json.loads(records[method].read_text(encoding="utf-8"))
+        path.write_text(json.dumps(content | {"result": content["result"] | changes}), encoding="utf-8")
         for file in (weights_path, arrays_path):
             shutil.copy(file(records[method]), file(path))
         return path

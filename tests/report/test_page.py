@@ -413,7 +413,7 @@ def browser(tmp_path):
             "--disable-background-networking", "--disable-component-update", "--disable-sync",
             "--disable-dev-shm-usage", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", wrapper.as_uri(),
         ]  # fmt: skip
-        done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(words, capture_output=True, text=True, timeout=120, encoding="utf-8")
         found = re.search(r'<pre id="answer">(.+?)</pre>', done.stdout, re.DOTALL)
         assert found, done.stderr
         return json.loads(html.unescape(found[1]))

@@ -258,7 +258,7 @@ def test_methods_that_know_the_bias_are_marked_and_never_the_best(tmp_path):
 def test_the_page_is_written_beside_the_tables(folder):
     made = report.make(folder)
     (path,) = made.paths["report"]
-    text = path.read_text().replace("<wbr>", "")
+    text = path.read_text(encoding="utf-8").replace("<wbr>", "")
     assert path == folder / "report.html"
     for one in made.tables:
         assert one.title in text
@@ -273,10 +273,12 @@ def test_the_latex_compiles_as_it_stands(folder, tmp_path):
     texts = [r"[brackets] & % _ ^ ~ \ { } # $", "λ ≥ ρ ≤ α ≠ × ± † ‡ §", "é ö ñ", "漢字 ☃", "<script>|*"]
     columns = [tables.Column(text, text) for text in texts]
     strange = tables.Table("strange", texts[0], columns, [tables.words(*texts)] * 2, texts)
-    with (tmp_path / "comparison.tex").open("a") as file:
+    with (tmp_path / "comparison.tex").open("a", encoding="utf-8") as file:
         file.write(tables.latex(strange))
     words = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "document.tex"]
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(
+        words, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120, encoding="utf-8"
+    )
     assert done.returncode == 0, done.stdout[-2000:]
     assert "Overfull \\hbox" not in done.stdout
     assert (tmp_path / "document.pdf").stat().st_size > 10_000
@@ -337,7 +339,7 @@ def test_damaged_arrays_are_one_complaint(tmp_path, capsys, monkeypatch, content
     assert main(["report", str(tmp_path)]) == 0
     (told,) = "".join(capsys.readouterr().out.split()).split("leftout:")[1:]
     assert told.startswith(f"{path}:{''.join(message.split())}")
-    assert message in (tmp_path / "report.html").read_text()
+    assert message in (tmp_path / "report.html").read_text(encoding="utf-8")
     assert (tmp_path / "figures" / "scores-cmnist5k.png").is_file()  # of the other method
     bins = Experiment("b", ["vanilla", "pgd"], ["cmnist5k"], show="bins", seeds=1)
     made = report.make(tmp_path, figures=False, experiment=bins)
@@ -355,7 +357,7 @@ def test_a_damaged_record_of_an_experiment_is_one_complaint(tmp_path):
     trials = Experiment("t", ["vanilla", "pgd"], ["cmnist5k"], paper="table1", show="trials", seeds=2)
     fill(tmp_path, trials.methods, trials.datasets, seeds=range(2))
     path = next(tmp_path.glob("records/cmnist5k/pgd/s1-*.json"))
-    path.write_text(path.read_text().replace('"finished"', '"done_at"'))
+    path.write_text(path.read_text(encoding="utf-8").replace('"finished"', '"done_at"'), encoding="utf-8")
     made = report.make(tmp_path, experiment=trials)
     (complaint,) = made.complaints
     assert complaint.startswith(str(path))
@@ -405,7 +407,7 @@ def test_a_damaged_grid_is_as_if_it_were_not_there(two_methods, content, message
     elif isinstance(content, str | bytes):
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
     else:
-        path.write_text(json.dumps(content))
+        path.write_text(json.dumps(content), encoding="utf-8")
     try:
         found = report.make(folder, figures=False)
     finally:
@@ -419,7 +421,7 @@ def test_a_damaged_grid_is_as_if_it_were_not_there(two_methods, content, message
 @pytest.mark.parametrize("change", [{"paper": "table99"}, {"methods": ["no-such"]}, {"show": "cake"}, {"seeds": -1}])
 def test_an_experiment_of_another_version_costs_nothing_else(two_methods, change):
     folder, _ = two_methods
-    (folder / "grid.json").write_text(json.dumps(GRID | {"experiment": EXPERIMENT | change}))
+    (folder / "grid.json").write_text(json.dumps(GRID | {"experiment": EXPERIMENT | change}), encoding="utf-8")
     found = report.make(folder, figures=False)
     (folder / "grid.json").unlink()
     assert [row[0].value for row in found.table("comparison").rows] == ["pgd", "vanilla"]
@@ -490,7 +492,7 @@ def test_every_experiment_can_be_read(name):
 )
 def test_a_wrong_file_is_told(tmp_path, text, message):
     path = tmp_path / "mine.toml"
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     with pytest.raises(BenchmarkError) as told:
         read_experiment(str(path))
     assert message in str(told.value)
@@ -506,14 +508,14 @@ def test_a_wrong_file_is_told(tmp_path, text, message):
 )
 def test_a_wrong_smoke_variant_is_told(tmp_path, smoke, message):
     path = tmp_path / "mine.toml"
-    path.write_text(f"methods = ['vanilla']\ndatasets = ['cmnist5k']\n{smoke}")
+    path.write_text(f"methods = ['vanilla']\ndatasets = ['cmnist5k']\n{smoke}", encoding="utf-8")
     with pytest.raises(BenchmarkError) as told:
         read_experiment(str(path), smoke=True)
     assert message in str(told.value)
 
 
 def test_the_document_lists_every_experiment_with_its_time():
-    text = (ROOT / "docs" / "experiments.md").read_text()
+    text = (ROOT / "docs" / "experiments.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(\w+)` \| (.*) \| (\w+) \| (\d+) s \|$", text, re.MULTILINE)
     assert {name for name, *_ in rows} == set(names()) - {"demo"}
     for name, title, show, _ in rows:
@@ -694,7 +696,7 @@ def test_the_report_remembers_the_experiment(tmp_path):
     experiment = read_experiment("table9", smoke=True)
     fill(tmp_path, experiment.methods, experiment.datasets, seeds=range(2), epochs=2)
     write_grid(tmp_path, experiment, experiment.methods)
-    assert Experiment(**json.loads((tmp_path / "grid.json").read_text())["experiment"]) == experiment
+    assert Experiment(**json.loads((tmp_path / "grid.json").read_text(encoding="utf-8"))["experiment"]) == experiment
     made = report.make(tmp_path, figures=False)
     assert made.tables[0] == made.table("table9")
     assert made.tables[0].title == f"table9: {experiment.title}"

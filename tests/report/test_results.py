@@ -185,7 +185,7 @@ def test_a_folder_without_records_is_refused_with_what_was_found(tmp_path):
         load_results(tmp_path / "none")
     with pytest.raises(BenchmarkError, match="There are no records in"):
         load_results(tmp_path)
-    (tmp_path / "s0-x.json").write_text("{")
+    (tmp_path / "s0-x.json").write_text("{", encoding="utf-8")
     with pytest.raises(BenchmarkError, match=r"There are no records in(.|\n)*s0-x\.json"):
         load_results(tmp_path)
 
@@ -440,7 +440,7 @@ def made(tmp_path_factory):
     folder = store(tmp_path_factory.mktemp("results"), [*records_of(), failure("jtt", 0)])
     broken = folder / "records" / "cmnist5k" / "pgd" / "s3-broken.json"
     broken.parent.mkdir(parents=True)
-    broken.write_text("{")
+    broken.write_text("{", encoding="utf-8")
     return folder, report.make(folder, reference="vanilla", order=list(VALUES), figures=False)
 
 
@@ -454,7 +454,7 @@ def test_a_report_writes_tables_as_markdown_latex_and_csv(made):
 
 def test_the_comparison_shows_mean_spread_n_best_and_ties(made):
     folder, found = made
-    columns, rows = markdown_tables((folder / "tables" / "comparison.md").read_text())["Comparison"]
+    columns, rows = markdown_tables((folder / "tables" / "comparison.md").read_text(encoding="utf-8"))["Comparison"]
     assert columns == ["method", "cmnist5k acc_unbiased (%)", "n"]
     assert rows == [
         ["vanilla", shown(VANILLA), "5"],
@@ -468,7 +468,9 @@ def test_the_comparison_shows_mean_spread_n_best_and_ties(made):
 
 def test_the_selection_table_shows_every_rule_and_marks_those_that_use_bias_labels(made):
     folder, _ = made
-    columns, rows = markdown_tables((folder / "tables" / "comparison.md").read_text())["Selection rules on cmnist5k"]
+    columns, rows = markdown_tables((folder / "tables" / "comparison.md").read_text(encoding="utf-8"))[
+        "Selection rules on cmnist5k"
+    ]
     assert columns == [
         "method", "last", "val_loss", "val_acc", "group_val§", "test_oracle§", "acc_aligned, last",
         "acc_conflict, last",
@@ -485,7 +487,9 @@ def test_the_selection_table_shows_every_rule_and_marks_those_that_use_bias_labe
 
 def test_the_tests_in_the_report_are_those_of_scipy(made):
     folder, _ = made
-    columns, rows = markdown_tables((folder / "tables" / "comparison.md").read_text())["Tests against the reference"]
+    columns, rows = markdown_tables((folder / "tables" / "comparison.md").read_text(encoding="utf-8"))[
+        "Tests against the reference"
+    ]
     others = ["pgd:score=loss", "lff", "disen"]
     p = holm([welch(VALUES[method], VANILLA) for method in others])
     assert [row[columns.index("method")] for row in rows] == others
@@ -522,7 +526,7 @@ def test_the_csv_has_the_raw_numbers(made):
 
 def test_the_latex_table_holds_the_same_numbers(made):
     folder, _ = made
-    text = (folder / "tables" / "comparison.tex").read_text()
+    text = (folder / "tables" / "comparison.tex").read_text(encoding="utf-8")
     assert rf"pgd:score=loss & \textbf{{{shown(PGD).replace('±', '$' + chr(92) + 'pm$')}}} & 5 \\" in text
     assert rf"lff & {shown(LFF).replace('±', '$' + chr(92) + 'pm$')} $\sim$ & 5 \\" in text
     assert r"method & cmnist5k acc\_unbiased (\%) & n \\" in text
@@ -558,7 +562,7 @@ def test_only_failed_records_make_a_report_without_tables(tmp_path):
     store(tmp_path, [failure("jtt", 0)])
     found = report.make(tmp_path, figures=False)
     assert (found.tables, found.paths, len(found.failed)) == ([], {"report": [tmp_path / "report.html"]}, 1)
-    assert "it did not work" in found.paths["report"][0].read_text()
+    assert "it did not work" in found.paths["report"][0].read_text(encoding="utf-8")
 
 
 def test_a_report_on_nothing_is_refused(tmp_path):
@@ -577,10 +581,10 @@ def test_a_report_against_an_unknown_reference_is_refused(tmp_path):
 def test_data_that_are_not_the_published_ones_are_marked_with_their_counts(tmp_path):
     store(tmp_path, records_of({"vanilla": VANILLA, "pgd": PGD}, official=False, note="A subset."))
     report.make(tmp_path, figures=False)
-    text = (tmp_path / "tables" / "comparison.md").read_text()
+    text = (tmp_path / "tables" / "comparison.md").read_text(encoding="utf-8")
     assert "cmnist5k† acc_unbiased (%)" in text
     assert "† cmnist5k: not the published data (train 4,000, valid 500, test 1,234). A subset." in text
-    assert r"cmnist5k$\dagger$ acc\_unbiased" in (tmp_path / "tables" / "comparison.tex").read_text()
+    assert r"cmnist5k$\dagger$ acc\_unbiased" in (tmp_path / "tables" / "comparison.tex").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("n", [1, 2])
@@ -597,7 +601,7 @@ def test_with_a_single_run_there_are_dashes_and_a_sentence_in_place_of_p(tmp_pat
     assert cells[3] == f"{100 * (PGD[0] - np.mean(VANILLA[:n])):+.2f}"
     assert cells[4:] == ["-"] * 9
     assert "A dash for p: a test needs at least two runs of both methods." in tests.notes
-    assert "nan" not in (tmp_path / "tables" / "comparison.md").read_text()
+    assert "nan" not in (tmp_path / "tables" / "comparison.md").read_text(encoding="utf-8")
 
 
 def test_a_single_method_has_no_tests(tmp_path):
@@ -615,7 +619,7 @@ def test_a_rule_that_cannot_choose_in_some_runs_shows_mean_and_spread_of_the_oth
         method = records[index].cell.method_title
         records[index] = record(method, records[index].cell.seed, epochs=epochs)
     report.make(store(tmp_path, records), order=["vanilla", "pgd"], figures=False)
-    text = (tmp_path / "tables" / "comparison.md").read_text()
+    text = (tmp_path / "tables" / "comparison.md").read_text(encoding="utf-8")
     columns, rows = markdown_tables(text)["Selection rules on cmnist5k"]
     found = [row[columns.index("group_val§")] for row in rows]
     assert found == [f"{100 * (VANILLA[2] - 0.05):.2f}", shown(np.array(PGD[1:3]) - 0.05)]
@@ -627,7 +631,7 @@ def test_methods_that_lack_a_dataset_have_a_dash_there(tmp_path):
         *records_of({"pgd": LFF}, dataset="cmnist5k:rho=0.05"),
     ]
     report.make(store(tmp_path, records), order=["vanilla", "pgd"], figures=False)
-    _, rows = markdown_tables((tmp_path / "tables" / "comparison.md").read_text())["Comparison"]
+    _, rows = markdown_tables((tmp_path / "tables" / "comparison.md").read_text(encoding="utf-8"))["Comparison"]
     assert rows == [
         ["vanilla", shown(VANILLA), "5", "-", "0"],
         ["pgd", f"**{shown(PGD)}**", "5", f"**{shown(LFF)}**", "5"],
@@ -740,11 +744,11 @@ def test_the_status_counts_done_failed_and_begun_cells(tmp_path):
     store(tmp_path, [*records_of({"pgd": PGD[:2]}), failure("pgd", 7), record("vanilla", 0)])
     begun = tmp_path / "logs" / "cmnist5k" / "lff" / "s0-12345678.log"
     begun.parent.mkdir(parents=True)
-    begun.write_text("")
+    begun.write_text("", encoding="utf-8")
     done = next((tmp_path / "records" / "cmnist5k" / "vanilla").glob("*.json"))
     log = (tmp_path / "logs" / done.relative_to(tmp_path / "records")).with_suffix(".log")
     log.parent.mkdir(parents=True)
-    log.write_text("")
+    log.write_text("", encoding="utf-8")
     table = report.status(tmp_path)
     assert [[entry.value for entry in row] for row in table.rows] == [
         ["cmnist5k", "pgd", 2, 1], ["cmnist5k", "vanilla", 1, 0],
@@ -763,7 +767,7 @@ def test_references_are_given_once_for_what_was_used(tmp_path):
 
 def test_a_csv_of_results_reads_as_the_table_that_was_written(made):
     folder, _ = made
-    again = pd.read_csv(io.StringIO((folder / "tables" / "results.csv").read_text()))
+    again = pd.read_csv(io.StringIO((folder / "tables" / "results.csv").read_text(encoding="utf-8")))
     assert compare(again, reference="vanilla")["welch"].tolist() == pytest.approx(
         [welch(VALUES[method], VANILLA) for method in ("pgd:score=loss", "lff", "disen")]
     )

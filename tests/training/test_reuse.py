@@ -385,7 +385,7 @@ def test_a_full_disk_costs_the_reuse_alone(fitted, tmp_path, monkeypatch):
     monkeypatch.setattr(reuse, "write_atomically", full)
     assert reused(fitted()) == reused(fitted()) == [False, False]
     below_a_file = tmp_path / "file"
-    below_a_file.write_text("")
+    below_a_file.write_text("", encoding="utf-8")
     assert reused(fitted(folder=below_a_file / "reuse")) == [False, False]
 
 
@@ -432,7 +432,7 @@ def own_files(tmp_path, monkeypatch):
         "own_stranger": "S = 1\n",
     }
     for name, text in files.items():
-        (tmp_path / f"{name}.py").write_text(text)
+        (tmp_path / f"{name}.py").write_text(text, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     for name in files:
         monkeypatch.delitem(sys.modules, name, raising=False)  # of the test before
@@ -440,7 +440,7 @@ def own_files(tmp_path, monkeypatch):
 
     def digest(**changes):
         for name, text in (files | changes).items():
-            (tmp_path / f"{name}.py").write_text(text)
+            (tmp_path / f"{name}.py").write_text(text, encoding="utf-8")
         code.digest_of_module.cache_clear()
         return code.digest_of_module("own_method")
 

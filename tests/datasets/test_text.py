@@ -25,8 +25,8 @@ from debiasbench.nets.build import build_net
 from debiasbench.recipe import Recipe
 from debiasbench.samples import Samples
 from debiasbench.testing import DATASET_CHECKS
-from debiasbench.training.stage import _optimizer
 from debiasbench.training.task import Task
+from debiasbench.training.updates import new_optimizer
 
 IDENTITIES = ("male", "female", "LGBTQ", "christian", "muslim", "other_religions", "black", "white")
 HEADER = ["", "id", "comment_text", "split", "toxicity", *IDENTITIES, "identity_any", "insult"]
@@ -437,7 +437,7 @@ def test_weight_decay_belongs_to_matrices(tmp_path, kind, equal):
     decayed = {}
     for rule in ("matrices", "wilds"):
         recipe = Recipe(optimizer="adamw", weight_decay=0.01, decayed=rule)
-        groups = _optimizer({"biased": net}, recipe).param_groups  # LfF's name for it is not its parameters'
+        groups = new_optimizer({"biased": net}, recipe).param_groups  # LfF's name for it is not its parameters'
         assert [group["weight_decay"] for group in groups] == [0.01, 0.0]
         places = {id(parameter) for parameter in groups[0]["params"]}
         decayed[rule] = {name for name, parameter in named.items() if id(parameter) in places}
@@ -489,10 +489,11 @@ def run(
     *arguments,
     spec="",
     chosen=EVERY,
+    workers=0,
 ):
     dataset = f"civilcomments:encoder={encoder},max_length=40,epochs=1,learning_rate=0.001,root={comments}{spec}"
     return main(
-        ["run", "--methods", *chosen, "--datasets", dataset, "--seeds", "1", "--workers", "1",
+        ["run", "--methods", *chosen, "--datasets", dataset, "--seeds", "1", "--workers", str(workers),
          "--results-dir", str(tmp_path / "results"), *arguments]
     )  # fmt: skip
 
@@ -621,10 +622,10 @@ def test_a_trained_encoder_can_be_loaded(records, comments, encoder):
 
 
 def test_equal_seeds_give_equal_results(records, tmp_path, comments, encoder):
-    """Bit for bit, on the CPU."""
+    """Bit for bit on the CPU, in this process and in a worker."""
     from debiasbench.records import read_record
 
-    assert run(tmp_path, comments, encoder, chosen=["pgd"]) == 0
+    assert run(tmp_path, comments, encoder, chosen=["pgd"], workers=1) == 0
     again = read_record(next((tmp_path / "results").glob("records/*/pgd/*.json"))).result
     first = read_record(next(records[0].glob("records/*/pgd/*.json"))).result
     assert first.weights is not None

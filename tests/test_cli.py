@@ -163,7 +163,7 @@ def test_a_grid_leaves_records_tables_and_figures(results):
 
 def test_a_record_holds_what_produced_it(results):
     path, record = next(item for item in records_of(results).items() if item[0].parent.name == "pgd")
-    assert record["schema"] == 1
+    assert record["schema"] == 2
     assert record["cell"]["method_parameters"]["norm"] == "l2"
     assert record["cell"]["recipe"]["epochs"] == 1
     assert len(record["result"]["data"]["fingerprint"]) == 64
@@ -234,11 +234,11 @@ def test_failures_are_recorded_and_the_others_finish(tmp_path, plugins, capsys):
     records = {path.parent.name: record for path, record in records_of(tmp_path).items()}
     assert records["vanilla"]["status"] == "done"
     assert {name: records[name]["status"] for name in bad} == dict.fromkeys(bad, "failed")
-    assert "no such thing" in records["raising"]["error"]["traceback"]
-    assert "became nan in epoch 1" in records["notanumber"]["error"]["message"]
-    assert "logits that are not finite" in records["nanlogits"]["error"]["message"]
-    assert "SIGKILL" in records["killed"]["error"]["message"]
-    assert "fit must return the predictor" in records["wrongreturn"]["error"]["message"]
+    assert "no such thing" in records["raising"]["failure"]["traceback"]
+    assert "became nan in epoch 1" in records["notanumber"]["failure"]["message"]
+    assert "logits that are not finite" in records["nanlogits"]["failure"]["message"]
+    assert "SIGKILL" in records["killed"]["failure"]["message"]
+    assert "fit must return the predictor" in records["wrongreturn"]["failure"]["message"]
     shown = capsys.readouterr()
     assert "Traceback" not in shown.out + shown.err
     assert "no such thing" in shown.out
@@ -305,7 +305,10 @@ MISTAKES = {
     "unknown reference": (["--methods", "pgd", "--datasets", "small", "--reference", "vanilla"], "not among"),
     "unknown device": (["--methods", "pgd", "--datasets", "small", "--device", "gpu"], "Allowed: auto, cpu"),
     "unknown net": (["--methods", "pgd", "--datasets", "small:net=simcnv1"], "Did you mean 'simconv1'?"),
-    "no worker": (["--methods", "pgd", "--datasets", "small", "--workers", "0"], "at least 1. Got 0"),
+    "no worker": (
+        ["--methods", "pgd", "--datasets", "small", "--workers", "-1"],
+        "at least 0 (0: cells run in this process). Got -1",
+    ),
     "one class": (["--methods", "pgd", "--datasets", "one-class"], "one class only"),
     "missing files": (["--methods", "pgd", "--datasets", "cmnist", "--data-dir", "nowhere"], "9.9 MB"),
     "missing folder": (["--methods", "pgd", "--datasets", "bffhq", "--data-dir", "nowhere"], "bffhq:root="),

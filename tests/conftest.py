@@ -5,6 +5,9 @@ import os
 import sys
 from pathlib import Path
 
+# one thread a process, also in those that tests start: `pytest -n auto` has a process for each core
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import pytest
 import torch
 
@@ -20,9 +23,12 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_of_the_tests(tmp_path_factory):
-    """Decoded images go to a folder of the test run, not to the user's."""
+    """Decoded images go to a folder of the test run, not to the user's; its processes have that in common."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
     with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("DEBIASBENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patched.setenv("DEBIASBENCH_CACHE", str(folder / "cache"))
         yield
 
 

@@ -196,7 +196,7 @@ def test_a_lost_and_a_cut_record_are_made_again_equal(results, plugins, capsys):
     kept = {path: records_of(results)[path]["result"] for path in (first, second)}
     first.unlink()
     second.write_bytes(second.read_bytes()[: second.stat().st_size // 2])
-    assert run(results, plugins, "--methods", "vanilla", "pgd", "--seeds", "2", "--save-weights") == 0
+    assert run(results, plugins, "--methods", "vanilla", "pgd", "--seeds", "2", "--save-weights", "--workers", "0") == 0
     assert "2 cells to run, 2 finished before" in capsys.readouterr().out
     assert {path: records_of(results)[path]["result"] for path in (first, second)} == kept
 
@@ -254,7 +254,10 @@ def test_failures_are_recorded_and_the_others_finish(tmp_path, plugins, capsys):
 
     assert run(tmp_path, plugins, "--methods", "vanilla", "raising", "--seeds", "1") == 1
     assert "0 cells to run" in capsys.readouterr().out  # failed cells wait for --rerun failed
-    assert run(tmp_path, plugins, "--methods", "vanilla", "raising", "--seeds", "1", "--rerun", "failed") == 1
+    assert (
+        run(tmp_path, plugins, "--methods", "vanilla", "raising", "--seeds", "1", "--rerun", "failed", "--workers", "0")
+        == 1
+    )
     assert "1 cells to run, 1 finished before" in capsys.readouterr().out
 
 
@@ -311,7 +314,10 @@ MISTAKES = {
     "unknown reference": (["--methods", "pgd", "--datasets", "small", "--reference", "vanilla"], "not among"),
     "unknown device": (["--methods", "pgd", "--datasets", "small", "--device", "gpu"], "Allowed: auto, cpu"),
     "unknown net": (["--methods", "pgd", "--datasets", "small:net=simcnv1"], "Did you mean 'simconv1'?"),
-    "no worker": (["--methods", "pgd", "--datasets", "small", "--workers", "-1"], "at least 0 (0: cells run in this process). Got -1"),
+    "no worker": (
+        ["--methods", "pgd", "--datasets", "small", "--workers", "-1"],
+        "at least 0 (0: cells run in this process). Got -1",
+    ),
     "one class": (["--methods", "pgd", "--datasets", "one-class"], "one class only"),
     "missing files": (["--methods", "pgd", "--datasets", "cmnist", "--data-dir", "nowhere"], "9.9 MB"),
     "missing folder": (["--methods", "pgd", "--datasets", "bffhq", "--data-dir", "nowhere"], "bffhq:root="),
@@ -424,7 +430,7 @@ def test_run_works_from_a_script_without_a_main_guard(results, plugins, tmp_path
 
 
 def test_a_failure_never_replaces_a_finished_record(tmp_path, plugins, monkeypatch, capsys):
-    words = ["--methods", "failsonce", "--seeds", "1", "--workers", "1"]
+    words = ["--methods", "failsonce", "--seeds", "1", "--workers", "0"]
     assert run(tmp_path, plugins, *words) == 0
     (before,) = records_of(tmp_path).values()
     (tmp_path / "flag").write_text("", encoding="utf-8")
@@ -438,13 +444,12 @@ def test_workers_leave_without_a_record_when_their_parent_is_gone(tmp_path, plug
     words = [sys.executable, "-P", "-m", "debiasbench", "run", *plugins, "--methods", "vanilla", "--datasets"]
     words += ["small:epochs=400", "--seeds", "1", "--device", "cpu", "--results-dir", str(tmp_path)]
     environment = os.environ | {"PYTHONPATH": str(Path(debiasbench.__file__).parent.parent)}
-    process = subprocess.Popen(words, stderr=subprocess.DEVNULL, env=environment, start_new_session=True)
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, env=environment, start_new_session=True)
     deadline = time.monotonic() + 120
     while not list(tmp_path.rglob("*.log")) and time.monotonic() < deadline:
         time.sleep(0.2)
     process.kill()
-    process.wait()
-    time.sleep(3)  # an epoch is much shorter: the worker has noticed
+    process.communicate(timeout=120)  # to the end of what workers may write to as well: they have left
     assert records_of(tmp_path) == {}
 
 

@@ -275,7 +275,7 @@ def test_no_comment_is_conflicting(comments, encoder):
 
     def chosen(n_smallest):
         common = {"acc_avg": 0.5, "loss": 1.0, "n_smallest": n_smallest}
-        rows = [{"valid": {**common, "acc_worst": worst}, "test": {}} for worst in (0.1, 0.3, 0.2)]
+        rows = [SimpleNamespace(valid={**common, "acc_worst": worst}, test={}) for worst in (0.1, 0.3, 0.2)]
         return select(rows, dataset.headline)["group_val"]
 
     assert chosen(10) == 1
@@ -421,7 +421,7 @@ def test_only_the_head_starts_by_the_seed(comments, encoder, make_task):
     splits = dataset.build(comments)
     vanilla = methods.get("vanilla")[0]()
     nets = [
-        Task(splits, dataset=dataset, method=vanilla, recipe=dataset.own_recipe, seed=seed).new_net()
+        Task(splits, dataset=dataset, access=vanilla.access, recipe=dataset.own_recipe, seed=seed).new_net()
         for seed in (0, 0, 1)
     ]
     states = [net.state_dict() for net in nets]
@@ -489,10 +489,11 @@ def run(
     *arguments,
     spec="",
     chosen=EVERY,
+    workers=0,
 ):
     dataset = f"civilcomments:encoder={encoder},max_length=40,epochs=1,learning_rate=0.001,root={comments}{spec}"
     return main(
-        ["run", "--methods", *chosen, "--datasets", dataset, "--seeds", "1", "--workers", "1",
+        ["run", "--methods", *chosen, "--datasets", dataset, "--seeds", "1", "--workers", str(workers),
          "--results-dir", str(tmp_path / "results"), *arguments]
     )  # fmt: skip
 
@@ -621,10 +622,10 @@ def test_a_trained_encoder_can_be_loaded(records, comments, encoder):
 
 
 def test_equal_seeds_give_equal_results(records, tmp_path, comments, encoder):
-    """Bit for bit, on the CPU."""
+    """Bit for bit on the CPU, in this process and in a worker."""
     from debiasbench.records import read_record
 
-    assert run(tmp_path, comments, encoder, chosen=["pgd"]) == 0
+    assert run(tmp_path, comments, encoder, chosen=["pgd"], workers=1) == 0
     again = read_record(next((tmp_path / "results").glob("records/*/pgd/*.json"))).result
     first = read_record(next(records[0].glob("records/*/pgd/*.json"))).result
     assert first.weights is not None
@@ -676,8 +677,8 @@ def test_a_missing_column(tmp_path, encoder, column):
         ({"split": "0"}, r"Got \['0'\] in 1 comments \(row 5\)"),
         ({"split": ""}, r"split must be test, train, val"),
         ({"text": ""}, r"no text in 1 comments \(row 5\)"),
-        ({"toxicity": ""}, r"toxicity must be a share in \[0, 1\]. It is not in 1 comments \(row 5\)"),
-        ({"toxicity": "1.5"}, r"toxicity must be a share in \[0, 1\]"),
+        ({"toxicity": ""}, r"toxicity must be a fraction in \[0, 1\]. It is not in 1 comments \(row 5\)"),
+        ({"toxicity": "1.5"}, r"toxicity must be a fraction in \[0, 1\]"),
         ({"toxicity": "high"}, r"toxicity must be numbers. Got others in 1 comments \(row 5\)"),
         ({"black": "yes"}, r"black must be numbers. Got others in 1 comments \(row 5\)"),
     ],

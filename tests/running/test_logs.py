@@ -14,7 +14,7 @@ from debiasbench.running import logs
 needs_tensorboard = pytest.mark.skipif(
     importlib.util.find_spec("tensorboard") is None, reason="tensorboard is not installed"
 )
-RUN = ["run", "--methods", "vanilla", "--datasets", "cmnist5k:steps=4,eval_every=1", "--seeds", "1", "--workers", "1"]
+RUN = ["run", "--methods", "vanilla", "--datasets", "cmnist5k:steps=4,eval_every=1", "--seeds", "1", "--workers", "0"]
 
 
 @pytest.fixture(scope="module")

@@ -86,19 +86,3 @@ class Recipe(Parameters):
     def input_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape (C, H, W) that the network sees, of images of `shape`."""
         return (*shape[:1], self.size, self.size) if self.size else shape
-
-    def fraction_done(self, step: int, n_steps: int, epoch: int, n_epochs: int) -> float:
-        """What the schedule counts as done of a stage: by steps where the recipe counts them, else by epochs."""
-        return step / n_steps if self.steps or self.schedule == "linear" else epoch / n_epochs
-
-    def learning_rate_at(self, done: float) -> float:
-        """The learning rate after the fraction `done` of the stage, in [0, 1]."""
-        import math
-
-        if self.schedule == "step":  # 1e-9: 3 of 5 epochs is at the milestone 0.6, whatever the floats say
-            return self.learning_rate * self.gamma ** sum(done >= at - 1e-9 for at in self.milestones)
-        if self.schedule == "cosine":
-            return self.learning_rate * (1 + math.cos(math.pi * min(done, 1.0))) / 2
-        if self.schedule == "linear":  # to zero, by steps
-            return self.learning_rate * max(0.0, 1 - done)
-        return self.learning_rate

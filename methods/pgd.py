@@ -27,6 +27,7 @@ from torch import Tensor
 from debiasbench.errors import BenchmarkError
 from debiasbench.losses import cross_entropy, gradient_norm, mean_gce, scale_gradient
 from debiasbench.methods import Batch, Dataset, Method, Net, Nets, Predict, State, Task, above, between, one_of
+from debiasbench.schedule import learning_rate_at
 
 ORDERS = {"l1": 1.0, "l2": 2.0, "l2sq": 2.0, "linf": math.inf}
 
@@ -89,7 +90,7 @@ class PGD(Method):
             return self.fit_in_turns(task)
         recipe = task.recipe
         if not self.restart_lr:  # goes on with the rate of step 1's last epoch
-            last = recipe.learning_rate_at((recipe.epochs - 1) / recipe.epochs)
+            last = learning_rate_at(recipe, (recipe.epochs - 1) / recipe.epochs)
             recipe = recipe.replace(learning_rate=last, schedule="constant")
         net = task.new_net()
         if self.bias_ckpt == "best":

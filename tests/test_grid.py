@@ -11,6 +11,7 @@ from debiasbench.datasets import registry as datasets
 from debiasbench.errors import BenchmarkError
 from debiasbench.grid import dataset_from_spec, expand
 from debiasbench.recipe import Recipe
+from debiasbench.schedule import learning_rate_at
 
 TOY = '''
 from debiasbench.methods import Method, above, between
@@ -236,7 +237,7 @@ def test_the_rest_of_the_recipe_is_the_datasets():
 def test_epochs_scale_the_schedule_and_replace_the_steps():
     long, short = (one_cell("vanilla", "cmnist", epochs=epochs).build_recipe() for epochs in (100, 10))
     assert short == long.replace(epochs=10)
-    rates = {r.epochs: [r.learning_rate_at(epoch / r.epochs) for epoch in range(r.epochs)] for r in (long, short)}
+    rates = {r.epochs: [learning_rate_at(r, epoch / r.epochs) for epoch in range(r.epochs)] for r in (long, short)}
     assert rates[10] == rates[100][::10]
     assert rates[10] == pytest.approx([0.02] * 4 + [0.002] * 4 + [0.0002] * 2)
     official = one_cell("disen:preset=official").build_recipe()

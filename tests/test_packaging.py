@@ -149,7 +149,7 @@ def test_a_wheel_runs_from_another_directory(tmp_path):
         from debiasbench.methods import registry
         from debiasbench.cli import main
         from debiasbench.experiments import read_experiment
-        from debiasbench.report.paper import numbers
+        from debiasbench.report.published import numbers
         assert str(debiasbench.__file__).startswith({site!r}), debiasbench.__file__
         assert {{"pgd", "vanilla"}} <= set(registry.classes()), registry.broken
         assert read_experiment("demo").datasets == ["cmnist5k"]
@@ -167,7 +167,7 @@ def test_without_the_results_folder_nothing_of_the_suite_is_gone(tmp_path):
         (tmp_path / name).symlink_to(ROOT / name)
     code = """
         from debiasbench.experiments import names, read_experiment
-        from debiasbench.report.paper import numbers
+        from debiasbench.report.published import numbers
         asked = [read_experiment(name) for name in names()]
         print(sum(len(numbers(one.paper)) > 0 for one in asked if one.paper))
     """

@@ -12,7 +12,7 @@ from debiasbench.errors import BenchmarkError
 from debiasbench.experiments import Experiment
 from debiasbench.files import file_name
 from debiasbench.records import Record
-from debiasbench.report import paper
+from debiasbench.report import published
 from debiasbench.report.results import dataset_title, headlines, scores_of
 from debiasbench.report.statistics import score_bins, welch
 from debiasbench.report.tables import Column, Entry, Table, count, number, words
@@ -59,16 +59,16 @@ def _beside_the_paper(experiment: Experiment, results_dir: Path) -> Outcome:
     if not experiment.paper:
         return Outcome()
     complaints: list[str] = []
-    lines = paper.beside(experiment, results_dir, complaints)
-    return Outcome([paper.table(experiment, lines)], complaints=complaints, lines=lines)
+    lines = published.beside(experiment, results_dir, complaints)
+    return Outcome([published.table(experiment, lines)], complaints=complaints, lines=lines)
 
 
 def finished(experiment: Experiment, results_dir: Path, complaints: list[str]) -> list[Record]:
     """The finished records of an experiment's grid, method by method as asked for."""
-    cells = paper.cells(experiment, experiment.methods, experiment.datasets)
+    cells = published.cells(experiment, experiment.methods, experiment.datasets)
     methods = list(dict.fromkeys(cell.method_title for cell in cells))
     cells.sort(key=lambda cell: methods.index(cell.method_title))
-    return paper.finished(cells, results_dir, complaints)
+    return published.finished(cells, results_dir, complaints)
 
 
 def _values(records: list[Record]) -> dict[str, dict[str, np.ndarray]]:
@@ -76,7 +76,7 @@ def _values(records: list[Record]) -> dict[str, dict[str, np.ndarray]]:
     lists: dict[str, dict[str, list[float]]] = {}
     for record in records:
         of_dataset = lists.setdefault(dataset_title(record.cell), {})
-        of_dataset.setdefault(record.cell.method_title, []).append(paper.accuracy(record))
+        of_dataset.setdefault(record.cell.method_title, []).append(published.accuracy(record))
     return {name: {method: np.array(runs) for method, runs in one.items()} for name, one in lists.items()}
 
 

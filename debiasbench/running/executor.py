@@ -20,7 +20,7 @@ from debiasbench.cell import Cell
 from debiasbench.errors import BenchmarkError
 from debiasbench.files import to_path
 from debiasbench.records import record_path
-from debiasbench.running.isolation import GlobalState
+from debiasbench.running.global_state import GlobalState
 
 
 @dataclass(frozen=True)

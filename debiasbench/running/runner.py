@@ -41,7 +41,7 @@ from debiasbench.records import (
     record_path,
     write_record,
 )
-from debiasbench.running.isolation import GlobalState, Watch, handed
+from debiasbench.running.global_state import GlobalState, Watch, handed
 from debiasbench.samples import Splits
 from debiasbench.training.digests import digest_of
 from debiasbench.training.journal import EvaluatedEpoch, Journal, Progress, StageRun

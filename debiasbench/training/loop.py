@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from debiasbench.randomness import derived_generator
 from debiasbench.recipe import Recipe
+from debiasbench.schedule import fraction_done, learning_rate_at
 from debiasbench.training.batches import (
     Batch,
     Contents,
@@ -91,7 +92,7 @@ class Loop:
                     batch = next(batches, None)
                     if batch is None:
                         break
-                    rate = recipe.learning_rate_at(recipe.fraction_done(step, n_steps, epoch, run.epochs))
+                    rate = learning_rate_at(recipe, fraction_done(recipe, step, n_steps, epoch, run.epochs))
                     for optimizer in self._optimizers:
                         set_rate(optimizer, rate)
                     for net in self.nets:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from debiasbench.recipe import Recipe
+from debiasbench.schedule import fraction_done, learning_rate_at
 from debiasbench.training.digests import source_of
 
 Terms = dict[str, Tensor]
@@ -51,7 +52,7 @@ class Together:
 
     def set_rates(self, step: int, n_steps: int, epoch: int, n_epochs: int) -> float:
         """As of `Update`."""
-        rate = self.recipe.learning_rate_at(self.recipe.fraction_done(step, n_steps, epoch, n_epochs))
+        rate = learning_rate_at(self.recipe, fraction_done(self.recipe, step, n_steps, epoch, n_epochs))
         set_rate(self.optimizer, rate)
         return rate
 
@@ -102,7 +103,7 @@ class ByNetwork:
     def set_rates(self, step: int, n_steps: int, epoch: int, n_epochs: int) -> float:
         """As of `Update`."""
         rates = {
-            name: recipe.learning_rate_at(recipe.fraction_done(step, n_steps, epoch, n_epochs))
+            name: learning_rate_at(recipe, fraction_done(recipe, step, n_steps, epoch, n_epochs))
             for name, recipe in self.recipes.items()
         }
         for name, optimizer in self.optimizers.items():

@@ -24,6 +24,7 @@ from debiasbench.data.corruptions import CONSTANTS, NAMES, corrupt, corrupted
 from debiasbench.datasets import registry as datasets
 from debiasbench.errors import BenchmarkError
 from debiasbench.randomness import derived_seed
+from debiasbench.schedule import learning_rate_at
 from debiasbench.testing import DATASET_CHECKS, check_builds_the_same_again
 
 CCIFAR, CIFAR10 = (datasets.get(name)[0] for name in ("ccifar", "cifar10"))
@@ -623,11 +624,11 @@ def test_recipes_are_those_of_table_6():
     recipe = CCIFAR.recipe
     assert (recipe.optimizer, recipe.learning_rate, recipe.weight_decay) == ("adam", 1e-3, 1e-3)
     assert (recipe.batch_size, recipe.epochs, recipe.net) == (256, 200, "resnet18")
-    rates = [recipe.learning_rate_at(epoch / 200) for epoch in (0, 39, 40, 80, 120, 199)]
+    rates = [learning_rate_at(recipe, epoch / 200) for epoch in (0, 39, 40, 80, 120, 199)]
     assert rates == pytest.approx([1e-3, 1e-3, 5e-4, 2.5e-4, 1.25e-4, 6.25e-5])
     assert CIFAR10.recipe == recipe.replace(net="resnet18-small")
     disen = recipe.replace(**CCIFAR.presets["disen"]["recipe"])
-    rates = [disen.learning_rate_at(step / 50_000) for step in (19_999, 20_001, 49_999)]
+    rates = [learning_rate_at(disen, step / 50_000) for step in (19_999, 20_001, 49_999)]
     assert rates == pytest.approx([5e-4, 2.5e-4, 6.25e-5])
     assert disen.steps == 50_000
 

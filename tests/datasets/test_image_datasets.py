@@ -15,6 +15,7 @@ from PIL import Image
 
 from debiasbench.datasets import registry as datasets
 from debiasbench.errors import BenchmarkError
+from debiasbench.schedule import learning_rate_at
 
 
 @pytest.fixture(autouse=True)
@@ -577,7 +578,7 @@ def test_recipes_are_those_of_table_6(name):
     for epoch in range(epochs):
         cosine = rate * (1 + np.cos(np.pi * epoch / epochs)) / 2
         expected = cosine if factor is None else rate * factor ** (epoch // every)
-        assert recipe.learning_rate_at(epoch / epochs) == pytest.approx(expected), epoch
+        assert learning_rate_at(recipe, epoch / epochs) == pytest.approx(expected), epoch
 
 
 def test_resnets_see_224_pixels_and_their_statistics():

@@ -24,6 +24,7 @@ from debiasbench.methods import registry as methods
 from debiasbench.nets.build import build_net
 from debiasbench.recipe import Recipe
 from debiasbench.samples import Samples
+from debiasbench.schedule import learning_rate_at
 from debiasbench.testing import DATASET_CHECKS
 from debiasbench.training.task import Task
 from debiasbench.training.updates import new_optimizer
@@ -458,7 +459,7 @@ def test_linear_decay_is_by_steps():
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 0.1)
     schedule = get_linear_schedule_with_warmup(optimizer, 0, 7)
     for step in range(7):
-        assert recipe.learning_rate_at(step / 7) == pytest.approx(optimizer.param_groups[0]["lr"])
+        assert learning_rate_at(recipe, step / 7) == pytest.approx(optimizer.param_groups[0]["lr"])
         optimizer.step()
         schedule.step()
 

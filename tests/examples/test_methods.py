@@ -19,6 +19,7 @@ from debiasbench.grid import expand
 from debiasbench.methods import registry
 from debiasbench.records import read_arrays, read_record
 from debiasbench.running.runner import Runner
+from debiasbench.schedule import learning_rate_at
 from debiasbench.testing import METHOD_CHECKS, make_task
 from debiasbench.training.task import Task
 
@@ -267,7 +268,7 @@ def follow(task, method, step, nets, batches, trained):
             for parameter, gradient in zip(nets[name].parameters(), found[name], strict=True):
                 parameter.grad = gradient.detach()
             if follows:
-                optimizer.param_groups[0]["lr"] = task.recipe.learning_rate_at(int(batch.epoch) / task.recipe.epochs)
+                optimizer.param_groups[0]["lr"] = learning_rate_at(task.recipe, int(batch.epoch) / task.recipe.epochs)
             optimizer.step()
         totals[int(batch.epoch)] += number(value) * len(batch.index)
     return [total / task.n_samples for total in totals]

@@ -23,7 +23,7 @@ from debiasbench.errors import BenchmarkError
 from debiasbench.experiments import Experiment, names, read_experiment, write_grid
 from debiasbench.grid import expand
 from debiasbench.records import EpochFacts, StageFacts, arrays_path, record_path, write_record
-from debiasbench.report import figures, outcomes, paper, tables
+from debiasbench.report import figures, outcomes, published, tables
 from debiasbench.report import make as report
 from debiasbench.report.results import Measure, load_results, ranks
 from debiasbench.running.plan import plan
@@ -346,7 +346,7 @@ def test_damaged_arrays_are_one_complaint(tmp_path, capsys, monkeypatch, content
     assert [message in one and str(path) in one for one in made.complaints] == [True]
     assert len(made.table("b").rows) == 2
     beside = Experiment("b", ["pgd"], ["cmnist:target=colour"], paper="table14", seeds=1)
-    (cell,) = paper.cells(beside, beside.methods, beside.datasets)
+    (cell,) = published.cells(beside, beside.methods, beside.datasets)
     arrays_path(stored(tmp_path, record(cell, 0.5))).write_bytes(content)
     made = report.make(tmp_path, figures=False, experiment=beside)
     assert len(made.complaints) == 1
@@ -528,12 +528,12 @@ def test_options_that_replace_what_a_file_says_are_seen_in_its_table(tmp_path):
     asked = replace(
         read_experiment("table10", smoke=True), methods=["lff", "pgd:alpha=0.7"], epochs=1, seeds=1, shared_recipes=True
     )
-    for cell in paper.cells(asked, asked.methods, asked.datasets):
+    for cell in published.cells(asked, asked.methods, asked.datasets):
         stored(tmp_path, record(cell, 0.5))
     own = replace(asked, shared_recipes=False)
-    for cell in paper.cells(own, ["lff"], asked.datasets):
+    for cell in published.cells(own, ["lff"], asked.datasets):
         stored(tmp_path, record(cell, 0.9))
-    lines = paper.beside(asked, tmp_path)
+    lines = published.beside(asked, tmp_path)
     there = lines[(lines.ran != "") & lines.method.isin(["lff", "pgd"])]
     assert there["mean"].tolist() == pytest.approx([50.0] * len(there))
     assert (lines[~lines.method.isin(["lff", "pgd"])].n == 0).all()
@@ -604,12 +604,12 @@ def test_ours_stands_beside_the_paper(tmp_path):
     """Table 1 in its own shape: mean, spread, the paper's mean, the difference, and whether it is within the spread."""
     experiment = read_experiment("table1")
     fill(tmp_path, ["vanilla", "pgd"], ["cmnist"], seeds=range(3), shift=0.1)
-    lines = paper.beside(experiment, tmp_path)
-    published = pd.read_csv(ROOT / "experiments" / "paper" / "table1.csv")
-    assert len(lines) == len(published)
+    lines = published.beside(experiment, tmp_path)
+    numbers = pd.read_csv(ROOT / "experiments" / "paper" / "table1.csv")
+    assert len(lines) == len(numbers)
     for method in ("vanilla", "pgd"):
         line = lines[(lines.method == method) & (lines.dataset == "cmnist")].iloc[0]
-        theirs = published[(published.method == method) & (published.dataset == "cmnist")].iloc[0]
+        theirs = numbers[(numbers.method == method) & (numbers.dataset == "cmnist")].iloc[0]
         ours = [100 * value_of(method, seed, 0.1) for seed in range(3)]
         assert line["mean"] == pytest.approx(np.mean(ours))
         assert line["std"] == pytest.approx(np.std(ours, ddof=1))
@@ -617,12 +617,12 @@ def test_ours_stands_beside_the_paper(tmp_path):
         assert line["difference"] == pytest.approx(np.mean(ours) - theirs["mean"])
         assert line["within"] == (abs(line["difference"]) <= line["std"] + theirs["std"])
     assert not lines[lines.method == "vanilla"].iloc[0]["within"]  # 50 beside 60.94
-    table = paper.table(experiment, lines)
+    table = published.table(experiment, lines)
     entry = next(entry for row in table.rows for entry in row if entry.shown.startswith(f"{np.mean(ours):.2f}"))
     assert (entry.value, entry.std) == (line["mean"], line["std"])
     assert entry.shown == f"{line['mean']:.2f} ± {line['std']:.2f} (96.88, {line['difference']:+.2f} =)"
-    assert {row[0].value for row in table.rows} == set(published.row)
-    assert [column.heading for column in table.columns[1:]] == list(dict.fromkeys(published.column))
+    assert {row[0].value for row in table.rows} == set(numbers.row)
+    assert [column.heading for column in table.columns[1:]] == list(dict.fromkeys(numbers.column))
     missing = sum(line.n == 0 for line in lines.itertuples())
     assert f"{missing} of {len(lines)} places have no run of ours" in " ".join(table.notes)
     assert "98.35" in " ".join(table.notes)  # the typo
@@ -630,9 +630,9 @@ def test_ours_stands_beside_the_paper(tmp_path):
 
 def test_data_and_lengths_that_are_not_the_papers_are_told(tmp_path):
     asked = replace(read_experiment("table1"), epochs=2, seeds=1)
-    for cell in paper.cells(asked, ["vanilla"], ["cmnist", "mbmnist"]):
+    for cell in published.cells(asked, ["vanilla"], ["cmnist", "mbmnist"]):
         stored(tmp_path, record(cell, 0.5, official=cell.dataset == "cmnist"))
-    table = paper.table(asked, paper.beside(asked, tmp_path))
+    table = published.table(asked, published.beside(asked, tmp_path))
     ours = [entry.shown for row in table.rows for entry in row if entry.shown.startswith("50.00")]
     assert sorted(text.partition(" ")[0] for text in ours) == ["50.00", "50.00†"]
     assert "Ours with 2 epochs a stage, which is not the paper's setting." in table.notes
@@ -642,10 +642,10 @@ def test_data_and_lengths_that_are_not_the_papers_are_told(tmp_path):
 def test_a_stand_in_is_never_set_beside_the_papers_number(tmp_path):
     experiment = read_experiment("table9", smoke=True)
     fill(tmp_path, experiment.methods, experiment.datasets, seeds=range(2), epochs=2)
-    lines = paper.beside(experiment, tmp_path)
+    lines = published.beside(experiment, tmp_path)
     assert lines[["paper_mean", "difference"]].isna().all(axis=None)
     assert (lines[lines.ran != ""].n > 0).all()
-    table = paper.table(experiment, lines)
+    table = published.table(experiment, lines)
     assert not any("(" in entry.shown for row in table.rows for entry in row[1:])
     assert "A smoke run, on stand-ins" in table.notes[0]
     assert "cmnist: cmnist5k" in table.notes[0]
@@ -655,18 +655,18 @@ def test_other_numbers_than_accuracies(tmp_path):
     """The biased network's accuracy, seconds by step, counts by bin, and a p-value."""
     biased = Experiment("t", ["pgd:alpha=0.3", "pgd"], ["cmnist"], paper="table7", seeds=2)
     fill(tmp_path, biased.methods, ["cmnist"], seeds=range(2))
-    lines = paper.beside(biased, tmp_path)
+    lines = published.beside(biased, tmp_path)
     first = lines[(lines.metric == "first.acc_unbiased") & (lines.method == "pgd") & (lines.dataset == "cmnist")].iloc[
         0
     ]
     assert first["mean"] == pytest.approx(np.mean([25 * value_of("pgd", seed) for seed in range(2)]))
     cost = Experiment("t", ["pgd"], ["cmnist"], paper="table11", show="cost", seeds=2)
-    lines = paper.beside(cost, tmp_path).query("method == 'pgd'").set_index("column")
+    lines = published.beside(cost, tmp_path).query("method == 'pgd'").set_index("column")
     assert lines["mean"].to_dict() == {"Computation time": 95.0, "Step 1": 40.0, "Step 2": 5.0, "Step 3": 50.0}
-    table = paper.table(cost, paper.beside(cost, tmp_path))
+    table = published.table(cost, published.beside(cost, tmp_path))
     assert "1m 35s (33m 31s)" in [entry.shown for row in table.rows for entry in row]
     fill(tmp_path, ["pgd"], ["cmnist:target=colour"], seeds=[0])
-    counts = paper.beside(Experiment("t", ["pgd"], ["cmnist:target=colour"], paper="table14", seeds=1), tmp_path)
+    counts = published.beside(Experiment("t", ["pgd"], ["cmnist:target=colour"], paper="table14", seeds=1), tmp_path)
     generator = torch.Generator().manual_seed(0)
     score, conflict = torch.rand(100, generator=generator), torch.rand(100, generator=generator) < 0.2
     share = (score / score.max()).numpy()
@@ -675,7 +675,7 @@ def test_other_numbers_than_accuracies(tmp_path):
         assert counts[counts.metric == metric]["mean"].tolist() == expected.tolist()
     fill(tmp_path, ["disen"], ["cmnist"], seeds=range(2))
     trials = Experiment("t", ["disen", "pgd"], ["cmnist"], paper="figure10", show="trials", seeds=2, reference="disen")
-    p = paper.beside(trials, tmp_path).query("dataset == 'cmnist'").iloc[0]["mean"]
+    p = published.beside(trials, tmp_path).query("dataset == 'cmnist'").iloc[0]["mean"]
     sides = [[value_of(method, seed) for seed in range(2)] for method in ("pgd", "disen")]
     assert p == pytest.approx(stats.ttest_ind(*sides, equal_var=False, alternative="greater").pvalue)
 

@@ -19,6 +19,7 @@ from debiasbench.methods import Method
 from debiasbench.randomness import derived_generator
 from debiasbench.running.runner import result_of
 from debiasbench.samples import Samples, Splits
+from debiasbench.schedule import learning_rate_at
 from debiasbench.testing import lint_loss, sample_batch
 
 QUICK = {"net": "mlp", "augment": False, "crop_scale": None, "rotation": 0.0, "saturation": 0.0, "hue": 0.0}
@@ -88,7 +89,7 @@ def test_distillation_equals_a_plain_loop(make_task):
     n = len(seen) // 2
     for step, index in enumerate(seen):
         for group in optimizer.param_groups:
-            group["lr"] = task.recipe.learning_rate_at((step // n) / 2)
+            group["lr"] = learning_rate_at(task.recipe, (step // n) / 2)
         x = images(task, index)
         with torch.no_grad():
             target = teacher(x).softmax(1)
@@ -250,7 +251,7 @@ def test_networks_with_recipes_of_their_own_equal_a_plain_loop(make_task, turns)
     per_epoch = len(seen) // 3
     for step, index in enumerate(seen):
         for group in sgd.param_groups:
-            group["lr"] = task.recipe.learning_rate_at((step // per_epoch) / 3)
+            group["lr"] = learning_rate_at(task.recipe, (step // per_epoch) / 3)
         logits = plain["net"](images(task, index))
         guess = F.cross_entropy(plain["critic"](logits), other[index])
         value = F.cross_entropy(logits, task.y[index]) - 0.1 * guess
@@ -355,7 +356,7 @@ def test_combined_gradients_equal_a_plain_loop(make_task):
     per_epoch = len(seen) // 2
     for step, index in enumerate(seen):
         for group in optimizer.param_groups:
-            group["lr"] = task.recipe.learning_rate_at((step // per_epoch) / 2)
+            group["lr"] = learning_rate_at(task.recipe, (step // per_epoch) / 2)
         logits = plain(images(task, index))
         parameters = list(plain.parameters())
         terms = {"right": F.cross_entropy(logits, task.y[index]), "small": 0.01 * logits.square().mean()}
@@ -577,7 +578,7 @@ def test_a_column_stands_in_for_the_images(make_task, monkeypatch):
     per_epoch = len(seen) // 2
     for step, index in enumerate(seen):
         for group in optimizer.param_groups:
-            group["lr"] = task.recipe.learning_rate_at((step // per_epoch) / 2)
+            group["lr"] = learning_rate_at(task.recipe, (step // per_epoch) / 2)
         optimizer.zero_grad()
         F.cross_entropy(plain(features[index]), task.y[index]).backward()
         optimizer.step()

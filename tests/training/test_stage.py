@@ -16,6 +16,7 @@ from debiasbench.methods import Method
 from debiasbench.methods import registry as methods
 from debiasbench.recipe import Recipe
 from debiasbench.samples import Samples, Splits
+from debiasbench.schedule import learning_rate_at
 from debiasbench.training import stage as stage_module
 from debiasbench.training.batches import draws_of, fetched, n_batches, plan_epoch
 
@@ -526,7 +527,7 @@ def test_step_schedule_is_torchs_step_lr():
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.02)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, 40, 0.1)
     for epoch in range(100):
-        assert recipe.learning_rate_at(epoch / 100) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9), epoch
+        assert learning_rate_at(recipe, epoch / 100) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9), epoch
         optimizer.step()
         schedule.step()
 
@@ -537,7 +538,7 @@ def test_cosine_schedule_is_torchs():
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.03)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 100)
     for epoch in range(100):
-        assert recipe.learning_rate_at(epoch / 100) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9), epoch
+        assert learning_rate_at(recipe, epoch / 100) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9), epoch
         optimizer.step()
         schedule.step()
 
@@ -548,7 +549,7 @@ def test_milestones_fall_on_whole_epochs(epochs):
     for milestone in range(epochs + 1):
         recipe = Recipe(epochs=epochs, learning_rate=1.0, milestones=(milestone / epochs,), gamma=0.5)
         for epoch in range(epochs):
-            assert recipe.learning_rate_at(epoch / epochs) == (0.5 if epoch >= milestone else 1.0)
+            assert learning_rate_at(recipe, epoch / epochs) == (0.5 if epoch >= milestone else 1.0)
 
 
 def rates_of(task, **options):
@@ -719,7 +720,7 @@ def test_disen_official_schedule():
         49_999: 0.00125,
     }
     for step, rate in steps.items():
-        assert recipe.learning_rate_at(step / 50_000) == pytest.approx(rate), step
+        assert learning_rate_at(recipe, step / 50_000) == pytest.approx(rate), step
 
 
 def test_disen_swaps_after_step_10000(make_task):

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from debiasbench.errors import BenchmarkError
-from debiasbench.running.isolation import GlobalState, Watch, handed
+from debiasbench.running.global_state import GlobalState, Watch, handed
 from debiasbench.samples import Splits
 from debiasbench.testing import Tiny
 

@@ -20,6 +20,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save
 
+from debiasbench.archives import bytes_of, files_in
 from debiasbench.cell import Cell
 from debiasbench.errors import BenchmarkError
 from debiasbench.files import write_atomically
@@ -384,8 +385,8 @@ def text_of(schema, done):
     """A whole record of that schema as JSON: a committed one of schema 1, one made here of schema 2."""
     if schema == 2:
         return json.dumps(record_of(new_cell(), done=done).to_json())
-    (path,) = (COMMITTED / "short" / "bffhq+size=64,epochs=2" / "pgd").iterdir()
-    values = json.loads(path.read_text(encoding="utf-8"))
+    (path,) = files_in(COMMITTED / "short.zip" / "bffhq+size=64,epochs=2" / "pgd")
+    values = json.loads(bytes_of(path))
     if not done:
         del values["result"]
         values |= {"status": "failed", "error": {"type": "KeyError", "message": "no", "traceback": "Traceback"}}

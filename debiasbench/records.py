@@ -504,8 +504,8 @@ def sources(folder: Path) -> list[Path]:
 def read_records(*folders: Path) -> tuple[list[Record], list[str]]:
     """All records below folders (or in archives), and a complaint about each file that cannot be read as one.
 
-    Of a cell that has a record in an archive and another beside it, or in two archives, one is read: one that is done
-    before one that failed, and what is in no archive before what is.
+    Of a cell that has a record in an archive and another in the same place in a folder, the latter is read, unless it
+    failed and the former is done.
     """
     records: list[Record] = []
     complaints: list[str] = []
@@ -518,15 +518,17 @@ def read_records(*folders: Path) -> tuple[list[Record], list[str]]:
 
 
 def _without_copies(records: list[Record]) -> list[Record]:
-    archived = {record.path for record in records if record.path is not None and archive_of(record.path)}
-    best: dict[str, Record] = {}
+    in_folders = {record.path: record for record in records if record.path and not archive_of(record.path)}
+    dropped = set()
     for record in records:
-        rank = (not record.done, record.path in archived)
-        known = best.get(record.hash)
-        if known is None or rank < (not known.done, known.path in archived):
-            best[record.hash] = record
-    copied = {record.hash for record in records if record.path in archived}
-    return [record for record in records if record.hash not in copied or record is best[record.hash]]
+        inside = archive_of(record.path) if record.path else None
+        if inside is not None:
+            archive, place = inside
+            for folder in (archive.with_suffix(""), archive.parent):  # of a folder, or of a grid
+                other = in_folders.get(folder / place)
+                if other is not None and other.hash == record.hash:
+                    dropped.add(other.path if record.done and not other.done else record.path)
+    return [record for record in records if record.path not in dropped]
 
 
 def _record_files(folder: Path, complaints: list[str]) -> Iterator[Path]:

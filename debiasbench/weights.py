@@ -68,17 +68,19 @@ def load(record: Path) -> Callable[[Tensor], Tensor]:
     form, cell = content.result.weights, content.cell
     try:
         tensors = from_bytes(bytes_of(weights_path(record)))
-    except Exception as error:  # garbage makes the library raise almost anything
-        raise BenchmarkError(f"{weights_path(record)}: it cannot be read as weights ({error}).") from None
-    nets = {}
-    for name, parts in form["nets"].items():
-        net = _build(parts, cell)
-        prefix = f"{name}."
-        net.load_state_dict({key.removeprefix(prefix): v for key, v in tensors.items() if key.startswith(prefix)})
-        nets[name] = net.eval()
-    if "net" in form:
-        return nets[form["net"]]
-    return bound(getattr(cell.build_method(), form["function"]), nets)
+        nets = {}
+        for name, parts in form["nets"].items():
+            net = _build(parts, cell)
+            prefix = f"{name}."
+            net.load_state_dict({key.removeprefix(prefix): v for key, v in tensors.items() if key.startswith(prefix)})
+            nets[name] = net.eval()
+        if "net" in form:
+            return nets[form["net"]]
+        function = getattr(cell.build_method(), form["function"])
+    except Exception as error:  # garbage, or weights of something else, make others raise almost anything
+        why = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise BenchmarkError(f"{weights_path(record)}: it cannot be read as weights of its record ({why}).") from None
+    return bound(function, nets)
 
 
 def _build(form: dict[str, Any], cell: Cell) -> nn.Module:

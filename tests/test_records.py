@@ -20,6 +20,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save
 
+from debiasbench.archives import bytes_of, files_in
 from debiasbench.cell import Cell
 from debiasbench.errors import BenchmarkError
 from debiasbench.files import write_atomically
@@ -384,8 +385,8 @@ def text_of(schema, done):
     """A whole record of that schema as JSON: a committed one of schema 1, one made here of schema 2."""
     if schema == 2:
         return json.dumps(record_of(new_cell(), done=done).to_json())
-    (path,) = (COMMITTED / "short" / "bffhq+size=64,epochs=2" / "pgd").iterdir()
-    values = json.loads(path.read_text(encoding="utf-8"))
+    (path,) = files_in(COMMITTED / "short.zip" / "bffhq+size=64,epochs=2" / "pgd")
+    values = json.loads(bytes_of(path))
     if not done:
         del values["result"]
         values |= {"status": "failed", "error": {"type": "KeyError", "message": "no", "traceback": "Traceback"}}
@@ -792,6 +793,20 @@ def test_damaged_arrays_and_weights_are_one_error_that_names_the_file(tmp_path, 
 
 
 @pytest.mark.parametrize(
+    "form",
+    [
+        {}, {"nets": 3, "net": "net"}, {"nets": {"net": {}}, "net": "net"}, {"nets": {"net": {"linear": [9, 9]}}},
+        {"nets": {"net": {"linear": [4, 2]}}, "net": "other"}, {"nets": {"net": {"linear": [4, 2]}}, "function": "no"},
+    ],
+)  # fmt: skip
+def test_weights_that_do_not_fit_their_record_are_an_error(tmp_path, form):
+    path = written(tmp_path, new_cell(), weights=form)
+    weights_path(path).write_bytes(save({"net.weight": torch.ones(2, 4), "net.bias": torch.zeros(2)}))
+    with pytest.raises(BenchmarkError, match="it cannot be read as weights of its record"):
+        load(path)
+
+
+@pytest.mark.parametrize(
     ("arrays", "says"),
     [
         ({**ARRAYS, "score": torch.ones(4)}, "not of one length"),
@@ -1104,7 +1119,6 @@ def test_a_cell_with_a_record_in_an_archive_and_beside_it_has_one(tmp_path):
     written(tmp_path, other)
     records = tmp_path / "records"
     pack(records, records / "grid.zip")
-    shutil.copy(records / "grid.zip", records / "other.zip")
     assert [record.path for record in read_records(records)[0]] == [path, record_path(tmp_path, other)]
     record_path(tmp_path, other).unlink()
     inside = records / "grid.zip" / record_path(tmp_path, other).relative_to(records)
@@ -1120,11 +1134,17 @@ def test_a_cell_with_a_record_in_an_archive_and_beside_it_has_one(tmp_path):
     assert find_record(tmp_path, other) == inside
 
 
-def test_two_records_of_one_cell_in_folders_are_both_read(tmp_path):
-    """Which of them is meant nobody can know: the report refuses them."""
+def test_records_of_one_cell_in_two_folders_or_archives_are_both_read(tmp_path):
+    """They may belong to two grids; a report of both refuses them."""
     for folder in ("one", "two"):
         written(tmp_path / folder, new_cell())
     assert len(read_records(tmp_path)[0]) == 2
+    for folder in ("one", "two"):
+        pack(tmp_path / folder, tmp_path / f"{folder}.zip")
+    assert len(read_records(tmp_path)[0]) == 2  # each as its folder
+    for folder in ("one", "two"):
+        shutil.rmtree(tmp_path / folder)
+        assert len(read_records(tmp_path)[0]) == 2
 
 
 def test_an_archive_that_changes_is_read_anew(tmp_path):

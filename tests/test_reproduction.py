@@ -193,6 +193,18 @@ def test_records_are_of_one_protocol_and_one_drawing_of_the_data():
         assert len(prints) == 1, dataset
 
 
+def test_the_records_of_a_grid_are_loose_or_in_an_archive_that_debiasbench_archive_wrote():
+    archives = sorted(FOLDER.glob("*.zip"))
+    assert len(archives) == 8
+    assert {one.path.relative_to(FOLDER).parts[0] for one in RECORDS} == {one.name for one in archives} | {"cmnist"}
+    for archive in archives:
+        assert not archive.with_suffix("").exists()
+        with zipfile.ZipFile(archive) as packed:
+            entries = packed.infolist()
+        assert packed.namelist() == sorted(packed.namelist())
+        assert {entry.date_time for entry in entries} == {(1980, 1, 1, 0, 0, 0)}  # equal records, equal bytes
+
+
 def test_no_record_names_a_place_on_a_machine():
     found = texts()
     assert len(found) == len(RECORDS)

@@ -21,7 +21,7 @@ from debiasbench.errors import BenchmarkError
 from debiasbench.experiments import Experiment
 from debiasbench.grid import expand
 from debiasbench.records import Record, find_record, read_record
-from debiasbench.report.results import headlines, scores_of
+from debiasbench.report.results import distinct, headlines, scores_of
 from debiasbench.report.statistics import score_bins, welch
 from debiasbench.report.tables import MARKED, Column, Entry, Table, p_value
 
@@ -120,7 +120,7 @@ def cells(experiment: Experiment, methods: list[str], datasets: list[str]) -> li
 
 
 def finished(cells: list[Cell], results_dir: Path, complaints: list[str]) -> list[Record]:
-    """The records of cells that are done, in their order; `complaints` grows by those that are damaged."""
+    """The records of cells that are done, in their order, each run once; `complaints` grows by damaged ones."""
     records = []
     for path in filter(None, (find_record(results_dir, cell) for cell in cells)):
         try:
@@ -129,7 +129,7 @@ def finished(cells: list[Cell], results_dir: Path, complaints: list[str]) -> lis
             complaints.append(str(error))
             continue
         records += [record] if record.done else []
-    return records
+    return distinct(records)
 
 
 def accuracy(record: Record, metric: str = "") -> float:

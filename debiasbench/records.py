@@ -216,6 +216,24 @@ class Record:
         """Done or failed, as a word."""
         return "done" if self.done else "failed"
 
+    @property
+    def device_kind(self) -> str:
+        """What it was run on: "cpu" or "cuda"; "" where nothing tells. Of schema 1 the device's name tells."""
+        told, name = self.provenance.device_kind, self.provenance.device
+        return told if told is not None else "" if not name else "cpu" if name.startswith("cpu") else "cuda"
+
+    @property
+    def precision(self) -> str:
+        """What its networks really had: "fp32" or "bf16"; "" where nothing tells."""
+        if self.provenance.precision is not None:
+            return self.provenance.precision
+        from debiasbench.recipe import Recipe
+
+        asked = self.cell.recipe.get("precision", "fp32")  # a record of before there was a choice lacks it
+        if asked != "auto":
+            return str(asked)
+        return Recipe(precision="auto").effective_precision(self.device_kind) if self.device_kind else ""
+
     def to_json(self) -> dict[str, Any]:
         """As plain values, the inverse of `record_from_json`."""
         plain: dict[str, Any] = to_plain(self)

@@ -9,13 +9,17 @@ import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from debiasbench.report.style import PALETTE, in_lines, legend, look, new_figure, plain_settings, save, svg
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 ALIGNED, CONFLICTING = "#56B4E9", "#D55E00"
+FEWEST_FOR_HISTOGRAM = 10  # runs of some method: bins of fewer show where they were put, not how runs are spread
 
 
 def score_histogram(scores: dict[str, tuple[np.ndarray, np.ndarray]], stem: Path, *, title: str = "") -> list[Path]:
@@ -43,21 +47,56 @@ def score_histogram(scores: dict[str, tuple[np.ndarray, np.ndarray]], stem: Path
     return save(figure, stem)
 
 
-def accuracy_histogram(
+def accuracy_figure(
     values: dict[str, np.ndarray], stem: Path, *, metric: str, title: str = "", order: list[str] | None = None
 ) -> list[Path]:
-    """Accuracies of the runs of each method, as the paper's Figure 10: a panel a method, every run a tick.
+    """Accuracies of the runs of each method: points where all have fewer than ten, else histograms.
 
-    values: method -> fractions (n,). `order`: all methods of the report, so that colours stay the same everywhere.
+    Points: a row a method, each run a dot (a little apart, so that equal runs are seen), a line at the mean.
+    Histograms, as the paper's Figure 10: a panel a method, every run a tick.
+
+    Args:
+        values: method -> fractions (n,); nan are left out.
+        stem: path without an ending.
+        metric: name for the axis.
+        title: above the figure.
+        order: all methods of the report, so that colours stay the same everywhere.
     """
-    order = order or list(values)
-    figure, axes = new_figure(len(values), 0.55, around=0.8)
-    everything = 100 * np.concatenate([numbers[~np.isnan(numbers)] for numbers in values.values()])
+    percents = {method: 100 * numbers[~np.isnan(numbers)] for method, numbers in values.items()}
+    few = max(map(len, percents.values())) < FEWEST_FOR_HISTOGRAM
+    figure = (_accuracy_points if few else _accuracy_histograms)(percents, metric, order or list(values))
+    if title:
+        figure.suptitle(title, fontsize=8, parse_math=False)
+    return save(figure, stem)
+
+
+def _accuracy_points(percents: dict[str, np.ndarray], metric: str, order: list[str]) -> Figure:
+    names = [in_lines(f"{method} (n = {len(percent)})", 28) for method, percent in percents.items()]
+    n_lines = max(name.count("\n") for name in names) + 1
+    figure, (axis,) = new_figure(1, (0.08 + 0.1 * n_lines) * len(percents), around=0.6)
+    for row, (method, percent) in enumerate(percents.items()):
+        heights = row + 0.12 * (np.arange(len(percent)) - (len(percent) - 1) / 2) / max(1, len(percent) / 4)
+        axis.plot([percent.mean()] * 2, [row - 0.36, row + 0.36], color="black", linewidth=1.2)
+        axis.plot(percent, heights, "o", color=look(method, order)[0], markersize=3.5, alpha=0.85, clip_on=False)
+    everything = np.concatenate(list(percents.values()))
+    margin = max(0.5, 0.05 * np.ptp(everything))
+    axis.set_xlim(everything.min() - margin, everything.max() + margin)
+    axis.set_ylim(len(percents) - 0.4, -0.6)  # the first method on top
+    axis.set_yticks(range(len(percents)), names, fontsize=7, parse_math=False)
+    axis.tick_params(axis="y", length=0)
+    axis.grid(axis="x", color="0.92", linewidth=0.5)
+    axis.set_axisbelow(True)
+    figure.supxlabel(f"{metric} (%); line: mean", fontsize=8)
+    return figure
+
+
+def _accuracy_histograms(percents: dict[str, np.ndarray], metric: str, order: list[str]) -> Figure:
+    figure, axes = new_figure(len(percents), 0.55, around=0.8)
+    everything = np.concatenate(list(percents.values()))
     margin = max(0.5, 0.05 * np.ptp(everything))
     edges = np.linspace(everything.min() - margin, everything.max() + margin, 41)
-    for axis, (method, numbers) in zip(axes, values.items(), strict=True):
+    for axis, (method, percent) in zip(axes, percents.items(), strict=True):
         colour, _, _ = look(method, order)
-        percent = 100 * numbers[~np.isnan(numbers)]
         axis.hist(percent, edges, color=colour, alpha=0.75, histtype="stepfilled")
         axis.plot(percent, np.zeros(len(percent)), "|", color="black", markersize=5, clip_on=False)
         axis.axvline(percent.mean(), color="black", linewidth=0.8, linestyle=":")
@@ -67,9 +106,7 @@ def accuracy_histogram(
         axis.tick_params(labelbottom=axis is axes[-1])
     axes[len(axes) // 2].set_ylabel("runs", fontsize=8)
     axes[-1].set_xlabel(f"{metric} (%); dotted: mean", fontsize=8)
-    if title:
-        figure.suptitle(title, fontsize=8, parse_math=False)
-    return save(figure, stem)
+    return figure
 
 
 def contact_sheet(images: np.ndarray, names: list[str], stem: Path, *, rows: list[str], title: str) -> list[Path]:

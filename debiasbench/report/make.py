@@ -332,7 +332,7 @@ def draw(
         values = {method: chosen[chosen.method == method].value.to_numpy() for method in dict.fromkeys(chosen.method)}
         stem = folder / f"accuracies-{name}"
         if values:
-            drawn(figures.accuracy_histogram, values, stem, metric=metric, title=dataset, order=methods)
+            drawn(figures.accuracy_figure, values, stem, metric=metric, title=dataset, order=methods)
     datasets = one_a_dataset(measures)
     if len(datasets) > 1:
         test = rank_test(means_of(table, datasets))

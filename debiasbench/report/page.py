@@ -18,7 +18,7 @@ from debiasbench.cell import Cell
 from debiasbench.parameters import write_value
 from debiasbench.records import Record, Result
 from debiasbench.report.figures import learning_curves
-from debiasbench.report.results import data_seed, dataset_title, headlines
+from debiasbench.report.results import data_seed, dataset_title, distinct, headlines
 from debiasbench.wording import duration
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def page(
         failed=[_block(record, metrics[_dataset(record)]) for record in failed],
         tables=tables,
         charts=[
-            _chart(name, group, metrics[name], methods, f"curve-{index}")
+            _chart(name, distinct(group), metrics[name], methods, f"curve-{index}")
             for index, (name, group) in enumerate(by_dataset.items(), 1)
             if group
         ],

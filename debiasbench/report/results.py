@@ -19,16 +19,21 @@ from debiasbench.records import Record, read_records, read_scores
 from debiasbench.report.statistics import compare as compare_runs
 from debiasbench.report.statistics import holm, pairwise_welch, ranks_with_ties
 
+TESTS = ("welch", "paired", "wilcoxon", "sign_flip")
+
 SPLITS = ("valid", "test")
-REQUIRED = ("method", "dataset", "seed", "data_seed", "status", "split", "select", "fingerprint")
+REQUIRED = (
+    "method", "dataset", "seed", "data_seed", "status", "split", "select", "fingerprint", "device_kind", "precision",
+)  # fmt: skip
 
 
 def to_frame(records: Iterable[Record]) -> pd.DataFrame:
     """One row for each cell x split x selection rule; a failed cell has one row without metrics.
 
     Columns: method, dataset (titles), seed, data_seed, status, split, select, epoch, every metric (fractions in
-    [0, 1], nan where it has no value), seconds, official, fingerprint, protocol, hash, path, and the parameters as
-    `method.<name>`, `dataset.<name>` and `recipe.<name>`.
+    [0, 1], nan where it has no value), seconds, device_kind ("cpu", "cuda", "" where nothing tells), precision ("fp32",
+    "bf16", ""), official, fingerprint, protocol, hash, path, and the parameters as `method.<name>`, `dataset.<name>`
+    and `recipe.<name>`.
     """
     records = list(records)
     table = pd.DataFrame([row for record in records for row in _rows(record)])
@@ -57,6 +62,26 @@ def data_seed(cell: Cell) -> int:
     return seed if type(seed) is int else 0
 
 
+def distinct(records: Iterable[Record]) -> list[Record]:
+    """The finished records, without those that repeat one: of another data seed, and yet of equal data.
+
+    Where nothing is drawn, runs of one method and seed are equal for all data seeds: one run, that of the lowest data
+    seed. In the order given.
+    """
+    done = [record for record in records if record.result is not None]
+    first: dict[tuple[str, ...], Record] = {}
+    for record in sorted(done, key=lambda one: data_seed(one.cell)):
+        first.setdefault(_run_of(record), record)
+    return [record for record in done if data_seed(record.cell) == data_seed(first[_run_of(record)].cell)]
+
+
+def _run_of(record: Record) -> tuple[str, ...]:
+    """What makes a run of a method: equal for records that repeat one."""
+    assert record.result is not None
+    cell = record.cell
+    return cell.method_title, dataset_title(cell), str(cell.seed), record.result.data.fingerprint
+
+
 def scores_of(record: Record, complaints: list[str]) -> tuple[np.ndarray, np.ndarray] | None:
     """`read_scores` of a record; None and a complaint where its arrays are damaged."""
     assert record.path is not None, "only records that were read have arrays"
@@ -78,6 +103,8 @@ def _rows(record: Record) -> list[dict[str, Any]]:
     }
     tail: dict[str, Any] = {
         "seconds": record.provenance.seconds.total,
+        "device_kind": record.device_kind,
+        "precision": record.precision,
         "official": result.data.official if result else None,
         "fingerprint": result.data.fingerprint if result else "",
         "protocol": record.provenance.protocol,
@@ -127,6 +154,8 @@ def existing(results: Path) -> Path:
 def runs(table: pd.DataFrame, dataset: str, metric: str, *, split: str = "test", select: str = "last") -> pd.DataFrame:
     """The finished runs of one dataset with the chosen metric as `value`.
 
+    Runs of one method and seed on equal data are one, whatever their data seeds: that of the lowest (see `distinct`).
+
     Raises:
         BenchmarkError: the table lacks the metric, or mixes versions or data that must not be mixed.
     """
@@ -156,14 +185,42 @@ def runs(table: pd.DataFrame, dataset: str, metric: str, *, split: str = "test",
             f"The results on {dataset} were trained on different data under one name (fingerprints differ for "
             f"data seed {', '.join(map(str, mixed[mixed > 1].index))}): they cannot be compared."
         )
-    twice = chosen[chosen.duplicated(["method", "seed", "data_seed", "fingerprint"])]
-    if len(twice):
-        raise BenchmarkError(
-            f"There are several runs of {twice.method.iloc[0]} on {dataset} with seed {twice.seed.iloc[0]}, made with "
-            f"different settings under one title (own and shared recipes, say): keep them in separate folders."
-        )
-    columns = ["method", "seed", "data_seed", "fingerprint", "value", *({"n_worst"} & set(chosen.columns))]
+    _refuse_twice(chosen, dataset)
+    run = ["method", "seed", "fingerprint"]
+    chosen = chosen[chosen.data_seed == chosen.groupby(run).data_seed.transform("min")]
+    columns = [*run, "data_seed", "device_kind", "precision", "value", *({"n_worst"} & set(chosen.columns))]
     return chosen.assign(value=chosen[metric].astype(float)).dropna(subset=["value"])[columns]
+
+
+def _refuse_twice(chosen: pd.DataFrame, dataset: str) -> None:
+    """A method, a seed and a drawing of the data are one run."""
+    run = ["method", "seed", "data_seed", "fingerprint"]
+    twice = chosen[chosen.duplicated(run, keep=False)]
+    if not len(twice):
+        return
+    several = next(rows for _, rows in twice.groupby(run))
+    machines = machines_of(several)
+    why = (
+        f"one {' and one '.join(machines)}"
+        if len(machines) > 1
+        else "made with different settings under one title (own and shared recipes, say)"
+    )
+    raise BenchmarkError(
+        f"There are several runs of {several.method.iloc[0]} on {dataset} with seed {several.seed.iloc[0]}, {why}: "
+        "keep them in separate folders."
+    )
+
+
+def machines_of(table: pd.DataFrame) -> list[str]:
+    """On what kinds of device and in what precision the rows of a table were run, each once: `on cpu`.
+
+    The precision is told where there are several, `on cuda in bf16`.
+    """
+    kinds = table[["device_kind", "precision"]].fillna("").drop_duplicates()
+    several = kinds.precision.nunique() > 1
+    pairs = sorted(kinds.itertuples(index=False, name=None))
+    unknown = "an unknown kind of device", "an unknown precision"
+    return [f"on {kind or unknown[0]}" + (f" in {one or unknown[1]}" if several else "") for kind, one in pairs]
 
 
 def _refuse_two_meanings(chosen: pd.DataFrame, dataset: str) -> None:
@@ -206,9 +263,12 @@ def compare(
         metric: default: each dataset's headline metric. split, select: which numbers.
 
     Returns:
-        One row for each dataset and method: n, gap, p values (Welch one-sided as the headline, paired by seed,
-        Wilcoxon), the same after Holm's correction over all comparisons of the table, Hedges' g, the 95 % interval of
-        the gap, and the gap that this many runs could detect.
+        One row for each dataset and method: n, n_pairs, gap, p values (`welch`, one-sided, as the headline; of the
+        pairs `paired`, `wilcoxon` and `sign_flip`), the same after Holm's correction over all comparisons of the table
+        (`welch_holm`, ...), Hedges' g, the 95 % interval of the gap, and the gap that this many runs could detect.
+        Runs are pairs where seed, data, kind of device and precision are equal. p is nan where no test can be made:
+        with fewer than two runs or pairs, where nothing spreads, and of `wilcoxon` and `sign_flip` where so few pairs
+        could not reach the corrected level.
 
     Raises:
         BenchmarkError: no such reference; different data or versions under one name.
@@ -259,12 +319,12 @@ def _test(families: list[_Family]) -> list[dict[str, Any]]:
         for method in family.others:
             other = family.runs[family.runs.method == method]
             a, b = (base, other) if family.turned else (other, base)
-            pairs = a.merge(b, on=["seed", "data_seed", "fingerprint"])
+            pairs = a.merge(b, on=["seed", "fingerprint", "device_kind", "precision"])
             pair_values = list(zip(pairs.value_x, pairs.value_y, strict=True))
             result = compare_runs(a.value.tolist(), b.value.tolist(), pair_values, n_comparisons=n_comparisons)
             names = {"method": method, "reference": family.reference, "n_pairs": len(pairs)}
             rows.append({**family.common, **names, **vars(result)})
-    for test in ("welch", "paired", "wilcoxon"):
+    for test in TESTS:
         for row, corrected in zip(rows, holm([row[test] for row in rows]), strict=True):
             row[f"{test}_holm"] = corrected
     return rows
@@ -281,15 +341,17 @@ class Measure(NamedTuple):
 def summaries(table: pd.DataFrame, measures: Sequence[Measure], *, split: str = "test") -> dict[Measure, pd.DataFrame]:
     """Mean, sample standard deviation and n of each method in each measure.
 
-    Also `best`, and `tied`: not separable from the best. "Separable" is decided after the fact: Welch one-sided of
-    the best method against each other, Holm below .05 over all these comparisons. With fewer than two runs a side
-    nothing is separable, and `tied` says so. Methods that know the bias take no part in this, unless all do.
+    Also `best`, and `tied`: tested, and not separable from the best. "Separable" is decided after the fact: Welch
+    one-sided of the best method against each other, Holm below .05 over all these comparisons. `untested`: there was
+    no test against the best, as it takes two runs a side and a spread. Methods that know the bias take no part in this,
+    unless all do.
     """
     results, families = {}, []
     knowing = bias_knowing(table)
     for measure in measures:
         chosen = runs(table, measure.dataset, measure.metric, split=split, select=measure.select)
-        results[measure] = chosen.groupby("method", sort=False).value.agg(["mean", "std", "count"])
+        one = chosen.groupby("method", sort=False).value.agg(["mean", "std", "count"])
+        results[measure] = one.assign(best=False, tied=False, untested=False)
         if len(chosen):
             there = list(results[measure].index)
             competing = [method for method in there if method not in knowing] or there
@@ -299,9 +361,13 @@ def summaries(table: pd.DataFrame, measures: Sequence[Measure], *, split: str = 
     tests = _test(families)
     for family in families:
         measure = family.common["measure"]
-        tied = {row["method"] for row in tests if row["measure"] == measure and not row["welch_holm"] < 0.05}
+        p = {row["method"]: row["welch_holm"] for row in tests if row["measure"] == measure}
         one = results[measure]
-        results[measure] = one.assign(best=one.index == family.reference, tied=[name in tied for name in one.index])
+        results[measure] = one.assign(
+            best=one.index == family.reference,
+            tied=[p.get(name, math.nan) >= 0.05 for name in one.index],
+            untested=[math.isnan(p.get(name, 0.0)) for name in one.index],
+        )
     return results
 
 

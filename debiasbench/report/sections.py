@@ -14,13 +14,15 @@ from debiasbench.report.results import (
     Measure,
     data_seed,
     dataset_title,
+    distinct,
     headline_of,
     headlines,
+    machines_of,
     ranks,
     runs,
     summaries,
 )
-from debiasbench.report.statistics import FEWEST_DATASETS, FEWEST_METHODS, rank_test
+from debiasbench.report.statistics import FEWEST_DATASETS, FEWEST_METHODS, rank_test, smallest_p
 from debiasbench.report.tables import (
     MARKED,
     NOTHING,
@@ -82,7 +84,7 @@ def comparison_table(table: pd.DataFrame, records: list[Record], measures: list[
     ]
     if any(measure.select in USES_BIAS_LABELS for measure in measures):
         notes.append(f"{ORACLE} selects with bias labels or on the test split: never a headline.")
-    notes += _few_runs(found) + _recipe_notes(records) + _data_notes(records)
+    notes += _untested(found) + _few_runs(found) + _machine_notes(table) + _recipe_notes(records) + _data_notes(records)
     return Table("comparison", "Comparison", heads, rows, notes)
 
 
@@ -116,8 +118,8 @@ def ranks_table(table: pd.DataFrame, measures: list[Measure]) -> Table | None:
         rows.append([*row, *([number(test.ranks[index], "{:.2f}".format)] if several else [])])
     notes = [
         "Rank by mean, and in brackets 1 + how many methods are significantly better (one-sided Welch tests, Holm over "
-        "both directions of all pairs of this table): methods that no test tells apart share it. A method whose runs "
-        "spread widely differs significantly from few."
+        "both directions of all pairs of this table): methods that no test tells apart share it, also where none could "
+        "be made. A method whose runs spread widely differs significantly from few."
     ]
     if several:
         notes.append(
@@ -145,6 +147,29 @@ def means_of(table: pd.DataFrame, measures: list[Measure]) -> np.ndarray:
     methods = list(dict.fromkeys(table.method))
     found = [runs(table, measure.dataset, measure.metric, select=measure.select) for measure in measures]
     return np.array([[one[one.method == method].value.mean() for method in methods] for one in found])
+
+
+def _untested(found: dict[Measure, pd.DataFrame]) -> list[str]:
+    """Where no ~ says nothing, as the best was not tested against a method."""
+    parts = []
+    for measure, one in found.items():
+        names = ", ".join(one.index[one.untested])
+        where = f" ({_key(measure)})" if len(found) > 1 else ""
+        parts += [f"{names}{where}"] if names else []
+    return (
+        [f"No test of the best against {'; '.join(parts)}: it takes two runs of both, and a spread."] if parts else []
+    )
+
+
+def _machine_notes(table: pd.DataFrame) -> list[str]:
+    """Datasets whose runs come from several kinds of device, or precisions."""
+    notes = []
+    for dataset, rows in table.groupby("dataset", sort=False):
+        machines = machines_of(rows)
+        if len(machines) > 1:
+            listed = ", ".join(machines[:-1])
+            notes.append(f"{dataset}: runs {listed} and {machines[-1]} stand together here; they are not paired.")
+    return notes
 
 
 def _few_runs(found: dict[Measure, pd.DataFrame]) -> list[str]:
@@ -180,14 +205,21 @@ def _recipe_notes(records: list[Record]) -> list[str]:
 
 
 def _data_notes(records: list[Record]) -> list[str]:
-    notes = []
-    for record in records:
+    counted, notes = distinct(records), []
+    for name in dict.fromkeys(dataset_title(record.cell) for record in records):
+        n_all, n_counted = (sum(dataset_title(one.cell) == name for one in some) for some in (records, counted))
+        if n_counted < n_all:
+            notes.append(
+                f"{name}: nothing is drawn by some data seeds. Runs of one method and seed on equal data count once: "
+                f"{n_counted:,} of {n_all:,}."
+            )
+    for record in counted:
         assert record.result is not None
         data, name = record.result.data, dataset_title(record.cell)
         if not data.official:
             counts = ", ".join(f"{split} {part.n:,}" for split, part in data.splits.items())
             notes.append(f"{MARKED} {name}: not the published data ({counts}). {data.note}".strip())
-    seeds = {data_seed(record.cell) for record in records}
+    seeds = {data_seed(record.cell) for record in counted}
     if len(seeds) == 1:
         notes.append(f"All runs share one drawing of the data (data seed {seeds.pop()}): inference is about that one.")
     return list(dict.fromkeys(notes))
@@ -231,7 +263,7 @@ def selection_table(table: pd.DataFrame, dataset: str) -> Table:
 def identification_table(records: list[Record]) -> Table | None:
     """How well each method's per-sample values find the conflicting samples; None if no method has any."""
     found = []
-    for record in records:
+    for record in distinct(records):
         assert record.result is not None
         for name, numbers in record.result.identification.items():
             found.append({**numbers, "dataset": dataset_title(record.cell), "method": record.cell.method_title,
@@ -262,26 +294,55 @@ def tests_table(tests: pd.DataFrame) -> Table:
         row.append(Entry(test["n_a"], f"{test['n_a']} / {test['n_b']}"))
         row.append(number(test["gap"], lambda gap: f"{100 * gap:+.2f}"))
         row.append(NOTHING if low != low else Entry(low, f"{100 * low:+.1f} .. {100 * high:+.1f}"))
-        row += [number(test[key], p_value) for key in ("welch", "welch_holm", "paired", "paired_holm", "wilcoxon")]
+        shown = ("welch", "welch_holm", "paired", "paired_holm", "wilcoxon", "sign_flip")
+        row += [number(test[key], p_value) for key in shown]
         row.append(number(test["effect_size"], "{:.1f}".format))
         row.append(number(test["detectable"], lambda gap: f"{100 * gap:.1f}"))
         row.append(number(test["correlation"], "{:.2f}".format))
         rows.append(row)
     headings = {
         "n": "n", "gap": "gap", "low": "95 % interval", "welch": "p Welch", "welch_holm": "Holm",
-        "paired": "p paired", "paired_holm": "Holm", "wilcoxon": "p Wilcoxon", "effect_size": "g",
-        "detectable": "detectable", "correlation": "r",
+        "paired": "p paired", "paired_holm": "Holm", "wilcoxon": "p Wilcoxon",
+        "sign_flip": "p sign flip", "effect_size": "g", "detectable": "detectable", "correlation": "r",
     }  # fmt: skip
     columns = [DATASET, METHOD, *(Column(key, heading) for key, heading in headings.items())]
     metrics = ", ".join(tests.metric.unique())
     notes = [
         f"Is the method better than {tests.reference.iloc[0]}? Gaps in points of {metrics}. One-sided tests; Welch is "
-        "the headline, paired is by seed on equal data; Holm over the comparisons of this table.",
+        "the headline, the others are of pairs by seed on equal data; Holm over the comparisons of this table.",
         "g: Hedges' effect size. detectable: the smallest gap in points that these runs find with 80 % power after "
         "correction. r: correlation of the pairs.",
     ]
-    if (tests[["n_a", "n_b"]].min(axis=1) < 2).any():
+    return Table("tests", "Tests against the reference", columns, rows, notes + _dashes(tests))
+
+
+def _dashes(tests: pd.DataFrame) -> list[str]:
+    """Why there are dashes for p."""
+    notes = []
+    several = tests[["n_a", "n_b"]].min(axis=1) >= 2
+    if not several.all():
         notes.append("A dash for p: a test needs at least two runs of both methods.")
-    if tests.wilcoxon.isna().any():
-        notes.append("A dash for Wilcoxon: with so few pairs it cannot reach the corrected level, whatever the values.")
-    return Table("tests", "Tests against the reference", columns, rows, notes)
+    tested = tests[several]
+    if tested.welch.isna().any():
+        notes.append("A dash for p Welch: the runs of either method are all equal, so there is no spread to test by.")
+    if (tested.n_pairs < 2).any():
+        notes.append(
+            "A dash for the tests of pairs: it takes two pairs, of equal seed, data, kind of device and precision."
+        )
+    paired = tested[tested.n_pairs >= 2]
+    if paired.paired.isna().any():
+        notes.append("A dash for p paired: the differences are all equal, so there is no spread to test by.")
+    level = 0.05 / len(tests)
+    for n in sorted(paired.n_pairs.unique()):
+        if smallest_p(n) > level:
+            notes.append(
+                f"With {n} pairs neither Wilcoxon nor sign flip can go below {_short(smallest_p(n))}, and the level "
+                f"after correction is {_short(level)}: a dash, whatever the values."
+            )
+    if paired[paired.n_pairs.map(smallest_p) <= level].sign_flip.isna().any():
+        notes.append("A dash for Wilcoxon and sign flip: no pair differs.")
+    return notes
+
+
+def _short(p: float) -> str:
+    return f"{p:.3g}".lstrip("0")

@@ -17,6 +17,7 @@ from scipy import optimize, stats
 NAN = float("nan")
 SAME = 1e-12  # numbers this close are equal, up to what floats make of equal fractions
 FEWEST_METHODS, FEWEST_DATASETS = 3, 6  # for a test of ranks over datasets: see `enough`
+MOST_EXACT, N_DRAWS = 14, 19_999  # pairs up to which all sign patterns are counted; patterns drawn beyond
 Numbers = Sequence[float] | np.ndarray
 
 
@@ -26,9 +27,12 @@ class Comparison:
 
     Attributes:
         gap: mean(a) - mean(b).
-        welch: p of Welch's t-test, one-sided for a > b, as in the PGD paper (appendix D.3).
-        paired: p of the one-sided t-test paired by seed; nan without at least two pairs.
+        welch: p of Welch's t-test, one-sided for a > b, as in the PGD paper (appendix D.3); nan where neither side has
+            any spread.
+        paired: p of the one-sided t-test paired by seed; nan without at least two pairs, or if all differences are
+            equal.
         wilcoxon: p of the one-sided signed-rank test; nan where this many pairs could never reach the level.
+        sign_flip: p of the one-sided permutation test of the pairs; nan where `wilcoxon` is for want of pairs.
         effect_size: Hedges' g (the gap in pooled standard deviations, corrected for small n).
         low, high: 95 % interval of the gap.
         detectable: the smallest gap that these n would find with 80 % power, in the metric's unit.
@@ -41,6 +45,7 @@ class Comparison:
     welch: float
     paired: float
     wilcoxon: float
+    sign_flip: float
     effect_size: float
     low: float
     high: float
@@ -56,12 +61,13 @@ def compare(
     Args:
         a, b: one number a run.
         pairs: (a, b) of runs with equal seed and equal data.
-        n_comparisons: how many tests the table holds; tightens what is detectable and when Wilcoxon is offered.
+        n_comparisons: how many tests the table holds; tightens what is detectable, and how many pairs `wilcoxon` and
+            `sign_flip` need.
     """
     x, y = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     gap = float(x.mean() - y.mean()) if len(x) and len(y) else NAN
     if len(x) < 2 or len(y) < 2:
-        return Comparison(len(x), len(y), gap, NAN, NAN, NAN, NAN, NAN, NAN, NAN, NAN)
+        return Comparison(len(x), len(y), gap, *[NAN] * 9)
     pooled = math.sqrt(((len(x) - 1) * _deviation(x) ** 2 + (len(y) - 1) * _deviation(y) ** 2) / (len(x) + len(y) - 2))
     low, high = gap_interval(x, y)
     level = 0.05 / n_comparisons
@@ -72,6 +78,7 @@ def compare(
         welch=welch(x, y),
         paired=paired_t(pairs),
         wilcoxon=wilcoxon(pairs, level=level),
+        sign_flip=sign_flip(pairs, level=level),
         effect_size=hedges_g(gap, pooled, len(x) + len(y)),
         low=low,
         high=high,
@@ -98,31 +105,72 @@ def _deviation(x: Numbers) -> float:
 
 
 def welch(x: Numbers, y: Numbers) -> float:
-    """P of Welch's one-sided t-test for mean(x) > mean(y); nan with fewer than two runs a side."""
-    if len(x) < 2 or len(y) < 2:
+    """P of Welch's one-sided t-test for mean(x) > mean(y); nan with fewer than two runs a side or without any spread.
+
+    Equal runs on both sides say nothing of how far others would lie apart: t is infinite or undefined, and no p.
+    """
+    if len(x) < 2 or len(y) < 2 or (_flat(x) and _flat(y)):
         return NAN
-    if _flat(x) and _flat(y):  # no spread at all: the t statistic is infinite or undefined
-        return {1: 0.0, 0: 0.5, -1: 1.0}[int(np.sign(x[0] - y[0]))]
     sides = (np.mean(x), _deviation(x), len(x), np.mean(y), _deviation(y), len(y))
     return float(stats.ttest_ind_from_stats(*sides, equal_var=False, alternative="greater").pvalue)
 
 
 def paired_t(pairs: Sequence[tuple[float, float]]) -> float:
-    """P of the one-sided paired t-test for a > b; nan with fewer than two pairs."""
-    if len(pairs) < 2:
+    """P of the one-sided paired t-test for a > b; nan with fewer than two pairs, or if all differences are equal."""
+    difference = _differences(pairs)
+    if len(difference) < 2 or _flat(difference):
         return NAN
-    difference = np.asarray(pairs, dtype=float) @ (1, -1)
-    if _flat(difference):
-        return {1: 0.0, 0: 0.5, -1: 1.0}[int(np.sign(difference[0]))]
     return float(stats.ttest_1samp(difference, 0, alternative="greater").pvalue)
 
 
 def wilcoxon(pairs: Sequence[tuple[float, float]], *, level: float = 0.05) -> float:
     """P of the one-sided signed-rank test; nan where even all pairs of one sign could not reach `level`."""
-    difference = np.asarray(pairs, dtype=float).reshape(-1, 2) @ (1, -1)
-    if not len(difference) or 2.0 ** -len(difference) > level or not difference.any():
+    difference = _differences(pairs)
+    if smallest_p(len(difference)) > level or not difference.any():
         return NAN
     return float(stats.wilcoxon(difference, alternative="greater").pvalue)
+
+
+def sign_flip(pairs: Sequence[tuple[float, float]], *, level: float = 0.05, seed: int = 0) -> float:
+    """P of the one-sided permutation test of the mean difference for a > b.
+
+    Were the two methods alike, each difference could as well have the other sign. p is the fraction of all sign
+    patterns whose mean is at least the one seen: of all 2^n up to n = 14, of 19,999 drawn ones and the one seen beyond.
+    It takes nothing for granted about how runs are distributed.
+
+    Args:
+        pairs: (a, b) of runs with equal seed and equal data.
+        level: which p must be within reach.
+        seed: of the drawn patterns.
+
+    Returns:
+        p; nan where even all pairs of one sign could not reach `level`, and where no pair differs.
+    """
+    difference = _differences(pairs)
+    if smallest_p(len(difference)) > level or not difference.any() or np.isnan(difference).any():
+        return NAN
+    return float(
+        stats.permutation_test(
+            (np.rint(difference / SAME),),  # whole numbers: sums that are equal are so, whatever their order
+            lambda values, axis: values.sum(axis=axis),
+            permutation_type="samples",
+            alternative="greater",
+            n_resamples=2**MOST_EXACT if len(difference) <= MOST_EXACT else N_DRAWS,  # as many as there are: all
+            batch=10_000,
+            rng=np.random.default_rng(seed),
+        ).pvalue
+    )
+
+
+def smallest_p(n_pairs: int) -> float:
+    """The smallest p that a test of the signs of pairs can give: all of one sign, 2^-n."""
+    return 2.0**-n_pairs
+
+
+def _differences(pairs: Sequence[tuple[float, float]]) -> np.ndarray:
+    """Of each pair a - b, float (n,), exactly 0 where they are equal up to what floats make of equal fractions."""
+    difference = np.asarray(pairs, dtype=float).reshape(-1, 2) @ (1, -1)
+    return np.where(np.abs(difference) <= SAME, 0.0, difference)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

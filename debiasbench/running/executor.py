@@ -34,6 +34,11 @@ class Settings:
     save_weights: bool = False
     reuse: bool = True
 
+    @property
+    def device_kind(self) -> str:
+        """What kind the devices are of: "cpu" or "cuda"."""
+        return self.devices[0].partition(":")[0]
+
 
 @dataclass(frozen=True)
 class Event:

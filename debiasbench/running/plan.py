@@ -38,6 +38,7 @@ def plan(
     rerun: str = "missing",
     keep_changed: bool = False,
     weights: bool = False,
+    device_kind: str | None = None,
 ) -> Plan:
     """Check that the data are there and whole, and find the cells that are finished.
 
@@ -46,6 +47,9 @@ def plan(
 
     Where the code of a method outside the suite has changed since, its cells run again with `rerun="changed"`, and
     count as finished with `keep_changed`. Of shipped files the version decides, and of datasets the fingerprint.
+
+    What was run on another kind of device than `device_kind` ("cpu", "cuda"; None: any), or in another precision than
+    the recipe has there, counts as finished, and a notice says so.
 
     Raises:
         BenchmarkError: files are missing (what, how big, from where, where to put it) or damaged; code has changed, and
@@ -64,6 +68,7 @@ def plan(
     _refuse_equal_draws(grid, fingerprints)
     to_run, finished, failed = [], {}, {}
     changed: dict[str, list[Cell]] = {}
+    elsewhere: dict[tuple[str, str], int] = {}
     for cell in grid.cells:
         path = find_record(results_dir, cell) if rerun != "all" else None
         try:
@@ -86,7 +91,10 @@ def plan(
             finished[cell.hash] = path
             if has_other_code(record, cell):
                 changed.setdefault(cell.method, []).append(cell)
-    notices = _of_changed_code(changed, keep=keep_changed)
+            machines = _machines(record, cell, device_kind) if device_kind else None
+            if machines is not None:
+                elsewhere[machines] = elsewhere.get(machines, 0) + 1
+    notices = _of_changed_code(changed, keep=keep_changed) + _of_other_machines(elsewhere)
     return Plan(replace(grid, notices=[*grid.notices, *notices]), to_run, finished, failed)
 
 
@@ -133,6 +141,25 @@ def _of_changed_code(changed: dict[str, list[Cell]], *, keep: bool) -> list[str]
         problems.append("Run them again: --rerun changed. Or count them as finished: --keep-changed.")
         raise BenchmarkError("\n".join(problems))
     return notices
+
+
+def _machines(record: Record, cell: Cell, device_kind: str) -> tuple[str, str] | None:
+    """The kind of device and precision of a record, and those that its cell would have here; None if they are equal.
+
+    What a record does not tell is no difference.
+    """
+    here = (device_kind, cell.build_recipe().effective_precision(device_kind))
+    then = (record.device_kind or here[0], record.precision or here[1])
+    return None if then == here else (f"{then[0]} in {then[1]}", f"{here[0]} in {here[1]}")
+
+
+def _of_other_machines(n_by_machines: dict[tuple[str, str], int]) -> list[str]:
+    """Notices of finished cells of another kind of device or precision than this run has."""
+    return [
+        f"{n} finished cell{' was' if n == 1 else 's were'} run on {then}, and this run is on {here}: counted as "
+        "finished, and not paired with runs from here. To run all of them here: --rerun all."
+        for (then, here), n in n_by_machines.items()
+    ]
 
 
 def _made_from(result: Result) -> tuple[str, str]:

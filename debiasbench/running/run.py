@@ -86,7 +86,7 @@ def plan_grid(asked: Experiment, options: RunOptions) -> GridRun:
         check_writable(options.results_dir)  # before the data are built
     planned = plan(
         grid, data_dir=options.data_dir, results_dir=options.results_dir, rerun=options.rerun,
-        keep_changed=options.keep_changed, weights=weights,
+        keep_changed=options.keep_changed, weights=weights, device_kind=settings.device_kind,
     )  # fmt: skip
     return GridRun(asked, options, planned, settings)
 

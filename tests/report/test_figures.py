@@ -19,7 +19,7 @@ from matplotlib.text import Text
 from debiasbench.methods import registry
 from debiasbench.report import figures
 from debiasbench.report.figures import (
-    accuracy_histogram,
+    accuracy_figure,
     contact_sheet,
     critical_difference,
     fisher_figure,
@@ -67,8 +67,11 @@ def scores(n=60):
 
 EXAMPLES = {
     "scores": lambda names, stem: score_histogram({name: scores() for name in names[:3]}, stem, title="scores"),
-    "accuracies": lambda names, stem: accuracy_histogram(
+    "accuracies": lambda names, stem: accuracy_figure(
         {name: runs(0.9) for name in names[:3]}, stem, metric="acc", title="accuracies", order=names
+    ),
+    "few accuracies": lambda names, stem: accuracy_figure(
+        {name: runs(0.9, 3) for name in names}, stem, metric="acc", title="accuracies", order=names
     ),
     "ranks": lambda names, stem: critical_difference(
         {name: 1.0 + place for place, name in enumerate(names)}, 1.5,
@@ -130,7 +133,8 @@ def no_text_lies_outside(figure):
 
 NAMED = {
     "scores": lambda name, stem: score_histogram({name: scores()}, stem, title=name),
-    "accuracies": lambda name, stem: accuracy_histogram({name: runs(0.9)}, stem, metric="acc", title=name),
+    "accuracies": lambda name, stem: accuracy_figure({name: runs(0.9)}, stem, metric="acc", title=name),
+    "few accuracies": lambda name, stem: accuracy_figure({name: runs(0.9, 1)}, stem, metric="acc", title=name),
     "ranks": lambda name, stem: critical_difference({name: 1.0, "other": 2.0}, 1.5, [], stem, title=name),
     "parameters": lambda name, stem: parameter_figure({name: {name: runs(0.9)}}, stem, metric="acc", title=name),
     "trials": lambda name, stem: trials_histogram({name: {name: runs(0.9)}}, stem, metric="acc", title=name),
@@ -191,10 +195,38 @@ def test_the_look_of_a_variant_depends_on_the_alphabet_alone():
 
 def test_histograms_of_accuracies_have_the_colours_of_the_report(drawn):
     order = METHODS[::-1]
-    figure = drawn(accuracy_histogram,
+    figure = drawn(accuracy_figure,
                    {METHODS[9]: runs(0.9), METHODS[2]: runs(0.8)}, metric="acc", order=order)  # fmt: skip
     colours = [to_hex(axis.patches[0].get_facecolor()).upper() for axis in figure.axes]
     assert colours == [look(METHODS[9], order)[0], look(METHODS[2], order)[0]]
+
+
+def test_few_runs_are_points_around_their_mean(drawn):
+    order = METHODS[::-1]
+    values = {METHODS[9]: np.array([0.9, 0.7, 0.9]), METHODS[2]: np.array([0.5]), METHODS[4]: runs(0.8, 9)}
+    (axis,) = drawn(accuracy_figure, values, metric="acc", order=order).axes
+    assert not axis.patches
+    assert [text.get_text() for text in axis.get_yticklabels()] == [
+        f"{method} (n = {len(one)})" for method, one in values.items()
+    ]
+    points = [line for line in axis.lines if line.get_marker() == "o"]
+    assert [line.get_color() for line in points] == [look(method, order)[0] for method in values]
+    means = [line for line in axis.lines if line.get_marker() == "None"]
+    for row, (line, mean, one) in enumerate(zip(points, means, values.values(), strict=True)):
+        assert line.get_xdata() == pytest.approx(100 * one)
+        assert len(set(line.get_ydata())) == len(one)  # equal runs do not hide each other
+        assert line.get_ydata().mean() == pytest.approx(row)
+        assert abs(line.get_ydata() - row).max() < 0.36
+        assert mean.get_xdata() == pytest.approx([100 * one.mean()] * 2)
+    low, high = axis.get_ylim()
+    assert low > high  # the first row is the upper one
+
+
+@pytest.mark.parametrize(("n", "histogram"), [(9, False), (10, True)])
+def test_ten_runs_of_one_method_make_histograms(drawn, n, histogram):
+    figure = drawn(accuracy_figure, {"a": runs(0.9, 3), "b": runs(0.8, n)}, metric="acc")
+    assert len(figure.axes) == (2 if histogram else 1)
+    assert all(bool(axis.patches) is histogram for axis in figure.axes)
 
 
 # --- ranks

@@ -10,10 +10,15 @@ import pytest
 from debiasbench.grid import expand
 
 ROOT = Path(__file__).parent.parent.parent
-COLUMNS = ["table", "row", "column", "method", "dataset", "metric", "mean", "std", "n", "note"]
+COLUMNS = ["table", "row", "column", "method", "dataset", "generator", "metric", "mean", "std", "n", "note"]
 METRICS = {
     "acc_unbiased", "acc_avg", "acc_worst", "acc_groupmean", "acc_overlapavg", "first.acc_unbiased", "seconds",
     "n_aligned", "n_conflicting", "p_welch",
+}  # fmt: skip
+# dataset -> who made what the paper's numbers are of: its appendix A
+GENERATORS = {
+    "cmnist": "pgd", "mbmnist": "unreleased", "ccifar": "disen", "bffhq": "disen", "bar": "lff", "celeba": "natural",
+    "civilcomments": "natural", "cifar10": "natural",
 }  # fmt: skip
 SHOWN = {"accuracy", "cost", "bins", "fisher", "norms", "trials"}
 PAPERS = {path.stem: path for path in sorted((ROOT / "experiments" / "paper").glob("*.csv"))}
@@ -56,6 +61,7 @@ def test_every_line_is_complete(stem):
     assert list(found.columns) == COLUMNS
     assert set(found.table) == {stem}
     assert set(found.metric) <= METRICS
+    assert found.generator.tolist() == [GENERATORS[dataset.partition(":")[0]] for dataset in found.dataset]
     assert not found.duplicated(["row", "column", "metric"]).any()
     assert (found[["row", "column"]] != "").all(axis=None)
     assert found["mean"].str.fullmatch(r"\d+(\.\d+)?").all()

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import io
+import itertools
 import math
 import re
 from pathlib import Path
@@ -237,11 +238,19 @@ def test_the_correction_counts_all_other_methods_when_marking_ties():
     assert not summary(to_frame(records_of(two)), "cmnist5k", "acc_unbiased").tied.lff
 
 
-def test_with_one_run_nothing_can_be_told_apart():
+def test_with_one_run_nothing_is_tested_and_so_nothing_tied():
     found = summary(to_frame(records_of({"pgd": [0.9], "vanilla": [0.1]})), "cmnist5k", "acc_unbiased")
     assert found["best"].to_dict() == {"pgd": True, "vanilla": False}
-    assert found["tied"].to_dict() == {"pgd": False, "vanilla": True}
+    assert found["tied"].to_dict() == {"pgd": False, "vanilla": False}
+    assert found["untested"].to_dict() == {"pgd": False, "vanilla": True}
     assert found["std"].isna().all()
+
+
+def test_without_any_spread_nothing_is_tested_and_so_nothing_tied():
+    values = {"pgd": [0.9, 0.9], "vanilla": [0.9, 0.9], "lff": [0.5, 0.9]}
+    found = summary(to_frame(records_of(values)), "cmnist5k", "acc_unbiased")
+    assert found["tied"].to_dict() == {"pgd": False, "vanilla": False, "lff": True}
+    assert found["untested"].to_dict() == {"pgd": False, "vanilla": True, "lff": False}
 
 
 def test_failed_runs_do_not_count():
@@ -263,7 +272,8 @@ def test_a_comparison_is_scipy_on_the_raw_numbers_and_holm_over_the_dataset():
     for test, expected in p.items():
         assert found[test].tolist() == pytest.approx(expected, rel=1e-9)
         assert found[f"{test}_holm"].tolist() == pytest.approx(holm(expected), rel=1e-9)
-    assert found[["wilcoxon", "wilcoxon_holm"]].isna().all(axis=None)  # 2^-5 is more than .05 / 3
+    signs = ["wilcoxon", "wilcoxon_holm", "sign_flip", "sign_flip_holm"]
+    assert found[signs].isna().all(axis=None)  # 2^-5 is more than .05 / 3
     for row, method in zip(found.to_dict("records"), others, strict=True):
         a, b = np.array(VALUES[method]), np.array(VANILLA)
         pooled = math.sqrt((a.var(ddof=1) + b.var(ddof=1)) / 2)
@@ -333,6 +343,156 @@ def test_a_method_without_runs_on_a_dataset_takes_no_part_in_its_correction():
     found = compare(to_frame(records), reference="vanilla")
     assert found.method.tolist() == ["pgd"]
     assert found.welch_holm.item() == found.welch.item()
+
+
+def test_sign_flip_is_in_the_comparison_with_holm():
+    more = {"vanilla": [0.40, 0.39, 0.42, 0.40, 0.41, 0.38, 0.43], "pgd": [0.42, 0.44, 0.41, 0.45, 0.46, 0.40, 0.44]}
+    lff = [value + 0.01 * (seed + 1) for seed, value in enumerate(more["vanilla"])]
+    found = compare(to_frame(records_of({**more, "lff": lff})), reference="vanilla").set_index("method")
+    difference = np.subtract(more["pgd"], more["vanilla"])
+    patterns = np.array(list(itertools.product((1, -1), repeat=7)))
+    p = {"pgd": (patterns @ difference >= difference.sum() - 1e-12).mean(), "lff": 2.0**-7}
+    assert 0.01 < p["pgd"] < 0.1
+    assert found.sign_flip.to_dict() == p
+    assert found.sign_flip_holm.to_dict() == dict(zip(p, holm(list(p.values())), strict=True))
+
+
+# --- what counts once
+
+
+TWO = {"vanilla": [0.60, 0.64], "pgd": [0.64, 0.68]}
+
+
+def of_equal_data(values, data_seeds):
+    """Records of data seeds where nothing is drawn: equal data, equal runs."""
+    return [one for seed in data_seeds for one in records_of(values, data_seed=seed, fingerprint="the one")]
+
+
+def test_runs_of_data_seeds_with_equal_data_count_once():
+    """Two seeds and three data seeds would be six runs: p .005, where the two have .146."""
+    assert welch(TWO["pgd"], TWO["vanilla"]) == pytest.approx(0.146, abs=5e-4)
+    assert welch(TWO["pgd"] * 3, TWO["vanilla"] * 3) == pytest.approx(0.005, abs=1e-4)
+    table = to_frame(of_equal_data(TWO, (2, 0, 1)))
+    found = compare(table, reference="vanilla").iloc[0]
+    assert (found.n_a, found.n_b, found.n_pairs) == (2, 2, 2)
+    assert found.welch == pytest.approx(welch(TWO["pgd"], TWO["vanilla"]))
+    assert runs(table, "cmnist5k", "acc_unbiased").data_seed.tolist() == [0] * 4
+    assert summary(table, "cmnist5k", "acc_unbiased")["count"].tolist() == [2, 2]
+
+
+def test_runs_on_equal_data_are_pairs_whatever_their_data_seeds():
+    records = [*of_equal_data({"vanilla": TWO["vanilla"]}, (0, 1)), *of_equal_data({"pgd": TWO["pgd"]}, (1, 2))]
+    found = compare(to_frame(records), reference="vanilla").iloc[0]
+    assert (found.n_a, found.n_b, found.n_pairs) == (2, 2, 2)
+
+
+def test_a_report_says_what_counts_once(tmp_path):
+    numbers = {"score": {"auroc": 0.9}}
+    records = [changed(one, identification=numbers) for one in of_equal_data(TWO, (0, 1, 2))]
+    records[0] = changed(records[0], identification={"score": {"auroc": 0.7}})
+    found = report.make(store(tmp_path, records), reference="vanilla", figures=False)
+    assert {row[2].value for row in found.table("comparison").rows} == {2}
+    notes = " ".join(found.table("comparison").notes)
+    assert "Runs of one method and seed on equal data count once: 4 of 12." in notes
+    assert "All runs share one drawing of the data (data seed 0)" in notes
+    auroc = {row[1].value: row[3].value for row in found.table("identification").rows}
+    assert auroc == pytest.approx({"pgd": 0.9, "vanilla": 0.8})  # the mean of two, not of six
+    drawn = report.make(store(tmp_path / "drawn", records_of(TWO)), figures=False)
+    assert "count once" not in " ".join(drawn.table("comparison").notes)
+
+
+# --- why there is a dash
+
+
+def notes_of_tests(tmp_path, values):
+    found = report.make(store(tmp_path, records_of(values)), reference="vanilla", figures=False).table("tests")
+    keys = [column.key for column in found.columns]
+    return [dict(zip(keys, (entry.shown for entry in row), strict=True)) for row in found.rows], " ".join(found.notes)
+
+
+def test_equal_differences_are_a_dash_and_a_sentence(tmp_path):
+    (row,), notes = notes_of_tests(tmp_path, {"vanilla": [0.25, 0.5, 0.375], "pgd": [0.5, 0.75, 0.625]})
+    assert (row["paired"], row["paired_holm"]) == ("-", "-")
+    assert row["welch"] != "-"
+    assert "A dash for p paired: the differences are all equal" in notes
+    assert "A dash for p Welch" not in notes
+
+
+def test_equal_runs_are_a_dash_and_a_sentence(tmp_path):
+    (row,), notes = notes_of_tests(tmp_path, {"vanilla": [0.25] * 3, "pgd": [0.5] * 3})
+    assert (row["welch"], row["welch_holm"]) == ("-", "-")
+    assert "A dash for p Welch: the runs of either method are all equal" in notes
+
+
+def test_what_so_few_pairs_cannot_reach_is_said_in_numbers(tmp_path):
+    values = {name: numbers[:3] for name, numbers in VALUES.items()}
+    rows, notes = notes_of_tests(tmp_path / "three", values)
+    assert {(row["wilcoxon"], row["sign_flip"]) for row in rows} == {("-", "-")}
+    assert (
+        "With 3 pairs neither Wilcoxon nor sign flip can go below .125, and the level after correction is .0167"
+        in notes
+    )
+    (row,), notes = notes_of_tests(tmp_path / "five", {"vanilla": VANILLA, "pgd": PGD})
+    assert (row["wilcoxon"], row["sign_flip"]) == (".0312", ".0312")
+    assert "neither" not in notes
+    assert "A dash" not in notes
+
+
+# --- kinds of device and precisions
+
+
+def on(records, device_kind, precision="fp32"):
+    """The records as if they had been run there."""
+    name = {"cpu": "cpu (x86_64)", "cuda": "NVIDIA H100"}[device_kind]
+    told = {"device": name, "device_kind": device_kind, "precision": precision}
+    return [dataclasses.replace(one, provenance=dataclasses.replace(one.provenance, **told)) for one in records]
+
+
+def test_runs_on_different_devices_are_not_paired_and_the_report_says_so(tmp_path):
+    vanilla, pgd = (records_of({name: numbers}) for name, numbers in (("vanilla", VANILLA), ("pgd", PGD)))
+    records = [*on(vanilla[:3], "cpu"), *on(vanilla[3:], "cuda", "bf16"), *on(pgd[:4], "cpu"), *on(pgd[4:], "cuda")]
+    found = compare(to_frame(records), reference="vanilla").iloc[0]
+    assert (found.n_a, found.n_b, found.n_pairs) == (5, 5, 3)  # the last two on other devices, or in other precision
+    assert found.paired == pytest.approx(stats.ttest_rel(PGD[:3], VANILLA[:3], alternative="greater").pvalue)
+    notes = " ".join(report.make(store(tmp_path / "a", records), figures=False).table("comparison").notes)
+    where = "on cpu in fp32, on cuda in bf16 and on cuda in fp32"
+    assert f"cmnist5k: runs {where} stand together here; they are not paired." in notes
+    records = [*on(vanilla, "cpu"), *on(pgd, "cuda")]
+    made = report.make(store(tmp_path / "b", records), reference="vanilla", figures=False)
+    assert (
+        "cmnist5k: runs on cpu and on cuda stand together here; they are not paired." in made.table("comparison").notes
+    )
+    assert "A dash for the tests of pairs" in " ".join(made.table("tests").notes)
+    alone = report.make(store(tmp_path / "c", vanilla), figures=False).table("comparison")
+    assert "stand together" not in " ".join(alone.notes)
+
+
+def test_one_cell_on_two_devices_is_refused_with_the_reason():
+    records = records_of({"vanilla": VANILLA})
+    with pytest.raises(BenchmarkError, match="vanilla on cmnist5k with seed 0, one on cpu and one on cuda: keep them"):
+        compare(to_frame([*on(records, "cpu"), *on(records, "cuda")]))
+
+
+@pytest.mark.parametrize(
+    ("asked", "told", "expected"),
+    [
+        ("auto", {"device": "cpu (x86_64)"}, ("cpu", "fp32")),
+        ("auto", {"device": "NVIDIA H100"}, ("cuda", "bf16")),
+        ("bf16", {"device": "cpu (x86_64)"}, ("cpu", "bf16")),
+        ("fp32", {"device": ""}, ("", "fp32")),
+        ("auto", {"device": ""}, ("", "")),
+        (None, {"device": "NVIDIA H100"}, ("cuda", "fp32")),  # of before there was a choice
+        ("auto", {"device": "NVIDIA H100", "device_kind": "cuda", "precision": "fp32"}, ("cuda", "fp32")),
+    ],
+)
+def test_older_records_tell_device_and_precision_by_the_devices_name_and_the_recipe(asked, told, expected):
+    one = record("pgd", 0)
+    recipe = {key: value for key, value in one.cell.recipe.items() if key != "precision"}
+    recipe |= {} if asked is None else {"precision": asked}
+    provenance = dataclasses.replace(one.provenance, **told)
+    one = dataclasses.replace(one, cell=dataclasses.replace(one.cell, recipe=recipe), provenance=provenance)
+    row = to_frame([one]).iloc[0]
+    assert (row.device_kind, row.precision) == expected
 
 
 # --- what must not be mixed
@@ -599,7 +759,9 @@ def test_with_a_single_run_there_are_dashes_and_a_sentence_in_place_of_p(tmp_pat
     cells = [entry.shown for entry in row]
     assert cells[2] == f"1 / {n}"
     assert cells[3] == f"{100 * (PGD[0] - np.mean(VANILLA[:n])):+.2f}"
-    assert cells[4:] == ["-"] * 9
+    assert cells[4:] == ["-"] * 10
+    assert values["vanilla"][-1] != "~"
+    assert "No test of the best against vanilla: it takes two runs of both, and a spread." in comparison.notes
     assert "A dash for p: a test needs at least two runs of both methods." in tests.notes
     assert "nan" not in (tmp_path / "tables" / "comparison.md").read_text(encoding="utf-8")
 

@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections import Counter
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from debiasbench.report.statistics import (
     ranks_by_dataset,
     ranks_with_ties,
     score_bins,
+    sign_flip,
     welch,
     wilcoxon,
 )
@@ -75,15 +77,12 @@ def test_no_test_with_fewer_than_two_runs_a_side(x, y):
 
 
 @pytest.mark.parametrize(
-    ("x", "y", "p"),
-    [
-        ([0.5] * 3, [0.25] * 3, 0.0), ([0.25] * 3, [0.5] * 3, 1.0), ([0.5] * 3, [0.5] * 4, 0.5),
-        # not exact in binary: their mean is not one of them
-        ([0.3] * 3, [0.1] * 3, 0.0), ([0.1] * 3, [0.3] * 3, 1.0), ([0.1] * 3, [0.1] * 3, 0.5),
-    ],
-)  # fmt: skip
-def test_welch_without_any_spread_says_which_is_larger(x, y, p):
-    assert welch(x, y) == pytest.approx(p, abs=1e-12)
+    ("x", "y"),
+    # 0.3 and 0.1 are not exact in binary: their mean is not one of them
+    [([0.5] * 3, [0.25] * 3), ([0.25] * 3, [0.5] * 3), ([0.5] * 3, [0.5] * 4), ([0.3] * 3, [0.1] * 3)],
+)
+def test_welch_without_any_spread_is_no_test(x, y):
+    assert math.isnan(welch(x, y))
 
 
 def test_welch_with_spread_on_one_side_only():
@@ -116,14 +115,14 @@ def test_the_paired_test_needs_two_pairs():
 
 
 @pytest.mark.parametrize(
-    ("pairs", "p"),
+    "pairs",
     [
-        ([(0.5, 0.25), (0.75, 0.5)], 0.0), ([(0.25, 0.5), (0.5, 0.75)], 1.0), ([(0.5, 0.5), (0.7, 0.7)], 0.5),
-        ([(0.3, 0.1), (0.5, 0.3), (0.4, 0.2)], 0.0),  # equal but for rounding
+        [(0.5, 0.25), (0.75, 0.5)], [(0.25, 0.5), (0.5, 0.75)], [(0.5, 0.5), (0.7, 0.7)],
+        [(0.3, 0.1), (0.5, 0.3), (0.4, 0.2)],  # equal but for rounding
     ],
 )  # fmt: skip
-def test_the_paired_test_with_equal_differences_says_which_is_larger(pairs, p):
-    assert paired_t(pairs) == pytest.approx(p, abs=1e-12)
+def test_the_paired_test_of_equal_differences_is_no_test(pairs):
+    assert math.isnan(paired_t(pairs))
 
 
 # --- Wilcoxon
@@ -151,17 +150,70 @@ def test_wilcoxon_is_the_exact_one_sided_signed_rank_test(seed):
         (6, 0.05 / 4, False), (7, 0.05 / 4, True), (0, 0.05, False), (0, 1.0, False),
     ],
 )  # fmt: skip
-def test_wilcoxon_is_offered_only_where_it_could_reach_the_level(n, level, offered):
+@pytest.mark.parametrize("test", [wilcoxon, sign_flip])
+def test_tests_of_signs_are_offered_only_where_they_could_reach_the_level(test, n, level, offered):
     pairs = [(0.5 + 0.01 * number, 0.4 + 0.003 * number**2 / 7) for number in range(n)]
-    found = wilcoxon(pairs, level=level)
+    found = test(pairs, level=level)
     assert math.isnan(found) is not offered
     if offered:
         assert found == pytest.approx(2.0**-n)
         assert found <= level
 
 
-def test_wilcoxon_of_equal_values_is_not_offered():
-    assert math.isnan(wilcoxon([(0.5, 0.5)] * 8))
+@pytest.mark.parametrize("test", [wilcoxon, sign_flip])
+def test_tests_of_signs_of_equal_values_are_not_offered(test):
+    assert math.isnan(test([(0.5, 0.5)] * 8))
+    assert math.isnan(test([(0.1 + 0.2, 0.3)] * 8))  # equal but for rounding
+
+
+# --- sign flip
+
+
+def slow_sign_flip(pairs):
+    """The fraction of all sign patterns of the differences with a sum of at least the one seen, in exact fractions."""
+    difference = [Fraction(str(a)) - Fraction(str(b)) for a, b in pairs]
+    patterns = list(itertools.product((1, -1), repeat=len(difference)))
+    sums = [sum(sign * one for sign, one in zip(signs, difference, strict=True)) for signs in patterns]
+    return sum(value >= sum(difference) for value in sums) / len(patterns)
+
+
+@pytest.mark.parametrize("digits", [2, 6])  # two: many sums are equal
+@pytest.mark.parametrize("mean", [0.78, 0.8, 0.82])
+@pytest.mark.parametrize("n", [2, 3, 6, 9])
+def test_sign_flip_is_the_enumeration_of_all_patterns(n, mean, digits):
+    a, b = (np.round(numbers(seed, n, one), digits).tolist() for seed, one in ((n, mean), (n + 50, 0.8)))
+    pairs = list(zip(a, b, strict=True))
+    assert sign_flip(pairs, level=1.0) == slow_sign_flip(pairs)
+
+
+@pytest.mark.parametrize(
+    ("differences", "p"),
+    [([0.1, 0.2, 0.3], 1 / 8), ([-0.1, -0.2, -0.3], 1.0), ([0.1, 0.2, -0.3], 5 / 8), ([0.1, 0.2, -0.1], 3 / 8),
+     ([0.1, 0.1, 0.1], 1 / 8), ([0.0, 0.1, 0.2], 2 / 8)],
+)  # fmt: skip
+def test_sign_flip_by_hand(differences, p):
+    assert sign_flip([(1 + difference, 1.0) for difference in differences], level=1.0) == p
+
+
+def test_fourteen_pairs_are_exact_and_more_are_drawn():
+    pairs = [(a, 0.8) for a in numbers(3, 16, 0.806, 0.02)]
+    for n in (14, 16):
+        difference = np.array(pairs[:n]) @ (1, -1)
+        signs = 1 - 2 * (np.arange(2**n)[:, None] >> np.arange(n) & 1)
+        exact = (signs @ difference >= difference.sum() - 1e-12).mean()
+        assert 0.02 < exact < 0.5
+        found = sign_flip(pairs[:n])
+        assert found == exact if n == 14 else found == pytest.approx(exact, abs=4 * math.sqrt(0.25 / 20_000))
+        assert (found * 20_000) == pytest.approx(
+            round(found * 20_000), abs=1e-6
+        ) or n == 14  # of the one seen, and drawn
+
+
+def test_drawn_patterns_are_the_same_again_and_leave_the_global_generator_alone():
+    pairs = [(a, 0.8) for a in numbers(3, 20, 0.806, 0.02)]
+    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    assert sign_flip(pairs) == sign_flip(pairs) != sign_flip(pairs, seed=1)
+    assert (np.random.get_state()[1] == before).all()  # noqa: NPY002
 
 
 # --- Holm
@@ -315,7 +367,7 @@ def test_a_comparison_holds_all_of_it():
         vars(
             Comparison(
                 n_a=5, n_b=6, gap=gap, welch=slow_welch(BETTER, WORSE),
-                paired=slow_paired(pairs), wilcoxon=NAN,
+                paired=slow_paired(pairs), wilcoxon=NAN, sign_flip=NAN,
                 effect_size=gap / pooled * (1 - 3 / (4 * 9 - 1)), low=low, high=high,
                 detectable=pooled * detectable_gap(5, 6, level=0.05 / 4),
                 correlation=stats.pearsonr(BETTER, WORSE[:5])[0],
@@ -323,7 +375,9 @@ def test_a_comparison_holds_all_of_it():
         ),
         rel=1e-9, nan_ok=True,
     )  # fmt: skip
-    assert compare(BETTER, WORSE, pairs).wilcoxon == pytest.approx(slow_wilcoxon(pairs))
+    alone = compare(BETTER, WORSE, pairs)
+    assert alone.wilcoxon == pytest.approx(slow_wilcoxon(pairs))
+    assert alone.sign_flip == slow_sign_flip(pairs)
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 25])
@@ -356,11 +410,10 @@ def test_a_run_that_is_nan_makes_every_number_nan_and_none_wrong(n):
 
 @pytest.mark.parametrize("value", [0.5, 0.1])
 @pytest.mark.parametrize("n", [3, 12])
-def test_equal_runs_without_spread_have_no_gap_and_no_effect(value, n):
+def test_equal_runs_without_spread_have_no_gap_no_test_and_no_effect(value, n):
     found = compare([value] * n, [value] * n, [(value, value)] * n)
     assert found.gap == 0
-    assert found.welch == pytest.approx(0.5)
-    assert found.paired == pytest.approx(0.5)
+    assert np.isnan([found.welch, found.paired, found.wilcoxon, found.sign_flip]).all()
     assert (found.low, found.high) == pytest.approx((0, 0), abs=1e-12)
     assert found.detectable == pytest.approx(0, abs=1e-12)
     assert found.effect_size == 0 or math.isnan(found.effect_size)
@@ -368,10 +421,10 @@ def test_equal_runs_without_spread_have_no_gap_and_no_effect(value, n):
 
 
 @pytest.mark.parametrize("value", [0.75, 0.7])
-def test_different_runs_without_spread_are_told_apart(value):
+def test_different_runs_without_spread_have_a_gap_and_no_test_of_it(value):
     found = compare([value] * 3, [0.5] * 3, [(value, 0.5)] * 3)
-    assert found.welch == pytest.approx(0, abs=1e-12)
-    assert found.paired == pytest.approx(0, abs=1e-12)
+    assert found.gap == pytest.approx(value - 0.5)
+    assert np.isnan([found.welch, found.paired]).all()
     assert found.effect_size == math.inf
     assert (found.low, found.high) == pytest.approx((value - 0.5,) * 2, abs=1e-12)
 

@@ -165,7 +165,7 @@ def test_failures_come_first_and_open():
 
 def test_a_lost_worker_left_no_seconds_and_no_traceback():
     lost = failure(kind="LostWorker", message="The process ended.", traceback="")
-    lost = replace(lost, provenance=replace(lost.provenance, seconds=Seconds()))
+    lost = replace(lost, provenance=replace(lost.provenance, seconds=Seconds(total=0.0)))
     text = page("t", [], [], [lost])
     assert "The process ended." in text
     assert "<pre" not in text.split("</style>")[1]

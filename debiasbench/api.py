@@ -36,7 +36,7 @@ def run(  # noqa: PLR0913 - the command line's options
     cache_dir: str | Path | None = None,
     progress: bool = False,
 ) -> pd.DataFrame:
-    """Run a grid and return its results as one tidy table (see `debiasbench.results.to_frame`).
+    """Run a grid and return its results as one tidy table (see `debiasbench.report.results.to_frame`).
 
     Args:
         methods, datasets: names with inline parameters, as on the command line: "pgd:norm=l1,alpha=0.9".
@@ -81,14 +81,14 @@ def run(  # noqa: PLR0913 - the command line's options
 
 
 def load_results(path: str | Path) -> pd.DataFrame:
-    """All records below a folder as one tidy table; see `debiasbench.results.load_results`."""
+    """All records below a folder as one tidy table; see `debiasbench.report.results.load_results`."""
     from debiasbench.report.results import load_results as load
 
     return load(path)
 
 
 def compare(table: pd.DataFrame, **options: Any) -> pd.DataFrame:
-    """Test methods against a reference; see `debiasbench.results.compare`."""
+    """Test methods against a reference; see `debiasbench.report.results.compare`."""
     from debiasbench.report.results import compare as compare_table
 
     return compare_table(table, **options)
@@ -97,7 +97,7 @@ def compare(table: pd.DataFrame, **options: Any) -> pd.DataFrame:
 def load_predictor(record: str | Path) -> Any:
     """The trained predictor of a cell that was run with `save_weights`: x float (B, C, H, W) -> logits (B, C).
 
-    x is as the recipe normalises it (`debiasbench.augment.to_input` makes it from uint8 images). Of text, x holds
+    x is as the recipe normalises it (`debiasbench.data.augment.to_input` makes it from uint8 images). Of text, x holds
     token numbers (B, L) with -1 where it is padded, as in the dataset's `Samples`.
 
     Raises:

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
+
 from debiasbench.errors import BenchmarkError
 from debiasbench.files import to_path
 from debiasbench.parameters import Parameters, above, at_least, between, one_of
 from debiasbench.plugins import Registry, folders
 from debiasbench.recipe import Recipe
-from debiasbench.samples import Splits
+from debiasbench.samples import Samples, Splits
 
 __all__ = ["Dataset", "NeededFile", "Recipe", "above", "at_least", "between", "one_of", "registry"]
 
@@ -138,9 +140,25 @@ class Dataset(Parameters, ABC):
         return {key: value for key, value in self.values().items() if key != "root"}
 
 
+def _check_types(dataset: Dataset, name: str, samples: Samples) -> None:
+    """Refuse columns of other types than `Samples` has: a conversion of them would hide what was meant."""
+    of_x = torch.int32 if dataset.input == "text" else torch.uint8
+    for column, wanted in (("x", of_x), ("y", torch.int64), ("bias", torch.int64), ("conflict", torch.bool)):
+        values = getattr(samples, column)
+        if values is not None and values.dtype != wanted:
+            said = ", pixels in 0..255; the recipe scales and normalises them" if wanted == torch.uint8 else ""
+            raise BenchmarkError(
+                f"{dataset.name}: {column} of {name} must be {str(wanted).removeprefix('torch.')}{said}. "
+                f"Got {str(values.dtype).removeprefix('torch.')}."
+            )
+
+
 def check_splits(dataset: Dataset, splits: Splits) -> Splits:
     """Refuse data that cannot be trained on."""
+    if not isinstance(splits, Splits):
+        raise BenchmarkError(f"{dataset.name}: build must return Splits. Got {type(splits).__name__}.")
     for name, samples in splits.named().items():
+        _check_types(dataset, name, samples)
         if len(samples) == 0:
             raise BenchmarkError(f"{dataset.name}: the {name} split is empty.")
         if int(samples.y.min()) < 0 or int(samples.y.max()) >= dataset.n_classes:

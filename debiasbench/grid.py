@@ -15,7 +15,7 @@ from typing import Any
 from debiasbench.cell import Cell
 from debiasbench.datasets import Dataset
 from debiasbench.datasets import registry as dataset_registry
-from debiasbench.errors import BenchmarkError
+from debiasbench.errors import BenchmarkError, raised_by
 from debiasbench.methods import Method
 from debiasbench.methods import registry as method_registry
 from debiasbench.parameters import check_values, expand_sweeps, split_spec, suggestion
@@ -83,7 +83,8 @@ def expand(
     costs: dict[str, float] = {}
     for dataset_choice, seed, method_choice in itertools.product(dataset_choices, seeds, method_choices):
         try:
-            cell, reason, cost = _resolve(method_choice, dataset_choice, seed, epochs)
+            with raised_by(f"{method_choice.cls.name} on {dataset_choice.cls.name} cannot be planned"):
+                cell, reason, cost = _resolve(method_choice, dataset_choice, seed, epochs)
         except BenchmarkError as error:
             problems.append(str(error))
             continue

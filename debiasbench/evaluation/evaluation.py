@@ -52,6 +52,11 @@ class Evaluation:
                 "The predictor changed a buffer of a network (batch statistics?) while it was evaluated: validation "
                 "and test images must leave no trace. Let it put no network into train mode."
             )
+        if logits.shape != (len(samples), self.dataset.n_classes):
+            raise BenchmarkError(
+                f"The predictor must return logits (N, C), a row an image and a column a class: here "
+                f"{(len(samples), self.dataset.n_classes)}. Got {tuple(logits.shape)}."
+            )
         if not bool(torch.isfinite(logits).all()):
             raise DivergedError("The predictor returned logits that are not finite (nan or infinite).")
         return logits

@@ -94,6 +94,21 @@ def _set_filters(kept: list[Any]) -> None:
     warnings.filters[:] = kept  # type: ignore[index] # it is a list
 
 
+# global by design of torch, and without a public name for all of them
+_HOOKS: list[dict[Any, Any]] = [
+    hooks
+    for module in ("torch.nn.modules.module", "torch.optim.optimizer")
+    for name, hooks in vars(sys.modules[module]).items()
+    if name.startswith("_global_") and isinstance(hooks, dict)
+]
+
+
+def _set_hooks(kept: list[dict[Any, Any]]) -> None:
+    for hooks, before in zip(_HOOKS, kept, strict=True):
+        hooks.clear()
+        hooks.update(before)
+
+
 # what it is, for messages -> how it is read and how it is put back
 _STATE: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "torch's default dtype": (torch.get_default_dtype, torch.set_default_dtype),
@@ -123,6 +138,8 @@ _STATE: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
             _enabled=kept[0], _benchmark=kept[1], _deterministic=kept[2], _allow_tf32=kept[3]
         ),
     ),
+    "autocast": (lambda: torch.is_autocast_enabled("cpu"), lambda kept: torch.set_autocast_enabled("cpu", kept)),
+    "hooks of all modules or optimizers": (lambda: [dict(hooks) for hooks in _HOOKS], _set_hooks),
     "the number of threads": (torch.get_num_threads, torch.set_num_threads),
     "the current folder": (lambda: str(Path.cwd()), os.chdir),
     "the environment": (lambda: dict(os.environ), _set_environment),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from debiasbench.cell import Cell
-from debiasbench.errors import BenchmarkError
+from debiasbench.errors import BenchmarkError, raised_by
 from debiasbench.grid import Grid
 from debiasbench.nets.build import check_net
 from debiasbench.nets.pretrained import weights_sha256
@@ -174,8 +174,9 @@ def _weights_of(cell: Cell) -> str:
 def check_data(datasets: Sequence[Dataset], data_dir: Path) -> None:
     """Refuse to start while files are missing, naming them all."""
     problems = []
-    for dataset in {repr(dataset): dataset for dataset in datasets}.values():
-        needed = dataset.needed_files(data_dir)
+    for dataset in {(dataset.name, repr(dataset)): dataset for dataset in datasets}.values():
+        with raised_by(f"needed_files of {dataset.name} failed"):
+            needed = dataset.needed_files(data_dir)
         if not needed:
             continue
         lines = [f"The data of {dataset.name} are not complete. Needed:"]
@@ -201,7 +202,8 @@ def build_all(datasets: dict[str, Dataset], data_dir: Path) -> dict[str, str]:
     fingerprints, problems = {}, []
     for key, dataset in datasets.items():
         try:
-            fingerprints[key] = check_splits(dataset, dataset.build(data_dir)).fingerprint()
+            with raised_by(f"The data of {dataset.name} cannot be built"):
+                fingerprints[key] = check_splits(dataset, dataset.build(data_dir)).fingerprint()
         except BenchmarkError as error:
             problems.append(str(error))
     if problems:

@@ -79,8 +79,10 @@ class Runner:
         failure: Failure | None = None
         try:
             result, arrays = self._train(cell, journal, spent, path)
-        except Exception as error:  # whatever a method does wrong: the other cells go on
-            failure = Failure(type(error).__name__, str(error), traceback.format_exc())
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # whatever a method does wrong, sys.exit included: the other cells go on
+            failure = Failure(type(error).__name__, _said(error), traceback.format_exc())
             path = failed_path(path)
         finally:
             self.changed = state.put_back()
@@ -91,7 +93,7 @@ class Runner:
 
     def splits(self, dataset: Dataset) -> Splits:
         """The dataset's splits on the device; the last ones built are kept."""
-        key = repr(dataset)
+        key = f"{dataset.name} {dataset!r}"  # two files may name their classes alike
         if key not in self._data:
             self._data.clear()
             if torch.device(self.device).type == "cuda":
@@ -148,6 +150,14 @@ class Runner:
         if not self.reuse:
             return None
         return Reuse(self.results_dir / "reuse", data=splits.fingerprint(), device=splits.train.y.device)
+
+
+def _said(error: BaseException) -> str:
+    """The message of an error; of one whose own code for it fails, that it does."""
+    try:
+        return str(error)
+    except Exception as of_message:
+        return f"(its message cannot be made: {type(of_message).__name__})"
 
 
 def result_of(task: Task) -> tuple[Result, dict[str, Tensor]]:

@@ -109,7 +109,7 @@ def write_archive(folder, n=3, share="0.5pct", size=32):
             place = folder / part / str(label)
             place.mkdir(parents=True)
             for number in range(n if part.endswith(("align", "test")) else 1):
-                picture = smooth(seed=100 * label + number, size=size)
+                picture = smooth(seed=100 * label + number + (50 if part.endswith("valid") else 0), size=size)
                 Image.fromarray(picture).save(place / f"{number}_{label}_{(label + distance) % 10}.png")
 
 

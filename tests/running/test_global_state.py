@@ -78,6 +78,8 @@ CHANGES = {
     "float32 matmul precision": lambda _: torch.set_float32_matmul_precision("medium"),
     "the mkldnn flag": lambda _: torch.backends.mkldnn.set_flags(_enabled=False),
     "the cudnn flags": lambda _: torch.backends.cudnn.set_flags(_benchmark=True),
+    "autocast": lambda _: torch.set_autocast_enabled("cpu", True),
+    "hooks of all modules or optimizers": lambda _: torch.nn.modules.module.register_module_forward_hook(print),
     "the number of threads": lambda _: torch.set_num_threads(torch.get_num_threads() + 1),
     "the current folder": os.chdir,
     "the environment": lambda _: os.environ.update(DEBIASBENCH_ODD="1"),

@@ -1,8 +1,12 @@
 """The runner is the one owner of placement: it moves the data, and a task leaves them where they are."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from debiasbench.datasets import check_splits
+from debiasbench.errors import BenchmarkError
 from debiasbench.running.runner import Runner, data_facts
 from debiasbench.samples import Samples, Splits
 from debiasbench.testing import Tiny
@@ -67,3 +71,42 @@ def test_what_a_record_says_of_the_data(tmp_path):
         assert facts.splits[name].n == len(part)
         assert facts.splits[name].n_by_class == tuple(int((part.y == label).sum()) for label in range(4))
         assert facts.splits[name].n_conflict == {"colour": int((part.bias[:, 0] != part.y).sum())}
+
+
+def test_datasets_whose_classes_are_named_alike_are_built_each(tmp_path):
+    """The second was trained on the first one's data."""
+
+    def dataset(name, sign):
+        def build(self, data_dir):
+            splits = Tiny.build(self, data_dir)
+            return replace(splits, train=replace(splits.train, y=(sign * splits.train.y) % 4))
+
+        return type("Data", (Tiny,), {"name": name, "build": build})()
+
+    one, other = dataset("one", 1), dataset("other", -1)
+    assert repr(one) == repr(other)
+    runner = Runner(data_dir=tmp_path, results_dir=tmp_path, device="cpu")
+    assert not torch.equal(runner.splits(one).train.y, runner.splits(other).train.y)
+
+
+@pytest.mark.parametrize(
+    ("column", "change", "said"),
+    [
+        ("x", lambda x: x.float() / 255, r"x of train must be uint8, pixels in 0..255.* Got float32"),
+        ("y", lambda y: y.int(), "y of train must be int64. Got int32"),
+        ("y", lambda y: y.float(), "y of train must be int64. Got float32"),
+        ("bias", lambda bias: bias.short(), "bias of train must be int64. Got int16"),
+        ("conflict", lambda _: torch.zeros(256, 1), "conflict of train must be bool. Got float32"),
+    ],
+)
+def test_columns_of_another_type_are_refused_before_anything_trains(tmp_path, column, change, said):
+    splits = Tiny().build(tmp_path)
+    bad = replace(splits, train=replace(splits.train, **{column: change(getattr(splits.train, column))}))
+    with pytest.raises(BenchmarkError, match=f"tiny: {said}"):
+        check_splits(Tiny(), bad)
+
+
+@pytest.mark.parametrize("returned", [None, ({}, {}), []])
+def test_what_is_not_splits_is_refused(returned):
+    with pytest.raises(BenchmarkError, match=r"tiny: build must return Splits\. Got"):
+        check_splits(Tiny(), returned)

@@ -23,6 +23,7 @@ HEAD = '''
 """A stranger's methods."""
 import os
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook as register
 from debiasbench.losses import cross_entropy, mean_cross_entropy
 from debiasbench.methods import Method
 
@@ -109,6 +110,9 @@ GLOBALS = [
     "torch.backends.mkldnn.set_flags(_enabled=False)",
     "os.environ['OMP_NUM_THREADS'] = '7'",
     "torch.manual_seed(5), torch.set_flush_denormal(True)",
+    "torch.autocast('cpu').__enter__()",
+    "torch.nn.modules.module.register_module_forward_hook(lambda module, x, y: 2 * y)",
+    "register(lambda optimizer, *_: optimizer.param_groups[0].clear())",
 ]
 
 
@@ -127,6 +131,68 @@ def test_global_state_ends_with_the_cell(strange, tmp_path, line):
     (alone,) = run(tmp_path / "alone", "plain")
     assert plain.result == alone.result
     assert torch.get_default_dtype() == torch.float32
+
+
+ENDS = {
+    "sys.exit": ("raise SystemExit('no data')", "no data"),
+    "an exception of its own kind": ("raise BaseException('odd')", "odd"),
+    "a message that cannot be made": (
+        "raise type('Odd', (Exception,), {'__str__': lambda self: 1 / 0})()",
+        "(its message cannot be made: ZeroDivisionError)",
+    ),
+}
+
+
+@pytest.mark.parametrize(("line", "message"), ENDS.values(), ids=ENDS.keys())
+def test_whatever_a_method_raises_the_grid_goes_on(strange, tmp_path, line, message):
+    strange(f"""
+    class Bad(Plain):
+        name = "bad"
+        def before(self, task):
+            {line}
+    """)
+    bad, plain = run(tmp_path, "bad", "plain")
+    assert bad.failure.message == message
+    assert plain.done
+
+
+@pytest.mark.parametrize("change", ["torch.cat([y, y[:, :1]], 1)", "y[:, :-1]", "y[:-1]"])
+def test_logits_of_another_shape_are_refused(strange, tmp_path, change):
+    """A column too many scored 0 without a word."""
+    strange(f"""
+    class Bad(Plain):
+        name = "bad"
+        def fit(self, task):
+            task.train(task.new_net(), self.loss, predict=self.predict)
+            return self.predict
+        def predict(self, nets, x):
+            y = nets.net(x)
+            return {change}
+    """)
+    (bad,) = run(tmp_path, "bad")
+    assert "The predictor must return logits (N, C)" in bad.failure.message
+    assert "Got (" in bad.failure.message
+
+
+PLANNED = {
+    "decline": "def decline(self, dataset): return dataset.nothing",
+    "relative_cost": "def relative_cost(self, dataset): return 1 / 0",
+    "check": "def check(self): self.factor.nothing",
+    "a recipe's field": "recipes = {'cmnist5k': {'learning_rat': 1.0}}",
+    "a cost that is text": "cost = 'two'",
+}
+
+
+@pytest.mark.parametrize("line", PLANNED.values(), ids=PLANNED.keys())
+def test_what_a_method_raises_while_cells_are_planned_is_one_error_with_its_name(strange, tmp_path, line):
+    strange(f"""
+    class Bad(Plain):
+        name = "bad"
+        {line}
+    """)
+    with pytest.raises(BenchmarkError, match="bad"):
+        run(tmp_path, "bad")
+    assert not (tmp_path / "results" / "records").exists()
 
 
 def test_another_folder_ends_neither_the_grid_nor_leads_records_astray(strange, tmp_path, monkeypatch):

@@ -45,6 +45,8 @@ class Method(Parameters, ABC):
     inputs: ClassVar[tuple[str, ...]] = ("images", "text")  # what it runs on
     needs_bias_labels: ClassVar[bool] = False  # of the training samples; `task.bias` and `batch.bias` raise without
     trains_on_validation: ClassVar[bool] = False  # with its labels: rules that select on validation do not choose
+    selects_on_validation: ClassVar[bool] = False  # reads its labels before it is done, such as to choose an epoch of a
+    # first network, and trains on none of them
     cost: ClassVar[float] = 1.0  # network trainings, in units of one vanilla run: for the estimate of --dry-run
 
     @property

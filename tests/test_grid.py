@@ -271,7 +271,7 @@ def test_the_fields_that_a_method_trains_with_instead_of_the_datasets_are_record
     # "schedule" is "step" in both
     assert one_cell("disen:preset=official").recipe_changes == {
         "optimizer": "adam", "learning_rate": 0.01, "weight_decay": 0.0, "batch_size": 256, "steps": 50_000,
-        "drop_last": True, "milestones": [0.4, 0.6, 0.8], "gamma": 0.5,
+        "drop_last": True, "milestones": [0.4, 0.6, 0.8], "gamma": 0.5, "net": "mlp16", "augment": False,
     }  # fmt: skip
 
 

@@ -196,7 +196,10 @@ def test_records_are_of_one_protocol_and_one_drawing_of_the_data():
 def test_the_records_of_a_grid_are_loose_or_in_an_archive_that_debiasbench_archive_wrote():
     archives = sorted(FOLDER.glob("*.zip"))
     assert len(archives) == 8
-    assert {one.path.relative_to(FOLDER).parts[0] for one in RECORDS} == {one.name for one in archives} | {"cmnist"}
+    assert {one.path.relative_to(FOLDER).parts[0] for one in RECORDS} == {one.name for one in archives} | {
+        "cmnist",
+        "as-published",
+    }
     for archive in archives:
         assert not archive.with_suffix("").exists()
         with zipfile.ZipFile(archive) as packed:
@@ -209,7 +212,7 @@ def test_no_record_names_a_place_on_a_machine():
     found = texts()
     assert len(found) == len(RECORDS)
     assert not [text for text in found if re.search(r"\"/|\b(root|home|tmp)/", text)]
-    assert {json.loads(text)["schema"] for text in found} == {1}
+    assert {json.loads(text)["schema"] for text in found} == {1, 2}
 
 
 def test_all_methods_on_the_embedded_data_follow_from_the_records():
@@ -269,6 +272,31 @@ def test_the_first_version_of_cnc_failed():
     found = [last_test(record)["acc_conflict"] for record in records_below("cnc-version-1")]
     assert len(found) == 3
     assert f"{100 * sum(found) / 3:.1f} % on conflicting samples, 8.0 points *below* vanilla" in DOCUMENT
+
+
+def test_cnc_and_george_before_and_after_follow_from_the_records():
+    """Accuracies of both versions, margins over vanilla, and whether the new ones were as expected."""
+    by_version = {}
+    for one in records_below("as-published"):
+        if one.path.relative_to(FOLDER).parts[1] == "cnc-george":
+            by_version.setdefault((one.cell.method_title, str(one.cell.method_version)), []).append(one)
+    rows = section("CNC and GEORGE nearer to what was published, on cmnist5k")
+    assert [(row[0].strip("`"), row[1]) for row in rows] == sorted(
+        by_version, key=lambda one: (one[0] != "vanilla", *one)
+    )
+    assert all({one.cell.seed for one in found} == {0, 1, 2} for found in by_version.values())
+    assert all(len(found) == 3 for found in by_version.values())
+    conflicting = {key: 100 * pd.Series([last_test(one)["acc_conflict"] for one in found]) for key, found in
+                   by_version.items()}  # fmt: skip
+    margins = {method: margin for method, margin, _ in section("What was expected of CNC and GEORGE")}
+    for label, version, accuracy, conflict, margin, expected, met in rows:
+        key = (label.strip("`"), version)
+        assert accuracy == written(100 * pd.Series([last_test(one)["acc_unbiased"] for one in by_version[key]]))
+        assert conflict == written(conflicting[key])
+        gap = conflicting[key].mean() - conflicting["vanilla", "1"].mean()
+        assert margin == ("-" if key[0] == "vanilla" else f"{gap:+.1f}")
+        new = key[0] in margins and int(version) == max(int(one) for method, one in by_version if method == key[0])
+        assert (expected, met) == ((margins[key[0]], "yes" if gap >= float(expected) else "no") if new else ("-", "-"))
 
 
 def test_the_ablations_follow_from_the_records():

@@ -258,6 +258,10 @@ class MayTrainOnValidation(TrainsOnValidation):
     trains_on_validation = True
 
 
+class MaySelectOnValidation(TrainsOnValidation):
+    selects_on_validation = True
+
+
 @breaks(check_valid_and_test_do_not_train, "labels of the validation or the test split")
 class TrainsOnTest(Honest):
     def more_weight(self, task):
@@ -398,7 +402,7 @@ def test_every_check_has_a_violation():
     assert {violation.values[0] for violation in VIOLATIONS} == set(METHOD_CHECKS)
 
 
-@pytest.mark.parametrize("cls", [Honest, MayReadBias, MayTrainOnValidation])
+@pytest.mark.parametrize("cls", [Honest, MayReadBias, MayTrainOnValidation, MaySelectOnValidation])
 def test_what_is_allowed_passes_every_check(cls):
     for check in METHOD_CHECKS:
         check(cls)

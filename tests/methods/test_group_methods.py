@@ -404,7 +404,7 @@ def test_clusters_are_found_within_classes(new_method):
     blob = np.repeat(np.arange(5), 40)
     features = torch.from_numpy(centres[blob] + generator.normal(size=(200, 2)))
     y = torch.from_numpy((blob > 2).astype("int64"))
-    method = new_method("george", reduction="none")
+    method = new_method("george", reduction="none", normalize=False)
     group = method.clusters(features, y, generator=torch.Generator().manual_seed(0))
     assert torch.equal(group // 10, y)
     pairs = {(int(g), int(b)) for g, b in zip(group, blob, strict=True)}
@@ -459,7 +459,79 @@ def test_parts_of_clusters_are_kept_by_the_four_conditions():
         assert (found[blob == number] == 0).all(), number
     assert (found[blob == 5] == 1).all()
     values = GEORGE.silhouettes(points, cluster, 10_000, 0)
-    assert values[0] == pytest.approx(slow_silhouette(points, cluster, 0))
+    assert values[cluster == 0].mean() == pytest.approx(slow_silhouette(points, cluster, 0))
+
+
+def slow_silhouettes(points, cluster):
+    """Of each sample, one by one."""
+    values = []
+    for place in range(len(points)):
+        distance = np.linalg.norm(points - points[place], axis=1)
+        own = cluster == cluster[place]
+        inner = distance[own].sum() / (own.sum() - 1) if own.sum() > 1 else 0.0
+        outer = min(distance[cluster == name].mean() for name in np.unique(cluster) if name != cluster[place])
+        values.append((outer - inner) / max(outer, inner) if own.sum() > 1 else 0.0)
+    return np.array(values)
+
+
+def kept_parts(points, cluster, losses, valid, valid_cluster, *, of_the_part=True):
+    """Each class' parts that the published rule keeps; otherwise a part is compared with its whole cluster."""
+    parts, valid_parts = np.empty(len(cluster), int), np.empty(len(valid_cluster), int)
+    for k in np.unique(cluster):
+        found, mixture = GEORGE.mixed(points[cluster == k], 5, 0)
+        parts[cluster == k] = 10 + 5 * k + found
+        valid_parts[valid_cluster == k] = 10 + 5 * k + mixture.predict(valid[valid_cluster == k])
+    before, after = slow_silhouettes(points, cluster), slow_silhouettes(points, parts)
+    result = set()
+    for part in np.unique(parts):
+        members, parent = parts == part, cluster == (part - 10) // 5
+        better = after[members].mean() > before[members if of_the_part else parent].mean()
+        enough = members.sum() >= max(25, 0.005 * len(points)) and (valid_parts == part).sum() >= 25
+        if better and after[members].mean() > 0 and losses[members].mean() >= losses[parent].mean() and enough:
+            result.add(int(part))
+    return result
+
+
+def test_over_clustering_against_a_loop():
+    """A part is kept if its own samples' silhouettes rose: its cluster's mean would keep others."""
+    differs = 0
+    for seed in range(3):
+        generator = np.random.default_rng(seed)
+        points, valid = generator.normal(size=(600, 2)) * [3, 1], generator.normal(size=(400, 2)) * [3, 1]
+        cluster, valid_cluster = (points[:, 0] > 1).astype(int), (valid[:, 0] > 1).astype(int)
+        losses = generator.random(600)
+        found = GEORGE.with_parts(points, cluster, losses, valid, valid_cluster, 10_000, 0)
+        expected = kept_parts(points, cluster, losses, valid, valid_cluster)
+        assert set(found[found >= 10].tolist()) == expected
+        differs += expected != kept_parts(points, cluster, losses, valid, valid_cluster, of_the_part=False)
+    assert differs
+
+
+def test_features_are_divided_by_their_length(new_method):
+    features = torch.tensor([[3.0, 4.0], [0.0, 0.0], [0.0, 2.0]])
+    assert new_method("george").vectors(features) == pytest.approx(np.array([[0.6, 0.8], [0.0, 0.0], [0.0, 1.0]]))
+    assert (new_method("george", normalize=False).vectors(features) == features.numpy()).all()
+
+
+@pytest.mark.parametrize(("accuracies", "best"), [([0.2, 0.5, 0.5, 0.4], 1), ([0.1, 0.2, 0.3, 0.4], 3)])
+def test_the_first_network_is_of_the_first_best_epoch(new_method, monkeypatch, accuracies, best):
+    """Its weights after each epoch are kept by the test, and the validation accuracy is given."""
+    method = new_method("george", reduction="pca")
+    task = tiny_task(method, recipe=Tiny.recipe.replace(epochs=4))
+    net, weights = task.new_net(), []
+
+    def accuracy(function, *, split):
+        assert split == "valid"
+        x, y = task.splits.valid.x[:4].float() / 255, task.splits.valid.y[:4]
+        net.eval()
+        assert torch.equal(function(x, y), net(x).argmax(1) == y)
+        weights.append(net.head.weight.detach().clone())
+        return torch.arange(10) < 10 * accuracies[len(weights) - 1]
+
+    monkeypatch.setattr(task, "each", accuracy)
+    method.train_to_best_epoch(task, net)
+    assert len(weights) == 4
+    assert [torch.equal(net.head.weight, one) for one in weights].index(True) == best
 
 
 def test_over_clustering_runs_within_classes(new_method):
@@ -472,7 +544,7 @@ def test_over_clustering_runs_within_classes(new_method):
     features = torch.from_numpy(points)
     of_class = torch.ones(len(y))
     generator = torch.Generator().manual_seed(0)
-    whole = new_method("george", reduction="none", over_cluster=True)
+    whole = new_method("george", reduction="none", over_cluster=True, normalize=False)
     group = whole.clusters(features, y, of_class, features, y, generator=generator)
     assert torch.equal(group // 60, y)
     assert len(group.unique()) >= 4

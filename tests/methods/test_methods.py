@@ -10,6 +10,7 @@ from torch import nn
 
 from debiasbench.datasets import registry as datasets
 from debiasbench.errors import BenchmarkError
+from debiasbench.grid import expand
 from debiasbench.losses import cross_entropy
 from debiasbench.methods import registry as methods
 from debiasbench.training.batches import Batch
@@ -303,6 +304,42 @@ def test_disen_swap_with_the_identity_repeats_the_first_part(small, new_method):
     assert values[1.0, 1] == first
     assert values[1.0, 9] == pytest.approx(2 * first, rel=1e-6)
     assert values[0.25, 9] == pytest.approx(1.25 * first, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("method", "dataset", "factors", "recipe"),
+    [
+        (
+            "disen:preset=official", "cmnist", (10, 10, 1),
+            {"net": "mlp16", "augment": False, "learning_rate": 0.01, "batch_size": 256, "gamma": 0.5},
+        ),
+        (
+            "disen:preset=official", "bffhq", (2, 2, 0.1),
+            {"net": "resnet18", "augment": True, "learning_rate": 1e-4, "batch_size": 64, "gamma": 0.1},
+        ),
+        (
+            "disen:preset=official", "ccifar", (1, 1, 1),
+            {"net": "resnet18", "augment": True, "learning_rate": 5e-4, "batch_size": 256, "gamma": 0.5},
+        ),
+        (
+            "disen:preset=official-1pct", "ccifar:rho=0.02", (5, 5, 1),
+            {"net": "resnet18", "augment": True, "learning_rate": 1e-3, "batch_size": 256, "gamma": 0.5},
+        ),
+        (
+            "disen:preset=official-5pct", "ccifar:rho=0.05", (1, 1, 1),
+            {"net": "resnet18", "augment": True, "learning_rate": 1e-3, "batch_size": 256, "gamma": 0.5},
+        ),
+    ],
+)  # fmt: skip
+def test_the_official_presets_of_disen(method, dataset, factors, recipe):
+    """The table of the authors' commands: rate, factors (lambda_dis, lambda_swap_b, lambda_swap), decay."""
+    (cell,) = expand([method], [dataset], seeds=1).cells
+    found = cell.method_parameters
+    assert (found["bias_factor"], found["swap_bias_factor"], found["swap_factor"]) == factors
+    common = {"optimizer": "adam", "weight_decay": 0, "steps": 50_000, "drop_last": True, "milestones": [0.4, 0.6, 0.8]}
+    expected = {**common, **recipe}
+    assert {name: cell.recipe[name] for name in expected} == expected
+    assert cell.method_title == method
 
 
 def test_disen_predicts_with_the_intrinsic_head(small, new_method):

@@ -139,7 +139,7 @@ def results(tmp_path_factory, plugins):
     """The results of one small grid, run once for all tests that only read it."""
     folder = tmp_path_factory.mktemp("results")
     code = main(["run", *plugins, "--methods", "vanilla", "pgd", "--datasets", "small", "--seeds", "2",
-                 "--results-dir", str(folder), "--device", "cpu", "--save-weights"])  # fmt: skip
+                 "--results-dir", str(folder), "--device", "cpu", "--workers", "1", "--save-weights"])  # fmt: skip
     assert code == 0
     return folder
 
@@ -237,7 +237,8 @@ def test_saved_weights_predict_what_the_record_says(results):
 
 def test_failures_are_recorded_and_the_others_finish(tmp_path, plugins, capsys):
     bad = ["raising", "notanumber", "nanlogits", "killed", "wrongreturn"]
-    assert run(tmp_path, plugins, "--methods", "raising", "vanilla", *bad[1:], "--seeds", "1") == 1
+    words = ["--methods", "raising", "vanilla", *bad[1:], "--seeds", "1", "--workers", "2"]
+    assert run(tmp_path, plugins, *words) == 1
     records = {path.parent.name: record for path, record in records_of(tmp_path).items()}
     assert records["vanilla"]["status"] == "done"
     assert {name: records[name]["status"] for name in bad} == dict.fromkeys(bad, "failed")

@@ -1,6 +1,7 @@
 """The arrangement of folders: one-file packages, no clash with Hugging Face's datasets, wheels, worker processes."""
 
 import ast
+import json
 import os
 import subprocess
 import sys
@@ -85,15 +86,38 @@ def test_plugin_objects_travel_to_spawned_processes(tmp_path):
     assert done.stdout.strip() == "['debiasbench.methods.pgd', 'debiasbench.datasets.cmnist']", done.stderr
 
 
-def test_a_new_file_in_a_folder_is_a_method(tmp_path):
-    source = (ROOT / "examples" / "methods" / "focal.py").read_text(encoding="utf-8")
-    (tmp_path / "mine.py").write_text(source.replace('"focal"', '"mine"'), encoding="utf-8")
-    (tmp_path / "broken.py").write_text("import nothing_like_it", encoding="utf-8")
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """Where a folder and an installed package bring methods along: name -> module, and the files that are broken."""
+    example = (ROOT / "examples" / "methods" / "focal.py").read_text(encoding="utf-8")
+    folder, site = tmp_path_factory.mktemp("methods"), tmp_path_factory.mktemp("site")
+    (folder / "mine.py").write_text(example.replace('"focal"', '"mine"'), encoding="utf-8")
+    (folder / "broken.py").write_text("import nothing_like_it", encoding="utf-8")
+    info = site / "mypackage-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mypackage\nVersion: 1.0\n", encoding="utf-8")
+    (info / "entry_points.txt").write_text("[debiasbench.methods]\nfocal = mypackage:Focal\n", encoding="utf-8")
+    (site / "mypackage.py").write_text(example, encoding="utf-8")
     code = """
+        import json
         from debiasbench.methods import registry
-        print("mine" in registry.classes(), "broken" in registry.broken, "pgd" in registry.classes())
+        modules = {name: cls.__module__ for name, cls in registry.classes().items()}
+        print(json.dumps([modules, list(registry.broken)]))
     """
-    assert python(code, cwd=tmp_path, path=ROOT, DEBIASBENCH_METHODS_PATH=str(tmp_path)) == "True True True"
+    path = f"{ROOT}{os.pathsep}{site}"
+    return json.loads(python(code, cwd=site, path=path, DEBIASBENCH_METHODS_PATH=str(folder)))
+
+
+def test_a_new_file_in_a_folder_is_a_method(found):
+    modules, broken = found
+    assert modules["mine"] == "debiasbench.methods.mine"
+    assert "pgd" in modules
+    assert broken == ["broken"]
+
+
+def test_an_entry_point_is_a_method(found):
+    modules, _ = found
+    assert modules["focal"] == "mypackage"
 
 
 def test_two_files_of_one_name_are_refused(tmp_path):
@@ -107,18 +131,6 @@ def test_two_files_of_one_name_are_refused(tmp_path):
     """
     answer = python(code, cwd=tmp_path, path=ROOT, DEBIASBENCH_METHODS_PATH=str(tmp_path))
     assert "Two files define the method module 'pgd'" in answer
-
-
-def test_an_entry_point_is_a_method(tmp_path):
-    info = tmp_path / "mypackage-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mypackage\nVersion: 1.0\n", encoding="utf-8")
-    (info / "entry_points.txt").write_text("[debiasbench.methods]\nfocal = mypackage:Focal\n", encoding="utf-8")
-    (tmp_path / "mypackage.py").write_text(
-        (ROOT / "examples" / "methods" / "focal.py").read_text(encoding="utf-8"), encoding="utf-8"
-    )
-    code = "from debiasbench.methods import registry; print(registry.get('focal')[0].__module__)"
-    assert python(code, cwd=tmp_path, path=f"{ROOT}{os.pathsep}{tmp_path}") == "mypackage"
 
 
 def test_a_wheel_runs_from_another_directory(tmp_path):

@@ -16,6 +16,7 @@ from PIL import Image
 from debiasbench.datasets import registry as datasets
 from debiasbench.errors import BenchmarkError
 from debiasbench.schedule import learning_rate_at
+from debiasbench.testing import check_data_seed
 
 
 @pytest.fixture(autouse=True)
@@ -74,6 +75,7 @@ def test_bar_has_no_bias_labels_so_what_needs_them_declines(tmp_path, small_bar)
 def test_bar_split_follows_the_data_seed(tmp_path, small_bar):
     first, again, other = (new("bar", size=16, data_seed=seed).build(tmp_path) for seed in (0, 0, 1))
     assert first.fingerprint() == again.fingerprint() != other.fingerprint()
+    check_data_seed(new("bar", size=16), first, tmp_path)
 
 
 @pytest.mark.parametrize(

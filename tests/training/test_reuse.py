@@ -83,7 +83,7 @@ def fitted(make_task, tmp_path):
 
     def fit(method=None, *, folder=tmp_path, **options):
         method = method or TwoStages()
-        task = make_task(method, **options)
+        task = make_task(method, **{"n": 64, **options})
         if folder is not None:
             task.reuse = Reuse(folder, data=task.splits.fingerprint(), device=task.device)
         method.fit(task)
@@ -154,7 +154,7 @@ def test_the_second_task_loads_what_the_first_trained(fitted):
         ("seed", {"seed": 1}),
         ("recipe", {"learning_rate": 0.01}),
         ("epochs", {"epochs": 3}),
-        ("data", {"n": 220}),
+        ("data", {"n": 74}),
         ("a value of the loss", {"method": TwoStages(factor=0.5)}),
         ("the loss", {"method": OtherLoss()}),
         ("the start", {"method": OtherStart()}),

@@ -231,13 +231,16 @@ def test_weights_of_a_batch(new_method):
         assert float(method.normalised(many).mean()) == pytest.approx(1, abs=1e-6)
 
 
+BPA = __import__(methods.get("bpa")[0].__module__, fromlist=["members_of"])
+
+
 def cluster_state(last_loss, cluster, n_clusters):
     cluster = torch.tensor(cluster)
     size = torch.bincount(cluster, minlength=n_clusters).double()
     weight = torch.where(size > 0, len(cluster) / size.clamp_min(1), 0.0)
     return {
-        "last_loss": torch.tensor(last_loss, dtype=torch.float64), "cluster": cluster, "size": size, "weight": weight,
-        "epoch": torch.tensor(0),
+        "last_loss": torch.tensor(last_loss, dtype=torch.float64), "cluster": cluster, "weight": weight,
+        "members": BPA.members_of(cluster, n_clusters), "epoch": torch.tensor(0), "epoch_step": torch.tensor(0),
     }  # fmt: skip
 
 
@@ -258,30 +261,99 @@ def test_weights_wait_until_every_sample_was_seen(new_method):
     assert new_method("bpa").refreshed(state).tolist() == pytest.approx([1.5, 3.0])
 
 
-def test_weights_are_refreshed_every_ten_steps_and_when_an_epoch_begins(new_method):
-    """And used before they are: the weight of a batch comes from what was known before it."""
+class SlowBPA:
+    """The authors' training with dictionaries: a refresh after every tenth step of an epoch, and at its end."""
+
+    def __init__(self, cluster, momentum=None):
+        self.cluster, self.momentum, self.losses = cluster, momentum, {}
+        self.weight = {k: len(cluster) / cluster.count(k) for k in set(cluster)}
+
+    def refresh(self):
+        if len(self.losses) < len(self.cluster):
+            return
+        means = {
+            k: np.mean([self.losses[i] for i, of in enumerate(self.cluster) if of == k]) for k in set(self.cluster)
+        }
+        for k, mean in means.items():
+            new = len(self.cluster) / self.cluster.count(k) * mean / sum(means.values())
+            self.weight[k] = (
+                new if self.momentum is None else self.momentum * new + (1 - self.momentum) * self.weight[k]
+            )
+
+    def weights(self, index):
+        raw = np.array([self.weight[self.cluster[i]] for i in index])
+        raw = raw / raw.mean()
+        if self.momentum is None:
+            raw = raw * np.exp(0.05 * raw)
+        return raw / raw.mean()
+
+
+@pytest.mark.parametrize("smoothing", ["exponential", "average"])
+def test_bpa_against_a_loop(new_method, smoothing):
+    """Three epochs of 23 steps: values, gradients, and weights that are used before they are refreshed."""
+    method = new_method("bpa", smoothing=smoothing)
+    generator = torch.Generator().manual_seed(0)
+    n, n_steps = 69, 23
+    cluster = torch.randint(5, (n,), generator=generator).tolist()
+    slow = SlowBPA(cluster, None if smoothing == "exponential" else 0.3)
+    state = cluster_state([float("nan")] * n, cluster, 6)  # cluster 5 has no samples
+    y = torch.randint(3, (n,), generator=generator)
+    for epoch in range(3):
+        order = torch.randperm(n, generator=generator).reshape(n_steps, 3)
+        for number, index in enumerate(order, epoch * n_steps):
+            logits = torch.randn(3, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+            batch = SimpleNamespace(
+                x=None, y=y[index], index=index, step=torch.tensor(number), epoch=torch.tensor(epoch)
+            )
+            value, state = method.loss(SimpleNamespace(net=lambda _, logits=logits: logits), batch, state)
+            losses = -logits.log_softmax(1)[range(3), y[index]]
+            expected = (torch.from_numpy(slow.weights(index.tolist())) * losses).mean()
+            assert float(value.detach()) == pytest.approx(float(expected.detach()), rel=1e-5), number
+            (one,), (other,) = (torch.autograd.grad(each, logits, retain_graph=True) for each in (value, expected))
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-9)
+            slow.losses |= dict(zip(index.tolist(), losses.tolist(), strict=True))
+            if (number - epoch * n_steps + 1) % 10 == 0:
+                slow.refresh()
+        slow.refresh()
+
+
+def test_the_ten_steps_are_counted_anew_in_each_epoch(new_method):
+    """After 13 steps of the first epoch, the tenth of the second is step 22 of the stage, which is none of its tens."""
     method = new_method("bpa")
     state = cluster_state([1.0, 1.0, 4.0, 4.0], [0, 0, 1, 1], 2)
-    logits = torch.zeros(2, 2, dtype=torch.float64)
-    nets = SimpleNamespace(net=lambda _: logits)
-
-    def step(number, epoch):
+    refreshed = []
+    for number in range(26):
+        logits = torch.randn(2, 2, generator=torch.Generator().manual_seed(number), dtype=torch.float64)
         batch = SimpleNamespace(
             x=None, y=torch.tensor([0, 1]), index=torch.tensor([0, 2]), step=torch.tensor(number),
-            epoch=torch.tensor(epoch),
+            epoch=torch.tensor(number // 13),
         )  # fmt: skip
-        return method.loss(nets, batch, state)
+        before = state["weight"]
+        _, state = method.loss(SimpleNamespace(net=lambda _, logits=logits: logits), batch, state)
+        if not torch.equal(before, state["weight"]):
+            refreshed.append(number)
+    assert refreshed == [9, 13, 22]
 
-    value, after = step(3, 0)
-    assert after["weight"].tolist() == [2.0, 2.0]  # not due
-    assert after["last_loss"].tolist() == pytest.approx([np.log(2), 1.0, np.log(2), 4.0])
-    assert float(value) == pytest.approx(np.log(2))
-    _, after = step(9, 0)
-    a, b = (np.log(2) + 1) / 2, (np.log(2) + 4) / 2
-    assert after["weight"].tolist() == pytest.approx([2 * a / (a + b), 2 * b / (a + b)])
-    _, after = step(13, 1)
-    assert after["weight"].tolist() == pytest.approx([2 * 1 / 5, 2 * 4 / 5])
-    assert int(after["epoch"]) == 1
+
+def test_the_losses_of_a_cluster_are_not_added_up_in_places(new_method):
+    """As adding into places has no determined order on CUDA: bit-equal runs would differ there."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Noting(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), options=None):
+            seen.append(function.name())
+            return function(*arguments, **(options or {}))
+
+    seen, state = [], cluster_state([1.0, 2.0, 4.0], [0, 0, 1], 2)
+    with Noting():
+        new_method("bpa").refreshed(state)
+    assert any("sum" in name for name in seen)
+    assert not [name for name in seen if "scatter" in name or "index_add" in name or "put" in name]
+
+
+def test_the_samples_of_each_cluster():
+    found = BPA.members_of(torch.tensor([2, 0, 2, 2, 0]), 4)
+    assert found.tolist() == [[1, 4, -1], [-1, -1, -1], [0, 2, 3], [-1, -1, -1]]
 
 
 def test_clusters_are_of_one_class_and_follow_the_angle(new_method):

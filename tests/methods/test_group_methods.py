@@ -180,28 +180,85 @@ def test_eiil_runs_and_tells_what_it_found(new_method):
     assert score[task.journal.columns["selected"]].mean() > score[~task.journal.columns["selected"]].mean()
 
 
-@pytest.mark.parametrize(("step", "weight"), [(3, 1.0), (4, 50.0)])
-def test_irm_against_a_loop(new_method, step, weight):
-    """IRMv1 by autograd: the derivative for a factor on the logits of each environment; switched on after 38 %."""
-    method = new_method("eiil", backend="irm", penalty_weight=50.0)
-    generator = torch.Generator().manual_seed(3)
-    logits = torch.randn(12, 4, generator=generator, requires_grad=True)
-    y = torch.randint(4, (12,), generator=generator)
-    for hard in (torch.arange(12) % 3 == 0, torch.ones(12, dtype=torch.bool)):  # also a batch without the other
-        batch = SimpleNamespace(x=None, y=y, hard=hard, step=torch.tensor(step), n_steps=torch.tensor(10))
-        value = method.irm_loss(SimpleNamespace(net=lambda _: logits), batch, {})
+class SlowIRM:
+    """IRMv1 as its authors train it: the penalty by autograd, L2 inside what is divided, Adam written out."""
+
+    def __init__(self, net, *, penalty_weight, l2, rate):
+        self.net, self.penalty_weight, self.l2, self.rate = net, penalty_weight, l2, rate
+        self.first = [torch.zeros_like(parameter) for parameter in net.parameters()]
+        self.second = [torch.zeros_like(parameter) for parameter in net.parameters()]
+
+    def loss(self, x, y, hard, *, switched):
         risks, penalties = [], []
         for side in (~hard, hard):
             if not side.any():
                 continue
-            factor = torch.ones((), requires_grad=True)
-            (slope,) = torch.autograd.grad(F.cross_entropy(factor * logits[side], y[side]), factor, create_graph=True)
-            risks.append(F.cross_entropy(logits[side], y[side]))
+            factor = torch.ones((), requires_grad=True, dtype=torch.float64)
+            risk = F.cross_entropy(factor * self.net(x[side]), y[side])
+            (slope,) = torch.autograd.grad(risk, factor, create_graph=True)
+            risks.append(risk)
             penalties.append(slope**2)
-        expected = (sum(risks) / len(risks) + weight * sum(penalties) / len(penalties)) / weight
-        assert float(value.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
-        (one,), (other,) = (torch.autograd.grad(each, logits, retain_graph=True) for each in (value, expected))
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+        weight = self.penalty_weight if switched else 1.0
+        value = sum(risks) / len(risks) + weight * sum(penalties) / len(penalties)
+        for parameter in self.net.parameters():
+            for one in parameter.flatten():
+                value = value + self.l2 * one**2
+        return value / weight
+
+    def step(self, value, number):
+        gradients = torch.autograd.grad(value, list(self.net.parameters()))
+        for index, (parameter, gradient) in enumerate(zip(self.net.parameters(), gradients, strict=True)):
+            self.first[index] = 0.9 * self.first[index] + 0.1 * gradient
+            self.second[index] = 0.999 * self.second[index] + 0.001 * gradient**2
+            mean, size = self.first[index] / (1 - 0.9**number), self.second[index] / (1 - 0.999**number)
+            with torch.no_grad():
+                parameter -= self.rate * mean / (size.sqrt() + 1e-8)
+        return gradients
+
+
+class InFloat64(torch.nn.Linear):
+    """A linear network whose logits stay in float64, also where a loss asks for float32."""
+
+    def forward(self, x):
+        logits = super().forward(x)
+        logits.float = lambda: logits
+        return logits
+
+
+def test_irm_against_a_loop(new_method):
+    """Ten steps, of which four come before the switch; one batch lacks an environment."""
+    from debiasbench.training.updates import new_optimizer
+
+    method = new_method("eiil", backend="irm", penalty_weight=50.0, irm_learning_rate=0.05, irm_l2=0.3)
+    generator = torch.Generator().manual_seed(3)
+    ours, theirs = InFloat64(6, 4, dtype=torch.float64), InFloat64(6, 4, dtype=torch.float64)
+    theirs.load_state_dict(ours.state_dict())
+    optimizer = new_optimizer({"net": ours}, method.recipe_of_irm(Tiny().recipe))
+    slow = SlowIRM(theirs, penalty_weight=50.0, l2=0.3, rate=0.05)
+    for step in range(10):
+        x = torch.randn(12, 6, generator=generator, dtype=torch.float64)
+        y = torch.randint(4, (12,), generator=generator)
+        hard = torch.ones(12, dtype=torch.bool) if step == 6 else torch.arange(12) % 3 == 0
+        batch = SimpleNamespace(x=x, y=y, hard=hard, step=torch.tensor(step), n_steps=torch.tensor(10))
+        value = method.irm_loss(SimpleNamespace(net=ours), batch, {})
+        expected = slow.loss(x, y, hard, switched=step >= 4)
+        assert float(value.detach()) == pytest.approx(float(expected.detach()), rel=1e-5), step
+        optimizer.zero_grad()
+        value.backward()
+        gradients = slow.step(expected, step + 1)
+        for parameter, gradient in zip(ours.parameters(), gradients, strict=True):
+            torch.testing.assert_close(parameter.grad, gradient, rtol=1e-5, atol=1e-9)
+        optimizer.step()
+        for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-9)
+
+
+def test_irm_trains_with_the_optimiser_of_its_authors(new_method):
+    """Adam at a constant rate, and no decay besides that of the loss, whatever the dataset has."""
+    own = Tiny().recipe.replace(optimizer="sgd", weight_decay=0.1, schedule="step", clip_norm=1.0)
+    recipe = new_method("eiil", backend="irm").recipe_of_irm(own)
+    assert (recipe.optimizer, recipe.learning_rate, recipe.weight_decay) == ("adam", 4.8986e-4, 0.0)
+    assert (recipe.schedule, recipe.clip_norm, recipe.epochs) == ("constant", None, own.epochs)
 
 
 def test_irm_draws_both_environments_equally_often(new_method, monkeypatch):
@@ -211,6 +268,7 @@ def test_irm_draws_both_environments_equally_often(new_method, monkeypatch):
     train = task.train
     monkeypatch.setattr(task, "train", lambda *a, **o: (seen.append(o), train(*a, **o))[1])
     method.fit(task)
+    assert seen[-1]["recipe"] == method.recipe_of_irm(task.recipe)
     sample, hard = seen[-1]["sample"], task.journal.columns["selected"]
     assert float(sample[hard].sum()) == pytest.approx(float(sample[~hard].sum()))
     assert sample[hard].unique().numel() == sample[~hard].unique().numel() == 1

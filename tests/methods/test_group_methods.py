@@ -864,21 +864,34 @@ def worst_group(weight, bias, features, y, group):
     return min(float(right[group == name].double().mean()) for name in group.unique())
 
 
-def test_dfr_as_published_finds_the_few_features_that_matter(new_method):
-    """Two of 300 features tell the label: weights on all samples and L2 fit the noise of the small groups."""
+def synthetic(n, conflicts, generator, *, n_classes, d, core, spurious, scales=False):
+    """Noise of `d` features, of which a few tell the label and a few, more strongly, the bias -> x, y, group."""
+    y = torch.randint(n_classes, (n,), generator=generator)
+    other = (y + torch.randint(1, n_classes, (n,), generator=generator)) % n_classes
+    bias = torch.where(torch.rand(n, generator=generator) < conflicts, other, y)
+    x = torch.randn(n, d, generator=generator, dtype=torch.float64)
+    x[:, :n_classes] += core * (2 * F.one_hot(y, n_classes) - 1)
+    x[:, n_classes : 2 * n_classes] += spurious * (2 * F.one_hot(bias, n_classes) - 1)
+    return x * torch.linspace(-3, 3, d, dtype=torch.float64).exp() if scales else x, y, bias + n_classes * y
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"n_classes": 2, "d": 300, "core": 1.5, "spurious": 3.0},
+        {"n_classes": 2, "d": 64, "core": 1.0, "spurious": 4.0, "scales": True},
+        {"n_classes": 3, "d": 100, "core": 2.5, "spurious": 4.0},
+    ],
+    ids=["few of many features", "features of unequal scale", "three classes"],
+)
+def test_dfr_as_published_finds_the_few_features_that_matter(new_method, kind):
+    """Where weights on all samples and L2 fit the noise of the small groups."""
     accuracies = {"subsets": [], "weights": []}
     for seed in range(3):
         generator = torch.Generator().manual_seed(seed)
-
-        def drawn(n, conflicts, generator=generator):
-            y = torch.randint(2, (n,), generator=generator)
-            side = (torch.rand(n, generator=generator) < conflicts).long()
-            x = torch.randn(n, 300, generator=generator, dtype=torch.float64)
-            x[:, :2] += 1.5 * (2 * y[:, None] - 1)
-            x[:, 2] += 3 * (2 * (y ^ side) - 1)
-            return x, y, 2 * y + side
-
-        (x, y, group), (test, labels, groups), (of_train, _, _) = drawn(600, 0.1), drawn(4000, 0.5), drawn(2000, 0.05)
+        x, y, group = synthetic(600, 0.1, generator, **kind)
+        test, labels, groups = synthetic(4000, 0.5, generator, **kind)
+        of_train = synthetic(2000, 0.05, generator, **kind)[0]
         for balance, found in accuracies.items():
             method = new_method("dfr", balance=balance)
             weight, bias, _ = method.last_layer(x, y, group, of_train, generator=torch.Generator().manual_seed(seed))

@@ -249,6 +249,37 @@ def test_all_methods_on_the_embedded_data_follow_from_the_records():
                 assert text == f"{sum(numbers) / 3:.{digits}f}"
 
 
+def test_methods_as_published_follow_from_the_records():
+    """Both versions of each method, run side by side."""
+    found = records_below("as-published")
+    rows = section("Methods as published, before and after")
+    expected = {method: margin for method, margin, _ in section("What was expected of the changed methods")}
+    assert {row[0]: row[6] for row in rows} == expected
+    vanilla = [last_test(one)["acc_conflict"] for one in records_below("all") if one.cell.method_title == "vanilla"]
+    for method, *accuracies, margin, least, met in rows:
+        ours = [one for one in found if one.cell.method_title == method]
+        sides = {version: [one for one in ours if one.cell.method_version == version] for version in (1, 2)}
+        assert {one.cell.seed for one in sides[2]} == {0, 1, 2}
+        assert {one.cell.seed for one in sides[1]} in ({0, 1, 2}, set())
+        texts_of = [
+            written(100 * pd.Series([last_test(one)[name] for one in side])) if side else "-"
+            for name in ("acc_unbiased", "acc_conflict")
+            for side in sides.values()
+        ]
+        assert accuracies == texts_of
+        gap = 100 * (pd.Series([last_test(one)["acc_conflict"] for one in sides[2]]).mean() - sum(vanilla) / 3)
+        assert margin == f"{gap:+.1f}"
+        assert met == ("yes" if gap >= float(least) else "no")
+
+
+def test_jtt_of_whole_copies_is_as_it_was():
+    """Bit for bit, by the code before and after, in one environment."""
+    before, after = (one for one in records_below("as-published") if one.cell.method_title == "jtt")
+    assert before.result == after.result
+    assert before.cell.method_version == after.cell.method_version == 1
+    assert before.provenance.code != after.provenance.code
+
+
 def test_records_of_unchanged_methods_still_count_as_finished(tmp_path):
     """Also where a method has got parameters, or versions that follow from values, since."""
     by_hash = {json.loads(text)["hash"]: text for text in texts()}

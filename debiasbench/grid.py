@@ -247,7 +247,7 @@ def _resolve(method: _Choice, dataset: _Choice, seed: int, epochs: int | None) -
     dataset_title = title_of(data.name, shown, shown_bases)
     cell = Cell(
         method=built.name,
-        method_version=version_of(method.cls),
+        method_version=version_of(method.cls, built, data),
         method_parameters=json.loads(json.dumps(built.values())),
         dataset=data.name,
         dataset_version=version_of(dataset.cls),

@@ -143,14 +143,32 @@ class Registry:
             self._aliases[alias] = (cls.name, values)
 
 
-def version_of(cls: type[Any]) -> int | str:
-    """The version of a plug-in; of one whose parents are plug-ins, with theirs: raising one makes both new."""
+def version_of(cls: type[Any], plugin: Any = None, *where: Any) -> int | str:
+    """The version of a plug-in; of one whose parents are plug-ins, with theirs: raising one makes both new.
+
+    Args:
+        cls: the class. plugin: one of it with its values, where they are known. where: what its `version_for` is asked
+            with (of a method: the dataset), where a version follows from the values.
+    """
     named: list[Any] = [one for one in cls.__mro__[1:] if one.__dict__.get("name") not in (None, "", cls.name)]
     parents = [one for one in named if hasattr(one, "version")]
     if not parents:
-        version: int = cls.version
-        return version
-    return ", ".join([str(cls.version), *(f"{one.name} {one.version}" for one in parents)])
+        return _own_version(cls, plugin, where)
+    of_parents = (f"{one.name} {_own_version(one, plugin, where)}" for one in parents)
+    return ", ".join([str(_own_version(cls, plugin, where)), *of_parents])
+
+
+def _own_version(cls: type[Any], plugin: Any, where: tuple[Any, ...]) -> int:
+    """What the nearest class says of the version, by its `version_for` where it has one and values are known."""
+    classes: tuple[Any, ...] = cls.__mro__
+    for one in classes:
+        if plugin is not None and "version_for" in vars(one) and one.name:  # that of the contract says nothing
+            following: int = one.version_for(plugin, *where)
+            return following
+        if "version" in vars(one):
+            break
+    version: int = cls.version
+    return version
 
 
 def is_shipped(cls: type[Any]) -> bool:

@@ -103,8 +103,8 @@ def make_task(
 
 
 def default_method(cls: type[Method], dataset: Dataset) -> Method:
-    """The method with its class defaults; skips the calling test if it declines the tiny dataset."""
-    method = cls()
+    """The method with its defaults for the tiny dataset; skips the calling test if it declines that."""
+    method = cls(**cls.by_dataset.get(dataset.name, {}))
     reason = method.decline(dataset)
     if reason is not None:
         import pytest

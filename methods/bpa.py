@@ -5,12 +5,16 @@
 3. Train a new network, each sample weighted by N / N_k times its cluster's fraction of the mean losses: small and hard
    clusters weigh more.
 
-In step 3 the last loss of each sample is kept; every ten steps, and when an epoch begins, the clusters' mean losses
-are refreshed from them. Until each sample has been seen once the weights are N / N_k. Weights have mean 1 in a batch.
+In step 3 the last loss of each sample is kept; every ten steps, which are counted anew in each epoch, and when an epoch
+begins, the clusters' mean losses are refreshed from them. Until each sample has been seen once the weights are N / N_k.
+Weights have mean 1 in a batch.
 
 The default is the authors' code, whose smoothing has no memory: it reads back what it has just written, so that w is
 w exp(0.05 w), normalised. `preset=paper` has the moving average that the paper describes, over the clusters' weights,
 with the new value counting 0.3. Where ours departs: k-means is scikit-learn's, on features of unit length.
+
+Version 2: version 1 counted the ten steps from the beginning of the stage; and it added up the losses of a cluster in
+an order that is not determined on CUDA.
 """
 
 import torch
@@ -26,6 +30,7 @@ class BPA(Method):
     """Bias pseudo-attributes: cluster-weighted training."""
 
     name = "bpa"
+    version = 2
     cost = 2.0
     citation = """@inproceedings{seo2022bpa,
   title={Unsupervised Learning of Debiased Representations with Pseudo-Attributes},
@@ -46,7 +51,8 @@ class BPA(Method):
         size = torch.bincount(cluster, minlength=self.clusters * task.n_classes)
         net = task.new_net()
         state = {
-            "last_loss": task.column(float("nan")), "cluster": cluster, "size": size.float(), "epoch": torch.tensor(0),
+            "last_loss": task.column(float("nan")), "cluster": cluster, "members": members_of(cluster, len(size)),
+            "epoch": torch.tensor(0), "epoch_step": torch.tensor(0),
             "weight": torch.where(size > 0, task.n_samples / size.clamp_min(1), 0.0),
         }  # fmt: skip
         state = task.train(net, self.loss, state=state, predict=net)
@@ -73,19 +79,24 @@ class BPA(Method):
     def loss(self, nets: Nets, batch: Batch, state: State) -> tuple[Tensor, State]:
         """Step 3; weights are taken before the update."""
         losses = cross_entropy(nets.net(batch.x), batch.y)
-        weight = torch.where(batch.epoch != state["epoch"], self.refreshed(state), state["weight"])
-        state = {**state, "epoch": batch.epoch, "weight": weight}
+        begins = batch.epoch != state["epoch"]
+        weight = torch.where(begins, self.refreshed(state), state["weight"])
+        n_done = torch.where(begins, 0, state["epoch_step"]) + 1
+        state = {**state, "epoch": batch.epoch, "epoch_step": n_done, "weight": weight}
         value = (self.normalised(weight[state["cluster"][batch.index]]) * losses).mean()
         state["last_loss"] = state["last_loss"].index_put((batch.index,), losses.detach().to(state["last_loss"].dtype))
-        due = (batch.step + 1) % REFRESH == 0
-        return value, {**state, "weight": torch.where(due, self.refreshed(state), weight)}
+        return value, {**state, "weight": torch.where(n_done % REFRESH == 0, self.refreshed(state), weight)}
 
     def refreshed(self, state: State) -> Tensor:
         """The clusters' weights (K,) from the last losses; as they are while some sample was not seen yet."""
-        table, size = state["last_loss"], state["size"]
-        total = torch.zeros_like(size).scatter_add(0, state["cluster"], torch.nan_to_num(table))
+        table, members = state["last_loss"], state["members"]
+        there = members >= 0
+        size = there.sum(1)
+        # gathered and summed along rows: adding into places has no determined order on CUDA
+        total = torch.where(there, torch.nan_to_num(table)[members.clamp_min(0)].double(), 0.0).sum(1)
         mean = total / size.clamp_min(1)
         weight = torch.where(size > 0, len(table) / size.clamp_min(1), 0.0) * mean / mean.sum().clamp_min(1e-30)
+        weight = weight.to(state["weight"].dtype)
         if self.smoothing == "average":
             weight = self.momentum * weight + (1 - self.momentum) * state["weight"]
         return torch.where(torch.isnan(table).any(), state["weight"], weight)
@@ -96,3 +107,14 @@ class BPA(Method):
         if self.smoothing == "exponential":
             weight = weight * torch.exp(0.05 * weight)
         return weight / weight.mean().clamp_min(1e-30)
+
+
+def members_of(cluster: Tensor, n_clusters: int) -> Tensor:
+    """The samples of each cluster, int64 (K, size of the largest); -1 where a cluster has no more: cluster (N,)."""
+    size = torch.bincount(cluster, minlength=n_clusters)
+    order = cluster.argsort(stable=True)
+    row = cluster[order]
+    place = torch.arange(len(cluster), device=cluster.device) - (size.cumsum(0) - size)[row]
+    members = torch.full((n_clusters, int(size.max())), -1, device=cluster.device)
+    members[row, place] = order
+    return members

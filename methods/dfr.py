@@ -3,33 +3,61 @@
 Knows the labels and the bias of every validation sample, and trains on them: an oracle baseline, not a competitor
 (tables mark it), and no rule that selects on validation chooses for it.
 1. Train a network with cross-entropy.
-2. Fit a new last layer to its features of the validation samples, in which all groups (label, bias) weigh the same.
+2. Fit a new last layer to its features of the validation samples, in which all groups (label, bias) weigh the same:
+   a) features are standardised by mean and deviation of the training samples';
+   b) a subset with equally many samples of each group, as many as the smallest has, is drawn twenty times; to each a
+      logistic regression with an L1 penalty is fitted (liblinear; of more than two classes, each against the rest), and
+      their weights are averaged;
+   c) the strength of the penalty is chosen among seven: each is fitted to a balanced subset of one half of the
+      validation samples, and the one with the best accuracy in the worst group of the other half is taken; of equals,
+      the weakest penalty. Features are standardised by that subset here.
 
-Where ours departs from the authors' code: groups are balanced by weights, not by drawing equal subsets ten times and
-averaging (with tens of groups and a few conflicting samples a subset would lack whole classes); the penalty is L2 with
-a fixed strength, not L1 with one that is chosen on a half of the validation samples.
+This is the authors' procedure with the defaults of their script. Where ours departs: halves are drawn within each
+group, so that none is missing in one of them; groups without any validation sample are left out, where theirs stops.
+
+With tens of groups and a few conflicting samples it cannot be had: a group of one has no halves, and small subsets lack
+classes. That is an error, which says what to give instead: `groups=sides` has two groups, aligned and conflicting;
+`strength=` leaves out c; `balance=weights` is our substitute of b and c, one logistic regression of all classes at once
+on all samples, in which groups are balanced by weights, with an L2 penalty of `strength` (1 if none is given). Datasets
+of ten classes have it by default. Version 2: version 1 had nothing else, and standardised by the validation samples. On
+three synthetic sets with few small groups the authors' procedure is 4 to 19 points better in the worst group.
 """
 
+from collections.abc import Iterator
+
+import numpy as np
 import torch
 from torch import Tensor
 
+from debiasbench.errors import BenchmarkError
 from debiasbench.losses import mean_cross_entropy
 from debiasbench.methods import Dataset, Method, Predict, Task, above, one_of
+from debiasbench.samples import Samples
+
+STRENGTHS = (1.0, 0.7, 0.3, 0.1, 0.07, 0.03, 0.01)  # of the authors' script, in its order
+N_SUBSETS = 20
+Layer = tuple[np.ndarray, np.ndarray]  # weight (C, D) and bias (C,)
 
 
 class DFR(Method):
     """A new last layer from group-balanced validation data."""
 
     name = "dfr"
+    version = 2
     needs_bias_labels = True
     trains_on_validation = True
     citation = """@inproceedings{kirichenko2023dfr,
   title={Last Layer Re-Training is Sufficient for Robustness to Spurious Correlations},
   author={Kirichenko, Polina and Izmailov, Pavel and Wilson, Andrew Gordon},
   booktitle={International Conference on Learning Representations}, year={2023}}"""
+    by_dataset = {
+        name: {"balance": "weights"}  # up to a hundred groups, most of them of one validation sample or none
+        for name in ("cmnist5k", "cmnist", "ccifar", "tiny")
+    }
 
     groups: str = one_of("cells", "sides", default="cells")  # (label, bias), or aligned and conflicting
-    strength: float = above(0, default=1.0)  # inverse, of the L2 penalty: scikit-learn's C
+    balance: str = one_of("subsets", "weights", default="subsets")
+    strength: float | None = above(0, default=None)  # inverse, of the penalty: scikit-learn's C; none: c)
 
     def decline(self, dataset: Dataset) -> str | None:
         """Groups are those of one known bias."""
@@ -39,34 +67,138 @@ class DFR(Method):
 
     def fit(self, task: Task) -> Predict:
         """The two steps."""
+        valid = task.validation
+        group = self.groups_of(valid)
+        self.check_groups(valid.y, group, task.n_classes)  # before anything trains
         net = task.new_net()
         task.train(net, mean_cross_entropy, reuse=True)
         features = task.each(lambda x, _: net.features(x), split="valid")
-        valid = task.validation
-        if len(valid.y.unique()) < task.n_classes:
-            raise RuntimeError("Some classes have no validation sample: DFR cannot fit a last layer for them.")
-        cells = valid.y * (int(valid.bias.max()) + 1) + valid.bias[:, 0]
-        group = valid.conflicting[:, 0].long() if self.groups == "sides" else cells
-        weight, bias = task.once(self.last_layer, features, valid.y, group)
+        of_train = task.each(lambda x, _: net.features(x))
+        weight, bias, strength = task.once(self.last_layer, features, valid.y, group, of_train)
+        task.log(strength=strength)
         net.head.load_state_dict({"weight": weight, "bias": bias})
         task.evaluate(net, {"net": net})
         return net
 
-    def last_layer(
-        self, features: Tensor, y: Tensor, group: Tensor, *, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
-        """Step 2: features (N, D), labels and groups (N,) -> weight (C, D) and bias (C,)."""
-        from sklearn.linear_model import LogisticRegression
+    def groups_of(self, samples: Samples) -> Tensor:
+        """The group of each sample, int64 (N,)."""
+        if self.groups == "sides":
+            return samples.conflicting[:, 0].long()
+        return samples.y * (int(samples.bias.max()) + 1) + samples.bias[:, 0]
 
-        del generator  # nothing is drawn
-        mean, deviation = features.mean(0), features.std(0).clamp_min(1e-6)
-        scaled = ((features - mean) / deviation).double().cpu().numpy()
-        _, place, counts = group.unique(return_inverse=True, return_counts=True)
-        balanced = (len(group) / len(counts) / counts[place]).double().cpu().numpy()
-        fitted = LogisticRegression(C=self.strength, max_iter=5000).fit(scaled, y.cpu().numpy(), balanced)
-        slope, start = torch.from_numpy(fitted.coef_), torch.from_numpy(fitted.intercept_)
-        if len(fitted.classes_) == 2:  # one row: for the second class, against the first
-            slope, start = torch.cat([0 * slope, slope]), torch.cat([0 * start, start])
-        slope, start = slope.to(features), start.to(features)
-        slope = slope / deviation
-        return slope, start - slope @ mean
+    def check_groups(self, y: Tensor, group: Tensor, n_classes: int) -> None:
+        """Refuse validation samples to which no last layer can be fitted as it was asked for: y, group (N,).
+
+        Raises:
+            BenchmarkError: a class has no sample; a group is too small for halves.
+        """
+        if len(y.unique()) < n_classes:
+            raise BenchmarkError("Some classes have no validation sample: DFR cannot fit a last layer for them.")
+        sizes = group.unique(return_counts=True)[1]
+        if self.balance == "subsets" and self.strength is None and int(sizes.min()) < 2:
+            sides = "dfr:groups=sides, " if self.groups == "cells" else ""
+            raise BenchmarkError(
+                f"{int((sizes < 2).sum())} of the {len(sizes)} groups have a single validation sample, so the strength "
+                f"of DFR's penalty cannot be chosen on halves: give {sides}dfr:balance=weights or dfr:strength=0.1."
+            )
+
+    def last_layer(
+        self, features: Tensor, y: Tensor, group: Tensor, of_train: Tensor, *, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Step 2: features (N, D), labels and groups (N,), training features (M, D).
+
+        Returns weight (C, D), bias (C,), and the strength of the penalty, ().
+        """
+        from sklearn.preprocessing import StandardScaler
+
+        rng = np.random.default_rng(int(torch.randint(2**31, (), generator=generator, device=generator.device)))
+        x, labels, groups = features.double().cpu().numpy(), y.cpu().numpy(), group.cpu().numpy()
+        scaler = StandardScaler().fit(of_train.double().cpu().numpy())
+        scaled = scaler.transform(x)
+        if self.balance == "weights":
+            strength = self.strength or 1.0
+            slope, start = weighted_regression(scaled, labels, groups, strength)
+        else:
+            strength = self.strength or chosen_strength(x, labels, groups, rng)
+            subsets = [balanced_subset(labels, groups, rng) for _ in range(N_SUBSETS)]
+            layers = [sparse_regression(scaled[rows], labels[rows], strength, rng) for rows in subsets]
+            slope, start = (np.mean(parts, axis=0) for parts in zip(*layers, strict=True))
+        slope = slope / scaler.scale_
+        start = start - slope @ scaler.mean_
+        return torch.from_numpy(slope).to(features), torch.from_numpy(start).to(features), torch.tensor(strength)
+
+
+def members(group: np.ndarray, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """The rows of each group, shuffled: group (N,)."""
+    for name in np.unique(group):
+        yield rng.permutation(np.flatnonzero(group == name))
+
+
+def balanced_subset(y: np.ndarray, group: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Rows with equally many of each group: labels and groups (N,).
+
+    Raises:
+        BenchmarkError: it lacks a class.
+    """
+    found = list(members(group, rng))
+    smallest = min(map(len, found))
+    rows = np.concatenate([some[:smallest] for some in found])
+    if len(np.unique(y[rows])) < len(np.unique(y)):
+        raise BenchmarkError(
+            f"A subset with {smallest} of each of the {len(found)} groups of validation samples lacks whole classes: "
+            "DFR cannot balance by subsets here, give dfr:balance=weights."
+        )
+    return rows
+
+
+def chosen_strength(x: np.ndarray, y: np.ndarray, group: np.ndarray, rng: np.random.Generator) -> float:
+    """The strength that is best for the worst group of a half: features (N, D), labels and groups (N,)."""
+    from sklearn.preprocessing import StandardScaler
+
+    parts = [np.split(rows, [len(rows) // 2]) for rows in members(group, rng)]
+    held_out, rest = (np.concatenate(half) for half in zip(*parts, strict=True))
+    rows = rest[balanced_subset(y[rest], group[rest], rng)]
+    scaler = StandardScaler().fit(x[rows])
+    seen, held = scaler.transform(x[rows]), scaler.transform(x[held_out])
+
+    def worst(strength: float) -> float:
+        slope, start = sparse_regression(seen, y[rows], strength, rng)
+        right = np.unique(y)[(held @ slope.T + start).argmax(1)] == y[held_out]
+        return min(float(right[group[held_out] == name].mean()) for name in np.unique(group))
+
+    return max(STRENGTHS, key=worst)  # the first of equals
+
+
+def sparse_regression(x: np.ndarray, y: np.ndarray, strength: float, rng: np.random.Generator) -> Layer:
+    """Logistic regression with an L1 penalty, each class against the rest: x (N, D), y (N,)."""
+    from sklearn import __version__
+    from sklearn.linear_model import LogisticRegression
+
+    # the name of the penalty changed in 1.8
+    lasso = {"penalty": "l1"} if tuple(map(int, __version__.split(".")[:2])) < (1, 8) else {"l1_ratio": 1.0}
+    labels = np.unique(y)
+    layers = []
+    for label in labels[1:] if len(labels) == 2 else labels:
+        seed = int(rng.integers(2**31))  # liblinear visits features in an order that it draws
+        model = LogisticRegression(C=strength, solver="liblinear", max_iter=1000, random_state=seed, **lasso)
+        model.fit(x, y == label)
+        layers.append((model.coef_[0], model.intercept_[0]))
+    slope, start = (np.stack(part) for part in zip(*layers, strict=True))
+    return of_two_classes(slope, start)
+
+
+def weighted_regression(x: np.ndarray, y: np.ndarray, group: np.ndarray, strength: float) -> Layer:
+    """Logistic regression of all classes with an L2 penalty, all groups with equal weight: x (N, D), y, group (N,)."""
+    from sklearn.linear_model import LogisticRegression
+
+    _, place, counts = np.unique(group, return_inverse=True, return_counts=True)
+    weight = len(group) / len(counts) / counts[place]
+    fitted = LogisticRegression(C=strength, max_iter=5000).fit(x, y, weight)
+    return of_two_classes(fitted.coef_, fitted.intercept_)
+
+
+def of_two_classes(slope: np.ndarray, start: np.ndarray) -> Layer:
+    """A row a class; scikit-learn has a single one for two classes, for the second against the first."""
+    if len(slope) > 1:
+        return slope, start
+    return np.concatenate([0 * slope, slope]), np.concatenate([0 * start, start])

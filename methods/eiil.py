@@ -10,10 +10,16 @@ The optimum is the sign of g: with two classes one environment is exactly the er
 (JTT's). Where ours departs from the authors' code, which is for two classes and one logit: g has any number of classes
 and a closed form; the objective is multiplied by N (`scale_by_n`), without which the gradients of confident samples
 fall below Adam's epsilon and they keep their random environments; step 3 is GroupDRO, as the authors' paper has it for
-images and text. `backend=irm` is step 3 of their code, for coloured MNIST: both environments equally often, the mean of
-their losses plus penalty_weight times the mean of their squared mean g, all divided by that weight; the weight is 1 in
-the first 38 % of the steps (190 of their 501), and their value for it and for nothing else is tuned. An empty
-environment is an error.
+images and text. An empty environment is an error.
+
+`backend=irm` is step 3 of their code, for coloured MNIST, with its optimiser: Adam at a constant rate, and as the loss
+the mean of the environments' mean losses, plus penalty_weight times the mean of their squared mean g, plus irm_l2 times
+the squared norm of all parameters; all of it is divided by penalty_weight, which is 1 in the first 38 % of the steps
+(190 of their 501). Rate, weights and start are those of their command. Version 2 of this backend: version 1 had the
+dataset's optimiser, SGD, under which cross-entropy kept a 191,257th of its gradient after the switch (Adam's steps do
+not depend on the scale of the loss), and its decay, which was not divided. Still otherwise than theirs: batches, with
+both environments equally often, for all samples at once (the square of a batch's mean g is on average larger than that
+of all), and the length of the dataset's recipe for 501 steps.
 
 How long the reference network trains is not published for these datasets: one epoch here, untuned.
 """
@@ -30,6 +36,7 @@ from debiasbench.losses import (
     scale_gradient,
 )  # fmt: skip
 from debiasbench.methods import Batch, Dataset, Method, Nets, Predict, State, Task, above, at_least, between, one_of
+from debiasbench.recipe import Recipe
 
 
 class EIIL(Method):
@@ -50,6 +57,13 @@ class EIIL(Method):
     step_size: float = above(0, default=0.01)  # of GroupDRO
     penalty_weight: float = above(0, default=191_257.0)  # of IRM
     penalty_start: float = between(0, 1, default=0.38)  # of IRM: the fraction of the steps before it counts
+    irm_learning_rate: float = above(0, default=4.8986e-4)  # of IRM, by Adam
+    irm_l2: float = at_least(0, default=1.1079e-3)  # of IRM: times the squared norm of all parameters
+
+    def version_for(self, dataset: Dataset) -> int:
+        """One more with IRM: see above."""
+        del dataset
+        return EIIL.version + (self.backend == "irm")
 
     def relative_cost(self, dataset: Dataset) -> float:
         """The reference network's epochs, and the second training."""
@@ -71,12 +85,25 @@ class EIIL(Method):
         task.log(score=g, selected=hard, moved=moved)
         net = task.new_net()
         if self.backend == "irm":
-            task.train(net, self.irm_loss, sample=balancing(hard.long()), columns={"hard": hard}, predict=net)
+            task.train(
+                net, self.irm_loss, sample=balancing(hard.long()), columns={"hard": hard},
+                recipe=self.recipe_of_irm(task.recipe), predict=net,
+            )  # fmt: skip
             return net
         group = 2 * task.y + hard
         state = group_dro_state(group, 2 * task.n_classes)
         task.train(net, self.loss, sample=balancing(group), columns={"group": group}, state=state, predict=net)
         return net
+
+    def recipe_of_irm(self, recipe: Recipe) -> Recipe:
+        """The recipe of step 3 with IRM; decay is in its loss."""
+        return recipe.replace(
+            optimizer="adam",
+            learning_rate=self.irm_learning_rate,
+            weight_decay=0.0,
+            schedule="constant",
+            clip_norm=None,
+        )
 
     def environments(self, g: Tensor, *, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Step 2: the weight of each sample (N,), and the fraction of samples whose u moved by more than a half."""
@@ -98,7 +125,7 @@ class EIIL(Method):
         return value, {**state, "q": q}
 
     def irm_loss(self, nets: Nets, batch: Batch, state: State) -> Tensor:
-        """IRM's: the environments' mean losses, and how far a factor on the logits is from its best in each."""
+        """IRM's: the environments' mean losses, how far a factor on the logits is from its best in each, and L2."""
         logits = nets.net(batch.x).float()
         members = torch.stack([~batch.hard, batch.hard]).double()  # (2, B)
         there = members.sum(1).clamp_max(1)
@@ -109,4 +136,5 @@ class EIIL(Method):
         risk = (means(cross_entropy(logits, batch.y)) * there).sum() / there.sum()
         penalty = (means(scale_gradient(logits, batch.y)) ** 2 * there).sum() / there.sum()
         weight = torch.where(batch.step < self.penalty_start * batch.n_steps, 1.0, self.penalty_weight)
-        return (risk + weight * penalty) / weight.clamp_min(1)
+        size = torch.stack([parameter.square().sum() for parameter in nets.net.parameters()]).sum()
+        return (risk + weight * penalty + self.irm_l2 * size) / weight.clamp_min(1)

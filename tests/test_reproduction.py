@@ -9,8 +9,9 @@ import pandas as pd
 from scipy import stats
 
 from debiasbench.datasets import registry as datasets
+from debiasbench.grid import expand
 from debiasbench.methods import registry as methods
-from debiasbench.records import read_records
+from debiasbench.records import find_record, read_records, record_path
 from debiasbench.report.results import Measure, ranks, to_frame
 
 ROOT = Path(__file__).parent.parent
@@ -246,6 +247,51 @@ def test_all_methods_on_the_embedded_data_follow_from_the_records():
             numbers = [one[column][name] for one in values if column in one]
             if text != "-":
                 assert text == f"{sum(numbers) / 3:.{digits}f}"
+
+
+def test_methods_as_published_follow_from_the_records():
+    """Both versions of each method, run side by side."""
+    found = records_below("as-published")
+    rows = section("Methods as published, before and after")
+    expected = {method: margin for method, margin, _ in section("What was expected of the changed methods")}
+    assert {row[0]: row[6] for row in rows} == expected
+    vanilla = [last_test(one)["acc_conflict"] for one in records_below("all") if one.cell.method_title == "vanilla"]
+    for method, *accuracies, margin, least, met in rows:
+        ours = [one for one in found if one.cell.method_title == method]
+        sides = {version: [one for one in ours if one.cell.method_version == version] for version in (1, 2)}
+        assert {one.cell.seed for one in sides[2]} == {0, 1, 2}
+        assert {one.cell.seed for one in sides[1]} in ({0, 1, 2}, set())
+        texts_of = [
+            written(100 * pd.Series([last_test(one)[name] for one in side])) if side else "-"
+            for name in ("acc_unbiased", "acc_conflict")
+            for side in sides.values()
+        ]
+        assert accuracies == texts_of
+        gap = 100 * (pd.Series([last_test(one)["acc_conflict"] for one in sides[2]]).mean() - sum(vanilla) / 3)
+        assert margin == f"{gap:+.1f}"
+        assert met == ("yes" if gap >= float(least) else "no")
+
+
+def test_jtt_of_whole_copies_is_as_it_was():
+    """Bit for bit, by the code before and after, in one environment."""
+    before, after = (one for one in records_below("as-published") if one.cell.method_title == "jtt")
+    assert before.result == after.result
+    assert before.cell.method_version == after.cell.method_version == 1
+    assert before.provenance.code != after.provenance.code
+
+
+def test_records_of_unchanged_methods_still_count_as_finished(tmp_path):
+    """Also where a method has got parameters, or versions that follow from values, since."""
+    by_hash = {json.loads(text)["hash"]: text for text in texts()}
+    for name in ("jtt", "eiil", "vanilla", "pgd"):
+        for cell in expand([name], ["cmnist5k"], seeds=3).cells:
+            (record,) = [
+                one for one in records_below("all") if (one.cell.method_title, one.cell.seed) == (name, cell.seed)
+            ]
+            path = record_path(tmp_path, record.cell)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(by_hash[record.cell.hash], encoding="utf-8")
+            assert find_record(tmp_path, cell) == path
 
 
 def test_what_was_expected_is_what_the_table_says():

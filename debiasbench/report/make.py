@@ -396,14 +396,11 @@ def _cause_of_staleness(record: Record) -> str:
     cell = record.cell
     if record.provenance.protocol != PROTOCOL_VERSION:
         return f"protocol {record.provenance.protocol}, now {PROTOCOL_VERSION}"
-    for kind, registry, name, version in (
-        ("method", methods, cell.method, cell.method_version),
-        ("dataset", datasets, cell.dataset, cell.dataset_version),
-    ):
-        cls = registry.classes().get(name)
-        if cls is not None and version_of(cls) != version:
-            return f"version {version} of the {kind}, now {version_of(cls)}"
-    cls = methods.classes().get(cell.method)
+    data, cls = datasets.classes().get(cell.dataset), methods.classes().get(cell.method)
+    if cls is not None and (current := _version_now(cell, cls, known=data is not None)) != cell.method_version:
+        return f"version {cell.method_version} of the method, now {current}"
+    if data is not None and (current := version_of(data)) != cell.dataset_version:
+        return f"version {cell.dataset_version} of the dataset, now {current}"
     then, now = (record.provenance.code or {}).get("method"), digest_of_plugin(cls) if cls else None
     if cls is not None and not is_shipped(cls) and then is not None and now is not None and then != now:
         return "its code has changed: --rerun changed or --keep-changed"
@@ -413,6 +410,15 @@ def _cause_of_staleness(record: Record) -> str:
 def _folders(cell: Cell) -> tuple[str, str]:
     """The folders of a cell's log, also where its record is in an archive."""
     return file_name(cell.dataset_title), file_name(cell.method_title)
+
+
+def _version_now(cell: Cell, cls: type[Any], *, known: bool) -> int | str:
+    """The version of a cell's method, which may follow from its values; `known`: its dataset is there."""
+    try:
+        values = (cell.build_method(), cell.build_dataset()) if known else ()
+    except (BenchmarkError, TypeError):  # values that the method or the dataset no longer takes
+        values = ()
+    return version_of(cls, *values)
 
 
 def status(results_dir: Path) -> Table:

@@ -180,28 +180,85 @@ def test_eiil_runs_and_tells_what_it_found(new_method):
     assert score[task.journal.columns["selected"]].mean() > score[~task.journal.columns["selected"]].mean()
 
 
-@pytest.mark.parametrize(("step", "weight"), [(3, 1.0), (4, 50.0)])
-def test_irm_against_a_loop(new_method, step, weight):
-    """IRMv1 by autograd: the derivative for a factor on the logits of each environment; switched on after 38 %."""
-    method = new_method("eiil", backend="irm", penalty_weight=50.0)
-    generator = torch.Generator().manual_seed(3)
-    logits = torch.randn(12, 4, generator=generator, requires_grad=True)
-    y = torch.randint(4, (12,), generator=generator)
-    for hard in (torch.arange(12) % 3 == 0, torch.ones(12, dtype=torch.bool)):  # also a batch without the other
-        batch = SimpleNamespace(x=None, y=y, hard=hard, step=torch.tensor(step), n_steps=torch.tensor(10))
-        value = method.irm_loss(SimpleNamespace(net=lambda _: logits), batch, {})
+class SlowIRM:
+    """IRMv1 as its authors train it: the penalty by autograd, L2 inside what is divided, Adam written out."""
+
+    def __init__(self, net, *, penalty_weight, l2, rate):
+        self.net, self.penalty_weight, self.l2, self.rate = net, penalty_weight, l2, rate
+        self.first = [torch.zeros_like(parameter) for parameter in net.parameters()]
+        self.second = [torch.zeros_like(parameter) for parameter in net.parameters()]
+
+    def loss(self, x, y, hard, *, switched):
         risks, penalties = [], []
         for side in (~hard, hard):
             if not side.any():
                 continue
-            factor = torch.ones((), requires_grad=True)
-            (slope,) = torch.autograd.grad(F.cross_entropy(factor * logits[side], y[side]), factor, create_graph=True)
-            risks.append(F.cross_entropy(logits[side], y[side]))
+            factor = torch.ones((), requires_grad=True, dtype=torch.float64)
+            risk = F.cross_entropy(factor * self.net(x[side]), y[side])
+            (slope,) = torch.autograd.grad(risk, factor, create_graph=True)
+            risks.append(risk)
             penalties.append(slope**2)
-        expected = (sum(risks) / len(risks) + weight * sum(penalties) / len(penalties)) / weight
-        assert float(value.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
-        (one,), (other,) = (torch.autograd.grad(each, logits, retain_graph=True) for each in (value, expected))
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+        weight = self.penalty_weight if switched else 1.0
+        value = sum(risks) / len(risks) + weight * sum(penalties) / len(penalties)
+        for parameter in self.net.parameters():
+            for one in parameter.flatten():
+                value = value + self.l2 * one**2
+        return value / weight
+
+    def step(self, value, number):
+        gradients = torch.autograd.grad(value, list(self.net.parameters()))
+        for index, (parameter, gradient) in enumerate(zip(self.net.parameters(), gradients, strict=True)):
+            self.first[index] = 0.9 * self.first[index] + 0.1 * gradient
+            self.second[index] = 0.999 * self.second[index] + 0.001 * gradient**2
+            mean, size = self.first[index] / (1 - 0.9**number), self.second[index] / (1 - 0.999**number)
+            with torch.no_grad():
+                parameter -= self.rate * mean / (size.sqrt() + 1e-8)
+        return gradients
+
+
+class InFloat64(torch.nn.Linear):
+    """A linear network whose logits stay in float64, also where a loss asks for float32."""
+
+    def forward(self, x):
+        logits = super().forward(x)
+        logits.float = lambda: logits
+        return logits
+
+
+def test_irm_against_a_loop(new_method):
+    """Ten steps, of which four come before the switch; one batch lacks an environment."""
+    from debiasbench.training.updates import new_optimizer
+
+    method = new_method("eiil", backend="irm", penalty_weight=50.0, irm_learning_rate=0.05, irm_l2=0.3)
+    generator = torch.Generator().manual_seed(3)
+    ours, theirs = InFloat64(6, 4, dtype=torch.float64), InFloat64(6, 4, dtype=torch.float64)
+    theirs.load_state_dict(ours.state_dict())
+    optimizer = new_optimizer({"net": ours}, method.recipe_of_irm(Tiny().recipe))
+    slow = SlowIRM(theirs, penalty_weight=50.0, l2=0.3, rate=0.05)
+    for step in range(10):
+        x = torch.randn(12, 6, generator=generator, dtype=torch.float64)
+        y = torch.randint(4, (12,), generator=generator)
+        hard = torch.ones(12, dtype=torch.bool) if step == 6 else torch.arange(12) % 3 == 0
+        batch = SimpleNamespace(x=x, y=y, hard=hard, step=torch.tensor(step), n_steps=torch.tensor(10))
+        value = method.irm_loss(SimpleNamespace(net=ours), batch, {})
+        expected = slow.loss(x, y, hard, switched=step >= 4)
+        assert float(value.detach()) == pytest.approx(float(expected.detach()), rel=1e-5), step
+        optimizer.zero_grad()
+        value.backward()
+        gradients = slow.step(expected, step + 1)
+        for parameter, gradient in zip(ours.parameters(), gradients, strict=True):
+            torch.testing.assert_close(parameter.grad, gradient, rtol=1e-5, atol=1e-9)
+        optimizer.step()
+        for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-9)
+
+
+def test_irm_trains_with_the_optimiser_of_its_authors(new_method):
+    """Adam at a constant rate, and no decay besides that of the loss, whatever the dataset has."""
+    own = Tiny().recipe.replace(optimizer="sgd", weight_decay=0.1, schedule="step", clip_norm=1.0)
+    recipe = new_method("eiil", backend="irm").recipe_of_irm(own)
+    assert (recipe.optimizer, recipe.learning_rate, recipe.weight_decay) == ("adam", 4.8986e-4, 0.0)
+    assert (recipe.schedule, recipe.clip_norm, recipe.epochs) == ("constant", None, own.epochs)
 
 
 def test_irm_draws_both_environments_equally_often(new_method, monkeypatch):
@@ -211,6 +268,7 @@ def test_irm_draws_both_environments_equally_often(new_method, monkeypatch):
     train = task.train
     monkeypatch.setattr(task, "train", lambda *a, **o: (seen.append(o), train(*a, **o))[1])
     method.fit(task)
+    assert seen[-1]["recipe"] == method.recipe_of_irm(task.recipe)
     sample, hard = seen[-1]["sample"], task.journal.columns["selected"]
     assert float(sample[hard].sum()) == pytest.approx(float(sample[~hard].sum()))
     assert sample[hard].unique().numel() == sample[~hard].unique().numel() == 1
@@ -231,13 +289,16 @@ def test_weights_of_a_batch(new_method):
         assert float(method.normalised(many).mean()) == pytest.approx(1, abs=1e-6)
 
 
+BPA = __import__(methods.get("bpa")[0].__module__, fromlist=["members_of"])
+
+
 def cluster_state(last_loss, cluster, n_clusters):
     cluster = torch.tensor(cluster)
     size = torch.bincount(cluster, minlength=n_clusters).double()
     weight = torch.where(size > 0, len(cluster) / size.clamp_min(1), 0.0)
     return {
-        "last_loss": torch.tensor(last_loss, dtype=torch.float64), "cluster": cluster, "size": size, "weight": weight,
-        "epoch": torch.tensor(0),
+        "last_loss": torch.tensor(last_loss, dtype=torch.float64), "cluster": cluster, "weight": weight,
+        "members": BPA.members_of(cluster, n_clusters), "epoch": torch.tensor(0), "epoch_step": torch.tensor(0),
     }  # fmt: skip
 
 
@@ -258,30 +319,99 @@ def test_weights_wait_until_every_sample_was_seen(new_method):
     assert new_method("bpa").refreshed(state).tolist() == pytest.approx([1.5, 3.0])
 
 
-def test_weights_are_refreshed_every_ten_steps_and_when_an_epoch_begins(new_method):
-    """And used before they are: the weight of a batch comes from what was known before it."""
+class SlowBPA:
+    """The authors' training with dictionaries: a refresh after every tenth step of an epoch, and at its end."""
+
+    def __init__(self, cluster, momentum=None):
+        self.cluster, self.momentum, self.losses = cluster, momentum, {}
+        self.weight = {k: len(cluster) / cluster.count(k) for k in set(cluster)}
+
+    def refresh(self):
+        if len(self.losses) < len(self.cluster):
+            return
+        means = {
+            k: np.mean([self.losses[i] for i, of in enumerate(self.cluster) if of == k]) for k in set(self.cluster)
+        }
+        for k, mean in means.items():
+            new = len(self.cluster) / self.cluster.count(k) * mean / sum(means.values())
+            self.weight[k] = (
+                new if self.momentum is None else self.momentum * new + (1 - self.momentum) * self.weight[k]
+            )
+
+    def weights(self, index):
+        raw = np.array([self.weight[self.cluster[i]] for i in index])
+        raw = raw / raw.mean()
+        if self.momentum is None:
+            raw = raw * np.exp(0.05 * raw)
+        return raw / raw.mean()
+
+
+@pytest.mark.parametrize("smoothing", ["exponential", "average"])
+def test_bpa_against_a_loop(new_method, smoothing):
+    """Three epochs of 23 steps: values, gradients, and weights that are used before they are refreshed."""
+    method = new_method("bpa", smoothing=smoothing)
+    generator = torch.Generator().manual_seed(0)
+    n, n_steps = 69, 23
+    cluster = torch.randint(5, (n,), generator=generator).tolist()
+    slow = SlowBPA(cluster, None if smoothing == "exponential" else 0.3)
+    state = cluster_state([float("nan")] * n, cluster, 6)  # cluster 5 has no samples
+    y = torch.randint(3, (n,), generator=generator)
+    for epoch in range(3):
+        order = torch.randperm(n, generator=generator).reshape(n_steps, 3)
+        for number, index in enumerate(order, epoch * n_steps):
+            logits = torch.randn(3, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+            batch = SimpleNamespace(
+                x=None, y=y[index], index=index, step=torch.tensor(number), epoch=torch.tensor(epoch)
+            )
+            value, state = method.loss(SimpleNamespace(net=lambda _, logits=logits: logits), batch, state)
+            losses = -logits.log_softmax(1)[range(3), y[index]]
+            expected = (torch.from_numpy(slow.weights(index.tolist())) * losses).mean()
+            assert float(value.detach()) == pytest.approx(float(expected.detach()), rel=1e-5), number
+            (one,), (other,) = (torch.autograd.grad(each, logits, retain_graph=True) for each in (value, expected))
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-9)
+            slow.losses |= dict(zip(index.tolist(), losses.tolist(), strict=True))
+            if (number - epoch * n_steps + 1) % 10 == 0:
+                slow.refresh()
+        slow.refresh()
+
+
+def test_the_ten_steps_are_counted_anew_in_each_epoch(new_method):
+    """After 13 steps of the first epoch, the tenth of the second is step 22 of the stage, which is none of its tens."""
     method = new_method("bpa")
     state = cluster_state([1.0, 1.0, 4.0, 4.0], [0, 0, 1, 1], 2)
-    logits = torch.zeros(2, 2, dtype=torch.float64)
-    nets = SimpleNamespace(net=lambda _: logits)
-
-    def step(number, epoch):
+    refreshed = []
+    for number in range(26):
+        logits = torch.randn(2, 2, generator=torch.Generator().manual_seed(number), dtype=torch.float64)
         batch = SimpleNamespace(
             x=None, y=torch.tensor([0, 1]), index=torch.tensor([0, 2]), step=torch.tensor(number),
-            epoch=torch.tensor(epoch),
+            epoch=torch.tensor(number // 13),
         )  # fmt: skip
-        return method.loss(nets, batch, state)
+        before = state["weight"]
+        _, state = method.loss(SimpleNamespace(net=lambda _, logits=logits: logits), batch, state)
+        if not torch.equal(before, state["weight"]):
+            refreshed.append(number)
+    assert refreshed == [9, 13, 22]
 
-    value, after = step(3, 0)
-    assert after["weight"].tolist() == [2.0, 2.0]  # not due
-    assert after["last_loss"].tolist() == pytest.approx([np.log(2), 1.0, np.log(2), 4.0])
-    assert float(value) == pytest.approx(np.log(2))
-    _, after = step(9, 0)
-    a, b = (np.log(2) + 1) / 2, (np.log(2) + 4) / 2
-    assert after["weight"].tolist() == pytest.approx([2 * a / (a + b), 2 * b / (a + b)])
-    _, after = step(13, 1)
-    assert after["weight"].tolist() == pytest.approx([2 * 1 / 5, 2 * 4 / 5])
-    assert int(after["epoch"]) == 1
+
+def test_the_losses_of_a_cluster_are_not_added_up_in_places(new_method):
+    """As adding into places has no determined order on CUDA: bit-equal runs would differ there."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Noting(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), options=None):
+            seen.append(function.name())
+            return function(*arguments, **(options or {}))
+
+    seen, state = [], cluster_state([1.0, 2.0, 4.0], [0, 0, 1], 2)
+    with Noting():
+        new_method("bpa").refreshed(state)
+    assert any("sum" in name for name in seen)
+    assert not [name for name in seen if "scatter" in name or "index_add" in name or "put" in name]
+
+
+def test_the_samples_of_each_cluster():
+    found = BPA.members_of(torch.tensor([2, 0, 2, 2, 0]), 4)
+    assert found.tolist() == [[1, 4, -1], [-1, -1, -1], [0, 2, 3], [-1, -1, -1]]
 
 
 def test_clusters_are_of_one_class_and_follow_the_angle(new_method):
@@ -574,17 +704,39 @@ def test_umap_gives_two_dimensions_and_follows_the_seed(new_method):
 # ---- DFR ------------------------------------------------------------------------------------------------------------
 
 
+DFR = __import__(methods.get("dfr")[0].__module__, fromlist=["balanced_subset"])
+
+
+def with_groups(n, n_classes, *, d=4, conflicts=0.2, seed=0):
+    """Features of a validation split and of a training split (in other units), labels, and groups (label, side)."""
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.arange(n) % n_classes
+    side = (torch.rand(n, generator=generator) < conflicts).long()
+    features = torch.randn(n, d, generator=generator, dtype=torch.float64) * 3 + 5
+    features[:, 0] += 2 * y
+    features[:, 1] += 4 * (side + y)
+    of_train = 7 * torch.randn(2 * n, d, generator=generator, dtype=torch.float64) - 1
+    return features, y, side + 2 * y, of_train
+
+
+def standardised(features, of_train):
+    """By loops: mean and deviation (of the whole, not of a sample) of each training feature."""
+    mean = [sum(column) / len(column) for column in of_train.T.tolist()]
+    square = [
+        sum((value - at) ** 2 for value in column) / len(column)
+        for column, at in zip(of_train.T.tolist(), mean, strict=True)
+    ]
+    mean, deviation = torch.tensor(mean, dtype=torch.float64), torch.tensor(square, dtype=torch.float64).sqrt()
+    return (features - mean) / deviation, mean, deviation
+
+
 @pytest.mark.parametrize("n_classes", [2, 3])
 def test_the_last_layer_of_dfr_is_the_weighted_logistic_regression(new_method, n_classes):
     """Its gradient is zero: of the weighted cross-entropy on standardised features plus the penalty."""
-    generator = torch.Generator().manual_seed(0)
-    y = torch.arange(90) % n_classes
-    features = torch.randn(90, 4, generator=generator, dtype=torch.float64) * 3 + 5 + y[:, None]
-    group = (torch.rand(90, generator=generator) < 0.2).long() + 2 * y
-    method = new_method("dfr", strength=0.5)
-    weight, bias = method.last_layer(features, y, group, generator=None)
-    mean, deviation = features.mean(0), features.std(0)
-    scaled = (features - mean) / deviation
+    features, y, group, of_train = with_groups(90, n_classes)
+    method = new_method("dfr", strength=0.5, balance="weights")
+    weight, bias, strength = method.last_layer(features, y, group, of_train, generator=torch.Generator())
+    scaled, mean, deviation = standardised(features, of_train)
     slope = (weight * deviation).requires_grad_()
     start = (bias + weight @ mean).requires_grad_()
     counts = torch.bincount(group)
@@ -597,12 +749,200 @@ def test_the_last_layer_of_dfr_is_the_weighted_logistic_regression(new_method, n
     rows = slice(1, 2) if n_classes == 2 else slice(None)
     assert slope.grad[rows].abs().max() < 0.05
     assert start.grad[rows].abs().max() < 0.05
+    assert float(strength) == 0.5
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_a_sparse_regression_is_at_its_optimum(n_classes):
+    """One class against the rest: where a weight is 0 the loss is less steep than the penalty, else equally."""
+    features, y, _, of_train = with_groups(90, n_classes, d=12)
+    x = standardised(features, of_train)[0].numpy()
+    strength = 0.2
+    slope, start = DFR.sparse_regression(x, y.numpy(), strength, np.random.default_rng(0))
+    assert slope.shape == (n_classes, 12)
+    assert (slope == 0).any()
+    assert (slope != 0).any()
+    rows = [1] if n_classes == 2 else range(3)
+    if n_classes == 2:
+        assert not slope[0].any()
+        assert start[0] == 0
+    for label in rows:
+        for place in range(13):  # the intercept is one more weight, with the same penalty
+            values = x[:, place] if place < 12 else np.ones(90)
+            value = slope[label, place] if place < 12 else start[label]
+            gradient = 0.0
+            for sample in range(90):
+                p = 1 / (1 + np.exp(-(x[sample] @ slope[label] + start[label])))
+                gradient += strength * (p - float(y[sample] == label)) * values[sample]
+            if value:
+                assert gradient == pytest.approx(-np.sign(value), abs=0.02)
+            else:
+                assert abs(gradient) < 1.02
+
+
+def test_the_last_layer_of_dfr_is_the_mean_over_twenty_balanced_subsets(new_method, monkeypatch):
+    features, y, group, of_train = with_groups(90, 3)
+    smallest = int(torch.bincount(group).min())
+    subsets, layers, fit = [], [], DFR.sparse_regression
+
+    def noted(x, labels, strength, rng):
+        subsets.append(x)
+        layers.append(fit(x, labels, strength, rng))
+        return layers[-1]
+
+    monkeypatch.setattr(DFR, "sparse_regression", noted)
+    method = new_method("dfr", strength=0.3)
+    weight, bias, _ = method.last_layer(features, y, group, of_train, generator=torch.Generator().manual_seed(0))
+    scaled, mean, deviation = standardised(features, of_train)
+    rows = [[int((scaled - torch.from_numpy(row)).abs().sum(1).argmin()) for row in x] for x in subsets]
+    assert len(rows) == 20
+    for some in rows:
+        assert len(set(some)) == len(some)
+        assert torch.bincount(group[some], minlength=6).tolist() == [smallest] * 6
+    assert len({tuple(sorted(some)) for some in rows}) > 15
+    for label in range(3):
+        expected = sum(slope[label] for slope, _ in layers) / 20 / deviation.numpy()
+        assert weight[label].tolist() == pytest.approx(expected.tolist(), rel=1e-5)
+        start = sum(start[label] for _, start in layers) / 20
+        assert float(bias[label]) == pytest.approx(start - float(mean @ weight[label]), rel=1e-5)
+    again = method.last_layer(features, y, group, of_train, generator=torch.Generator().manual_seed(0))
+    other = method.last_layer(features, y, group, of_train, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(again[0], weight)
+    assert not torch.equal(other[0], weight)
+
+
+def test_the_strength_is_the_best_for_the_worst_group_of_a_half(monkeypatch):
+    """Halves have no sample in common and half of each group; the first of equals is taken."""
+    features, y, group, _ = with_groups(120, 2, conflicts=0.25)
+    x, labels, groups = features.numpy(), y.numpy(), group.numpy()
+    seen, fit = {}, DFR.sparse_regression
+
+    def noted(scaled, given, strength, rng):
+        seen[strength] = (scaled, *fit(scaled, given, strength, rng))
+        return seen[strength][1:]
+
+    monkeypatch.setattr(DFR, "sparse_regression", noted)
+    chosen = DFR.chosen_strength(x, labels, groups, np.random.default_rng(0))
+    assert tuple(seen) == (1.0, 0.7, 0.3, 0.1, 0.07, 0.03, 0.01)
+    rng = np.random.default_rng(0)  # the same halves, once more
+    held, rest = [], []
+    for name in range(4):
+        rows = rng.permutation(np.flatnonzero(groups == name))
+        held += rows[: len(rows) // 2].tolist()
+        rest += rows[len(rows) // 2 :].tolist()
+    assert not set(held) & set(rest)
+    smallest = min((groups[rest] == name).sum() for name in range(4))
+    trained = seen[1.0][0]
+    assert len(trained) == 4 * smallest
+    assert abs(trained.mean(0)).max() < 1e-6
+    worst = {}
+    order = np.concatenate(
+        [np.array(rest)[found[:smallest]] for found in DFR.members(groups[rest], advanced(groups, 4))]
+    )
+    mean, deviation = x[order].mean(0), x[order].std(0)
+    for strength, (_, slope, start) in seen.items():
+        right = {name: [] for name in range(4)}
+        for row in held:
+            logits = slope @ ((x[row] - mean) / deviation) + start
+            right[groups[row]].append(int(logits.argmax()) == labels[row])
+        worst[strength] = min(np.mean(values) for values in right.values())
+    assert len(set(worst.values())) > 1
+    assert chosen == max(worst, key=worst.get)
+
+
+def advanced(groups, n_groups):
+    """The generator as it is after the halves were drawn."""
+    rng = np.random.default_rng(0)
+    for name in range(n_groups):
+        rng.permutation(np.flatnonzero(groups == name))
+    return rng
+
+
+def worst_group(weight, bias, features, y, group):
+    """Accuracy in the worst group."""
+    right = (features @ weight.T + bias).argmax(1) == y
+    return min(float(right[group == name].double().mean()) for name in group.unique())
+
+
+def synthetic(n, conflicts, generator, *, n_classes, d, core, spurious, scales=False):
+    """Noise of `d` features, of which a few tell the label and a few, more strongly, the bias -> x, y, group."""
+    y = torch.randint(n_classes, (n,), generator=generator)
+    other = (y + torch.randint(1, n_classes, (n,), generator=generator)) % n_classes
+    bias = torch.where(torch.rand(n, generator=generator) < conflicts, other, y)
+    x = torch.randn(n, d, generator=generator, dtype=torch.float64)
+    x[:, :n_classes] += core * (2 * F.one_hot(y, n_classes) - 1)
+    x[:, n_classes : 2 * n_classes] += spurious * (2 * F.one_hot(bias, n_classes) - 1)
+    return x * torch.linspace(-3, 3, d, dtype=torch.float64).exp() if scales else x, y, bias + n_classes * y
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"n_classes": 2, "d": 300, "core": 1.5, "spurious": 3.0},
+        {"n_classes": 2, "d": 64, "core": 1.0, "spurious": 4.0, "scales": True},
+        {"n_classes": 3, "d": 100, "core": 2.5, "spurious": 4.0},
+    ],
+    ids=["few of many features", "features of unequal scale", "three classes"],
+)
+def test_dfr_as_published_finds_the_few_features_that_matter(new_method, kind):
+    """Where weights on all samples and L2 fit the noise of the small groups."""
+    accuracies = {"subsets": [], "weights": []}
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        x, y, group = synthetic(600, 0.1, generator, **kind)
+        test, labels, groups = synthetic(4000, 0.5, generator, **kind)
+        of_train = synthetic(2000, 0.05, generator, **kind)[0]
+        for balance, found in accuracies.items():
+            method = new_method("dfr", balance=balance)
+            weight, bias, _ = method.last_layer(x, y, group, of_train, generator=torch.Generator().manual_seed(seed))
+            found.append(worst_group(weight, bias, test, labels, groups))
+    assert np.mean(accuracies["subsets"]) > np.mean(accuracies["weights"]) + 0.02
+
+
+def test_dfr_says_what_to_give_where_a_group_has_no_halves(new_method):
+    """Before anything trains; with a strength, weights or two sides there is nothing to halve that cannot be."""
+    task = tiny_task(new_method("dfr"))
+    with pytest.raises(
+        BenchmarkError, match=r"single validation sample.*give dfr:groups=sides, dfr:balance=weights or"
+    ):
+        new_method("dfr").fit(task)
+    assert not task.journal.stages
+    valid = task.validation
+    for options in ({"groups": "sides"}, {"strength": 0.1}, {"balance": "weights"}):
+        method = new_method("dfr", **options)
+        method.check_groups(valid.y, method.groups_of(valid), 4)
+    with pytest.raises(BenchmarkError, match="no validation sample"):
+        new_method("dfr").check_groups(torch.zeros(6), torch.zeros(6), 2)
+
+
+def test_a_subset_without_a_class_is_refused():
+    """Three classes and two groups of which the smaller is of one class: what balances it has two."""
+    y, group = np.array([0, 0, 0, 1, 1, 2]), np.array([0, 0, 0, 0, 0, 1])
+    with pytest.raises(BenchmarkError, match=r"1 of each of the 2 groups.*lacks whole classes.*balance=weights"):
+        DFR.balanced_subset(y, group, np.random.default_rng(0))
+
+
+def test_dfr_as_published_runs(new_method):
+    """With two groups that are large enough, and with many of one sample where the strength is given."""
+    splits = Tiny().build(None)
+    splits = Splits(splits.train, splits.train, splits.test)
+    for method in (new_method("dfr", groups="sides"), new_method("dfr", strength=0.3)):
+        task = tiny_task(method, splits=splits)
+        method.fit(task)
+        assert task.journal.values["strength"] in (pytest.approx(value) for value in DFR.STRENGTHS)
+        assert task.journal.epochs
+
+
+@pytest.mark.parametrize("name", ["cmnist5k", "cmnist", "ccifar"])
+def test_dfr_balances_by_weights_where_there_are_a_hundred_groups(name):
+    (cell,) = expand(["dfr"], [name], seeds=1).cells
+    assert (cell.method_parameters["balance"], cell.method_parameters["groups"]) == ("weights", "cells")
 
 
 def test_dfr_changes_the_last_layer_alone_and_selects_nothing_on_validation(new_method):
     from debiasbench.running.runner import result_of
 
-    method = new_method("dfr", groups="sides")
+    method = new_method("dfr", groups="sides", balance="weights")
     task = tiny_task(method)
     predictor = method.fit(task)
     assert predictor is task.predictor

@@ -463,18 +463,45 @@ def test_jtt_repeats_its_errors(make_task, copies, times):
     assert torch.equal(task.journal.columns["selected"], wrong)
 
 
-@pytest.mark.parametrize(("copies", "times"), [("lambda", 10 / 3), ("lambda+1", 13 / 3)])
-def test_jtt_honours_a_fractional_lambda(make_task, copies, times):
-    """Section 4.4: 1 / 0.3 copies by probabilities, and an epoch as long as the copies would be."""
+@pytest.mark.parametrize(("copies", "whole"), [("lambda", 3), ("lambda+1", 4)])
+def test_jtt_honours_a_fractional_lambda(make_task, copies, whole):
+    """Section 4.4: with 1 / 0.3 each error comes three times, and a third of them, drawn by the seed, once more."""
     wrong = torch.arange(200) % 20 == 3
-    task = make_task(with_errors(wrong)(copies=copies), rho=0.3)
-    calls = spied(task)
-    task.method.fit(task)
-    (call,) = calls
-    assert call["sample"].is_floating_point()
-    expected = torch.where(wrong, times, 1.0)
-    torch.testing.assert_close(call["sample"].double(), expected.double(), rtol=1e-6, atol=0)
-    assert call["draws"] == round(190 + 10 * times)
+    drawn = []
+    for seed in (0, 0, 1):
+        task = make_task(with_errors(wrong)(copies=copies), rho=0.3, seed=seed)
+        calls = spied(task)
+        task.method.fit(task)
+        (call,) = calls
+        sample = call["sample"]
+        assert sample.dtype == torch.int64
+        assert sample[~wrong].tolist() == [1] * 190
+        assert sorted(sample[wrong].tolist()) == [whole] * 7 + [whole + 1] * 3
+        assert call.get("draws") is None
+        torch.testing.assert_close(task.journal.columns["sampling"][wrong].mean().item(), whole + 1 / 3)
+        drawn.append(sample.tolist())
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+@pytest.mark.parametrize(
+    ("method", "dataset", "version"),
+    [
+        ("jtt", "cmnist5k", 1), ("jtt", "cmnist5k:rho=0.3", 2), ("jtt:lambda_up=3", "cmnist5k:rho=0.3", 1),
+        ("jtt:lambda_up=2.5", "cmnist5k", 2), ("jtt", "celeba", 1), ("eiil", "cmnist5k", 1),
+        ("eiil:backend=irm", "cmnist5k", 2),
+    ],
+)  # fmt: skip
+def test_a_version_follows_from_the_values_that_it_is_about(method, dataset, version):
+    (cell,) = expand([method], [dataset], seeds=1).cells
+    assert cell.method_version == version
+
+
+def test_what_jtt_costs():
+    """On CelebA 4 % of the samples come fifty times; with a known ratio half of what is seen conflicts."""
+    costs = {name: expand(["jtt"], [name], seeds=1) for name in ("celeba", "cmnist5k")}
+    (celeba,), (coloured,) = (grid.relative_costs.values() for grid in costs.values())
+    assert celeba == pytest.approx(1 / 100 + 1 + 50 * 0.04)
+    assert coloured == pytest.approx(5 / 20 + 1 + 1)
 
 
 def test_jtt_takes_lambda_as_given(make_task):

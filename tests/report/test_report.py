@@ -768,7 +768,7 @@ def test_the_report_remembers_the_experiment(tmp_path):
     [pytest.param(name, marks=() if name == "table14" else pytest.mark.slow) for name in names() if name != "demo"],
 )
 def test_the_smoke_run_of_an_experiment(tmp_path, capsys, name):
-    words = ["--device", "cpu", "--results-dir", str(tmp_path)]
+    words = ["--device", "cpu", "--workers", "0", "--results-dir", str(tmp_path)]
     assert main(["run", "--experiment", name, "--smoke", *words]) == 0
     shown = capsys.readouterr().out
     experiment = read_experiment(name, smoke=True)

@@ -222,6 +222,13 @@ def test_sampling_does_not_need_normalised_values():
     assert chisquare(counts[[1, 3]].numpy(), [30_000, 10_000]).pvalue > 1e-4
 
 
+def test_a_point_on_an_edge_draws_what_begins_there(monkeypatch):
+    """Points are in [0, 1): one on a running sum is the next item's, and never that of one with probability 0."""
+    points = torch.tensor([0.0, 0.5, 0.25], dtype=torch.float64)
+    monkeypatch.setattr(torch, "rand", lambda *_, **__: points)
+    assert torch.cat(laid_out(torch.tensor([0.0, 2.0, 0.0, 2.0]), 4, draws=3)).tolist() == [1, 3, 1]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_tiny_probabilities_are_not_lost(dtype):
     """Trap 8: a million items of probability 1e-9 behind one of 0.999 can all be drawn.

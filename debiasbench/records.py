@@ -161,6 +161,8 @@ class Provenance:
         device: its name. device_kind: "cpu" or "cuda". precision: that networks really had ("fp32", "bf16").
         code: digests of the source of the method and of the dataset, with the local modules that they import.
         calls: the numbered calls of the method, with what they depend on.
+        resumed: where the cell had been interrupted, each time; on a CPU, and on a GPU with deterministic algorithms,
+            its result is that of an undisturbed run.
     """
 
     finished: str
@@ -174,6 +176,7 @@ class Provenance:
     precision: str | None = None
     code: dict[str, str] | None = None
     calls: tuple[dict[str, Any], ...] = ()
+    resumed: tuple[str, ...] | None = None
 
     @property
     def protocol(self) -> int | None:

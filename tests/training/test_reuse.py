@@ -334,7 +334,7 @@ def test_keeping_an_end_leaves_no_trace(fitted):
 
 
 @pytest.mark.filterwarnings("ignore:optimizer contains a parameter group with duplicate")
-def test_tied_weights_cost_the_reuse_alone(fitted):
+def test_tied_weights_are_kept_as_well(fitted):
     class Tied(TwoStages):
         """Two layers with one weight."""
 
@@ -347,8 +347,11 @@ def test_tied_weights_cost_the_reuse_alone(fitted):
             task.train(net, mean_cross_entropy, predict=net)
             return net
 
-    for _ in range(2):
-        assert reused(fitted(Tied())) == [False, False]
+    first, second = fitted(Tied()), fitted(Tied())
+    assert reused(first) == [False, False]
+    assert reused(second) == [True, False]
+    for one, other in zip(first.all_nets(), second.all_nets(), strict=True):
+        assert all(torch.equal(value, other.state_dict()[name]) for name, value in one.state_dict().items())
 
 
 def tied_loss(nets, batch, state):

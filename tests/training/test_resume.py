@@ -1,0 +1,127 @@
+"""A cell that was interrupted goes on where it stood, and comes to the result of an undisturbed one.
+
+Every registered method, and every example, is interrupted at each of its checkpoints by the contract suite
+(`check_goes_on_after_an_interruption`). Here are their variants, and what the suite cannot know.
+"""
+
+import pytest
+import torch
+from torch import nn
+
+from debiasbench.methods import registry
+from debiasbench.recipe import Recipe
+from debiasbench.testing import compare_with_interrupted
+from debiasbench.training.ends import fill, from_bytes, put_state, state_of, to_bytes, without_values
+from debiasbench.training.updates import new_optimizer
+
+VARIANTS = {
+    "pgd: in turns": ("pgd", {"use": "single-stage"}),
+    "pgd: a snapshot goes on": ("pgd", {"bias_ckpt": "best"}),
+    "pgd: a second network": ("pgd", {"inherit": False, "use": "upsample"}),
+    "pgd: a score from nothing": ("pgd", {"score": "random"}),
+    "jtt: errors while training": ("jtt", {"error_pass": "online", "T": 1}),
+    "jtt: copies are drawn": ("jtt", {"lambda_up": 2.5}),
+    "eiil: IRM": ("eiil", {"backend": "irm"}),
+    "george: a snapshot of features": ("george", {"reduction": "pca"}),
+    "lff: gradients": ("lff", {"score": "gradnorm"}),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_variant_goes_on(variant):
+    name, parameters = VARIANTS[variant]
+    compare_with_interrupted(registry.get(name)[0](**parameters))
+
+
+# ---- optimisers and networks -----------------------------------------------------------------------------------------
+
+
+def small_net():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8 * 36, 4))
+    return net.to(memory_format=torch.channels_last)
+
+
+def train(net, optimizer, steps):
+    for step in steps:
+        x = torch.randn(5, 3, 8, 8, generator=torch.Generator().manual_seed(step))
+        optimizer.zero_grad()
+        (net(x) ** 2).mean().backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+def test_a_step_after_loading_is_the_step_without(optimizer):
+    """Buffers of an optimiser lie in memory as their parameters do: fused kernels walk through both."""
+    recipe = Recipe(epochs=1, batch_size=5, optimizer=optimizer, weight_decay=0.01)
+    net = small_net()
+    straight = new_optimizer({"net": net}, recipe)
+    train(net, straight, range(3))
+    weights = to_bytes(net.state_dict(), {})
+    state = to_bytes(state_of(straight), {})
+    other = small_net()
+    resumed = new_optimizer({"net": other}, recipe)
+    without_values(other)
+    fill(other, from_bytes(weights)[0], torch.device("cpu"))
+    put_state(resumed, from_bytes(state)[0])
+    for one, parameter in zip(resumed.state.values(), other.parameters(), strict=True):
+        assert all(v.stride() == parameter.stride() for v in one.values() if v.shape == parameter.shape)
+    train(net, straight, range(3, 6))
+    train(other, resumed, range(3, 6))
+    for name, value in net.state_dict().items():
+        assert torch.equal(value, other.state_dict()[name]), name
+
+
+def test_a_network_without_values_cannot_be_read():
+    net = small_net()
+    held = net[0].weight
+    without_values(net)
+    assert net[0].weight is held  # also for whoever holds it
+    with pytest.raises(RuntimeError, match="meta"):
+        net(torch.zeros(1, 3, 8, 8))
+    with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
+        small_net().load_state_dict(net.state_dict())
+    with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
+        float(net[0].weight.sum())
+
+
+def test_what_a_network_may_be_given_meanwhile_stays():
+    """Another head, and layers that are not trained."""
+    net, weights = small_net(), small_net().state_dict()
+    without_values(net)
+    net[0].requires_grad_(False)
+    head = net[3] = nn.Linear(8 * 36, 4)
+    fill(net, weights, torch.device("cpu"))
+    assert [one.requires_grad for one in net.parameters()] == [False, False, True, True, True, True]
+    assert net[3] is head
+    assert torch.equal(head.weight, weights["3.weight"])
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.arange(6.0).reshape(2, 3).t(),
+        torch.zeros(2, 3, 4, 4).to(memory_format=torch.channels_last),
+        torch.zeros(3).expand(2, 3),
+        torch.zeros(0, 3),
+        torch.tensor(True),
+        torch.randn(3).bfloat16(),
+    ],
+    ids=["transposed", "channels last", "expanded", "empty", "a truth", "bfloat16"],
+)
+def test_tensors_come_back_as_they_were(tensor):
+    back = from_bytes(to_bytes({"a": tensor, "b": tensor}, {"x": [1, None]}))
+    assert back[1] == {"x": [1, None]}
+    assert all(torch.equal(one, tensor) and one.dtype == tensor.dtype for one in back[0].values())
+    if 0 not in tensor.stride():
+        assert back[0]["a"].stride() == tensor.stride()
+
+
+@pytest.mark.parametrize("damage", ["cut", "bit", "empty", "foreign"])
+def test_damaged_files_are_told(damage):
+    data = bytearray(to_bytes({"a": torch.randn(100)}, {"x": 1}))
+    if damage == "bit":
+        data[-5] ^= 1
+    changed = {"cut": data[:-9], "bit": data, "empty": b"", "foreign": b"no safetensors" * 9}[damage]
+    with pytest.raises(ValueError, match="cannot be read"):
+        from_bytes(bytes(changed))

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import io
 import os
+import re
 import signal
 import sys
 import threading
@@ -100,6 +101,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--save-weights", action="store_true", help="keep the trained networks beside the records")
     run.add_argument("--no-reuse", action="store_true", help="train equal first stages in every cell that has them")
+    run.add_argument("--shard", type=_part, metavar="I/N", help="only the I-th of N parts of the grid, such as 2/8")
+    run.add_argument("--cell-timeout", type=_seconds, metavar="T", help="end a cell after this time: 90s, 30min, 2h")
+    run.add_argument(
+        "--silence-timeout", type=_seconds, metavar="T", help="end a cell that gives no sign of life for this time"
+    )
     run.add_argument(
         "--log", nargs="+", metavar="L", default=[], help="log finished cells: tensorboard, wandb (extra packages)"
     )
@@ -192,6 +198,25 @@ def _number(text: str) -> int:
         raise argparse.ArgumentTypeError(f"must be a whole number. Got {text!r}") from None
 
 
+def _part(text: str) -> tuple[int, int]:
+    """I/N, such as 2/8."""
+    parts = text.split("/")
+    if len(parts) != 2 or not all(part.isascii() and part.isdigit() and len(part) < 7 for part in parts):
+        raise argparse.ArgumentTypeError(f"must be I/N, such as 2/8. Got {text!r}")
+    index, count = map(int, parts)
+    if not 1 <= index <= count:
+        raise argparse.ArgumentTypeError(f"must be I/N with I from 1 to N, such as 2/8. Got {text!r}")
+    return index, count
+
+
+def _seconds(text: str) -> float:
+    """A time with its unit: 90s, 30min, 2h, 1d."""
+    found = re.fullmatch(r"(\d{1,9}(?:\.\d+)?)(s|min|h|d)", text.strip())
+    if found is None or float(found[1]) == 0:
+        raise argparse.ArgumentTypeError(f"must be a time above 0 with its unit: 90s, 30min, 2h or 1d. Got {text!r}")
+    return float(found[1]) * {"s": 1, "min": 60, "h": 3600, "d": 86400}[found[2]]
+
+
 def _text(argument: str) -> str:
     """An argument, also where the locale cannot say what its bytes mean: they are UTF-8 then."""
     try:
@@ -272,7 +297,8 @@ def run_command(options: argparse.Namespace) -> int:
             data_dir=_data_dir(options), results_dir=options.results_dir, device=options.device,
             workers=options.workers, rerun=options.rerun, keep_changed=options.keep_changed,
             save_weights=options.save_weights,
-            reuse=not options.no_reuse, log=tuple(options.log), dry_run=options.dry_run,
+            reuse=not options.no_reuse, shard=options.shard, cell_timeout=options.cell_timeout,
+            silence_timeout=options.silence_timeout, log=tuple(options.log), dry_run=options.dry_run,
         ),
     )  # fmt: skip
     console = _console()
@@ -559,6 +585,12 @@ def archive_command(options: argparse.Namespace) -> int:
 def status_command(options: argparse.Namespace) -> int:
     """Count what a results folder holds."""
     from debiasbench.report.make import status
+    from debiasbench.running.claims import running_cells
 
-    _show_table(_console(), status(options.folder))
+    console = _console()
+    _show_table(console, status(options.folder))
+    for path, holder in running_cells(options.folder):
+        where = path.relative_to(options.folder / "running").with_suffix("").as_posix()
+        far = f"{holder.stage}, epoch {holder.epoch} of {holder.epochs}" if holder.stage else "started"
+        console.print(f"running: {where}: {far} ({holder.host})", markup=False, soft_wrap=True)
     return OK

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import random
 import sys
+import threading
 import warnings
 import zlib
 from collections.abc import Callable
@@ -165,13 +166,15 @@ class GlobalState:
         self._kept = {name: read() for name, (read, _) in _STATE.items()}
         self._modules = set(sys.modules)
         self._generators = [read() for read, _ in _GENERATORS]
+        self._threads = set(threading.enumerate())
 
     def put_back(self) -> list[str]:
         """Put everything back; returns what had been changed.
 
-        Without generators, which any cell may move, and without what was only added to while modules were imported.
+        Without generators, which any cell may move, and without what was only added to while modules were imported. A
+        thread that still runs cannot be ended; it is among what had been changed.
         """
-        changed = []
+        changed = ["threads that still run"] if set(threading.enumerate()) - self._threads else []
         imported = set(sys.modules) > self._modules
         for name, (read, write) in _STATE.items():
             kept = self._kept[name]

@@ -13,10 +13,11 @@ from debiasbench.grid import Grid
 from debiasbench.nets.build import check_net
 from debiasbench.nets.pretrained import weights_sha256
 from debiasbench.plugins import is_shipped
-from debiasbench.records import Record, Result, find_record, read_record
+from debiasbench.records import Failure, Record, Result, find_record, read_record
 
 if TYPE_CHECKING:
     from debiasbench.datasets import Dataset
+TIMES_LOST = 3  # in a row: such a cell runs again with rerun="failed"
 RERUN = ("missing", "failed", "changed", "all")
 
 
@@ -75,10 +76,8 @@ def plan(
             record = read_record(path) if path else None
         except BenchmarkError:
             record = None  # cut off or foreign: its cell runs again
-        if path is None or record is None:
+        if path is None or record is None or _is_not_its_fault(record.failure):
             to_run.append(cell)
-        elif record.failure is not None and record.failure.type == "LostWorker":
-            to_run.append(cell)  # not the cell's own fault
         elif record.result is None:
             (to_run.append(cell) if rerun == "failed" else failed.update({cell.hash: path}))
         elif (
@@ -96,6 +95,11 @@ def plan(
                 elsewhere[machines] = elsewhere.get(machines, 0) + 1
     notices = _of_changed_code(changed, keep=keep_changed) + _of_other_machines(elsewhere)
     return Plan(replace(grid, notices=[*grid.notices, *notices]), to_run, finished, failed)
+
+
+def _is_not_its_fault(failure: Failure | None) -> bool:
+    """Whether a cell was lost with its process, and not so often that it may be what ends it."""
+    return failure is not None and failure.type == "LostWorker" and (failure.times or 1) < TIMES_LOST
 
 
 def _refuse_equal_draws(grid: Grid, fingerprints: dict[str, str]) -> None:

@@ -62,8 +62,12 @@ class Display:
             if event.worker not in self.rows:
                 self.rows[event.worker] = self.cell_bars.add_task("", total=1, title="", stage="")
             self._row(event, title=event.cell.title, stage="loading data", completed=0, total=1)
-        elif event.kind == "epoch":
-            self._row(event, stage=event.stage, completed=event.epoch, total=event.epochs)
+        elif event.kind in ("epoch", "elsewhere"):
+            if event.worker not in self.rows:
+                self.rows[event.worker] = self.cell_bars.add_task("", total=1, title="", stage="")
+            self._row(
+                event, title=event.cell.title, stage=event.stage, completed=event.epoch, total=max(event.epochs, 1)
+            )
         else:
             self._ended(event)
         self.grid_bar.update(self.grid_task, left=self._left())

@@ -10,7 +10,7 @@ from pathlib import Path
 from debiasbench.cell import Cell
 from debiasbench.errors import BenchmarkError
 from debiasbench.experiments import Experiment, write_grid
-from debiasbench.grid import expand
+from debiasbench.grid import Grid, expand
 from debiasbench.parameters import suggestion
 from debiasbench.records import check_writable, read_record
 from debiasbench.running import logs
@@ -27,7 +27,9 @@ class RunOptions:
         device: "auto", "cpu", "cuda", "cuda:1", ... workers: processes; None: one a core or GPU; 0: this process.
         rerun: "missing", "failed", "changed" or "all". keep_changed: count as finished what other code made.
         save_weights: keep the trained networks.
-        reuse: train equal stages of several cells once. log: loggers of finished cells ("tensorboard", "wandb").
+        reuse: train equal stages of several cells once. shard: (i, n), the i-th of n parts of the grid, from 1.
+        cell_timeout, silence_timeout: seconds, after which a cell is ended (of silence: without a sign of life).
+        log: loggers of finished cells ("tensorboard", "wandb").
         dry_run: only plan.
     """
 
@@ -39,6 +41,9 @@ class RunOptions:
     keep_changed: bool = False
     save_weights: bool = False
     reuse: bool = True
+    shard: tuple[int, int] | None = None
+    cell_timeout: float | None = None
+    silence_timeout: float | None = None
     log: tuple[str, ...] = ()
     dry_run: bool = False
 
@@ -72,6 +77,8 @@ def plan_grid(asked: Experiment, options: RunOptions) -> GridRun:
         epochs=asked.epochs,
         shared_recipes=asked.shared_recipes,
     )
+    if options.shard is not None:
+        grid = part_of(grid, *options.shard)
     logs.check(options.log)
     asked = replace(asked, reference=_reference(asked.reference, grid.cells))
     weights = options.save_weights or asked.needs_weights
@@ -81,6 +88,9 @@ def plan_grid(asked: Experiment, options: RunOptions) -> GridRun:
         devices=worker_devices(options.device, options.workers),
         save_weights=weights,
         reuse=options.reuse and options.rerun != "all",  # what was kept would make a check of equality void
+        resume=options.rerun != "all",
+        cell_timeout=options.cell_timeout,
+        silence_timeout=options.silence_timeout,
     )
     if not options.dry_run:
         check_writable(options.results_dir)  # before the data are built
@@ -99,9 +109,10 @@ def run_grid(ready: GridRun, handle: Callable[[Event], None]) -> None:
     def keep(event: Event) -> None:
         if event.kind == "lost":
             with contextlib.suppress(OSError):  # a full disk, perhaps: the message is shown all the same
-                failed_record(event.cell, results_dir, event.message, ready.settings.devices[event.worker])
+                device = ready.settings.devices[event.worker]
+                failed_record(event.cell, results_dir, event.failure, event.message, device)
         handle(event)
-        if event.kind == "finished" and event.path is not None:
+        if event.kind == "finished" and event.path is not None and not event.by_other:
             _log(event.cell, event.path, ready.options, handle)
 
     for cell in planned.grid.cells:
@@ -110,6 +121,19 @@ def run_grid(ready: GridRun, handle: Callable[[Event], None]) -> None:
     if planned.to_run:
         run = run_cells_here if ready.options.workers == 0 else run_cells
         run(longest_first(planned), ready.settings, keep)
+
+
+def part_of(grid: Grid, index: int, count: int) -> Grid:
+    """The `index`-th of `count` parts of a grid, from 1, which cost about the same: the same on every machine.
+
+    Raises:
+        BenchmarkError: there is no such part.
+    """
+    if not 1 <= index <= count:
+        raise BenchmarkError(f"--shard must be I/N with I from 1 to N, such as 2/8. Got {index}/{count}.")
+    by_cost = sorted(grid.cells, key=lambda cell: -grid.relative_costs[cell.hash])  # equal ones stay in their order
+    mine = {cell.hash for cell in by_cost[index - 1 :: count]}
+    return replace(grid, cells=[cell for cell in grid.cells if cell.hash in mine])
 
 
 def longest_first(planned: Plan) -> list[Cell]:

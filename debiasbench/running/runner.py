@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import os
 import platform
-import resource
 import shutil
 import subprocess
 import time
@@ -39,7 +38,9 @@ from debiasbench.records import (
     SplitFacts,
     StageFacts,
     failed_path,
+    failure_at,
     record_path,
+    running_path,
     write_record,
 )
 from debiasbench.running.global_state import GlobalState, Watch, handed
@@ -96,7 +97,7 @@ class Runner:
         spent.total = time.perf_counter() - started - journal.waited + journal.spent
         record = Record(cell.hash, cell, provenance(cell, self.device, journal, spent), result, failure)
         write_record(path, record, arrays)
-        shutil.rmtree(running_path(self.results_dir, cell), ignore_errors=True)
+        shutil.rmtree(running_path(record_path(self.results_dir, cell)), ignore_errors=True)
         return path
 
     def stop(self) -> None:
@@ -181,7 +182,7 @@ class Runner:
             "pretrained": weights_sha256(cell.recipe["net"], cell.recipe["pretrained"]),
             "machine": facts_of_machine(torch.device(self.device)),
         }  # fmt: skip
-        checkpoints = Checkpoints(running_path(self.results_dir, cell), header)
+        checkpoints = Checkpoints(running_path(record_path(self.results_dir, cell)), header)
         if not resume:
             checkpoints.clear()
         return checkpoints
@@ -190,12 +191,6 @@ class Runner:
         if not self.reuse:
             return None
         return Reuse(self.results_dir / "reuse", data=splits.fingerprint(), device=splits.train.y.device)
-
-
-def running_path(results_dir: Path, cell: Cell) -> Path:
-    """The folder of a cell while it runs."""
-    record = record_path(results_dir, cell)
-    return results_dir / "running" / record.relative_to(results_dir / "records").with_suffix("")
 
 
 def _said(error: BaseException) -> str:
@@ -283,10 +278,12 @@ def present(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value == value}
 
 
-def failed_record(cell: Cell, results_dir: Path, message: str, device: str) -> Path:
-    """Record a cell whose process was lost."""
+def failed_record(cell: Cell, results_dir: Path, kind: str, message: str, device: str) -> Path:
+    """Record a cell whose process was lost, or ended: `kind` is "LostWorker" or "TimedOut"."""
     path = failed_path(record_path(results_dir, cell))
-    failure = Failure("LostWorker", message)
+    before = failure_at(path)
+    times = 1 + (before.times or 1) if before is not None and before.type == kind else 1
+    failure = Failure(kind, message, times=times)
     write_record(path, Record(cell.hash, cell, provenance(cell, device, Journal(), Spent()), failure=failure))
     return path
 
@@ -331,9 +328,13 @@ def provenance(cell: Cell, device: str, journal: Journal, spent: Spent) -> Prove
 
 
 def _peak_memory(device: str, kind: str) -> int:
-    """The most memory that was taken, on a GPU or by this process, in bytes."""
+    """The most memory that was taken, on a GPU or by this process, in bytes; 0 where that cannot be told."""
     if kind == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
+    try:
+        import resource  # of Unix alone
+    except ImportError:
+        return 0
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

@@ -111,7 +111,7 @@ class WorkerProcess:
 
     def _listen(self) -> None:
         assert self._process.stdout is not None
-        with contextlib.suppress(ValueError, OSError):
-            for line in self._process.stdout:
+        with contextlib.suppress(ValueError, OSError), self._process.stdout as lines:
+            for line in lines:
                 self._lines.put(line)
         self._lines.put(None)

@@ -73,7 +73,7 @@ class Reuse:
         return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 
     @contextlib.contextmanager
-    def entry(self, key: str, while_waiting: Callable[[], None]) -> Iterator[Entry]:
+    def entry(self, key: str, while_waiting: Callable[[], None] = lambda: None) -> Iterator[Entry]:
         """The entry of a key, while nobody else touches it; `while_waiting` is called each few seconds until then.
 
         Where the folder cannot be written or locked the stage is trained without it.

@@ -102,6 +102,9 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--save-weights", action="store_true", help="keep the trained networks beside the records")
     run.add_argument("--no-reuse", action="store_true", help="train equal first stages in every cell that has them")
     run.add_argument("--shard", type=_part, metavar="I/N", help="only the I-th of N parts of the grid, such as 2/8")
+    run.add_argument(
+        "--checkpoint-every", type=_seconds, metavar="T", default=60.0, help="within a stage (default 60s)"
+    )
     run.add_argument("--cell-timeout", type=_seconds, metavar="T", help="end a cell after this time: 90s, 30min, 2h")
     run.add_argument(
         "--silence-timeout", type=_seconds, metavar="T", help="end a cell that gives no sign of life for this time"
@@ -298,7 +301,8 @@ def run_command(options: argparse.Namespace) -> int:
             workers=options.workers, rerun=options.rerun, keep_changed=options.keep_changed,
             save_weights=options.save_weights,
             reuse=not options.no_reuse, shard=options.shard, cell_timeout=options.cell_timeout,
-            silence_timeout=options.silence_timeout, log=tuple(options.log), dry_run=options.dry_run,
+            silence_timeout=options.silence_timeout, checkpoint_every=options.checkpoint_every,
+            log=tuple(options.log), dry_run=options.dry_run,
         ),
     )  # fmt: skip
     console = _console()

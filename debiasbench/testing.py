@@ -313,7 +313,7 @@ def compare_with_interrupted(method: Method) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(10 * (whole.n_steps + len(whole.calls))):  # more than it can need
             part = _CountingJournal()
-            part.keep_in(_OneCheckpoint(Path(folder, "cell"), {}))
+            part.keep_in(_OneCheckpoint(Path(folder, "cell"), {}, interval=0.0))
             try:
                 again, logits_again = _fit_method(method, recipe=recipe, journal=part)
                 break
@@ -357,7 +357,6 @@ class _InterruptedError(BaseException):
 class _OneCheckpoint(Checkpoints):
     """Each step and each call is worth a checkpoint, and after the first of them the process ends."""
 
-    interval = 0.0
     fraction = math.inf
 
     def write(self, journal: Mapping[str, Any]) -> None:

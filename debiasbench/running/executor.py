@@ -29,7 +29,7 @@ class Settings:
     """What workers need besides the cell.
 
     Attributes:
-        devices: one a worker. resume: interrupted cells go on where they stood.
+        devices: one a worker. resume: interrupted cells go on where they stood. checkpoint_every: seconds.
         cell_timeout, silence_timeout: seconds after which a cell is ended, in all or of silence; None: never.
     """
 
@@ -40,6 +40,7 @@ class Settings:
     save_weights: bool = False
     reuse: bool = True
     resume: bool = True
+    checkpoint_every: float = 60.0
     cell_timeout: float | None = None
     silence_timeout: float | None = None
 
@@ -148,6 +149,7 @@ def run_cells_here(cells: list[Cell], settings: Settings, handle: Callable[[Even
     runner = Runner(
         data_dir=settings.data_dir, results_dir=settings.results_dir, device=settings.devices[0],
         save_weights=settings.save_weights, reuse=settings.reuse, resume=settings.resume, threads=settings.threads,
+        checkpoint_every=settings.checkpoint_every,
     )  # fmt: skip
     work, there = Work(cells, settings.results_dir), Presence(settings.results_dir)
     try:
@@ -316,6 +318,7 @@ class _Worker(threading.Thread):
             "save_weights": self.settings.save_weights,
             "reuse": self.settings.reuse,
             "resume": self.settings.resume,
+            "checkpoint_every": self.settings.checkpoint_every,
             "memory_fraction": 0.5 / self.settings.devices.count(device),
         }
 

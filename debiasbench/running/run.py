@@ -28,6 +28,7 @@ class RunOptions:
         rerun: "missing", "failed", "changed" or "all". keep_changed: count as finished what other code made.
         save_weights: keep the trained networks.
         reuse: train equal stages of several cells once. shard: (i, n), the i-th of n parts of the grid, from 1.
+        checkpoint_every: seconds within a stage; a checkpoint is also made at the end of each call.
         cell_timeout, silence_timeout: seconds, after which a cell is ended (of silence: without a sign of life).
         log: loggers of finished cells ("tensorboard", "wandb").
         dry_run: only plan.
@@ -42,6 +43,7 @@ class RunOptions:
     save_weights: bool = False
     reuse: bool = True
     shard: tuple[int, int] | None = None
+    checkpoint_every: float = 60.0
     cell_timeout: float | None = None
     silence_timeout: float | None = None
     log: tuple[str, ...] = ()
@@ -89,6 +91,7 @@ def plan_grid(asked: Experiment, options: RunOptions) -> GridRun:
         save_weights=weights,
         reuse=options.reuse and options.rerun != "all",  # what was kept would make a check of equality void
         resume=options.rerun != "all",
+        checkpoint_every=options.checkpoint_every,
         cell_timeout=options.cell_timeout,
         silence_timeout=options.silence_timeout,
     )

@@ -62,6 +62,7 @@ class Runner:
     save_weights: bool = False
     reuse: bool = True  # equal stages of several cells are trained once
     resume: bool = True  # a cell that was interrupted goes on where it stood
+    checkpoint_every: float = 60.0  # seconds, within a stage
     threads: int | None = None  # of torch; none: as they are
     memory_fraction: float = 0.5  # of the device's free memory, which the data may take
     changed: list[str] = field(default_factory=list)  # global state that the last cell had changed
@@ -182,7 +183,8 @@ class Runner:
             "pretrained": weights_sha256(cell.recipe["net"], cell.recipe["pretrained"]),
             "machine": facts_of_machine(torch.device(self.device)),
         }  # fmt: skip
-        checkpoints = Checkpoints(running_path(record_path(self.results_dir, cell)), header)
+        folder = running_path(record_path(self.results_dir, cell))
+        checkpoints = Checkpoints(folder, header, interval=self.checkpoint_every)
         if not resume:
             checkpoints.clear()
         return checkpoints

@@ -53,6 +53,7 @@ def main() -> None:
         save_weights=settings["save_weights"],
         reuse=settings["reuse"],
         resume=settings["resume"],
+        checkpoint_every=settings["checkpoint_every"],
         threads=settings["threads"],
         memory_fraction=settings["memory_fraction"],
     )

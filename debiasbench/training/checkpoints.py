@@ -26,18 +26,22 @@ class Checkpoints:
     """The folder of a running cell.
 
     Attributes:
-        interval: seconds between two checkpoints within a call.
         fraction: of a cell's time that writing may take: after one that took a second, the next is 1 / fraction later.
         n_written: how often `journal.json` was, by this process.
         error: why the last checkpoint could not be written; "" if it could.
     """
 
-    interval = 60.0
     fraction = 0.005
 
-    def __init__(self, folder: Path, header: Mapping[str, Any]) -> None:
-        """`header`: what the cell follows from; where any of it differs nothing is gone on from."""
-        self.folder, self.header = folder, json.loads(json.dumps(header))
+    def __init__(self, folder: Path, header: Mapping[str, Any], *, interval: float = 60.0) -> None:
+        """Nothing is read or written yet.
+
+        Args:
+            folder: the cell's own.
+            header: what the cell follows from; where any of it differs nothing is gone on from.
+            interval: seconds between two checkpoints within a call.
+        """
+        self.folder, self.interval, self.header = folder, interval, json.loads(json.dumps(header))
         self.n_written, self.error = 0, ""
         self._files: dict[str, str] = {}  # key -> name
         self._pending: dict[str, bytes] = {}

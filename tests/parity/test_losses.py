@@ -1,4 +1,4 @@
-"""Losses, scores and per-sample quantities against given numbers, autograd and slow references."""
+"""Losses and per-sample quantities that methods share, and PGD's scores: given numbers, autograd, slow references."""
 
 import math
 

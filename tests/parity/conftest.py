@@ -12,10 +12,10 @@ def agree(record_property):
     """Compare with the reference, and keep the largest difference of each quantity as a property of the test."""
     largest = {}
 
-    def compare(quantity, found, expected):
+    def compare(quantity, found, expected, tolerance=TOLERANCE):
         difference = apart(found, expected)
         largest[quantity] = max(largest.get(quantity, 0.0), difference)
-        assert difference <= TOLERANCE, f"{quantity}: {difference:.1e} apart, more than {TOLERANCE:g}"
+        assert difference <= tolerance, f"{quantity}: {difference:.1e} apart, more than {tolerance:g}"
 
     yield compare
     for quantity, difference in largest.items():

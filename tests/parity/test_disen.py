@@ -41,12 +41,12 @@ class SlowDisen:
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("options", "way"),
     [
-        {"bias_factor": 3.0, "swap_bias_factor": 2.0, "swap_factor": 0.5},
-        {"gce_form": "paper", "alpha": 0.4, "smoothing": 0.9},
+        ({"bias_factor": 3.0, "swap_bias_factor": 2.0, "swap_factor": 0.5}, "sgd in float32"),
+        ({"gce_form": "paper", "alpha": 0.4, "smoothing": 0.9}, "adam in float64"),
     ],
-    ids=str,
+    indirect=["way"],
 )
 def test_disen_equals_a_loop_over_samples(new_method, way, agree, options):
     """Section 4.5 and traps 18 to 20, 23 and 24: the swapped part begins with the fourth of twelve steps."""

@@ -70,7 +70,7 @@ def slow_accuracy(net, task):
         ({"first_epoch": "last", "adjustment": 3.0, "uniform": True, "step_size": 0.1}, "sgd in float32"),
     ],
     indirect=["way"],
-    ids=["default", "as on CelebA"],
+    ids=["adam in float64, default", "sgd in float32, as on CelebA"],
 )
 def test_george_equals_a_loop_over_samples(new_method, way, agree, options):
     """Section 4.8: the first network's best epoch, normalised features, clusters, and GroupDRO with them."""
@@ -126,6 +126,14 @@ def kept_parts(points, cluster, losses, valid, valid_cluster, *, of_the_part=Tru
         if better and after[members].mean() > 0 and losses[members].mean() >= losses[parent].mean() and enough:
             result.add(int(part))
     return result
+
+
+def test_of_equally_good_clusterings_the_larger_is_taken(new_method, monkeypatch):
+    """Section 4.8: all have the same score here."""
+    monkeypatch.setattr(GEORGE, "mean_silhouette", lambda *_: 0.5)
+    points, _ = blobs((0, 0), (9, 0), n=6)
+    found, _ = new_method("george").clusters_of_class(points, 0)
+    assert len(np.unique(found)) == 10
 
 
 def test_over_clustering_against_a_loop():

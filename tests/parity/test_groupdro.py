@@ -37,8 +37,8 @@ def test_a_batch_of_groupdro_equals_a_loop(agree):
     generator = torch.Generator().manual_seed(0)
     losses = torch.rand(9, generator=generator, dtype=torch.float64, requires_grad=True)
     group = torch.tensor([0, 2, 2, 0, 3, 3, 3, 0, 2])
-    old, adjustment = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64), torch.tensor([0.0, 0.0, 1.0, 0.5])
-    for added in (torch.zeros(4), adjustment):
+    old = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64)
+    for added in torch.tensor([[0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.5]], dtype=torch.float64):
         value, q = group_dro(losses, group, old, step_size=0.5, adjustment=added)
         members = [[i for i, of in enumerate(group.tolist()) if of == g] for g in range(4)]
         means = [sum(losses[i].item() for i in some) / len(some) if some else 0.0 for some in members]

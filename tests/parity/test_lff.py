@@ -34,7 +34,14 @@ class SlowLfF:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"gce_form": "paper", "alpha": 0.4, "smoothing": 0.9}, {"score": "gradnorm"}], ids=str
+    ("options", "way"),
+    [
+        ({}, "sgd in float32"),
+        ({}, "adam in float64"),
+        ({"gce_form": "paper", "alpha": 0.4, "smoothing": 0.9}, "sgd in float32"),
+        ({"score": "gradnorm"}, "adam in float64"),
+    ],
+    indirect=["way"],
 )
 def test_lff_equals_a_loop_over_samples(new_method, way, agree, options):
     """Section 4.3 and traps 18 to 20, also with gradient norms in W (Table 10 of the PGD paper)."""

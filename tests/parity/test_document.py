@@ -1,6 +1,7 @@
 """docs/parity.md is about the methods and tests that are there."""
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -21,6 +22,7 @@ def table(title):
     return [[cell.strip() for cell in line.split("|")] for line in lines[2:]]
 
 
+@functools.cache
 def functions_of(path):
     """The test functions of a file."""
     tree = ast.parse(path.read_text(encoding="utf-8"))

@@ -86,6 +86,7 @@ def test_the_official_preset_of_lff():
     assert some(cell_of("lff", "cmnist").method_parameters, parameters) == parameters
     with pytest.raises(BenchmarkError, match="no settings for celeba"):
         cell_of("lff:preset=official", "celeba")
+    assert methods.get("lff-grad") == (methods.get("lff")[0], {"score": "gradnorm"})
     assert "frozen ImageNet ResNet-18" in sys.modules[methods.get("lff")[0].__module__].__doc__
 
 

@@ -172,4 +172,11 @@ def check_splits(dataset: Dataset, splits: Splits) -> Splits:
             f"{dataset.name}: the training data hold one class only ({dataset.class_names[int(present[0])]}); "
             "there is nothing to tell apart. At least two classes are needed."
         )
+    for name, samples in splits.named().items():
+        new = sorted({*samples.y.unique().tolist()} - {*present.tolist()})
+        if new:
+            raise BenchmarkError(
+                f"{dataset.name}: {', '.join(dataset.class_names[label] for label in new)} occurs in {name}, but not "
+                "in train, so it cannot be learnt: add training samples, or take it out."
+            )
     return splits

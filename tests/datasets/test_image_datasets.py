@@ -300,6 +300,10 @@ def _cut(path, n):
     path.write_text("\n".join(lines[:n]) + "\n", encoding="utf-8")
 
 
+def _append(path, line):
+    path.write_text(path.read_text(encoding="utf-8") + line + "\n", encoding="utf-8")
+
+
 def _halve(path):
     path.write_bytes(path.read_bytes()[:400])
 
@@ -327,6 +331,19 @@ CELEBA_DAMAGES = {
     ),
     "a part without images": (
         lambda f: write_celeba(f, [(*row[:3], min(row[3], 1)) for row in CELEBA_ROWS]), r"no image of part 2 \(test\)",
+    ),
+    "half a line of a .csv": (
+        lambda f: (_as_csv(f), _append(f / "list_attr_celeba.csv", "000017.jpg,1")), "line 18: a name and 4 values",
+    ),
+    "a part that does not exist in a .csv": (
+        lambda f: (_as_csv(f), _append(f / "list_eval_partition.csv", "000017.jpg,3")), "line 18: a name and 0, 1 or 2",
+    ),
+    "a .csv of something else": (
+        lambda f: (_as_csv(f), (f / "list_attr_celeba.csv").write_text("a,b\n1,2\n", encoding="utf-8")),
+        "image_id and Blond_Hair and Male is missing",
+    ),
+    "images elsewhere": (
+        lambda f: (f / "img_align_celeba").rename(f / "faces"), r"There are no images in .*img_align_celeba\. Unpack",
     ),
     "an image cut off": (
         lambda f: _halve(f / "img_align_celeba" / "000005.jpg"),
@@ -356,7 +373,13 @@ def test_celeba_official_lists_give_the_published_groups(shared_data, tmp_path):
     ]  # fmt: skip
     assert names[0] == "000001.jpg"
     for name in ("list_attr_celeba.txt", "list_eval_partition.txt"):
-        assert celeba._sha256(shared_data / "celeba" / "official_lists" / f"{name}.gz") == celeba.DRIVE[name][1]
+        packed = (shared_data / "celeba" / "official_lists" / f"{name}.gz").read_bytes()
+        assert hashlib.sha256(gzip.decompress(packed)).hexdigest() == celeba.DRIVE[name][1]
+    assert celeba._digest(names, attributes, part) == celeba.OFFICIAL_ROWS
+    some = names[:9], attributes[:9], part[:9]
+    digest = celeba._digest(*some)
+    attributes[7, 0] = 1 - attributes[7, 0]
+    assert celeba._digest(*some) != digest
 
 
 def test_celeba_subset(shared_data):
@@ -373,6 +396,78 @@ def test_celeba_lists_may_be_packed(tmp_path, small_celeba):
     for path in small_celeba.glob("*.txt"):
         path.with_name(path.name + ".gz").write_bytes(gzip.compress(path.read_bytes()))
         path.unlink()
+    assert new("celeba").build(tmp_path).fingerprint() == plain
+
+
+def _as_csv(folder, *, index=False):
+    """The lists as Kaggle has them, or as pandas writes them with its index."""
+    texts = {}
+    for name, head in (("list_attr_celeba", f"image_id {HEADER}"), ("list_eval_partition", "image_id partition")):
+        path = folder / f"{name}.txt"
+        rows = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
+        rows = [head.split(), *(rows[2:] if "attr" in name else rows)]
+        if index:
+            rows = [[str(number - 1) if number else "", *row] for number, row in enumerate(rows)]
+        texts[folder / f"{name}.csv"] = "".join(",".join(row) + "\r\n" for row in rows)
+        path.unlink()
+    for path, text in texts.items():
+        path.write_bytes(text.encode("utf-8-sig" if index else "utf-8"))
+
+
+def _nest(folder):
+    (folder / "img_align_celeba").rename(folder / "moved")
+    (folder / "img_align_celeba").mkdir()
+    (folder / "moved").rename(folder / "img_align_celeba" / "img_align_celeba")
+
+
+def _rename(folder, ending):
+    for path in list((folder / "img_align_celeba").iterdir()):
+        path.rename(path.with_suffix(ending))
+
+
+def _as_the_authors(folder):
+    for name, place in (
+        ("img_align_celeba", "Img"),
+        ("list_attr_celeba.txt", "Anno"),
+        ("list_eval_partition.txt", "Eval"),
+    ):
+        (folder / place).mkdir()
+        (folder / name).rename(folder / place / name)
+
+
+def _pngs(folder):
+    _rename(folder, ".png")
+    (folder / "img_align_celeba").rename(folder / "img_align_celeba_png")
+
+
+CELEBA_LAYOUTS = {
+    "Kaggle": lambda folder: (_nest(folder), _as_csv(folder)),
+    "lists with an index": lambda folder: _as_csv(folder, index=True),
+    "the authors' folders": _as_the_authors,
+    "files of a Mac": lambda folder: (_nest(folder), save_picture(folder / "img_align_celeba/__MACOSX/1.png")),
+    "JPG": lambda folder: _rename(folder, ".JPG"),
+    "png": lambda folder: _rename(folder, ".png"),
+    "folder of png": _pngs,
+}
+
+
+@pytest.mark.parametrize("layout", CELEBA_LAYOUTS)
+def test_celeba_is_read_as_people_have_it(tmp_path, small_celeba, layout):
+    """Nothing is missing, and the samples are equal; another ending than in the lists is told."""
+    plain = new("celeba").build(tmp_path)
+    CELEBA_LAYOUTS[layout](small_celeba)
+    assert new("celeba").needed_files(tmp_path) == []
+    assert new("celeba").shortfalls(tmp_path)[0].endswith("16 of 202,599 images")
+    found = new("celeba").build(tmp_path)
+    assert found.fingerprint() == plain.fingerprint()
+    renamed = layout in ("JPG", "png", "folder of png")
+    assert ("16 images have another ending than in the lists" in found.note) == renamed
+
+
+def test_celeba_takes_the_file_that_the_list_names(tmp_path, small_celeba):
+    plain = new("celeba").build(tmp_path).fingerprint()
+    for path in list((small_celeba / "img_align_celeba").iterdir()):
+        save_picture(path.with_suffix(".png"), 255)
     assert new("celeba").build(tmp_path).fingerprint() == plain
 
 

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 
 from debiasbench.errors import BenchmarkError
-from debiasbench.files import to_path
+from debiasbench.files import is_ignored, to_path
 from debiasbench.parameters import Parameters, above, at_least, between, one_of
 from debiasbench.plugins import Registry, folders
 from debiasbench.recipe import Recipe
@@ -111,7 +111,7 @@ class Dataset(Parameters, ABC):
     def present_files(self, data_dir: Path) -> list[Path]:
         """What is there of its files, whole or not: `prepare --check` tells incomplete from absent by it."""
         folder = self.folder(data_dir)
-        return [path for path in folder.iterdir() if not path.name.startswith(".")] if folder.is_dir() else []
+        return [path for path in folder.iterdir() if not is_ignored(path.name)] if folder.is_dir() else []
 
     def shortfalls(self, data_dir: Path) -> list[str]:
         """Where no needed file is missing, but less is there than was published: a line each, for `prepare --check`."""
@@ -172,4 +172,11 @@ def check_splits(dataset: Dataset, splits: Splits) -> Splits:
             f"{dataset.name}: the training data hold one class only ({dataset.class_names[int(present[0])]}); "
             "there is nothing to tell apart. At least two classes are needed."
         )
+    for name, samples in splits.named().items():
+        new = sorted({*samples.y.unique().tolist()} - {*present.tolist()})
+        if new:
+            raise BenchmarkError(
+                f"{dataset.name}: {', '.join(dataset.class_names[label] for label in new)} occurs in {name}, but not "
+                "in train, so it cannot be learnt: add training samples, or take it out."
+            )
     return splits

@@ -38,6 +38,18 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
         raise
 
 
+# what archivers, disks and file managers leave in folders
+SYSTEM_ENTRIES = frozenset({
+    "__macosx", "lost+found", "$recycle.bin", "system volume information", "@eadir", "__pycache__", "thumbs.db",
+    "ehthumbs.db", "desktop.ini", "icon\r",
+})  # fmt: skip
+
+
+def is_ignored(name: str) -> bool:
+    """Whether an entry of a folder is hidden or the system's, and none of the user's data."""
+    return name.startswith(".") or name.lower() in SYSTEM_ENTRIES
+
+
 def file_name(text: str) -> str:
     """A title as a file name on every system; titles that differ in odd characters alone may have one name."""
     return re.sub(r"[^A-Za-z0-9_.,=+-]", "-", text.replace(":", "+", 1))[:120]

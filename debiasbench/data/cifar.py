@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from debiasbench.data.downloads import torchvision_download
+from debiasbench.data.images import read_image
 from debiasbench.datasets import NeededFile
 from debiasbench.errors import BenchmarkError
 from debiasbench.recipe import Recipe
@@ -179,15 +180,12 @@ def _read_batch(path: Path) -> tuple[np.ndarray, Tensor]:
 
 def _read_mosaic(path: Path) -> tuple[np.ndarray, Tensor]:
     """Images uint8 (N, 3, 32, 32) and labels int64 (N,) of a mosaic and the table beside it."""
-    from PIL import Image
-
     table = path.with_suffix(".csv")
+    mosaic = read_image(path).transpose(1, 2, 0)
     try:
-        with Image.open(path) as file:
-            mosaic = np.asarray(file.convert("RGB"))
         with table.open(newline="", encoding="utf-8-sig") as lines:
             labels = [row["label"] for row in csv.DictReader(lines)]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, csv.Error) as error:
         raise BenchmarkError(f"{path} or its {table.name} cannot be read ({error}). Fetch both again.") from None
     except KeyError:
         raise BenchmarkError(f"{table} has no column 'label'. Fetch it again.") from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from debiasbench.cell import Cell
 from debiasbench.errors import BenchmarkError, raised_by
@@ -64,7 +64,8 @@ def plan(
     nets = ((cell.recipe["net"], cell.recipe["pretrained"], datasets[data_key(cell)].input) for cell in grid.cells)
     for net, pretrained, inputs in dict.fromkeys(nets):
         check_net(net, pretrained, inputs=inputs)
-    fingerprints = build_all(datasets, data_dir)
+    built = build_all(datasets, data_dir)
+    fingerprints = {key: one.fingerprint for key, one in built.items()}
     _refuse_equal_draws(grid, fingerprints)
     to_run, finished, failed = [], {}, {}
     changed: dict[str, list[Cell]] = {}
@@ -94,8 +95,14 @@ def plan(
             machines = _machines(record, cell, device_kind) if device_kind else None
             if machines is not None:
                 elsewhere[machines] = elsewhere.get(machines, 0) + 1
-    notices = _of_changed_code(changed, keep=keep_changed) + _of_other_machines(elsewhere)
+    notices = _of_data(grid, built) + _of_changed_code(changed, keep=keep_changed) + _of_other_machines(elsewhere)
     return Plan(replace(grid, notices=[*grid.notices, *notices]), to_run, finished, failed)
+
+
+def _of_data(grid: Grid, built: dict[str, Built]) -> list[str]:
+    """What each dataset says of its data: what is not as published, was converted, or was left out."""
+    told = [f"{cell.dataset_title}: {built[data_key(cell)].note}" for cell in grid.cells if built[data_key(cell)].note]
+    return list(dict.fromkeys(told))
 
 
 def _refuse_equal_draws(grid: Grid, fingerprints: dict[str, str]) -> None:
@@ -195,17 +202,25 @@ def data_key(cell: Cell) -> str:
     return f"{cell.dataset} {cell.dataset_parameters} {cell.root}"
 
 
-def build_all(datasets: dict[str, Dataset], data_dir: Path) -> dict[str, str]:
-    """Build each dataset once and return the fingerprints: damaged files are told before anything trains."""
+class Built(NamedTuple):
+    """Of data that were built: their fingerprint, and what is to be said of them."""
+
+    fingerprint: str
+    note: str = ""
+
+
+def build_all(datasets: dict[str, Dataset], data_dir: Path) -> dict[str, Built]:
+    """Build each dataset once: damaged files are told before anything trains."""
     from debiasbench.datasets import check_splits
 
-    fingerprints, problems = {}, []
+    built, problems = {}, []
     for key, dataset in datasets.items():
         try:
             with raised_by(f"The data of {dataset.name} cannot be built"):
-                fingerprints[key] = check_splits(dataset, dataset.build(data_dir)).fingerprint()
+                splits = check_splits(dataset, dataset.build(data_dir))
+                built[key] = Built(splits.fingerprint(), splits.note)
         except BenchmarkError as error:
             problems.append(str(error))
     if problems:
         raise BenchmarkError("\n".join(dict.fromkeys(problems)))
-    return fingerprints
+    return built

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from debiasbench.data.cache import CACHE_VARIABLE
 from debiasbench.experiments import Experiment
-from debiasbench.files import default_data_dir
+from debiasbench.files import default_data_dir, to_path
 from debiasbench.records import find_record, read_record
 
 if TYPE_CHECKING:
@@ -58,14 +58,14 @@ def run(  # noqa: PLR0913 - the command line's options
     from debiasbench.running.run import RunOptions, plan_grid, run_grid
 
     if cache_dir:
-        os.environ[CACHE_VARIABLE] = str(Path(cache_dir).absolute())  # workers inherit it
+        os.environ[CACHE_VARIABLE] = str(to_path(cache_dir).absolute())  # workers inherit it
     asked = Experiment(
         "", list(methods), list(datasets), seeds=seeds if isinstance(seeds, int) else list(seeds), epochs=epochs,
         reference=reference, shared_recipes=shared_recipes, data_seeds=data_seeds,
     )  # fmt: skip
-    results = Path(results_dir)
+    results = to_path(results_dir)
     options = RunOptions(
-        data_dir=Path(data_dir) if data_dir else default_data_dir(), results_dir=results, device=device,
+        data_dir=to_path(data_dir) if data_dir else default_data_dir(), results_dir=results, device=device,
         workers=workers, rerun=rerun, keep_changed=keep_changed, save_weights=save_weights, reuse=reuse,
     )  # fmt: skip
     ready = plan_grid(asked, options)
@@ -105,4 +105,4 @@ def load_predictor(record: str | Path) -> Any:
     """
     from debiasbench.weights import load
 
-    return load(Path(record))
+    return load(to_path(record))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from debiasbench.errors import BenchmarkError
+from debiasbench.files import default_data_dir, to_path
 from debiasbench.parameters import suggestion
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def build_parser() -> argparse.ArgumentParser:
     _places(run, data=True, results=True)
 
     report = commands.add_parser("report", help="tables and figures from records alone")
-    report.add_argument("folder", nargs="?", type=Path, default=Path("results"), help="a results folder, or records")
+    report.add_argument("folder", nargs="?", type=to_path, default=Path("results"), help="a results folder, or records")
     report.add_argument(
         "--reference", type=_text, metavar="M", help="test the others against this method (default: the first)"
     )
@@ -153,33 +154,36 @@ def build_parser() -> argparse.ArgumentParser:
         description="Put the records below a folder, with their arrays and weights, into one .zip beside it, which "
         "`report`, `status` and `run` read as they read the folder. The folder stays: delete it when you like.",
     )
-    archive.add_argument("folder", type=Path, help="a folder of records: results/records, or one below it")
-    archive.add_argument("--output", type=Path, metavar="FILE", help="default: FOLDER.zip")
+    archive.add_argument("folder", type=to_path, help="a folder of records: results/records, or one below it")
+    archive.add_argument("--output", type=to_path, metavar="FILE", help="default: FOLDER.zip")
 
     status = commands.add_parser("status", help="what a results folder holds, also while it grows")
-    status.add_argument("folder", nargs="?", type=Path, default=Path("results"))
+    status.add_argument("folder", nargs="?", type=to_path, default=Path("results"))
     return parser
 
 
 def _places(parser: argparse.ArgumentParser, *, data: bool = False, results: bool = False) -> None:
     if data:
-        parser.add_argument("--data-dir", type=Path, metavar="DIR", help="default: $DEBIASBENCH_DATA, or ./data")
+        parser.add_argument("--data-dir", type=to_path, metavar="DIR", help="default: $DEBIASBENCH_DATA, or ./data")
         parser.add_argument(
-            "--cache-dir", type=Path, metavar="DIR", help="for decoded images; default: $DEBIASBENCH_CACHE, or ~/.cache"
+            "--cache-dir",
+            type=to_path,
+            metavar="DIR",
+            help="for decoded images; default: $DEBIASBENCH_CACHE, or ~/.cache",
         )
     if results:
         parser.add_argument(
-            "--results-dir", type=Path, metavar="DIR", default=Path("results"), help="default: ./results"
+            "--results-dir", type=to_path, metavar="DIR", default=Path("results"), help="default: ./results"
         )
     parser.add_argument(
         "--methods-dir",
-        type=Path,
+        type=to_path,
         metavar="DIR",
         help="look for methods in this folder as well; every file there is executed",
     )
     parser.add_argument(
         "--datasets-dir",
-        type=Path,
+        type=to_path,
         metavar="DIR",
         help="look for datasets in this folder as well; every file there is executed",
     )
@@ -251,8 +255,6 @@ def _console() -> Console:
 
 
 def _data_dir(options: argparse.Namespace) -> Path:
-    from debiasbench.files import default_data_dir
-
     return options.data_dir or default_data_dir()
 
 

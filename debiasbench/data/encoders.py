@@ -17,6 +17,7 @@ import torch
 from debiasbench.data.cache import Cached, cached, shown
 from debiasbench.datasets import NeededFile
 from debiasbench.errors import BenchmarkError
+from debiasbench.files import to_path
 
 VERSION = 1  # of how texts become tokens
 BLOCK = 2_000  # texts that are tokenised before they are written
@@ -42,7 +43,7 @@ SHIFTED = (
 
 def encoder_folder(encoder: str) -> Path | None:
     """The folder of an encoder: `encoder` itself, or where the hub's cache has it. None if it is not there whole."""
-    folder = Path(encoder)
+    folder = to_path(encoder)
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
 
@@ -57,14 +58,14 @@ def encoder_folder(encoder: str) -> Path | None:
 
 def _is_a_place(encoder: str) -> bool:
     """Whether it is meant as a folder; names on the hub are `name` or `owner/name`."""
-    return Path(encoder).is_dir() or encoder.startswith((".", "~", "/")) or encoder.count("/") > 1 or "\\" in encoder
+    return to_path(encoder).is_dir() or encoder.startswith((".", "~", "/")) or encoder.count("/") > 1 or "\\" in encoder
 
 
 def missing_encoder(encoder: str) -> list[NeededFile]:
     """What a dataset needs of its encoder that is not there."""
     if encoder_folder(encoder) is not None:
         return []
-    path = Path(encoder)
+    path = to_path(encoder)
     if _is_a_place(encoder):
         what = f"it has none of {', '.join(WEIGHTS)}" if path.is_dir() else "there is no such folder"
         source = f"you ({what}): the folder of a transformers encoder, or a name on the Hugging Face hub: encoder=NAME"

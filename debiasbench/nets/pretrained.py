@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from debiasbench.errors import BenchmarkError
+from debiasbench.files import to_path
 
 
 @functools.lru_cache(maxsize=2)
@@ -38,7 +39,7 @@ def pretrained_weights(name: str, pretrained: str) -> dict[str, Tensor]:
             ) from None
         return state
     try:
-        state = torch.load(pretrained, map_location="cpu", weights_only=True)
+        state = torch.load(to_path(pretrained), map_location="cpu", weights_only=True)
     except Exception as error:  # what is no state dict makes torch raise almost anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise BenchmarkError(

@@ -466,12 +466,13 @@ def inspect_command(options: argparse.Namespace) -> int:
     from debiasbench.running.plan import check_data
 
     dataset, label = dataset_from_spec(options.dataset)
-    check_data([dataset], _data_dir(options))
+    check_data([dataset], _data_dir(options), with_x=False)
     tables, paths = inspect(dataset, label, data_dir=_data_dir(options), results_dir=options.results_dir)
     console = _console()
     for table in tables:
         _show_table(console, table)
-    console.print("pictures: " + ", ".join(map(str, paths)), markup=False, soft_wrap=True)
+    if paths:
+        console.print("pictures: " + ", ".join(map(str, paths)), markup=False, soft_wrap=True)
     return OK
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import pickle
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from debiasbench.errors import BenchmarkError
 from debiasbench.files import to_path
+from debiasbench.nets.base import refuse_not_finite
 
 HEAD = "fc."  # torchvision's last layer, which is never taken over
 SHOWN = 3  # entries named in one message
@@ -36,7 +38,9 @@ def pretrained_weights(name: str, pretrained: str) -> dict[str, Tensor]:
         try:
             contents: Any = weights.get_state_dict(progress=False, check_hash=True)
             _check_name(weights.url)  # what was there already is not checked by torchvision
-            return _network_in(contents, expected)
+            state = _network_in(contents, expected)
+            refuse_not_finite(state)
+            return state
         except Exception as error:  # no network, a wrong checksum, or a damaged file, which raises almost anything
             file = _hub_file(weights.url)
             raise BenchmarkError(
@@ -50,30 +54,23 @@ def pretrained_weights(name: str, pretrained: str) -> dict[str, Tensor]:
     except Exception as error:  # what is no state dict makes torch raise almost anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         if isinstance(error, pickle.UnpicklingError):  # torch then says how to read it all the same
-            reason = "it holds Python objects beside tensors, and reading those could run any code"
+            found = re.search(r"GLOBAL (\S+)", str(error))
+            reason = "it is another kind of file: a web page, perhaps, or Git LFS' pointer to the file"
+            if found:
+                reason = f"it holds {found[1]} beside tensors, and reading Python objects could run any code"
         raise BenchmarkError(
             f"pretrained={pretrained} cannot be read as a state dict ({reason}). Give a file made by torch.save of "
             "a torchvision network's state_dict(), or imagenet, or none."
         ) from None
     try:
-        return _network_in(contents, expected)
+        state = _network_in(contents, expected)
     except ValueError as error:
         raise BenchmarkError(f"pretrained={pretrained} does not hold torchvision's {name}: {error}.") from None
-
-
-def _refuse_not_finite(weights: dict[str, Tensor]) -> None:
-    """Refuse weights that training has broken: a network that starts with them can learn nothing.
-
-    Raises:
-        ValueError: some are NaN or infinite.
-    """
-    bad = {key: int(n) for key, value in weights.items() if (n := (~torch.isfinite(value)).sum())}
-    if bad:
-        key = next(iter(bad))
-        raise ValueError(
-            f"{len(bad)} of its entries hold NaN or infinite values, such as {key} ({bad[key]:,} of "
-            f"{weights[key].numel():,})"
-        )
+    try:
+        refuse_not_finite(state)
+    except ValueError as error:
+        raise BenchmarkError(f"pretrained={pretrained} cannot be used: {error}.") from None
+    return state
 
 
 def _network_in(contents: Any, expected: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -84,7 +81,7 @@ def _network_in(contents: Any, expected: dict[str, Tensor]) -> dict[str, Tensor]
     network is meant. What stands beside it is not used; the last layer (`fc`) need not be there, as the head is new.
 
     Raises:
-        ValueError: no place holds a whole network, or several do; or its values are not finite.
+        ValueError: no place holds a whole network, or several do.
     """
     first = next(iter(expected))
     places: dict[str, dict[str, Any]] = {}
@@ -107,9 +104,7 @@ def _network_in(contents: Any, expected: dict[str, Tensor]) -> dict[str, Tensor]
         shown = "; ".join(complaints[:SHOWN]) + ("; ..." if len(complaints) > SHOWN else "")
         n = f"{len(complaints)} entr{'ies are' if len(complaints) > 1 else 'y is'}"
         raise ValueError(f"{n} missing, of another shape or not its own{where}: {shown}")
-    found = {key: value.to(expected[key].dtype) for key, value in places[whole[0]].items()}
-    _refuse_not_finite(found)
-    return found
+    return {key: value.to(expected[key].dtype) for key, value in places[whole[0]].items()}
 
 
 def _dictionaries(contents: Any, name: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
@@ -156,7 +151,7 @@ def weights_sha256(name: str, pretrained: str) -> str:
     """What the pretrained weights are, whatever their file is called; "" for a random start.
 
     Raises:
-        BenchmarkError: they cannot be had, or hold values that are not finite.
+        BenchmarkError: they cannot be had or used.
     """
     if pretrained == "none":
         return ""
@@ -165,12 +160,6 @@ def weights_sha256(name: str, pretrained: str) -> str:
         from debiasbench.nets.transformer import encoder_weights
 
         weights = encoder_weights(pretrained)  # not kept: each network reads its own
-        try:
-            _refuse_not_finite(weights)
-        except ValueError as error:
-            raise BenchmarkError(
-                f"The encoder {pretrained} is damaged: {error}. Fetch it again, or name another: encoder=FOLDER."
-            ) from None
     else:
         weights = pretrained_weights(name, pretrained)
     for key, value in sorted(weights.items()):

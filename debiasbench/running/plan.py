@@ -171,12 +171,12 @@ def _weights_of(cell: Cell) -> str:
     return weights_sha256(cell.recipe["net"], cell.recipe["pretrained"])
 
 
-def check_data(datasets: Sequence[Dataset], data_dir: Path) -> None:
-    """Refuse to start while files are missing, naming them all."""
+def check_data(datasets: Sequence[Dataset], data_dir: Path, *, with_x: bool = True) -> None:
+    """Refuse to start while files are missing, naming them all; without `with_x`, those that `build_labels` needs."""
     problems = []
     for dataset in {(dataset.name, repr(dataset)): dataset for dataset in datasets}.values():
         with raised_by(f"needed_files of {dataset.name} failed"):
-            needed = dataset.needed_files(data_dir)
+            needed = [file for file in dataset.needed_files(data_dir) if with_x or not file.for_x_alone]
         if not needed:
             continue
         lines = [f"The data of {dataset.name} are not complete. Needed:"]

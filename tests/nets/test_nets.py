@@ -325,10 +325,12 @@ def test_weights_are_known_by_what_they_hold(weights_file, tmp_path):
         (b"hello", "cannot be read as a state dict"),
         ({"a": torch.zeros(2)}, "does not hold torchvision's resnet18: 101 entries"),
         (torch.zeros(3), "does not hold torchvision's resnet18: 100 entries"),
-        ({"state_dict": {}, "options": pathlib.PurePosixPath("x")}, r"\(it holds Python objects beside tensors"),
+        ({"state_dict": {}, "options": pathlib.PurePosixPath("x")}, r"\(it holds pathlib\S* beside tensors, .*run any"),
+        (b"<html><body>Please log in</body></html>", r"\(it is another kind of file: a web page, perhaps"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", r"\(it is another kind of file: .*Git LFS"),
         ({"state_dict": "a word", "epoch": 3}, "does not hold torchvision's resnet18: 102 entries"),
     ],
-    ids=["absent", "empty", "no weights", "of another network", "a tensor", "objects", "a word"],
+    ids=["absent", "empty", "no weights", "of another network", "a tensor", "objects", "a page", "a pointer", "a word"],
 )
 def test_wrong_weights_are_refused(tmp_path, contents, message):
     path = tmp_path / "weights.pth"
@@ -444,7 +446,8 @@ def test_weights_that_are_not_finite_are_refused(value, kind, tmp_path):
     state["layer2.0.bn1.running_var"][3] = float(value)
     path = saved(WRAPPED[kind](state), tmp_path / "weights.pth")
     with pytest.raises(
-        BenchmarkError, match=r"1 of its entries hold NaN or .* layer2\.0\.bn1\.running_var \(1 of 128\)"
+        BenchmarkError,
+        match=r"cannot be used: 1 of its entries hold NaN or .* layer2\.0\.bn1\.running_var \(1 of 128\)",
     ):
         check_net("resnet18", path)
 

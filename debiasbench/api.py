@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,8 @@ def run(  # noqa: PLR0913 - the command line's options
     keep_changed: bool = False,
     save_weights: bool = False,
     reuse: bool = True,
+    download: bool = False,
+    skip_missing: bool = False,
     reference: str | None = None,
     cache_dir: str | Path | None = None,
     progress: bool = False,
@@ -48,6 +51,8 @@ def run(  # noqa: PLR0913 - the command line's options
         rerun: which cells run: "missing", "failed", "changed" (also of methods whose code has changed) or "all".
         keep_changed: count cells as finished although their method's code has changed.
         reuse: train equal stages of several cells once.
+        download: fetch missing data first, as `debiasbench prepare` does.
+        skip_missing: leave out datasets whose data are missing (still), with a warning for each.
         reference: the method that a report tests the others against; default: the first.
         progress: show the live display.
 
@@ -67,8 +72,11 @@ def run(  # noqa: PLR0913 - the command line's options
     options = RunOptions(
         data_dir=to_path(data_dir) if data_dir else default_data_dir(), results_dir=results, device=device,
         workers=workers, rerun=rerun, keep_changed=keep_changed, save_weights=save_weights, reuse=reuse,
+        download=download, skip_missing=skip_missing,
     )  # fmt: skip
     ready = plan_grid(asked, options)
+    for data, reason in ready.left_out.items():
+        warnings.warn(f"Left out: {data}. {reason}", stacklevel=2)
     if progress:
         from debiasbench.running.progress import Display
 

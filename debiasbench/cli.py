@@ -104,6 +104,12 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--log", nargs="+", metavar="L", default=[], help="log finished cells: tensorboard, wandb (extra packages)"
     )
+    run.add_argument(
+        "--download", action="store_true", help="fetch missing data first, as `debiasbench prepare` does, and go on"
+    )
+    run.add_argument(
+        "--skip-missing", action="store_true", help="leave out datasets whose data are missing, and say which"
+    )
     run.add_argument("--dry-run", action="store_true", help="show cells, skips and cost, and stop")
     run.add_argument("--list", action="store_true", help="list methods and datasets, and stop")
     _places(run, data=True, results=True)
@@ -275,6 +281,7 @@ def run_command(options: argparse.Namespace) -> int:
             workers=options.workers, rerun=options.rerun, keep_changed=options.keep_changed,
             save_weights=options.save_weights,
             reuse=not options.no_reuse, log=tuple(options.log), dry_run=options.dry_run,
+            download=options.download, skip_missing=options.skip_missing,
         ),
     )  # fmt: skip
     console = _console()
@@ -321,6 +328,8 @@ def _asked(options: argparse.Namespace) -> Experiment:
 
 def _show_plan(console: Console, ready: GridRun, *, every_cell: bool) -> None:
     planned, grid = ready.plan, ready.plan.grid
+    for data, reason in ready.left_out.items():
+        console.print(f"left out: {data}. {reason}", markup=False, soft_wrap=True)
     for notice in grid.notices:
         console.print(f"note: {notice}", markup=False)
     for skip in grid.skips:
@@ -379,6 +388,8 @@ def _report_grid(console: Console, ready: GridRun, *, n_failed: int) -> int:
         experiment=asked if asked.paper or asked.show != "accuracy" else None, data_dir=ready.options.data_dir,
     )  # fmt: skip
     _show_report(console, report)
+    if ready.left_out:  # again, below the tables that lack it
+        console.print(f"left out, as data are missing: {', '.join(ready.left_out)}.", markup=False, soft_wrap=True)
     lost = len(cells) - len(wanted)
     return FAILED if report.failed or lost or n_failed else OK
 

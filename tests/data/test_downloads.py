@@ -4,7 +4,6 @@ import contextlib
 import errno
 import gzip
 import hashlib
-import http.client
 import http.server
 import io
 import logging
@@ -17,7 +16,6 @@ import tarfile
 import textwrap
 import threading
 import types
-import urllib.error
 import zipfile
 from pathlib import Path
 
@@ -29,7 +27,7 @@ import debiasbench
 from debiasbench.cli import main
 from debiasbench.data import downloads
 from debiasbench.data import unpack as unpack_module
-from debiasbench.data.downloads import fetch, fetch_from_drive, torchvision_download
+from debiasbench.data.downloads import fetch, fetch_from_drive
 from debiasbench.data.unpack import unpack
 from debiasbench.datasets import registry
 from debiasbench.errors import BenchmarkError
@@ -257,6 +255,78 @@ def test_http_without_a_checksum_and_other_schemes_are_declined(server, tmp_path
     assert not server.requests
 
 
+# ---- the Hugging Face hub -------------------------------------------------------------------------------------------
+
+HUB = {  # what a dataset writes -> where the hub has it
+    "hf://datasets/owner/data/a.zip": "/datasets/owner/data/resolve/main/a.zip",
+    "hf://datasets/owner/data/deep/er/a b.zip": "/datasets/owner/data/resolve/main/deep/er/a%20b.zip",
+    "hf://datasets/some.owner/my-data_2@v1.0/a.zip": "/datasets/some.owner/my-data_2/resolve/v1.0/a.zip",
+    "hf://datasets/owner/data@0123abc/x@2.zip": "/datasets/owner/data/resolve/0123abc/x%402.zip",
+}
+
+
+@pytest.fixture
+def hub(server, monkeypatch):
+    """The server in place of the hub, as where $HF_ENDPOINT names a mirror."""
+    template = f"{server.url('')}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+    return server
+
+
+@pytest.mark.parametrize("address", HUB)
+def test_files_of_the_hub_are_fetched_and_verified(address, hub, tmp_path):
+    hub.files = {HUB[address]: DATA}
+    fetch(address, tmp_path / "data.bin", sha256=SHA256, size=len(DATA))
+    assert (tmp_path / "data.bin").read_bytes() == DATA
+    assert hub.requests == [HUB[address]]
+    hub.files[HUB[address]] = DATA[::-1]
+    (tmp_path / "data.bin").unlink()
+    with pytest.raises(BenchmarkError, match=r"SHA256 hash of downloaded file .* does not match"):
+        fetch(address, tmp_path / "data.bin", sha256=SHA256, size=len(DATA))
+
+
+def test_the_hub_is_where_the_library_says(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(downloads, "_obtain", lambda sources, *_: asked.extend(sources))
+    fetch("hf://datasets/owner/data@abc/deep/a.zip", tmp_path / "a.zip", sha256=SHA256)
+    assert asked == ["https://huggingface.co/datasets/owner/data/resolve/abc/deep/a.zip"]
+
+
+def test_the_hub_is_one_of_several_mirrors_in_any_place(hub, tmp_path):
+    of_hub = "hf://datasets/owner/data/a.zip"
+    hub.files = {"/last.bin": DATA}
+    fetch([hub.url("/first.bin"), of_hub, hub.url("/last.bin")], tmp_path / "a", sha256=SHA256)
+    assert hub.requests == ["/first.bin", HUB[of_hub], "/last.bin"]
+    hub.requests.clear()
+    hub.files = {HUB[of_hub]: DATA}
+    fetch([hub.url("/first.bin"), of_hub, hub.url("/last.bin")], tmp_path / "b", sha256=SHA256)
+    assert hub.requests == ["/first.bin", HUB[of_hub]]
+    with pytest.raises(BenchmarkError, match=r"\n  http://127.*/datasets/owner/x/resolve/main/a\.zip: HTTP 404"):
+        fetch("hf://datasets/owner/x/a.zip", tmp_path / "c", sha256=SHA256)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "hf://datasets/owner/data",
+        "hf://datasets/data/",
+        "hf://owner/data/a.zip",
+        "hf://spaces/owner/data/a.zip",
+        "hf:x",
+    ],
+)
+def test_addresses_that_the_hub_does_not_have_are_declined(address, hub, tmp_path):
+    with pytest.raises(BenchmarkError, match=r"hf://datasets/OWNER/NAME@REVISION/FILE\)\. Got "):
+        fetch([hub.url(), address], tmp_path / "x", sha256=SHA256)
+    assert not hub.requests
+
+
+def test_the_hub_is_trusted_by_a_checksum_alone(hub, tmp_path):
+    with pytest.raises(BenchmarkError, match="http with a checksum, as files of the hub"):
+        fetch("hf://datasets/owner/data/a.zip", tmp_path / "x", sha256=None)
+    assert not hub.requests
+
+
 def test_a_web_page_that_is_the_file_is_fetched(server, tmp_path):
     server.type = "text/html"
     fetch(server.url(), tmp_path / "page.html", sha256=SHA256)
@@ -432,37 +502,28 @@ def test_without_gdown_or_with_an_old_one_the_extra_is_named(monkeypatch, tmp_pa
     fetch_from_drive("abc", tmp_path / "data.bin", sha256=SHA256)  # put there by hand: gdown is not needed
 
 
-# ---- torchvision ----------------------------------------------------------------------------------------------------
+def test_mirrors_of_a_drive_file_come_first(gdown, server, tmp_path):
+    path = tmp_path / "data.bin"
+    mirrors = [server.url("/none.bin"), server.url()]
+    fetch_from_drive("abc", path, sha256=SHA256, mirrors=mirrors)
+    assert path.read_bytes() == DATA
+    assert server.requests == ["/none.bin", "/data.bin"]
+    assert not gdown.calls
+    path.unlink()
+    gdown.answers = [DATA]
+    server.files = {"/data.bin": DATA[::-1]}
+    fetch_from_drive("abc", path, sha256=SHA256, mirrors=mirrors)
+    assert path.read_bytes() == DATA
+    assert len(gdown.calls) == 1
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        RuntimeError("Error downloading train-images"), urllib.error.URLError("no route"), TimeoutError("timed out"),
-        http.client.IncompleteRead(b""), zipfile.BadZipFile("no zip"), EOFError(),
-    ],
-    ids=lambda error: type(error).__name__,
-)  # fmt: skip
-def test_what_torchvision_raises_is_explained(error):
-    expected = r"could not download cmnist: (.|\n)*and put a.gz into raw"
-    with pytest.raises(BenchmarkError, match=expected), torchvision_download("cmnist", "a.gz into raw"):
-        raise error
-
-
-def test_torchvision_does_not_wait_for_ever():
-    with torchvision_download("cmnist", "a.gz into raw"):
-        assert socket.getdefaulttimeout() == downloads.TIMEOUT
-    assert socket.getdefaulttimeout() is None
-
-
-def test_mistakes_of_the_program_are_not_taken_for_torchvisions():
-    with pytest.raises(KeyError), torchvision_download("cmnist", "a.gz into raw"):
-        raise KeyError("x")
-    told = "downloads of cmnist cannot be written: the disk is full"
-    with pytest.raises(BenchmarkError, match=told), torchvision_download("cmnist", "a.gz into raw"):
-        raise OSError(errno.ENOSPC, "No space left on device")
-    with pytest.raises(BenchmarkError, match=r"^leave out root=$"), torchvision_download("cmnist", "a.gz into raw"):
-        raise BenchmarkError("leave out root=")
+def test_mirrors_do_without_gdown_and_name_the_extra_if_they_fail(server, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gdown", None)
+    fetch_from_drive("abc", tmp_path / "data.bin", sha256=SHA256, mirrors=[server.url()])
+    assert (tmp_path / "data.bin").read_bytes() == DATA
+    told = r"/none\.bin: HTTP 404 .*\n  https://drive.*/abc/view: gdown .* is not installed: pip install .*\n.*By hand"
+    with pytest.raises(BenchmarkError, match=told):
+        fetch_from_drive("abc", tmp_path / "x", sha256=SHA256, mirrors=[server.url("/none.bin")])
 
 
 # ---- archives -------------------------------------------------------------------------------------------------------

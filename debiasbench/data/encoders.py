@@ -178,6 +178,9 @@ def tokenised(name: str, text_sha256: str, texts: Any, n: int, tokenizer: Any, m
         name: what the entry is called on disk, for people.
         text_sha256: of the texts, or of what they follow from.
         texts: a function that gives the n texts; called only if they are not in the cache.
+
+    Raises:
+        BenchmarkError: a text has no token.
     """
     tokenizer.backend_tokenizer.no_truncation()  # both are set by its file or by its last use, and are in its text
     tokenizer.backend_tokenizer.no_padding()
@@ -198,6 +201,11 @@ def _blocks(name: str, texts: Sequence[str], tokenizer: Any, max_length: int) ->
         )["input_ids"]
         block = np.full((len(some), max_length), PADDING, dtype="<i4")
         for place, row in enumerate(rows):
+            if not row:  # where the tokenizer adds none for the beginning or the end
+                raise BenchmarkError(
+                    f"The tokenizer makes no token of text {start + place + 1:,} of {name} ({some[place][:40]!r}). "
+                    "Take it out, or name another encoder: encoder=FOLDER."
+                )
             block[place, : len(row)] = row
         yield block.view(np.uint8)
 

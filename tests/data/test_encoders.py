@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
-from debiasbench.data.encoders import tokenizer_of
+from debiasbench.data.encoders import tokenised, tokenizer_of
 from debiasbench.errors import BenchmarkError
 from debiasbench.nets.build import build_net, check_net
 
@@ -86,6 +86,15 @@ def test_encoders_without_tokens_for_padding_or_masks_are_used(family, save):
 def test_an_encoder_without_any_token_for_padding_is_told_before_texts_are_tokenised(family, changes, save):
     with pytest.raises(BenchmarkError, match=r"has neither a padding token nor .* cannot be in one batch"):
         tokenizer_of(save(family, **changes), 20)
+
+
+@pytest.mark.parametrize("text", [" ", "\n\t", "\u2003"])
+def test_a_text_without_any_token_is_named(text, save):
+    """A batch of such texts would have no width."""
+    tokenizer = tokenizer_of(save("gpt2"), 20)
+    texts = ["the day", text, "fool"]
+    with pytest.raises(BenchmarkError, match=r"makes no token of text 2 of some texts \('"):
+        tokenised("some texts", f"of {text}", lambda: texts, 3, tokenizer, 20)
 
 
 @pytest.mark.parametrize("family", ["t5", "xlnet"])

@@ -138,7 +138,7 @@ class CCIFAR(Dataset):
         return [] if self._from_archive(data_dir) else shortfalls(self._plain(data_dir))
 
     def prepare(self, data_dir: Path) -> None:
-        """Unpack the archive, if it was put beside its folder; else torchvision downloads and verifies CIFAR-10."""
+        """Unpack the archive, if it was put beside its folder; else CIFAR-10 from its mirrors."""
         packed = self._packed(data_dir)
         if self._from_archive(data_dir) and packed.is_file():
             unpack(packed, packed.parent)

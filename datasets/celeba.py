@@ -37,6 +37,7 @@ from debiasbench.samples import Samples, Splits
 
 PARTS = ("train", "valid", "test")  # 0, 1, 2 in the partition list
 SOURCE = "the CelebA pages of its authors (mmlab.ie.cuhk.edu.hk/projects/CelebA.html), folder Img and Anno"
+MIRRORS = {"img_align_celeba.zip": ["https://s3.amazonaws.com/pytorch-tutorial-assets/img_align_celeba.zip"]}
 DRIVE = {  # file -> (its id, SHA-256), as TensorFlow Datasets has them
     "img_align_celeba.zip": (
         "0B7EVK8r0v71pZjFTYXZWM3FlRnM", "46fb89443c578308acf364d7d379fe1b9efb793042c0af734b6112e4fd3a8c74",
@@ -92,13 +93,13 @@ class CelebA(Dataset):
         return shortfalls({_images(folder) or folder / IMAGES: 202_599})
 
     def prepare(self, data_dir: Path) -> None:
-        """From the authors' Google Drive."""
+        """From the authors' Google Drive, and the images first from the copy that PyTorch's tutorials use."""
         folder = self.folder(data_dir)
         for name, (file_id, sha256) in DRIVE.items():
             images = name == "img_align_celeba.zip"
             if _images(folder) if images else _find(folder, name):
                 continue
-            path = fetch_from_drive(file_id, folder / name, sha256=sha256)
+            path = fetch_from_drive(file_id, folder / name, sha256=sha256, mirrors=MIRRORS.get(name, ()))
             if images:
                 unpack(path, folder)
                 path.unlink()

@@ -84,7 +84,8 @@ class ImageFolder(Dataset):
         if self.root and self.folder(data_dir).is_dir():
             return []
         example = "name it: imagefolder:root=FOLDER,title=NAME"
-        return [NeededFile(Path(self.root or "FOLDER"), "train/<class>/*, test/<class>/* or images.csv", example)]
+        root = self.folder(data_dir) if self.root else Path("FOLDER")
+        return [NeededFile(root, "train/<class>/*, test/<class>/* or images.csv", example)]
 
     def draws(self, data_dir: Path) -> bool:
         return not self.rows["valid"]

@@ -33,6 +33,7 @@ class NeededFile:
     size: str  # for people: "9.9 MB"
     source: str  # an address, or a sentence on how to get it
     downloads: bool = False  # True: `debiasbench prepare` fetches it by itself
+    for_x_alone: bool = False  # True: labels, biases and groups are read without it (`Dataset.build_labels`)
 
 
 class Dataset(Parameters, ABC):
@@ -129,6 +130,10 @@ class Dataset(Parameters, ABC):
         Raises:
             BenchmarkError: a file is missing, cut off, or not what it should be; the message names it.
         """
+
+    def build_labels(self, data_dir: Path) -> Splits:
+        """As `build`, for `debiasbench inspect`: x may be left empty, (N, 0), where what it is made of is missing."""
+        return self.build(data_dir)
 
     def draws(self, data_dir: Path) -> bool:
         """Whether the data seed changes the data; False where they are read as they are."""

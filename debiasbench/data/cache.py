@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from debiasbench.files import explained_errors, open_for_writing, write_atomically
+from debiasbench.files import explained_errors, open_for_writing, to_path, write_atomically
 
 CACHE_VARIABLE = "DEBIASBENCH_CACHE"
 Part = TypeVar("Part")
@@ -45,8 +45,8 @@ class Cached:
 
 def cache_dir() -> Path:
     """$DEBIASBENCH_CACHE (the command line's --cache-dir), or a folder of the user's own."""
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "debiasbench"
-    return Path(os.environ.get(CACHE_VARIABLE) or default)
+    given = os.environ.get(CACHE_VARIABLE)
+    return to_path(given or to_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "debiasbench")
 
 
 def cached(

@@ -16,7 +16,7 @@ from debiasbench.plugins import is_shipped
 from debiasbench.records import Record, Result, find_record, read_record
 
 if TYPE_CHECKING:
-    from debiasbench.datasets import Dataset
+    from debiasbench.datasets import Dataset, NeededFile
 RERUN = ("missing", "failed", "changed", "all")
 
 
@@ -178,23 +178,27 @@ def _weights_of(cell: Cell) -> str:
     return weights_sha256(cell.recipe["net"], cell.recipe["pretrained"])
 
 
-def check_data(datasets: Sequence[Dataset], data_dir: Path) -> None:
-    """Refuse to start while files are missing, naming them all."""
+def check_data(datasets: Sequence[Dataset], data_dir: Path, *, with_x: bool = True) -> None:
+    """Refuse to start while files are missing, naming them all; without `with_x`, those that `build_labels` needs."""
     problems = []
     for dataset in {(dataset.name, repr(dataset)): dataset for dataset in datasets}.values():
         with raised_by(f"needed_files of {dataset.name} failed"):
-            needed = dataset.needed_files(data_dir)
-        if not needed:
-            continue
-        lines = [f"The data of {dataset.name} are not complete. Needed:"]
-        lines += [f"  {file.path} ({file.size}) from: {file.source}" for file in needed]
-        if all(file.downloads for file in needed):
-            lines.append(f"  To download them: debiasbench prepare {dataset.name} --data-dir {data_dir}")
-        else:
-            lines.append(f"  Put them there, or name their place: --data-dir DIR, or {dataset.name}:root=DIR.")
-        problems.append("\n".join(lines))
+            needed = [file for file in dataset.needed_files(data_dir) if with_x or not file.for_x_alone]
+        if needed:
+            problems.append(missing(dataset, needed, data_dir))
     if problems:
         raise BenchmarkError("\n".join(dict.fromkeys(problems)))
+
+
+def missing(dataset: Dataset, needed: Sequence[NeededFile], data_dir: Path) -> str:
+    """What a dataset lacks: each file, how big it is, where it comes from, and what to do."""
+    lines = [f"The data of {dataset.name} are not complete. Needed:"]
+    lines += [f"  {file.path} ({file.size}) from: {file.source}" for file in needed]
+    if all(file.downloads for file in needed):
+        lines.append(f"  To download them: debiasbench prepare {dataset.name} --data-dir {data_dir}")
+    else:
+        lines.append(f"  Put them there, or name their place: --data-dir DIR, or {dataset.name}:root=DIR.")
+    return "\n".join(lines)
 
 
 def data_key(cell: Cell) -> str:

@@ -16,6 +16,7 @@ from debiasbench.records import check_writable, read_record
 from debiasbench.running import logs
 from debiasbench.running.executor import Event, Settings, run_cells, run_cells_here, worker_devices
 from debiasbench.running.plan import Plan, data_key, plan
+from debiasbench.running.preparation import with_data
 from debiasbench.running.runner import failed_record
 
 
@@ -28,6 +29,8 @@ class RunOptions:
         rerun: "missing", "failed", "changed" or "all". keep_changed: count as finished what other code made.
         save_weights: keep the trained networks.
         reuse: train equal stages of several cells once. log: loggers of finished cells ("tensorboard", "wandb").
+        download: fetch missing data first, as `debiasbench prepare` does. skip_missing: leave out datasets whose data
+            are missing (still), and say so.
         dry_run: only plan.
     """
 
@@ -40,17 +43,24 @@ class RunOptions:
     save_weights: bool = False
     reuse: bool = True
     log: tuple[str, ...] = ()
+    download: bool = False
+    skip_missing: bool = False
     dry_run: bool = False
 
 
 @dataclass(frozen=True)
 class GridRun:
-    """A grid that is ready to run: what was asked for (with its reference by title), the plan, and the workers."""
+    """A grid that is ready to run: what was asked for (with its reference by title), the plan, and the workers.
+
+    Attributes:
+        left_out: datasets that are not run, with their numbers of cells -> what is missing (`skip_missing`).
+    """
 
     asked: Experiment
     options: RunOptions
     plan: Plan
     settings: Settings
+    left_out: dict[str, str]
 
     @property
     def methods(self) -> list[str]:
@@ -73,7 +83,7 @@ def plan_grid(asked: Experiment, options: RunOptions) -> GridRun:
         shared_recipes=asked.shared_recipes,
     )
     logs.check(options.log)
-    asked = replace(asked, reference=_reference(asked.reference, grid.cells))
+    _reference(asked.reference, grid.cells)  # a slip is told before anything is fetched
     weights = options.save_weights or asked.needs_weights
     settings = Settings(
         data_dir=options.data_dir.absolute(),  # whatever folder a method changes to
@@ -83,12 +93,16 @@ def plan_grid(asked: Experiment, options: RunOptions) -> GridRun:
         reuse=options.reuse and options.rerun != "all",  # what was kept would make a check of equality void
     )
     if not options.dry_run:
-        check_writable(options.results_dir)  # before the data are built
+        check_writable(options.results_dir)  # before the data are fetched or built
+    grid, left_out = with_data(
+        grid, options.data_dir, download=options.download, skip_missing=options.skip_missing, dry_run=options.dry_run
+    )
+    asked = replace(asked, reference=_reference(asked.reference, grid.cells))
     planned = plan(
         grid, data_dir=options.data_dir, results_dir=options.results_dir, rerun=options.rerun,
         keep_changed=options.keep_changed, weights=weights, device_kind=settings.device_kind,
     )  # fmt: skip
-    return GridRun(asked, options, planned, settings)
+    return GridRun(asked, options, planned, settings, left_out)
 
 
 def run_grid(ready: GridRun, handle: Callable[[Event], None]) -> None:

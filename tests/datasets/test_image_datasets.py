@@ -875,6 +875,7 @@ def test_celeba_fetches_what_is_missing_and_refuses_what_was_not_published(tmp_p
     gdown = types.SimpleNamespace(download=download, DownloadError=RuntimeError)
     monkeypatch.setitem(sys.modules, "gdown", gdown)
     monkeypatch.setattr("pooch.core.time.sleep", lambda _: None)  # between attempts
+    monkeypatch.setattr(module, "MIRRORS", {})
     assert list(module.DRIVE) == ["img_align_celeba.zip", "list_attr_celeba.txt", "list_eval_partition.txt"]
     sums = {name: sha256 for name, (_, sha256) in module.DRIVE.items()}
     monkeypatch.setattr(module, "DRIVE", {name: (name, sha256) for name, sha256 in sums.items()})
@@ -888,6 +889,19 @@ def test_celeba_fetches_what_is_missing_and_refuses_what_was_not_published(tmp_p
     assert set(asked) == {"img_align_celeba.zip", "list_attr_celeba.txt"}  # the other list is there
     assert not list(small_celeba.glob("*.zip"))
     assert new("celeba").build(tmp_path).fingerprint() == before
+
+
+def test_celeba_takes_its_images_from_a_copy_before_drive(tmp_path, monkeypatch):
+    module = sys.modules[datasets.get("celeba")[0].__module__]
+    asked = {}
+    monkeypatch.setattr(module, "fetch_from_drive", lambda _, path, **how: asked.update({path.name: how}) or path)
+    monkeypatch.setattr(module, "unpack", lambda *_: (tmp_path / "celeba").mkdir())
+    monkeypatch.setattr(Path, "unlink", lambda *_: None)
+    new("celeba").prepare(tmp_path)
+    assert {name: how["sha256"] for name, how in asked.items()} == {
+        name: sha for name, (_, sha) in module.DRIVE.items()
+    }
+    assert [name for name, how in asked.items() if how["mirrors"]] == ["img_align_celeba.zip"]
 
 
 # ---- recipes ------------------------------------------------------------------------------------------------------

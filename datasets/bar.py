@@ -20,10 +20,9 @@ Source: J. Nam et al., NeurIPS 2020; images under mixed terms, for research.
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from debiasbench.data.downloads import fetch
-from debiasbench.data.images import decode, has_images, image_files, shortfalls
+from debiasbench.data.images import decode, has_images, image_files, other_files, remarks, shortfalls
 from debiasbench.data.unpack import unpack
 from debiasbench.datasets import Dataset, NeededFile, Recipe, at_least
 from debiasbench.errors import BenchmarkError
@@ -91,22 +90,22 @@ class BAR(Dataset):
         if absent:
             raise BenchmarkError(f"{folder / 'train'} has no image of {', '.join(absent)} (<action>_<n>.jpg).")
         rest, tenth = stratified(y["train"], 0.1, derived_generator("data", self.data_seed))
+        paths |= {"train": [paths["train"][row] for row in rest], "valid": [paths["train"][row] for row in tenth]}
+        y |= {"train": y["train"][rest], "valid": y["train"][tenth]}
+        images = {split: decode(f"{self.name}-{split}", some, size=self.size) for split, some in paths.items()}
         splits = {
-            "train": self._read("train", [paths["train"][row] for row in rest], y["train"][rest]),
-            "valid": self._read("valid", [paths["train"][row] for row in tenth], y["train"][tenth]),
-            "test": self._read("test", paths["test"], y["test"]),
+            split: Samples(one.x, y[split], torch.full((len(one.x), 1), -1), x_sha256=one.sha256)
+            for split, one in images.items()
         }
         counts = {split: len(samples) for split, samples in splits.items()}
         as_published = "as published" if counts == self.official_counts else "not as published"
+        others = other_files(folder / "train", folder / "test")
+        note = f"Counts are {as_published}; no checksums of the images were published, so they are not verified."
         return Splits.of(
             splits,
             official=False,  # nobody published checksums: images that were re-encoded cannot be told from others
-            note=f"Counts are {as_published}; no checksums of the images were published, so they are not verified.",
+            note=" ".join([note, *remarks(images.values(), others)]),
         )
-
-    def _read(self, split: str, paths: list[Path], y: Tensor) -> Samples:
-        images = decode(f"{self.name}-{split}", paths, size=self.size)
-        return Samples(images.x, y, torch.full((len(y), 1), -1), x_sha256=images.sha256)
 
 
 def _published(folder: Path) -> dict[Path, int]:

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from debiasbench.data.images import decode, has_images, image_files, shortfalls
+from debiasbench.data.images import decode, has_images, image_files, other_files, remarks, shortfalls
 from debiasbench.data.unpack import unpack
 from debiasbench.datasets import Dataset, NeededFile, Recipe, one_of
 from debiasbench.errors import BenchmarkError
@@ -85,29 +85,34 @@ class BFFHQ(Dataset):
     def build(self, data_dir: Path) -> Splits:
         """Training images of one part, and the whole of validation and test."""
         folder = self.folder(data_dir)
-        parts = {"train": folder / self.part, "valid": folder / "valid", "test": folder / "test"}
-        splits = {split: self._read(split, path) for split, path in parts.items()}
-        for split, samples in splits.items():
-            if samples.x.shape[1:] != splits["train"].x.shape[1:]:
-                raise BenchmarkError(f"The images of {parts[split]} are of another size than those for training.")
+        train = folder / self.part
+        places = {
+            "train": (train / "align", train / "conflict"),
+            "valid": (folder / "valid",),
+            "test": (folder / "test",),
+        }
+        paths = {split: image_files(*some, below=split == "train") for split, some in places.items()}
+        attributes = {split: torch.tensor([attributes_of(path) for path in some]) for split, some in paths.items()}
+        _refuse_misplaced(paths["train"], attributes["train"], train)
+        images = {split: decode(f"{self.name}-{split}", some) for split, some in paths.items()}
+        splits = {}
+        for split, one in images.items():
+            if one.x.shape[1:] != images["train"].x.shape[1:]:
+                raise BenchmarkError(f"The images of {folder / split} are of another size than those for training.")
+            splits[split] = Samples(one.x, attributes[split][:, 0], attributes[split][:, 1:], x_sha256=one.sha256)
         counts = {split: len(samples) for split, samples in splits.items()}
         n_conflict = int(splits["train"].conflicting.sum())
         as_published = counts == self.official_counts and (self.part, n_conflict) == ("0.5pct", 96)
+        note = (
+            f"Counts are {'as published' if as_published else 'not those published for 0.5pct'}; no checksums of "
+            "the images were published, so they are not verified."
+        )
+        others = [path for split, some in places.items() for path in other_files(*some, below=split == "train")]
         return Splits.of(
             splits,
             official=False,  # nobody published checksums
-            note=f"Counts are {'as published' if as_published else 'not those published for 0.5pct'}; no checksums of "
-            "the images were published, so they are not verified.",
+            note=" ".join([note, *remarks(images.values(), others)]),
         )
-
-    def _read(self, split: str, folder: Path) -> Samples:
-        sides = (folder / "align", folder / "conflict") if split == "train" else (folder,)
-        paths = [path for side in sides for path in image_files(side, below=split == "train")]
-        attributes = torch.tensor([attributes_of(path) for path in paths])
-        if split == "train":
-            _refuse_misplaced(paths, attributes, folder)
-        images = decode(f"{self.name}-{split}", paths)
-        return Samples(images.x, attributes[:, 0], attributes[:, 1:], x_sha256=images.sha256)
 
 
 def _refuse_misplaced(paths: list[Path], attributes: Tensor, folder: Path) -> None:

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from debiasbench.data import corruptions
-from debiasbench.data.cache import cached
+from debiasbench.data.cache import Cached, cached
 from debiasbench.data.cifar import (
     CIFAR_RECIPE,
     CLASS_NAMES,
@@ -45,7 +45,7 @@ from debiasbench.data.cifar import (
     shortfalls,
 )
 from debiasbench.data.colouring import TEST_RATIO, block_conflicts
-from debiasbench.data.images import decode, has_images, image_files, read_image
+from debiasbench.data.images import decode, has_images, image_files, other_files, read_image, remarks
 from debiasbench.data.unpack import unpack
 from debiasbench.datasets import Dataset, NeededFile, between, one_of
 from debiasbench.errors import BenchmarkError
@@ -138,7 +138,7 @@ class CCIFAR(Dataset):
         return [] if self._from_archive(data_dir) else shortfalls(self._plain(data_dir))
 
     def prepare(self, data_dir: Path) -> None:
-        """Unpack the archive, if it was put beside its folder; else torchvision downloads and verifies CIFAR-10."""
+        """Unpack the archive, if it was put beside its folder; else CIFAR-10 from its mirrors."""
         packed = self._packed(data_dir)
         if self._from_archive(data_dir) and packed.is_file():
             unpack(packed, packed.parent)
@@ -188,23 +188,26 @@ class CCIFAR(Dataset):
             raise BenchmarkError(f"{misplaced[0]} is not in the folder that its name gives. Unpack the archive again.")
         n_aligned, n_conflict = len(paths["align"]), len(paths["conflict"])
         paths = {"train": paths["align"] + paths["conflict"], "valid": paths["valid"], "test": paths["test"]}
-        splits = {split: self._decoded(split, some) for split, some in paths.items()}
+        images = {split: self._decoded(split, some) for split, some in paths.items()}
+        splits = {}
+        for split, one in images.items():
+            attributes = torch.tensor([attributes_of(path) for path in paths[split]])
+            splits[split] = Samples(one.x, attributes[:, 0], attributes[:, 1:], x_sha256=one.sha256)
+        others = other_files(*self._archive(data_dir).values(), below=True)
         note = (
             f"Read from the archive's files ({n_aligned:,} aligned and {n_conflict:,} conflicting training images); "
             "its counts and checksums were never published."
         )
-        return Splits.of(splits, official=False, note=note)
+        return Splits.of(splits, official=False, note=" ".join([note, *remarks(images.values(), others)]))
 
-    def _decoded(self, split: str, paths: list[Path]) -> Samples:
-        attributes = torch.tensor([attributes_of(path) for path in paths])
+    def _decoded(self, split: str, paths: list[Path]) -> Cached:
         shape = read_image(paths[0]).shape
         if shape != (3, corruptions.SIZE, corruptions.SIZE):
             raise BenchmarkError(
                 f"{paths[0]} is {shape[2]} x {shape[1]} pixels; the archive's images are {corruptions.SIZE} x "
                 f"{corruptions.SIZE}. Is this {ARCHIVE}?"
             )
-        images = decode(f"{self.name}-{split}", paths)
-        return Samples(images.x, attributes[:, 0], attributes[:, 1:], x_sha256=images.sha256)
+        return decode(f"{self.name}-{split}", paths)
 
     # ---- the generator ----------------------------------------------------------------------------------------------
 

@@ -6,9 +6,11 @@ device). Label: Blond_Hair. Bias: Male. Groups are numbered 2 blond + male, as b
 men count as conflicting: the one small group, and the worst group of plain training. Their fraction is a fact of the
 data and was not built in, so `conflict_ratio` is unknown: JTT takes its authors' factor instead.
 
-Layout, as torchvision and the authors have it: celeba/img_align_celeba/<n>.jpg, celeba/list_attr_celeba.txt,
-celeba/list_eval_partition.txt (plain or .gz). 162,770 / 19,867 / 19,962 images; training groups 71,629 / 66,874 /
-22,880 / 1,387. A subset works with lists of its own and is marked as one in every table.
+Layout, as torchvision has it: celeba/img_align_celeba/<n>.jpg, celeba/list_attr_celeba.txt,
+celeba/list_eval_partition.txt. Also read as others pack it: the authors' folders Img, Anno and Eval; a folder
+img_align_celeba in another of its name, and lists as .csv, as on Kaggle; lists as .gz; images whose ending is not that
+of the list (.png, .JPG). 162,770 / 19,867 / 19,962 images; training groups 71,629 / 66,874 / 22,880 / 1,387. A subset
+works with lists of its own and is marked as one in every table.
 
 Headlines: acc_worst (worst of the four groups, the paper's Table 3), acc_avg, and the mean over groups
 (acc_groupmean; the "unbiased" accuracy of BPA and the paper's Table 15). Recipe: Table 6, no augmentation.
@@ -16,8 +18,10 @@ Headlines: acc_worst (worst of the four groups, the paper's Table 3), acc_avg, a
 Source: Z. Liu et al., ICCV 2015; for non-commercial research only.
 """
 
+import csv
 import gzip
 import hashlib
+import zlib
 from collections import Counter
 from pathlib import Path
 
@@ -25,7 +29,7 @@ import numpy as np
 import torch
 
 from debiasbench.data.downloads import fetch_from_drive
-from debiasbench.data.images import decode, has_images, shortfalls
+from debiasbench.data.images import contents, decode, folder_of_images, remarks, shortfalls
 from debiasbench.data.unpack import unpack
 from debiasbench.datasets import Dataset, NeededFile, Recipe
 from debiasbench.errors import BenchmarkError
@@ -33,6 +37,7 @@ from debiasbench.samples import Samples, Splits
 
 PARTS = ("train", "valid", "test")  # 0, 1, 2 in the partition list
 SOURCE = "the CelebA pages of its authors (mmlab.ie.cuhk.edu.hk/projects/CelebA.html), folder Img and Anno"
+MIRRORS = {"img_align_celeba.zip": ["https://s3.amazonaws.com/pytorch-tutorial-assets/img_align_celeba.zip"]}
 DRIVE = {  # file -> (its id, SHA-256), as TensorFlow Datasets has them
     "img_align_celeba.zip": (
         "0B7EVK8r0v71pZjFTYXZWM3FlRnM", "46fb89443c578308acf364d7d379fe1b9efb793042c0af734b6112e4fd3a8c74",
@@ -44,7 +49,11 @@ DRIVE = {  # file -> (its id, SHA-256), as TensorFlow Datasets has them
         "0B7EVK8r0v71pY0NSMzRuSXJEVkk", "fc955bcb3ef8fbdf7d5640d9a8693a8431b5f2ee291a5c1449a1549e7e073fe7",
     ),
 }  # fmt: skip
-OFFICIAL_TRAIN_GROUPS = [71_629, 66_874, 22_880, 1_387]
+# SHA-256 of "<name> <blond> <male> <part>\n" of the authors' lists, row by row, in whatever file they are
+OFFICIAL_ROWS = "888120acb97775e4ec7527af452fa0a938c1aefd19ed8fdacb518c451cad0918"
+IMAGES = "img_align_celeba"
+IMAGE_PLACES = (IMAGES, f"Img/{IMAGES}", f"{IMAGES}_png", f"Img/{IMAGES}_png")
+LIST_PLACES = ("", "Anno", "Eval")
 
 
 class CelebA(Dataset):
@@ -71,10 +80,8 @@ class CelebA(Dataset):
         """The folder of images and the two lists."""
         folder = self.folder(data_dir)
         needed = []
-        if not has_images(folder / "img_align_celeba"):
-            needed.append(
-                NeededFile(folder / "img_align_celeba", "202,599 images, 1.4 GB (img_align_celeba.zip)", SOURCE, True)
-            )
+        if _images(folder) is None:
+            needed.append(NeededFile(folder / IMAGES, "202,599 images, 1.4 GB (img_align_celeba.zip)", SOURCE, True))
         for name, size in (("list_attr_celeba.txt", "26 MB"), ("list_eval_partition.txt", "2.8 MB")):
             if _find(folder, name) is None:
                 needed.append(NeededFile(folder / name, size, SOURCE, True))
@@ -82,16 +89,17 @@ class CelebA(Dataset):
 
     def shortfalls(self, data_dir: Path) -> list[str]:
         """By the number of images."""
-        return shortfalls({self.folder(data_dir) / "img_align_celeba": 202_599})
+        folder = self.folder(data_dir)
+        return shortfalls({_images(folder) or folder / IMAGES: 202_599})
 
     def prepare(self, data_dir: Path) -> None:
-        """From the authors' Google Drive."""
+        """From the authors' Google Drive, and the images first from the copy that PyTorch's tutorials use."""
         folder = self.folder(data_dir)
         for name, (file_id, sha256) in DRIVE.items():
             images = name == "img_align_celeba.zip"
-            if has_images(folder / "img_align_celeba") if images else _find(folder, name):
+            if _images(folder) if images else _find(folder, name):
                 continue
-            path = fetch_from_drive(file_id, folder / name, sha256=sha256)
+            path = fetch_from_drive(file_id, folder / name, sha256=sha256, mirrors=MIRRORS.get(name, ()))
             if images:
                 unpack(path, folder)
                 path.unlink()
@@ -112,79 +120,107 @@ class CelebA(Dataset):
                 f"{len(part_of):,} of the partition; only in one: {', '.join(without[:3])}, ... Take both lists from "
                 "one source."
             )
-        there = {path.name for path in (folder / "img_align_celeba").iterdir()}
-        missing = [name for name in names if name not in there]
-        if missing:
-            raise BenchmarkError(
-                f"{len(missing):,} of {len(names):,} images are missing in {folder / 'img_align_celeba'}: "
-                f"{', '.join(missing[:3])}, ... Unpack img_align_celeba.zip again; a subset needs lists of its own."
-            )
+        paths = _paths(folder, names)
         parts = np.array([part_of[name] for name in names])
-        splits = {}
+        images, splits = {}, {}
         for number, split in enumerate(PARTS):
             rows = np.flatnonzero(parts == number)
             if not len(rows):
-                raise BenchmarkError(f"{folder / 'list_eval_partition.txt'} has no image of part {number} ({split}).")
-            splits[split] = self._read(folder, split, [names[row] for row in rows], attributes[rows])
-        train = splits["train"]
-        groups = torch.bincount(2 * train.y + train.bias[:, 0], minlength=4).tolist()
-        counts = {split: len(samples) for split, samples in splits.items()}
-        found = {name: _find(folder, name) for name in DRIVE if name.startswith("list")}
-        lists = all(path is not None and _sha256(path) == DRIVE[name][1] for name, path in found.items())
-        whole = counts == self.official_counts and groups == OFFICIAL_TRAIN_GROUPS
-        official = whole and lists and train.x.shape[2:] == (178, 178)
-        return Splits.of(splits, official=official)
+                raise BenchmarkError(
+                    f"{_find(folder, 'list_eval_partition.txt')} has no image of part {number} ({split})."
+                )
+            one = images[split] = decode(f"{self.name}-{split}", [paths[row] for row in rows], square=True)
+            blond, male = torch.from_numpy(attributes[rows]).unbind(1)
+            conflict = (blond == 1) & (male == 1)
+            splits[split] = Samples(one.x, blond, male[:, None], conflict[:, None], one.sha256)
+        renamed = [path for path, name in zip(paths, names, strict=True) if path.name != name]
+        notes = (
+            [f"{len(renamed):,} images have another ending than in the lists ({renamed[0].name})."] if renamed else []
+        )
+        official = (
+            _digest(names, attributes, parts) == OFFICIAL_ROWS
+            and splits["train"].x.shape[2:] == (178, 178)
+            and all(path.suffix.lower() == ".jpg" for path in paths)  # others were made of them
+        )
+        return Splits.of(splits, official=official, note=" ".join([*notes, *remarks(images.values())]))
 
-    def _read(self, folder: Path, split: str, names: list[str], attributes: np.ndarray) -> Samples:
-        paths = [folder / "img_align_celeba" / name for name in names]
-        images = decode(f"{self.name}-{split}", paths, square=True)
-        blond, male = torch.from_numpy(attributes).unbind(1)
-        conflict = (blond == 1) & (male == 1)
-        return Samples(images.x, blond, male[:, None], conflict[:, None], images.sha256)
+
+def _images(folder: Path) -> Path | None:
+    """The folder that the images lie in: one of the usual places, or a folder in it."""
+    found = (folder_of_images(folder / place) for place in IMAGE_PLACES)
+    return next((place for place in found if place is not None), None)
+
+
+def _paths(folder: Path, names: list[str]) -> list[Path]:
+    """The file of each name, whatever its ending.
+
+    Raises:
+        BenchmarkError: some are missing.
+    """
+    place = _images(folder)
+    if place is None:
+        raise BenchmarkError(f"There are no images in {folder / IMAGES}. Unpack {IMAGES}.zip there.")
+    images = contents(place).images
+    there = {path.stem: path for path in images} | {path.name: path for path in images}
+    paths = [there.get(name) or there.get(name.rpartition(".")[0]) for name in names]
+    missing = [name for name, path in zip(names, paths, strict=True) if path is None]
+    if missing:
+        raise BenchmarkError(
+            f"{len(missing):,} of {len(names):,} images are missing in {place}: {', '.join(missing[:3])}, ... Unpack "
+            f"{IMAGES}.zip again; a subset needs lists of its own."
+        )
+    return [path for path in paths if path is not None]
+
+
+def _digest(names: list[str], attributes: np.ndarray, parts: np.ndarray) -> str:
+    """What the lists say, as `OFFICIAL_ROWS` has it."""
+    rows = zip(names, attributes.tolist(), parts.tolist(), strict=True)
+    return hashlib.sha256(
+        "".join(f"{name} {blond} {male} {part}\n" for name, (blond, male), part in rows).encode()
+    ).hexdigest()
 
 
 def read_attributes(folder: Path) -> tuple[list[str], np.ndarray]:
-    """Names of the images and (blond, male) of each, int64 (N, 2), from list_attr_celeba.txt."""
-    path, lines = _lines(folder, "list_attr_celeba.txt")
-    header = lines[1].split() if len(lines) > 1 else []
-    missing = [name for name in ("Blond_Hair", "Male") if name not in header]
-    if not lines or not lines[0].strip().isdigit() or missing:
+    """Names of the images and (blond, male) of each, int64 (N, 2), from list_attr_celeba.txt or .csv."""
+    path, rows = _rows(folder, "list_attr_celeba.txt")
+    n = rows.pop(0) if rows and len(rows[0]) == 1 and rows[0][0].isdigit() else None  # the authors' first line
+    header, start = (rows.pop(0) if rows else []), (2 if n is None else 3)
+    if n is not None:
+        header = ["image_id", *header]  # which the authors' list does not name
+    missing = [name for name in ("image_id", "Blond_Hair", "Male") if name not in header]
+    if missing:
         raise BenchmarkError(
-            f"{path} is no attribute list of CelebA: the first line must be the number of images, the second the "
-            f"names of the attributes{'; ' + ' and '.join(missing) + ' is missing' if missing else ''}."
+            f"{path} is no attribute list of CelebA: the first line must be the number of images and the second the "
+            f"names of the attributes, or, in a .csv, image_id and these names; {' and '.join(missing)} is missing."
         )
-    columns = [1 + header.index("Blond_Hair"), 1 + header.index("Male")]
-    rows = [line.split() for line in lines[2:] if line.strip()]
-    if len(rows) != int(lines[0]):
+    if n is not None and len(rows) != int(n[0]):
         raise BenchmarkError(
-            f"{path} has {len(rows):,} rows, but its first line says {int(lines[0]):,}: it is cut off or was edited."
+            f"{path} has {len(rows):,} rows, but its first line says {int(n[0]):,}: it is cut off or was edited."
         )
-    for number, row in enumerate(rows, start=3):
-        if len(row) != len(header) + 1 or {row[column] for column in columns} - {"-1", "1", "0"}:
+    name_column, *columns = (header.index(name) for name in ("image_id", "Blond_Hair", "Male"))
+    for number, row in enumerate(rows, start=start):
+        if len(row) != len(header) or {row[column] for column in columns} - {"-1", "1", "0"}:
             raise BenchmarkError(
-                f"{path}, line {number}: a name and {len(header)} values of -1 or 1 are needed. "
+                f"{path}, line {number}: a name and {len(header) - 1} values of -1 or 1 are needed. "
                 f"Got {' '.join(row)[:80]}"
             )
-    names = [row[0] for row in rows]
+    names = [row[name_column] for row in rows]
     _refuse_duplicates(path, names)
     return names, np.array([[int(row[column] == "1") for column in columns] for row in rows], dtype=np.int64)
 
 
 def read_partition(folder: Path) -> dict[str, int]:
-    """Name -> 0, 1 or 2, from list_eval_partition.txt."""
-    path, lines = _lines(folder, "list_eval_partition.txt")
-    rows = [line.split() for line in lines if line.strip()]
-    for number, row in enumerate(rows, start=1):
-        if len(row) != 2 or row[1] not in ("0", "1", "2"):
+    """Name -> 0, 1 or 2, from list_eval_partition.txt or .csv."""
+    path, rows = _rows(folder, "list_eval_partition.txt")
+    header, start = ["image_id", "partition"], 1
+    if rows and {*header} <= {*rows[0]}:
+        header, start = rows.pop(0), 2
+    name_column, part_column = header.index("image_id"), header.index("partition")
+    for number, row in enumerate(rows, start=start):
+        if len(row) != len(header) or row[part_column] not in ("0", "1", "2"):
             raise BenchmarkError(f"{path}, line {number}: a name and 0, 1 or 2 are needed. Got {' '.join(row)[:80]}")
-    _refuse_duplicates(path, [name for name, _ in rows])
-    return {name: int(part) for name, part in rows}
-
-
-def _sha256(path: Path) -> str:
-    """Of the file, or of what a .gz holds."""
-    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    _refuse_duplicates(path, [row[name_column] for row in rows])
+    return {row[name_column]: int(row[part_column]) for row in rows}
 
 
 def _refuse_duplicates(path: Path, names: list[str]) -> None:
@@ -193,17 +229,28 @@ def _refuse_duplicates(path: Path, names: list[str]) -> None:
         raise BenchmarkError(f"{path} has {twice[0]} twice: take out one of the rows.")
 
 
-def _lines(folder: Path, name: str) -> tuple[Path, list[str]]:
+def _rows(folder: Path, name: str) -> tuple[Path, list[list[str]]]:
+    """A list, and the fields of its lines: between commas, if there are any, else between blanks.
+
+    Raises:
+        BenchmarkError: the list is missing, or cannot be read.
+    """
     path = _find(folder, name)
     if path is None:
         raise BenchmarkError(f"{folder / name} is missing.")
     try:
         data = path.read_bytes()
-        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
+        lines = [line for line in text.splitlines() if line.strip()]
+        if any("," in line for line in lines[:1]):
+            return path, [[field.strip() for field in row] for row in csv.reader(lines, strict=True)]
+        return path, [line.split() for line in lines]
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
         raise BenchmarkError(f"{path} cannot be read ({error}). Fetch it again.") from None
-    return path, text.splitlines()
 
 
 def _find(folder: Path, name: str) -> Path | None:
-    return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
+    """Where a list is: plain, as a .csv, or either packed; beside the images, or in the authors' folders."""
+    names = [f"{Path(name).stem}{ending}" for ending in (".txt", ".txt.gz", ".csv", ".csv.gz")]
+    paths = (folder / place / one for place in LIST_PLACES for one in names)
+    return next((path for path in paths if path.is_file()), None)

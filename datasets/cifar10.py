@@ -59,7 +59,7 @@ class CIFAR10(Dataset):
         return shortfalls(self.folder(data_dir))
 
     def prepare(self, data_dir: Path) -> None:
-        """Torchvision downloads and verifies CIFAR-10."""
+        """CIFAR-10 from its mirrors."""
         if self.needed_files(data_dir):
             download(self.folder(data_dir))
 

@@ -23,8 +23,10 @@ Source: D. Borkan et al., WWW 2019; P. W. Koh et al., ICML 2021; CC0.
 
 import hashlib
 import os
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -117,21 +119,34 @@ class CivilComments(Dataset):
 
     def build(self, data_dir: Path) -> Splits:
         """The file's own split."""
+        return self._splits(data_dir, tokenizer_of(self.encoder, self.max_length))
+
+    def build_labels(self, data_dir: Path) -> Splits:
+        """As `build`; without an encoder that can be used, without tokens."""
+        try:
+            tokenizer = tokenizer_of(self.encoder, self.max_length)
+        except BenchmarkError as error:
+            splits = self._splits(data_dir, None)
+            return replace(splits, note=f"{splits.note} Texts were not made tokens: {error}")
+        return self._splits(data_dir, tokenizer)
+
+    def _splits(self, data_dir: Path, tokenizer: Any) -> Splits:
         path = self.file(data_dir)
         table = read(path, [column for column in COLUMNS if column != "comment_text"])
         check(table, path)
         file_sha256 = _digest(path)
-        tokenizer = tokenizer_of(self.encoder, self.max_length)
         texts = _Texts(path)
         splits = {}
         for split, word in SPLITS.items():
             rows = (table["split"] == word).to_numpy().nonzero()[0]
             if not len(rows):
                 raise BenchmarkError(f"{path} has no comment whose split is {word!r}. {MEND}")
-            tokens = tokenised(
-                f"{self.name}-{split}", f"{file_sha256} {split}", lambda rows=rows: texts.of(rows), len(rows),
-                tokenizer, self.max_length,
-            )  # fmt: skip
+            tokens = None
+            if tokenizer is not None:
+                tokens = tokenised(
+                    f"{self.name}-{split}", f"{file_sha256} {split}", lambda rows=rows: texts.of(rows), len(rows),
+                    tokenizer, self.max_length,
+                )  # fmt: skip
             splits[split] = self._samples(table.iloc[rows], tokens)
         counts = {split: len(samples) for split, samples in splits.items()}
         as_published = "as published" if counts == self.official_counts else "not as published"
@@ -142,15 +157,15 @@ class CivilComments(Dataset):
             note=f"Counts are {as_published} ({shown}); no checksum of the file was published, so it is not verified.",
         )
 
-    def _samples(self, table: pd.DataFrame, tokens: Cached) -> Samples:
+    def _samples(self, table: pd.DataFrame, tokens: Cached | None) -> Samples:
         y = torch.from_numpy((table["toxicity"] >= 0.5).to_numpy().astype("int64"))
         mentioned = torch.from_numpy((table[list(IDENTITIES)] >= 0.5).to_numpy())  # an empty cell is no mention
         bias = torch.from_numpy((table[[self.groups]] >= 0.5).to_numpy().astype("int64"))
         groups = torch.stack([mentioned & (y == 0)[:, None], mentioned & (y == 1)[:, None]], 2).flatten(1)
-        return Samples(
-            tokens.x, y, bias, torch.zeros_like(bias, dtype=torch.bool), tokens.sha256,
-            length=(tokens.x >= 0).sum(1), groups=groups,
-        )  # fmt: skip
+        conflict = torch.zeros_like(bias, dtype=torch.bool)
+        if tokens is None:
+            return Samples(torch.empty(len(y), 0, dtype=torch.int32), y, bias, conflict, groups=groups)
+        return Samples(tokens.x, y, bias, conflict, tokens.sha256, length=(tokens.x >= 0).sum(1), groups=groups)
 
 
 class _Texts:

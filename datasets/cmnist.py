@@ -86,8 +86,8 @@ class CMNIST(Dataset):
         return MNIST.missing(self.folder(data_dir))
 
     def prepare(self, data_dir: Path) -> None:
-        """Torchvision downloads and verifies MNIST."""
-        prepare({self.folder(data_dir): MNIST}, data_dir, self.root)
+        """MNIST from its mirrors."""
+        prepare({self.folder(data_dir): MNIST})
 
     def build(self, data_dir: Path) -> Splits:
         """54,000 / 6,000 / 10,000 samples, and the validation images at 90 % conflicts as `tune`."""

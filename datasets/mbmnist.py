@@ -95,8 +95,8 @@ class MBMNIST(Dataset):
         return [path for folder, files in self._collections(data_dir).items() for path in files.present(folder)]
 
     def prepare(self, data_dir: Path) -> None:
-        """Torchvision downloads and verifies the collections that are not complete."""
-        prepare(self._collections(data_dir), data_dir, self.root)
+        """The collections that are not complete, from their mirrors."""
+        prepare(self._collections(data_dir))
 
     def build(self, data_dir: Path) -> Splits:
         """54,000 / 6,000 / 10,000 samples, and the validation digits at 90 % conflicts as `tune`."""

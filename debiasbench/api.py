@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from debiasbench.data.cache import CACHE_VARIABLE
 from debiasbench.experiments import Experiment
-from debiasbench.files import default_data_dir
+from debiasbench.files import default_data_dir, to_path
 from debiasbench.records import find_record, read_record
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ def run(  # noqa: PLR0913 - the command line's options
     keep_changed: bool = False,
     save_weights: bool = False,
     reuse: bool = True,
+    download: bool = False,
+    skip_missing: bool = False,
     reference: str | None = None,
     cache_dir: str | Path | None = None,
     progress: bool = False,
@@ -48,6 +51,8 @@ def run(  # noqa: PLR0913 - the command line's options
         rerun: which cells run: "missing", "failed", "changed" (also of methods whose code has changed) or "all".
         keep_changed: count cells as finished although their method's code has changed.
         reuse: train equal stages of several cells once.
+        download: fetch missing data first, as `debiasbench prepare` does.
+        skip_missing: leave out datasets whose data are missing (still), with a warning for each.
         reference: the method that a report tests the others against; default: the first.
         progress: show the live display.
 
@@ -58,17 +63,20 @@ def run(  # noqa: PLR0913 - the command line's options
     from debiasbench.running.run import RunOptions, plan_grid, run_grid
 
     if cache_dir:
-        os.environ[CACHE_VARIABLE] = str(Path(cache_dir).absolute())  # workers inherit it
+        os.environ[CACHE_VARIABLE] = str(to_path(cache_dir).absolute())  # workers inherit it
     asked = Experiment(
         "", list(methods), list(datasets), seeds=seeds if isinstance(seeds, int) else list(seeds), epochs=epochs,
         reference=reference, shared_recipes=shared_recipes, data_seeds=data_seeds,
     )  # fmt: skip
-    results = Path(results_dir)
+    results = to_path(results_dir)
     options = RunOptions(
-        data_dir=Path(data_dir) if data_dir else default_data_dir(), results_dir=results, device=device,
+        data_dir=to_path(data_dir) if data_dir else default_data_dir(), results_dir=results, device=device,
         workers=workers, rerun=rerun, keep_changed=keep_changed, save_weights=save_weights, reuse=reuse,
+        download=download, skip_missing=skip_missing,
     )  # fmt: skip
     ready = plan_grid(asked, options)
+    for data, reason in ready.left_out.items():
+        warnings.warn(f"Left out: {data}. {reason}", stacklevel=2)
     if progress:
         from debiasbench.running.progress import Display
 
@@ -105,4 +113,4 @@ def load_predictor(record: str | Path) -> Any:
     """
     from debiasbench.weights import load
 
-    return load(Path(record))
+    return load(to_path(record))

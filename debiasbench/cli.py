@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from debiasbench.errors import BenchmarkError
+from debiasbench.files import default_data_dir, to_path
 from debiasbench.parameters import suggestion
 
 if TYPE_CHECKING:
@@ -112,12 +113,18 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--log", nargs="+", metavar="L", default=[], help="log finished cells: tensorboard, wandb (extra packages)"
     )
+    run.add_argument(
+        "--download", action="store_true", help="fetch missing data first, as `debiasbench prepare` does, and go on"
+    )
+    run.add_argument(
+        "--skip-missing", action="store_true", help="leave out datasets whose data are missing, and say which"
+    )
     run.add_argument("--dry-run", action="store_true", help="show cells, skips and cost, and stop")
     run.add_argument("--list", action="store_true", help="list methods and datasets, and stop")
     _places(run, data=True, results=True)
 
     report = commands.add_parser("report", help="tables and figures from records alone")
-    report.add_argument("folder", nargs="?", type=Path, default=Path("results"), help="a results folder, or records")
+    report.add_argument("folder", nargs="?", type=to_path, default=Path("results"), help="a results folder, or records")
     report.add_argument(
         "--reference", type=_text, metavar="M", help="test the others against this method (default: the first)"
     )
@@ -162,33 +169,36 @@ def build_parser() -> argparse.ArgumentParser:
         description="Put the records below a folder, with their arrays and weights, into one .zip beside it, which "
         "`report`, `status` and `run` read as they read the folder. The folder stays: delete it when you like.",
     )
-    archive.add_argument("folder", type=Path, help="a folder of records: results/records, or one below it")
-    archive.add_argument("--output", type=Path, metavar="FILE", help="default: FOLDER.zip")
+    archive.add_argument("folder", type=to_path, help="a folder of records: results/records, or one below it")
+    archive.add_argument("--output", type=to_path, metavar="FILE", help="default: FOLDER.zip")
 
     status = commands.add_parser("status", help="what a results folder holds, also while it grows")
-    status.add_argument("folder", nargs="?", type=Path, default=Path("results"))
+    status.add_argument("folder", nargs="?", type=to_path, default=Path("results"))
     return parser
 
 
 def _places(parser: argparse.ArgumentParser, *, data: bool = False, results: bool = False) -> None:
     if data:
-        parser.add_argument("--data-dir", type=Path, metavar="DIR", help="default: $DEBIASBENCH_DATA, or ./data")
+        parser.add_argument("--data-dir", type=to_path, metavar="DIR", help="default: $DEBIASBENCH_DATA, or ./data")
         parser.add_argument(
-            "--cache-dir", type=Path, metavar="DIR", help="for decoded images; default: $DEBIASBENCH_CACHE, or ~/.cache"
+            "--cache-dir",
+            type=to_path,
+            metavar="DIR",
+            help="for decoded images; default: $DEBIASBENCH_CACHE, or ~/.cache",
         )
     if results:
         parser.add_argument(
-            "--results-dir", type=Path, metavar="DIR", default=Path("results"), help="default: ./results"
+            "--results-dir", type=to_path, metavar="DIR", default=Path("results"), help="default: ./results"
         )
     parser.add_argument(
         "--methods-dir",
-        type=Path,
+        type=to_path,
         metavar="DIR",
         help="look for methods in this folder as well; every file there is executed",
     )
     parser.add_argument(
         "--datasets-dir",
-        type=Path,
+        type=to_path,
         metavar="DIR",
         help="look for datasets in this folder as well; every file there is executed",
     )
@@ -279,8 +289,6 @@ def _console() -> Console:
 
 
 def _data_dir(options: argparse.Namespace) -> Path:
-    from debiasbench.files import default_data_dir
-
     return options.data_dir or default_data_dir()
 
 
@@ -303,6 +311,7 @@ def run_command(options: argparse.Namespace) -> int:
             reuse=not options.no_reuse, shard=options.shard, cell_timeout=options.cell_timeout,
             silence_timeout=options.silence_timeout, checkpoint_every=options.checkpoint_every,
             log=tuple(options.log), dry_run=options.dry_run,
+            download=options.download, skip_missing=options.skip_missing,
         ),
     )  # fmt: skip
     console = _console()
@@ -349,6 +358,8 @@ def _asked(options: argparse.Namespace) -> Experiment:
 
 def _show_plan(console: Console, ready: GridRun, *, every_cell: bool) -> None:
     planned, grid = ready.plan, ready.plan.grid
+    for data, reason in ready.left_out.items():
+        console.print(f"left out: {data}. {reason}", markup=False, soft_wrap=True)
     for notice in grid.notices:
         console.print(f"note: {notice}", markup=False)
     for skip in grid.skips:
@@ -407,6 +418,8 @@ def _report_grid(console: Console, ready: GridRun, *, n_failed: int) -> int:
         experiment=asked if asked.paper or asked.show != "accuracy" else None, data_dir=ready.options.data_dir,
     )  # fmt: skip
     _show_report(console, report)
+    if ready.left_out:  # again, below the tables that lack it
+        console.print(f"left out, as data are missing: {', '.join(ready.left_out)}.", markup=False, soft_wrap=True)
     lost = len(cells) - len(wanted)
     return FAILED if report.failed or lost or n_failed else OK
 
@@ -494,12 +507,13 @@ def inspect_command(options: argparse.Namespace) -> int:
     from debiasbench.running.plan import check_data
 
     dataset, label = dataset_from_spec(options.dataset)
-    check_data([dataset], _data_dir(options))
+    check_data([dataset], _data_dir(options), with_x=False)
     tables, paths = inspect(dataset, label, data_dir=_data_dir(options), results_dir=options.results_dir)
     console = _console()
     for table in tables:
         _show_table(console, table)
-    console.print("pictures: " + ", ".join(map(str, paths)), markup=False, soft_wrap=True)
+    if paths:
+        console.print("pictures: " + ", ".join(map(str, paths)), markup=False, soft_wrap=True)
     return OK
 
 

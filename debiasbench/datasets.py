@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 
 from debiasbench.errors import BenchmarkError
-from debiasbench.files import to_path
+from debiasbench.files import is_ignored, to_path
 from debiasbench.parameters import Parameters, above, at_least, between, one_of
 from debiasbench.plugins import Registry, folders
 from debiasbench.recipe import Recipe
@@ -33,6 +33,7 @@ class NeededFile:
     size: str  # for people: "9.9 MB"
     source: str  # an address, or a sentence on how to get it
     downloads: bool = False  # True: `debiasbench prepare` fetches it by itself
+    for_x_alone: bool = False  # True: labels, biases and groups are read without it (`Dataset.build_labels`)
 
 
 class Dataset(Parameters, ABC):
@@ -111,7 +112,7 @@ class Dataset(Parameters, ABC):
     def present_files(self, data_dir: Path) -> list[Path]:
         """What is there of its files, whole or not: `prepare --check` tells incomplete from absent by it."""
         folder = self.folder(data_dir)
-        return [path for path in folder.iterdir() if not path.name.startswith(".")] if folder.is_dir() else []
+        return [path for path in folder.iterdir() if not is_ignored(path.name)] if folder.is_dir() else []
 
     def shortfalls(self, data_dir: Path) -> list[str]:
         """Where no needed file is missing, but less is there than was published: a line each, for `prepare --check`."""
@@ -129,6 +130,10 @@ class Dataset(Parameters, ABC):
         Raises:
             BenchmarkError: a file is missing, cut off, or not what it should be; the message names it.
         """
+
+    def build_labels(self, data_dir: Path) -> Splits:
+        """As `build`, for `debiasbench inspect`: x may be left empty, (N, 0), where what it is made of is missing."""
+        return self.build(data_dir)
 
     def draws(self, data_dir: Path) -> bool:
         """Whether the data seed changes the data; False where they are read as they are."""
@@ -172,4 +177,11 @@ def check_splits(dataset: Dataset, splits: Splits) -> Splits:
             f"{dataset.name}: the training data hold one class only ({dataset.class_names[int(present[0])]}); "
             "there is nothing to tell apart. At least two classes are needed."
         )
+    for name, samples in splits.named().items():
+        new = sorted({*samples.y.unique().tolist()} - {*present.tolist()})
+        if new:
+            raise BenchmarkError(
+                f"{dataset.name}: {', '.join(dataset.class_names[label] for label in new)} occurs in {name}, but not "
+                "in train, so it cannot be learnt: add training samples, or take it out."
+            )
     return splits

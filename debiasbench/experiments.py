@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from debiasbench.errors import BenchmarkError
-from debiasbench.files import write_atomically
+from debiasbench.files import to_path, write_atomically
 from debiasbench.parameters import suggestion
 from debiasbench.plugins import folders
 
@@ -72,7 +72,7 @@ def read_experiment(name: str, *, smoke: bool = False) -> Experiment:
         BenchmarkError: no such experiment; a file that is no TOML or lacks or misspells something; no smoke variant.
     """
     shipped = Path(__path__[0])
-    path = Path(name) if name.endswith(".toml") else shipped / f"{name}.toml"
+    path = to_path(name) if name.endswith(".toml") else shipped / f"{name}.toml"
     if not path.is_file():
         known = names()
         raise BenchmarkError(f"Unknown experiment '{name}'.{suggestion(name, known)} Known: {', '.join(known)}.")

@@ -38,18 +38,48 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
         raise
 
 
+# what archivers, disks and file managers leave in folders
+SYSTEM_ENTRIES = frozenset({
+    "__macosx", "lost+found", "$recycle.bin", "system volume information", "@eadir", "__pycache__", "thumbs.db",
+    "ehthumbs.db", "desktop.ini", "icon\r",
+})  # fmt: skip
+
+
+def is_ignored(name: str) -> bool:
+    """Whether an entry of a folder is hidden or the system's, and none of the user's data."""
+    return name.startswith(".") or name.lower() in SYSTEM_ENTRIES
+
+
 def file_name(text: str) -> str:
     """A title as a file name on every system; titles that differ in odd characters alone may have one name."""
     return re.sub(r"[^A-Za-z0-9_.,=+-]", "-", text.replace(":", "+", 1))[:120]
 
 
-def to_path(text: str) -> Path:
-    """A path from the text of a setting, also where the locale cannot write it: file names are UTF-8 then."""
+def to_path(given: str | Path) -> Path:
+    """The path that a setting means: every path that a user gives comes through here, and stays as given until then.
+
+    `~` and `~user` are homes: a shell leaves them alone inside `root=~/x`, and files and environment variables know no
+    shell. `$NAME` is not replaced: shells do that everywhere, and a folder may be called so. Where the locale cannot
+    write the text, file names are UTF-8.
+
+    Raises:
+        BenchmarkError: it begins with `~`, and there is no such home.
+    """
+    text = str(given)
     try:
         os.fsencode(text)
     except UnicodeEncodeError:
         text = os.fsdecode(text.encode("utf-8", "surrogateescape"))
-    return Path(text)
+    if not text.startswith("~"):
+        path = Path(text)
+        return path.absolute() if path.parts[:1] and path.parts[0].startswith("~") else path  # ./~x stays what it is
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise BenchmarkError(
+            f"The path {text} begins with {Path(text).parts[0]}, and no such home folder is known. Write the whole "
+            f"path, or ./{text} for a folder of that name."
+        ) from None
 
 
 # ---- where nothing can be written -----------------------------------------------------------------------------------
@@ -157,4 +187,4 @@ DATA_VARIABLE = "DEBIASBENCH_DATA"
 
 def default_data_dir() -> Path:
     """$DEBIASBENCH_DATA, or `data` below the current folder."""
-    return Path(os.environ.get(DATA_VARIABLE, "data"))
+    return to_path(os.environ.get(DATA_VARIABLE) or "data")

@@ -16,6 +16,7 @@ from typing import Any
 
 from debiasbench.code import digest_of_plugin
 from debiasbench.errors import BenchmarkError
+from debiasbench.files import to_path
 from debiasbench.parameters import Parameters, default_of, field_types, fields_of, read_value, suggestion, write_value
 
 
@@ -26,7 +27,7 @@ def folders(module_file: str, variable: str) -> list[str]:
     """
     beside = Path(module_file).with_suffix("")
     own = beside if beside.is_dir() else beside.parent.parent / beside.name
-    return [str(own), *filter(None, os.environ.get(variable, "").split(os.pathsep))]
+    return [str(own), *(str(to_path(folder)) for folder in os.environ.get(variable, "").split(os.pathsep) if folder)]
 
 
 class Registry:
@@ -42,7 +43,7 @@ class Registry:
 
     def add_folder(self, folder: str | Path) -> None:
         """Look for plug-ins in one more folder, here and in worker processes (which inherit the variable)."""
-        path = Path(folder).resolve()
+        path = to_path(folder).resolve()
         if not path.is_dir():
             raise BenchmarkError(f"--{self.kind}s-dir: '{folder}' is not a folder.")
         module = importlib.import_module(self.package)

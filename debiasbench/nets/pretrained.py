@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import pickle
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,11 @@ import torch
 from torch import Tensor
 
 from debiasbench.errors import BenchmarkError
+from debiasbench.files import to_path
+from debiasbench.nets.base import refuse_not_finite
+
+HEAD = "fc."  # torchvision's last layer, which is never taken over
+SHOWN = 3  # entries named in one message
 
 
 @functools.lru_cache(maxsize=2)
@@ -18,38 +26,110 @@ def pretrained_weights(name: str, pretrained: str) -> dict[str, Tensor]:
     """The state dict of a torchvision network: "imagenet" (its IMAGENET1K_V1 weights) or the path of a file.
 
     Raises:
-        BenchmarkError: the file cannot be read or is of another network; the download failed. Never a random start
-            instead.
+        BenchmarkError: the file cannot be read, is of another network, or holds values that are not finite; the
+            download failed. Never a random start instead.
     """
     import torchvision
 
-    expected = torchvision.models.get_model(name, weights=None).state_dict()
+    with torch.device("meta"):  # names, shapes and types alone: nothing is drawn
+        expected = torchvision.models.get_model(name, weights=None).state_dict()
     if pretrained == "imagenet":
         weights = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"]
         try:
-            state: dict[str, Tensor] = weights.get_state_dict(progress=False, check_hash=True)
+            contents: Any = weights.get_state_dict(progress=False, check_hash=True)
             _check_name(weights.url)  # what was there already is not checked by torchvision
-            _check_shapes(state, expected)
+            state = _network_in(contents, expected)
+            refuse_not_finite(state)
+            return state
         except Exception as error:  # no network, a wrong checksum, or a damaged file, which raises almost anything
             file = _hub_file(weights.url)
             raise BenchmarkError(
                 f"The ImageNet weights of {name} could not be downloaded or read ({error}). Fetch {weights.url} "
                 f"elsewhere and put it at {file}, or give pretrained=FILE, or pretrained=none for a random start."
             ) from None
-        return state
     try:
-        state = torch.load(pretrained, map_location="cpu", weights_only=True)
+        contents = torch.load(to_path(pretrained), map_location="cpu", weights_only=True)
+    except BenchmarkError:
+        raise
     except Exception as error:  # what is no state dict makes torch raise almost anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if isinstance(error, pickle.UnpicklingError):  # torch then says how to read it all the same
+            found = re.search(r"GLOBAL (\S+)", str(error))
+            reason = "it is another kind of file: a web page, perhaps, or Git LFS' pointer to the file"
+            if found:
+                reason = f"it holds {found[1]} beside tensors, and reading Python objects could run any code"
         raise BenchmarkError(
             f"pretrained={pretrained} cannot be read as a state dict ({reason}). Give a file made by torch.save of "
             "a torchvision network's state_dict(), or imagenet, or none."
         ) from None
     try:
-        _check_shapes(state, expected)
+        state = _network_in(contents, expected)
     except ValueError as error:
         raise BenchmarkError(f"pretrained={pretrained} does not hold torchvision's {name}: {error}.") from None
+    try:
+        refuse_not_finite(state)
+    except ValueError as error:
+        raise BenchmarkError(f"pretrained={pretrained} cannot be used: {error}.") from None
     return state
+
+
+def _network_in(contents: Any, expected: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The entries of a torchvision network in what a file holds, under the names and in the types of `expected`.
+
+    Training scripts wrap them: in a dictionary beside the optimiser's state ("state_dict", "model"), and in modules
+    that put a word before every name ("module.", "backbone."). Whatever these are called, the one place with a whole
+    network is meant. What stands beside it is not used; the last layer (`fc`) need not be there, as the head is new.
+
+    Raises:
+        ValueError: no place holds a whole network, or several do.
+    """
+    first = next(iter(expected))
+    places: dict[str, dict[str, Any]] = {}
+    for name, state in _dictionaries(contents):
+        prefixes = {key.removesuffix(first) for key in state if key == first or key.endswith(f".{first}")}
+        for prefix in prefixes | {""}:
+            inside = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+            places[f"{name}{prefix}"] = inside
+    problems = {place: _problems(inside, expected) for place, inside in places.items()}
+    whole = [place for place, complaints in problems.items() if not complaints]
+    if len(whole) > 1:
+        shown = ", ".join(repr(place.rstrip(".")) for place in sorted(whole))
+        raise ValueError(
+            f"several networks are in it ({shown}), and which is meant cannot be told: save that one alone"
+        )
+    if not whole:
+        place = min(problems, key=lambda place: len(problems[place]))
+        complaints = problems[place]
+        where = f" (below {place.rstrip('.')!r})" if place else ""
+        shown = "; ".join(complaints[:SHOWN]) + ("; ..." if len(complaints) > SHOWN else "")
+        n = f"{len(complaints)} entr{'ies are' if len(complaints) > 1 else 'y is'}"
+        raise ValueError(f"{n} missing, of another shape or not its own{where}: {shown}")
+    return {key: value.to(expected[key].dtype) for key, value in places[whole[0]].items()}
+
+
+def _dictionaries(contents: Any, name: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """A dictionary of named entries and those in it, each with the path to it: "state_dict."."""
+    if isinstance(contents, dict):
+        yield name, {key: value for key, value in contents.items() if isinstance(key, str)}
+        for key, value in contents.items():
+            yield from _dictionaries(value, f"{name}{key}.")
+    elif not name:
+        yield name, {}
+
+
+def _problems(state: dict[str, Any], expected: dict[str, Tensor]) -> list[str]:
+    """What keeps entries from being those of the network, one by one."""
+    problems = []
+    for key, wanted in expected.items():
+        value = state.get(key)
+        if value is None:
+            if not key.startswith(HEAD) and not key.endswith("num_batches_tracked"):  # older files lack the latter
+                problems.append(f"{key} is missing")
+        elif not isinstance(value, Tensor) or value.is_floating_point() != wanted.is_floating_point():
+            problems.append(f"{key} is no tensor of {'decimals' if wanted.is_floating_point() else 'whole numbers'}")
+        elif value.shape != wanted.shape and not key.startswith(HEAD):
+            problems.append(f"{key} has the shape {tuple(value.shape)} instead of {tuple(wanted.shape)}")
+    return problems + [f"{key} is not its own" for key in sorted(set(state) - set(expected))]
 
 
 def _hub_file(url: str) -> Path:
@@ -66,17 +146,13 @@ def _check_name(url: str) -> None:
         raise ValueError(f"{path} has the checksum {found[:8]}, not {told}: it is not the published file")
 
 
-def _check_shapes(state: Any, expected: dict[str, Tensor]) -> None:
-    state = state if isinstance(state, dict) else {}
-    wrong = [key for key in expected if key not in state or state[key].shape != expected[key].shape]
-    wrong += sorted(set(state) - set(expected))
-    if wrong:
-        raise ValueError(f"{len(wrong)} entries are missing, of another shape or not its own, such as {wrong[0]}")
-
-
 @functools.lru_cache(maxsize=8)
 def weights_sha256(name: str, pretrained: str) -> str:
-    """What the pretrained weights are, whatever their file is called; "" for a random start."""
+    """What the pretrained weights are, whatever their file is called; "" for a random start.
+
+    Raises:
+        BenchmarkError: they cannot be had or used.
+    """
     if pretrained == "none":
         return ""
     digest = hashlib.sha256()

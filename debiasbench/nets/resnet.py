@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from debiasbench.nets.base import Net
-from debiasbench.nets.pretrained import pretrained_weights
+from debiasbench.nets.pretrained import HEAD, pretrained_weights
 
 
 class ResNet(Net):
@@ -28,13 +28,14 @@ class ResNet(Net):
         import torchvision
 
         net = torchvision.models.get_model(f"resnet{depth}", weights=None)
+        self.n_features = net.fc.in_features
+        net.fc = nn.Identity()  # the head is new
         if pretrained != "none":
-            net.load_state_dict(pretrained_weights(f"resnet{depth}", pretrained))
+            weights = pretrained_weights(f"resnet{depth}", pretrained)
+            net.load_state_dict({key: value for key, value in weights.items() if not key.startswith(HEAD)})
         if small_images:
             net.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
             net.maxpool = nn.Identity()
-        self.n_features = net.fc.in_features
-        net.fc = nn.Identity()
         self.body = net
         self.head = nn.Linear(self.n_features, n_classes)
 

@@ -9,9 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from debiasbench.data.encoders import PADDING, first_line, whole_folder
+from debiasbench.data.encoders import PADDING, first_line, padding_token, whole_folder
 from debiasbench.errors import BenchmarkError
-from debiasbench.nets.base import Net
+from debiasbench.nets.base import Net, refuse_not_finite
+
+MEND = "Name the folder of a transformers encoder: encoder=FOLDER."
+PADDING_TOLERANCE = 0.01  # by how much padding may change an answer; exact networks differ by rounding alone
 
 # ---- networks -------------------------------------------------------------------------------------------------------
 
@@ -26,21 +29,19 @@ class Transformer(Net):
     def __init__(self, n_classes: int, encoder: str) -> None:
         super().__init__()
         body, new = load_encoder(encoder, n_classes)
-        place, head = [(name, part) for name, part in body.named_modules() if isinstance(part, nn.Linear)][-1]
-        assert head.out_features == n_classes, (place, head)
+        place, head = _last_layer(body, n_classes)
+        if head.bias is None:  # of networks that write text: here every head has one, which PGD's scores count
+            head.bias = nn.Parameter(torch.zeros(n_classes))
         if f"{place}.weight" not in new:  # the folder is a classifier's: here it starts afresh
             nn.init.normal_(head.weight, std=getattr(body.config, "initializer_range", 0.02))
             nn.init.zeros_(head.bias)
         body.set_submodule(place, nn.Identity())
         self.body, self.head = body, head
         self.n_features = head.in_features
-        self.padding_token = int(body.config.pad_token_id or 0)
 
     def features(self, x: Tensor) -> Tensor:
         """Token numbers (B, L), -1 where padded -> (B, D)."""
-        there = x != PADDING
-        tokens = torch.where(there, x, self.padding_token).long()
-        return self.body(input_ids=tokens, attention_mask=there.long()).logits
+        return _output(self.body, x)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, n_classes), in float32 whatever the precision: in 8 bits many would be equal."""
@@ -60,10 +61,8 @@ def load_encoder(encoder: str, n_classes: int) -> tuple[Any, set[str]]:
                 folder, num_labels=n_classes, dtype=torch.float32, output_loading_info=True, local_files_only=True
             )
     except Exception as error:  # transformers raises of almost anything
-        raise BenchmarkError(
-            f"The encoder {encoder} cannot be loaded ({first_line(error)}). Name the folder of a transformers "
-            "encoder: encoder=FOLDER."
-        ) from None
+        raise BenchmarkError(f"The encoder {encoder} cannot be loaded ({first_line(error)}). {MEND}") from None
+    model.config.pad_token_id = padding_token(model.config)  # by which networks that write text find a text's end
     new = set(report["missing_keys"])
     inside = [name for name in new if name.startswith(f"{model.base_model_prefix}.") and ".pooler." not in name]
     if inside or report["mismatched_keys"]:
@@ -79,11 +78,62 @@ def encoder_weights(encoder: str) -> dict[str, Tensor]:
     """The weights that an encoder brings, without what is new in a classifier.
 
     Raises:
-        BenchmarkError: it cannot be loaded whole.
+        BenchmarkError: it cannot be loaded whole, its values are not finite, or it cannot be trained on padded texts.
     """
     with torch.random.fork_rng(devices=[]):
         model, new = load_encoder(encoder, 2)
-    return {name: value for name, value in model.state_dict().items() if name not in new}
+    weights = {name: value for name, value in model.state_dict().items() if name not in new}
+    try:
+        refuse_not_finite(weights)
+        _last_layer(model, 2)
+        _check_padding(model.eval())
+    except ValueError as error:
+        raise BenchmarkError(f"The encoder {encoder} cannot be used: {error}. {MEND}") from None
+    return weights
+
+
+def _last_layer(model: Any, n_classes: int) -> tuple[str, nn.Linear]:
+    """The layer that gives the logits, and its name.
+
+    Raises:
+        ValueError: it is not the last linear layer.
+    """
+    layers = [(name, part) for name, part in model.named_modules() if isinstance(part, nn.Linear)]
+    if not layers or layers[-1][1].out_features != n_classes:
+        raise ValueError("its last linear layer is not the one that gives a number for each class")
+    return layers[-1]
+
+
+def _output(model: Any, x: Tensor) -> Tensor:
+    """What a model gives for token numbers (B, L), -1 where padded."""
+    there = x != PADDING
+    tokens = torch.where(there, x, model.config.pad_token_id or 0).long()
+    return model(input_ids=tokens, attention_mask=there.long()).logits
+
+
+@torch.no_grad()
+def _check_padding(model: Any) -> None:
+    """Refuse a model that reads padding as if it were text: its answer would depend on what else is in the batch.
+
+    Raises:
+        ValueError: it does, or it does not run on two texts of different lengths.
+    """
+    ending = getattr(model.config, "eos_token_id", None)
+    endings = ending if isinstance(ending, list) else [] if ending is None else [ending]
+    special = {model.config.pad_token_id, *endings}
+    words = [token for token in range(model.config.vocab_size) if token not in special]
+    long = torch.tensor([*words[-5:], *endings[:1]])  # some read a text's end
+    short = long[3:]
+    batch = torch.stack([long, torch.cat([short, torch.full((3,), PADDING)])])
+    try:
+        alone, padded = _output(model, short[None])[0], _output(model, batch)[1]
+    except Exception as error:  # transformers raises of almost anything
+        raise ValueError(f"its network does not run on texts of different lengths ({first_line(error)})") from None
+    if (alone - padded).norm() > PADDING_TOLERANCE * alone.norm():
+        raise ValueError(
+            "its network reads padding as text: it gives something else for a text that is padded at its end, as short "
+            "ones in a batch are here"
+        )
 
 
 @contextlib.contextmanager

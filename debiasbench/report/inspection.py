@@ -16,7 +16,8 @@ from debiasbench.samples import Samples, Splits
 
 def inspect(dataset: Dataset, title: str, *, data_dir: Path, results_dir: Path) -> tuple[list[Table], list[Path]]:
     """Tables on each split, and contact sheets in which the bias can be seen."""
-    splits = dataset.build(data_dir)
+    splits = dataset.build_labels(data_dir)
+    with_x = splits.train.x.numel() > 0
     rows = [
         _row(dataset, split, samples, index, bias_name)
         for split, samples in splits.named().items()
@@ -28,7 +29,7 @@ def inspect(dataset: Dataset, title: str, *, data_dir: Path, results_dir: Path) 
         Column("smallest", "smallest group"),
     ]  # fmt: skip
     notes = [
-        f"Data fingerprint {splits.fingerprint()[:16]}.",
+        *([f"Data fingerprint {splits.fingerprint()[:16]}."] if with_x else []),  # of the data that train
         " ".join(["The data are complete." if splits.official else "NOT the published data.", splits.note]).strip(),
         "information: mutual information of label and bias, less its upward bias (C - 1)(K - 1) / 2N; "
         f"at most ln {dataset.n_classes} = {np.log(dataset.n_classes):.2f}.",
@@ -38,7 +39,7 @@ def inspect(dataset: Dataset, title: str, *, data_dir: Path, results_dir: Path) 
     tables = [Table("inspection", heading, columns, rows, notes)]
     if dataset.group_names:
         tables.append(_groups(dataset, splits))
-    if dataset.input == "text":
+    if dataset.input == "text" and with_x:
         tables.append(_lengths(splits))
     paths = contact_sheets(dataset, title, splits, results_dir / "inspect")
     return tables, paths

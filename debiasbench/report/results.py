@@ -14,6 +14,7 @@ import pandas as pd
 from debiasbench.cell import Cell
 from debiasbench.errors import BenchmarkError
 from debiasbench.evaluation.selection import SELECTION_RULES
+from debiasbench.files import to_path
 from debiasbench.parameters import suggestion
 from debiasbench.records import Record, read_records, read_scores
 from debiasbench.report.statistics import compare as compare_runs
@@ -134,7 +135,7 @@ def load_results(path: str | Path) -> pd.DataFrame:
     Raises:
         BenchmarkError: there is no such folder, or it holds no record that can be read.
     """
-    records, complaints = read_records(existing(Path(path)))
+    records, complaints = read_records(existing(to_path(path)))
     if not records:
         raise BenchmarkError("\n".join([f"There are no records in {path}.", *complaints]))
     return to_frame(records)

@@ -219,6 +219,8 @@ def _data_notes(records: list[Record]) -> list[str]:
         if not data.official:
             counts = ", ".join(f"{split} {part.n:,}" for split, part in data.splits.items())
             notes.append(f"{MARKED} {name}: not the published data ({counts}). {data.note}".strip())
+        elif data.note:
+            notes.append(f"{name}: {data.note}")
     seeds = {data_seed(record.cell) for record in counted}
     if len(seeds) == 1:
         notes.append(f"All runs share one drawing of the data (data seed {seeds.pop()}): inference is about that one.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from debiasbench.cell import Cell
 from debiasbench.errors import BenchmarkError, raised_by
@@ -16,7 +16,7 @@ from debiasbench.plugins import is_shipped
 from debiasbench.records import Failure, Record, Result, find_record, read_record
 
 if TYPE_CHECKING:
-    from debiasbench.datasets import Dataset
+    from debiasbench.datasets import Dataset, NeededFile
 TIMES_LOST = 3  # in a row: such a cell runs again with rerun="failed"
 RERUN = ("missing", "failed", "changed", "all")
 
@@ -65,7 +65,8 @@ def plan(
     nets = ((cell.recipe["net"], cell.recipe["pretrained"], datasets[data_key(cell)].input) for cell in grid.cells)
     for net, pretrained, inputs in dict.fromkeys(nets):
         check_net(net, pretrained, inputs=inputs)
-    fingerprints = build_all(datasets, data_dir)
+    built = build_all(datasets, data_dir)
+    fingerprints = {key: one.fingerprint for key, one in built.items()}
     _refuse_equal_draws(grid, fingerprints)
     to_run, finished, failed = [], {}, {}
     changed: dict[str, list[Cell]] = {}
@@ -93,13 +94,19 @@ def plan(
             machines = _machines(record, cell, device_kind) if device_kind else None
             if machines is not None:
                 elsewhere[machines] = elsewhere.get(machines, 0) + 1
-    notices = _of_changed_code(changed, keep=keep_changed) + _of_other_machines(elsewhere)
+    notices = _of_data(grid, built) + _of_changed_code(changed, keep=keep_changed) + _of_other_machines(elsewhere)
     return Plan(replace(grid, notices=[*grid.notices, *notices]), to_run, finished, failed)
 
 
 def _is_not_its_fault(failure: Failure | None) -> bool:
     """Whether a cell was lost with its process, and not so often that it may be what ends it."""
     return failure is not None and failure.type == "LostWorker" and (failure.times or 1) < TIMES_LOST
+
+
+def _of_data(grid: Grid, built: dict[str, Built]) -> list[str]:
+    """What each dataset says of its data: what is not as published, was converted, or was left out."""
+    told = [f"{cell.dataset_title}: {built[data_key(cell)].note}" for cell in grid.cells if built[data_key(cell)].note]
+    return list(dict.fromkeys(told))
 
 
 def _refuse_equal_draws(grid: Grid, fingerprints: dict[str, str]) -> None:
@@ -175,23 +182,27 @@ def _weights_of(cell: Cell) -> str:
     return weights_sha256(cell.recipe["net"], cell.recipe["pretrained"])
 
 
-def check_data(datasets: Sequence[Dataset], data_dir: Path) -> None:
-    """Refuse to start while files are missing, naming them all."""
+def check_data(datasets: Sequence[Dataset], data_dir: Path, *, with_x: bool = True) -> None:
+    """Refuse to start while files are missing, naming them all; without `with_x`, those that `build_labels` needs."""
     problems = []
     for dataset in {(dataset.name, repr(dataset)): dataset for dataset in datasets}.values():
         with raised_by(f"needed_files of {dataset.name} failed"):
-            needed = dataset.needed_files(data_dir)
-        if not needed:
-            continue
-        lines = [f"The data of {dataset.name} are not complete. Needed:"]
-        lines += [f"  {file.path} ({file.size}) from: {file.source}" for file in needed]
-        if all(file.downloads for file in needed):
-            lines.append(f"  To download them: debiasbench prepare {dataset.name} --data-dir {data_dir}")
-        else:
-            lines.append(f"  Put them there, or name their place: --data-dir DIR, or {dataset.name}:root=DIR.")
-        problems.append("\n".join(lines))
+            needed = [file for file in dataset.needed_files(data_dir) if with_x or not file.for_x_alone]
+        if needed:
+            problems.append(missing(dataset, needed, data_dir))
     if problems:
         raise BenchmarkError("\n".join(dict.fromkeys(problems)))
+
+
+def missing(dataset: Dataset, needed: Sequence[NeededFile], data_dir: Path) -> str:
+    """What a dataset lacks: each file, how big it is, where it comes from, and what to do."""
+    lines = [f"The data of {dataset.name} are not complete. Needed:"]
+    lines += [f"  {file.path} ({file.size}) from: {file.source}" for file in needed]
+    if all(file.downloads for file in needed):
+        lines.append(f"  To download them: debiasbench prepare {dataset.name} --data-dir {data_dir}")
+    else:
+        lines.append(f"  Put them there, or name their place: --data-dir DIR, or {dataset.name}:root=DIR.")
+    return "\n".join(lines)
 
 
 def data_key(cell: Cell) -> str:
@@ -199,17 +210,25 @@ def data_key(cell: Cell) -> str:
     return f"{cell.dataset} {cell.dataset_parameters} {cell.root}"
 
 
-def build_all(datasets: dict[str, Dataset], data_dir: Path) -> dict[str, str]:
-    """Build each dataset once and return the fingerprints: damaged files are told before anything trains."""
+class Built(NamedTuple):
+    """Of data that were built: their fingerprint, and what is to be said of them."""
+
+    fingerprint: str
+    note: str = ""
+
+
+def build_all(datasets: dict[str, Dataset], data_dir: Path) -> dict[str, Built]:
+    """Build each dataset once: damaged files are told before anything trains."""
     from debiasbench.datasets import check_splits
 
-    fingerprints, problems = {}, []
+    built, problems = {}, []
     for key, dataset in datasets.items():
         try:
             with raised_by(f"The data of {dataset.name} cannot be built"):
-                fingerprints[key] = check_splits(dataset, dataset.build(data_dir)).fingerprint()
+                splits = check_splits(dataset, dataset.build(data_dir))
+                built[key] = Built(splits.fingerprint(), splits.note)
         except BenchmarkError as error:
             problems.append(str(error))
     if problems:
         raise BenchmarkError("\n".join(dict.fromkeys(problems)))
-    return fingerprints
+    return built

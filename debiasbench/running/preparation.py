@@ -1,16 +1,20 @@
-"""What `debiasbench prepare` does: which data are there, and fetching what is not."""
+"""What `debiasbench prepare` does, and `run --download`: which data are there, and fetching what is not."""
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from debiasbench.errors import BenchmarkError
+from debiasbench.errors import BenchmarkError, raised_by
+from debiasbench.running.plan import data_key, missing
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from debiasbench.datasets import Dataset, NeededFile
+    from debiasbench.grid import Grid
 
 
 def named_datasets(specs: list[str]) -> list[tuple[Dataset, str]]:
@@ -43,6 +47,58 @@ def prepare(dataset: Dataset, data_dir: Path) -> tuple[list[NeededFile], str]:
     except BenchmarkError as error:
         problem = str(error)
     return dataset.needed_files(data_dir), problem
+
+
+def with_data(
+    grid: Grid, data_dir: Path, *, download: bool = False, skip_missing: bool = False, dry_run: bool = False
+) -> tuple[Grid, dict[str, str]]:
+    """The cells of a grid whose data are there -> the grid of these, and of each dataset that is left out, why.
+
+    Args:
+        download: fetch first what can be fetched, as `prepare` does. skip_missing: leave out what is missing then.
+        dry_run: download nothing.
+
+    Raises:
+        BenchmarkError: files are missing, and are not to be left out, or nothing would remain. It says what is missing,
+            from where, and which of the two options can help.
+    """
+    cells = {data_key(cell): cell for cell in grid.cells}
+    lacking: dict[str, str] = {}  # key of the data -> what is missing
+    fetched: dict[tuple[Path, ...], str] = {}  # files that variants share, asked for once -> what went wrong
+    n_downloads = 0
+    for key, cell in cells.items():
+        dataset = cell.build_dataset()
+        with raised_by(f"needed_files of {dataset.name} failed"):
+            needed = dataset.needed_files(data_dir)
+        problem = ""
+        if needed and download and not dry_run:
+            paths = tuple(file.path for file in needed)
+            if paths not in fetched:
+                with raised_by(f"prepare of {dataset.name} failed"):
+                    needed, fetched[paths] = prepare(dataset, data_dir)
+            problem = fetched[paths]
+        if needed:
+            n_downloads += any(file.downloads for file in needed)
+            lacking[key] = "\n".join(filter(None, [missing(dataset, needed, data_dir), problem]))
+    if not lacking:
+        return grid, {}
+    rest = [cell for cell in grid.cells if data_key(cell) not in lacking]
+    if rest and skip_missing:
+        counts = Counter(data_key(cell) for cell in grid.cells)
+        left_out = {
+            f"{cells[key].dataset_title} ({counts[key]} cell{'s' if counts[key] > 1 else ''})": text
+            for key, text in lacking.items()
+        }
+        return replace(grid, cells=rest), left_out
+    lines = list(dict.fromkeys(lacking.values()))
+    if n_downloads and (dry_run or not download):
+        lines.append(f"To download what can be, and go on: --download{' without --dry-run' if dry_run else ''}.")
+    if rest:
+        titles = ", ".join(dict.fromkeys(cell.dataset_title for cell in rest))
+        lines.append(f"To run the rest ({titles}) without: --skip-missing.")
+    elif skip_missing:
+        lines.append("--skip-missing would leave nothing to run.")
+    raise BenchmarkError("\n".join(lines))
 
 
 def in_words(error: Exception) -> str:

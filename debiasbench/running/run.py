@@ -16,6 +16,7 @@ from debiasbench.records import check_writable, read_record
 from debiasbench.running import logs
 from debiasbench.running.executor import Event, Settings, run_cells, run_cells_here, worker_devices
 from debiasbench.running.plan import Plan, data_key, plan
+from debiasbench.running.preparation import with_data
 from debiasbench.running.runner import failed_record
 
 
@@ -31,6 +32,8 @@ class RunOptions:
         checkpoint_every: seconds within a stage; a checkpoint is also made at the end of each call.
         cell_timeout, silence_timeout: seconds, after which a cell is ended (of silence: without a sign of life).
         log: loggers of finished cells ("tensorboard", "wandb").
+        download: fetch missing data first, as `debiasbench prepare` does. skip_missing: leave out datasets whose data
+            are missing (still), and say so.
         dry_run: only plan.
     """
 
@@ -47,17 +50,24 @@ class RunOptions:
     cell_timeout: float | None = None
     silence_timeout: float | None = None
     log: tuple[str, ...] = ()
+    download: bool = False
+    skip_missing: bool = False
     dry_run: bool = False
 
 
 @dataclass(frozen=True)
 class GridRun:
-    """A grid that is ready to run: what was asked for (with its reference by title), the plan, and the workers."""
+    """A grid that is ready to run: what was asked for (with its reference by title), the plan, and the workers.
+
+    Attributes:
+        left_out: datasets that are not run, with their numbers of cells -> what is missing (`skip_missing`).
+    """
 
     asked: Experiment
     options: RunOptions
     plan: Plan
     settings: Settings
+    left_out: dict[str, str]
 
     @property
     def methods(self) -> list[str]:
@@ -79,10 +89,10 @@ def plan_grid(asked: Experiment, options: RunOptions) -> GridRun:
         epochs=asked.epochs,
         shared_recipes=asked.shared_recipes,
     )
+    logs.check(options.log)
+    asked = replace(asked, reference=_reference(asked.reference, grid.cells))  # a slip is told before data are fetched
     if options.shard is not None:
         grid = part_of(grid, *options.shard)
-    logs.check(options.log)
-    asked = replace(asked, reference=_reference(asked.reference, grid.cells))
     weights = options.save_weights or asked.needs_weights
     settings = Settings(
         data_dir=options.data_dir.absolute(),  # whatever folder a method changes to
@@ -96,12 +106,17 @@ def plan_grid(asked: Experiment, options: RunOptions) -> GridRun:
         silence_timeout=options.silence_timeout,
     )
     if not options.dry_run:
-        check_writable(options.results_dir)  # before the data are built
+        check_writable(options.results_dir)  # before the data are fetched or built
+    grid, left_out = with_data(
+        grid, options.data_dir, download=options.download, skip_missing=options.skip_missing, dry_run=options.dry_run
+    )
+    if options.shard is None:  # of a part, the reference may be in another
+        asked = replace(asked, reference=_reference(asked.reference, grid.cells))
     planned = plan(
         grid, data_dir=options.data_dir, results_dir=options.results_dir, rerun=options.rerun,
         keep_changed=options.keep_changed, weights=weights, device_kind=settings.device_kind,
     )  # fmt: skip
-    return GridRun(asked, options, planned, settings)
+    return GridRun(asked, options, planned, settings, left_out)
 
 
 def run_grid(ready: GridRun, handle: Callable[[Event], None]) -> None:

@@ -61,7 +61,7 @@ class Coloured(Dataset):
         return self.collection.missing(self.folder(data_dir))
 
     def prepare(self, data_dir: Path) -> None:
-        prepare({self.folder(data_dir): self.collection}, data_dir, self.root)
+        prepare({self.folder(data_dir): self.collection})
 
     def build(self, data_dir: Path) -> Splits:
         grey, y = self._read(data_dir, self.collection.train)

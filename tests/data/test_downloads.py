@@ -4,7 +4,6 @@ import contextlib
 import errno
 import gzip
 import hashlib
-import http.client
 import http.server
 import io
 import logging
@@ -17,17 +16,18 @@ import tarfile
 import textwrap
 import threading
 import types
-import urllib.error
 import zipfile
+from pathlib import Path
 
 import pooch
 import pytest
 import requests
 
+import debiasbench
 from debiasbench.cli import main
 from debiasbench.data import downloads
 from debiasbench.data import unpack as unpack_module
-from debiasbench.data.downloads import fetch, fetch_from_drive, torchvision_download
+from debiasbench.data.downloads import fetch, fetch_from_drive
 from debiasbench.data.unpack import unpack
 from debiasbench.datasets import registry
 from debiasbench.errors import BenchmarkError
@@ -255,6 +255,78 @@ def test_http_without_a_checksum_and_other_schemes_are_declined(server, tmp_path
     assert not server.requests
 
 
+# ---- the Hugging Face hub -------------------------------------------------------------------------------------------
+
+HUB = {  # what a dataset writes -> where the hub has it
+    "hf://datasets/owner/data/a.zip": "/datasets/owner/data/resolve/main/a.zip",
+    "hf://datasets/owner/data/deep/er/a b.zip": "/datasets/owner/data/resolve/main/deep/er/a%20b.zip",
+    "hf://datasets/some.owner/my-data_2@v1.0/a.zip": "/datasets/some.owner/my-data_2/resolve/v1.0/a.zip",
+    "hf://datasets/owner/data@0123abc/x@2.zip": "/datasets/owner/data/resolve/0123abc/x%402.zip",
+}
+
+
+@pytest.fixture
+def hub(server, monkeypatch):
+    """The server in place of the hub, as where $HF_ENDPOINT names a mirror."""
+    template = f"{server.url('')}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+    return server
+
+
+@pytest.mark.parametrize("address", HUB)
+def test_files_of_the_hub_are_fetched_and_verified(address, hub, tmp_path):
+    hub.files = {HUB[address]: DATA}
+    fetch(address, tmp_path / "data.bin", sha256=SHA256, size=len(DATA))
+    assert (tmp_path / "data.bin").read_bytes() == DATA
+    assert hub.requests == [HUB[address]]
+    hub.files[HUB[address]] = DATA[::-1]
+    (tmp_path / "data.bin").unlink()
+    with pytest.raises(BenchmarkError, match=r"SHA256 hash of downloaded file .* does not match"):
+        fetch(address, tmp_path / "data.bin", sha256=SHA256, size=len(DATA))
+
+
+def test_the_hub_is_where_the_library_says(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(downloads, "_obtain", lambda sources, *_: asked.extend(sources))
+    fetch("hf://datasets/owner/data@abc/deep/a.zip", tmp_path / "a.zip", sha256=SHA256)
+    assert asked == ["https://huggingface.co/datasets/owner/data/resolve/abc/deep/a.zip"]
+
+
+def test_the_hub_is_one_of_several_mirrors_in_any_place(hub, tmp_path):
+    of_hub = "hf://datasets/owner/data/a.zip"
+    hub.files = {"/last.bin": DATA}
+    fetch([hub.url("/first.bin"), of_hub, hub.url("/last.bin")], tmp_path / "a", sha256=SHA256)
+    assert hub.requests == ["/first.bin", HUB[of_hub], "/last.bin"]
+    hub.requests.clear()
+    hub.files = {HUB[of_hub]: DATA}
+    fetch([hub.url("/first.bin"), of_hub, hub.url("/last.bin")], tmp_path / "b", sha256=SHA256)
+    assert hub.requests == ["/first.bin", HUB[of_hub]]
+    with pytest.raises(BenchmarkError, match=r"\n  http://127.*/datasets/owner/x/resolve/main/a\.zip: HTTP 404"):
+        fetch("hf://datasets/owner/x/a.zip", tmp_path / "c", sha256=SHA256)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "hf://datasets/owner/data",
+        "hf://datasets/data/",
+        "hf://owner/data/a.zip",
+        "hf://spaces/owner/data/a.zip",
+        "hf:x",
+    ],
+)
+def test_addresses_that_the_hub_does_not_have_are_declined(address, hub, tmp_path):
+    with pytest.raises(BenchmarkError, match=r"hf://datasets/OWNER/NAME@REVISION/FILE\)\. Got "):
+        fetch([hub.url(), address], tmp_path / "x", sha256=SHA256)
+    assert not hub.requests
+
+
+def test_the_hub_is_trusted_by_a_checksum_alone(hub, tmp_path):
+    with pytest.raises(BenchmarkError, match="http with a checksum, as files of the hub"):
+        fetch("hf://datasets/owner/data/a.zip", tmp_path / "x", sha256=None)
+    assert not hub.requests
+
+
 def test_a_web_page_that_is_the_file_is_fetched(server, tmp_path):
     server.type = "text/html"
     fetch(server.url(), tmp_path / "page.html", sha256=SHA256)
@@ -430,37 +502,28 @@ def test_without_gdown_or_with_an_old_one_the_extra_is_named(monkeypatch, tmp_pa
     fetch_from_drive("abc", tmp_path / "data.bin", sha256=SHA256)  # put there by hand: gdown is not needed
 
 
-# ---- torchvision ----------------------------------------------------------------------------------------------------
+def test_mirrors_of_a_drive_file_come_first(gdown, server, tmp_path):
+    path = tmp_path / "data.bin"
+    mirrors = [server.url("/none.bin"), server.url()]
+    fetch_from_drive("abc", path, sha256=SHA256, mirrors=mirrors)
+    assert path.read_bytes() == DATA
+    assert server.requests == ["/none.bin", "/data.bin"]
+    assert not gdown.calls
+    path.unlink()
+    gdown.answers = [DATA]
+    server.files = {"/data.bin": DATA[::-1]}
+    fetch_from_drive("abc", path, sha256=SHA256, mirrors=mirrors)
+    assert path.read_bytes() == DATA
+    assert len(gdown.calls) == 1
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        RuntimeError("Error downloading train-images"), urllib.error.URLError("no route"), TimeoutError("timed out"),
-        http.client.IncompleteRead(b""), zipfile.BadZipFile("no zip"), EOFError(),
-    ],
-    ids=lambda error: type(error).__name__,
-)  # fmt: skip
-def test_what_torchvision_raises_is_explained(error):
-    expected = r"could not download cmnist: (.|\n)*and put a.gz into raw"
-    with pytest.raises(BenchmarkError, match=expected), torchvision_download("cmnist", "a.gz into raw"):
-        raise error
-
-
-def test_torchvision_does_not_wait_for_ever():
-    with torchvision_download("cmnist", "a.gz into raw"):
-        assert socket.getdefaulttimeout() == downloads.TIMEOUT
-    assert socket.getdefaulttimeout() is None
-
-
-def test_mistakes_of_the_program_are_not_taken_for_torchvisions():
-    with pytest.raises(KeyError), torchvision_download("cmnist", "a.gz into raw"):
-        raise KeyError("x")
-    told = "downloads of cmnist cannot be written: the disk is full"
-    with pytest.raises(BenchmarkError, match=told), torchvision_download("cmnist", "a.gz into raw"):
-        raise OSError(errno.ENOSPC, "No space left on device")
-    with pytest.raises(BenchmarkError, match=r"^leave out root=$"), torchvision_download("cmnist", "a.gz into raw"):
-        raise BenchmarkError("leave out root=")
+def test_mirrors_do_without_gdown_and_name_the_extra_if_they_fail(server, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gdown", None)
+    fetch_from_drive("abc", tmp_path / "data.bin", sha256=SHA256, mirrors=[server.url()])
+    assert (tmp_path / "data.bin").read_bytes() == DATA
+    told = r"/none\.bin: HTTP 404 .*\n  https://drive.*/abc/view: gdown .* is not installed: pip install .*\n.*By hand"
+    with pytest.raises(BenchmarkError, match=told):
+        fetch_from_drive("abc", tmp_path / "x", sha256=SHA256, mirrors=[server.url("/none.bin")])
 
 
 # ---- archives -------------------------------------------------------------------------------------------------------
@@ -668,6 +731,7 @@ from debiasbench.testing import Tiny
 class Fetched(Tiny):
     """One archive with an address."""
     name = "fetched"
+    recipe = Tiny.recipe.replace(epochs=1)
     def needed_files(self, data_dir):
         train = self.folder(data_dir) / "train"
         return [] if train.is_dir() else [NeededFile(train, "256 kB", os.environ["TEST_URL"], downloads=True)]
@@ -676,6 +740,11 @@ class Fetched(Tiny):
         archive = fetch(os.environ["TEST_URL"], folder / "x.zip", sha256=os.environ["TEST_SHA256"])
         unpack(archive, folder, strip=1)
         archive.unlink()
+
+class Whole(Tiny):
+    """Needs no files."""
+    name = "whole"
+    recipe = Tiny.recipe.replace(epochs=1)
 
 class ByHand(Tiny):
     """Two files without an address."""
@@ -817,3 +886,144 @@ def test_check_tells_a_part_from_nothing(prepare, server, tmp_path, capsys):
     assert lines == {
         "byhand": "not complete (incomplete)", "fetched": "not complete (absent)", "cmnist5k": "complete",
     }  # fmt: skip
+
+
+# ---- debiasbench run --download, --skip-missing ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(prepare, folder_of_plugins, tmp_path, monkeypatch):
+    """A function that runs vanilla on datasets -> the exit code; their data are below `data`."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*datasets, options=()):
+        return main([
+            "run", "--methods", "vanilla", "--datasets", *datasets, "--seeds", "1", "--workers", "0",
+            *options, *folder_of_plugins, "--data-dir", "data", "--results-dir", "results",
+        ])  # fmt: skip
+
+    return run
+
+
+def records(folder):
+    return sorted(path.parts[-3] for path in folder.glob("results/records/*/*/*.json"))
+
+
+def test_a_run_that_lacks_data_says_which_options_help(run, server, tmp_path, capsys):
+    """Per dataset what is missing, and then what can be done about all of it."""
+    complete, can_download, by_hand = "whole", "fetched", "byhand"
+    download = "To download what can be, and go on: --download."
+    skip = "To run the rest (whole) without: --skip-missing."
+    for datasets, helps in {
+        (can_download,): [download],
+        (by_hand,): [],
+        (complete, by_hand): [skip],
+        (complete, can_download): [download, skip],
+        (can_download, by_hand, complete): [download, skip],
+    }.items():
+        assert run(*datasets) == 2
+        shown = capsys.readouterr().err
+        assert [line for line in (download, skip) if line in shown] == helps
+        for name in set(datasets) - {complete}:
+            assert f"The data of {name} are not complete. Needed:" in shown
+    assert not server.requests
+    assert not (tmp_path / "results").exists()
+
+
+def test_download_fetches_and_goes_on(run, server, tmp_path, capsys):
+    assert run("fetched", "whole", options=["--download"]) == 0
+    assert (tmp_path / "data" / "fetched" / "train").is_dir()
+    assert records(tmp_path) == ["fetched", "whole"]
+    assert "left out" not in capsys.readouterr().out
+    assert run("fetched", "whole", options=["--download"]) == 0
+    assert len(server.requests) == 1
+
+
+def test_variants_of_a_dataset_are_fetched_once(run, server, tmp_path, capsys):
+    server.status = 404
+    assert run("fetched:data_seed=0|1|2", options=["--download"]) == 2
+    assert len(server.requests) == 1
+    assert capsys.readouterr().err.count("x.zip could not be fetched") == 1
+    server.status = None
+    run("fetched:data_seed=0|1", options=["--download"])  # which are equal: nothing is drawn in them
+    assert len(server.requests) == 2
+    assert "give equal data" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("datasets", [("byhand",), ("byhand", "fetched"), ("raising-prepare",)], ids=str)
+def test_what_cannot_be_downloaded_stops_the_run_before_anything_trains(datasets, run, tmp_path, capsys):
+    assert run(*datasets, options=["--download"]) == 2
+    shown = capsys.readouterr().err
+    assert f"{datasets[0]}" in shown
+    assert "--download" not in shown  # that was tried
+    assert "Traceback" not in shown
+    assert records(tmp_path) == []
+
+
+@pytest.mark.parametrize("fault", [{"status": 503}, {"status": 404}, {"drop_after": 100}], ids=str)
+def test_a_download_that_fails_is_told_with_its_reason(fault, run, server, tmp_path, capsys):
+    vars(server).update(fault)
+    assert run("fetched", "whole", options=["--download"]) == 2
+    shown = capsys.readouterr().err
+    assert "x.zip could not be fetched" in shown
+    assert "To run the rest (whole) without: --skip-missing." in shown
+    assert "--download." not in shown
+    assert records(tmp_path) == []
+    assert run("fetched", "whole", options=["--download", "--skip-missing"]) == 0
+    assert "x.zip could not be fetched" in capsys.readouterr().out
+    assert records(tmp_path) == ["whole"]
+
+
+def test_skip_missing_runs_the_rest_and_says_what_was_left_out(run, server, tmp_path, capsys):
+    assert run("byhand", "whole", "fetched:data_seed=0|1", options=["--skip-missing"]) == 0
+    shown = capsys.readouterr().out
+    assert "left out: byhand (1 cell). The data of byhand are not complete. Needed:" in shown
+    assert f"  {Path('data', 'byhand', 'labels.csv')} (3 MB) from: the authors, on request" in shown
+    last = "left out, as data are missing: byhand (1 cell), fetched (1 cell), fetched:data_seed=1 (1 cell).\n"
+    assert shown.endswith(last)  # below the tables
+    assert records(tmp_path) == ["whole"]
+    assert not server.requests
+
+
+def test_download_and_skip_missing_together(run, server, tmp_path, capsys):
+    assert run("byhand", "fetched", options=["--skip-missing", "--download"]) == 0
+    assert records(tmp_path) == ["fetched"]
+    assert capsys.readouterr().out.endswith("left out, as data are missing: byhand (1 cell).\n")
+
+
+def test_skip_missing_that_leaves_nothing_is_told(run, tmp_path, capsys):
+    assert run("byhand", "fetched", options=["--skip-missing"]) == 2
+    shown = capsys.readouterr().err
+    assert "--skip-missing would leave nothing to run." in shown
+    assert "To download what can be, and go on: --download." in shown
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_dry_run_downloads_nothing(run, server, tmp_path, capsys):
+    assert run("fetched", "whole", options=["--dry-run", "--download"]) == 2
+    assert "--download without --dry-run." in capsys.readouterr().err
+    assert run("fetched", "whole", options=["--dry-run", "--skip-missing"]) == 0
+    assert "left out: fetched (1 cell)" in capsys.readouterr().out
+    assert not server.requests
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    "mistake", [["--reference", "vanila"], ["--device", "cuda:99"], ["--results-dir", "x.zip/y"]], ids=str
+)
+def test_mistakes_are_told_before_anything_is_fetched(mistake, run, server, tmp_path, capsys):
+    given = ["--methods", "vanilla", "--datasets", "fetched", "--download", "--data-dir", "data", *mistake]
+    assert main(["run", *given]) == 2
+    assert not server.requests
+    assert "fetched" not in capsys.readouterr().err
+
+
+def test_both_from_python(prepare, run, server, tmp_path):
+    arguments = {"seeds": 1, "workers": 0, "data_dir": "data", "results_dir": "results"}
+    with pytest.raises(BenchmarkError, match=r"--download\.\n.*--skip-missing"):
+        debiasbench.run(["vanilla"], ["fetched", "whole"], **arguments)
+    with pytest.warns(UserWarning, match=r"Left out: fetched \(1 cell\)\. The data of fetched"):
+        table = debiasbench.run(["vanilla"], ["fetched", "whole"], skip_missing=True, **arguments)
+    assert set(table["dataset"]) == {"whole"}
+    table = debiasbench.run(["vanilla"], ["fetched", "whole"], download=True, **arguments)
+    assert set(table["dataset"]) == {"fetched", "whole"}

@@ -1,9 +1,12 @@
 """Decoding image files and the cache of what was decoded: damaged files, full disks, several processes."""
 
 import errno
+import io
 import json
 import multiprocessing
 import os
+import random
+import struct
 import sys
 
 import filelock
@@ -14,8 +17,9 @@ from PIL import Image
 
 from debiasbench.data import cache, images
 from debiasbench.data.cache import cached
-from debiasbench.data.images import decode, image_files, read_image
+from debiasbench.data.images import contents, decode, has_images, image_files, other_files, read_image, remarks
 from debiasbench.errors import BenchmarkError
+from debiasbench.testing import Tiny
 
 
 @pytest.fixture(autouse=True)
@@ -67,6 +71,267 @@ def test_images_are_turned_as_their_exif_says(tmp_path):
     image.save(tmp_path / "a.png", exif=exif)
     expected = np.asarray(image.transpose(Image.Transpose.ROTATE_270)).transpose(2, 0, 1)
     assert np.array_equal(read_image(tmp_path / "a.png"), expected)
+
+
+# ---- what 8 bits of red, green and blue cannot hold ----------------------------------------------------------------
+
+RAMP = np.array([[0, 10, 128, 255]] * 3, dtype=np.uint8)  # grey levels
+
+
+def twelve_bits(path):
+    """A TIFF of two pixels, 0 and 4095, as cameras for microscopes write it; Pillow writes none."""
+    tags = {256: 2, 257: 1, 258: 12, 259: 1, 262: 1, 273: 8, 277: 1, 278: 1, 279: 3}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    directory = struct.pack("<H", len(tags)) + entries + struct.pack("<I", 0)
+    path.write_bytes(b"II*\0" + struct.pack("<I", 12) + bytes([0, 0x0F, 0xFF, 0]) + directory)
+
+
+DEEP = {
+    "g.png": lambda deep, path: deep.save(path),
+    "g.tif": lambda deep, path: deep.save(path),
+    "g.tiff": lambda deep, path: deep.save(path, compression="tiff_lzw"),
+    "g.pgm": lambda deep, path: deep.save(path),
+    "g.jp2": lambda deep, path: deep.save(path),
+}
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_images_of_16_bits_are_scaled_and_not_cut(tmp_path, name):
+    """Pillow's own conversion makes white of all that is above 255; a value and its 257th part are one grey."""
+    deep = Image.fromarray(RAMP.astype(np.uint16) * 257)
+    DEEP[name](deep, tmp_path / name)
+    done = []
+    assert (read_image(tmp_path / name, done=done) == RAMP).all()
+    assert done == ["deep"]
+
+
+def test_whiteness_is_that_of_the_file(tmp_path):
+    """12 bits in a TIFF; a TIFF in which 0 is white; a value that is transparent."""
+    twelve_bits(tmp_path / "t.tif")
+    assert read_image(tmp_path / "t.tif").tolist() == [[[0, 255]]] * 3
+    deep = Image.fromarray(RAMP.astype(np.uint16) * 257)
+    deep.save(tmp_path / "w.tif", tiffinfo={262: 0})
+    assert (read_image(tmp_path / "w.tif") == 255 - RAMP).all()
+    deep.save(tmp_path / "t.png", transparency=10 * 257)
+    done = []
+    assert read_image(tmp_path / "t.png", done=done)[0, 0].tolist() == [0, 255, 128, 255]
+    assert done == ["deep", "transparent"]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "what"),
+    [("f.tif", np.float32, "floating-point"), ("f.pfm", np.float32, "floating-point"), ("i.tif", np.int32, "32 bits")],
+)
+def test_values_without_a_known_white_are_refused_by_name(tmp_path, name, kind, what):
+    Image.fromarray(RAMP.astype(kind)).save(tmp_path / name)
+    with pytest.raises(BenchmarkError, match=rf"{name} holds .*{what}.* \(0 to 255\).* Save it with 8 or 16 bits"):
+        read_image(tmp_path / name)
+
+
+def faded(mode):
+    """Red in RGB, white in grey; from left to right transparent, half, opaque, opaque."""
+    image = Image.new(mode[:-1], (4, 2), (255, 0, 0) if mode == "RGBA" else 100)
+    image.putalpha(Image.fromarray(np.array([[0, 128, 255, 255]] * 2, dtype=np.uint8)))
+    return image
+
+
+FADED = {
+    "a.png": ("RGBA", [[255, 255, 255], [255, 127, 127], [255, 0, 0]]),
+    "a.webp": ("RGBA", [[255, 255, 255], [255, 127, 127], [255, 0, 0]]),
+    "a.tif": ("RGBA", [[255, 255, 255], [255, 127, 127], [255, 0, 0]]),
+    "a.tga": ("RGBA", [[255, 255, 255], [255, 127, 127], [255, 0, 0]]),
+    "la.png": ("LA", [[255] * 3, [177] * 3, [100] * 3]),
+}
+
+
+@pytest.mark.parametrize("name", FADED)
+def test_transparent_images_are_put_on_white(tmp_path, name):
+    """What is hidden under alpha is not shown."""
+    mode, expected = FADED[name]
+    faded(mode).save(tmp_path / name, **({"lossless": True} if name.endswith("webp") else {}))
+    done = []
+    found = read_image(tmp_path / name, done=done)[:, 0, :3].T
+    assert np.abs(found - np.array(expected, dtype=int)).max() <= 1
+    assert done == ["transparent"]
+
+
+@pytest.mark.parametrize(("name", "mode"), [("l.png", "L"), ("rgb.png", "RGB"), ("p.png", "P"), ("p.gif", "P")])
+def test_a_colour_that_means_transparent_is_white(tmp_path, name, mode):
+    grey = Image.fromarray(RAMP)
+    clear = (10, 10, 10) if mode == "RGB" else 10
+    image = grey.convert(mode)
+    if mode == "P":
+        image.putpalette([value for level in range(256) for value in (level, level, level)])
+        image.putdata(RAMP.ravel().tolist())
+    image.save(tmp_path / name, transparency=clear)
+    done = []
+    assert read_image(tmp_path / name, done=done)[0, 0].tolist() == [0, 255, 128, 255]
+    assert done == ["transparent"]
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.webp", "a.tif"])
+def test_alpha_that_hides_nothing_changes_nothing(tmp_path, name):
+    image = picture()
+    image.convert("RGBA").save(tmp_path / name, **({"lossless": True} if name.endswith("webp") else {}))
+    done = []
+    assert np.array_equal(read_image(tmp_path / name, done=done), np.asarray(image).transpose(2, 0, 1))
+    assert done == []
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.tif", "a.png", "a.webp"])
+def test_of_several_pictures_the_first_is_read(tmp_path, name):
+    red, blue = (Image.new("RGB", (4, 3), colour) for colour in ("red", "blue"))
+    red.save(tmp_path / name, save_all=True, append_images=[blue])
+    done = []
+    assert read_image(tmp_path / name, done=done)[:, 0, 0].tolist() == pytest.approx([255, 0, 0], abs=4)
+    assert done == ["several"]
+
+
+def test_the_previews_of_a_photograph_are_not_told(tmp_path):
+    """Telephones write MPO, named .jpg: the photograph and what was made of it."""
+    picture().save(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=[picture(1)])
+    done = []
+    read_image(tmp_path / "a.jpg", done=done)
+    assert done == []
+
+
+def test_what_was_done_is_kept_with_the_decoded_images(tmp_path):
+    """Counted where it is done, and told again by whoever reads the cache."""
+    folder = folder_of(tmp_path, 3)
+    deep = np.full((12, 20), 5140, dtype=np.uint16)
+    for number in (3, 4):
+        Image.fromarray(deep).save(folder / f"{number}.png")
+    picture().convert("RGBA").rotate(45).save(folder / "5.png")  # transparent corners
+    picture().save(folder / "6.png", save_all=True, append_images=[picture(1)])
+    told = (
+        "Images converted: 2 more than 8 bits, scaled to 8 (the highest value is white); 1 transparent in places, put "
+        "on white; 1 several pictures in one file, of which the first is read."
+    )
+    for _ in range(2):
+        entry = decode("some", image_files(folder))
+        assert entry.counts == {"deep": 2, "transparent": 1, "several": 1}
+        assert remarks([entry]) == [told]
+    assert remarks([decode("plain", image_files(folder)[:3])]) == []
+
+
+def test_what_an_older_version_decoded_is_not_served(tmp_path, monkeypatch):
+    """It had other pixels for some files."""
+    paths = image_files(folder_of(tmp_path))
+    monkeypatch.setattr(images, "VERSION", images.VERSION - 1)
+    decode("some", paths)
+    monkeypatch.undo()
+    monkeypatch.setenv("DEBIASBENCH_CACHE", str(tmp_path / "cache"))
+    decode("some", paths)
+    assert len(list((tmp_path / "cache").glob("*.uint8"))) == 2
+
+
+# ---- damaged files -------------------------------------------------------------------------------------------------
+
+
+def damaged(data, rng):
+    """A file with something wrong: cut off, bits flipped, bytes replaced, put in or emptied."""
+    data = bytearray(data)
+    place = rng.randrange(len(data))
+    kind = rng.choice(["cut", "flip", "replace", "insert", "empty"])
+    if kind == "cut":
+        del data[place:]
+    elif kind == "flip":
+        data[place] ^= 1 << rng.randrange(8)
+    elif kind == "replace":
+        for _ in range(1 + len(data) // 50):
+            data[rng.randrange(len(data))] = rng.randrange(256)
+    elif kind == "insert":
+        data[place:place] = rng.randbytes(3)
+    else:
+        data[place : place + 8] = bytes(8)
+    return bytes(data)
+
+
+def exif_block():
+    """What cameras write: numbers, texts, fractions, and blocks in it."""
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F], exif[0x011A] = 6, "maker", 72.0
+    exif.get_ifd(0x8769).update({0x9003: "2020:01:01 00:00:00", 0x829A: 0.01})
+    exif.get_ifd(0x8825).update({1: "N", 2: (1.0, 2.0, 3.0)})
+    return exif.tobytes().removeprefix(b"Exif\0\0")
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow's
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_exif_that_cannot_be_read_is_ignored(tmp_path, kind):
+    """Turned by what is left of it, or as it lies; the pixels are whole, so no image is refused."""
+    rng, block, image = random.Random(0), exif_block(), Image.new("RGB", (8, 6), (200, 100, 50))
+    path = tmp_path / "a.png"
+    shapes = []
+    for _ in range(120):
+        image.save(path, kind, exif=b"Exif\0\0" + damaged(block, rng), **({"lossless": True} if kind == "WEBP" else {}))
+        found = read_image(path)
+        assert np.abs(found.mean((1, 2)) - (200, 100, 50)).max() < 3
+        shapes.append(found.shape[1:])
+    assert set(shapes) == {(6, 8), (8, 6)}
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow's
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP", "JPEG2000", "TGA", "PPM"])
+def test_a_damaged_file_is_read_or_named(tmp_path, kind):
+    """Whatever its decoder does."""
+    rng, buffer = random.Random(kind), io.BytesIO()
+    exif = {"exif": b"Exif\0\0" + exif_block()} if kind in ("PNG", "JPEG", "WEBP") else {}
+    picture().save(buffer, kind, **exif)
+    path, said = tmp_path / "some.png", []
+    for _ in range(40):
+        path.write_bytes(damaged(buffer.getvalue(), rng))
+        said.append(complaint(path))
+    assert any(said)
+    assert all(text.startswith(f"{path} ") for text in said if text)
+
+
+def complaint(path):
+    """What is said of a file that cannot be read."""
+    try:
+        found = read_image(path)
+    except BenchmarkError as error:
+        return str(error)
+    return "" if found.dtype == np.uint8 and found.shape[0] == 3 else "no pixels, and nothing was said"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        struct.error("unpack requires a buffer"), SyntaxError("broken PNG"), OverflowError("too large"), KeyError(7),
+        RuntimeError("decoder"), MemoryError(), RecursionError("deep"), ZeroDivisionError(), EOFError(),
+        Image.DecompressionBombError("too many pixels"),
+    ],
+    ids=lambda error: type(error).__name__,
+)  # fmt: skip
+def test_whatever_a_decoder_raises_names_the_file(tmp_path, monkeypatch, error):
+    paths = image_files(folder_of(tmp_path, 2))
+    original = Image.open
+
+    def open_image(path, **options):
+        if path == paths[1]:
+            raise error
+        return original(path, **options)
+
+    monkeypatch.setattr(Image, "open", open_image)
+    with pytest.raises(BenchmarkError, match=r"1\.png cannot be read \(.+\)\. Fetch or unpack it again"):
+        decode("some", paths)
+
+
+def test_an_image_of_too_many_pixels_is_named(tmp_path, monkeypatch):
+    (path, *_) = image_files(folder_of(tmp_path))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(BenchmarkError, match=r"0\.png cannot be read \(Image size \(240 pixels\) exceeds limit"):
+        read_image(path)
+
+
+def test_postscript_is_never_run(tmp_path):
+    """It is a program, which Pillow would hand to another program, whatever the file is called."""
+    picture().save(tmp_path / "a.png", "EPS")
+    with pytest.raises(BenchmarkError, match=r"a\.png is no image"):
+        read_image(tmp_path / "a.png")
+    picture().save(tmp_path / "b.eps")
+    assert other_files(tmp_path) == [tmp_path / "b.eps"]
 
 
 @pytest.mark.parametrize(("contents", "what"), [(b"", "is no image"), (b"hello", "is no image"), (None, "cannot be")])
@@ -122,6 +387,93 @@ def test_no_folder_and_an_empty_folder_are_told_apart(tmp_path):
         image_files(tmp_path / "none")
     with pytest.raises(BenchmarkError, match="There are no images in"):
         image_files(tmp_path)
+
+
+READ = ["a.PNG", "b.Jpg", "c.JPEG", "d.webp", "e.BMP", "f.tif", "g.TIFF", "h.gif", "i.jp2", "j.ppm", "k.jfif"]
+LEFT_OUT = ["l.heic", "m.HEIC", "n.svg", "o.txt", "p.pdf", "q.npy", "r"]
+
+
+def test_images_of_every_kind_are_found_and_the_rest_is_told(tmp_path):
+    """By the ending, in any case."""
+    for name in [*READ, *LEFT_OUT, ".hidden.txt", "Thumbs.db"]:
+        (tmp_path / name).write_bytes(b"")
+    assert [path.name for path in image_files(tmp_path)] == READ
+    (told,) = remarks([], other_files(tmp_path))
+    assert told == (
+        "Files left out, as they are no images that can be read: 2 .heic, 1 .npy, 1 .pdf, 1 .svg, 1 .txt, "
+        "1 without an ending."
+    )
+
+
+def test_a_folder_of_other_files_says_what_they_are(tmp_path):
+    (tmp_path / "a.heic").write_bytes(b"")
+    with pytest.raises(BenchmarkError, match=r"There are no images in .*\. Files left out.*: 1 \.heic\."):
+        image_files(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["__MACOSX", "lost+found", "@eaDir", ".Trash", "$RECYCLE.BIN", "__pycache__"])
+def test_folders_of_the_system_are_left_alone(tmp_path, name):
+    folder = folder_of(tmp_path)
+    (folder / name).mkdir()
+    (folder / name / "9.png").write_bytes(b"no")
+    (folder / name / "9.txt").write_bytes(b"no")
+    assert contents(folder).folders == []
+    assert len(image_files(folder, below=True)) == 5
+    assert other_files(folder, below=True) == []
+    assert images.shortfalls({folder: 5}) == []
+    assert not any(path.name == name for path in Tiny(root=str(folder)).present_files(tmp_path))
+    for path in folder.glob("*.png"):
+        path.unlink()
+    assert not has_images(folder)
+
+
+@pytest.fixture
+def link():
+    """A function that makes a link; skips where there are none."""
+
+    def make(path, target):
+        try:
+            path.symlink_to(target)
+        except OSError:
+            pytest.skip("no links can be made here")
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [("9.png", "gone.png"), ("class", "/no/such/folder"), ("9.txt", "../gone.txt"), ("in.tif", "x/y")],
+)
+def test_a_link_that_leads_nowhere_names_itself(tmp_path, link, name, target):
+    """An image, a folder, another file: what it was cannot be told."""
+    folder = folder_of(tmp_path)
+    link(folder / name, target)
+    with pytest.raises(BenchmarkError, match=rf"{name} is a link to {target}, which is not there\. Mend the link"):
+        image_files(folder)
+    link(folder / "z.png", "none")
+    with pytest.raises(BenchmarkError, match=r"So do 1 more"):
+        image_files(folder)
+
+
+def test_a_link_to_itself_and_one_among_given_files_are_named(tmp_path, link):
+    folder = folder_of(tmp_path)
+    link(folder / "9.png", "gone.png")
+    paths = [*(path for path in sorted(folder.iterdir()) if not path.is_symlink()), folder / "9.png"]
+    with pytest.raises(BenchmarkError, match=r"9\.png is a link to gone\.png, which is not there"):
+        decode("some", paths)
+    (folder / "9.png").unlink()
+    link(folder / "9.png", "9.png")
+    with pytest.raises(BenchmarkError, match=r"9\.png"):
+        image_files(folder)
+    (folder / "9.png").unlink()
+    link(folder / "9.png", "0.png")
+    assert decode("some", image_files(folder)).x.shape[0] == 6
+
+
+def test_a_folder_named_like_an_image_is_a_folder(tmp_path):
+    folder = folder_of(tmp_path)
+    (folder / "more.png").mkdir()
+    assert len(image_files(folder)) == 5
 
 
 def test_the_digest_is_that_of_the_bytes(tmp_path):

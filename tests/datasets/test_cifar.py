@@ -8,6 +8,7 @@ import os
 import pickle
 import shutil
 import sys
+import tarfile
 import zipfile
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -569,32 +570,40 @@ def test_damaged_mosaics_are_told(tmp_path):
     with pytest.raises(BenchmarkError, match="do not belong together: 3168 x 96"):
         read_cifar10(tmp_path)
     picture.write_bytes(b"no")
-    with pytest.raises(BenchmarkError, match="cannot be read"):
+    with pytest.raises(BenchmarkError, match=r"data_batch_1\.webp is no image"):
         read_cifar10(tmp_path)
 
 
-def test_prepare_leaves_the_download_to_torchvision(tmp_path, monkeypatch):
+def test_prepare_fetches_the_archive_and_unpacks_it(tmp_path, monkeypatch):
     """Where nothing is missing, nothing is fetched; a download that fails says what to do by hand."""
-    import torchvision
-
+    write_batches(tmp_path / "packed")
+    with tarfile.open(tmp_path / "x.tar.gz", "w:gz") as archive:
+        archive.add(tmp_path / "packed" / "cifar-10-batches-py", "cifar-10-batches-py")
     calls = []
 
-    def fake(root, download):
-        calls.append(Path(root))
-        write_batches(Path(root))
+    def fetch(urls, path, *, sha256):
+        calls.append(path)
+        assert (urls, sha256) == (cifar.MIRRORS, cifar.ARCHIVE_SHA256)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return Path(shutil.copy(tmp_path / "x.tar.gz", path))
 
-    monkeypatch.setattr(torchvision.datasets, "CIFAR10", fake)
-    for number, dataset in enumerate((CIFAR10(), CCIFAR())):
-        folder = tmp_path / str(number)
-        assert dataset.present_files(folder) == []
-        dataset.prepare(folder)
-        dataset.prepare(folder)
-        assert calls == [folder]
-        assert dataset.needed_files(folder) == []
-        assert len(dataset.present_files(folder)) == 6
-        calls.clear()
-    monkeypatch.setattr(torchvision.datasets, "CIFAR10", lambda *_, **__: (_ for _ in ()).throw(OSError("no network")))
-    with pytest.raises(BenchmarkError, match=r"could not download CIFAR-10: no network\n.*tar\.gz there, unpacked"):
+    with monkeypatch.context() as patched:
+        patched.setattr(cifar, "fetch", fetch)
+        for number, dataset in enumerate((CIFAR10(), CCIFAR(), CIFAR10(root=str(tmp_path / "r")))):
+            data_dir = tmp_path / str(number)
+            folder = tmp_path / "r" if dataset.root else data_dir
+            assert dataset.present_files(data_dir) == []
+            dataset.prepare(data_dir)
+            dataset.prepare(data_dir)
+            assert calls == [folder / "cifar-10-python.tar.gz"]
+            assert [path.name for path in folder.iterdir()] == ["cifar-10-batches-py"]
+            assert dataset.needed_files(data_dir) == []
+            assert len(dataset.present_files(data_dir)) == 6
+            calls.clear()
+    monkeypatch.setattr(cifar, "MIRRORS", ("https://127.0.0.1:1/a.tar.gz", "https://127.0.0.1:1/b.tar.gz"))
+    monkeypatch.setattr("pooch.core.time.sleep", lambda _: None)  # between attempts
+    told = r"(?s)could not be fetched:.*/a\.tar\.gz: .*/b\.tar\.gz: .*By hand: .* save it as .*cifar-10-python\.tar\.gz"
+    with pytest.raises(BenchmarkError, match=told):
         CIFAR10(root=str(tmp_path / "cifar-10-batches-py")).prepare(tmp_path)
 
 

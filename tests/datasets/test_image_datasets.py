@@ -300,6 +300,10 @@ def _cut(path, n):
     path.write_text("\n".join(lines[:n]) + "\n", encoding="utf-8")
 
 
+def _append(path, line):
+    path.write_text(path.read_text(encoding="utf-8") + line + "\n", encoding="utf-8")
+
+
 def _halve(path):
     path.write_bytes(path.read_bytes()[:400])
 
@@ -327,6 +331,19 @@ CELEBA_DAMAGES = {
     ),
     "a part without images": (
         lambda f: write_celeba(f, [(*row[:3], min(row[3], 1)) for row in CELEBA_ROWS]), r"no image of part 2 \(test\)",
+    ),
+    "half a line of a .csv": (
+        lambda f: (_as_csv(f), _append(f / "list_attr_celeba.csv", "000017.jpg,1")), "line 18: a name and 4 values",
+    ),
+    "a part that does not exist in a .csv": (
+        lambda f: (_as_csv(f), _append(f / "list_eval_partition.csv", "000017.jpg,3")), "line 18: a name and 0, 1 or 2",
+    ),
+    "a .csv of something else": (
+        lambda f: (_as_csv(f), (f / "list_attr_celeba.csv").write_text("a,b\n1,2\n", encoding="utf-8")),
+        "image_id and Blond_Hair and Male is missing",
+    ),
+    "images elsewhere": (
+        lambda f: (f / "img_align_celeba").rename(f / "faces"), r"There are no images in .*img_align_celeba\. Unpack",
     ),
     "an image cut off": (
         lambda f: _halve(f / "img_align_celeba" / "000005.jpg"),
@@ -356,7 +373,13 @@ def test_celeba_official_lists_give_the_published_groups(shared_data, tmp_path):
     ]  # fmt: skip
     assert names[0] == "000001.jpg"
     for name in ("list_attr_celeba.txt", "list_eval_partition.txt"):
-        assert celeba._sha256(shared_data / "celeba" / "official_lists" / f"{name}.gz") == celeba.DRIVE[name][1]
+        packed = (shared_data / "celeba" / "official_lists" / f"{name}.gz").read_bytes()
+        assert hashlib.sha256(gzip.decompress(packed)).hexdigest() == celeba.DRIVE[name][1]
+    assert celeba._digest(names, attributes, part) == celeba.OFFICIAL_ROWS
+    some = names[:9], attributes[:9], part[:9]
+    digest = celeba._digest(*some)
+    attributes[7, 0] = 1 - attributes[7, 0]
+    assert celeba._digest(*some) != digest
 
 
 def test_celeba_subset(shared_data):
@@ -373,6 +396,78 @@ def test_celeba_lists_may_be_packed(tmp_path, small_celeba):
     for path in small_celeba.glob("*.txt"):
         path.with_name(path.name + ".gz").write_bytes(gzip.compress(path.read_bytes()))
         path.unlink()
+    assert new("celeba").build(tmp_path).fingerprint() == plain
+
+
+def _as_csv(folder, *, index=False):
+    """The lists as Kaggle has them, or as pandas writes them with its index."""
+    texts = {}
+    for name, head in (("list_attr_celeba", f"image_id {HEADER}"), ("list_eval_partition", "image_id partition")):
+        path = folder / f"{name}.txt"
+        rows = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
+        rows = [head.split(), *(rows[2:] if "attr" in name else rows)]
+        if index:
+            rows = [[str(number - 1) if number else "", *row] for number, row in enumerate(rows)]
+        texts[folder / f"{name}.csv"] = "".join(",".join(row) + "\r\n" for row in rows)
+        path.unlink()
+    for path, text in texts.items():
+        path.write_bytes(text.encode("utf-8-sig" if index else "utf-8"))
+
+
+def _nest(folder):
+    (folder / "img_align_celeba").rename(folder / "moved")
+    (folder / "img_align_celeba").mkdir()
+    (folder / "moved").rename(folder / "img_align_celeba" / "img_align_celeba")
+
+
+def _rename(folder, ending):
+    for path in list((folder / "img_align_celeba").iterdir()):
+        path.rename(path.with_suffix(ending))
+
+
+def _as_the_authors(folder):
+    for name, place in (
+        ("img_align_celeba", "Img"),
+        ("list_attr_celeba.txt", "Anno"),
+        ("list_eval_partition.txt", "Eval"),
+    ):
+        (folder / place).mkdir()
+        (folder / name).rename(folder / place / name)
+
+
+def _pngs(folder):
+    _rename(folder, ".png")
+    (folder / "img_align_celeba").rename(folder / "img_align_celeba_png")
+
+
+CELEBA_LAYOUTS = {
+    "Kaggle": lambda folder: (_nest(folder), _as_csv(folder)),
+    "lists with an index": lambda folder: _as_csv(folder, index=True),
+    "the authors' folders": _as_the_authors,
+    "files of a Mac": lambda folder: (_nest(folder), save_picture(folder / "img_align_celeba/__MACOSX/1.png")),
+    "JPG": lambda folder: _rename(folder, ".JPG"),
+    "png": lambda folder: _rename(folder, ".png"),
+    "folder of png": _pngs,
+}
+
+
+@pytest.mark.parametrize("layout", CELEBA_LAYOUTS)
+def test_celeba_is_read_as_people_have_it(tmp_path, small_celeba, layout):
+    """Nothing is missing, and the samples are equal; another ending than in the lists is told."""
+    plain = new("celeba").build(tmp_path)
+    CELEBA_LAYOUTS[layout](small_celeba)
+    assert new("celeba").needed_files(tmp_path) == []
+    assert new("celeba").shortfalls(tmp_path)[0].endswith("16 of 202,599 images")
+    found = new("celeba").build(tmp_path)
+    assert found.fingerprint() == plain.fingerprint()
+    renamed = layout in ("JPG", "png", "folder of png")
+    assert ("16 images have another ending than in the lists" in found.note) == renamed
+
+
+def test_celeba_takes_the_file_that_the_list_names(tmp_path, small_celeba):
+    plain = new("celeba").build(tmp_path).fingerprint()
+    for path in list((small_celeba / "img_align_celeba").iterdir()):
+        save_picture(path.with_suffix(".png"), 255)
     assert new("celeba").build(tmp_path).fingerprint() == plain
 
 
@@ -434,8 +529,13 @@ def test_a_table_gives_labels_bias_and_splits(tmp_path):
 
 TABLES = {
     "no column": ("file,label\n0.png,a\n", "lacks the columns split"),
-    "no file": ("file,label,split\n9.png,a,train\n", "line 2: there is no file"),
-    "unknown split": ("file,label,split\n0.png,a,training\n", "line 2: split must be train, valid, test"),
+    "no file": ("file,label,split\n9.png,a,train\n", "line 2: There is no file"),
+    "unknown split": ("file,label,split\n0.png,a,train2\n", "line 2: split must be train, valid, test"),
+    "two columns": ("file,label,split,bias, Bias\n0.png,a,train,b,c\n", "has several columns bias"),
+    "class only in valid": (
+        "file,label,split\n0.png,a,train\n1.png,b,valid\n2.png,a,test\n",
+        "b occurs in valid, but not in train",
+    ),
     "twice": ("file,label,split\n0.png,a,train\n0.png,a,train\n", "line 3: 0.png is in line 2 already"),
     "no test": ("file,label,split\n0.png,a,train\n", "has no test images"),
     "class only in test": ("file,label,split\n0.png,a,train\n1.png,b,test\n", "b occurs in test, but not in train"),
@@ -446,11 +546,240 @@ TABLES = {
 @pytest.mark.parametrize("mistake", TABLES)
 def test_mistakes_in_a_table_are_told(tmp_path, mistake):
     text, message = TABLES[mistake]
-    for number in range(2):
+    for number in range(3):
         save_picture(tmp_path / f"{number}.png")
     (tmp_path / "images.csv").write_text(text, encoding="utf-8")
     with pytest.raises(BenchmarkError, match=message):
         new("imagefolder", root=str(tmp_path), title="x").build(tmp_path)
+
+
+# names as people write them
+
+
+def write_table(root, rows, head="file,label,split,bias"):
+    """rows: what follows the name of the file; each gets a picture."""
+    for number in range(len(rows)):
+        save_picture(root / f"{number}.png", number, (4, 4))
+    lines = [head, *(f"{number}.png,{row}" for number, row in enumerate(rows))]
+    (root / "images.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def of_table(tmp_path, rows, **options):
+    write_table(tmp_path / "table", rows, **options)
+    dataset = new("imagefolder", root=str(tmp_path / "table"), title="x", size=16)
+    return dataset, dataset.build(tmp_path)
+
+
+def both(label, bias=""):
+    """A row in training and one in each other split."""
+    return [f"{label},{split},{bias}" for split in ("train", "valid", "test")]
+
+
+MISSING = ["nan", "NaN", "NA", "N/A", "null", "None", "-1", "?", "unknown", " nan ", "<NA>", "-1.0", "missing"]
+
+
+@pytest.mark.parametrize("written", MISSING)
+def test_a_bias_that_is_missing_is_unknown_however_it_is_written(tmp_path, written):
+    """And not one more value, which would conflict with every label."""
+    dataset, splits = of_table(tmp_path, [*both("a", "a"), *both("b", "b"), *both("a", written), *both("b")])
+    assert dataset.n_bias_values == 2
+    assert splits.train.bias[:, 0].tolist() == [0, 1, -1, -1]
+    assert splits.train.conflicting.sum() == 0
+    assert f"Bias taken for unknown: 3 {written!r}." in splits.note
+
+
+@pytest.mark.parametrize("written", ["", *MISSING])
+def test_a_label_that_is_missing_is_refused(tmp_path, written):
+    with pytest.raises(BenchmarkError, match=r"line 8: .* as a label says that it is missing"):
+        of_table(tmp_path, [*both("a"), *both("b"), f"{written},train,"])
+
+
+@pytest.mark.parametrize("written", ["nan", "NA", "-1", "unknown"])
+def test_folders_of_what_is_missing(tmp_path, written):
+    """Below a class they are an unknown bias; as a class they are none."""
+    root = tmp_path / "photos"
+    write_folders(root, with_bias=True)
+    save_picture(root / "train" / "land" / written / "9.png")
+    dataset = new("imagefolder", root=str(root), title="x", size=16)
+    splits = dataset.build(tmp_path)
+    assert dataset.n_bias_values == 2
+    assert int((splits.train.bias == -1).sum()) == 1
+    assert f"Bias taken for unknown: 1 {written!r}." in splits.note
+    save_picture(root / "train" / written / "land" / "9.png")
+    with pytest.raises(BenchmarkError, match=f"{written}: '{written}' as a label says that it is missing"):
+        new("imagefolder", root=str(root), title="x", size=16).build(tmp_path)
+
+
+USUAL = {
+    "train": ["training", "Train"],
+    "valid": ["val", "validation", "dev", "Val", "VALID"],
+    "test": ["testing", "eval", "Test"],
+}
+
+
+@pytest.mark.parametrize(("split", "name"), [(split, name) for split, names in USUAL.items() for name in names])
+def test_the_usual_names_of_splits_are_read(tmp_path, split, name):
+    """In folders and in a table; a validation split of such a name is not replaced by a tenth of training."""
+    write_folders(tmp_path / "photos", with_bias=False)
+    expected = new("imagefolder", root=str(tmp_path / "photos"), title="x", size=16).build(tmp_path)
+    (tmp_path / "photos" / split).rename(tmp_path / "photos" / "moved")
+    (tmp_path / "photos" / "moved").rename(tmp_path / "photos" / name)
+    found = new("imagefolder", root=str(tmp_path / "photos"), title="x", size=16).build(tmp_path)
+    assert found.fingerprint() == expected.fingerprint()
+    assert "No validation split" not in found.note
+    rows = [*both("a"), *both("b")]
+    plain = of_table(tmp_path, rows)[1].fingerprint()
+    assert of_table(tmp_path, [row.replace(f",{split},", f", {name} ,") for row in rows])[1].fingerprint() == plain
+
+
+def test_two_folders_of_one_split_are_refused(tmp_path):
+    write_folders(tmp_path, with_bias=False, splits=("train", "val", "validation", "test"))
+    with pytest.raises(BenchmarkError, match="holds val and validation, which both mean valid"):
+        new("imagefolder", root=str(tmp_path), title="x").build(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["train2/a", "holdout", "extra/sea", "test_old", "val-2/land", "Training set/land", "more/land", "more/water "],
+)
+def test_folders_that_look_like_splits_and_are_not_read_are_refused(tmp_path, place):
+    """By their name, or as they have folders of classes; one without images is nobody's split."""
+    root = tmp_path / "photos"
+    write_folders(root, with_bias=False)
+    (root / place).mkdir(parents=True)
+    (root / place / "notes.txt").write_text("", encoding="utf-8")
+    new("imagefolder", root=str(root), title="x", size=16).build(tmp_path)
+    save_picture(root / place / "0.png")
+    name = place.partition("/")[0]
+    with pytest.raises(BenchmarkError, match=rf"look like splits and are none: {name}\. Splits are train \(or"):
+        new("imagefolder", root=str(root), title="x", size=16).build(tmp_path)
+
+
+@pytest.mark.parametrize("place", ["masks", "results/figures", "trainer/photos", "developers"])
+def test_other_folders_are_left_alone(tmp_path, place):
+    """Such as what a run in the folder of the images has written there."""
+    write_folders(tmp_path, with_bias=False)
+    expected = new("imagefolder", root=str(tmp_path), title="x", size=16).build(tmp_path)
+    save_picture(tmp_path / place / "0.png")
+    found = new("imagefolder", root=str(tmp_path), title="x", size=16).build(tmp_path)
+    assert (found.fingerprint(), found.note) == (expected.fingerprint(), expected.note)
+
+
+def test_folders_of_classes_without_splits_are_named(tmp_path):
+    for name in ("land", "water"):
+        save_picture(tmp_path / name / "0.png")
+    with pytest.raises(BenchmarkError, match=r"has no train images: .* Folders there: land, water\."):
+        new("imagefolder", root=str(tmp_path), title="x").build(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("train/9.png", r"train holds 1 images that are in no folder of a class \(9\.png"),
+        ("train/land/water/deep/9.png", "deep holds images below <class>/<bias>"),
+        ("test/9.tif", "test holds 1 images that are in no folder of a class"),
+    ],
+)
+def test_images_outside_of_their_folders_are_refused(tmp_path, place, said):
+    write_folders(tmp_path / "photos", with_bias=True)
+    save_picture(tmp_path / "photos" / place)
+    with pytest.raises(BenchmarkError, match=said):
+        new("imagefolder", root=str(tmp_path / "photos"), title="x").build(tmp_path)
+
+
+@pytest.mark.parametrize("blank", [" ", "\t", "\u00a0", "\ufeff", "\u200b"])
+def test_blanks_around_names_do_not_count(tmp_path, blank):
+    """In labels, bias and the heading; where two spellings meet it is said."""
+    rows = [*both("0", "0"), *both("1", "1"), *both(f"0{blank}", f"{blank}1")]
+    dataset, splits = of_table(tmp_path, rows, head=f"file,{blank}label,Split,{blank}Bias")
+    assert (dataset.class_names, dataset.n_bias_values) == (("0", "1"), 2)
+    assert splits.train.y.tolist() == [0, 1, 0]
+    assert splits.train.conflicting[:, 0].tolist() == [False, False, True]
+    assert splits.note.count("are one name: blanks around a name do not count.") == 2
+
+
+def test_folders_whose_names_differ_in_blanks_around_them_are_one_class(tmp_path):
+    write_folders(tmp_path / "photos", with_bias=False)
+    save_picture(tmp_path / "photos" / "train" / "land " / "9.png")
+    dataset = new("imagefolder", root=str(tmp_path / "photos"), title="x", size=16)
+    splits = dataset.build(tmp_path)
+    assert dataset.class_names == ("land", "water")
+    assert splits.train.y.tolist().count(0) == 6
+    assert "'land' and 'land ' are one name" in splits.note
+
+
+ALIKE = {  # two spellings, and how the second is shown
+    "case": ("Land", "land", "'land'"),
+    "blanks": ("pole vaulting", "polevaulting", "'polevaulting'"),
+    "Unicode": ("caf\u00e9", "cafe\u0301", r"'cafe\u0301'"),
+    "width": ("A", "\uff21", r"'\uff21'"),
+    "numbers": ("1", "1.0", "'1.0'"),
+}
+
+
+@pytest.mark.parametrize("kind", ALIKE)
+def test_names_that_are_nearly_one_are_told(tmp_path, kind):
+    """As labels, and as a label and a bias; and where the training split has only the other."""
+    one, other, shown = ALIKE[kind]
+    dataset, splits = of_table(tmp_path, [*both(one), *both(other)])
+    assert len(dataset.class_names) == 2
+    assert shown in splits.note
+    assert "count as different names" in splits.note
+    splits = of_table(tmp_path, [*both(one, other), *both("b")])[1]
+    assert "count as different names" in splits.note
+    with pytest.raises(BenchmarkError, match=r"occurs in test, but not in train.* are nearly one name"):
+        of_table(tmp_path, [f"{one},train,", "b,train,", f"{other},test,"])
+
+
+def test_names_that_differ_are_not_told(tmp_path):
+    assert "name" not in of_table(tmp_path, [*both("land", "land"), *both("land 2", "1"), *both("water", "10")])[1].note
+
+
+def test_what_is_left_out_and_converted_is_told_before_anything_trains(tmp_path, link):
+    """In the note of the data, and when a grid is planned."""
+    from debiasbench.grid import expand
+    from debiasbench.running.plan import plan
+
+    root = tmp_path / "photos"
+    write_folders(root, with_bias=False)
+    for number in range(3):
+        (root / "train" / "land" / f"{number}.heic").write_bytes(b"")
+        Image.new("RGBA", (9, 9)).save(root / "train" / "land" / f"t{number}.TIF")
+    (root / "test" / "labels.txt").write_text("", encoding="utf-8")
+    grid = expand(["vanilla"], [f"imagefolder:root={root},title=birds,size=16,pretrained=none"], seeds=2)
+    (notice,) = plan(grid, data_dir=tmp_path, results_dir=tmp_path / "results").grid.notices
+    assert notice.startswith("imagefolder:")
+    assert "Files left out, as they are no images that can be read: 3 .heic, 1 .txt." in notice
+    assert "Images converted: 3 transparent in places, put on white." in notice
+
+
+@pytest.mark.parametrize(("place", "target"), [("train/more", "/no/such/folder"), ("train/land/9.png", "gone.png")])
+def test_a_link_in_folders_that_leads_nowhere_names_itself(tmp_path, link, place, target):
+    write_folders(tmp_path / "photos", with_bias=False)
+    link(tmp_path / "photos" / place, target)
+    with pytest.raises(BenchmarkError, match=f"{place} is a link to {target}, which is not there"):
+        new("imagefolder", root=str(tmp_path / "photos"), title="x").build(tmp_path)
+
+
+def test_a_link_in_a_table_that_leads_nowhere_names_itself(tmp_path, link):
+    write_table(tmp_path, [*both("a"), *both("b")])
+    (tmp_path / "4.png").unlink()
+    link(tmp_path / "4.png", "gone.png")
+    with pytest.raises(BenchmarkError, match=r"line 6: .*4\.png is a link to gone\.png, which is not there"):
+        new("imagefolder", root=str(tmp_path), title="x").build(tmp_path)
+
+
+@pytest.fixture
+def link():
+    """A function that makes a link; skips where there are none."""
+
+    def make(path, target):
+        try:
+            path.symlink_to(target)
+        except OSError:
+            pytest.skip("no links can be made here")
+
+    return make
 
 
 def test_images_beside_folders_are_not_left_out_silently(tmp_path):
@@ -546,6 +875,7 @@ def test_celeba_fetches_what_is_missing_and_refuses_what_was_not_published(tmp_p
     gdown = types.SimpleNamespace(download=download, DownloadError=RuntimeError)
     monkeypatch.setitem(sys.modules, "gdown", gdown)
     monkeypatch.setattr("pooch.core.time.sleep", lambda _: None)  # between attempts
+    monkeypatch.setattr(module, "MIRRORS", {})
     assert list(module.DRIVE) == ["img_align_celeba.zip", "list_attr_celeba.txt", "list_eval_partition.txt"]
     sums = {name: sha256 for name, (_, sha256) in module.DRIVE.items()}
     monkeypatch.setattr(module, "DRIVE", {name: (name, sha256) for name, sha256 in sums.items()})
@@ -559,6 +889,19 @@ def test_celeba_fetches_what_is_missing_and_refuses_what_was_not_published(tmp_p
     assert set(asked) == {"img_align_celeba.zip", "list_attr_celeba.txt"}  # the other list is there
     assert not list(small_celeba.glob("*.zip"))
     assert new("celeba").build(tmp_path).fingerprint() == before
+
+
+def test_celeba_takes_its_images_from_a_copy_before_drive(tmp_path, monkeypatch):
+    module = sys.modules[datasets.get("celeba")[0].__module__]
+    asked = {}
+    monkeypatch.setattr(module, "fetch_from_drive", lambda _, path, **how: asked.update({path.name: how}) or path)
+    monkeypatch.setattr(module, "unpack", lambda *_: (tmp_path / "celeba").mkdir())
+    monkeypatch.setattr(Path, "unlink", lambda *_: None)
+    new("celeba").prepare(tmp_path)
+    assert {name: how["sha256"] for name, how in asked.items()} == {
+        name: sha for name, (_, sha) in module.DRIVE.items()
+    }
+    assert [name for name, how in asked.items() if how["mirrors"]] == ["img_align_celeba.zip"]
 
 
 # ---- recipes ------------------------------------------------------------------------------------------------------

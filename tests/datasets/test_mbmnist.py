@@ -3,10 +3,14 @@
 import contextlib
 import gzip
 import hashlib
+import io
 import math
 import os
+import re
+import socket
 import struct
 import sys
+import zipfile
 from itertools import combinations, islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -300,55 +304,83 @@ def test_damaged_files_are_named(small, collection, kind):
     built(small)
 
 
-class FakeTorchvision:
-    """In place of torchvision's datasets: notes what it is asked for, and moves prepared files to their places."""
+@pytest.fixture
+def mirror(small, monkeypatch):
+    """In place of the mirrors: what is fetched comes from `small`; a list of (collection, file)."""
+    asked = []
+    named = {address: collection for collection in COLLECTIONS for address in collection.mirrors}
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("gzip/emnist-balanced-mapping.txt", "of another part")
+        for path in sorted((small / "EMNIST" / "raw").iterdir()):
+            archive.write(path, f"gzip/{path.name}")
+    data = {("EMNIST", "gzip.zip"): packed.getvalue()}
+    for collection in COLLECTIONS[:3]:
+        for name in collection.archives:
+            data[collection.name, name] = (small / collection.name / "raw" / name).read_bytes()
+    for (collection_name, name), contents in data.items():
+        (collection,) = (one for one in COLLECTIONS if one.name == collection_name)
+        monkeypatch.setitem(collection.archives, name, hashlib.sha256(contents).hexdigest())
 
-    def __init__(self, monkeypatch, source, error=None):
-        self.asked = []
-        for collection in COLLECTIONS:
-            monkeypatch.setattr(torchvision.datasets, collection.name, self.downloader(collection, source, error))
+    def fetch(urls, path, *, sha256):
+        folder, _, name = urls[0].rpartition("/")
+        collection = named[f"{folder}/"]
+        assert urls == [f"{mirror}{name}" for mirror in collection.mirrors]
+        asked.append((collection.name, name))
+        assert hashlib.sha256(data[collection.name, name]).hexdigest() == sha256
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data[collection.name, name])
+        return path
 
-    def downloader(self, collection, source, error):
-        def download(root, **options):
-            self.asked.append((collection.name, options))
-            if error:
-                raise error
-            folder = Path(root) / collection.name / "raw"
-            folder.mkdir(parents=True, exist_ok=True)
-            for path in (source / collection.name / "raw").iterdir():
-                (folder / path.stem).write_bytes(gzip.decompress(path.read_bytes()))
-
-        return download
+    monkeypatch.setattr("debiasbench.data.mnist_files.fetch", fetch)
+    return asked
 
 
-def test_prepare_downloads_what_is_missing(small, tmp_path, monkeypatch):
-    """Torchvision is asked for the incomplete collections only, and for EMNIST's letters."""
-    fake, data_dir = FakeTorchvision(monkeypatch, small), tmp_path / "data"
-    MBMNIST().prepare(data_dir)
-    assert MBMNIST().needed_files(data_dir) == []
-    assert [name for name, options in fake.asked if options["train"]] == [c.name for c in COLLECTIONS]
-    assert all(options["download"] for _, options in fake.asked)
-    assert {options.get("split") for name, options in fake.asked if name == "EMNIST"} == {"letters"}
-    assert MBMNIST().build(data_dir).fingerprint() == built(small).fingerprint()
+@pytest.mark.parametrize("option", ["data_dir", "root"])
+def test_prepare_fetches_what_is_missing(option, small, tmp_path, mirror):
+    """Each file from its collection's mirrors, into the data folder or into `root`; of EMNIST its one archive."""
+    place = tmp_path / "data"
+    dataset, data_dir = (MBMNIST(root=str(place)), NOWHERE) if option == "root" else (MBMNIST(), place)
+    dataset.prepare(data_dir)
+    assert dataset.needed_files(data_dir) == []
+    of_files = [(collection.name, name) for collection in COLLECTIONS[:3] for name in collection.archives]
+    assert sorted(mirror) == sorted([*of_files, ("EMNIST", "gzip.zip")])
+    kept = {path.name for path in (place / "EMNIST" / "raw").iterdir()}
+    assert kept == {f"{name}.gz" for name in EMNIST_LETTERS.files}  # nothing else of 562 MB
+    assert dataset.build(data_dir).fingerprint() == built(small).fingerprint()
 
-    fake.asked.clear()
-    (data_dir / "EMNIST/raw/emnist-letters-test-images-idx3-ubyte").unlink()
-    MBMNIST().prepare(data_dir)
-    assert {(name, options["train"]) for name, options in fake.asked} == {("EMNIST", True), ("EMNIST", False)}
-    fake.asked.clear()
-    MBMNIST().prepare(data_dir)
-    assert fake.asked == []
+    mirror.clear()
+    (place / "EMNIST/raw/emnist-letters-test-images-idx3-ubyte.gz").unlink()
+    (place / "KMNIST/raw/t10k-labels-idx1-ubyte.gz").unlink()
+    dataset.prepare(data_dir)
+    assert mirror == [("KMNIST", "t10k-labels-idx1-ubyte.gz"), ("EMNIST", "gzip.zip")]
+    mirror.clear()
+    dataset.prepare(data_dir)
+    assert mirror == []
 
 
 @pytest.mark.parametrize("name", ["cmnist", "mbmnist"])
-def test_prepare_says_what_went_wrong(small, tmp_path, monkeypatch, name):
-    """No network is one sentence; `root` is not where torchvision downloads to."""
+def test_prepare_says_what_went_wrong(tmp_path, monkeypatch, name):
+    """Each mirror with its reason, and what to do by hand."""
     cls, _ = datasets.get(name)
-    FakeTorchvision(monkeypatch, small, RuntimeError("no network"))
-    with pytest.raises(BenchmarkError, match=r"could not download MNIST: no network\n.*train-images-idx3"):
-        cls().prepare(tmp_path / "data")
-    with pytest.raises(BenchmarkError, match="root="):
-        cls(root=str(tmp_path / "data")).prepare(tmp_path)
+
+    def unknown(*arguments, **options):
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    monkeypatch.setattr("pooch.core.time.sleep", lambda _: None)  # between attempts
+    told = r"gz could not be fetched:\n(  https://.*/mnist/train-images-idx3-ubyte.gz: .*not known\n){2}.*By hand: .*"
+    with pytest.raises(BenchmarkError, match=told + re.escape(str(tmp_path / "MNIST" / "raw"))):
+        cls().prepare(tmp_path)
+
+
+def test_every_collection_has_a_checksum_of_each_archive():
+    for collection in COLLECTIONS[:3]:
+        assert set(collection.archives) == {f"{name}.gz" for name in collection.files}
+    assert set(EMNIST_LETTERS.archives) == {"gzip.zip"}
+    for collection in COLLECTIONS:
+        assert all(re.fullmatch("[0-9a-f]{64}", sha256) for sha256 in collection.archives.values())
+        assert all(address.endswith("/") for address in collection.mirrors)
 
 
 def test_names_of_the_files_are_torchvisions():
@@ -670,3 +702,4 @@ def test_archives_are_those_that_torchvision_checks(data_dir):
             path = data_dir / collection.name / "raw" / name
             if path.is_file():
                 assert hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest() == md5
+                assert hashlib.sha256(path.read_bytes()).hexdigest() == collection.archives[name]

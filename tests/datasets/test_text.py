@@ -641,6 +641,42 @@ def test_inspect_tells_the_groups(comments, encoder, tmp_path, capsys):
     assert "Tokens a text" in shown
 
 
+@pytest.mark.parametrize("which", ["none", "a name on the hub", "without a vocabulary", "of fewer tokens"])
+def test_inspect_counts_without_an_encoder(which, comments, encoder, tmp_path, monkeypatch, capsys):
+    """Labels, biases and groups are those of the table; tokens are not made, and it is said why."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    broken = shutil.copytree(encoder, tmp_path / "broken")
+    (broken / "vocab.txt").unlink()
+    (broken / "tokenizer.json").unlink()
+    options, reason = {
+        "none": (f"encoder={tmp_path / 'absent'}", "is neither a whole folder nor in the hub's cache"),
+        "a name on the hub": ("encoder=bert-base-uncased", "is neither a whole folder nor in the hub's cache"),
+        "without a vocabulary": (f"encoder={broken}", "has no vocabulary"),
+        "of fewer tokens": (f"encoder={encoder},max_length=300", "takes at most 80 tokens"),
+    }[which]
+    assert main(["inspect", f"civilcomments:root={comments},{options}", "--results-dir", str(tmp_path)]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "Texts were not made tokens: " in shown
+    assert reason in shown
+    for word in ("Data fingerprint", "Tokens a text", "pictures"):
+        assert word not in shown
+
+    bare = civilcomments(encoder, root=str(comments), max_length=300).build_labels(Path())
+    whole = built(Path(), encoder, root=str(comments))
+    for part, other in zip(bare.named().values(), whole.named().values(), strict=True):
+        assert part.x.shape == (len(other), 0)
+        for column in ("y", "bias", "groups", "conflict"):
+            assert torch.equal(getattr(part, column), getattr(other, column))
+
+
+def test_inspect_needs_the_table(tmp_path, capsys):
+    """And names it alone: an encoder would not help."""
+    assert main(["inspect", f"civilcomments:root={tmp_path},encoder={tmp_path / 'absent'}"]) == 2
+    shown = capsys.readouterr().err
+    assert "all_data_with_identities.csv (0.2 GB" in shown
+    assert "encoder" not in shown
+
+
 def test_what_does_not_go_with_text_is_refused(tmp_path, comments, encoder, capsys):
     """Disen declines; a network for images, another network's tokens, and text networks for images are errors."""
     assert run(tmp_path, comments, encoder, "--dry-run", chosen=["disen", "vanilla"]) == 0

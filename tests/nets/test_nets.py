@@ -1,6 +1,7 @@
 """Networks: their shapes and quirks, and the cheap dropout against what dropout must be."""
 
 import hashlib
+import pathlib
 import shutil
 import urllib.error
 from types import SimpleNamespace
@@ -266,6 +267,16 @@ def test_weights_come_from_a_file(weights_file):
     assert net.head.out_features == 6  # the head is new
 
 
+def test_reading_weights_draws_nothing(weights_file):
+    """Whether a process has read them before must not matter to how the head starts."""
+    heads = []
+    nets.pretrained_weights.cache_clear()
+    for _ in range(2):
+        torch.manual_seed(0)
+        heads.append(build_net("resnet18", (3, 32, 32), 6, pretrained=str(weights_file)).head.weight)
+    assert torch.equal(*heads)
+
+
 def test_imagenet_weights_come_through_torchvisions_own_interface(weights_file, tmp_path, monkeypatch):
     """The file is looked for in torch's hub folder; one of another checksum, or that cannot be had, is an error."""
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
@@ -312,10 +323,14 @@ def test_weights_are_known_by_what_they_hold(weights_file, tmp_path):
         (None, "cannot be read as a state dict"),
         (b"", "cannot be read as a state dict"),
         (b"hello", "cannot be read as a state dict"),
-        ({"a": torch.zeros(2)}, "does not hold torchvision's resnet18: 12. entries"),
-        (torch.zeros(3), "does not hold torchvision's resnet18"),
+        ({"a": torch.zeros(2)}, "does not hold torchvision's resnet18: 101 entries"),
+        (torch.zeros(3), "does not hold torchvision's resnet18: 100 entries"),
+        ({"state_dict": {}, "options": pathlib.PurePosixPath("x")}, r"\(it holds pathlib\S* beside tensors, .*run any"),
+        (b"<html><body>Please log in</body></html>", r"\(it is another kind of file: a web page, perhaps"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", r"\(it is another kind of file: .*Git LFS"),
+        ({"state_dict": "a word", "epoch": 3}, "does not hold torchvision's resnet18: 102 entries"),
     ],
-    ids=["absent", "empty", "no weights", "of another network", "a tensor"],
+    ids=["absent", "empty", "no weights", "of another network", "a tensor", "objects", "a page", "a pointer", "a word"],
 )
 def test_wrong_weights_are_refused(tmp_path, contents, message):
     path = tmp_path / "weights.pth"
@@ -325,6 +340,116 @@ def test_wrong_weights_are_refused(tmp_path, contents, message):
         torch.save(contents, path)
     with pytest.raises(BenchmarkError, match=message):
         check_net("resnet18", str(path))
+
+
+def saved(contents, path):
+    """A state dict (or what a script wraps it in) as a file; the text is its path."""
+    torch.save(contents, path)
+    return str(path)
+
+
+def resnet18_state(net=torchvision.models.resnet18):
+    """The entries of a ResNet-18 in which each value says where it is."""
+    with torch.device("meta"):
+        state = net(weights=None).state_dict()
+    return {
+        key: (torch.arange(value.numel()) / 1000).reshape(value.shape).to(value.dtype) for key, value in state.items()
+    }
+
+
+def named(state, prefix):
+    return {f"{prefix}{key}": value for key, value in state.items()}
+
+
+def without_head(state):
+    return {key: value for key, value in state.items() if not key.startswith("fc.")}
+
+
+WRAPPED = {
+    "state_dict": lambda state: {"state_dict": state, "epoch": 3, "optimizer": {"state": {0: {"step": 1}}}},
+    "model": lambda state: {"model": state, "arch": "resnet18"},
+    "module.": lambda state: named(state, "module."),
+    "model. in state_dict": lambda state: {"state_dict": named(state, "model."), "hyper_parameters": {"lr": 0.1}},
+    "_orig_mod.module.": lambda state: named(state, "_orig_mod.module."),
+    "backbone. without a last layer, beside a head": lambda state: {
+        **named(without_head(state), "backbone."), "projector.0.weight": torch.zeros(3),
+    },
+    "checkpoint in checkpoint": lambda state: {"checkpoint": {"network": state}},
+    "no last layer": without_head,
+    "a last layer of two classes": lambda state: {
+        **state, "fc.weight": torch.zeros(2, 512), "fc.bias": torch.zeros(2),
+    },
+    "half precision": lambda state: {key: value.bfloat16() if value.is_floating_point() else value
+                                     for key, value in state.items()},
+    "of an old version": lambda state: {
+        key: value for key, value in state.items() if not key.endswith("num_batches_tracked")
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", WRAPPED)
+def test_weights_are_found_however_they_were_saved(kind, tmp_path):
+    state = resnet18_state()
+    path = saved(WRAPPED[kind](state), tmp_path / "weights.pth")
+    check_net("resnet18", path)
+    body = build_net("resnet18", (3, 32, 32), 6, pretrained=path).body.state_dict()
+    for key, value in without_head(state).items():
+        wanted = value.bfloat16().float() if kind == "half precision" and value.is_floating_point() else value
+        assert torch.equal(body[key], wanted), key
+    if kind in ("state_dict", "module.", "model. in state_dict"):  # what is equal is known as equal
+        assert nets.weights_sha256("resnet18", path) == nets.weights_sha256("resnet18", saved(state, tmp_path / "x"))
+
+
+@pytest.mark.parametrize(
+    ("wrap", "places"),
+    [
+        (lambda state: {"model": state, "model_ema": state}, "'model', 'model_ema'"),
+        (lambda state: {**named(state, "encoder_q."), **named(state, "encoder_k.")}, "'encoder_k', 'encoder_q'"),
+        (lambda state: {"state_dict": {**named(state, "module.a."), **named(state, "b.")}},
+         "'state_dict.b', 'state_dict.module.a'"),
+    ],
+    ids=["two dictionaries", "two prefixes", "both"],
+)  # fmt: skip
+def test_of_two_networks_none_is_taken(wrap, places, tmp_path):
+    path = saved(wrap(resnet18_state()), tmp_path / "weights.pth")
+    with pytest.raises(BenchmarkError, match=rf"several networks are in it \({places}\).*save that one alone"):
+        check_net("resnet18", path)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda state: {**state, "conv1.weight": torch.zeros(64, 1, 7, 7)},
+         r": 1 entry is .*: conv1\.weight has the shape \(64, 1, 7, 7\) instead of \(64, 3, 7, 7\)\."),
+        (lambda state: {"state_dict": named({**state, "bn1.bias": torch.zeros(2)}, "module.")},
+         r"\(below 'state_dict\.module'\): bn1\.bias has the shape \(2,\) instead of \(64,\)\."),
+        (lambda state: {key: value for key, value in state.items() if key != "layer1.0.conv1.weight"},
+         r": 1 entry is .*: layer1\.0\.conv1\.weight is missing\."),
+        (lambda state: {**state, "layer5.weight": torch.zeros(2)}, r": layer5\.weight is not its own\."),
+        (lambda state: {**state, "bn1.weight": "a word"}, r": bn1\.weight is no tensor of decimals\."),
+        (lambda state: {**state, "bn1.weight": torch.ones(64, dtype=torch.int8)}, r"bn1\.weight is no tensor of dec"),
+        (lambda _: resnet18_state(torchvision.models.resnet34), r": .* entries are .* is not its own; "),
+    ],
+    ids=["a shape", "a wrapped shape", "one missing", "one too many", "a word", "whole numbers", "another network"],
+)  # fmt: skip
+def test_what_is_wrong_with_weights_is_named(change, words, tmp_path):
+    path = saved(change(resnet18_state()), tmp_path / "weights.pth")
+    with pytest.raises(BenchmarkError, match=f"does not hold torchvision's resnet18.*{words}"):
+        check_net("resnet18", path)
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"), [("nan", "no last layer"), ("inf", "state_dict"), ("-inf", "half precision")]
+)
+def test_weights_that_are_not_finite_are_refused(value, kind, tmp_path):
+    state = resnet18_state()
+    state["layer2.0.bn1.running_var"][3] = float(value)
+    path = saved(WRAPPED[kind](state), tmp_path / "weights.pth")
+    with pytest.raises(
+        BenchmarkError,
+        match=r"cannot be used: 1 of its entries hold NaN or .* layer2\.0\.bn1\.running_var \(1 of 128\)",
+    ):
+        check_net("resnet18", path)
 
 
 def test_weights_for_a_net_without_any_are_refused():

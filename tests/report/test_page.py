@@ -218,6 +218,17 @@ def test_accuracy_by_class_and_what_older_records_do_not_tell():
     assert "precision</i> bf16" in text
 
 
+@pytest.mark.parametrize("dataset", ["imagefolder", "nobodys"])
+def test_classes_whose_names_follow_from_parameters_are_numbered(dataset):
+    """A report is made from records alone: the user's folder is not read for names. Nor need the dataset be here."""
+    one = record(fractions=(0.5,))
+    epochs = (replace(one.result.epochs[0], correct_by_class={"test": (9, 5)}),)
+    splits = {"test": SplitFacts(n=30, n_by_class=(10, 20))}
+    one = changed(one, data=replace(one.result.data, splits=splits), epochs=epochs)
+    one = replace(one, cell=replace(one.cell, dataset=dataset))
+    assert "<i>0</i> 90.00 %</span> <span><i>1</i> 25.00 %</span>" in page("t", [], [], [one])
+
+
 def test_a_table_without_rows():
     text = page("t", [table(["method", "n"], [], title="Empty")], [], [record()])
     assert Document(text).tables[0] == [["method", "n"]]

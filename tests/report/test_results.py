@@ -747,6 +747,14 @@ def test_data_that_are_not_the_published_ones_are_marked_with_their_counts(tmp_p
     assert r"cmnist5k$\dagger$ acc\_unbiased" in (tmp_path / "tables" / "comparison.tex").read_text(encoding="utf-8")
 
 
+def test_what_the_data_say_of_themselves_is_in_the_report_without_a_mark(tmp_path):
+    """Such as images that were converted, or files left out: nothing that was published says otherwise."""
+    store(tmp_path, records_of({"vanilla": VANILLA}, note="Images converted: 3."))
+    report.make(tmp_path, figures=False)
+    lines = (tmp_path / "tables" / "comparison.md").read_text(encoding="utf-8").splitlines()
+    assert "cmnist5k: Images converted: 3." in lines
+
+
 @pytest.mark.parametrize("n", [1, 2])
 def test_with_a_single_run_there_are_dashes_and_a_sentence_in_place_of_p(tmp_path, n):
     store(tmp_path, records_of({"vanilla": VANILLA[:n], "pgd": PGD[:1]}))

@@ -106,6 +106,22 @@ def test_columns_of_another_type_are_refused_before_anything_trains(tmp_path, co
         check_splits(Tiny(), bad)
 
 
+@pytest.mark.parametrize("split", ["valid", "test", "tune"])
+def test_a_class_that_training_lacks_is_refused(tmp_path, split):
+    """It would be one more output, which nothing teaches; a class that is nowhere does no harm."""
+    splits = Tiny().build(tmp_path)
+
+    def without(part, label):
+        rows = (part.y != label).nonzero()[:, 0]
+        return Samples(part.x[rows], part.y[rows], part.bias[rows])
+
+    nowhere = {name: without(part, 3) for name, part in splits.named().items()}
+    check_splits(Tiny(), Splits.of(nowhere))
+    only = nowhere | {split: replace(splits.test)}
+    with pytest.raises(BenchmarkError, match=f"tiny: 3 occurs in {split}, but not in train, so it cannot be learnt"):
+        check_splits(Tiny(), Splits.of(only))
+
+
 @pytest.mark.parametrize("returned", [None, ({}, {}), []])
 def test_what_is_not_splits_is_refused(returned):
     with pytest.raises(BenchmarkError, match=r"tiny: build must return Splits\. Got"):

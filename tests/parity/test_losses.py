@@ -1,4 +1,4 @@
-"""Losses, scores and per-sample quantities against given numbers, autograd and slow references."""
+"""Losses and per-sample quantities that methods share, and PGD's scores: given numbers, autograd, slow references."""
 
 import math
 
@@ -114,7 +114,7 @@ def scored_batch(make_task):
 
 @pytest.mark.parametrize("score_bias", [False, True], ids=["weight", "weight and bias"])
 @pytest.mark.parametrize("norm", NORMS)
-def test_scores_equal_autograd_on_a_real_network(new_method, scored_batch, norm, score_bias):
+def test_scores_equal_autograd_on_a_real_network(new_method, scored_batch, agree, norm, score_bias):
     """Trap 1: the closed form is the norm of the gradient that one backward pass a sample finds."""
     net, x, y, gradients = scored_batch
     with torch.no_grad():
@@ -123,7 +123,7 @@ def test_scores_equal_autograd_on_a_real_network(new_method, scored_batch, norm,
     for weight, bias in gradients:
         parts = torch.cat([weight.flatten(), bias]) if score_bias else weight
         expected.append(entry_norm(parts, norm))
-    torch.testing.assert_close(scores, torch.tensor(expected, dtype=torch.float64), rtol=1e-5, atol=0)
+    agree("scores", scores / torch.tensor(expected, dtype=torch.float64), [1.0] * 32)
     assert scores.max() > 1.2 * scores.min()  # the samples differ, so that the comparison says something
 
 
@@ -175,7 +175,7 @@ def test_gce_value_and_gradient_of_fixture_a(form, value, gradient):
     torch.testing.assert_close(slope, torch.tensor([gradient], dtype=torch.float64), rtol=0, atol=1e-6)
 
 
-def test_gce_of_a_batch_equals_its_definition():
+def test_gce_of_a_batch_equals_its_definition(agree):
     """Trap 5: both forms sample by sample, written out from p_y, values and gradients."""
     generator = torch.Generator().manual_seed(2)
     logits = 2 * torch.randn(40, 6, generator=generator).double()
@@ -189,11 +189,9 @@ def test_gce_of_a_batch_equals_its_definition():
             for place in range(40):
                 p_y = float(p[place, y[place]])
                 paper = (1 - p_y**alpha) / alpha
-                assert loss[place].item() == pytest.approx(
-                    paper if form == "paper" else -alpha * p_y**alpha * math.log(p_y), rel=1e-9
-                )
+                agree("loss", loss[place], paper if form == "paper" else -alpha * p_y**alpha * math.log(p_y))
                 expected = factor * p_y**alpha * (p[place] - F.one_hot(y[place], 6))
-                torch.testing.assert_close(slope[place], expected, rtol=1e-9, atol=1e-12)
+                agree("gradients", slope[place], expected)
 
 
 @pytest.mark.parametrize("form", ["paper", "official"])
@@ -261,7 +259,7 @@ def test_moving_average_starts_at_the_first_loss():
     assert torch.isnan(table[[0, 2]]).all()
 
 
-def test_moving_average_of_a_table_equals_a_loop():
+def test_moving_average_of_a_table_equals_a_loop(agree):
     """Trap 18: rows in any order, each with its own history; the old table is left as it was."""
     generator = torch.Generator().manual_seed(3)
     table = torch.full((20,), float("nan"))
@@ -277,11 +275,8 @@ def test_moving_average_of_a_table_equals_a_loop():
         for place, loss in zip(index.tolist(), value.tolist(), strict=True):
             old = reference[place]
             reference[place] = loss if old is None else 0.7 * old + 0.3 * loss
-    for place, expected in enumerate(reference):
-        if expected is None:
-            assert math.isnan(table[place])
-        else:
-            assert table[place].item() == pytest.approx(expected, rel=1e-5)
+    assert None in reference
+    agree("averages", table, [math.nan if expected is None else expected for expected in reference])
 
 
 def test_class_maxima_are_over_the_whole_class():
@@ -305,7 +300,7 @@ def test_relative_difficulty_of_the_example():
     assert weight.tolist() == pytest.approx([0.395], abs=1e-3)
 
 
-def test_relative_difficulty_equals_a_loop():
+def test_relative_difficulty_equals_a_loop(agree):
     """Trap 19: against a loop over samples, with unvisited samples and several classes."""
     generator = torch.Generator().manual_seed(4)
     y_all = torch.randint(0, 4, (60,), generator=generator)
@@ -323,7 +318,7 @@ def test_relative_difficulty_equals_a_loop():
     for place in index.tolist():
         share_b, share_d = relative(b, place), relative(d, place)
         expected.append(share_b / (share_b + share_d + 1e-8))
-    assert weight.tolist() == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    agree("W", weight, expected)
     assert (weight == 0).any()  # the unvisited ones
 
 

@@ -1,0 +1,248 @@
+"""Labelled image files, as people keep them in folders or in a table; and the names that they give."""
+
+from __future__ import annotations
+
+import csv
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from debiasbench.data.images import absent, contents, has_images, image_files, left_out
+from debiasbench.errors import BenchmarkError
+
+SPLITS: Mapping[str, tuple[str, ...]] = {  # the usual names of each, in any case
+    "train": ("train", "training"),
+    "valid": ("valid", "val", "validation", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+ALSO_SPLITS = ("holdout", "heldout", "hold-out", "held-out", "hold_out", "held_out", "extra", "unseen")  # not read
+MISSING = frozenset({  # how tables and people write that a value is not known, in any case
+    "", "nan", "na", "n/a", "n.a.", "<na>", "#na", "#n/a", "nat", "null", "nil", "none", "-1", "-1.0", "?", "-", "--",
+    "unknown", "unk", "missing", "undefined", "not available",
+})  # fmt: skip
+SHOWN = 10  # mistakes told in one message
+BLANKS = r"[\s\u200b\u2060\ufeff]+"  # those without width, too, which Python does not take for blanks
+Row = tuple[Path, str, str]  # the file, its label, and its bias or ""
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """The images of each split, each with label and bias; and what is to be said of how they were read."""
+
+    rows: Mapping[str, list[Row]]
+    notes: list[str]
+
+
+@lru_cache(maxsize=10_000)
+def split_named(name: str) -> str | None:
+    """Train, valid or test by one of its usual names; None if it is none of them."""
+    word = tidied(name).lower()
+    return next((split for split, names in SPLITS.items() if word in names), None)
+
+
+@lru_cache(maxsize=10_000)  # a million rows have few names
+def tidied(name: str) -> str:
+    """A name without the blanks around it."""
+    return re.sub(f"^{BLANKS}|{BLANKS}$", "", name)
+
+
+@lru_cache(maxsize=10_000)
+def is_missing(name: str) -> bool:
+    """Whether a value says that it is not known."""
+    return tidied(name).lower() in MISSING
+
+
+def alike(names: Iterable[str]) -> list[list[str]]:
+    """Names that differ in blanks, case, Unicode form, or as numbers are written, and in nothing else."""
+    groups = defaultdict(set)
+    for name in names:
+        groups[_essence(name)].add(name)
+    return [sorted(group) for group in groups.values() if len(group) > 1]
+
+
+def _essence(name: str) -> str:
+    text = re.sub(BLANKS, "", unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold()))
+    try:
+        return str(float(text))
+    except ValueError:
+        return text
+
+
+def _quoted(names: Iterable[str]) -> str:
+    """Names for people, so that blanks are seen; those that look equal with their code points."""
+    names = list(names)
+    same = len({unicodedata.normalize("NFKC", name) for name in names}) < len(names)
+    return " and ".join(ascii(name) if same else repr(name) for name in names)
+
+
+# ---- folders --------------------------------------------------------------------------------------------------------
+
+
+def from_folders(root: Path) -> Labelled:
+    """Images in root/<split>/<class>/*, or root/<split>/<class>/<bias>/*.
+
+    Raises:
+        BenchmarkError: a folder or image whose meaning cannot be told, or that would be left out.
+    """
+    found: dict[str, list[Row]] = {split: [] for split in SPLITS}
+    others: list[Path] = []
+    splits, rest = _splits(root)
+    for split, place in splits.items():
+        inside = contents(place)
+        if inside.images:
+            raise BenchmarkError(
+                f"{place} holds {len(inside.images):,} images that are in no folder of a class "
+                f"({inside.images[0].name}, ...). Put them into {place.name}/<class>/, or take them out."
+            )
+        others += inside.others
+        for folder in inside.folders:
+            if is_missing(folder.name):
+                raise BenchmarkError(f"{folder}: {_no_label(folder.name)} Take the folder out, or name it otherwise.")
+            below, beside, _ = contents(folder)
+            if below and beside:
+                raise BenchmarkError(
+                    f"{folder} holds images ({beside[0].name}, ...) and folders ({below[0].name}, ...): which is meant "
+                    "cannot be told. Folders below a class are values of the bias: put all its images there, or none."
+                )
+            for leaf, bias in [(path, path.name) for path in below] or [(folder, "")]:
+                inner = contents(leaf)
+                deeper = [path for path in inner.folders if has_images(path)]
+                if deeper:
+                    raise BenchmarkError(
+                        f"{deeper[0]} holds images below <class>/<bias>, where none are read. Move them up, or take "
+                        "them out."
+                    )
+                found[split] += [(path, folder.name, bias) for path in image_files(leaf)]
+                others += inner.others
+    classes = {tidied(label) for part in found.values() for _, label, _ in part}
+    unread = [folder.name for folder in rest if _looks_like_split(folder, classes)]
+    if unread:
+        raise BenchmarkError(
+            f"{root} has images in folders that look like splits and are none: {', '.join(unread)}. Splits are "
+            f"{_allowed()}, each with a folder for each class. Rename or move the folders, or list the images that are "
+            "meant in a table (images.csv)."
+        )
+    return _named(found, left_out(others))
+
+
+def _splits(root: Path) -> tuple[dict[str, Path], list[Path]]:
+    """Split -> its folder; and the other folders.
+
+    Raises:
+        BenchmarkError: several folders are one split.
+    """
+    splits: dict[str, Path] = {}
+    rest = []
+    for folder in contents(root).folders:
+        split = split_named(folder.name)
+        if split is None:
+            rest.append(folder)
+        elif split in splits:
+            raise BenchmarkError(
+                f"{root} holds {splits[split].name} and {folder.name}, which both mean {split}. Put all its images "
+                "into one, or take one out."
+            )
+        else:
+            splits[split] = folder
+    return splits, rest
+
+
+def _looks_like_split(folder: Path, classes: set[str]) -> bool:
+    """Whether a folder with images is called nearly like a split, or has folders of classes."""
+    words = "|".join([*(name for names in SPLITS.values() for name in names), *ALSO_SPLITS])
+    named = re.fullmatch(rf"({words})([^a-z].*)?", tidied(folder.name).lower(), re.DOTALL) is not None
+    return has_images(folder) and (named or any(tidied(one.name) in classes for one in contents(folder).folders))
+
+
+def _allowed() -> str:
+    """The names of splits, for messages."""
+    return ", ".join(f"{split} (or {', '.join(others)})" for split, (_, *others) in SPLITS.items())
+
+
+# ---- a table --------------------------------------------------------------------------------------------------------
+
+
+def from_table(root: Path, table: Path) -> Labelled:
+    """Images as a table lists them: the columns file (below root), label, split and, if known, bias.
+
+    Raises:
+        BenchmarkError: the table cannot be read, or lines of it; names them.
+    """
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, strict=True)
+            columns = [tidied(name).lower() for name in reader.fieldnames or []]
+            reader.fieldnames = columns
+            lines = list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise BenchmarkError(f"{table} cannot be read as a table ({error}).") from None
+    missing = [name for name in ("file", "label", "split") if name not in columns]
+    if missing:
+        raise BenchmarkError(
+            f"{table} lacks the columns {', '.join(missing)}. Needed: file, label, split; if known, bias. "
+            f"Got {', '.join(columns) or 'nothing'}."
+        )
+    twice = [name for name in ("file", "label", "split", "bias") if columns.count(name) > 1]
+    if twice:
+        raise BenchmarkError(f"{table} has several columns {twice[0]}: which is meant cannot be told. Keep one.")
+    rows: dict[str, list[Row]] = {split: [] for split in SPLITS}
+    problems: list[str] = []
+    seen: dict[Path, int] = {}  # the line of each file
+    for number, line in enumerate(lines, start=2):
+        path, label, split = root / (line["file"] or ""), line["label"] or "", split_named(line["split"] or "")
+        if split is None:
+            problems.append(f"line {number}: split must be {', '.join(SPLITS)}. Got {line['split']!r}.")
+        elif is_missing(label):
+            problems.append(f"line {number}: {_no_label(label)} Take the line out, or name the class otherwise.")
+        elif not path.is_file():
+            problems.append(f"line {number}: {absent(path)}")
+        elif path in seen:
+            problems.append(f"line {number}: {line['file']} is in line {seen[path]} already.")
+        else:
+            seen[path] = number
+            rows[split].append((path, label, line.get("bias") or ""))
+    if problems:
+        more = f"\n... and {len(problems) - SHOWN} more." if len(problems) > SHOWN else ""
+        raise BenchmarkError(f"{table}:\n" + "\n".join(problems[:SHOWN]) + more)
+    return _named(rows)
+
+
+# ---- names ----------------------------------------------------------------------------------------------------------
+
+
+def _no_label(label: str) -> str:
+    return f"{label!r} as a label says that it is missing, and every image needs one."
+
+
+def _named(rows: Mapping[str, list[Row]], *notes: str) -> Labelled:
+    """The rows with tidied names and without a bias that is missing, and what is to be said of the names."""
+    written: dict[str, set[str]] = defaultdict(set)  # tidied name -> as it was written
+    unknown: Counter[str] = Counter()
+    named: dict[str, list[Row]] = {}
+    for split, part in rows.items():
+        named[split] = []
+        for path, label, bias in part:
+            if is_missing(bias):
+                unknown.update([bias] if bias else [])
+                bias = ""
+            for name in (label, bias) if bias else (label,):
+                written[tidied(name)].add(name)
+            named[split].append((path, tidied(label), tidied(bias)))
+    told = list(notes)
+    if unknown:
+        told.append(f"Bias taken for unknown: {', '.join(f'{n:,} {name!r}' for name, n in sorted(unknown.items()))}.")
+    told += [
+        f"{_quoted(sorted(one))} are one name: blanks around a name do not count."
+        for one in written.values()
+        if len(one) > 1
+    ]
+    told += [
+        f"{_quoted(one)} count as different names, though they differ only in blanks, case, Unicode form or as numbers "
+        "are written: make them equal if they mean one thing."
+        for one in alike(written)
+    ]
+    return Labelled(named, [note for note in told if note])

@@ -53,7 +53,7 @@ def children(pid: int) -> list[int]:
         return [
             int(word)
             for task in Path(f"/proc/{pid}/task").iterdir()
-            for word in (task / "children").read_text().split()
+            for word in (task / "children").read_text(encoding="ascii").split()
         ]
     except OSError:
         return []
@@ -137,7 +137,11 @@ def main() -> None:
     folder = options.folder or Path(tempfile.mkdtemp())
     folder.mkdir(parents=True, exist_ok=True)
     kept = folder / "kills.json"
-    progress = json.loads(kept.read_text()) if kept.exists() else {"kills": [], "rounds": 0, "attempts": 0, "bad": []}
+    progress = (
+        json.loads(kept.read_text(encoding="utf-8"))
+        if kept.exists()
+        else {"kills": [], "rounds": 0, "attempts": 0, "bad": []}
+    )
     plain, killed = folder / "plain", folder / "killed"
     for path in (plain, killed):
         path.mkdir(exist_ok=True)
@@ -161,7 +165,7 @@ def main() -> None:
             progress["left_over"] = progress.get("left_over", 0) + len(checkpoints(killed))
             (killed).rename(folder / f"round-{progress['rounds']}")
             killed.mkdir()
-        kept.write_text(json.dumps(progress))
+        kept.write_text(json.dumps(progress), encoding="utf-8")
         if len(progress["kills"]) >= options.kills and found is None:
             break
     lost = [one["seconds_lost"] for one in progress["kills"]]

@@ -21,7 +21,7 @@ from debiasbench.code import digest_of_plugin
 from debiasbench.errors import BenchmarkError
 from debiasbench.evaluation.selection import SELECTION_RULES
 from debiasbench.experiments import Experiment
-from debiasbench.files import file_name, write_atomically
+from debiasbench.files import file_name, file_names, write_atomically
 from debiasbench.parameters import suggestion
 from debiasbench.plain import encodable, from_plain
 from debiasbench.plugins import is_shipped, version_of
@@ -51,13 +51,13 @@ from debiasbench.report.sections import (
 )
 from debiasbench.report.statistics import rank_test
 from debiasbench.report.tables import (
-    LATEX_DOCUMENT,
-    LATEX_NEEDS,
     Column,
     Table,
     count,
     csv,
-    latex,
+    frame_csv,
+    latex_document,
+    latex_file,
     markdown,
     p_value,
     words,
@@ -161,7 +161,7 @@ def make(  # noqa: PLR0913 - the report's options
     if len(methods) > 1:
         tests = compare_by(table, measures, reference=reference if reference in methods else None)
         tables += [tests_table(tests)] if len(tests) else []
-        paths["tests"] = [_write_csv(results_dir / "tables" / "tests.csv", tests.to_csv(index=False))]
+        paths["tests"] = [_write_csv(results_dir / "tables" / "tests.csv", frame_csv(tests))]
     tables = [marked(one, bias_knowing(table)) for one in tables]
     comparison = tables[0]
     drawn = draw(table, done, measures, results_dir / "figures", complaints) if figures else []
@@ -172,15 +172,15 @@ def make(  # noqa: PLR0913 - the report's options
         drawn = [*found.figures, *drawn]
         if found.lines is not None:
             path = results_dir / "tables" / f"{file_name(experiment.name)}.csv"
-            paths["beside the paper"] = [_write_csv(path, found.lines.to_csv(index=False))]
+            paths["beside the paper"] = [_write_csv(path, frame_csv(found.lines))]
     complaints = list(dict.fromkeys(complaints))
     folder = results_dir / "tables"
     paths["tables"] = [
         _write(folder / "comparison.md", "\n\n".join(markdown(one) for one in tables) + "\n"),
-        _write(folder / "comparison.tex", LATEX_NEEDS + "\n\n".join(map(latex, tables)) + "\n"),
-        _write(folder / "document.tex", LATEX_DOCUMENT),
+        _write(folder / "comparison.tex", latex_file(tables)),
+        _write(folder / "document.tex", latex_document(tables, "comparison")),
         _write_csv(folder / "comparison.csv", csv(comparison)),
-        _write_csv(folder / "results.csv", table.to_csv(index=False)),
+        _write_csv(folder / "results.csv", frame_csv(table)),
     ]
     if drawn:
         paths["figures"] = drawn
@@ -322,8 +322,7 @@ def draw(
             complaints.append(f"{stem.name} could not be drawn: {type(error).__name__}: {error}")
 
     methods = list(dict.fromkeys(table.method))
-    for dataset in dict.fromkeys(table.dataset):
-        name = file_name(dataset)
+    for dataset, name in file_names(table.dataset).items():
         scores = _scores([record for record in records if dataset_title(record.cell) == dataset], complaints)
         if scores:
             drawn(figures.score_histogram, scores, folder / f"scores-{name}", title=f"Per-sample scores on {dataset}")

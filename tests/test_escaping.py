@@ -23,8 +23,8 @@ from debiasbench.running.progress import Display
 NASTY = [
     "[/foo]", "[bold red]x[/]", ":warning: x", r"$\frac{1}{$", "a\n\nb | c\r\nd", "=cmd|' /C calc'!A0", "+1+1", "-1+1",
     "@SUM(A1)", "<script>alert(1)</script>", "&lt;b&gt;", "![x](http://x.y/z.png)", "# x", "1. x", "> x",
-    "a,b;c\t\"d\"", "\x1b[31mred\x1b]0;title\x07", "\u202edlrow", "漢字 中文", "größe ±‡§", "a" * 300, r"\input{/etc/passwd}", "%~^_&#",
-    "--a ,,b'' ``c ?`",
+    "a,b;c\t\"d\"", "\x1b[31mred\x1b]0;title\x07", "\u202edlrow", "漢字 中文", "größe ±‡§", "a" * 300,
+    r"\input{/etc/passwd}", "%~^_&#", "--a ,,b'' ``c ?`",
 ]  # fmt: skip
 NAMES = [ascii(text[:20]) for text in NASTY]
 

@@ -25,7 +25,7 @@ from debiasbench.files import file_name, file_names, write_atomically
 from debiasbench.parameters import suggestion
 from debiasbench.plain import encodable, from_plain
 from debiasbench.plugins import is_shipped, version_of
-from debiasbench.records import Record, read_records, sources
+from debiasbench.records import Record, read_records, sources, without_copies
 from debiasbench.report.outcomes import outcome
 from debiasbench.report.page import page
 from debiasbench.report.results import (
@@ -130,7 +130,7 @@ def make(  # noqa: PLR0913 - the report's options
         results_dir = results_dir.with_suffix("")
     shown = shown or Shown()
     records, complaints = read_records(*source)
-    records = [record for record in records if keep is None or keep(record)]
+    records = without_copies([record for record in records if keep is None or keep(record)])
     if not records:
         raise BenchmarkError("\n".join([f"There are no records in {results_dir}.", *complaints]))
     saved = read_grid(results_dir, complaints) if keep is None else LastGrid()
@@ -424,7 +424,7 @@ def status(results_dir: Path) -> Table:
     """How many cells of a results folder are done, failed, or started without a record yet."""
     records, complaints = read_records(existing(results_dir))
     counts: dict[tuple[str, str], dict[str, int]] = {}
-    for record in records:
+    for record in {record.hash: record for record in without_copies(records)}.values():  # unequal ones are one cell
         key = (dataset_title(record.cell), record.cell.method_title)
         counts.setdefault(key, {"done": 0, "failed": 0})[record.status] += 1
     logs = results_dir / "logs"

@@ -540,6 +540,59 @@ def test_two_runs_of_one_seed_under_one_label_are_refused():
         summary(to_frame([*own, other]), "cmnist5k", "acc_unbiased")
 
 
+def on_two_machines(folder, **other):
+    """Their records laid side by side: each has two methods, and one cell differs as `other` says."""
+    mine = records_of({"vanilla": VANILLA[:3], "pgd": PGD[:3]})
+    theirs = [dataclasses.replace(one, provenance=dataclasses.replace(one.provenance, device="cpu 2")) for one in mine]
+    if other:
+        theirs[0] = changed(theirs[0], **other)
+    for name, records in (("one", mine), ("two", [*theirs, record("pgd", 3, PGD[3])])):
+        store(folder / name, records)
+    return [next((folder / name).rglob("cmnist5k/vanilla/s0-*.json")) for name in ("one", "two")]
+
+
+def test_records_of_two_machines_that_overlap_count_once(tmp_path):
+    on_two_machines(tmp_path)
+    made = report.make(tmp_path, order=["vanilla", "pgd"], figures=False)
+    assert [row[2].value for row in made.table("comparison").rows] == [3, 4]
+    assert [[entry.value for entry in row[2:]] for row in report.status(tmp_path).rows] == [[4, 0], [3, 0]]
+    assert len(load_results(tmp_path)) == 7 * 2 * len(RULES)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"epochs": tuple(epochs_of(0.3))}, {"logged": {"temperature": 2.0}}, {"arrays": {"score": "0" * 64}}],
+    ids=["metrics", "logged", "arrays"],
+)
+def test_unequal_records_of_a_cell_are_refused_in_one_message_with_both_paths(tmp_path, change):
+    paths = on_two_machines(tmp_path, **change)
+    with pytest.raises(BenchmarkError) as caught:
+        report.make(tmp_path, figures=False)
+    assert str(caught.value) == (
+        "There are several runs of vanilla on cmnist5k with seed 0, of the same cell, with different results: keep "
+        f"them in separate folders, or delete all but one. They are {paths[0]} and {paths[1]}."
+    )
+    assert [[entry.value for entry in row[2:]] for row in report.status(tmp_path).rows] == [[4, 0], [3, 0]]
+
+
+@pytest.mark.parametrize(
+    ("part", "values", "named"),
+    [
+        ("dataset_parameters", {"rho": 0.3}, "dataset.rho"),
+        ("dataset_parameters", {"rho": 0.3, "steps": 7}, "dataset.rho, dataset.steps"),
+        ("recipe", {}, ""),
+    ],
+)
+def test_runs_with_different_settings_under_one_title_name_them_and_their_paths(tmp_path, part, values, named):
+    one = record("vanilla", 0)
+    cell = dataclasses.replace(one.cell, **{part: {**getattr(one.cell, part), **values}})
+    other = dataclasses.replace(one, cell=cell, hash="0" * 64)
+    paths = [stored(tmp_path / name, each) for name, each in (("one", one), ("two", other))]
+    why = rf"made with different settings{re.escape(f' ({named})') if named else ''} under one title"
+    with pytest.raises(BenchmarkError, match=f"{why}: .* They are {paths[0]} and {paths[1]}"):
+        report.make(tmp_path, figures=False)
+
+
 # --- unknown names
 
 

@@ -18,6 +18,7 @@ import pandas as pd
 from debiasbench.about import PROTOCOL_VERSION
 from debiasbench.cell import Cell
 from debiasbench.code import digest_of_plugin
+from debiasbench.drawing import lacking
 from debiasbench.errors import BenchmarkError
 from debiasbench.evaluation.selection import SELECTION_RULES
 from debiasbench.experiments import Experiment
@@ -173,7 +174,7 @@ def make(  # noqa: PLR0913 - the report's options
         if found.lines is not None:
             path = results_dir / "tables" / f"{file_name(experiment.name)}.csv"
             paths["beside the paper"] = [_write_csv(path, frame_csv(found.lines))]
-    complaints = list(dict.fromkeys(complaints))
+    complaints = list(dict.fromkeys([*complaints, *(_without_glyphs(done) if drawn else ())]))
     folder = results_dir / "tables"
     paths["tables"] = [
         _write(folder / "comparison.md", "\n\n".join(markdown(one) for one in tables) + "\n"),
@@ -343,6 +344,19 @@ def draw(
                 title=f"Average ranks over {test.n_datasets} datasets (p {p_value(test.p)})",
             )  # fmt: skip
     return paths
+
+
+def _without_glyphs(records: list[Record]) -> list[str]:
+    """One complaint of all characters that figures show as boxes."""
+    characters = lacking(
+        title for record in records for title in (record.cell.method_title, dataset_title(record.cell))
+    )
+    if not characters:
+        return []
+    return [
+        f"The figures show boxes for {characters}: no installed font has them. Install one that does, such as Noto "
+        "Sans CJK for Chinese, Japanese and Korean."
+    ]
 
 
 def _scores(records: list[Record], complaints: list[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:

@@ -15,13 +15,15 @@ import torch
 from made_records import changed, failed_record, made_record, stored
 from scipy import stats
 
+from debiasbench import drawing
+from debiasbench.cli import main
 from debiasbench.errors import BenchmarkError
 from debiasbench.evaluation.selection import SELECTION_RULES, select
 from debiasbench.experiments import Experiment, write_grid
 from debiasbench.grid import expand
 from debiasbench.records import EpochFacts, Seconds, SplitFacts
 from debiasbench.report import make as report
-from debiasbench.report import tables
+from debiasbench.report import page, tables
 from debiasbench.report.results import compare, headline_of, load_results, runs, summary, to_frame
 from debiasbench.report.statistics import detectable_gap, gap_interval
 
@@ -958,6 +960,76 @@ def test_latex_escapes_every_special_character(text, expected):
     assert rf"    {row} & n \\" in lines
     assert r"  \caption{Title}" in lines
     assert rf"  \par\smallskip\parbox{{\linewidth}}{{\footnotesize {row}}}" in lines
+
+
+NASTY = [
+    "[/foo]", r"$\frac{1}{$", "a\n\nb | c\r\nd", "=cmd|' /C calc'!A0", "<script>alert(1)</script>", "漢字", "größe ±‡",
+    "a" * 300, "..", "/etc/passwd", "\x1b[31mred",
+]  # fmt: skip
+
+
+@pytest.fixture
+def no_other_fonts(monkeypatch):
+    """As where nothing is installed beside what matplotlib brings along."""
+    from matplotlib import font_manager
+
+    own = [font for font in font_manager.fontManager.ttflist if font.name.startswith("DejaVu")]
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", own)
+    drawing._fonts_for.cache_clear()
+    yield
+    drawing._fonts_for.cache_clear()
+
+
+def test_labels_of_others_go_through_a_whole_report(tmp_path, capsys, no_other_fonts):
+    """Methods and datasets of every nasty title, on the command line, with figures, tables and page."""
+    values = iter(np.linspace(0.3, 0.9, 50))
+    for title in NASTY:
+        one = record("vanilla", 0, next(values))
+        for dataset in ("cmnist5k", *NASTY) if title == NASTY[0] else ("cmnist5k",):
+            data = dataclasses.replace(one.result.data, fingerprint=dataset)
+            cell = dataclasses.replace(one.cell, method_title=title, dataset_title=dataset)
+            stored(tmp_path, changed(dataclasses.replace(one, cell=cell, hash=cell.hash), data=data))
+    before = set(tmp_path.parent.rglob("*"))
+    assert main(["report", str(tmp_path)]) == 0
+    told = capsys.readouterr().out
+    complaints = [line for line in told.splitlines() if line.startswith("left out")]
+    assert len(complaints) == 1
+    assert "The figures show boxes for 字漢: no installed font has them" in complaints[0]
+    assert "[/foo]" in told
+    assert "\x1b" not in told
+    assert all(path.is_relative_to(tmp_path) for path in set(tmp_path.parent.rglob("*")) - before)
+    figures = sorted(path.name for path in (tmp_path / "figures").glob("accuracies-*.png"))
+    assert len(figures) == 1 + len(NASTY)
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<script>alert" not in html
+    assert html.count("<script>") == 1  # its own
+    table = pd.read_csv(tmp_path / "tables" / "results.csv")
+    assert len(table) == (2 * len(NASTY)) * 2 * len(RULES)
+    assert not any(str(value).startswith(("=", "+", "-", "@")) for value in table.method)
+
+
+def test_a_page_without_its_charts_is_a_page(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("no ink")
+
+    monkeypatch.setattr(page, "learning_curves", fail)
+    report.make(store(tmp_path, records_of()), figures=False)
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "The learning curves on cmnist5k could not be drawn: RuntimeError: no ink" in html
+    assert "Comparison" in html
+
+
+def test_a_report_without_matplotlib_has_its_tables(tmp_path, monkeypatch):
+    """As with a damaged matplotlibrc in the current folder, which no variable hides."""
+
+    def fail():
+        raise BenchmarkError("matplotlib cannot be imported")
+
+    monkeypatch.setattr(drawing, "library", fail)
+    made = report.make(store(tmp_path, records_of()))
+    assert made.complaints == ["accuracies-cmnist5k could not be drawn: BenchmarkError: matplotlib cannot be imported"]
+    assert (tmp_path / "tables" / "comparison.md").is_file()
+    assert "matplotlib cannot be imported" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 # --- status and references

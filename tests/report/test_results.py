@@ -422,8 +422,10 @@ def test_equal_differences_are_a_dash_and_a_sentence(tmp_path):
 
 def test_equal_runs_are_a_dash_and_a_sentence(tmp_path):
     (row,), notes = notes_of_tests(tmp_path, {"vanilla": [0.25] * 3, "pgd": [0.5] * 3})
-    assert (row["welch"], row["welch_holm"]) == ("-", "-")
+    assert row["gap"] == "+25.00"
+    assert {row[key] for key in ("welch", "welch_holm", "low", "effect_size", "detectable")} == {"-"}
     assert "A dash for p Welch: within each method all runs are equal" in notes
+    assert "neither an interval nor g nor a detectable gap" in notes
 
 
 def test_what_so_few_pairs_cannot_reach_is_said_in_numbers(tmp_path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import io
 import os
 import re
 import signal
@@ -15,12 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from debiasbench.errors import BenchmarkError
+from debiasbench.escaping import never_failing, printable
 from debiasbench.files import default_data_dir, to_path
 from debiasbench.parameters import suggestion
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
+    from debiasbench.console import PlainConsole
     from debiasbench.experiments import Experiment
     from debiasbench.report.make import Report
     from debiasbench.report.tables import Table
@@ -248,14 +247,13 @@ def main(arguments: list[str] | None = None) -> int:
         "archive": archive_command,
     }  # fmt: skip
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a character shows its code
+        never_failing(stream)
     try:
         options = build_parser().parse_args(arguments)
         _add_folders(options)
         return commands[options.command](options)
     except BenchmarkError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _tell(f"error: {error}")
         return USAGE
     except KeyboardInterrupt:
         print("\nStopped. Finished cells are kept; the same command goes on with the rest.", file=sys.stderr)
@@ -264,7 +262,7 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED if options.command == "run" else OK
     except OSError as error:
-        print(f"error: {error.strerror}: {error.filename}", file=sys.stderr)
+        _tell(f"error: {error.strerror}: {error.filename}")
         return USAGE
 
 
@@ -281,11 +279,14 @@ def _add_folders(options: argparse.Namespace) -> None:
         os.environ["DEBIASBENCH_CACHE"] = str(options.cache_dir.absolute())  # workers inherit it
 
 
-def _console() -> Console:
-    from rich.console import Console
+def _tell(message: str) -> None:
+    print(printable(message), file=sys.stderr)
 
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=170)
+
+def _console() -> PlainConsole:
+    from debiasbench.console import console
+
+    return console()
 
 
 def _data_dir(options: argparse.Namespace) -> Path:
@@ -356,14 +357,14 @@ def _asked(options: argparse.Namespace) -> Experiment:
     return replace(asked, **{key: value for key, value in given.items() if value is not None})
 
 
-def _show_plan(console: Console, ready: GridRun, *, every_cell: bool) -> None:
+def _show_plan(console: PlainConsole, ready: GridRun, *, every_cell: bool) -> None:
     planned, grid = ready.plan, ready.plan.grid
     for data, reason in ready.left_out.items():
-        console.print(f"left out: {data}. {reason}", markup=False, soft_wrap=True)
+        console.print(f"left out: {data}. {reason}", soft_wrap=True)
     for notice in grid.notices:
-        console.print(f"note: {notice}", markup=False)
+        console.print(f"note: {notice}")
     for skip in grid.skips:
-        console.print(f"skip: {skip.method_title} on {skip.dataset_title}: {skip.reason}", markup=False)
+        console.print(f"skip: {skip.method_title} on {skip.dataset_title}: {skip.reason}")
     if every_cell:
         for cell in grid.cells:
             state = (
@@ -373,9 +374,7 @@ def _show_plan(console: Console, ready: GridRun, *, every_cell: bool) -> None:
                 if cell.hash in planned.failed_before
                 else "to run"
             )
-            console.print(
-                f"cell: {cell.title} ({grid.relative_costs[cell.hash]:.1f} vanilla runs): {state}", markup=False
-            )
+            console.print(f"cell: {cell.title} ({grid.relative_costs[cell.hash]:.1f} vanilla runs): {state}")
     if planned.failed_before:
         console.print(
             f"{len(planned.failed_before)} cells failed before and are left as they are: --rerun failed tries again."
@@ -407,7 +406,7 @@ def _cost(planned: Plan, results_dir: Path, n_workers: int) -> str:
     return f"estimated cost: {cost:.0f} vanilla runs on {n_workers} workers"
 
 
-def _report_grid(console: Console, ready: GridRun, *, n_failed: int) -> int:
+def _report_grid(console: PlainConsole, ready: GridRun, *, n_failed: int) -> int:
     from debiasbench.records import find_record
     from debiasbench.report.make import make
 
@@ -419,38 +418,38 @@ def _report_grid(console: Console, ready: GridRun, *, n_failed: int) -> int:
     )  # fmt: skip
     _show_report(console, report)
     if ready.left_out:  # again, below the tables that lack it
-        console.print(f"left out, as data are missing: {', '.join(ready.left_out)}.", markup=False, soft_wrap=True)
+        console.print(f"left out, as data are missing: {', '.join(ready.left_out)}.", soft_wrap=True)
     lost = len(cells) - len(wanted)
     return FAILED if report.failed or lost or n_failed else OK
 
 
-def _show_report(console: Console, report: Report) -> None:
+def _show_report(console: PlainConsole, report: Report) -> None:
     for table in report.tables:
         _show_table(console, table)
     for complaint in report.complaints:
-        console.print(f"left out: {complaint}", markup=False)
+        console.print(f"left out: {complaint}")
     for record in report.failed:
         assert record.failure is not None
         text = f"failed: {record.cell.title}: {record.failure.type}: {record.failure.message}"
         text += f"\n  (traceback in {record.path})"
-        console.print(text, style="red", markup=False, soft_wrap=True)
+        console.print(text, style="red", soft_wrap=True)
     for kind, paths in report.paths.items():
-        console.print(f"{kind}: " + ", ".join(map(str, paths)), markup=False, soft_wrap=True)
+        console.print(f"{kind}: " + ", ".join(map(str, paths)), soft_wrap=True)
 
 
-def _show_table(console: Console, table: Table) -> None:
+def _show_table(console: PlainConsole, table: Table) -> None:
+    from rich.styled import Styled
     from rich.table import Table as RichTable
-    from rich.text import Text
 
     shown = RichTable(title=table.title, title_justify="left", title_style="bold")
     for index, column in enumerate(table.columns):
-        shown.add_column(Text(column.heading), justify="left" if index == 0 else "right", overflow="fold")
+        shown.add_column(column.heading, justify="left" if index == 0 else "right", overflow="fold")
     for row in table.rows:
-        shown.add_row(*(Text(entry.shown, style="bold green" if entry.best else "") for entry in row))
+        shown.add_row(*(Styled(entry.shown, "bold green" if entry.best else "") for entry in row))
     console.print()
     console.print(shown)
     for note in table.notes:
-        console.print(Text(note, style="dim"))
+        console.print(note, style="dim")
 
 
 # ---- the other commands ---------------------------------------------------------------------------------------------
@@ -479,24 +478,22 @@ def list_command(options: argparse.Namespace) -> int:
 
     console = _console()
     for registry in (methods, datasets):
-        console.print(f"[bold]{registry.kind}s[/bold]")
+        console.print(f"{registry.kind}s", style="bold")
         for name, cls in registry.classes().items():
             summary = (sys.modules[cls.__module__].__doc__ or cls.__doc__ or "").strip().partition("\n")[0]
-            console.print(f"  {name}: {summary.partition(': ')[2] or summary}", markup=False)
+            console.print(f"  {name}: {summary.partition(': ')[2] or summary}")
             values = {key: value for key, value in defaults(cls).items() if key != "root"}
             if values:
-                console.print("    " + ", ".join(f"{k}={write_value(v)}" for k, v in values.items()), markup=False)
+                console.print("    " + ", ".join(f"{k}={write_value(v)}" for k, v in values.items()))
             if cls.presets:
-                console.print("    presets: " + ", ".join(cls.presets), markup=False)
+                console.print("    presets: " + ", ".join(cls.presets))
         for alias, (name, values) in registry.aliases().items():
-            console.print(
-                f"  {alias}: {name}:" + ",".join(f"{k}={write_value(v)}" for k, v in values.items()), markup=False
-            )
+            console.print(f"  {alias}: {name}:" + ",".join(f"{k}={write_value(v)}" for k, v in values.items()))
         for name, text in registry.broken.items():
             cause = text.strip().splitlines()[-1]
-            console.print(f"  {name}: could not be imported ({cause})", style="red", markup=False)
+            console.print(f"  {name}: could not be imported ({cause})", style="red")
             if getattr(options, "tracebacks", False):
-                console.print(text, markup=False)
+                console.print(text)
     return OK
 
 
@@ -513,7 +510,7 @@ def inspect_command(options: argparse.Namespace) -> int:
     for table in tables:
         _show_table(console, table)
     if paths:
-        console.print("pictures: " + ", ".join(map(str, paths)), markup=False, soft_wrap=True)
+        console.print("pictures: " + ", ".join(map(str, paths)), soft_wrap=True)
     return OK
 
 
@@ -527,7 +524,7 @@ def prepare_command(options: argparse.Namespace) -> int:
         console = _console()
         console.print(table)
         for line in lines:  # which scripts can search for
-            console.print(line, markup=False, soft_wrap=True)
+            console.print(line, soft_wrap=True)
         return OK
     if not options.datasets:
         raise BenchmarkError("Name a dataset, or use --check to see what is there.")
@@ -537,17 +534,15 @@ def prepare_command(options: argparse.Namespace) -> int:
             needed, problem = preparation.prepare(dataset, data_dir)
         except Exception as error:  # the other datasets are prepared all the same
             incomplete += 1
-            print(f"error: {label}: {preparation.in_words(error)}", file=sys.stderr)
+            _tell(f"error: {label}: {preparation.in_words(error)}")
             continue
         if problem:
-            print(f"error: {label}: {problem}", file=sys.stderr)
+            _tell(f"error: {label}: {problem}")
         incomplete += bool(needed)
         shortfalls = [] if needed else dataset.shortfalls(data_dir)
-        print(f"{label}: {'not complete. Needed:' if needed else 'usable, but a part:' if shortfalls else 'complete'}")
-        for line in shortfalls:
-            print(f"  {line}")
-        for file in needed:
-            print(f"  {file.path} ({file.size}) from: {file.source}")
+        state = "not complete. Needed:" if needed else "usable, but a part:" if shortfalls else "complete"
+        lines = [f"{file.path} ({file.size}) from: {file.source}" for file in needed]
+        print(printable("\n  ".join([f"{label}: {state}", *shortfalls, *lines])))
     return FAILED if incomplete else OK
 
 
@@ -571,10 +566,10 @@ def test_command(options: argparse.Namespace) -> int:
     for finding in findings:
         outcomes.append(finding.outcome)
         style = {"passed": "green", "failed": "bold red", "skipped": "yellow"}[finding.outcome]
-        console.print(f"{finding.outcome:8}{finding.check}", style=style, markup=False)
+        console.print(f"{finding.outcome:8}{finding.check}", style=style)
         for text in (finding.protects, finding.message):
             if text:
-                console.print(f"        {text}", style="dim" if text is finding.protects else style, markup=False)
+                console.print(f"        {text}", style="dim" if text is finding.protects else style)
     n_failed = outcomes.count("failed")
     console.print(
         f"{len(outcomes)} checks: {', '.join(f'{outcomes.count(one)} {one}' for one in dict.fromkeys(outcomes))}."
@@ -596,7 +591,7 @@ def archive_command(options: argparse.Namespace) -> int:
             "or give another file with --output."
         )
     n_files = pack(options.folder, output)
-    print(f"{output}: {n_files} files.")
+    print(printable(f"{output}: {n_files} files."))
     return OK
 
 

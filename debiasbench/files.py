@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -50,9 +52,29 @@ def is_ignored(name: str) -> bool:
     return name.startswith(".") or name.lower() in SYSTEM_ENTRIES
 
 
+_DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)  # no file names on Windows
+
+
 def file_name(text: str) -> str:
-    """A title as a file name on every system; titles that differ in odd characters alone may have one name."""
-    return re.sub(r"[^A-Za-z0-9_.,=+-]", "-", text.replace(":", "+", 1))[:120]
+    """A title as a file name on every system; titles that differ in odd characters alone may have one name.
+
+    It never leads anywhere: no separator, no drive, and neither empty nor dots alone. At most 121 characters.
+    """
+    name = re.sub(r"[^A-Za-z0-9_.,=+-]", "-", text.replace(":", "+", 1))[:120]
+    if _DEVICES.match(name):
+        return f"-{name}"
+    return name[:-1] + "-" if name.endswith(".") else name or "-"
+
+
+def file_names(titles: Iterable[str]) -> dict[str, str]:
+    """A file name for each title, as `file_name` makes them, unlike all others also where upper and lower case are one.
+
+    Where several titles would have one name, each has a digest behind it.
+    """
+    names = {title: file_name(title) for title in titles}
+    several = Counter(name.lower() for name in names.values())
+    digests = {title: hashlib.sha256(title.encode("utf-8", "surrogatepass")).hexdigest()[:8] for title in names}
+    return {title: name if several[name.lower()] == 1 else f"{name}-{digests[title]}" for title, name in names.items()}
 
 
 def to_path(given: str | Path) -> Path:

@@ -548,10 +548,10 @@ def read_records(*folders: Path) -> tuple[list[Record], list[str]]:
             records.append(read_record(path))
         except BenchmarkError as error:
             complaints.append(str(error))
-    return _without_copies(records), complaints
+    return _without_replaced(records), complaints
 
 
-def _without_copies(records: list[Record]) -> list[Record]:
+def _without_replaced(records: list[Record]) -> list[Record]:
     in_folders = {record.path: record for record in records if record.path and not archive_of(record.path)}
     dropped = set()
     for record in records:
@@ -563,6 +563,41 @@ def _without_copies(records: list[Record]) -> list[Record]:
                 if other is not None and other.hash == record.hash:
                     dropped.add(other.path if record.done and not other.done else record.path)
     return [record for record in records if record.path not in dropped]
+
+
+def without_copies(records: list[Record]) -> list[Record]:
+    """The records that count where all of them are looked at as one, such as those of two machines that overlap.
+
+    A cell counts once where its records are equal in all that must come out equal, whatever they are called and
+    wherever they lie; unequal ones all stay. A failure does not count beside a finished record, nor beside a later one.
+    """
+    of_cell: dict[str, list[Record]] = {}
+    for record in records:
+        of_cell.setdefault(record.hash, []).append(record)
+    kept = set()
+    for some in of_cell.values():
+        done = [record for record in some if record.done] if len(some) > 1 else []
+        if done:
+            distinct: list[Record] = []
+            for record in sorted(done, key=_lack):
+                if not any(_are_equal(record, other) for other in distinct):
+                    distinct.append(record)
+            kept |= set(map(id, distinct))
+        else:
+            kept.add(id(max(some, key=lambda record: record.provenance.finished)))
+    return [record for record in records if id(record) in kept]
+
+
+def _lack(record: Record) -> tuple[bool, bool]:
+    """What a record lacks that a copy of it may have: trained networks, per-sample arrays."""
+    saved = record.result is not None and record.result.weights is not None
+    return not saved, record.path is None or not has_arrays(record.path)
+
+
+def _are_equal(one: Record, other: Record) -> bool:
+    """Whether two finished records are so in all that must come out equal; networks need not have been saved."""
+    results = [replace(record.result, weights=None) for record in (one, other) if record.result is not None]
+    return results[0] == results[1]
 
 
 def _record_files(folder: Path, complaints: list[str]) -> Iterator[Path]:

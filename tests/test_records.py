@@ -50,6 +50,7 @@ from debiasbench.records import (
     read_scores,
     record_from_json,
     record_path,
+    without_copies,
     write_record,
 )
 from debiasbench.report.make import make
@@ -1145,6 +1146,95 @@ def test_records_of_one_cell_in_two_folders_or_archives_are_both_read(tmp_path):
     for folder in ("one", "two"):
         shutil.rmtree(tmp_path / folder)
         assert len(read_records(tmp_path)[0]) == 2
+
+
+def copied(folder, path, name="s0-copy.json"):
+    """A copy of a record under another name."""
+    copy = folder / name
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(path, copy)
+    return copy
+
+
+def of_two_machines(folder, cell, **other):
+    """The records of two machines, laid side by side; `other` is what the second differs in."""
+    return written(folder / "one", cell), written(folder / "two", cell, **other)
+
+
+def in_an_archive(folder, cell, **other):
+    one, two = of_two_machines(folder, cell, **other)
+    pack(folder / "two", folder / "of two.zip")
+    shutil.rmtree(folder / "two")
+    return one, folder / "of two.zip" / two.relative_to(folder / "two")
+
+
+def in_two_archives(folder, cell, **other):
+    places = of_two_machines(folder, cell, **other)
+    for name in ("one", "two"):
+        pack(folder / name, folder / f"{name}.zip")
+        shutil.rmtree(folder / name)
+    return tuple(folder / f"{path.relative_to(folder).parts[0]}.zip" / Path(*path.relative_to(folder).parts[1:])
+                 for path in places)  # fmt: skip
+
+
+def under_another_name(folder, cell, **other):
+    one, two = of_two_machines(folder, cell, **other)
+    copy = copied(one.parent, two)
+    shutil.rmtree(folder / "two")
+    return one, copy
+
+
+OVERLAPS = [of_two_machines, in_an_archive, in_two_archives, under_another_name]
+
+
+@pytest.mark.parametrize("overlap", OVERLAPS)
+def test_equal_records_of_a_cell_count_once_wherever_they_are(tmp_path, overlap):
+    cell, other = new_cell(), new_cell(seed=1)
+    overlap(tmp_path, cell)
+    written(tmp_path / "one", other)
+    records = read_records(tmp_path)[0]
+    assert sorted(record.cell.seed for record in records) == [0, 0, 1]
+    assert sorted(record.cell.seed for record in without_copies(records)) == [0, 1]
+
+
+@pytest.mark.parametrize("overlap", OVERLAPS)
+def test_unequal_records_of_a_cell_are_all_given(tmp_path, overlap):
+    places = overlap(tmp_path, new_cell(), n_epochs=4)
+    copied(tmp_path / "three", places[0]) if places[0].is_file() else None
+    assert {record.path for record in without_copies(read_records(tmp_path)[0])} == set(places)
+
+
+@pytest.mark.parametrize("overlap", OVERLAPS)
+@pytest.mark.parametrize("first", [True, False], ids=["the first failed", "the second failed"])
+def test_a_failure_does_not_count_beside_a_finished_record(tmp_path, overlap, first):
+    one, two = overlap(tmp_path, new_cell(), done=False)
+    if first and one.is_file() and two.is_file():
+        other = one.read_bytes()
+        one.write_bytes(two.read_bytes())
+        two.write_bytes(other)
+    (record,) = without_copies(read_records(tmp_path)[0])
+    assert record.done
+
+
+def test_a_cell_that_failed_several_times_failed_once(tmp_path):
+    for day in (1, 3, 2):
+        made = record_of(new_cell(), done=False)
+        made = replace(made, provenance=replace(made.provenance, finished=f"2026-11-0{day}T00:00:00+00:00"))
+        write_record(tmp_path / f"s0-{day}.json", made)
+    (record,) = without_copies(read_records(tmp_path)[0])
+    assert record.path.name == "s0-3.json"
+
+
+def test_of_equal_records_the_one_counts_that_has_networks_and_arrays(tmp_path):
+    """What a run took and where does not make records unequal, and neither does what was kept of it."""
+    cell = new_cell()
+    written(tmp_path / "a", cell, weights=None)
+    slow = record_of(cell)
+    slow = replace(slow, provenance=replace(slow.provenance, seconds=Seconds(99.0), device="another", commit=""))
+    write_record(record_path(tmp_path / "b", cell), slow)
+    whole = written(tmp_path / "c", cell, ARRAYS)
+    written(tmp_path / "d", cell)
+    assert [record.path for record in without_copies(read_records(tmp_path)[0])] == [whole]
 
 
 def test_an_archive_that_changes_is_read_anew(tmp_path):

@@ -89,14 +89,16 @@ def cached(
 
 def shown(parts: Sequence[Part], note: str) -> Iterable[Part]:
     """The parts, one by one, of something that is made once: a bar on a terminal, a line elsewhere."""
-    from rich.console import Console
+    from rich.markup import escape
     from rich.progress import track
 
-    console = Console(stderr=True)
+    from debiasbench.console import console as new_console
+
+    console = new_console(stderr=True)
     note = f"{note}, once"
     if not console.is_terminal:
-        console.print(f"{note}.", highlight=False)
-    return track(parts, note, console=console, disable=not console.is_terminal, transient=True)
+        console.print(f"{note}.")
+    return track(parts, escape(console.shown(note)), console=console, disable=not console.is_terminal, transient=True)
 
 
 def mapped(path: Path) -> Tensor:

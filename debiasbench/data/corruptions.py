@@ -26,6 +26,8 @@ import numpy as np
 import scipy  # its modules are loaded when they are first used: every command imports this file
 from PIL import Image, features
 
+from debiasbench import drawing
+
 VERSION = 1  # of what the corruptions do; part of the identity of generated data
 LEVELS = 5
 SIZE = 32  # pixels a side that the constants are made for
@@ -116,13 +118,12 @@ def identity(textures: Textures | None = None) -> dict[str, Any]:
     """What the corrupted pixels follow from, besides images and seeds: the code, the libraries, the textures."""
     import hashlib
 
-    import matplotlib
     import PIL
 
     digest = hashlib.sha256()
     for texture in drawn_textures() if textures is None else textures:
         digest.update(f"{texture.shape};".encode() + np.ascontiguousarray(texture).tobytes())
-    versions = [VERSION, np.__version__, scipy.__version__, matplotlib.__version__, PIL.__version__]
+    versions = [VERSION, np.__version__, scipy.__version__, drawing.library().__version__, PIL.__version__]
     return {"corruptions": [*versions, features.version("jpg")], "textures": digest.hexdigest()}
 
 
@@ -250,6 +251,7 @@ def saturate(image: np.ndarray, constants: Any, _: np.random.Generator, __: Text
 
 
 def _in_hsv(image: np.ndarray, channel: int, factor: float, added: float) -> np.ndarray:
+    drawing.library()
     from matplotlib.colors import hsv_to_rgb, rgb_to_hsv
 
     hsv = rgb_to_hsv(image / 255)

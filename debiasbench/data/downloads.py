@@ -132,19 +132,20 @@ def fetch_from_drive(
 @contextlib.contextmanager
 def meter(title: str, total: int | None) -> Iterator[Callable[[int, int | None], None]]:
     """A progress bar on a terminal, one line elsewhere; yields a function of (bytes done, bytes in all)."""
-    from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    console = Console(stderr=True, highlight=False)
+    from debiasbench.console import console as new_console
+
+    console = new_console(stderr=True)
     if not console.is_terminal:
         size = f" ({readable_size(total)})" if total is not None else ""
-        console.print(title + size, markup=False, soft_wrap=True)
+        console.print(title + size, soft_wrap=True)
     columns = (
         TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
         TimeRemainingColumn(),
     )  # fmt: skip
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task(title, total=total)
+        task = progress.add_task(console.shown(title), total=total)
         yield lambda done, in_all: progress.update(task, completed=done, total=in_all)
 
 

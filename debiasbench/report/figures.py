@@ -6,14 +6,14 @@ Names of methods, datasets and classes are shown as they are (`parse_math=False`
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from debiasbench.report.style import PALETTE, in_lines, legend, look, new_figure, plain_settings, save, svg
+from debiasbench.drawing import plain_settings
+from debiasbench.report.style import PALETTE, headline, in_lines, legend, look, new_figure, plainly, save, svg
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,6 +22,7 @@ ALIGNED, CONFLICTING = "#56B4E9", "#D55E00"
 FEWEST_FOR_HISTOGRAM = 10  # runs of some method: bins of fewer show where they were put, not how runs are spread
 
 
+@plainly
 def score_histogram(scores: dict[str, tuple[np.ndarray, np.ndarray]], stem: Path, *, title: str = "") -> list[Path]:
     """Per-sample scores of aligned and conflicting samples, as the paper's Figure 9.
 
@@ -42,11 +43,11 @@ def score_histogram(scores: dict[str, tuple[np.ndarray, np.ndarray]], stem: Path
         axis.set_title(in_lines(method, 42), fontsize=8, loc="left", pad=3, parse_math=False)
         axis.legend(fontsize=6, frameon=False, loc="upper right")
     axes[-1].set_xlabel("score / largest score", fontsize=8)
-    if title:
-        figure.suptitle(title, fontsize=8, parse_math=False)
+    headline(figure, title)
     return save(figure, stem)
 
 
+@plainly
 def accuracy_figure(
     values: dict[str, np.ndarray], stem: Path, *, metric: str, title: str = "", order: list[str] | None = None
 ) -> list[Path]:
@@ -65,8 +66,7 @@ def accuracy_figure(
     percents = {method: 100 * numbers[~np.isnan(numbers)] for method, numbers in values.items()}
     few = max(map(len, percents.values())) < FEWEST_FOR_HISTOGRAM
     figure = (_accuracy_points if few else _accuracy_histograms)(percents, metric, order or list(values))
-    if title:
-        figure.suptitle(title, fontsize=8, parse_math=False)
+    headline(figure, title)
     return save(figure, stem)
 
 
@@ -86,7 +86,7 @@ def _accuracy_points(percents: dict[str, np.ndarray], metric: str, order: list[s
     axis.tick_params(axis="y", length=0)
     axis.grid(axis="x", color="0.92", linewidth=0.5)
     axis.set_axisbelow(True)
-    figure.supxlabel(f"{metric} (%); line: mean", fontsize=8)
+    figure.supxlabel(in_lines(f"{metric} (%); line: mean", 50), fontsize=8, parse_math=False)
     return figure
 
 
@@ -105,10 +105,11 @@ def _accuracy_histograms(percents: dict[str, np.ndarray], metric: str, order: li
         axis.set_title(in_lines(f"{method} (n = {len(percent)})", 48), fontsize=7, loc="left", pad=2, parse_math=False)
         axis.tick_params(labelbottom=axis is axes[-1])
     axes[len(axes) // 2].set_ylabel("runs", fontsize=8)
-    axes[-1].set_xlabel(f"{metric} (%); dotted: mean", fontsize=8)
+    axes[-1].set_xlabel(in_lines(f"{metric} (%); dotted: mean", 50), fontsize=8, parse_math=False)
     return figure
 
 
+@plainly
 def contact_sheet(images: np.ndarray, names: list[str], stem: Path, *, rows: list[str], title: str) -> list[Path]:
     """A sheet of sample images: images (R, K, H, W, 3) uint8, row names, column names."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -125,10 +126,12 @@ def contact_sheet(images: np.ndarray, names: list[str], stem: Path, *, rows: lis
             axis.set_xticks([])
             axis.set_yticks([])
             if row == 0:
-                axis.set_title(names[column], fontsize=7, parse_math=False)
+                axis.set_title(in_lines(names[column], 12), fontsize=7, parse_math=False)
             if column == 0:
-                axis.set_ylabel(rows[row], fontsize=7, rotation=0, ha="right", va="center", parse_math=False)
-    figure.suptitle(title, fontsize=9, parse_math=False)
+                axis.set_ylabel(
+                    in_lines(rows[row], 20), fontsize=7, rotation=0, ha="right", va="center", parse_math=False
+                )
+    headline(figure, title, 9)
     stem.parent.mkdir(parents=True, exist_ok=True)
     path = stem.with_name(f"{stem.name}.png")  # a title may hold a point
     figure.savefig(path, dpi=150)
@@ -162,12 +165,11 @@ def learning_curves(
     Returns:
         An `<svg>` element, as `style.svg` writes it.
     """
-    from matplotlib.lines import Line2D
-    from matplotlib.ticker import MaxNLocator
-
     methods, order = list(test), list(order)
-    with plain_settings(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")  # one that the font of the layout lacks: readers have others
+    with plain_settings():  # whatever fonts are here: readers have others
+        from matplotlib.lines import Line2D
+        from matplotlib.ticker import MaxNLocator
+
         figure, (axis,) = new_figure(1, 2.7, width=4.4)
         handles = []
         for index, method in enumerate(methods):
@@ -202,7 +204,7 @@ def learning_curves(
         for line in axis.get_ygridlines():
             line.set_clip_on(False)
         axis.set_axisbelow(True)
-        axis.set_title(f"{metric} (%)", fontsize=9, loc="left", pad=8, parse_math=False)
+        axis.set_title(in_lines(f"{metric} (%)", 60), fontsize=9, loc="left", pad=8, parse_math=False)
         axis.set_xlabel("epoch", fontsize=9)
         legend(figure, handles, handle_length=3, size=9)
         return svg(figure, name)
@@ -218,6 +220,7 @@ def _mean(runs: Sequence[Curve]) -> Curve:
     return {epoch: sum(run[epoch] for run in runs) / len(runs) for epoch in epochs}
 
 
+@plainly
 def fisher_figure(
     numbers: list[dict[str, Any]], stem: Path, *, in_rank: bool = False, order: list[str] | None = None
 ) -> list[Path]:
@@ -247,7 +250,7 @@ def fisher_figure(
                 axis.plot(values, np.full(len(values), height), marker, color=colour, mfc=face, markersize=4)
         axis.set_xscale("log")
         axis.tick_params(which="minor", labelsize=6)  # named where there is less than a decade
-        axis.set_yticks(range(len(methods)), list(methods), parse_math=False)
+        axis.set_yticks(range(len(methods)), [in_lines(method, 28) for method in methods], parse_math=False)
         axis.set_ylim(len(methods) - 0.5, -0.5)  # the first method on top
         space = "without dead dimensions" if in_rank else f"{dimension:,} dimensions"
         axis.set_title(
@@ -263,6 +266,7 @@ def fisher_figure(
     return save(figure, stem)
 
 
+@plainly
 def theorem_figure(
     stem: Path, *, a: float = 1.0, sizes: tuple[tuple[int, int], ...] = ((90, 10), (95, 5), (99, 1)), title: str = ""
 ) -> list[Path]:
@@ -295,6 +299,7 @@ def theorem_figure(
     return save(figure, stem)
 
 
+@plainly
 def critical_difference(
     ranks: dict[str, float],
     difference: float,
@@ -348,8 +353,7 @@ def critical_difference(
     axis.set_axisbelow(True)
     axis.spines["left"].set_bounds(len(methods) - 0.3, -0.5)
     figure.supxlabel("average rank" + ("; joined: not separated" if rows else ""), fontsize=8)
-    if title:
-        figure.suptitle(title, fontsize=8, parse_math=False)
+    headline(figure, title)
     return save(figure, stem)
 
 
@@ -367,6 +371,7 @@ def _levels(intervals: Sequence[tuple[float, float]]) -> list[int]:
     return levels
 
 
+@plainly
 def parameter_figure(
     values: dict[str, dict[str, np.ndarray]],
     stem: Path,
@@ -415,7 +420,7 @@ def parameter_figure(
         axis.grid(axis="y", color="0.9", linewidth=0.5)
         axis.set_axisbelow(True)
         if index % n_columns == 0:
-            axis.set_ylabel(f"{metric} (%)", fontsize=7)
+            axis.set_ylabel(in_lines(f"{metric} (%)", 20), fontsize=7, parse_math=False)
     handles = []
     for variant in variants:
         colour, marker, _ = look(variant, order or variants)
@@ -426,11 +431,11 @@ def parameter_figure(
                    label="open: published")
         )  # fmt: skip
     legend(figure, handles, handle_length=1)
-    if title:
-        figure.suptitle(title, fontsize=8, parse_math=False)
+    headline(figure, title)
     return save(figure, stem)
 
 
+@plainly
 def trials_histogram(
     values: dict[str, dict[str, np.ndarray]],
     stem: Path,
@@ -480,7 +485,7 @@ def trials_histogram(
         text = "" if math.isnan(p) else "p < .0001" if p < 0.0001 else f"p = {p:.4f}".replace("0.", ".", 1)
         axis.set_title(in_lines(dataset, 36), fontsize=7, loc="left", pad=3, parse_math=False)
         axis.set_title(text, fontsize=7, loc="right", pad=3)
-    axes[-1].set_xlabel(f"{metric} (%); lines: means", fontsize=8)
+    axes[-1].set_xlabel(in_lines(f"{metric} (%); lines: means", 50), fontsize=8, parse_math=False)
     handles = []
     for method in methods:
         colour, _, dashes = look(method, order or methods)
@@ -489,6 +494,5 @@ def trials_histogram(
         face, edge = (*to_rgb(colour), 0.35), (*to_rgb(colour), 1.0)
         handles.append(Patch(facecolor=face, edgecolor=edge, linestyle=(0, dashes), label=label))
     legend(figure, handles, handle_length=3)
-    if title:
-        figure.suptitle(title, fontsize=8, parse_math=False)
+    headline(figure, title)
     return save(figure, stem)

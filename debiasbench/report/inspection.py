@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from debiasbench.datasets import Dataset
+from debiasbench.drawing import lacking
 from debiasbench.errors import BenchmarkError
 from debiasbench.files import file_name
 from debiasbench.report.tables import NOTHING, Column, Entry, Table, count, number, words
@@ -42,6 +43,8 @@ def inspect(dataset: Dataset, title: str, *, data_dir: Path, results_dir: Path) 
     if dataset.input == "text" and with_x:
         tables.append(_lengths(splits))
     paths = contact_sheets(dataset, title, splits, results_dir / "inspect")
+    if paths and (boxes := lacking([title, *dataset.class_names, *dataset.bias_names])):
+        notes.append(f"The pictures show boxes for {boxes}: no installed font has them.")
     return tables, paths
 
 

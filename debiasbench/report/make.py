@@ -18,14 +18,15 @@ import pandas as pd
 from debiasbench.about import PROTOCOL_VERSION
 from debiasbench.cell import Cell
 from debiasbench.code import digest_of_plugin
+from debiasbench.drawing import lacking
 from debiasbench.errors import BenchmarkError
 from debiasbench.evaluation.selection import SELECTION_RULES
 from debiasbench.experiments import Experiment
-from debiasbench.files import file_name, write_atomically
+from debiasbench.files import file_name, file_names, write_atomically
 from debiasbench.parameters import suggestion
 from debiasbench.plain import encodable, from_plain
 from debiasbench.plugins import is_shipped, version_of
-from debiasbench.records import Record, read_records, sources
+from debiasbench.records import Record, read_records, sources, without_copies
 from debiasbench.report.outcomes import outcome
 from debiasbench.report.page import page
 from debiasbench.report.results import (
@@ -51,13 +52,13 @@ from debiasbench.report.sections import (
 )
 from debiasbench.report.statistics import rank_test
 from debiasbench.report.tables import (
-    LATEX_DOCUMENT,
-    LATEX_NEEDS,
     Column,
     Table,
     count,
     csv,
-    latex,
+    frame_csv,
+    latex_document,
+    latex_file,
     markdown,
     p_value,
     words,
@@ -130,7 +131,7 @@ def make(  # noqa: PLR0913 - the report's options
         results_dir = results_dir.with_suffix("")
     shown = shown or Shown()
     records, complaints = read_records(*source)
-    records = [record for record in records if keep is None or keep(record)]
+    records = without_copies([record for record in records if keep is None or keep(record)])
     if not records:
         raise BenchmarkError("\n".join([f"There are no records in {results_dir}.", *complaints]))
     saved = read_grid(results_dir, complaints) if keep is None else LastGrid()
@@ -161,7 +162,7 @@ def make(  # noqa: PLR0913 - the report's options
     if len(methods) > 1:
         tests = compare_by(table, measures, reference=reference if reference in methods else None)
         tables += [tests_table(tests)] if len(tests) else []
-        paths["tests"] = [_write_csv(results_dir / "tables" / "tests.csv", tests.to_csv(index=False))]
+        paths["tests"] = [_write_csv(results_dir / "tables" / "tests.csv", frame_csv(tests))]
     tables = [marked(one, bias_knowing(table)) for one in tables]
     comparison = tables[0]
     drawn = draw(table, done, measures, results_dir / "figures", complaints) if figures else []
@@ -172,15 +173,15 @@ def make(  # noqa: PLR0913 - the report's options
         drawn = [*found.figures, *drawn]
         if found.lines is not None:
             path = results_dir / "tables" / f"{file_name(experiment.name)}.csv"
-            paths["beside the paper"] = [_write_csv(path, found.lines.to_csv(index=False))]
-    complaints = list(dict.fromkeys(complaints))
+            paths["beside the paper"] = [_write_csv(path, frame_csv(found.lines))]
+    complaints = list(dict.fromkeys([*complaints, *(_without_glyphs(done) if drawn else ())]))
     folder = results_dir / "tables"
     paths["tables"] = [
         _write(folder / "comparison.md", "\n\n".join(markdown(one) for one in tables) + "\n"),
-        _write(folder / "comparison.tex", LATEX_NEEDS + "\n\n".join(map(latex, tables)) + "\n"),
-        _write(folder / "document.tex", LATEX_DOCUMENT),
+        _write(folder / "comparison.tex", latex_file(tables)),
+        _write(folder / "document.tex", latex_document(tables, "comparison")),
         _write_csv(folder / "comparison.csv", csv(comparison)),
-        _write_csv(folder / "results.csv", table.to_csv(index=False)),
+        _write_csv(folder / "results.csv", frame_csv(table)),
     ]
     if drawn:
         paths["figures"] = drawn
@@ -322,8 +323,7 @@ def draw(
             complaints.append(f"{stem.name} could not be drawn: {type(error).__name__}: {error}")
 
     methods = list(dict.fromkeys(table.method))
-    for dataset in dict.fromkeys(table.dataset):
-        name = file_name(dataset)
+    for dataset, name in file_names(table.dataset).items():
         scores = _scores([record for record in records if dataset_title(record.cell) == dataset], complaints)
         if scores:
             drawn(figures.score_histogram, scores, folder / f"scores-{name}", title=f"Per-sample scores on {dataset}")
@@ -344,6 +344,19 @@ def draw(
                 title=f"Average ranks over {test.n_datasets} datasets (p {p_value(test.p)})",
             )  # fmt: skip
     return paths
+
+
+def _without_glyphs(records: list[Record]) -> list[str]:
+    """One complaint of all characters that figures show as boxes."""
+    characters = lacking(
+        title for record in records for title in (record.cell.method_title, dataset_title(record.cell))
+    )
+    if not characters:
+        return []
+    return [
+        f"The figures show boxes for {characters}: no installed font has them. Install one that does, such as Noto "
+        "Sans CJK for Chinese, Japanese and Korean."
+    ]
 
 
 def _scores(records: list[Record], complaints: list[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -425,7 +438,7 @@ def status(results_dir: Path) -> Table:
     """How many cells of a results folder are done, failed, or started without a record yet."""
     records, complaints = read_records(existing(results_dir))
     counts: dict[tuple[str, str], dict[str, int]] = {}
-    for record in records:
+    for record in {record.hash: record for record in without_copies(records)}.values():  # unequal ones are one cell
         key = (dataset_title(record.cell), record.cell.method_title)
         counts.setdefault(key, {"done": 0, "failed": 0})[record.status] += 1
     logs = results_dir / "logs"

@@ -63,19 +63,15 @@ def page(
     failed = [record for record in records if not record.done]
     metrics = {_dataset(record): headlines(record.cell.dataset)[0] for record in records}
     by_dataset = {name: [record for record in done if _dataset(record) == name] for name in metrics}
-    methods = {_method(record) for record in done}
+    charts, lost = _charts(by_dataset, metrics, {_method(record) for record in done})
     return template.render(
         title=title,
-        notes=notes,
+        notes=[*notes, *lost],
         summary=_summary(records),
         facts=_facts(records),
         failed=[_block(record, metrics[_dataset(record)]) for record in failed],
         tables=tables,
-        charts=[
-            _chart(name, distinct(group), metrics[name], methods, f"curve-{index}")
-            for index, (name, group) in enumerate(by_dataset.items(), 1)
-            if group
-        ],
+        charts=charts,
         figures=[_figure(path) for path in figures if path.suffix in _MEDIA],
         cells=[(name, metrics[name], _blocks(group, metrics[name])) for name, group in by_dataset.items() if group],
     )
@@ -169,6 +165,19 @@ class Chart:
     svg: Markup
     has_runs: bool
     has_validation: bool
+
+
+def _charts(
+    by_dataset: dict[str, list[Record]], metrics: dict[str, str], methods: set[str]
+) -> tuple[list[Chart], list[str]]:
+    """A chart for each dataset with finished records, and a complaint about each that could not be drawn."""
+    charts, lost = [], []
+    for index, (name, group) in enumerate(by_dataset.items(), 1):
+        try:
+            charts += [_chart(name, distinct(group), metrics[name], methods, f"curve-{index}")] if group else []
+        except Exception as error:  # a chart never costs the tables
+            lost.append(f"The learning curves on {name} could not be drawn: {type(error).__name__}: {error}")
+    return charts, lost
 
 
 def _chart(dataset: str, records: list[Record], metric: str, order: Iterable[str], name: str) -> Chart:

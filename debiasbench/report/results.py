@@ -16,7 +16,7 @@ from debiasbench.errors import BenchmarkError
 from debiasbench.evaluation.selection import SELECTION_RULES
 from debiasbench.files import to_path
 from debiasbench.parameters import suggestion
-from debiasbench.records import Record, read_records, read_scores
+from debiasbench.records import Record, read_records, read_scores, without_copies
 from debiasbench.report.statistics import compare as compare_runs
 from debiasbench.report.statistics import holm, pairwise_welch, ranks_with_ties
 
@@ -130,7 +130,7 @@ def _rows(record: Record) -> list[dict[str, Any]]:
 
 
 def load_results(path: str | Path) -> pd.DataFrame:
-    """All records below a folder as one tidy table (see `to_frame`).
+    """All records below a folder as one tidy table (see `to_frame`), without copies (see `records.without_copies`).
 
     Raises:
         BenchmarkError: there is no such folder, or it holds no record that can be read.
@@ -138,7 +138,7 @@ def load_results(path: str | Path) -> pd.DataFrame:
     records, complaints = read_records(existing(to_path(path)))
     if not records:
         raise BenchmarkError("\n".join([f"There are no records in {path}.", *complaints]))
-    return to_frame(records)
+    return to_frame(without_copies(records))
 
 
 def existing(results: Path) -> Path:
@@ -199,17 +199,28 @@ def _refuse_twice(chosen: pd.DataFrame, dataset: str) -> None:
     twice = chosen[chosen.duplicated(run, keep=False)]
     if not len(twice):
         return
-    several = next(rows for _, rows in twice.groupby(run))
-    machines = machines_of(several)
-    why = (
-        f"one {' and one '.join(machines)}"
-        if len(machines) > 1
-        else "made with different settings under one title (own and shared recipes, say)"
-    )
+    groups = [rows for _, rows in twice.groupby(run, sort=False)]
+    several, more = groups[0], f" So it is with {len(groups) - 1:,} more." if len(groups) > 1 else ""
+    paths = [path for path in several.get("path", ()) if path]
     raise BenchmarkError(
-        f"There are several runs of {several.method.iloc[0]} on {dataset} with seed {several.seed.iloc[0]}, {why}: "
-        "keep them in separate folders."
+        f"There are several runs of {several.method.iloc[0]} on {dataset} with seed {several.seed.iloc[0]}, "
+        f"{_difference(several)}: keep them in separate folders, or delete all but one."
+        + (f" They are {' and '.join(paths)}." if paths else "")
+        + more
     )
+
+
+def _difference(several: pd.DataFrame) -> str:
+    """How records of one title and seed differ."""
+    machines = machines_of(several)
+    if len(machines) > 1:
+        return f"one {' and one '.join(machines)}"
+    if several.get("hash", several.index.to_series()).nunique() == 1:
+        return "of the same cell, with different results"
+    settings = [name for name in several if name.startswith(("method.", "dataset.", "recipe."))]
+    differing = [name for name in settings if several[name].map(repr).nunique() > 1]
+    named = f" ({', '.join(differing)})" if differing else ""
+    return f"made with different settings{named} under one title"
 
 
 def machines_of(table: pd.DataFrame) -> list[str]:

@@ -326,7 +326,10 @@ def _dashes(tests: pd.DataFrame) -> list[str]:
         notes.append("A dash for p: a test needs at least two runs of both methods.")
     tested = tests[several]
     if tested.welch.isna().any():
-        notes.append("A dash for p Welch: within each method all runs are equal, so there is no spread to test by.")
+        notes.append(
+            "A dash for p Welch: within each method all runs are equal, so there is no spread to test by, and "
+            "neither an interval nor g nor a detectable gap."
+        )
     if (tested.n_pairs < 2).any():
         notes.append(
             "A dash for the tests of pairs: it takes two pairs, of equal seed, data, kind of device and precision."

@@ -35,7 +35,8 @@ class Comparison:
         sign_flip: p of the one-sided permutation test of the pairs; nan where `wilcoxon` is for want of pairs.
         effect_size: Hedges' g (the gap in pooled standard deviations, corrected for small n).
         low, high: 95 % interval of the gap.
-        detectable: the smallest gap that these n would find with 80 % power, in the metric's unit.
+        detectable: the smallest gap that these n would find with 80 % power, in the metric's unit; like `effect_size`,
+            `low` and `high` nan where neither side has any spread.
         correlation: of the pairs; nan without at least three.
     """
 
@@ -82,15 +83,15 @@ def compare(
         effect_size=hedges_g(gap, pooled, len(x) + len(y)),
         low=low,
         high=high,
-        detectable=pooled * detectable_gap(len(x), len(y), level=level),
+        detectable=pooled * detectable_gap(len(x), len(y), level=level) if pooled else NAN,
         correlation=_correlation(pairs),
     )
 
 
 def hedges_g(gap: float, deviation: float, n: int) -> float:
-    """The gap in standard deviations, corrected for the bias of few runs (n: of both sides together)."""
+    """The gap in standard deviations, corrected for few runs (n: of both sides); nan for no deviation."""
     if deviation == 0:
-        return math.copysign(math.inf, gap) if gap else 0.0
+        return NAN
     return gap / deviation * (1 - 3 / (4 * n - 9))
 
 
@@ -186,10 +187,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def gap_interval(x: np.ndarray, y: np.ndarray, *, seed: int = 0) -> tuple[float, float]:
-    """95 % interval of mean(x) - mean(y): Welch's t below ten runs a side, bootstrap (BCa) from there."""
+    """95 % interval of mean(x) - mean(y): Welch's t below ten runs a side, bootstrap (BCa) from there.
+
+    nan without any spread: equal runs say nothing of how far others would lie apart.
+    """
     if _flat(x) and _flat(y):
-        gap = float(np.mean(x) - np.mean(y))
-        return gap, gap
+        return NAN, NAN
     if min(len(x), len(y)) < 10:
         var_x, var_y = _deviation(x) ** 2 / len(x), _deviation(y) ** 2 / len(y)  # of the means
         freedom = (var_x + var_y) ** 2 / (var_x**2 / (len(x) - 1) + var_y**2 / (len(y) - 1))

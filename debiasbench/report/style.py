@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from xml.etree import ElementTree
+
+from debiasbench.drawing import plain_settings
+from debiasbench.escaping import one_line
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,6 +23,8 @@ PALETTE = (
     "#882255", "#117733", "#AA4499", "#999933",
 )  # fmt: skip
 COLUMN = 3.35  # inches
+P = ParamSpec("P")
+R = TypeVar("R")
 
 # one of each belongs to a colour; where colours come round again, the pair is another one (see `look`)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
@@ -50,14 +55,26 @@ def _known() -> list[str]:
     return sorted(registry.classes())
 
 
-@contextmanager
-def plain_settings() -> Iterator[None]:
-    """Matplotlib's own defaults while this lasts, whatever a matplotlibrc says; the settings before it come back."""
-    import matplotlib
+def plainly(function: Callable[P, R]) -> Callable[P, R]:
+    """A function that draws: in matplotlib's own settings, with fonts for what its arguments say."""
 
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        yield
+    @functools.wraps(function)
+    def drawn(*given: P.args, **options: P.kwargs) -> R:
+        with plain_settings("".join(_texts((given, options)))):
+            return function(*given, **options)
+
+    return drawn
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All text in dictionaries and lists."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _texts(list(value.items()))
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _texts(one)
 
 
 def new_figure(
@@ -89,6 +106,14 @@ def new_figure(
         axis.spines[["top", "right"]].set_visible(False)
         axis.tick_params(labelsize=7)
     return figure, axes
+
+
+def headline(figure: Figure, title: str, size: float = 8) -> None:
+    """What stands above all panels, if anything; the figure grows by what does not fit into one line. size: points."""
+    if title:
+        title = in_lines(title, round(15.5 * figure.get_figwidth() * 8 / size))
+        figure.suptitle(title, fontsize=size, parse_math=False)
+        figure.set_figheight(figure.get_figheight() + title.count("\n") * 1.2 * size / 72)
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:
@@ -152,8 +177,7 @@ def _shorter(path: str) -> str:
 def legend(figure: Figure, handles: list[Any], *, handle_length: float, size: float = 6.5) -> None:
     """A legend below the panels in as many columns as fit; the figure grows by its height. size: of text, in points."""
     for handle in handles:
-        label = in_lines(handle.get_label(), 44)
-        handle.set_label(re.sub(r".{48}(?=.)", "\\g<0>\n", label))  # one too long to fit would cut off all others
+        handle.set_label(in_lines(handle.get_label(), 44))  # one too long to fit would cut off all others
     for n_columns in range(min(4, len(handles)), 0, -1):
         legend = figure.legend(
             handles=handles, loc="outside lower center", ncols=n_columns, fontsize=size, frameon=False,
@@ -169,10 +193,14 @@ def legend(figure: Figure, handles: list[Any], *, handle_length: float, size: fl
 
 
 def in_lines(label: str, width: int) -> str:
-    """A label in lines of at most `width` characters where it can be broken: behind a colon, comma or space."""
+    """A label in lines of at most `width` characters where it can be broken: behind a colon, comma or space.
+
+    Words are cut that are longer than `width` and than 24 characters.
+    """
     lines = [""]
-    for part in re.split(r"(?<=[:, ])", label):
-        if lines[-1] and len(lines[-1] + part) > width:
-            lines.append("")
-        lines[-1] += part
+    for part in re.split(r"(?<=[:, ])", one_line(label)):
+        for piece in re.findall(rf".{{1,{max(width, 24)}}}", part):
+            if lines[-1] and len(lines[-1] + piece) > width:
+                lines.append("")
+            lines[-1] += piece
     return "\n".join(line.rstrip() for line in lines)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import csv as csv_files
 import io
 import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
+
+import pandas as pd
+
+from debiasbench import escaping
 
 MARKED = "†"  # data that are not the published ones
 TIE = "~"  # statistically indistinguishable from the best
@@ -103,62 +106,64 @@ def p_value(value: float) -> str:
     return "< .0001" if value < 0.0001 else f"{value:.4f}".lstrip("0") if value < 1 else "1"
 
 
-def _escaped(text: str) -> str:
-    """Text without what Markdown would take for a column, emphasis or code (single ~ and inner _ are harmless)."""
-    return re.sub(r"([\\|*`]|~(?=~)|(?<=~)~|\b_|_\b)", r"\\\1", text)
-
-
 def markdown(table: Table) -> str:
     """A table as Markdown."""
     lines = [
-        f"### {table.title}",
+        f"### {escaping.markdown(table.title)}",
         "",
-        "| " + " | ".join(_escaped(column.heading) for column in table.columns) + " |",
+        "| " + " | ".join(escaping.markdown(column.heading) for column in table.columns) + " |",
         "|" + " --- |" * len(table.columns),
     ]
     for row in table.rows:
-        texts = [(_escaped(entry.shown), entry.best) for entry in row]
+        texts = [(escaping.markdown(entry.shown), entry.best) for entry in row]
         lines.append("| " + " | ".join(f"**{text}**" if best else text for text, best in texts) + " |")
-    return "\n".join([*lines, "", *(f"{note}\n" for note in table.notes)]).rstrip()
-
-
-_LATEX = {character: "\\" + character for character in "&%_#${}"} | {
-    "\\": r"\textbackslash{}", "^": r"\^{}", "~": r"$\sim$", "±": r"$\pm$", "†": r"$\dagger$", "§": r"\S{}",
-    "‡": r"$\ddagger$", "<": "$<$", ">": "$>$", "|": "$|$", "≠": r"$\neq$", "×": r"$\times$", "α": r"$\alpha$",
-    "ρ": r"$\rho$", "λ": r"$\lambda$", "≤": r"$\leq$", "≥": r"$\geq$", "[": "{[}", "]": "{]}",
-}  # fmt: skip
-_PLAIN = 0x180  # up to here LaTeX has the letters of European languages
-
-
-def _tex(text: str) -> str:
-    return "".join(_LATEX.get(one, one if ord(one) < _PLAIN else "?") for one in text)
+    return "\n".join([*lines, "", *(f"{escaping.markdown_line(note)}\n" for note in table.notes)]).rstrip()
 
 
 def _tex_entry(entry: Entry) -> str:
-    text = _tex(entry.shown)
+    text = escaping.latex(entry.shown)
     return rf"\textbf{{{text}}}" if entry.best else text
 
 
-LATEX_NEEDS = "% needs \\usepackage{booktabs, graphicx}\n"
-LATEX_DOCUMENT = r"""% all tables of comparison.tex, to look at: pdflatex document.tex
-\documentclass{article}
-\usepackage[landscape, margin=2cm]{geometry}
-\usepackage{booktabs, graphicx}
-\begin{document}
-\input{comparison}
-\end{document}
-"""
+def latex_file(tables: list[Table]) -> str:
+    r"""All tables as LaTeX to be `\input`, and in comments what it takes."""
+    body = "\n\n".join(map(latex, tables)) + "\n"
+    needs = ["% needs \\usepackage{booktabs, graphicx}\n"]
+    if strange := escaping.beyond_pdflatex(body):
+        needs.append(f"% has {strange}: needs lualatex or xelatex, and a font that has them\n")
+    if letters := escaping.only_in_t1(body):
+        needs.append(f"% has {letters}: needs, with pdflatex, \\usepackage[T1]{{fontenc}}\n")
+    return "".join(needs) + body
+
+
+def latex_document(tables: list[Table], name: str) -> str:
+    """A document to look at the tables in the file `name`; pdflatex shows a ? for characters that it does not know."""
+    body = "".join(map(latex, tables))
+    strange, letters = escaping.beyond_pdflatex(body), escaping.only_in_t1(body)
+    lines = [
+        f"% all tables of {name}.tex, to look at: {'lualatex' if strange else 'pdflatex'} document.tex",
+        r"\documentclass{article}", r"\usepackage[landscape, margin=2cm]{geometry}", r"\usepackage{booktabs, graphicx}",
+    ]  # fmt: skip
+    if strange or letters:
+        lines += [
+            r"\ifdefined\Umathchar % lualatex, xelatex", r"  \usepackage{fontspec}",
+            *([r"  \IfFontExistsTF{Noto Serif CJK SC}{\setmainfont{Noto Serif CJK SC}}{} % or another that has them"]
+              if strange else []),
+            r"\else", r"  \usepackage[T1]{fontenc}",
+            *(rf"  \DeclareUnicodeCharacter{{{ord(one):04X}}}{{?}}" for one in strange), r"\fi",
+        ]  # fmt: skip
+    return "\n".join([*lines, r"\begin{document}", rf"\input{{{name}}}", r"\end{document}", ""])
 
 
 def latex(table: Table) -> str:
     """A table as LaTeX, at most as wide as the line; needs booktabs and graphicx."""
     rows = [" & ".join(map(_tex_entry, row)) for row in table.rows]
-    notes = rf"  \par\smallskip\parbox{{\linewidth}}{{\footnotesize {_tex(' '.join(table.notes))}}}"
+    notes = rf"  \par\smallskip\parbox{{\linewidth}}{{\footnotesize {escaping.latex(' '.join(table.notes))}}}"
     return "\n".join([
-        r"\begin{table}[htbp]", r"  \centering", rf"  \caption{{{_tex(table.title)}}}",
+        r"\begin{table}[htbp]", r"  \centering", rf"  \caption{{{escaping.latex(table.title)}}}",
         r"  \resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
         rf"  \begin{{tabular}}{{l{'r' * (len(table.columns) - 1)}}}", r"    \toprule",
-        "    " + " & ".join(_tex(column.heading) for column in table.columns) + r" \\", r"    \midrule",
+        "    " + " & ".join(escaping.latex(column.heading) for column in table.columns) + r" \\", r"    \midrule",
         *(f"    {row} \\\\" for row in rows), r"    \bottomrule", r"  \end{tabular}}",
         *([notes] if table.notes else []), r"\end{table}",
     ])  # fmt: skip
@@ -172,9 +177,15 @@ def csv(table: Table) -> str:
     file = io.StringIO()
     rows = csv_files.writer(file, lineterminator="\n")
     names = [[f"{column.key} mean", f"{column.key} std"] if column.spread else [column.key] for column in table.columns]
-    rows.writerow([name for part in names for name in part])
+    rows.writerow([escaping.csv_field(name) for part in names for name in part])
     for row in table.rows:
         pairs = zip(table.columns, row, strict=True)
         parts = [[entry.value, entry.std] if column.spread else [entry.value] for column, entry in pairs]
-        rows.writerow([value for part in parts for value in part])
+        rows.writerow([escaping.csv_field(value) for part in parts for value in part])
     return file.getvalue()
+
+
+def frame_csv(frame: pd.DataFrame) -> str:
+    """A data frame as CSV, by the rule of `csv` for text and names of columns."""
+    named = frame.rename(columns=escaping.csv_field)
+    return str(named.map(escaping.csv_field).to_csv(index=False))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from debiasbench.errors import BenchmarkError
+from debiasbench.escaping import one_line
 from debiasbench.files import file_name
 from debiasbench.parameters import suggestion
 from debiasbench.records import Record
@@ -67,6 +67,13 @@ def last_metrics(record: Record) -> dict[str, float]:
     return {f"last/{name}": value for name, value in (last.test if last else {}).items() if name.startswith("acc_")}
 
 
+def short(text: str, most: int = 128) -> str:
+    """Text on one line and at most so long, as services want names: its beginning and its end."""
+    text = one_line(text)
+    half = (most - 1) // 2
+    return text if len(text) <= most else f"{text[: most - 1 - half]}…{text[-half:]}"
+
+
 def _tensorboard(record: Record, folder: Path) -> None:
     from torch.utils.tensorboard import SummaryWriter
 
@@ -74,13 +81,28 @@ def _tensorboard(record: Record, folder: Path) -> None:
         key: value if isinstance(value, bool | int | float | str) else str(value)
         for key, value in settings(record).items()
     }
-    place = folder / "tensorboard" / file_name(record.cell.dataset_title) / file_name(record.cell.method_title)
-    place /= f"s{record.cell.seed}-{record.hash[:8]}"
-    shutil.rmtree(place, ignore_errors=True)  # of an earlier run: its curves would be drawn as well
+    place = _emptied(folder / "tensorboard", record)
     with SummaryWriter(str(place)) as writer:
         for name, value, epoch in curves(record):
             writer.add_scalar(name, value, epoch)
         writer.add_hparams(plain, last_metrics(record), run_name=".")
+
+
+def _emptied(folder: Path, record: Record) -> Path:
+    """Where a record is logged below a folder, without the events of an earlier run: they would be drawn as well.
+
+    Only such files are removed, and no link is followed, whatever the record's titles are and wherever it is from.
+
+    Raises:
+        BenchmarkError: a link leads out of the folder.
+    """
+    place = folder / file_name(record.cell.dataset_title) / file_name(record.cell.method_title)
+    place /= f"s{record.cell.seed}-{record.hash[:8]}"
+    if not place.resolve().is_relative_to(folder.resolve()):
+        raise BenchmarkError(f"{place} leads out of {folder}: remove the link.")
+    for events in place.glob("events.out.tfevents.*"):
+        events.unlink()
+    return place
 
 
 def _wandb(record: Record, folder: Path) -> None:
@@ -88,7 +110,8 @@ def _wandb(record: Record, folder: Path) -> None:
 
     cell = record.cell
     run = wandb.init(
-        project="debiasbench", name=name_of(record), group=cell.dataset_title, job_type=cell.method_title,
+        project="debiasbench", name=short(name_of(record)), group=short(cell.dataset_title),
+        job_type=short(cell.method_title),
         config=settings(record), dir=str(folder), reinit="create_new", id=record.hash[:16], resume="allow",
     )  # fmt: skip
     by_epoch: dict[int, dict[str, float]] = {}

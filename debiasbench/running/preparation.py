@@ -108,8 +108,8 @@ def in_words(error: Exception) -> str:
 
 def state(specs: list[str], data_dir: Path) -> tuple[Table, list[str]]:
     """What is there of each dataset, and what `prepare` can do about the rest: as a table, and as a line each."""
+    from rich.styled import Styled
     from rich.table import Table
-    from rich.text import Text
 
     from debiasbench.datasets import registry
     from debiasbench.grid import dataset_from_spec
@@ -132,7 +132,7 @@ def state(specs: list[str], data_dir: Path) -> tuple[Table, list[str]]:
         table.add_column(column, overflow="fold")
     styles = {"complete": "green", "subset": "yellow", "incomplete": "yellow", "absent": "dim", "error": "red"}
     for label, (word, *cells) in rows:
-        table.add_row(Text(label), Text(word, style=styles[word]), *map(Text, cells))
+        table.add_row(label, Styled(word, styles[word]), *cells)
     lines = [f"{label}: {'complete' if word == 'complete' else f'not complete ({word})'}" for label, (word, *_) in rows]
     return table, lines
 

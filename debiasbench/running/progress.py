@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Self
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.text import Text
 
+from debiasbench.console import PlainConsole, console
 from debiasbench.records import read_record
 from debiasbench.running.plan import Plan
 from debiasbench.wording import duration
@@ -18,11 +18,16 @@ if TYPE_CHECKING:
     from debiasbench.running.executor import Event
 
 
+def _words(text: str, style: str = "none") -> TextColumn:
+    """A column of text, which is no markup."""
+    return TextColumn(text, style, markup=False)
+
+
 class Display:
     """Shows the grid, and for each worker its cell, stage and epoch; estimates the time left."""
 
-    def __init__(self, planned: Plan, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True)
+    def __init__(self, planned: Plan, shown_on: PlainConsole | None = None) -> None:
+        self.console = shown_on or console(stderr=True)
         self.costs = {cell.hash: planned.grid.relative_costs.get(cell.hash, 1.0) for cell in planned.to_run}
         self.total_cost = sum(self.costs.values()) or 1.0
         self.done_cost = 0.0
@@ -32,13 +37,13 @@ class Display:
         self.begun: dict[int, float] = {}
         self.running: dict[int, float] = {}  # worker -> cost of its cell
         self.grid_bar = Progress(
-            TextColumn("[bold]grid"), BarColumn(40), MofNCompleteColumn(), TimeElapsedColumn(),
-            TextColumn("{task.fields[left]}"), console=self.console,
+            _words("grid", "bold"), BarColumn(40), MofNCompleteColumn(), TimeElapsedColumn(),
+            _words("{task.fields[left]}"), console=self.console,
         )  # fmt: skip
         self.grid_task = self.grid_bar.add_task("grid", total=len(planned.to_run), left="")
         self.cell_bars = Progress(
-            TextColumn("  {task.fields[title]}"), TextColumn("[dim]{task.fields[stage]}"), BarColumn(20),
-            TextColumn("epoch {task.completed:.0f}/{task.total:.0f}"), console=self.console,
+            _words("  {task.fields[title]}"), _words("{task.fields[stage]}", "dim"), BarColumn(20),
+            _words("epoch {task.completed:.0f}/{task.total:.0f}"), console=self.console,
         )  # fmt: skip
         self.live = Live(Group(self.grid_bar, self.cell_bars), console=self.console, refresh_per_second=4)
 
@@ -54,7 +59,7 @@ class Display:
     def handle(self, event: Event) -> None:
         """Show one event."""
         if event.kind == "note":
-            self.console.print(Text(event.message, style="yellow"), soft_wrap=True)
+            self.console.print(event.message, style="yellow", soft_wrap=True)
             return
         if event.kind == "started":
             self.begun[event.worker] = time.monotonic()
@@ -73,7 +78,8 @@ class Display:
         self.grid_bar.update(self.grid_task, left=self._left())
 
     def _row(self, event: Event, **fields: object) -> None:
-        self.cell_bars.update(self.rows[event.worker], **fields)  # type: ignore[arg-type]
+        shown = {name: self.console.shown(one) if isinstance(one, str) else one for name, one in fields.items()}
+        self.cell_bars.update(self.rows[event.worker], **shown)  # type: ignore[arg-type]
 
     def _ended(self, event: Event) -> None:
         self.done_cost += self.costs.get(event.cell.hash, 1.0)
@@ -87,7 +93,7 @@ class Display:
                 problem = f"{record.failure.type}: {record.failure.message}"
         if problem:
             self.n_failed += 1
-            self.console.print(Text(f"failed  {event.cell.title} ({seconds:.0f} s): {problem}", style="red"))
+            self.console.print(f"failed  {event.cell.title} ({seconds:.0f} s): {problem}", style="red")
         elif not self.console.is_terminal:
             n_done = int(self.grid_bar.tasks[0].completed)
             total = int(self.grid_bar.tasks[0].total or 0)

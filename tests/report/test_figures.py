@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from xml.etree import ElementTree
 
 import matplotlib
@@ -16,6 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.text import Text
 
+from debiasbench import drawing
+from debiasbench.drawing import plain_settings
 from debiasbench.methods import registry
 from debiasbench.report import figures
 from debiasbench.report.figures import (
@@ -403,7 +406,7 @@ def test_elements_of_other_names_share_no_id():
 )
 def test_labels_are_text_whatever_they_hold(label):
     texts = [one.text for one in ElementTree.fromstring(element(["a", label])).iter("text")]
-    assert texts[-1] == label.replace("\x01", "\ufffd")  # XML has no way to write this one
+    assert texts[-1] == label.replace("\x01", r"\x01")  # by its code, as XML has no way to write it
 
 
 def test_an_element_follows_no_settings_and_leaves_none():
@@ -414,18 +417,166 @@ def test_an_element_follows_no_settings_and_leaves_none():
         assert dict(matplotlib.rcParams.copy()) == mine
 
 
-def test_an_element_needs_no_backend(tmp_path):
-    program = (
-        "import sys; from debiasbench.report.figures import learning_curves;"
-        "print(learning_curves({'a': [{1: 0.5, 2: 0.6}]}, {}, metric='acc', order='a', name='one'));"
-        "sys.exit('matplotlib.pyplot' in sys.modules)"
-    )
-    environment = os.environ | {"MPLBACKEND": "module://nowhere", "MATPLOTLIBRC": str(tmp_path / "settings")}
-    (tmp_path / "settings").write_text("font.size: 30\n", encoding="utf-8")
+# --- what the environment asks for
+
+MINE = (
+    "font.size: 30\ntext.usetex: True\nsavefig.bbox: tight\nsavefig.dpi: 30\naxes.facecolor: red\n"
+    "font.family: Nowhere\ntext.parse_math: False\nbackend: TkAgg\n"
+)
+
+
+@pytest.mark.parametrize("name", [*EXAMPLES, "sheet"])
+def test_a_figure_follows_no_settings_and_leaves_none(name, tmp_path, monkeypatch):
+    """A matplotlibrc, a style and whatever a script or a notebook has set."""
+    images = np.zeros((1, 1, 8, 8, 3), np.uint8)
+    sheet = lambda _, stem: contact_sheet(images, ["one"], stem, rows=["cat"], title="sheet")  # noqa: E731
+    draw = EXAMPLES.get(name, sheet)
+    paths = draw(METHODS[:3], tmp_path / "plain" / "figure")
+    (tmp_path / "settings").write_text(MINE, encoding="utf-8")
+    with matplotlib.rc_context(fname=tmp_path / "settings"):
+        mine = dict(matplotlib.rcParams.copy())
+        again = draw(METHODS[:3], tmp_path / "mine" / "figure")
+        assert dict(matplotlib.rcParams.copy()) == mine
+    assert [path.read_bytes() for path in again] == [path.read_bytes() for path in paths]
+
+
+CURVE = {"test": {"a": [{1: 0.5, 2: 0.6}]}, "validation": {}, "metric": "acc", "order": "a", "name": "one"}
+PROGRAM = f"""
+import sys
+from pathlib import Path
+import numpy as np
+from debiasbench.report.figures import learning_curves, score_histogram
+score_histogram({{"a": (np.arange(9) / 9, np.arange(9) > 6)}}, Path(sys.argv[1]))
+if len(sys.argv) > 2:  # it asks for all methods, which takes seconds
+    print(learning_curves(**{CURVE!r}))
+sys.exit("matplotlib.pyplot" in sys.modules)
+"""
+
+
+def backend_of_a_notebook(folder):
+    return {"MPLBACKEND": "module://nowhere"}
+
+
+def settings_of_another_encoding_and_no_home(folder):
+    (folder / "settings").write_bytes("größe: 30\n".encode("latin-1"))
+    return {"MATPLOTLIBRC": str(folder / "settings"), "MPLCONFIGDIR": "/proc/none", "HOME": "/proc/none"}
+
+
+def settings_and_a_damaged_style(folder):
+    (folder / "stylelib").mkdir()
+    (folder / "matplotlibrc").write_text(MINE, encoding="utf-8")
+    (folder / "stylelib" / "damaged.mplstyle").write_bytes(b"axes.facecolor: \xff\xfe")
+    return {"MPLCONFIGDIR": str(folder), "MPLBACKEND": "nonsense", "DISPLAY": ":99"}
+
+
+@pytest.mark.parametrize(
+    ("made", "more"),
+    [
+        (backend_of_a_notebook, []), (settings_of_another_encoding_and_no_home, []),
+        (settings_and_a_damaged_style, ["curves"]),
+    ],
+)  # fmt: skip
+def test_a_figure_needs_nothing_of_the_environment(made, more, tmp_path):
+    scores = {"a": (np.arange(9) / 9, np.arange(9) > 6)}
+    environment = {name: value for name, value in os.environ.items() if name != "DISPLAY"} | made(tmp_path)
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True, encoding="utf-8"
-    )
-    assert done.stdout.strip() == learning_curves({"a": [{1: 0.5, 2: 0.6}]}, {}, metric="acc", order="a", name="one")
+        [sys.executable, "-c", PROGRAM, tmp_path / "other", *more],
+        capture_output=True, text=True, env=environment, check=False, encoding="utf-8",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == (learning_curves(**CURVE) if more else "")
+    for path in score_histogram(scores, tmp_path / "figure"):
+        assert path.with_stem("other").read_bytes() == path.read_bytes()
+
+
+# --- labels of others
+
+NASTY = [
+    r"$\frac{1}{$",
+    "$x$ a_b^c",
+    "a\nb\x1b[31m\x00",
+    "<script>",
+    "漢字 中文",
+    "x" * 250,
+    "größe:" * 30,
+    "\ud83d|\u202e",
+]
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_labels_are_shown_as_they_are_in_every_figure(name, monkeypatch, tmp_path):
+    """As nothing but text, inside, and without a warning for each character that the font lacks."""
+    kept = []
+    monkeypatch.setattr(figures, "save", lambda figure, _: kept.append(figure))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        EXAMPLES[name](NASTY, tmp_path / "figure")
+    with plain_settings():
+        no_text_lies_outside(kept[0])
+    words = [text for text in kept[0].findobj(Text) if any(part in text.get_text() for part in (r"\frac", "a_b"))]
+    assert words
+    assert not any(text.get_parse_math() for text in words)
+    shown = "".join(text.get_text() for text in kept[0].findobj(Text))
+    assert not set(shown) & {"\x1b", "\x00", "\u202e", "\ud83d"}
+
+
+@pytest.mark.parametrize("metric", [r"acc_$\frac{1}{$", "acc\x00\nb", "m" * 100], ids=ascii)
+def test_names_of_metrics_are_text_too(metric, tmp_path):
+    few = {name: runs(0.9, 3) for name in METHODS[:2]}
+    accuracy_figure(few, tmp_path / "a", metric=metric)
+    accuracy_figure({name: runs(0.9) for name in METHODS[:2]}, tmp_path / "b", metric=metric)
+    parameter_figure({"data": few}, tmp_path / "c", metric=metric)
+    trials_histogram({"data": few}, tmp_path / "d", metric=metric)
+    ElementTree.fromstring(learning_curves(**CURVE | {"metric": metric}))
+
+
+@pytest.fixture
+def font(tmp_path):
+    """A font with one Chinese character, as if it had been installed."""
+    from fontTools.fontBuilder import FontBuilder
+    from fontTools.pens.ttGlyphPen import TTGlyphPen
+    from matplotlib import font_manager
+
+    pen = TTGlyphPen(None)
+    for step, point in enumerate([(0, 0), (0, 700), (700, 700), (700, 0)]):
+        (pen.lineTo if step else pen.moveTo)(point)
+    pen.closePath()
+    builder = FontBuilder(1000, isTTF=True)
+    builder.setupGlyphOrder([".notdef", "middle"])
+    builder.setupCharacterMap({ord("中"): "middle"})
+    builder.setupGlyf({".notdef": TTGlyphPen(None).glyph(), "middle": pen.glyph()})
+    builder.setupHorizontalMetrics({".notdef": (500, 0), "middle": (800, 0)})
+    builder.setupHorizontalHeader(ascent=800, descent=-200)
+    builder.setupNameTable({"familyName": "Tiny Han", "styleName": "Regular", "psName": "TinyHan-Regular"})
+    builder.setupOS2(sTypoAscender=800, usWinAscent=800, usWinDescent=200)
+    builder.setupPost()
+    builder.save(tmp_path / "tiny.ttf")
+    installed = list(font_manager.fontManager.ttflist)
+    font_manager.fontManager.ttflist[:] = [
+        font_manager.FontEntry(fname=one.fname, name=one.name) for one in installed if "dejavu" in one.fname.lower()
+    ]
+    drawing._fonts_for.cache_clear()
+    yield lambda: font_manager.fontManager.addfont(tmp_path / "tiny.ttf")
+    font_manager.fontManager.ttflist[:] = installed
+    font_manager.fontManager._findfont_cached.cache_clear()
+    drawing._fonts_for.cache_clear()
+
+
+def test_another_installed_font_has_what_the_usual_one_lacks(font, tmp_path):
+    def drawn(title):
+        return score_histogram({"a": scores()}, tmp_path / "figure", title=title)[1].read_bytes()
+
+    boxes = drawn("中")
+    assert drawing.lacking(["中", "größe", "漢 λ"]) == "中漢"
+    drawing._fonts_for.cache_clear()
+    font()
+    assert drawing.lacking(["中", "größe", "漢 λ"]) == "漢"
+    assert drawn("中") != boxes
+    assert b"TinyHan" in (tmp_path / "figure.pdf").read_bytes()
+    usual = drawn("größe")
+    assert b"TinyHan" not in (tmp_path / "figure.pdf").read_bytes()
+    drawing._fonts_for.cache_clear()
+    assert drawn("größe") == usual
 
 
 # --- parameters
@@ -517,6 +668,7 @@ def test_p_is_written_as_in_the_tables(drawn, p, text):
     ("label", "lines"),
     [("short", "short"), ("a:b=1,c=2", "a:b=1,c=2"),
      ("name:rho=0.005", "name:\nrho=0.005"), ("unbreakable-name", "unbreakable-name"),
+     ("x" * 25, "x" * 24 + "\nx"), ("a\nb\x00", "a b\\x00"),
      ("name with spaces (n = 3)", "name with\nspaces (n =\n3)"),
      ("name:one=1,two=2,three=3", "name:one=1,\ntwo=2,\nthree=3")],
 )  # fmt: skip

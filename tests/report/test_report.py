@@ -23,7 +23,7 @@ from debiasbench.errors import BenchmarkError
 from debiasbench.experiments import Experiment, names, read_experiment, write_grid
 from debiasbench.grid import expand
 from debiasbench.records import EpochFacts, StageFacts, arrays_path, record_path, write_record
-from debiasbench.report import figures, outcomes, published, tables
+from debiasbench.report import figures, outcomes, page, published, tables
 from debiasbench.report import make as report
 from debiasbench.report.results import Measure, load_results, ranks
 from debiasbench.running.plan import plan
@@ -73,6 +73,14 @@ def fill(folder, methods, datasets, *, seeds=SEEDS, epochs=None, shift=0.0):
             }  # fmt: skip
             stored(folder, record(cell, value), arrays)
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_charts():
+    """The page's charts take their time, and test_page and test_figures look at them; here a page only has a place."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(page, "learning_curves", lambda *_, **__: "<svg></svg>")
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -255,33 +263,39 @@ def test_methods_that_know_the_bias_are_marked_and_never_the_best(tmp_path):
 # ---- files ---------------------------------------------------------------------------------------------------
 
 
-def test_the_page_is_written_beside_the_tables(folder):
+def test_the_page_is_written_beside_the_tables(folder, monkeypatch):
+    monkeypatch.setattr(page, "learning_curves", figures.learning_curves)
     made = report.make(folder)
     (path,) = made.paths["report"]
     text = path.read_text(encoding="utf-8").replace("<wbr>", "")
     assert path == folder / "report.html"
     for one in made.tables:
         assert one.title in text
+    assert text.count('<figure class="chart">') == text.count("<svg viewBox=") == 2
     assert text.count("data:image/png;base64") == len([path for path in made.paths["figures"] if path.suffix == ".png"])
 
 
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="pdflatex is not installed")
 def test_the_latex_compiles_as_it_stands(folder, tmp_path):
-    report.make(folder, figures=False)
-    for name in ("document.tex", "comparison.tex"):
-        shutil.copy(folder / "tables" / name, tmp_path)
+    made = report.make(folder, figures=False)
     texts = [r"[brackets] & % _ ^ ~ \ { } # $", "λ ≥ ρ ≤ α ≠ × ± † ‡ §", "é ö ñ", "漢字 ☃", "<script>|*"]
+    texts += [r"$\frac{1}{$", r"\input{/etc/passwd}", "a\n\nb\x00", "ą ħ – €", "--a ,,b'' ``c ?`"]
     columns = [tables.Column(text, text) for text in texts]
-    strange = tables.Table("strange", texts[0], columns, [tables.words(*texts)] * 2, texts)
-    with (tmp_path / "comparison.tex").open("a", encoding="utf-8") as file:
-        file.write(tables.latex(strange))
-    words = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "document.tex"]
-    done = subprocess.run(
-        words, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120, encoding="utf-8"
-    )
-    assert done.returncode == 0, done.stdout[-2000:]
-    assert "Overfull \\hbox" not in done.stdout
-    assert (tmp_path / "document.pdf").stat().st_size > 10_000
+    strange = tables.Table("strange", "\n\n".join(texts), columns, [tables.words(*texts)] * 2, texts)
+    for shown in (made.tables, [*made.tables, strange]):
+        (tmp_path / "comparison.tex").write_text(tables.latex_file(shown), encoding="utf-8")
+        (tmp_path / "document.tex").write_text(tables.latex_document(shown, "comparison"), encoding="utf-8")
+        if shown is made.tables:
+            for name in ("document.tex", "comparison.tex"):  # what the report wrote
+                assert (tmp_path / name).read_bytes() == (folder / "tables" / name).read_bytes()
+        words = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "document.tex"]
+        done = subprocess.run(
+            words, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120, encoding="utf-8",
+            errors="replace",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout[-2000:]
+        assert "Overfull \\hbox" not in done.stdout
+        assert (tmp_path / "document.pdf").stat().st_size > 10_000
 
 
 def test_the_comparison_as_csv_has_numbers_in_columns_of_their_own(folder):
@@ -353,7 +367,9 @@ def test_damaged_arrays_are_one_complaint(tmp_path, capsys, monkeypatch, content
     assert {entry.value for row in made.table("b").rows for entry in row[1:]} == {None}
 
 
-def test_a_damaged_record_of_an_experiment_is_one_complaint(tmp_path):
+def test_a_damaged_record_of_an_experiment_is_one_complaint(tmp_path, monkeypatch):
+    for other in ("score_histogram", "accuracy_figure"):  # which take their time
+        monkeypatch.setattr(figures, other, lambda *_, **__: [])
     trials = Experiment("t", ["vanilla", "pgd"], ["cmnist5k"], paper="table1", show="trials", seeds=2)
     fill(tmp_path, trials.methods, trials.datasets, seeds=range(2))
     path = next(tmp_path.glob("records/cmnist5k/pgd/s1-*.json"))
@@ -555,7 +571,9 @@ def test_columns_asked_for_twice_are_shown_once(folder):
     assert len(comparison.columns) == 1 + 2 * 2
 
 
-def test_several_columns_of_one_dataset_are_no_datasets(tmp_path):
+def test_several_columns_of_one_dataset_are_no_datasets(tmp_path, monkeypatch):
+    for other in ("score_histogram", "accuracy_figure"):  # which take their time
+        monkeypatch.setattr(figures, other, lambda *_, **__: [])
     fill(tmp_path, list(MEANS), ["cmnist5k"])
     metrics = ("acc_unbiased", "acc_conflict", "acc_aligned", "acc_worst")
     made = report.make(tmp_path, shown=report.Shown(metrics=metrics, select=("last", "val_loss")))

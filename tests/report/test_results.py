@@ -15,13 +15,15 @@ import torch
 from made_records import changed, failed_record, made_record, stored
 from scipy import stats
 
+from debiasbench import drawing
+from debiasbench.cli import main
 from debiasbench.errors import BenchmarkError
 from debiasbench.evaluation.selection import SELECTION_RULES, select
 from debiasbench.experiments import Experiment, write_grid
 from debiasbench.grid import expand
 from debiasbench.records import EpochFacts, Seconds, SplitFacts
+from debiasbench.report import figures, page, tables
 from debiasbench.report import make as report
-from debiasbench.report import tables
 from debiasbench.report.results import compare, headline_of, load_results, runs, summary, to_frame
 from debiasbench.report.statistics import detectable_gap, gap_interval
 
@@ -33,6 +35,14 @@ LFF = [0.809, 0.851, 0.797, 0.811, 0.838]
 DISEN = [0.620, 0.655, 0.590, 0.701, 0.644]
 VALUES = {"vanilla": VANILLA, "pgd:score=loss": PGD, "lff": LFF, "disen": DISEN}
 N_EPOCHS = 3
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_charts():
+    """The page's charts take their time, and test_page and test_figures look at them; here a page only has a place."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(page, "learning_curves", lambda *_, **__: "<svg></svg>")
+        yield
 
 
 @functools.cache
@@ -420,8 +430,10 @@ def test_equal_differences_are_a_dash_and_a_sentence(tmp_path):
 
 def test_equal_runs_are_a_dash_and_a_sentence(tmp_path):
     (row,), notes = notes_of_tests(tmp_path, {"vanilla": [0.25] * 3, "pgd": [0.5] * 3})
-    assert (row["welch"], row["welch_holm"]) == ("-", "-")
+    assert row["gap"] == "+25.00"
+    assert {row[key] for key in ("welch", "welch_holm", "low", "effect_size", "detectable")} == {"-"}
     assert "A dash for p Welch: within each method all runs are equal" in notes
+    assert "neither an interval nor g nor a detectable gap" in notes
 
 
 def test_what_so_few_pairs_cannot_reach_is_said_in_numbers(tmp_path):
@@ -538,6 +550,59 @@ def test_two_runs_of_one_seed_under_one_label_are_refused():
     other = dataclasses.replace(record("disen", 0, 0.4), cell=cell, hash=cell.hash)
     with pytest.raises(BenchmarkError, match="disen"):
         summary(to_frame([*own, other]), "cmnist5k", "acc_unbiased")
+
+
+def on_two_machines(folder, **other):
+    """Their records laid side by side: each has two methods, and one cell differs as `other` says."""
+    mine = records_of({"vanilla": VANILLA[:3], "pgd": PGD[:3]})
+    theirs = [dataclasses.replace(one, provenance=dataclasses.replace(one.provenance, device="cpu 2")) for one in mine]
+    if other:
+        theirs[0] = changed(theirs[0], **other)
+    for name, records in (("one", mine), ("two", [*theirs, record("pgd", 3, PGD[3])])):
+        store(folder / name, records)
+    return [next((folder / name).rglob("cmnist5k/vanilla/s0-*.json")) for name in ("one", "two")]
+
+
+def test_records_of_two_machines_that_overlap_count_once(tmp_path):
+    on_two_machines(tmp_path)
+    made = report.make(tmp_path, order=["vanilla", "pgd"], figures=False)
+    assert [row[2].value for row in made.table("comparison").rows] == [3, 4]
+    assert [[entry.value for entry in row[2:]] for row in report.status(tmp_path).rows] == [[4, 0], [3, 0]]
+    assert len(load_results(tmp_path)) == 7 * 2 * len(RULES)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"epochs": tuple(epochs_of(0.3))}, {"logged": {"temperature": 2.0}}, {"arrays": {"score": "0" * 64}}],
+    ids=["metrics", "logged", "arrays"],
+)
+def test_unequal_records_of_a_cell_are_refused_in_one_message_with_both_paths(tmp_path, change):
+    paths = on_two_machines(tmp_path, **change)
+    with pytest.raises(BenchmarkError) as caught:
+        report.make(tmp_path, figures=False)
+    assert str(caught.value) == (
+        "There are several runs of vanilla on cmnist5k with seed 0, of the same cell, with different results: keep "
+        f"them in separate folders, or delete all but one. They are {paths[0]} and {paths[1]}."
+    )
+    assert [[entry.value for entry in row[2:]] for row in report.status(tmp_path).rows] == [[4, 0], [3, 0]]
+
+
+@pytest.mark.parametrize(
+    ("part", "values", "named"),
+    [
+        ("dataset_parameters", {"rho": 0.3}, "dataset.rho"),
+        ("dataset_parameters", {"rho": 0.3, "steps": 7}, "dataset.rho, dataset.steps"),
+        ("recipe", {}, ""),
+    ],
+)
+def test_runs_with_different_settings_under_one_title_name_them_and_their_paths(tmp_path, part, values, named):
+    one = record("vanilla", 0)
+    cell = dataclasses.replace(one.cell, **{part: {**getattr(one.cell, part), **values}})
+    other = dataclasses.replace(one, cell=cell, hash="0" * 64)
+    paths = [stored(tmp_path / name, each) for name, each in (("one", one), ("two", other))]
+    why = rf"made with different settings{re.escape(f' ({named})') if named else ''} under one title"
+    with pytest.raises(BenchmarkError, match=f"{why}: .* They are {paths[0]} and {paths[1]}"):
+        report.make(tmp_path, figures=False)
 
 
 # --- unknown names
@@ -905,6 +970,79 @@ def test_latex_escapes_every_special_character(text, expected):
     assert rf"    {row} & n \\" in lines
     assert r"  \caption{Title}" in lines
     assert rf"  \par\smallskip\parbox{{\linewidth}}{{\footnotesize {row}}}" in lines
+
+
+NASTY = [
+    "[/foo]", r"$\frac{1}{$", "a\n\nb | c\r\nd", "=cmd|' /C calc'!A0", "<script>alert(1)</script>", "漢字", "größe ±‡",
+    "a" * 300, "..", "/etc/passwd", "\x1b[31mred",
+]  # fmt: skip
+
+
+DATASETS = [r"$\frac{1}{$", "漢字", "..", "a" * 300]
+
+
+@pytest.fixture
+def no_other_fonts(monkeypatch):
+    """As where nothing is installed beside what matplotlib brings along."""
+    from matplotlib import font_manager
+
+    own = [font for font in font_manager.fontManager.ttflist if font.name.startswith("DejaVu")]
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", own)
+    drawing._fonts_for.cache_clear()
+    yield
+    drawing._fonts_for.cache_clear()
+
+
+def test_labels_of_others_go_through_a_whole_report(tmp_path, capsys, monkeypatch, no_other_fonts):
+    """Methods and datasets of every nasty title, on the command line, with figures, tables and page."""
+    monkeypatch.setattr(page, "learning_curves", figures.learning_curves)
+    values = iter(np.linspace(0.3, 0.9, 50))
+    for title in NASTY:
+        one = record("vanilla", 0, next(values))
+        for dataset in ("cmnist5k", *DATASETS) if title == NASTY[0] else ("cmnist5k",):
+            data = dataclasses.replace(one.result.data, fingerprint=dataset)
+            cell = dataclasses.replace(one.cell, method_title=title, dataset_title=dataset)
+            stored(tmp_path, changed(dataclasses.replace(one, cell=cell, hash=cell.hash), data=data))
+    before = set(tmp_path.parent.rglob("*"))
+    assert main(["report", str(tmp_path)]) == 0
+    told = capsys.readouterr().out
+    complaints = [line for line in told.splitlines() if line.startswith("left out")]
+    assert len(complaints) == 1
+    assert "The figures show boxes for 字漢: no installed font has them" in complaints[0]
+    assert "[/foo]" in told
+    assert "\x1b" not in told
+    assert all(path.is_relative_to(tmp_path) for path in set(tmp_path.parent.rglob("*")) - before)
+    assert len(list((tmp_path / "figures").glob("accuracies-*.png"))) == 1 + len(DATASETS)
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<script>alert" not in html
+    assert html.count("<script>") == 1  # its own
+    table = pd.read_csv(tmp_path / "tables" / "results.csv")
+    assert len(table) == (len(NASTY) + len(DATASETS)) * 2 * len(RULES)
+    assert not any(str(value).startswith(("=", "+", "-", "@")) for value in table.method)
+
+
+def test_a_page_without_its_charts_is_a_page(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("no ink")
+
+    monkeypatch.setattr(page, "learning_curves", fail)
+    report.make(store(tmp_path, records_of()), figures=False)
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "The learning curves on cmnist5k could not be drawn: RuntimeError: no ink" in html
+    assert "Comparison" in html
+
+
+def test_a_report_without_matplotlib_has_its_tables(tmp_path, monkeypatch):
+    """As with a damaged matplotlibrc in the current folder, which no variable hides."""
+
+    def fail():
+        raise BenchmarkError("matplotlib cannot be imported")
+
+    monkeypatch.setattr(drawing, "library", fail)
+    made = report.make(store(tmp_path, records_of()))
+    assert made.complaints == ["accuracies-cmnist5k could not be drawn: BenchmarkError: matplotlib cannot be imported"]
+    assert (tmp_path / "tables" / "comparison.md").is_file()
+    assert "matplotlib cannot be imported" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 # --- status and references

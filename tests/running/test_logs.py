@@ -3,12 +3,14 @@
 import importlib.util
 import json
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
 from debiasbench.cli import main
-from debiasbench.records import read_records
+from debiasbench.errors import BenchmarkError
+from debiasbench.records import read_record, read_records, record_path, write_record
 from debiasbench.running import logs
 
 needs_tensorboard = pytest.mark.skipif(
@@ -82,3 +84,81 @@ def test_wandb_gets_the_same_numbers(folder, monkeypatch, tmp_path):
     assert told.summary["last/acc_unbiased"] == record.result.epochs[-1].test["acc_unbiased"]
     assert told.finished
     json.dumps(started["config"])
+
+
+# ---- records of others -----------------------------------------------------------------------------------------------
+
+TITLES = ["..", ".", "../../..", "/tmp/x", "C:\\x", "a\x00b", "a" * 300, "中文", "[/x]\n| =cmd"]
+
+
+@pytest.fixture
+def foreign(folder, tmp_path):
+    """A function: titles -> a record with them as it is read from a file, in a folder between files of somebody's."""
+    (made,), _ = read_records(folder / "records")
+
+    def make(dataset_title, method_title):
+        cell = replace(made.cell, dataset_title=dataset_title, method_title=method_title)
+        path = record_path(tmp_path / "above" / "results", cell)
+        write_record(path, replace(made, cell=cell))
+        return read_record(path)
+
+    return make
+
+
+def everything_below(folder):
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+@needs_tensorboard
+@pytest.mark.parametrize("title", TITLES, ids=ascii)
+def test_a_log_stays_in_its_folder_whatever_the_titles_of_a_record(foreign, tmp_path, title):
+    record = foreign(title, title)
+    results = tmp_path / "above" / "results"
+    name = f"s{record.cell.seed}-{record.hash[:8]}"
+    for place in (tmp_path, tmp_path / "above", results):  # where the title would lead to
+        (place / name).mkdir(parents=True)
+        (place / name / "mine.txt").write_text("", encoding="utf-8")
+        (place / name / "events.out.tfevents.mine").write_text("", encoding="utf-8")
+    before = everything_below(tmp_path)
+    logs.write("tensorboard", record, results)
+    logs.write("tensorboard", record, results)  # again: one file of events each for curves and settings
+    after = everything_below(tmp_path)
+    assert set(before) <= set(after)
+    new = set(after) - set(before)
+    assert {path.relative_to(results).parts[0] for path in new} == {"tensorboard"}
+    assert {len(path.relative_to(results).parts) for path in new} == {5}
+    assert len({path.parent for path in new}) == 1
+    assert record.path.resolve().is_relative_to((results / "records").resolve())
+
+
+@needs_tensorboard
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_a_log_follows_no_link_out_of_its_folder(foreign, tmp_path, depth):
+    record = foreign("data", "method")
+    names = ["data", "method", f"s{record.cell.seed}-{record.hash[:8]}"]
+    mine = tmp_path / "mine"
+    mine.joinpath(*names[depth + 1 :]).mkdir(parents=True)
+    events = mine.joinpath(*names[depth + 1 :], "events.out.tfevents.mine")
+    events.write_text("", encoding="utf-8")
+    results = tmp_path / "above" / "results"
+    link = (results / "tensorboard").joinpath(*names[: depth + 1])
+    link.parent.mkdir(parents=True)
+    link.symlink_to(mine)
+    with pytest.raises(BenchmarkError, match=r"leads out of .*tensorboard: remove the link"):
+        logs.write("tensorboard", record, results)
+    assert everything_below(mine) == [events]
+
+
+@pytest.mark.parametrize("title", TITLES, ids=ascii)
+def test_names_for_services_are_short_and_on_one_line(foreign, tmp_path, monkeypatch, title):
+    started = {}
+
+    class Run(SimpleNamespace):
+        summary, log, finish = {}, staticmethod(lambda *_, **__: None), staticmethod(lambda: None)
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **told: (started.update(told), Run())[1]))
+    logs.write("wandb", foreign(title, title), tmp_path)
+    for name in ("name", "group", "job_type", "id"):
+        assert 0 < len(started[name]) <= 128
+        assert started[name].isprintable()
+    assert started["dir"] == str(tmp_path)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import inspect
 import itertools
 import math
@@ -53,6 +54,16 @@ def above(low: float, *, default: Any) -> Any:
 def one_of(*choices: str, default: str) -> Any:
     """One of the given words."""
     return _limited(default, "one of " + ", ".join(choices), lambda value: value in choices)
+
+
+MOST_DIGITS = 15  # of a whole number: nothing is counted so far, and every reader of JSON has it exactly
+TOO_LONG = f"a whole number of at most {MOST_DIGITS} digits"
+
+
+def has_too_many_digits(text: str) -> bool:
+    """Whether a text is a whole number that is too large for anything; Python reads none of thousands of digits."""
+    digits = text.strip().lstrip("+-")
+    return digits.isdecimal() and len(digits) > MOST_DIGITS
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
@@ -148,7 +159,10 @@ def fields_of(owner: Any) -> tuple[Field[Any], ...]:
 
 def field_types(cls: type) -> dict[str, Any]:
     """Field name -> its type, with string annotations evaluated."""
-    return typing.get_type_hints(cls)
+    return _type_hints(cls)
+
+
+_type_hints = functools.cache(typing.get_type_hints)  # a grid makes thousands of one class
 
 
 def _kinds(hint: Any) -> tuple[Any, ...]:
@@ -158,7 +172,7 @@ def _kinds(hint: Any) -> tuple[Any, ...]:
     return (hint,)
 
 
-_NUMBERS = "numbers, written a/b/c"
+_NUMBERS = "finite numbers, written a/b/c"
 _WORDS = {
     int: "a whole number", float: "a number", bool: "true or false", str: "a word", type(None): "none",
     tuple[float, ...]: _NUMBERS,
@@ -176,9 +190,11 @@ def _problem(value: Any, item: Field[Any], kinds: tuple[Any, ...]) -> str | None
     plain = tuple(typing.get_origin(kind) or kind for kind in kinds)
     if not isinstance(value, plain) or (isinstance(value, bool) and bool not in plain):
         return _words(kinds)
+    if isinstance(value, int) and abs(value) >= 10**MOST_DIGITS:
+        return TOO_LONG
     if isinstance(value, float) and math.isnan(value):
         return "a number, and not nan"
-    if isinstance(value, tuple) and not all(type(part) in (int, float) and not math.isnan(part) for part in value):
+    if isinstance(value, tuple) and not all(type(part) in (int, float) and math.isfinite(part) for part in value):
         return _NUMBERS
     allowed: Allowed | None = item.metadata.get("allowed")
     if allowed and not allowed.holds(value):
@@ -194,6 +210,8 @@ def read_value(text: str, hint: Any, what: str) -> Any:
     kinds = _kinds(hint)
     if type(None) in kinds and text.lower() == "none":
         return None
+    if int in kinds and has_too_many_digits(text):
+        raise BenchmarkError(f"The {what} must be {TOO_LONG}. Got {text!r}.")
     for kind in sorted(kinds, key=lambda kind: kind is str):
         if kind is bool and text.lower() in ("true", "false"):
             return text.lower() == "true"
@@ -236,8 +254,20 @@ def split_spec(spec: str) -> tuple[str, dict[str, list[str]]]:
     return name.strip(), options
 
 
+MOST_SETTINGS = 10_000  # of one name: each is a row of the tables, or data that are built
+
+
 def expand_sweeps(options: Mapping[str, list[str]]) -> list[dict[str, str]]:
-    """Every combination of the swept values."""
+    """Every combination of the swept values.
+
+    Raises:
+        BenchmarkError: there are more than anybody can mean.
+    """
+    n = math.prod(map(len, options.values()))
+    if n > MOST_SETTINGS:
+        raise BenchmarkError(
+            f"{', '.join(options)}: {n:,} combinations of values are too many; at most {MOST_SETTINGS:,}."
+        )
     return [dict(zip(options, values, strict=True)) for values in itertools.product(*options.values())]
 
 

@@ -316,9 +316,9 @@ def run_command(options: argparse.Namespace) -> int:
         return OK
     from debiasbench.running.progress import Display
 
-    for ending in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C: workers are stopped, records stay
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(ending, signal.default_int_handler)
+    for ending in ("SIGTERM", "SIGHUP"):  # as Ctrl-C: workers are stopped, records stay
+        if hasattr(signal, ending) and threading.current_thread() is threading.main_thread():
+            signal.signal(getattr(signal, ending), signal.default_int_handler)  # Windows has no SIGHUP
     try:
         with Display(ready.plan) as display:
             run_grid(ready, display.handle)

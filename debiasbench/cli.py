@@ -485,6 +485,8 @@ def list_command(options: argparse.Namespace) -> int:
                 console.print("    presets: " + ", ".join(cls.presets))
         for alias, (name, values) in registry.aliases().items():
             console.print(f"  {alias}: {name}:" + ",".join(f"{k}={write_value(v)}" for k, v in values.items()))
+        for name, problem in registry.unusable.items():
+            console.print(f"  {name}: {problem}", style="red")
         for name, text in registry.broken.items():
             cause = text.strip().splitlines()[-1]
             console.print(f"  {name}: could not be imported ({cause})", style="red")

@@ -84,6 +84,7 @@ class Parameters:
         super().__init_subclass__(**kwargs)
         _refuse_unannotated(cls)
         dataclass(frozen=True, kw_only=True)(cls)
+        _refuse_without_default(cls)
         # frozen by the two methods below instead: so a subclass that is decorated all the same is accepted
         del cls.__setattr__, cls.__delattr__
 
@@ -98,7 +99,7 @@ class Parameters:
         hints = field_types(type(self))
         for item in fields_of(self):
             value, kinds = getattr(self, item.name), _kinds(hints[item.name])
-            if float in kinds and type(value) is int:
+            if float in kinds and type(value) is int and abs(value) < 10**MOST_DIGITS:
                 object.__setattr__(self, item.name, float(value))
             if isinstance(value, list) and any(typing.get_origin(kind) is tuple for kind in kinds):
                 object.__setattr__(self, item.name, tuple(value))  # JSON has no tuples
@@ -136,6 +137,16 @@ def _refuse_unannotated(cls: type[Any]) -> None:
             f"'{name}' of {cls.__qualname__} has no annotation, so it is no parameter and cannot be set: write "
             f"{name}: {hint} = {'...' if isinstance(value, Field) else repr(value)}. (A constant is written in "
             "capitals, or begins with _.)"
+        )
+
+
+def _refuse_without_default(cls: type[Any]) -> None:
+    """Refuse parameters without a value: a name alone, without inline parameters, is a setting as well."""
+    lacking = [item.name for item in fields_of(cls) if default_of(item) is MISSING]
+    if lacking:
+        raise BenchmarkError(
+            f"The parameter '{lacking[0]}' of {cls.__qualname__} has no default: write {lacking[0]}: ... = VALUE. All "
+            "parameters have one, so that the name alone can be run."
         )
 
 

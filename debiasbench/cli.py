@@ -49,7 +49,10 @@ class _Parser(argparse.ArgumentParser):
         return super()._get_value(action, arg_string)
 
     def error(self, message: str) -> NoReturn:
-        for word in message.partition("unrecognized arguments:")[2].split():
+        _, unknown, words = message.partition("unrecognized arguments:")
+        if unknown and not words.strip():
+            message += "an empty one"
+        for word in words.split():
             if word.startswith("-"):
                 message += suggestion(word.partition("=")[0], self._every_option())
         raise BenchmarkError(f"{message}\nSee {self.prog} --help.")

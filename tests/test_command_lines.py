@@ -317,6 +317,8 @@ def test_references_are_of_all_records(words, capsys):
         (["archive", ".", "--output", "x.tar"], "--output must end in .zip"),
         (["list", "--methods-dir", "file"], "is not a folder"),
         (["prepare"], "Name a dataset"),
+        (["list", ""], "unrecognized arguments: an empty one"),
+        (["list", "x"], "unrecognized arguments: x"),
         ([], "COMMAND"),
     ],
 )

@@ -457,7 +457,7 @@ def report_command(options: argparse.Namespace) -> int:
     if options.bibtex:
         if options.methods or options.datasets or options.reference:
             raise BenchmarkError(
-                "--bibtex is of all records of the folder: leave out --methods, --datasets, --reference."
+                "--bibtex covers all records of the folder: leave out --methods, --datasets, --reference."
             )
         print(bibtex(options.folder))
         return OK

@@ -136,7 +136,7 @@ def _read_toml(path: Path, name: str) -> dict[str, Any]:
     except OSError as error:
         raise BenchmarkError(f"The experiment {path} cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError as error:
-        raise BenchmarkError(f"{path} is no UTF-8 text (see byte {error.start}): save it as UTF-8.") from None
+        raise BenchmarkError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8.") from None
     except RecursionError:
         raise BenchmarkError(f"{path} is no valid TOML: it is nested too deeply.") from None
     except ValueError as error:  # TOML's own, or Python's of a number with thousands of digits

@@ -97,13 +97,13 @@ def expand(
             except BenchmarkError as error:
                 problems.append(str(error))
                 continue
-            if cost > MOST_COST:
+            if reason:
+                skips.append(Skip(cell.method_title, cell.dataset_title, reason))
+            elif cost > MOST_COST:
                 problems.append(
                     f"{cell.method_title} on {cell.dataset_title} would take as long as {cost:.3g} vanilla runs, which "
                     f"can be at most {MOST_COST:,}: look at its epochs and steps."
                 )
-            if reason:
-                skips.append(Skip(cell.method_title, cell.dataset_title, reason))
             else:
                 resolved.append((cell, cost))
         for seed, (cell, cost) in itertools.product(chosen_seeds, resolved):

@@ -38,7 +38,7 @@ class Registry:
         self.package, self.contract, self.variable = package, contract, variable
         self.kind = contract.lower()
         self.broken: dict[str, str] = {}  # module -> traceback
-        self.unusable: dict[Any, str] = {}  # name of a class that was imported -> why it cannot be used
+        self.unusable: dict[str, str] = {}  # name of a class that was imported -> why it cannot be used
         self._classes: dict[str, type[Any]] = {}
         self._aliases: dict[str, tuple[str, dict[str, Any]]] = {}
         self._scanned: tuple[str, ...] | None = None
@@ -127,9 +127,10 @@ class Registry:
         named = [value for value in own if value.__dict__.get("name")]
         for value in named:
             self._register(value, base, module_name)
-        if own and not named:
-            has = "has the name of its parent" if own[0].name else "has no name"
-            self.broken[name] = f"{own[0].__name__} {has}: give it one of its own, name = ..."
+        nameless = [value for value in own if not inspect.isabstract(value)]
+        if nameless and not named:
+            has = "has the name of its parent" if nameless[0].name else "has no name"
+            self.broken[name] = f"{nameless[0].__name__} {has}: give it one of its own, name = ..."
 
     def _register(self, cls: type[Any], base: type[Any], where: str) -> None:
         if not isinstance(cls, type) or base not in cls.__mro__:
@@ -137,7 +138,7 @@ class Registry:
         aliases = cls.__dict__.get("aliases", {})  # not those of a parent, which are the parent's
         problem = self._problem_of(cls, aliases)
         if problem:
-            self.unusable[cls.name] = problem
+            self.unusable[str(cls.name)] = problem
             return
         for name in [cls.name, *aliases]:
             other = self._classes.get(name)

@@ -208,8 +208,8 @@ def test_a_gpu_that_is_not_there_is_refused(capsys):
 LEAST = "methods = ['vanilla']\ndatasets = ['cmnist5k']\n"
 FILES = [
     (b"", "lacks methods, datasets"),
-    ((LEAST + "title = 'caf\xe9'").encode("latin-1"), "is no UTF-8 text (see byte"),
-    (LEAST.encode("utf-16"), "is no UTF-8 text (see byte 0): save it as UTF-8."),
+    ((LEAST + "title = 'caf\xe9'").encode("latin-1"), "is not UTF-8 text (byte"),
+    (LEAST.encode("utf-16"), "is not UTF-8 text (byte 0): save it as UTF-8."),
     (b"\0\0", "is no valid TOML"),
     (b"methods = [", "is no valid TOML"),
     (LEAST + "methods = []", "is no valid TOML"),

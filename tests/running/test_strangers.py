@@ -460,7 +460,7 @@ def test_a_name_that_is_no_safe_file_name_is_refused(strange, tmp_path, name):
     """)
     assert name not in registry.classes()
     with pytest.raises(BenchmarkError, match="a name is at most 60 letters"):
-        registry.get(name)
+        registry.get(str(name))
     strange(f"""
     class Odd(Plain):
         name = "odd"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field
@@ -43,7 +44,7 @@ class Cell:
         )  # fmt: skip
         return {"protocol": PROTOCOL_VERSION} | {name: getattr(self, name) for name in names}
 
-    @property
+    @functools.cached_property
     def hash(self) -> str:
         """SHA-256 of the identity, in hexadecimal."""
         return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()

@@ -9,6 +9,7 @@ import re
 import signal
 import sys
 import threading
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from debiasbench.errors import BenchmarkError
 from debiasbench.escaping import never_failing, printable
 from debiasbench.files import default_data_dir, to_path
-from debiasbench.parameters import suggestion
+from debiasbench.parameters import TOO_LONG, has_too_many_digits, suggestion
 
 if TYPE_CHECKING:
     from debiasbench.console import PlainConsole
@@ -30,13 +31,28 @@ OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse that answers a misspelt option with the nearest one."""
+    """argparse that suggests the option that was meant, and refuses empty values and options given twice."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, **options)
 
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        words = [word.partition("=")[0] for word in (sys.argv[1:] if args is None else args)]
+        for word, n in Counter(word for word in words if word.startswith("--")).items():
+            if n > 1 and word in self._every_option():  # argparse would take the last
+                self.error(f"{word} is given {n} times: give it once, with all of its values")
+        return super().parse_args(args, namespace)
+
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        if not arg_string.strip() and not isinstance(action, argparse._SubParsersAction):
+            raise argparse.ArgumentError(action, "the value is empty")  # as a path it would be the current folder
+        return super()._get_value(action, arg_string)
+
     def error(self, message: str) -> NoReturn:
-        for word in message.partition("unrecognized arguments:")[2].split():
+        _, unknown, words = message.partition("unrecognized arguments:")
+        if unknown and not words.strip():
+            message += "an empty one"
+        for word in words.split():
             if word.startswith("-"):
                 message += suggestion(word.partition("=")[0], self._every_option())
         raise BenchmarkError(f"{message}\nSee {self.prog} --help.")
@@ -204,6 +220,8 @@ def _places(parser: argparse.ArgumentParser, *, data: bool = False, results: boo
 
 
 def _number(text: str) -> int:
+    if has_too_many_digits(text):
+        raise argparse.ArgumentTypeError(f"must be {TOO_LONG}. Got {text!r}")
     try:
         return int(text)
     except ValueError:
@@ -253,7 +271,7 @@ def main(arguments: list[str] | None = None) -> int:
         _add_folders(options)
         return commands[options.command](options)
     except BenchmarkError as error:
-        _tell(f"error: {error}")
+        _tell(_shortened(f"error: {error}"))
         return USAGE
     except KeyboardInterrupt:
         print("\nStopped. Finished cells are kept; the same command goes on with the rest.", file=sys.stderr)
@@ -262,8 +280,13 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED if options.command == "run" else OK
     except OSError as error:
-        _tell(f"error: {error.strerror}: {error.filename}")
+        _tell(_shortened(f"error: {error.strerror}: {error.filename}"))
         return USAGE
+
+
+def _shortened(message: str) -> str:
+    """A message whose words are no longer than a path: numbers of thousands of digits are given, too."""
+    return re.sub(r"\S{300,}", lambda word: f"{word[0][:40]}...({len(word[0])} characters)...{word[0][-10:]}", message)
 
 
 def _add_folders(options: argparse.Namespace) -> None:
@@ -314,6 +337,7 @@ def run_command(options: argparse.Namespace) -> int:
             log=tuple(options.log), dry_run=options.dry_run,
             download=options.download, skip_missing=options.skip_missing,
         ),
+        told=lambda text: print(text, file=sys.stderr),
     )  # fmt: skip
     console = _console()
     _show_plan(console, ready, every_cell=options.dry_run)
@@ -324,9 +348,9 @@ def run_command(options: argparse.Namespace) -> int:
         return OK
     from debiasbench.running.progress import Display
 
-    for ending in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C: workers are stopped, records stay
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(ending, signal.default_int_handler)
+    for ending in ("SIGTERM", "SIGHUP"):  # as Ctrl-C: workers are stopped, records stay
+        if hasattr(signal, ending) and threading.current_thread() is threading.main_thread():
+            signal.signal(getattr(signal, ending), signal.default_int_handler)  # Windows has no SIGHUP
     try:
         with Display(ready.plan) as display:
             run_grid(ready, display.handle)
@@ -460,6 +484,10 @@ def report_command(options: argparse.Namespace) -> int:
     from debiasbench.report.make import Shown, bibtex, make
 
     if options.bibtex:
+        if options.methods or options.datasets or options.reference:
+            raise BenchmarkError(
+                "--bibtex covers all records of the folder: leave out --methods, --datasets, --reference."
+            )
         print(bibtex(options.folder))
         return OK
     shown = Shown(*(tuple(getattr(options, name) or ()) for name in ("methods", "datasets", "metrics")))
@@ -489,6 +517,8 @@ def list_command(options: argparse.Namespace) -> int:
                 console.print("    presets: " + ", ".join(cls.presets))
         for alias, (name, values) in registry.aliases().items():
             console.print(f"  {alias}: {name}:" + ",".join(f"{k}={write_value(v)}" for k, v in values.items()))
+        for name, problem in registry.unusable.items():
+            console.print(f"  {name}: {problem}", style="red")
         for name, text in registry.broken.items():
             cause = text.strip().splitlines()[-1]
             console.print(f"  {name}: could not be imported ({cause})", style="red")
@@ -499,11 +529,13 @@ def list_command(options: argparse.Namespace) -> int:
 
 def inspect_command(options: argparse.Namespace) -> int:
     """Counts, ratios and a picture of one dataset."""
+    from debiasbench.files import check_writable
     from debiasbench.grid import dataset_from_spec
     from debiasbench.report.inspection import inspect
     from debiasbench.running.plan import check_data
 
     dataset, label = dataset_from_spec(options.dataset)
+    check_writable(options.results_dir / "inspect", "--results-dir")
     check_data([dataset], _data_dir(options), with_x=False)
     tables, paths = inspect(dataset, label, data_dir=_data_dir(options), results_dir=options.results_dir)
     console = _console()
@@ -554,9 +586,14 @@ def test_command(options: argparse.Namespace) -> int:
     from debiasbench.methods import registry as methods
     from debiasbench.running.plan import check_data
 
-    name = options.name.partition(":")[0]
+    name, _, parameters = options.name.partition(":")
     if name in {**methods.classes(), **methods.aliases()} or name not in {**datasets.classes(), **datasets.aliases()}:
-        findings = testing.examine_method(methods.get(name)[0])
+        cls, _ = methods.get(name)
+        if parameters:
+            raise BenchmarkError(
+                f"A method is tested with its defaults: debiasbench test {name}. Got '{options.name}'."
+            )
+        findings = testing.examine_method(cls)
     else:
         dataset, _ = dataset_from_spec(options.name)
         check_data([dataset], _data_dir(options))
@@ -579,6 +616,7 @@ def test_command(options: argparse.Namespace) -> int:
 
 def archive_command(options: argparse.Namespace) -> int:
     """One .zip of the records below a folder."""
+    from debiasbench.files import check_writable
     from debiasbench.records import pack
 
     folder = options.folder.resolve()  # `.` and `..` have a name
@@ -590,6 +628,7 @@ def archive_command(options: argparse.Namespace) -> int:
             f"{output} is there already. Unpack it into {options.folder} and delete it, so that nothing of it is lost; "
             "or give another file with --output."
         )
+    check_writable(output.parent, "--output")
     n_files = pack(options.folder, output)
     print(printable(f"{output}: {n_files} files."))
     return OK

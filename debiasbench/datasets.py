@@ -162,6 +162,10 @@ def check_splits(dataset: Dataset, splits: Splits) -> Splits:
     """Refuse data that cannot be trained on."""
     if not isinstance(splits, Splits):
         raise BenchmarkError(f"{dataset.name}: build must return Splits. Got {type(splits).__name__}.")
+    if dataset.n_classes < 1:
+        raise BenchmarkError(
+            f"{dataset.name}: class_names is missing, the names of its labels: class_names = ('0', ...)."
+        )
     for name, samples in splits.named().items():
         _check_types(dataset, name, samples)
         if len(samples) == 0:
@@ -170,6 +174,11 @@ def check_splits(dataset: Dataset, splits: Splits) -> Splits:
             raise BenchmarkError(
                 f"{dataset.name}: labels of {name} must be in 0..{dataset.n_classes - 1}. "
                 f"Got {int(samples.y.min())}..{int(samples.y.max())}."
+            )
+        if int(samples.bias.max()) >= dataset.n_bias_values:
+            raise BenchmarkError(
+                f"{dataset.name}: the bias of {name} must be below n_bias_values, which is {dataset.n_bias_values}. "
+                f"Got {int(samples.bias.max())}."
             )
     present = splits.train.y.unique()
     if len(present) < 2:

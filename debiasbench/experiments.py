@@ -16,15 +16,22 @@ from typing import Any
 from debiasbench.errors import BenchmarkError
 from debiasbench.files import to_path, write_atomically
 from debiasbench.parameters import suggestion
+from debiasbench.plain import from_plain, shown
 from debiasbench.plugins import folders
 
 __path__ = folders(__file__, "DEBIASBENCH_EXPERIMENTS_PATH")
 
 SHOWN = ("accuracy", "cost", "bins", "fisher", "norms", "trials")
-SMOKE: dict[str, Any] = {"methods": list, "datasets": list, "seeds": (int, list), "epochs": int, "instead": dict}
-KEYS: dict[str, Any] = {
-    "title": str, "methods": list, "datasets": list, "seeds": (int, list), "epochs": int, "reference": str,
-    "paper": str, "show": str, "smoke": dict,
+_GRID: dict[str, tuple[Any, str]] = {  # key -> its type, and the words for it
+    "methods": (tuple[str, ...], "a list of names"),
+    "datasets": (tuple[str, ...], "a list of names"),
+    "seeds": (int | tuple[int, ...], "a whole number or a list of them"),
+    "epochs": (int, "a whole number"),
+}
+SMOKE = _GRID | {"instead": (dict[str, str], "a table of dataset = stand-in")}
+KEYS = _GRID | {
+    "title": (str, "text"), "reference": (str, "text"), "paper": (str, "text"), "show": (str, "text"),
+    "smoke": (dict[str, Any], "a table, [smoke]"),
 }  # fmt: skip
 
 
@@ -69,28 +76,31 @@ def read_experiment(name: str, *, smoke: bool = False) -> Experiment:
     """The experiment of this name, or of this TOML file; with `smoke` the short one on stand-ins.
 
     Raises:
-        BenchmarkError: no such experiment; a file that is no TOML or lacks or misspells something; no smoke variant.
+        BenchmarkError: no such experiment; a file that cannot be read, is no TOML, or lacks or misspells something; no
+            smoke variant.
     """
-    shipped = Path(__path__[0])
-    path = to_path(name) if name.endswith(".toml") else shipped / f"{name}.toml"
-    if not path.is_file():
-        known = names()
-        raise BenchmarkError(f"Unknown experiment '{name}'.{suggestion(name, known)} Known: {', '.join(known)}.")
-    try:
-        values = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise BenchmarkError(f"{path} is no valid TOML: {error}") from None
+    is_file = name.endswith(".toml")
+    if not is_file and name not in names():
+        raise _unknown(name)
+    path = to_path(name) if is_file else Path(__path__[0]) / f"{name}.toml"
+    values = _read_toml(path, name)
     lacking = [key for key in ("methods", "datasets") if key not in values]
     if lacking:
         raise BenchmarkError(f"{path} lacks {', '.join(lacking)}.")
-    _check(path, "", values, KEYS)
+    values = _checked(path, "", values, KEYS)
     short = values.pop("smoke", None)
     if values.get("show", "accuracy") not in SHOWN:
         raise BenchmarkError(f"{path}: 'show' must be one of {', '.join(SHOWN)}. Got {values['show']!r}.")
+    papers = sorted(file.stem for file in Path(__path__[0], "paper").glob("*.csv"))
+    if values.get("paper", "") not in ("", *papers):
+        raise BenchmarkError(
+            f"{path}: there are no numbers of the paper called '{values['paper']}'."
+            f"{suggestion(values['paper'], papers)} Known: {', '.join(papers)}; or leave 'paper' out."
+        )
     if smoke:
         if short is None:
             raise BenchmarkError(f"{path} has no [smoke] variant.")
-        _check(path, "smoke.", short, SMOKE)
+        short = _checked(path, "smoke.", short, SMOKE)
         instead = short.get("instead", {})
         strange = [dataset for dataset in instead if dataset not in values["datasets"]]
         if strange:
@@ -112,11 +122,43 @@ def names() -> list[str]:
     return sorted(file.stem for file in Path(__path__[0]).glob("*.toml"))
 
 
-def _check(path: Path, where: str, values: dict[str, Any], kinds: dict[str, Any]) -> None:
+def _unknown(name: str) -> BenchmarkError:
+    known = names()
+    return BenchmarkError(f"Unknown experiment '{name}'.{suggestion(name, known)} Known: {', '.join(known)}.")
+
+
+def _read_toml(path: Path, name: str) -> dict[str, Any]:
+    """The content of a file, not checked yet; `name` is what it was asked for by."""
+    try:
+        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+    except FileNotFoundError:
+        raise _unknown(name) from None
+    except OSError as error:
+        raise BenchmarkError(f"The experiment {path} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError as error:
+        raise BenchmarkError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8.") from None
+    except RecursionError:
+        raise BenchmarkError(f"{path} is no valid TOML: it is nested too deeply.") from None
+    except ValueError as error:  # TOML's own, or Python's of a number with thousands of digits
+        raise BenchmarkError(f"{path} is no valid TOML: {error}") from None
+
+
+def _checked(path: Path, where: str, values: dict[str, Any], kinds: dict[str, tuple[Any, str]]) -> dict[str, Any]:
+    """The values of a file, with lists for tuples.
+
+    Raises:
+        BenchmarkError: a key that is not known, or a value of another type.
+    """
+    found = {}
     for key, value in values.items():
         if key not in kinds:
             raise BenchmarkError(
                 f"{path}: unknown key '{where}{key}'.{suggestion(key, kinds)} Known: {', '.join(kinds)}."
             )
-        if not isinstance(value, kinds[key]):
-            raise BenchmarkError(f"{path}: '{where}{key}' must not be {value!r}; see the shipped experiments.")
+        kind, words = kinds[key]
+        try:
+            read = from_plain(kind, value)
+        except ValueError:
+            raise BenchmarkError(f"{path}: '{where}{key}' must be {words}. Got {shown(value)}.") from None
+        found[key] = list(read) if isinstance(read, tuple) else read
+    return found

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, field
+from dataclasses import MISSING, dataclass, field, replace
 from typing import Any
 
 from debiasbench.cell import Cell
@@ -18,9 +18,13 @@ from debiasbench.datasets import registry as dataset_registry
 from debiasbench.errors import BenchmarkError, raised_by
 from debiasbench.methods import Method
 from debiasbench.methods import registry as method_registry
-from debiasbench.parameters import check_values, expand_sweeps, split_spec, suggestion
+from debiasbench.parameters import MOST_DIGITS, MOST_SETTINGS, check_values, expand_sweeps, split_spec, suggestion
+from debiasbench.plain import shown
 from debiasbench.plugins import defaults, read_parameters, title_of, version_of
 from debiasbench.recipe import Recipe
+
+MOST_CELLS = 1_000_000  # of a grid: with seconds each, weeks
+MOST_COST = 1_000_000  # of a cell, in vanilla runs
 
 
 @dataclass(frozen=True)
@@ -61,16 +65,14 @@ def expand(
     """
     methods, datasets = _named_all(methods, method_registry), _named_all(datasets, dataset_registry)
     problems: list[str] = []
-    n_seeds = seeds if isinstance(seeds, int) else len(seeds)
-    seeds = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
-    if not seeds:
-        problems.append(f"The number of seeds must be at least 1. Got {n_seeds}.")
-    if len(set(seeds)) != len(seeds) or any(seed < 0 for seed in seeds):
-        problems.append(f"Seeds must be different whole numbers of at least 0. Got {seeds}.")
+    chosen_seeds = _collect(problems, _seeds, seeds)
     if epochs is not None and epochs < 1:
         problems.append(f"--epochs must be at least 1. Got {epochs}.")
-    if data_seeds is not None and data_seeds < 1:
-        problems.append(f"--data-seeds must be at least 1. Got {data_seeds}.")
+        epochs = None
+    if data_seeds is not None and not 1 <= data_seeds <= MOST_SETTINGS:
+        limit = "at least 1" if data_seeds < 1 else f"at most {MOST_SETTINGS}"
+        problems.append(f"--data-seeds must be {limit}. Got {data_seeds}.")
+        data_seeds = None
     for what, given in (("method", methods), ("dataset", datasets)):
         if not given:
             problems.append(f"Give at least one {what}.")
@@ -78,21 +80,35 @@ def expand(
         choice for spec in methods for choice in _collect(problems, _method_choices, spec, shared_recipes)
     ]
     dataset_choices = [choice for spec in datasets for choice in _collect(problems, _dataset_choices, spec, data_seeds)]
+    n_cells = len(method_choices) * len(dataset_choices) * len(chosen_seeds)
+    if n_cells > MOST_CELLS:
+        problems.append(f"{n_cells:,} cells (methods x datasets x seeds) are too many: at most {MOST_CELLS:,}.")
+    if n_cells == 0 or n_cells > MOST_CELLS:
+        raise BenchmarkError("\n".join(dict.fromkeys(problems)))
     cells: list[Cell] = []
     skips: list[Skip] = []
     costs: dict[str, float] = {}
-    for dataset_choice, seed, method_choice in itertools.product(dataset_choices, seeds, method_choices):
-        try:
-            with raised_by(f"{method_choice.cls.name} on {dataset_choice.cls.name} cannot be planned"):
-                cell, reason, cost = _resolve(method_choice, dataset_choice, seed, epochs)
-        except BenchmarkError as error:
-            problems.append(str(error))
-            continue
-        if reason:
-            skips.append(Skip(cell.method_title, cell.dataset_title, reason))
-        else:
-            cells.append(cell)
-            costs[cell.hash] = cost
+    for dataset_choice in dataset_choices:
+        resolved: list[tuple[Cell, float]] = []
+        for method_choice in method_choices:
+            try:
+                with raised_by(f"{method_choice.cls.name} on {dataset_choice.cls.name} cannot be planned"):
+                    cell, reason, cost = _resolve(method_choice, dataset_choice, chosen_seeds[0], epochs)
+            except BenchmarkError as error:
+                problems.append(str(error))
+                continue
+            if reason:
+                skips.append(Skip(cell.method_title, cell.dataset_title, reason))
+            elif cost > MOST_COST:
+                problems.append(
+                    f"{cell.method_title} on {cell.dataset_title} would take as long as {cost:.3g} vanilla runs, which "
+                    f"can be at most {MOST_COST:,}: look at its epochs and steps."
+                )
+            else:
+                resolved.append((cell, cost))
+        for seed, (cell, cost) in itertools.product(chosen_seeds, resolved):
+            cells.append(replace(cell, seed=seed))
+            costs[cells[-1].hash] = cost
     if problems:
         raise BenchmarkError("\n".join(dict.fromkeys(problems)))
     unique: dict[str, Cell] = {}
@@ -102,6 +118,23 @@ def expand(
             notices.append(f"{cell.title}: duplicate settings, run once.")
         unique.setdefault(cell.hash, cell)
     return Grid(list(unique.values()), list(dict.fromkeys(skips)), list(dict.fromkeys(notices)), costs)
+
+
+def _seeds(given: int | Sequence[int]) -> list[int]:
+    """The training seeds of a number of them, or of a list of them.
+
+    Raises:
+        BenchmarkError: there are none or too many, or they are no different whole numbers of at least 0.
+    """
+    n = given if isinstance(given, int) else len(given)
+    if not 1 <= n <= MOST_CELLS:
+        limit = "at least 1" if n < 1 else f"at most {MOST_CELLS}"
+        raise BenchmarkError(f"The number of seeds must be {limit}. Got {n}.")
+    seeds = list(range(given) if isinstance(given, int) else given)
+    whole = all(type(seed) is int and 0 <= seed < 10**MOST_DIGITS for seed in seeds)
+    if not whole or len(set(seeds)) != n:
+        raise BenchmarkError(f"Seeds must be different whole numbers of at least 0. Got {shown(seeds)}.")
+    return seeds
 
 
 def _named_all(specs: list[str], registry: Any) -> list[str]:

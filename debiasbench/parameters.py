@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import inspect
 import itertools
 import math
@@ -55,6 +56,16 @@ def one_of(*choices: str, default: str) -> Any:
     return _limited(default, "one of " + ", ".join(choices), lambda value: value in choices)
 
 
+MOST_DIGITS = 15  # of a whole number: nothing is counted so far, and every reader of JSON has it exactly
+TOO_LONG = f"a whole number of at most {MOST_DIGITS} digits"
+
+
+def has_too_many_digits(text: str) -> bool:
+    """Whether a text is a whole number that is too large for anything; Python reads none of thousands of digits."""
+    digits = text.strip().lstrip("+-")
+    return digits.isdecimal() and len(digits) > MOST_DIGITS
+
+
 def suggestion(word: str, known: Iterable[str]) -> str:
     """` Did you mean 'x'?` for the known word most like `word`, or nothing."""
     found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
@@ -73,6 +84,7 @@ class Parameters:
         super().__init_subclass__(**kwargs)
         _refuse_unannotated(cls)
         dataclass(frozen=True, kw_only=True)(cls)
+        _refuse_without_default(cls)
         # frozen by the two methods below instead: so a subclass that is decorated all the same is accepted
         del cls.__setattr__, cls.__delattr__
 
@@ -87,7 +99,7 @@ class Parameters:
         hints = field_types(type(self))
         for item in fields_of(self):
             value, kinds = getattr(self, item.name), _kinds(hints[item.name])
-            if float in kinds and type(value) is int:
+            if float in kinds and type(value) is int and abs(value) < 10**MOST_DIGITS:
                 object.__setattr__(self, item.name, float(value))
             if isinstance(value, list) and any(typing.get_origin(kind) is tuple for kind in kinds):
                 object.__setattr__(self, item.name, tuple(value))  # JSON has no tuples
@@ -128,6 +140,16 @@ def _refuse_unannotated(cls: type[Any]) -> None:
         )
 
 
+def _refuse_without_default(cls: type[Any]) -> None:
+    """Refuse parameters without a value: a name alone, without inline parameters, is a setting as well."""
+    lacking = [item.name for item in fields_of(cls) if default_of(item) is MISSING]
+    if lacking:
+        raise BenchmarkError(
+            f"The parameter '{lacking[0]}' of {cls.__qualname__} has no default: write {lacking[0]}: ... = VALUE. All "
+            "parameters have one, so that the name alone can be run."
+        )
+
+
 def check_values(cls: type[Parameters], values: Mapping[str, Any]) -> None:
     """Refuse values of the wrong type or outside their limits, all in one message."""
     hints = field_types(cls)
@@ -148,7 +170,10 @@ def fields_of(owner: Any) -> tuple[Field[Any], ...]:
 
 def field_types(cls: type) -> dict[str, Any]:
     """Field name -> its type, with string annotations evaluated."""
-    return typing.get_type_hints(cls)
+    return _type_hints(cls)
+
+
+_type_hints = functools.cache(typing.get_type_hints)  # a grid makes thousands of one class
 
 
 def _kinds(hint: Any) -> tuple[Any, ...]:
@@ -158,7 +183,7 @@ def _kinds(hint: Any) -> tuple[Any, ...]:
     return (hint,)
 
 
-_NUMBERS = "numbers, written a/b/c"
+_NUMBERS = "finite numbers, written a/b/c"
 _WORDS = {
     int: "a whole number", float: "a number", bool: "true or false", str: "a word", type(None): "none",
     tuple[float, ...]: _NUMBERS,
@@ -176,9 +201,11 @@ def _problem(value: Any, item: Field[Any], kinds: tuple[Any, ...]) -> str | None
     plain = tuple(typing.get_origin(kind) or kind for kind in kinds)
     if not isinstance(value, plain) or (isinstance(value, bool) and bool not in plain):
         return _words(kinds)
+    if isinstance(value, int) and abs(value) >= 10**MOST_DIGITS:
+        return TOO_LONG
     if isinstance(value, float) and math.isnan(value):
         return "a number, and not nan"
-    if isinstance(value, tuple) and not all(type(part) in (int, float) and not math.isnan(part) for part in value):
+    if isinstance(value, tuple) and not all(type(part) in (int, float) and math.isfinite(part) for part in value):
         return _NUMBERS
     allowed: Allowed | None = item.metadata.get("allowed")
     if allowed and not allowed.holds(value):
@@ -194,6 +221,8 @@ def read_value(text: str, hint: Any, what: str) -> Any:
     kinds = _kinds(hint)
     if type(None) in kinds and text.lower() == "none":
         return None
+    if int in kinds and has_too_many_digits(text):
+        raise BenchmarkError(f"The {what} must be {TOO_LONG}. Got {text!r}.")
     for kind in sorted(kinds, key=lambda kind: kind is str):
         if kind is bool and text.lower() in ("true", "false"):
             return text.lower() == "true"
@@ -236,8 +265,20 @@ def split_spec(spec: str) -> tuple[str, dict[str, list[str]]]:
     return name.strip(), options
 
 
+MOST_SETTINGS = 10_000  # of one name: each is a row of the tables, or data that are built
+
+
 def expand_sweeps(options: Mapping[str, list[str]]) -> list[dict[str, str]]:
-    """Every combination of the swept values."""
+    """Every combination of the swept values.
+
+    Raises:
+        BenchmarkError: there are more than anybody can mean.
+    """
+    n = math.prod(map(len, options.values()))
+    if n > MOST_SETTINGS:
+        raise BenchmarkError(
+            f"{', '.join(options)}: {n:,} combinations of values are too many; at most {MOST_SETTINGS:,}."
+        )
     return [dict(zip(options, values, strict=True)) for values in itertools.product(*options.values())]
 
 

@@ -154,7 +154,9 @@ def _read_any(value: Any) -> Any:
         return _mapping_reader(_read_any)(value)
     if isinstance(value, list):
         return list(_list_reader(_read_any)(value))
-    return value if value is None else _OF_SIMPLE[type(value)](value)
+    if type(value) not in _OF_SIMPLE:  # TOML has dates
+        raise _not("a plain value", value)
+    return _OF_SIMPLE[type(value)](value)
 
 
 def _list_reader(read: Read) -> Read:

@@ -6,6 +6,7 @@ import importlib
 import inspect
 import os
 import pkgutil
+import re
 import sys
 import traceback
 from collections.abc import Mapping
@@ -37,6 +38,7 @@ class Registry:
         self.package, self.contract, self.variable = package, contract, variable
         self.kind = contract.lower()
         self.broken: dict[str, str] = {}  # module -> traceback
+        self.unusable: dict[str, str] = {}  # name of a class that was imported -> why it cannot be used
         self._classes: dict[str, type[Any]] = {}
         self._aliases: dict[str, tuple[str, dict[str, Any]]] = {}
         self._scanned: tuple[str, ...] | None = None
@@ -57,7 +59,7 @@ class Registry:
         package = importlib.import_module(self.package)
         path = tuple(package.__path__)
         if self._scanned != path:
-            self._classes, self._aliases, self.broken = {}, {}, {}
+            self._classes, self._aliases, self.broken, self.unusable = {}, {}, {}, {}
             self._scan(package)
             self._scanned = path
         return dict(sorted(self._classes.items()))
@@ -80,6 +82,8 @@ class Registry:
                 f"The file of {self.kind} '{name}' could not be imported: {_last_line(self.broken[name])} "
                 f"(the traceback: debiasbench list --tracebacks)"
             )
+        if name in self.unusable:
+            raise BenchmarkError(f"The {self.kind} '{name}' cannot be used: {self.unusable[name]}")
         known = sorted([*classes, *self._aliases])
         broken = [f"{module} ({_last_line(text)})" for module, text in self.broken.items()]
         perhaps = f" It may be in a file that could not be imported: {', '.join(broken)}." if broken else ""
@@ -120,17 +124,22 @@ class Registry:
             for value in vars(module).values()
             if inspect.isclass(value) and issubclass(value, base) and value.__module__ == module_name
         ]
-        for value in own:
-            if not inspect.isabstract(value) and value.__dict__.get("name"):
-                self._register(value, base, module_name)
-        nameless = [value.__name__ for value in own if value.name and not value.__dict__.get("name")]
-        if nameless and not any(value.__dict__.get("name") for value in own):
-            self.broken[name] = f"{', '.join(nameless)} has the name of its parent: give it one of its own, name = ..."
+        named = [value for value in own if value.__dict__.get("name")]
+        for value in named:
+            self._register(value, base, module_name)
+        nameless = [value for value in own if not inspect.isabstract(value)]
+        if nameless and not named:
+            has = "has the name of its parent" if nameless[0].name else "has no name"
+            self.broken[name] = f"{nameless[0].__name__} {has}: give it one of its own, name = ..."
 
     def _register(self, cls: type[Any], base: type[Any], where: str) -> None:
         if not isinstance(cls, type) or base not in cls.__mro__:
             raise BenchmarkError(f"{where} is no {self.contract}: it must be a subclass of {base.__qualname__}.")
         aliases = cls.__dict__.get("aliases", {})  # not those of a parent, which are the parent's
+        problem = self._problem_of(cls, aliases)
+        if problem:
+            self.unusable[str(cls.name)] = problem
+            return
         for name in [cls.name, *aliases]:
             other = self._classes.get(name)
             if (other is not None and other is not cls) or name in self._aliases:
@@ -142,6 +151,19 @@ class Registry:
         digest_of_plugin(cls)  # of the source as it is now, when it was imported
         for alias, values in aliases.items():
             self._aliases[alias] = (cls.name, values)
+
+    def _problem_of(self, cls: type[Any], aliases: Mapping[str, Any]) -> str | None:
+        """Why a class can be no plug-in, or None if it can."""
+        if inspect.isabstract(cls):
+            lacking = ", ".join(sorted(cls.__abstractmethods__))
+            return f"{cls.__name__} ({cls.__module__}) lacks {lacking}, which every {self.kind} defines."
+        for name in [cls.name, *aliases]:
+            if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]{0,59}", name) or name == "all":
+                return (
+                    f"a name is at most 60 letters, digits, '-', '_' or '.', begins with a letter or digit, and is not "
+                    f"'all', as it names options and folders. {cls.__name__} ({cls.__module__}) has {name!r}."
+                )
+        return None
 
 
 def version_of(cls: type[Any], plugin: Any = None, *where: Any) -> int | str:

@@ -22,14 +22,14 @@ class Recipe(Parameters):
     name = "recipe"
 
     net: str = "simconv1"
-    size: int | None = at_least(16, default=None)  # pixels a side of the network's input; none: as the data have
+    size: int | None = between(16, 4096, default=None)  # pixels a side of the network's input; none: as the data have
     pretrained: str = "none"  # "none": random start; "imagenet": torchvision's weights; else a file or an encoder
     precision: str = one_of("fp32", "bf16", "auto", default="fp32")  # bf16: matrix products by autocast, half the
     # memory; auto: bf16 on CUDA, else fp32
     recompute: bool = False  # ResNets: blocks are computed again in the backward pass; less memory, equal numbers
     epochs: int = at_least(1, default=100)
     steps: int | None = at_least(1, default=None)  # optimiser steps of a stage; replaces `epochs`
-    batch_size: int = at_least(2, default=128)
+    batch_size: int = between(2, 65536, default=128)
     drop_last: bool = False  # leave out the last, smaller batch of an epoch
     optimizer: str = one_of("sgd", "adam", "adamw", default="sgd")
     learning_rate: float = above(0, default=0.02)
@@ -45,7 +45,7 @@ class Recipe(Parameters):
     augment: bool = True
     crop_scale: tuple[float, ...] | None = None  # RandomResizedCrop: area, as a fraction of the image
     crop_ratio: tuple[float, ...] = (3 / 4, 4 / 3)
-    pad_crop: int = at_least(0, default=0)  # RandomCrop after zero padding, in pixels
+    pad_crop: int = between(0, 4096, default=0)  # RandomCrop after zero padding, in pixels
     flip: bool = False
     saturation: float = at_least(0, default=0.0)  # ColorJitter: factor in [1 - s, 1 + s]
     hue: float = between(0, 0.5, default=0.0)  # ColorJitter: shift in turns
@@ -65,6 +65,8 @@ class Recipe(Parameters):
             value = getattr(self, key)
             if value is not None and (len(value) != 2 or not 0 < value[0] <= value[1]):
                 raise BenchmarkError(f"The '{key}' of a recipe must be two rising numbers above 0. Got {value!r}.")
+        if self.std is not None and min(self.std, default=1.0) <= 0:
+            raise BenchmarkError(f"The 'std' of a recipe must be numbers above 0. Got {self.std!r}.")
         if any(not 0 <= at <= 1 for at in self.milestones):
             raise BenchmarkError(
                 f"The 'milestones' of a recipe are fractions of the stage in [0, 1]. Got {self.milestones!r}."

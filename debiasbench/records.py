@@ -393,7 +393,9 @@ def _places_of(results_dir: Path, cell: Cell) -> Iterator[Path]:
     yield records / place
     for depth in range(len(place.parts)):  # the archive of a folder lies beside it: records/cmnist.zip/pgd/s0-...
         folder = records.joinpath(*place.parts[:depth])
-        yield folder.with_name(f"{folder.name}.zip").joinpath(*place.parts[depth:])
+        archive = folder.with_name(f"{folder.name}.zip")
+        if archive.is_file():
+            yield archive.joinpath(*place.parts[depth:])
     for archive in sorted(records.glob("*.zip")):
         yield archive / place
 
@@ -670,8 +672,9 @@ def pack(folder: Path, archive: Path) -> int:
 
 
 def check_writable(results_dir: Path) -> None:
-    """Refuse a results folder that cannot be written, before anything trains."""
-    files.check_writable(results_dir / "records", "--results-dir", what=f"The results folder {results_dir}")
+    """Refuse a results folder in which something that a run makes cannot be written, before anything trains."""
+    for name in ("records", "logs", "reuse", "tables", "figures"):
+        files.check_writable(results_dir / name, "--results-dir", what=f"The results folder {results_dir}")
 
 
 # ---- as text --------------------------------------------------------------------------------------------------------

@@ -213,9 +213,7 @@ def check_declaration(cls: type[Method]) -> None:
 def check_fit_returns_logits(cls: type[Method]) -> None:
     """Fit returns a predictor whose logits are finite, (B, n_classes); everything logged is finite."""
     fit = _default_fit(cls)
-    task, shape = fit.task, tuple(fit.logits.shape)
-    assert shape == (len(task.splits.test), task.n_classes), f"{cls.name}: logits {shape}."
-    assert torch.isfinite(fit.logits).all(), f"{cls.name}: logits are not finite."
+    task = fit.task  # shape and values of the logits were checked by the evaluation
     assert task.journal.epochs, f"{cls.name}: no epoch was evaluated."
     for name, column in task.journal.columns.items():
         assert column.dtype == torch.bool or torch.isfinite(column).all(), f"{cls.name}: logged {name} is not finite."
@@ -495,9 +493,30 @@ def lint_loss(loss: Loss, nets: dict[str, nn.Module], batch: dict[str, Tensor], 
                 f"{name} calls autograd.grad, which cannot run under vmap: return the terms by name, "
                 "{'one': ..., 'two': ...}, and combine their gradients with combine= of the stage."
             ) from error
-        raise AssertionError(f"{name} is no pure function of tensors: {error}") from error
+        said = str(error).partition(". ")[0]
+        for words, advice in _ADVICE.items():
+            if words in str(error):
+                raise AssertionError(
+                    f"{name} cannot run under torch.vmap, as two copies of it at once: {advice}. ({said})"
+                ) from error
+        raise AssertionError(
+            f"{name} is no pure function of tensors. Two copies of it were run at once, under torch.vmap: {error}"
+        ) from error
     same = torch.allclose(values, first.expand(2), rtol=1e-4, atol=1e-5)
     assert same, f"{name}: two copies at once give {values.tolist()}, one gives {float(first):g}."
+
+
+_OUT_OF_PLACE = (
+    "an operation in place changes a tensor that every copy has in common; use one that returns a new tensor "
+    "(index_add for index_add_, scatter_add for scatter_add_, torch.where or torch.cat for an assignment to a part)"
+)
+_ADVICE = {  # what vmap says of a loss that may well be pure -> what to do
+    "autograd.Function": "write forward without ctx, and setup_context, in its autograd.Function, with "
+    "generate_vmap_rule = True",
+    "does not have vmap support": "set generate_vmap_rule = True in its autograd.Function",
+    "out-of-place": _OUT_OF_PLACE,
+    "doesn't match the broadcast shape": _OUT_OF_PLACE,
+}
 
 
 class _Whole(nn.Module):

@@ -341,6 +341,66 @@ class BranchesOnATensor(Honest):
         return 2 * value if value > 1 else value
 
 
+class Doubled(torch.autograd.Function):
+    @staticmethod
+    def forward(_, x):
+        return 2 * x
+
+    @staticmethod
+    def backward(_, gradient):
+        return 2 * gradient
+
+
+class DoubledWithoutRule(Doubled):
+    @staticmethod
+    def forward(x):
+        return 2 * x
+
+    @staticmethod
+    def setup_context(*_):
+        pass
+
+
+class DoubledByRule(DoubledWithoutRule):
+    generate_vmap_rule = True
+
+
+@breaks(check_losses_are_pure, "cannot run under torch.vmap.*write forward without ctx.*generate_vmap_rule = True")
+class HasAFunctionOfItsOwn(Honest):
+    function = Doubled.apply
+
+    def loss(self, nets, batch, state):
+        return type(self).function(cross_entropy(nets.net(batch.x), batch.y)).mean()
+
+
+@breaks(check_losses_are_pure, "cannot run under torch.vmap.*set generate_vmap_rule = True")
+class HasAFunctionWithoutRule(HasAFunctionOfItsOwn):
+    function = DoubledWithoutRule.apply
+
+
+@breaks(check_losses_are_pure, "cannot run under torch.vmap.*index_add for index_add_")
+class AddsInPlace(Honest):
+    def loss(self, nets, batch, state):
+        losses = cross_entropy(nets.net(batch.x), batch.y)
+        return torch.zeros(4).index_add_(0, batch.y, losses).mean()
+
+
+@breaks(check_losses_are_pure, "cannot run under torch.vmap.*for an assignment to a part")
+class AssignsToAPart(Honest):
+    def loss(self, nets, batch, state):
+        losses = cross_entropy(nets.net(batch.x), batch.y)
+        doubled = torch.zeros(len(losses))
+        doubled[:3] = 2 * losses[:3]
+        return doubled.mean()
+
+
+@breaks(check_losses_are_pure, "cannot run under torch.vmap.*new tensor")
+class AccumulatesInPlace(Honest):
+    def loss(self, nets, batch, state):
+        losses = cross_entropy(nets.net(batch.x), batch.y)
+        return torch.zeros(len(losses)).add_(losses).mean()
+
+
 @breaks(check_losses_are_pure, "two calls with equal arguments differ")
 class DrawsInItsLoss(Honest):
     def loss(self, nets, batch, state):
@@ -397,6 +457,19 @@ def module_without_words(monkeypatch):
 def test_a_violation_is_found(check, cls, message, kind):
     with pytest.raises(kind, match=message):
         check(cls)
+
+
+def test_the_ways_out_that_are_named_pass():
+    class WithRule(HasAFunctionOfItsOwn):
+        function = DoubledByRule.apply
+
+    class OutOfPlace(Honest):
+        def loss(self, nets, batch, state):
+            losses = cross_entropy(nets.net(batch.x), batch.y)
+            return torch.zeros(4).index_add(0, batch.y, torch.where(batch.index < 3, 2 * losses, losses)).mean()
+
+    for cls in (WithRule, OutOfPlace):
+        check_losses_are_pure(cls)
 
 
 def test_every_check_has_a_violation():

@@ -9,7 +9,7 @@ import torch
 
 from debiasbench.datasets import Dataset
 from debiasbench.drawing import lacking
-from debiasbench.errors import BenchmarkError
+from debiasbench.errors import BenchmarkError, raised_by
 from debiasbench.files import file_name
 from debiasbench.report.tables import NOTHING, Column, Entry, Table, count, number, words
 from debiasbench.samples import Samples, Splits
@@ -17,7 +17,8 @@ from debiasbench.samples import Samples, Splits
 
 def inspect(dataset: Dataset, title: str, *, data_dir: Path, results_dir: Path) -> tuple[list[Table], list[Path]]:
     """Tables on each split, and contact sheets in which the bias can be seen."""
-    splits = dataset.build_labels(data_dir)
+    with raised_by(f"The data of {dataset.name} cannot be built"):
+        splits = dataset.build_labels(data_dir)
     with_x = splits.train.x.numel() > 0
     rows = [
         _row(dataset, split, samples, index, bias_name)

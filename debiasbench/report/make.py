@@ -133,20 +133,22 @@ def make(  # noqa: PLR0913 - the report's options
     records, complaints = read_records(*source)
     records = without_copies([record for record in records if keep is None or keep(record)])
     if not records:
-        raise BenchmarkError("\n".join([f"There are no records in {results_dir}.", *complaints]))
+        raise _no_records(results_dir, complaints)
     saved = read_grid(results_dir, complaints) if keep is None else LastGrid()
-    reference, order = reference or saved.reference, order or list(saved.order)
+    order = order or list(saved.order)
     experiment = experiment or saved.experiment
     rank = {title: index for index, title in enumerate(order)}
     records.sort(key=lambda record: rank.get(record.cell.method_title, len(rank)))
+    limited = bool(shown.methods or shown.datasets)
+    records = _chosen(records, shown)
     known = list(dict.fromkeys(record.cell.method_title for record in records))
-    if reference is not None and reference not in known and reference == saved.reference:
-        reference = None  # the last grid's, whose records are elsewhere
+    if reference is None and saved.reference in known:
+        reference = saved.reference
     if reference is not None and reference not in known:
         raise BenchmarkError(
-            f"No results of the reference '{reference}'.{suggestion(reference, known)} There are: {', '.join(known)}."
+            f"No results of the reference '{reference}'{' among the methods and datasets that are shown' * limited}."
+            f"{suggestion(reference, known)} There are: {', '.join(known)}."
         )
-    records = _chosen(records, shown)
     done = [record for record in records if record.done]
     failed = [record for record in records if not record.done]
     if not done:
@@ -374,14 +376,25 @@ def _scores(records: list[Record], complaints: list[str]) -> dict[str, tuple[np.
 
 
 def bibtex(folder: Path) -> str:
-    """BibTeX of the methods and datasets that the records below a folder used."""
+    """BibTeX of the methods and datasets that the records below a folder used.
+
+    Raises:
+        BenchmarkError: no such folder, or no records in it.
+    """
     from debiasbench.datasets import registry as datasets
     from debiasbench.methods import registry as methods
 
-    cells = [record.cell for record in read_records(folder)[0]]
+    records, complaints = read_records(*sources(existing(folder)))
+    if not records:
+        raise _no_records(folder, complaints)
+    cells = [record.cell for record in records]
     classes = [methods.classes().get(name) for name in sorted({cell.method for cell in cells}, reverse=True)]
     classes += [datasets.classes().get(name) for name in sorted({cell.dataset for cell in cells}, reverse=True)]
     return "\n\n".join(dict.fromkeys(cls.citation for cls in classes if cls and cls.citation))
+
+
+def _no_records(folder: Path, complaints: list[str]) -> BenchmarkError:
+    return BenchmarkError("\n".join([f"There are no records in {folder}.", *complaints]))
 
 
 def _stale(records: list[Record]) -> list[str]:

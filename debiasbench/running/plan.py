@@ -60,7 +60,8 @@ def plan(
         raise BenchmarkError(f"rerun must be one of {', '.join(RERUN)}. Got {rerun!r}.")
     from debiasbench.weights import has_weights
 
-    datasets = {data_key(cell): cell.build_dataset() for cell in grid.cells}
+    cells = {data_key(cell): cell for cell in grid.cells}
+    datasets = {key: cell.build_dataset() for key, cell in cells.items()}
     check_data(list(datasets.values()), data_dir)
     nets = ((cell.recipe["net"], cell.recipe["pretrained"], datasets[data_key(cell)].input) for cell in grid.cells)
     for net, pretrained, inputs in dict.fromkeys(nets):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from debiasbench.running import logs
 from debiasbench.running.executor import Event, Settings, run_cells, run_cells_here, worker_devices
 from debiasbench.running.plan import Plan, data_key, plan
 from debiasbench.running.preparation import with_data
-from debiasbench.running.runner import failed_record
+from debiasbench.running.runner import failed_record, n_cores
 
 
 @dataclass(frozen=True)
@@ -75,12 +76,18 @@ class GridRun:
         return list(dict.fromkeys(cell.method_title for cell in self.plan.grid.cells))
 
 
-def plan_grid(asked: Experiment, options: RunOptions) -> GridRun:
+MANY_CELLS, MANY_DATA = 10_000, 100  # which take so long to check that it is told
+
+
+def plan_grid(asked: Experiment, options: RunOptions, told: Callable[[str], None] = lambda _: None) -> GridRun:
     """Check all that can be wrong before anything trains, and find what is finished.
+
+    `told` is called with a line where that takes long.
 
     Raises:
         BenchmarkError: names, parameters, files, devices or folders that cannot be used; what to do about it.
     """
+    _check_machine(options.device, options.workers)
     grid = expand(
         asked.methods,
         asked.datasets,
@@ -89,6 +96,9 @@ def plan_grid(asked: Experiment, options: RunOptions) -> GridRun:
         epochs=asked.epochs,
         shared_recipes=asked.shared_recipes,
     )
+    n_cells, n_data = len(grid.cells), len({cell.dataset_title for cell in grid.cells})
+    if n_cells > MANY_CELLS or n_data > MANY_DATA:
+        told(f"{n_cells:,} cells on {n_data:,} set{'s' * (n_data > 1)} of data: checking them takes a while.")
     logs.check(options.log)
     asked = replace(asked, reference=_reference(asked.reference, grid.cells))  # a slip is told before data are fetched
     if options.shard is not None:
@@ -166,6 +176,24 @@ def longest_first(planned: Plan) -> list[Cell]:
         planned.to_run,
         key=lambda cell: (datasets.index(data_key(cell)), -costs[cell.hash], methods.index(cell.method_title)),
     )
+
+
+WORKERS_A_CORE = 8  # more are a slip of the finger: each has its own torch in memory
+
+
+def _check_machine(device: str, workers: int | None) -> None:
+    """Refuse kinds of devices that nothing is tested on, and more workers than a machine can mean.
+
+    Raises:
+        BenchmarkError: what was given, and what is allowed.
+    """
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", device):
+        raise BenchmarkError(f"Unsupported device '{device}'. Allowed: auto, cpu, cuda, cuda:0, ...")
+    if workers is not None and workers > (most := WORKERS_A_CORE * n_cores()):
+        raise BenchmarkError(
+            f"--workers must be at most {most}, as this machine has {n_cores()} cores. Got {workers}. Leave it out for "
+            "one a core, or one a GPU."
+        )
 
 
 def _reference(given: str | None, cells: Sequence[Cell]) -> str | None:

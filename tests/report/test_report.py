@@ -501,7 +501,7 @@ def test_every_experiment_can_be_read(name):
     [
         ("methods = ['vanilla']", "lacks datasets"),
         ("methods = ['vanilla']\ndatasets = ['cmnist5k']\nseed = 3", "unknown key 'seed'. Did you mean 'seeds'"),
-        ("methods = 'vanilla'\ndatasets = ['cmnist5k']", "'methods' must not be 'vanilla'"),
+        ("methods = 'vanilla'\ndatasets = ['cmnist5k']", "'methods' must be a list of names. Got 'vanilla'."),
         ("methods = ['vanilla']\ndatasets = ['cmnist5k']\nshow = 'cake'", "'show' must be one of accuracy"),
         ("methods = [", "is no valid TOML"),
     ],

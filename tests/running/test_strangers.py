@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from debiasbench.cli import main
+from debiasbench.datasets import check_splits
 from debiasbench.errors import BenchmarkError
 from debiasbench.experiments import Experiment
 from debiasbench.grid import expand
@@ -419,6 +421,86 @@ def test_a_subclass_without_a_name_of_its_own_is_told(strange):
     """, head="from debiasbench.methods.pgd import PGD\n")  # fmt: skip
     with pytest.raises(BenchmarkError, match=r"Nameless has the name of its parent: give it one of its own"):
         registry.get("strange")
+
+
+@pytest.mark.parametrize(
+    ("text", "lacking"),
+    [("", "fit"), ("def fitt(self, task): ...", "fit"), ("cost = 2.0", "fit")],
+)
+def test_a_class_without_what_every_one_defines_is_told_what_it_lacks(strange, capsys, text, lacking):
+    """It was told as an unknown method."""
+    strange(f"""
+    class Unfinished(Method):
+        name = "unfinished"
+        {text}
+    """)
+    with pytest.raises(BenchmarkError, match=rf"'unfinished' cannot be used: Unfinished \(.*strange\) lacks {lacking}"):
+        registry.get("unfinished")
+    assert "plain" in registry.classes()
+    assert main(["list"]) == 0
+    assert f"lacks {lacking}" in capsys.readouterr().out
+
+
+def test_a_class_without_any_name_is_told(strange):
+    strange("""
+    class Nameless(Method):
+        def fit(self, task): ...
+    """, head="from debiasbench.methods import Method\n")  # fmt: skip
+    with pytest.raises(BenchmarkError, match=r"Nameless has no name: give it one of its own, name = "):
+        registry.get("strange")
+
+
+@pytest.mark.parametrize(
+    "name", ["../n7", "/etc/n7", "n 7", "n7,x", "n7:x", "n7|x", ".n7", "-n7", "all", "n" * 61, "n\n7", 7]
+)
+def test_a_name_that_is_no_safe_file_name_is_refused(strange, tmp_path, name):
+    strange(f"""
+    class Odd(Plain):
+        name = {name!r}
+    """)
+    assert name not in registry.classes()
+    with pytest.raises(BenchmarkError, match="a name is at most 60 letters"):
+        registry.get(str(name))
+    strange(f"""
+    class Odd(Plain):
+        name = "odd"
+        aliases = {{{name!r}: {{"factor": 2.0}}}}
+    """)
+    with pytest.raises(BenchmarkError, match="a name is at most 60 letters"):
+        registry.get("odd")
+
+
+@pytest.mark.parametrize("hint", ["float", "int", "str", "float | None", "tuple[float, ...]"])
+def test_a_parameter_without_default_is_told(strange, hint):
+    """It was told as: Got <dataclasses._MISSING_TYPE object>."""
+    strange(f"""
+    class Bare(Plain):
+        name = "bare"
+        beta: {hint}
+    """)
+    with pytest.raises(BenchmarkError, match=r"'beta' of Bare has no default: write beta: \.\.\. = VALUE"):
+        registry.get("strange")
+
+
+def test_a_dataset_without_class_names_is_told_so():
+    """It was told as: labels must be in 0..-1."""
+
+    class Anonymous(Tiny):
+        name = "anonymous"
+        class_names = ()
+
+    with pytest.raises(BenchmarkError, match="anonymous: class_names is missing"):
+        check_splits(Anonymous(), Tiny().build(Path()))
+
+
+@pytest.mark.parametrize("n", [0, 3, 9])
+def test_a_bias_beyond_its_values_is_told(n):
+    class Narrow(Tiny):
+        name = "narrow"
+        n_bias_values = n
+
+    with pytest.raises(BenchmarkError, match=rf"narrow: the bias of t\w+ must be below n_bias_values, which is {n}"):
+        check_splits(Narrow(), Tiny().build(Path()))
 
 
 @pytest.mark.parametrize(

@@ -323,6 +323,9 @@ def run_command(options: argparse.Namespace) -> int:
     """Plan, run and report a grid."""
     if options.list:
         return list_command(options)
+    for ending in ("SIGTERM", "SIGHUP"):  # as Ctrl-C: workers write a checkpoint, records stay
+        if hasattr(signal, ending) and threading.current_thread() is threading.main_thread():
+            signal.signal(getattr(signal, ending), signal.default_int_handler)  # Windows has no SIGHUP
     asked = _asked(options)
     from debiasbench.running.run import RunOptions, plan_grid, run_grid
 
@@ -348,15 +351,8 @@ def run_command(options: argparse.Namespace) -> int:
         return OK
     from debiasbench.running.progress import Display
 
-    for ending in ("SIGTERM", "SIGHUP"):  # as Ctrl-C: workers are stopped, records stay
-        if hasattr(signal, ending) and threading.current_thread() is threading.main_thread():
-            signal.signal(getattr(signal, ending), signal.default_int_handler)  # Windows has no SIGHUP
-    try:
-        with Display(ready.plan) as display:
-            run_grid(ready, display.handle)
-    except KeyboardInterrupt:
-        print("\nStopped. Finished cells are kept; the same command goes on with the rest.", file=sys.stderr)
-        return INTERRUPTED
+    with Display(ready.plan) as display:
+        run_grid(ready, display.handle)
     return _report_grid(console, ready, n_failed=display.n_failed)
 
 

@@ -91,6 +91,19 @@ def _set_deterministic(kept: tuple[bool, bool]) -> None:
     torch.use_deterministic_algorithms(kept[0], warn_only=kept[1])
 
 
+def _autocast_nesting() -> int:
+    """How many contexts of autocast are open; torch tells the number only when it changes."""
+    torch.autocast_increment_nesting()
+    return int(torch.autocast_decrement_nesting())
+
+
+def _set_autocast(kept: tuple[bool, int]) -> None:
+    torch.set_autocast_enabled("cpu", kept[0])
+    while _autocast_nesting() > kept[1]:
+        torch.autocast_decrement_nesting()
+    torch.clear_autocast_cache()  # else later contexts take weights that were cast before
+
+
 def _set_filters(kept: list[Any]) -> None:
     warnings.filters[:] = kept  # type: ignore[index] # it is a list
 
@@ -139,7 +152,7 @@ _STATE: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
             _enabled=kept[0], _benchmark=kept[1], _deterministic=kept[2], _allow_tf32=kept[3]
         ),
     ),
-    "autocast": (lambda: torch.is_autocast_enabled("cpu"), lambda kept: torch.set_autocast_enabled("cpu", kept)),
+    "autocast": (lambda: (torch.is_autocast_enabled("cpu"), _autocast_nesting()), _set_autocast),
     "hooks of all modules or optimizers": (lambda: [dict(hooks) for hooks in _HOOKS], _set_hooks),
     "the number of threads": (torch.get_num_threads, torch.set_num_threads),
     "the current folder": (lambda: str(Path.cwd()), os.chdir),

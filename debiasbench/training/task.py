@@ -350,7 +350,8 @@ class Task:
             if shape == ():
                 self.journal.values[name] = float(column)
             elif shape == (self.n_samples,):
-                self.journal.columns[name] = column.detach().cpu()
+                half = column.dtype in (torch.float16, torch.bfloat16)  # numpy does not know the latter
+                self.journal.columns[name] = (column.float() if half else column).detach().cpu()
             else:
                 raise ValueError(f"task.log({name}=...) must have shape ({self.n_samples},) or (). Got {shape}.")
         self.journal.end_log(call, columns)

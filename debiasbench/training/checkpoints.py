@@ -67,7 +67,7 @@ class Checkpoints:
         if key not in self._files:
             return None
         with contextlib.suppress(OSError):
-            return (self.folder / self._files[key]).read_bytes()
+            return (self.folder / Path(self._files[key]).name).read_bytes()  # whatever is written there: of this folder
         return None
 
     def keep(self, key: str, data: bytes) -> None:

@@ -150,7 +150,7 @@ class Journal:
         Calls are finished in their order. A loop of the method's own never is, nor a call that makes others: these are
         done again, with all that follows.
         """
-        if call != len(self._ended) + 1 or call != len(self.calls):
+        if not self._is_next(call):
             return
         self._ended.append(about)
         if self._checkpoints is None:
@@ -161,6 +161,10 @@ class Journal:
         self._then.running = None
         if files and self._checkpoints.is_cheap:
             self._write()
+
+    def _is_next(self, call: int) -> bool:
+        """Whether all calls before this one are finished, and it has made none itself."""
+        return call == len(self._ended) + 1 == len(self.calls)
 
     # ---- networks ---------------------------------------------------------------------------------------------------
 
@@ -229,7 +233,7 @@ class Journal:
         """Called after each step: gives signs of life, and says whether a checkpoint is to be made (`keep_running`)."""
         if time.monotonic() - self._told > TOLD:
             self.report(run, epoch, epochs)
-        return self._checkpoints is not None and (self.stopping or self._checkpoints.is_due)
+        return self.stopping or (self._checkpoints is not None and self._is_next(run.call) and self._checkpoints.is_due)
 
     def keep_running(self, run: StageRun, end: StageEnd, **about: Any) -> None:
         """A checkpoint of the run that is under way.
@@ -237,7 +241,7 @@ class Journal:
         Raises:
             StoppedError: the cell was asked to stop.
         """
-        if self._checkpoints is not None and run.call == len(self._ended) + 1 == len(self.calls):
+        if self._checkpoints is not None and self._is_next(run.call):
             self._checkpoints.keep("running", end.to_bytes())
             self._then.running = about | {"call": run.call, "run": asdict(run)}
             self._write()

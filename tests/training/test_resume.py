@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from debiasbench.methods import registry
+from debiasbench.losses import cross_entropy, mean_cross_entropy
+from debiasbench.methods import Method, registry
 from debiasbench.recipe import Recipe
 from debiasbench.testing import compare_with_interrupted
 from debiasbench.training.ends import fill, from_bytes, put_state, state_of, to_bytes, without_values
+from debiasbench.training.journal import StoppedError
 from debiasbench.training.updates import new_optimizer
 
 VARIANTS = {
@@ -31,6 +33,89 @@ VARIANTS = {
 def test_a_variant_goes_on(variant):
     name, parameters = VARIANTS[variant]
     compare_with_interrupted(registry.get(name)[0](**parameters))
+
+
+class OwnLoop(Method):
+    """A stage, a loop of its own, and another stage: loop and what follows are done again, the first stage is not."""
+
+    name = "own-loop"
+
+    def fit(self, task):
+        net = task.new_net()
+        task.train(net, mean_cross_entropy)
+        weight = task.each(lambda x, y: net(x).softmax(1).gather(1, y[:, None])[:, 0])
+        loop = task.batches(epochs=1, columns={"weight": weight})
+        optimizer = loop.optimizer(net)
+        for batch in loop:
+            optimizer.zero_grad()
+            (batch.weight * cross_entropy(net(batch.x), batch.y)).mean().backward()
+            optimizer.step()
+        task.evaluate(net)
+        task.train(net, mean_cross_entropy, predict=net)
+        return net
+
+
+class CallInACall(Method):
+    """A call that makes others has no place of its own: it is done again, with all that follows."""
+
+    name = "call-in-a-call"
+
+    def fit(self, task):
+        net = task.new_net()
+        task.train(net, mean_cross_entropy)
+        score = task.once(lambda **_: task.each(lambda x, _: net(x).amax(1)))
+        task.train(net, mean_cross_entropy, sample=score - score.min() + 1, predict=net)
+        return net
+
+
+class Stateful(Method):
+    """State tables, results of several forms, snapshots that come and go, losses that are looked at, two networks."""
+
+    name = "stateful"
+
+    def fit(self, task):
+        net, head = task.new_net(), task.new_head(10, 10)
+        before = task.snapshot(net)
+        stage = task.stage({"net": net}, self.loss, state={"seen": task.column(0.0)})
+        while len(stage.losses) < 2 and stage.losses != sorted(stage.losses, reverse=True):
+            stage.run(epochs=1)
+        seen = stage.run(epochs=1)["seen"]
+        sums, words = task.once(self.several, seen, task.y)
+        assert words == {"most": [4.5, True, None], "name": "sums"}
+        task.log(score=seen, total=sums.sum())
+        task.restore(before)
+        net.head.load_state_dict({"weight": net.head.weight * 2, "bias": net.head.bias + 1})
+        task.train({"head": head, "net": net}, self.both, predict=self.predict)
+        return self.predict
+
+    def several(self, seen, y, *, generator):
+        sums = torch.zeros(10).index_add(0, y, seen) + torch.rand(10, generator=generator)
+        return sums.reshape(2, 5).t(), {"most": [4.5, True, None], "name": "sums"}
+
+    def loss(self, nets, batch, state):
+        each = cross_entropy(nets.net(batch.x), batch.y)
+        return each.mean(), {"seen": state["seen"].index_put((batch.index,), each.detach())}
+
+    def both(self, nets, batch, state):
+        return cross_entropy(self.predict(nets, batch.x), batch.y).mean()
+
+    def predict(self, nets, x):
+        logits = nets.net(x)
+        return logits + nets.head(logits.new_ones(len(logits), 10))[:, : logits.shape[1]]
+
+
+@pytest.mark.parametrize("cls", [OwnLoop, CallInACall, Stateful])
+def test_what_a_method_may_do_goes_on(cls):
+    compare_with_interrupted(cls())
+
+
+def test_a_cell_stops_in_a_loop_of_its_own(make_task):
+    task = make_task(OwnLoop())
+    batches = iter(task.batches())
+    next(batches)
+    task.journal.stopping = True
+    with pytest.raises(StoppedError):
+        next(batches)
 
 
 # ---- optimisers and networks -----------------------------------------------------------------------------------------

@@ -378,6 +378,8 @@ def _asked(options: argparse.Namespace) -> Experiment:
 
 
 def _show_plan(console: PlainConsole, ready: GridRun, *, every_cell: bool) -> None:
+    from debiasbench.running.plan import begun
+
     planned, grid = ready.plan, ready.plan.grid
     for data, reason in ready.left_out.items():
         console.print(f"left out: {data}. {reason}", soft_wrap=True)
@@ -400,6 +402,8 @@ def _show_plan(console: PlainConsole, ready: GridRun, *, every_cell: bool) -> No
             f"{len(planned.failed_before)} cells failed before and are left as they are: --rerun failed tries again."
         )
     parts = [f"{len(planned.to_run)} cells to run", f"{len(planned.finished)} finished before"]
+    n_begun = len(begun(planned.to_run, ready.options.results_dir)) if ready.settings.resume else 0
+    parts += [f"{n_begun} with a checkpoint"] if n_begun else []
     console.print(", ".join(parts) + f"; {_cost(planned, ready.options.results_dir, len(ready.settings.devices))}.")
 
 

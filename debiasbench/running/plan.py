@@ -13,7 +13,8 @@ from debiasbench.grid import Grid
 from debiasbench.nets.build import check_net
 from debiasbench.nets.pretrained import weights_sha256
 from debiasbench.plugins import is_shipped
-from debiasbench.records import Failure, Record, Result, find_record, read_record
+from debiasbench.records import Failure, Record, Result, find_record, read_record, record_path, running_path
+from debiasbench.training.checkpoints import JOURNAL
 
 if TYPE_CHECKING:
     from debiasbench.datasets import Dataset, NeededFile
@@ -204,6 +205,11 @@ def missing(dataset: Dataset, needed: Sequence[NeededFile], data_dir: Path) -> s
     else:
         lines.append(f"  Put them there, or name their place: --data-dir DIR, or {dataset.name}:root=DIR.")
     return "\n".join(lines)
+
+
+def begun(cells: Sequence[Cell], results_dir: Path) -> list[Cell]:
+    """Those of the cells that an earlier run has left a checkpoint of."""
+    return [cell for cell in cells if (running_path(record_path(results_dir, cell)) / JOURNAL).exists()]
 
 
 def data_key(cell: Cell) -> str:

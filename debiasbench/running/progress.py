@@ -86,6 +86,7 @@ class Display:
         self.running.pop(event.worker, None)
         self.grid_bar.advance(self.grid_task)
         seconds = time.monotonic() - self.begun.get(event.worker, self.started)
+        took = "in another run" if event.by_other else f"{seconds:.0f} s"
         problem = event.message
         if event.path is not None:
             record = read_record(event.path)
@@ -93,14 +94,12 @@ class Display:
                 problem = f"{record.failure.type}: {record.failure.message}"
         if problem:
             self.n_failed += 1
-            self.console.print(f"failed  {event.cell.title} ({seconds:.0f} s): {problem}", style="red")
+            self.console.print(f"failed  {event.cell.title} ({took}): {problem}", style="red")
         elif not self.console.is_terminal:
             n_done = int(self.grid_bar.tasks[0].completed)
             total = int(self.grid_bar.tasks[0].total or 0)
             left = self._left()
-            self.console.print(
-                f"done {n_done}/{total}  {event.cell.title} ({seconds:.0f} s){'  ' + left if left else ''}"
-            )
+            self.console.print(f"done {n_done}/{total}  {event.cell.title} ({took}){'  ' + left if left else ''}")
 
     def _left(self) -> str:
         """The time left, from the cost of what is done; cells that run are taken for half done."""

@@ -263,6 +263,8 @@ def test_a_run_that_is_ended_goes_on_whatever_ends_it(tmp_path):
             assert "Traceback" not in output
         assert not list((tmp_path / "records").rglob("*.json"))
         assert n_steps(tmp_path) > before
+        assert "1 cells to run, 0 finished before" in output
+        assert (", 1 with a checkpoint;" in output) == (before > 0)
     record = run(tmp_path, "pgd", data="small:steps=300", workers=0)["pgd"]
     assert len(record.provenance.resumed) == 5
     assert record.result == run(tmp_path / "undisturbed", "pgd", data="small:steps=300", workers=0)["pgd"].result

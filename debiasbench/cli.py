@@ -119,11 +119,15 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--no-reuse", action="store_true", help="train equal first stages in every cell that has them")
     run.add_argument("--shard", type=_part, metavar="I/N", help="only the I-th of N parts of the grid, such as 2/8")
     run.add_argument(
-        "--checkpoint-every", type=_seconds, metavar="T", default=60.0, help="within a stage (default 60s)"
+        "--checkpoint-every",
+        type=_seconds,
+        metavar="T",
+        default=60.0,
+        help="write a checkpoint every T within a stage (default 60s)",
     )
     run.add_argument("--cell-timeout", type=_seconds, metavar="T", help="end a cell after this time: 90s, 30min, 2h")
     run.add_argument(
-        "--silence-timeout", type=_seconds, metavar="T", help="end a cell that gives no sign of life for this time"
+        "--silence-timeout", type=_seconds, metavar="T", help="end a cell that reports no progress for this time"
     )
     run.add_argument(
         "--log", nargs="+", metavar="L", default=[], help="log finished cells: tensorboard, wandb (extra packages)"
@@ -324,8 +328,11 @@ def run_command(options: argparse.Namespace) -> int:
     if options.list:
         return list_command(options)
     for ending in ("SIGTERM", "SIGHUP"):  # as Ctrl-C: workers write a checkpoint, records stay
-        if hasattr(signal, ending) and threading.current_thread() is threading.main_thread():
-            signal.signal(getattr(signal, ending), signal.default_int_handler)  # Windows has no SIGHUP
+        number = getattr(signal, ending, None)  # Windows has no SIGHUP
+        if number is None or threading.current_thread() is not threading.main_thread():
+            continue
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, signal.default_int_handler)
     asked = _asked(options)
     from debiasbench.running.run import RunOptions, plan_grid, run_grid
 
@@ -347,7 +354,10 @@ def run_command(options: argparse.Namespace) -> int:
     if options.dry_run:
         return OK
     if not ready.plan.grid.cells:
-        console.print("Nothing to run: every method declined.")
+        shard = options.shard
+        console.print(
+            f"Part {shard[0]} of {shard[1]} has no cells." if shard else "Nothing to run: every method declined."
+        )
         return OK
     from debiasbench.running.progress import Display
 
@@ -436,13 +446,18 @@ def _report_grid(console: PlainConsole, ready: GridRun, *, n_failed: int) -> int
 
     cells, asked, results_dir = ready.plan.grid.cells, ready.asked, ready.options.results_dir
     wanted = {path for cell in cells if (path := find_record(results_dir, cell))}
+    there = {cell.method_title for cell in cells}
     report = make(
-        results_dir, reference=asked.reference, keep=lambda record: record.path in wanted, order=ready.methods,
+        results_dir, reference=asked.reference if asked.reference in there else None,
+        keep=lambda record: record.path in wanted, order=ready.methods,
         experiment=asked if asked.paper or asked.show != "accuracy" else None, data_dir=ready.options.data_dir,
     )  # fmt: skip
     _show_report(console, report)
     if ready.left_out:  # again, below the tables that lack it
         console.print(f"left out, as data are missing: {', '.join(ready.left_out)}.", soft_wrap=True)
+    if ready.options.shard is not None:
+        index, count = ready.options.shard
+        console.print(f"This is part {index} of {count}. All together: debiasbench report FOLDER of their records.")
     lost = len(cells) - len(wanted)
     return FAILED if report.failed or lost or n_failed else OK
 

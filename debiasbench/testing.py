@@ -319,9 +319,9 @@ def compare_with_interrupted(method: Method) -> None:
                 continue
             except Exception as error:
                 raise AssertionError(
-                    f"{method.name} cannot go on after an interruption ({type(error).__name__}: {error}): it reads "
-                    "what a network was between two calls that train it. Keep it with task.snapshot, or read it in "
-                    "task.each or task.once."
+                    f"{method.name} cannot go on after an interruption ({type(error).__name__}: {error}). As a rule it "
+                    "reads what a network was between two calls that train it: keep it with task.snapshot, or read it "
+                    "in task.each or task.once."
                 ) from error
             finally:
                 n_steps += part.n_steps
@@ -357,9 +357,9 @@ class _OneCheckpoint(Checkpoints):
 
     fraction = math.inf
 
-    def write(self, journal: Mapping[str, Any]) -> None:
+    def write(self, journal: Mapping[str, Any], started: float | None = None) -> None:
         """As of `Checkpoints`."""
-        super().write(journal)
+        super().write(journal, started)
         raise _InterruptedError
 
 

@@ -2,9 +2,10 @@
 
 A claim is a small file beside the folder of the running cell, written anew every few seconds by the run that holds it
 (`BEAT`), with how far the cell has come. It is a lease: one that was not renewed for `LEASE` seconds is void, and at
-once if its process is known to be gone. Its age is that of its time stamp against the time stamp of a file just touched
-on the same file system, so clocks of machines may differ. Claims are taken under a lock of the file system. Of that is
-needed, over NFS as well: `flock` (NFS 4, or lockd) and an atomic rename.
+once if its process is known to have ended. Its age is that of its time stamp against the time stamp of a file just
+touched on the same file system, so clocks of machines may differ. Claims are taken and given back under a lock of the
+file system. Of that is needed, over NFS as well: `flock` (NFS 4, or lockd), an atomic rename, and attributes that are
+cached for less than `LEASE`.
 
 If two runs should train one cell all the same (a machine that slept for longer than a lease), both come to the same
 result and write the same record.
@@ -15,43 +16,52 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import socket
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Self
 
 from debiasbench.cell import Cell
 from debiasbench.errors import BenchmarkError
 from debiasbench.files import write_atomically
-from debiasbench.records import record_path, running_path
+from debiasbench.plain import from_plain
+from debiasbench.records import Record, read_record, record_path, running_path
 
+RecordState = tuple[int, int] | None  # of the file: when it was written, and which it is
 BEAT = 5.0  # seconds
-LEASE = 60.0
+LEASE = 150.0
 POLL = 1.0
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Who trains a cell, and how far it has come."""
+    """Who trains a cell, and how far it has come.
 
+    Attributes:
+        token: of the run. machine: where its process number means something.
+    """
+
+    token: str
     host: str
+    machine: str
     pid: int
     stage: str = ""
     epoch: int = 0
     epochs: int = 0
 
     @property
-    def is_gone(self) -> bool:
-        """Whether its process is known to have ended: only that of this machine can be."""
-        if self.host != socket.gethostname() or os.name != "posix":
+    def has_ended(self) -> bool:
+        """Whether its process is known to have: only that of this machine can be."""
+        if self.machine != _machine() or os.name != "posix":
             return False
         try:
             os.kill(self.pid, 0)
-        except ProcessLookupError:
+        except (ProcessLookupError, OverflowError):
             return True
         except OSError:
             return False
@@ -59,82 +69,106 @@ class Holder:
 
 
 class Claims:
-    """What one run holds of a results folder."""
+    """What one run holds of a results folder; as a context, all is given back at its end."""
 
     def __init__(self, results_dir: Path) -> None:
         self.results_dir = results_dir
-        self._held: dict[str, tuple[Path, Holder]] = {}  # cell hash -> its claim
+        self._me = Holder(secrets.token_hex(8), socket.gethostname(), _machine(), os.getpid())
+        self._held: dict[Path, Holder] = {}
         self._lock = threading.Lock()
-        self._beating: threading.Thread | None = None
         self._ended = threading.Event()
+        self._beating = threading.Thread(target=self._beat, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._beating.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._beating.join()
+        for path in list(self._held):
+            self._give_back(path)
 
     def take(self, cell: Cell) -> bool:
         """Claim a cell; False if another run holds it."""
         path = claim_path(self.results_dir, cell)
         with _alone(self.results_dir):
-            if _is_held(path):
+            if _holder_of(path) is not None:
                 return False
             with self._lock:
-                self._held[cell.hash] = path, Holder(socket.gethostname(), os.getpid())
-                self._write(cell.hash)
-        if self._beating is None:
-            self._beating = threading.Thread(target=self._beat, daemon=True)
-            self._beating.start()
+                self._held[path] = self._me
+                self._write(path)
         return True
 
     def tell(self, cell: Cell, stage: str, epoch: int, epochs: int) -> None:
         """How far a cell has come, for the other runs: written with the next beat."""
+        path = claim_path(self.results_dir, cell)
         with self._lock:
-            if cell.hash in self._held:
-                path, holder = self._held[cell.hash]
-                self._held[cell.hash] = path, Holder(holder.host, holder.pid, stage, epoch, epochs)
+            if path in self._held:
+                self._held[path] = replace(self._me, stage=stage, epoch=epoch, epochs=epochs)
 
     def release(self, cell: Cell) -> None:
         """Give a claim back."""
-        with self._lock:
-            path, _ = self._held.pop(cell.hash, (None, None))
-            if path is not None:
-                with contextlib.suppress(OSError):
-                    path.unlink()
-                for folder in list(path.parents)[:2]:  # of its method and of its dataset
-                    with contextlib.suppress(OSError):  # of other cells, too
-                        folder.rmdir()
+        self._give_back(claim_path(self.results_dir, cell))
 
-    def close(self) -> None:
-        """Give all back, at the end of the run."""
-        self._ended.set()
-        for path, _ in self._held.values():
+    def _give_back(self, path: Path) -> None:
+        with _alone(self.results_dir), self._lock:
+            if self._held.pop(path, None) is None or not self._is_mine(path):
+                return
             with contextlib.suppress(OSError):
                 path.unlink()
+            for folder in list(path.parents)[:2]:  # of its method and of its dataset
+                with contextlib.suppress(OSError):  # of other cells, too
+                    folder.rmdir()
+
+    def _is_mine(self, path: Path) -> bool:
+        """Whether nobody else has taken it, after this run had slept for longer than its lease."""
+        there = read_claim(path)
+        return there is not None and there.token == self._me.token
 
     def _beat(self) -> None:
         while not self._ended.wait(BEAT):
             with self._lock:
-                for name in self._held:
-                    self._write(name)
+                for path in list(self._held):
+                    if self._is_mine(path):
+                        self._write(path)
 
-    def _write(self, name: str) -> None:
-        path, holder = self._held[name]
+    def _write(self, path: Path) -> None:
         with contextlib.suppress(OSError):  # a full disk: another run may take the cell
-            write_atomically(path, json.dumps(vars(holder)).encode())
+            write_atomically(path, json.dumps(asdict(self._held[path])).encode())
 
 
 class Work:
     """The cells that a run is to train, shared with the other runs on its folder. Threads may take from it."""
 
-    def __init__(self, cells: Sequence[Cell], results_dir: Path) -> None:
+    def __init__(
+        self,
+        cells: Sequence[Cell],
+        results_dir: Path,
+        *,
+        before: dict[str, RecordState] | None = None,
+        accepts: Callable[[Cell, Record], bool] = lambda *_: True,
+    ) -> None:
+        """What another run writes meanwhile need not be trained.
+
+        Args:
+            cells: in the order in which they are taken.
+            results_dir: where their records go.
+            before: what was there of each cell's record when it was found to be missing; by default what is there now.
+            accepts: whether a record that is new since then is what this run would make.
+        """
+        self.cells, self.results_dir, self.accepts = list(cells), results_dir, accepts
         self.claims = Claims(results_dir)
         self._waiting, self._held = deque(cells), deque[Cell]()
         self._lock = threading.Lock()
-        self._before = {cell.hash: _state_of(record_path(results_dir, cell)) for cell in cells}
-        self.results_dir = results_dir
+        self._before = before or {cell.hash: state_of(record_path(results_dir, cell)) for cell in cells}
 
     def next(
-        self, told: Callable[[Cell, Holder], None], stopped: Callable[[], bool] = lambda: False
+        self, watch: Callable[[Cell, Holder], None], stopped: Callable[[], bool] = lambda: False
     ) -> tuple[Cell, Path | None] | None:
         """The next cell to train (to be released), or one that another run has finished, with its record.
 
-        Cells that others train come last: they are waited for, and `told` is called each second.
+        Cells that others train come last: they are waited for, and `watch` is called each second.
 
         Returns:
             None: nothing is left, or `stopped`.
@@ -146,28 +180,60 @@ class Work:
                     return None
                 cell, others = queue.popleft(), bool(self._waiting)
             claimed = self.claims.take(cell)
-            path = record_path(self.results_dir, cell)
-            if _state_of(path) != self._before[cell.hash] and (claimed or not _is_held(claim_path_of(path))):
+            if claimed:
+                path = self._new_record(cell)
+                if path is None:
+                    return cell, None
                 self.claims.release(cell)
                 return cell, path
-            if claimed:
-                return cell, None
             with self._lock:
                 self._held.append(cell)
             if not others:
-                holder = read_claim(claim_path(self.results_dir, cell))
+                holder = _holder_of(claim_path(self.results_dir, cell))
                 if holder is not None:
-                    told(cell, holder)
-                time.sleep(POLL)
+                    watch(cell, holder)
+                    time.sleep(POLL)
         return None
+
+    def put_back(self, cell: Cell) -> None:
+        """A cell is to be trained after all; it was released."""
+        with self._lock:
+            self._waiting.append(cell)
+
+    def _new_record(self, cell: Cell) -> Path | None:
+        """The record of a cell that another run has written meanwhile, if it counts."""
+        path = record_path(self.results_dir, cell)
+        if state_of(path) == self._before[cell.hash]:
+            return None
+        try:
+            return path if self.accepts(cell, read_record(path)) else None
+        except BenchmarkError:
+            return None
 
 
 class Presence:
-    """Whether a results folder is the one that it was at the start: a worker that writes may have made it again."""
+    """Whether a results folder is the one that it was at the start: a worker that writes may have made it again.
+
+    As a context it leaves a file in the folder for as long as it lasts.
+    """
 
     def __init__(self, results_dir: Path) -> None:
-        results_dir.mkdir(parents=True, exist_ok=True)
-        self.results_dir, self._number = results_dir, results_dir.stat().st_ino
+        self.results_dir = results_dir
+        self._mark = results_dir / "running" / f".present-{secrets.token_hex(8)}"
+
+    def __enter__(self) -> Self:
+        folder = self._mark.parent
+        folder.mkdir(parents=True, exist_ok=True)
+        self._mark.touch()
+        for other in folder.glob(".present-*"):  # of runs that were killed
+            with contextlib.suppress(OSError):
+                if self._mark.stat().st_mtime - other.stat().st_mtime > LEASE:
+                    other.unlink()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(OSError):
+            self._mark.unlink()
 
     def check(self) -> None:
         """Refuse to go on where it was deleted.
@@ -175,13 +241,15 @@ class Presence:
         Raises:
             BenchmarkError: it was.
         """
-        with contextlib.suppress(FileNotFoundError):
-            if self.results_dir.stat().st_ino == self._number:
-                return
-        raise BenchmarkError(
-            f"The results folder {self.results_dir} was deleted or replaced while its cells ran. Nothing more is "
-            "trained; the same command starts again with what is there."
-        )
+        try:
+            os.utime(self._mark)
+        except FileNotFoundError:
+            raise BenchmarkError(
+                f"The results folder {self.results_dir} was deleted or replaced while its cells ran. Nothing more is "
+                "trained; the same command starts again with what is there."
+            ) from None
+        except OSError:
+            return  # a network that is down for a while: nothing is known
 
 
 def claim_path(results_dir: Path, cell: Cell) -> Path:
@@ -196,36 +264,48 @@ def claim_path_of(record: Path) -> Path:
 
 
 def read_claim(path: Path) -> Holder | None:
-    """Who holds a claim; None where there is none, or it cannot be read."""
+    """Who wrote a claim; None where there is none, or it cannot be read."""
     try:
-        content: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        holder = Holder(**content)
-        return holder if isinstance(holder.pid, int) and isinstance(holder.host, str) else None
-    except (OSError, ValueError, TypeError):
+        holder: Holder = from_plain(Holder, json.loads(path.read_bytes()))
+    except (OSError, ValueError):
         return None
+    return holder
 
 
 def running_cells(results_dir: Path) -> Iterator[tuple[Path, Holder]]:
     """The claims of a results folder that hold, with who holds them."""
     for path in sorted((results_dir / "running").rglob("*.claim")):
-        holder = read_claim(path)
-        if holder is not None and _is_held(path):
+        holder = _holder_of(path)
+        if holder is not None:
             yield path, holder
 
 
-def _is_held(path: Path) -> bool:
-    """Whether a claim is there and not void."""
+UNKNOWN = Holder("", "?", "", 0)
+
+
+def _holder_of(path: Path) -> Holder | None:
+    """Who holds a claim; None where there is none, or it is void."""
     try:
-        written = path.stat().st_mtime
+        with path.open("rb") as file:
+            written = os.fstat(file.fileno()).st_mtime
     except OSError:
-        return False
-    holder = read_claim(path)
-    if holder is not None and holder.is_gone:
-        return False
+        return None
+    holder = read_claim(path) or UNKNOWN  # damaged: held until it is old
+    if holder.has_ended:
+        return None
     try:
-        return _now(path.parent) - written < LEASE
+        age = _now(path.parent) - written
     except OSError:  # a folder that can only be read: by this machine's clock
-        return time.time() - written < LEASE
+        age = time.time() - written
+    return holder if age < LEASE else None
+
+
+def _machine() -> str:
+    """What tells processes of this machine, or container, from those of others."""
+    try:
+        return f"{socket.gethostname()} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return socket.gethostname()
 
 
 def _now(folder: Path) -> float:
@@ -238,8 +318,8 @@ def _now(folder: Path) -> float:
         touched.unlink(missing_ok=True)
 
 
-def _state_of(path: Path) -> tuple[int, int] | None:
-    """What tells whether a file was replaced."""
+def state_of(path: Path) -> RecordState:
+    """What tells whether a record was written anew."""
     try:
         found = path.stat()
     except OSError:

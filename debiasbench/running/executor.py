@@ -57,7 +57,7 @@ class Event:
     Attributes:
         kind: "started", "epoch", "elsewhere" (another run trains it: how far it is), "finished", "lost", or "note" (a
             message to show, of no worker).
-        failure: of a lost cell, "LostWorker" or "TimedOut". by_other: whether another run has finished it.
+        path: of a finished cell, its record. by_other: whether another run has finished it.
     """
 
     kind: str
@@ -68,14 +68,13 @@ class Event:
     epochs: int = 0
     path: Path | None = None
     message: str = ""
-    failure: str = "LostWorker"
     by_other: bool = False
 
 
 Events = queue.Queue[Event | Exception | None]  # None: a worker has nothing left to do
 
 
-def run_cells(cells: list[Cell], settings: Settings, handle: Callable[[Event], None]) -> None:
+def run_cells(work: Work, settings: Settings, handle: Callable[[Event], None]) -> None:
     """Run all cells, calling `handle` in this thread for every event; returns when all are finished or lost.
 
     A worker that dies takes one cell with it ("lost"); a new worker takes its place. One that was killed from outside,
@@ -86,27 +85,22 @@ def run_cells(cells: list[Cell], settings: Settings, handle: Callable[[Event], N
     Raises:
         BenchmarkError: the results folder was deleted meanwhile.
     """
-    work = Work(cells, settings.results_dir)
     events: Events = queue.Queue()
     killed: list[tuple[Cell, str]] = []
-    try:
-        n_workers = min(len(settings.devices), len(cells))
+    with Presence(settings.results_dir) as there, work.claims:
+        n_workers = min(len(settings.devices), len(work.cells))
         spare = killed if n_workers > 1 else None
-        _run([_Worker(number, settings, work, events, spare) for number in range(n_workers)], events, handle)
+        _run([_Worker(number, settings, work, events, spare) for number in range(n_workers)], there, events, handle)
         for cell, cause in killed:
             handle(Event("note", cell, 0, message=f"{cell.title}: {cause}. It is tried once more, alone."))
-        again = Work([cell for cell, _ in killed], settings.results_dir)
-        _run([_Worker(0, settings, again, events, None)] if killed else [], events, handle)
-        again.claims.close()
-    finally:
-        work.claims.close()
+            work.put_back(cell)
+        if killed:
+            _run([_Worker(0, settings, work, events, None)], there, events, handle)
 
 
-def _run(workers: list[_Worker], events: Events, handle: Callable[[Event], None]) -> None:
+def _run(workers: list[_Worker], there: Presence, events: Events, handle: Callable[[Event], None]) -> None:
     """Run workers until each has nothing left to do."""
-    if not workers:
-        return
-    there, checked = Presence(workers[0].settings.results_dir), time.monotonic()
+    checked = time.monotonic()
     try:
         for worker in workers:
             worker.start()
@@ -136,7 +130,7 @@ def _run(workers: list[_Worker], events: Events, handle: Callable[[Event], None]
                 worker.kill()
 
 
-def run_cells_here(cells: list[Cell], settings: Settings, handle: Callable[[Event], None]) -> None:
+def run_cells_here(work: Work, settings: Settings, handle: Callable[[Event], None]) -> None:
     """Run all cells one after another in this process, so that `print` and debuggers work in methods.
 
     As `run_cells`, but what a method prints goes to the console, and so does the traceback of a cell that fails.
@@ -151,8 +145,10 @@ def run_cells_here(cells: list[Cell], settings: Settings, handle: Callable[[Even
         save_weights=settings.save_weights, reuse=settings.reuse, resume=settings.resume, threads=settings.threads,
         checkpoint_every=settings.checkpoint_every,
     )  # fmt: skip
-    work, there = Work(cells, settings.results_dir), Presence(settings.results_dir)
-    try:
+    with contextlib.ExitStack() as until_the_end:
+        until_the_end.callback(state.put_back)
+        there = until_the_end.enter_context(Presence(settings.results_dir))
+        until_the_end.enter_context(work.claims)
         while (taken := work.next(lambda cell, holder: handle(_elsewhere(cell, holder, 0)))) is not None:
             cell, path = taken
             if path is not None:
@@ -173,9 +169,6 @@ def run_cells_here(cells: list[Cell], settings: Settings, handle: Callable[[Even
                 handle(Event("note", cell, 0, message=failure.traceback.rstrip()))
             handle(Event("finished", cell, 0, path=path))
             there.check()
-    finally:
-        work.claims.close()
-        state.put_back()
 
 
 def _elsewhere(cell: Cell, holder: Holder, worker: int) -> Event:
@@ -221,13 +214,15 @@ class _Worker(threading.Thread):
     def ask_to_stop(self) -> None:
         """Take no more cells, and end the running one at its next step."""
         self.stopped = True
-        if self.process is not None:
-            self.process.ask_to_stop()
+        process = self.process
+        if process is not None:
+            process.ask_to_stop()
 
     def kill(self) -> None:
         """End the process now."""
-        if self.process is not None:
-            self.process.kill()
+        process = self.process
+        if process is not None:
+            process.kill()
 
     def _tell(self, kind: str, cell: Cell, **what: Any) -> None:
         self.events.put(Event(kind, cell, self.number, **what))
@@ -243,7 +238,7 @@ class _Worker(threading.Thread):
                 self.process = WorkerProcess(self._settings())
             process = self.process
         except OSError as error:
-            self._tell("lost", cell, message=f"No worker process could be started: {error}")
+            self._lose(cell, "LostWorker", f"No worker process could be started: {error}")
             return
         process.send({
             "cell": cell.to_record(),
@@ -253,9 +248,9 @@ class _Worker(threading.Thread):
         started = heard = told = time.monotonic()
         while True:
             if self.stopped:
-                process.ask_to_stop()  # also one that was started meanwhile
-            is_over = process.is_over
-            message = process.next_message(POLL if not is_over else 0.0)
+                process.ask_to_stop()  # one that was started meanwhile
+            is_over = process.is_over  # before its last message is asked for
+            message = process.next_message(POLL)
             now = time.monotonic()
             if message is None:
                 if is_over:
@@ -264,9 +259,7 @@ class _Worker(threading.Thread):
                     return
                 if now - max(heard, told) > SILENCE:
                     told = now
-                    self._tell(
-                        "note", cell, message=f"{cell.title}: no sign of life for {round((now - heard) / 60)} min."
-                    )
+                    self._tell("note", cell, message=f"{cell.title}: no progress reported for {now - heard:.0f} s.")
                 continue
             heard = now
             kind = message.pop("event")
@@ -280,8 +273,15 @@ class _Worker(threading.Thread):
                     self._close()
                 self._tell("finished", cell, path=from_worker(message["path"]))
                 return
+            elif kind == "ready":
+                started = now  # importing torch is not the cell's
             elif kind == "lost":
-                self._tell("lost", cell, message=message["message"])
+                self._lose(cell, "LostWorker", message["message"])
+                return
+            elif kind == "stopped":  # if not by this run, by somebody who signals every process
+                self._close()
+                if not self.stopped:
+                    self.work.put_back(cell)
                 return
         if self.stopped:
             return
@@ -290,21 +290,29 @@ class _Worker(threading.Thread):
         if self.killed is not None and was_killed:
             self.killed.append((cell, cause))
         else:
-            self._tell("lost", cell, message=f"{cause}.")
+            self._lose(cell, "LostWorker", f"{cause}.")
+
+    def _lose(self, cell: Cell, kind: str, message: str) -> None:
+        """Record a failure that no worker could, before the claim is given back."""
+        from debiasbench.running.runner import failed_record
+
+        with contextlib.suppress(OSError):  # a full disk, perhaps: the message is shown all the same
+            failed_record(cell, self.settings.results_dir, kind, message, self.settings.devices[self.number])
+        self._tell("lost", cell, message=message)
 
     def _is_late(self, cell: Cell, process: WorkerProcess, seconds: float, silent: float) -> bool:
         """End a cell that takes longer than it may; its checkpoint stays."""
         for limit, taken, option, what in (
             (self.settings.cell_timeout, seconds, "--cell-timeout", "It took"),
-            (self.settings.silence_timeout, silent, "--silence-timeout", "It gave no sign of life for"),
+            (self.settings.silence_timeout, silent, "--silence-timeout", "It reported no progress for"),
         ):
             if limit is not None and taken > limit:
-                process.stop()
+                process.end()
                 self.process = None
                 message = (
                     f"{what} longer than {option} allows ({limit:g} s). It goes on where it stood: --rerun failed."
                 )
-                self._tell("lost", cell, message=message, failure="TimedOut")
+                self._lose(cell, "TimedOut", message)
                 return True
         return False
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,6 +14,7 @@ from debiasbench.nets.build import check_net
 from debiasbench.nets.pretrained import weights_sha256
 from debiasbench.plugins import is_shipped
 from debiasbench.records import Failure, Record, Result, find_record, read_record, record_path, running_path
+from debiasbench.running.claims import RecordState, state_of
 from debiasbench.training.checkpoints import JOURNAL
 
 if TYPE_CHECKING:
@@ -24,12 +25,29 @@ RERUN = ("missing", "failed", "changed", "all")
 
 @dataclass(frozen=True)
 class Plan:
-    """A grid sorted into what to run and what is there already (cell hash -> record)."""
+    """A grid sorted into what to run and what is there already (cell hash -> record).
+
+    Attributes:
+        before: cell hash -> what was there of its record when it was looked at.
+        fingerprints: of the data, by `data_key`. weights: whether a record without networks beside it does not count.
+    """
 
     grid: Grid
     to_run: list[Cell]
     finished: dict[str, Path]
     failed_before: dict[str, Path]
+    before: dict[str, RecordState] = field(default_factory=dict)
+    fingerprints: dict[str, str] = field(default_factory=dict)
+    weights: bool = False
+
+    def accepts(self, cell: Cell, record: Record) -> bool:
+        """Whether a record that another run has written meanwhile is what this run would make; a failure is."""
+        if record.hash != cell.hash:
+            return False
+        return record.result is None or (
+            _is_whole(record, cell, self.fingerprints[data_key(cell)], weights=self.weights)
+            and not has_other_code(record, cell)
+        )
 
 
 def plan(
@@ -59,8 +77,6 @@ def plan(
     """
     if rerun not in RERUN:
         raise BenchmarkError(f"rerun must be one of {', '.join(RERUN)}. Got {rerun!r}.")
-    from debiasbench.weights import has_weights
-
     cells = {data_key(cell): cell for cell in grid.cells}
     datasets = {key: cell.build_dataset() for key, cell in cells.items()}
     check_data(list(datasets.values()), data_dir)
@@ -73,7 +89,9 @@ def plan(
     to_run, finished, failed = [], {}, {}
     changed: dict[str, list[Cell]] = {}
     elsewhere: dict[tuple[str, str], int] = {}
+    before = {}
     for cell in grid.cells:
+        before[cell.hash] = state_of(record_path(results_dir, cell))
         path = find_record(results_dir, cell) if rerun != "all" else None
         try:
             record = read_record(path) if path else None
@@ -83,10 +101,8 @@ def plan(
             to_run.append(cell)
         elif record.result is None:
             (to_run.append(cell) if rerun == "failed" else failed.update({cell.hash: path}))
-        elif (
-            (weights and not has_weights(record))
-            or _made_from(record.result) != (fingerprints[data_key(cell)], _weights_of(cell))
-            or (has_other_code(record, cell) and rerun == "changed" and not is_shipped(type(cell.build_method())))
+        elif not _is_whole(record, cell, fingerprints[data_key(cell)], weights=weights) or (
+            has_other_code(record, cell) and rerun == "changed" and not is_shipped(type(cell.build_method()))
         ):
             to_run.append(cell)
         else:
@@ -97,7 +113,16 @@ def plan(
             if machines is not None:
                 elsewhere[machines] = elsewhere.get(machines, 0) + 1
     notices = _of_data(grid, built) + _of_changed_code(changed, keep=keep_changed) + _of_other_machines(elsewhere)
-    return Plan(replace(grid, notices=[*grid.notices, *notices]), to_run, finished, failed)
+    grid = replace(grid, notices=[*grid.notices, *notices])
+    return Plan(grid, to_run, finished, failed, before, fingerprints, weights)
+
+
+def _is_whole(record: Record, cell: Cell, fingerprint: str, *, weights: bool) -> bool:
+    """Whether a finished record was made from the data and pretrained weights of today, and has what is asked for."""
+    from debiasbench.weights import has_weights
+
+    assert record.result is not None
+    return _made_from(record.result) == (fingerprint, _weights_of(cell)) and (not weights or has_weights(record))
 
 
 def _is_not_its_fault(failure: Failure | None) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 
 from debiasbench.about import PACKAGE
 
+COMMAND = [sys.executable, "-m", "debiasbench.running.worker"]
 GRACE = 10.0  # seconds that a worker has to write a checkpoint, or to leave when nothing is left to do
 
 
@@ -34,13 +35,14 @@ class WorkerProcess:
         environment["PYTHONSAFEPATH"] = environment["PYTHONUTF8"] = "1"
         environment["OMP_NUM_THREADS"] = environment["MKL_NUM_THREADS"] = str(settings["threads"])
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "debiasbench.running.worker"],
+            COMMAND,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             encoding="utf-8",
             errors="backslashreplace",
             env=environment,
             start_new_session=True,  # Ctrl-C is the parent's to handle
+            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # the same, of Windows
         )
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._was_killed = False
@@ -56,7 +58,7 @@ class WorkerProcess:
     def send(self, request: Mapping[str, Any]) -> None:
         """Ask for something; of a process that is gone, nothing comes back."""
         assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError, ValueError):
+        with contextlib.suppress(OSError, ValueError):
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
 
@@ -70,9 +72,10 @@ class WorkerProcess:
         return message if isinstance(message, dict) else None
 
     def ask_to_stop(self) -> None:
-        """Ask it to end at the next step, with a checkpoint."""
-        with contextlib.suppress(OSError):
-            self._process.terminate()
+        """Ask it to end at the next step, with a checkpoint: by ending its input."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError, ValueError):
+            self._process.stdin.close()
 
     def kill(self) -> None:
         """End it now, with whatever it has started."""
@@ -83,20 +86,13 @@ class WorkerProcess:
             else:
                 self._process.kill()
 
-    def end(self, grace: float = GRACE) -> None:
-        """End the input, upon which it leaves by itself; what does not within `grace` seconds is killed."""
-        assert self._process.stdin is not None
-        with contextlib.suppress(OSError, ValueError):  # it may have died with a request unread
-            self._process.stdin.close()
+    def end(self, grace: float | None = None) -> None:
+        """End its input, upon which it leaves by itself; what does not within `grace` seconds (`GRACE`) is killed."""
+        self.ask_to_stop()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(grace)
+            self._process.wait(GRACE if grace is None else grace)
         self.kill()  # also what it has left behind
         self._process.wait()
-
-    def stop(self, grace: float = GRACE) -> None:
-        """Ask it to end with a checkpoint; kill it after `grace` seconds."""
-        self.ask_to_stop()
-        self.end(grace)
 
     @property
     def was_killed_by_others(self) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -15,10 +14,11 @@ from debiasbench.grid import Grid, expand
 from debiasbench.parameters import suggestion
 from debiasbench.records import check_writable, read_record
 from debiasbench.running import logs
+from debiasbench.running.claims import Work
 from debiasbench.running.executor import Event, Settings, run_cells, run_cells_here, worker_devices
 from debiasbench.running.plan import Plan, data_key, plan
 from debiasbench.running.preparation import with_data
-from debiasbench.running.runner import failed_record, n_cores
+from debiasbench.running.runner import n_cores
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,12 @@ def plan_grid(asked: Experiment, options: RunOptions, told: Callable[[str], None
     asked = replace(asked, reference=_reference(asked.reference, grid.cells))  # a slip is told before data are fetched
     if options.shard is not None:
         grid = part_of(grid, *options.shard)
+    limits = [name for name in ("cell_timeout", "silence_timeout") if getattr(options, name) is not None]
+    if limits and options.workers == 0:
+        raise BenchmarkError(
+            f"{' and '.join('--' + name.replace('_', '-') for name in limits)} cannot be kept with --workers 0: a cell "
+            "of this process cannot be ended. Use --workers 1."
+        )
     weights = options.save_weights or asked.needs_weights
     settings = Settings(
         data_dir=options.data_dir.absolute(),  # whatever folder a method changes to
@@ -135,10 +141,6 @@ def run_grid(ready: GridRun, handle: Callable[[Event], None]) -> None:
     write_grid(results_dir, ready.asked, ready.methods)
 
     def keep(event: Event) -> None:
-        if event.kind == "lost":
-            with contextlib.suppress(OSError):  # a full disk, perhaps: the message is shown all the same
-                device = ready.settings.devices[event.worker]
-                failed_record(event.cell, results_dir, event.failure, event.message, device)
         handle(event)
         if event.kind == "finished" and event.path is not None and not event.by_other:
             _log(event.cell, event.path, ready.options, handle)
@@ -147,8 +149,9 @@ def run_grid(ready: GridRun, handle: Callable[[Event], None]) -> None:
         if cell.hash in planned.finished:
             _log(cell, planned.finished[cell.hash], ready.options, handle)
     if planned.to_run:
+        work = Work(longest_first(planned), results_dir, before=planned.before, accepts=planned.accepts)
         run = run_cells_here if ready.options.workers == 0 else run_cells
-        run(longest_first(planned), ready.settings, keep)
+        run(work, ready.settings, keep)
 
 
 def part_of(grid: Grid, index: int, count: int) -> Grid:

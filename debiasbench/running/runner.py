@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import os
 import platform
-import shutil
 import subprocess
 import time
 import traceback
@@ -98,7 +97,7 @@ class Runner:
         spent.total = time.perf_counter() - started - journal.waited + journal.spent
         record = Record(cell.hash, cell, provenance(cell, self.device, journal, spent), result, failure)
         write_record(path, record, arrays)
-        shutil.rmtree(running_path(record_path(self.results_dir, cell)), ignore_errors=True)
+        Checkpoints(running_path(record_path(self.results_dir, cell)), {}).clear()
         return path
 
     def stop(self) -> None:
@@ -140,7 +139,10 @@ class Runner:
         spent.data = time.perf_counter() - started
         if torch.device(self.device).type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
-        journal.keep_in(self._checkpoints(cell, splits, resume=resume))
+        checkpoints = self._checkpoints(cell, splits, resume=resume)
+        journal.keep_in(checkpoints)
+        if checkpoints.unused:
+            print(f"The checkpoint of an earlier run is not used: {checkpoints.unused}.")  # noqa: T201 - to the log
         task = Task(
             splits, dataset=dataset, recipe=recipe, seed=cell.seed, access=method.access, journal=journal,
             reuse=self._reuse(splits),
@@ -325,8 +327,14 @@ def provenance(cell: Cell, device: str, journal: Journal, spent: Spent) -> Prove
         precision=cell.build_recipe().effective_precision(kind),
         code={name: digest for name, digest in cell.code().items() if digest},
         calls=tuple(journal.calls),
-        resumed=tuple(journal.resumed) or None,
+        resumed=tuple(_told_of(journal.resumed, kind)) or None,
     )
+
+
+def _told_of(resumed: list[str], device_kind: str) -> list[str]:
+    """Where a cell was interrupted, and whether its result may differ by that."""
+    exact = device_kind == "cpu" or torch.are_deterministic_algorithms_enabled()
+    return resumed if exact else [f"{one} (sums of this GPU may round otherwise in each run)" for one in resumed]
 
 
 def _peak_memory(device: str, kind: str) -> int:

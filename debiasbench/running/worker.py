@@ -33,10 +33,8 @@ def main() -> None:
     settle_streams()
 
     def send(**event: Any) -> None:
-        try:
+        with contextlib.suppress(OSError):  # whoever asked is gone: then the requests end as well, see _read
             out.write(json.dumps(event) + "\n")
-        except BrokenPipeError:  # whoever asked is gone: leave without a record, so that the cell goes on later
-            os._exit(1)
 
     settings = json.loads(requests.readline())
     from debiasbench.cell import Cell
@@ -72,6 +70,7 @@ def main() -> None:
                     cell, lambda stage, epoch, epochs: send(event="epoch", stage=stage, epoch=epoch, epochs=epochs)
                 )
         except StoppedError:
+            send(event="stopped")
             break
         except OSError as error:  # the log or the record itself could not be written
             send(event="lost", message=str(not_written(error, "The record", "--results-dir")))

@@ -28,7 +28,7 @@ class Checkpoints:
     Attributes:
         fraction: of a cell's time that writing may take: after one that took a second, the next is 1 / fraction later.
         n_written: how often `journal.json` was, by this process.
-        error: why the last checkpoint could not be written; "" if it could.
+        unused: why nothing is gone on from, although something was there; "" otherwise.
     """
 
     fraction = 0.005
@@ -42,24 +42,29 @@ class Checkpoints:
             interval: seconds between two checkpoints within a call.
         """
         self.folder, self.interval, self.header = folder, interval, json.loads(json.dumps(header))
-        self.n_written, self.error = 0, ""
+        self.n_written, self.unused = 0, ""
         self._files: dict[str, str] = {}  # key -> name
         self._pending: dict[str, bytes] = {}
         self._cost = 0.0
         self._last = time.monotonic()
 
     def read(self) -> dict[str, Any] | None:
-        """What an earlier process left, if it can be gone on from; else the folder is emptied."""
+        """What an earlier process left, if it can be gone on from; else the first checkpoint takes its place."""
         try:
-            content = json.loads((self.folder / JOURNAL).read_text("utf-8"))
-            text = json.dumps(content["journal"])
-            if content["checksum"] == _checksum(text) and content["header"] == self.header:
+            content = json.loads((self.folder / JOURNAL).read_bytes())
+            journal: dict[str, Any] = content["journal"]
+            differing = [key for key, value in self.header.items() if content["header"].get(key) != value]
+            if differing:
+                self.unused = f"other {', '.join(differing)}"
+            elif content["checksum"] != _checksum(json.dumps(journal)):
+                self.unused = "it is damaged"
+            else:
                 self._files = dict(content["files"])
-                journal: dict[str, Any] = content["journal"]
                 return journal
-        except (OSError, ValueError, KeyError, TypeError):
-            pass
-        self.clear()
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            self.unused = f"it cannot be read ({error})"
         return None
 
     def bytes_of(self, key: str) -> bytes | None:
@@ -89,25 +94,31 @@ class Checkpoints:
         """Whether one at the end of a call costs no more than it may."""
         return bool(time.monotonic() - self._last >= self._cost / self.fraction)
 
-    def write(self, journal: Mapping[str, Any]) -> None:
-        """Write what is pending, and then the journal. What cannot be written costs the checkpoint, not the cell."""
-        started = time.monotonic()
+    def write(self, journal: Mapping[str, Any], started: float | None = None) -> None:
+        """Write what is pending, and then the journal. What cannot be written costs the checkpoint, not the cell.
+
+        `started`: when the work for it began (`time.monotonic`); by default now.
+        """
+        started = time.monotonic() if started is None else started
+        pending = dict(self._pending)  # a snapshot may be forgotten at any time
+        names = {key: f"{key}.{self.n_written}-{time.time_ns()}.safetensors" for key in pending}
         try:
-            names = {key: f"{key}.{self.n_written}-{time.time_ns()}.safetensors" for key in self._pending}
             for key, name in names.items():
-                write_atomically(self.folder / name, self._pending[key])
+                write_atomically(self.folder / name, pending[key])
             files = self._files | names
             text = json.dumps(journal)
             content = {"header": self.header, "files": files, "checksum": _checksum(text), "journal": json.loads(text)}
             write_atomically(self.folder / JOURNAL, json.dumps(content).encode())
-            self._files, self.error = files, ""
+            self._files = files
             self._pending.clear()
             self.n_written += 1
             for path in self.folder.iterdir():
                 if path.name != JOURNAL and path.name not in files.values():
                     path.unlink(missing_ok=True)
-        except OSError as error:
-            self.error = str(error)
+        except OSError:
+            for name in names.values():  # they take the room that a record may need
+                with contextlib.suppress(OSError):
+                    (self.folder / name).unlink(missing_ok=True)
         self._last = time.monotonic()
         self._cost = self._last - started
 

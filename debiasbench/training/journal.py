@@ -8,6 +8,7 @@ was never true. All randomness follows the place of a call, so a call that is sk
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -21,6 +22,7 @@ from debiasbench.evaluation.evaluation import Row
 from debiasbench.training.checkpoints import Checkpoints
 from debiasbench.training.digests import digest_of
 from debiasbench.training.ends import StageEnd, Weights, fill, from_bytes, to_bytes, without_values
+from debiasbench.training.traces import Traces, versions_of
 
 Progress = Callable[[str, int, int], None]  # (stage, epoch, epochs)
 TOLD = 5.0  # seconds between two signs of life within an epoch
@@ -98,6 +100,7 @@ class Journal:
         self._told = self._started = time.monotonic()
         self._checkpoints: Checkpoints | None = None
         self._n_evaluations = self._n_stages = 0
+        self._versions: dict[int, list[int]] = {}  # of each network, before a call of `each` or `once`
         self._then = _Then()
         self._ended: list[dict[str, Any]] = []  # of each finished call, what it has besides files
         self._newest: dict[str, int] = {}  # key -> the last finished call that kept something under it
@@ -221,7 +224,8 @@ class Journal:
             row = _row_of(self._evaluations[place])
         else:
             row = evaluate()
-            self._evaluations.append(asdict(row))
+            if len(self.calls) == len(self._ended):  # else what comes before it is done again, and so is this
+                self._evaluations.append(asdict(row))
         self.epochs.append(EvaluatedEpoch(len(self.epochs) + 1, row))
 
     def report(self, run: StageRun, epoch: int, epochs: int) -> None:
@@ -242,9 +246,10 @@ class Journal:
             StoppedError: the cell was asked to stop.
         """
         if self._checkpoints is not None and self._is_next(run.call):
+            started = time.monotonic()
             self._checkpoints.keep("running", end.to_bytes())
             self._then.running = about | {"call": run.call, "run": asdict(run)}
-            self._write()
+            self._write(started)
         if self.stopping:
             raise StoppedError
 
@@ -263,21 +268,35 @@ class Journal:
 
     # ---- results and files ------------------------------------------------------------------------------------------
 
-    def result_files(self, call: int, result: Any) -> dict[str, bytes]:
-        """What a call returned, for `end`; nothing where it is no tensor, plain value, or tuple, list or dictionary."""
-        if self._checkpoints is None:
-            return {}
-        tensors: dict[str, Tensor] = {}
-        try:
-            form = _form_of(result, tensors)
-            return {f"result-{call}": to_bytes(tensors, {"form": form})}
-        except (_FormlessError, RuntimeError, ValueError, KeyError):
-            return {}
+    def end_with(self, call: int, result: Any, traces: Traces) -> None:
+        """A call of `each` or `once` is finished, with its result, and with the networks that it wrote into.
 
-    def result(self, call: int, device: torch.device | str) -> Any:
-        """What a finished call returned, tensors on the device; `ABSENT` where it is to be computed again."""
-        if self.finished(call) is None or self._then.newest.get(f"result-{call}") != call:
+        A result is not kept that is no tensor, plain value, or tuple, list or dictionary of them, or whose function
+        left other traces: it is computed again.
+        """
+        if self._checkpoints is None or self.finished(call) is not None:
+            self.end(call)
+            return
+        changed = {str(i): net for i, net in enumerate(self.nets) if versions_of(net) != self._versions.get(i)}
+        files = self.files_of_nets(changed)
+        tensors: dict[str, Tensor] = {}
+        with contextlib.suppress(_FormlessError, RuntimeError, ValueError, KeyError):
+            if not traces.were_left():
+                files[f"result-{call}"] = to_bytes(tensors, {"form": _form_of(result, tensors)})
+        self.end(call, files)
+
+    def result(self, call: int, device: torch.device) -> Any:
+        """What a finished call returned, tensors on the device; `ABSENT` where it is to be computed.
+
+        The networks that it wrote into are then as it left them.
+        """
+        if self.finished(call) is None:
+            if self._checkpoints is not None:
+                self._versions = {index: versions_of(net) for index, net in enumerate(self.nets)}
             return ABSENT
+        if not self.is_newest(f"result-{call}", call):
+            return ABSENT
+        self.fill_nets(call, {str(index): net for index, net in enumerate(self.nets)}, device)
         tensors, about = self.file(f"result-{call}", "cpu")
         return _of_form(about["form"], tensors, device)
 
@@ -348,7 +367,7 @@ class Journal:
         self.waited, self.spent = then["waited"], then["spent"]
         self.resumed = [*then["resumed"], f"after {len(self._ended)} calls"]
 
-    def _write(self) -> None:
+    def _write(self, started: float | None = None) -> None:
         if self._checkpoints is None:
             return
         n = len(self._ended)
@@ -356,7 +375,7 @@ class Journal:
             "calls": self.calls[:n], "ended": self._ended, "newest": self._newest, "running": self._then.running,
             "evaluations": self._evaluations, "seconds": self.seconds, "waited": self.waited,
             "spent": self.spent + time.monotonic() - self._started, "resumed": self.resumed,
-        })  # fmt: skip
+        }, started)  # fmt: skip
 
 
 @dataclass

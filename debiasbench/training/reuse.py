@@ -83,13 +83,16 @@ class Reuse:
         path = self.folder / f"{key}.safetensors"
         lock = FileLock(path.with_suffix(".lock"))
         with contextlib.ExitStack() as held:
-            with contextlib.suppress(OSError, NotImplementedError):
-                self.folder.mkdir(parents=True, exist_ok=True)
-                while not lock.is_locked:
-                    with contextlib.suppress(Timeout):
-                        held.enter_context(lock.acquire(timeout=POLL))
-                        break
+            waiting = True
+            while waiting:
+                try:
+                    self.folder.mkdir(parents=True, exist_ok=True)
+                    held.enter_context(lock.acquire(timeout=POLL))
+                    waiting = False
+                except Timeout:
                     while_waiting()
+                except (OSError, NotImplementedError):
+                    waiting = False
             yield Entry(path)
 
 

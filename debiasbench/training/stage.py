@@ -188,7 +188,7 @@ class Stage:
 
     @staticmethod
     def _clock(run: StageRun) -> Callable[[], float]:
-        """What tells the seconds of training of a run, evaluation and earlier processes left out or added."""
+        """Seconds of training in this run, earlier processes included, evaluation excluded."""
         started, before, evaluation = time.perf_counter(), run.seconds, run.evaluation_seconds
         return lambda: before + time.perf_counter() - started - (run.evaluation_seconds - evaluation)
 
@@ -277,7 +277,7 @@ class Stage:
             train()
             return
         started = time.perf_counter()
-        with reuse.entry(key, while_waiting=lambda: self.journal.report(run, 0, self.recipe.epochs)) as entry:
+        with reuse.entry(key, lambda: self._wait(run)) as entry:
             self.journal.waited += time.perf_counter() - started
             end = entry.load(self.source.device)
             if end is None:
@@ -289,6 +289,11 @@ class Stage:
                 self.journal.report(run, self.epoch, self.epoch)
 
     # ---- a stage gone on with ---------------------------------------------------------------------------------------
+
+    def _wait(self, run: StageRun) -> None:
+        """Another worker trains this stage."""
+        self.journal.report(run, 0, self.recipe.epochs)
+        self.journal.stop_if_asked()
 
     def _end(self, run: StageRun, *, goes_on: bool = False) -> StageEnd:
         nets = {name: net.state_dict() for name, net in self.nets.items()}

@@ -28,6 +28,7 @@ from debiasbench.training.journal import ABSENT, Journal, StaleJournalError
 from debiasbench.training.loop import Loop
 from debiasbench.training.reuse import Reuse
 from debiasbench.training.stage import Stage
+from debiasbench.training.traces import Traces
 from debiasbench.training.updates import Combine, new_update
 
 Predict = nn.Module | Callable[[Nets, Tensor], Tensor]
@@ -71,8 +72,8 @@ def _run_once(
 class Task:
     """The training data of one cell and the tools to train on it.
 
-    Every call of `new_net`, `new_head`, `train` (or a stage's `run`), `each`, `once` and `log` has a number, and
-    all randomness is a function of (purpose, seed, call number, epoch, step).
+    Every call of `new_net`, `new_head`, `new_parameter`, `train` (or a stage's `run`), `batches`, `each`, `once`,
+    `snapshot`, `restore` and `log` has a number, and all randomness is a function of (purpose, seed, call number, epoch, step).
 
     Attributes:
         y: int64 (N,), the labels of the training samples, on the device. x: their images, uint8 (N, C, H, W), or
@@ -294,6 +295,7 @@ class Task:
         kept = self.journal.result(call, self.device)
         if kept is not ABSENT:
             return kept
+        traces = Traces(function, self)
         started = time.perf_counter()
         samples = self.splits.named()[split]
 
@@ -310,13 +312,14 @@ class Task:
         if result.is_floating_point() and not bool(torch.isfinite(result).all()):
             raise DivergedError(f"task.each (call {call}) returned values that are not finite.")
         self._spent(f"each {call}", started)
-        self.journal.end(call, self.journal.result_files(call, result))
+        self.journal.end_with(call, result, traces)
         return result
 
     def once(self, function: Callable[..., Any], *tensors: Tensor) -> Any:
-        """`function(*tensors, generator=...)`: for work outside the loop, such as k-means; its result is kept.
+        """`function(*tensors, generator=...)`: for work outside the loop, such as k-means.
 
-        The generator is on the device of the first tensor.
+        The generator is on the device of the first tensor. After an interruption a result is there that is a tensor, a
+        plain value, or a tuple, list or dictionary of them; anything else is computed again.
         """
         call = self.journal.number(
             "once", {"function": source_of(function), "tensors": [digest_of(tensor) for tensor in tensors]}
@@ -325,6 +328,7 @@ class Task:
         kept = self.journal.result(call, self.device)
         if kept is not ABSENT:
             return kept
+        traces = Traces(function, self)
         started = time.perf_counter()
         n_threads = torch.get_num_threads()
         try:
@@ -332,7 +336,7 @@ class Task:
         finally:  # numba, under UMAP, sets those of torch too: then steps are thirty times slower, and sums differ
             torch.set_num_threads(n_threads)
         self._spent(f"once {call}", started)
-        self.journal.end(call, self.journal.result_files(call, result))
+        self.journal.end_with(call, result, traces)
         return result
 
     def log(self, **columns: Tensor) -> None:

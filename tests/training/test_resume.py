@@ -4,6 +4,9 @@ Every registered method, and every example, is interrupted at each of its checkp
 (`check_goes_on_after_an_interruption`). Here are their variants, and what the suite cannot know.
 """
 
+import json
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -12,6 +15,8 @@ from debiasbench.losses import cross_entropy, mean_cross_entropy
 from debiasbench.methods import Method, registry
 from debiasbench.recipe import Recipe
 from debiasbench.testing import compare_with_interrupted
+from debiasbench.training import checkpoints
+from debiasbench.training.checkpoints import Checkpoints
 from debiasbench.training.ends import fill, from_bytes, put_state, state_of, to_bytes, without_values
 from debiasbench.training.journal import StoppedError
 from debiasbench.training.updates import new_optimizer
@@ -104,7 +109,38 @@ class Stateful(Method):
         return logits + nets.head(logits.new_ones(len(logits), 10))[:, : logits.shape[1]]
 
 
-@pytest.mark.parametrize("cls", [OwnLoop, CallInACall, Stateful])
+class LeavesTraces(Method):
+    """Functions that do something besides what they return: fill lists, write into tensors, adapt a network."""
+
+    name = "leaves-traces"
+
+    def fit(self, task):
+        net, seen, sizes, count = task.new_net(), [], {}, torch.zeros(10)
+        task.each(lambda x, y: seen.append(len(x)) or y)
+        task.each(lambda x, y: count.add_(torch.bincount(y, minlength=10)) if len(x) else y)
+        task.once(partial(self.measured, sizes=sizes), task.y)
+        task.each(lambda x, y: self.adapted(net, x, y))
+        task.train(net, partial(weighted, factor=float(len(seen) + count[0] / 26 + sizes["all"] / 256)), predict=net)
+        return net
+
+    def measured(self, y, *, sizes, generator):
+        sizes["all"] = len(y)
+        return 0
+
+    def adapted(self, net, x, y):
+        """Batch statistics of images that are not trained on."""
+        for layer in net.modules():
+            layer.train(isinstance(layer, nn.BatchNorm2d))
+        net(x)
+        net.eval()
+        return y
+
+
+def weighted(nets, batch, state, *, factor):
+    return factor * mean_cross_entropy(nets, batch, state)
+
+
+@pytest.mark.parametrize("cls", [OwnLoop, CallInACall, Stateful, LeavesTraces])
 def test_what_a_method_may_do_goes_on(cls):
     compare_with_interrupted(cls())
 
@@ -210,3 +246,53 @@ def test_damaged_files_are_told(damage):
     changed = {"cut": data[:-9], "bit": data, "empty": b"", "foreign": b"no safetensors" * 9}[damage]
     with pytest.raises(ValueError, match="cannot be read"):
         from_bytes(bytes(changed))
+
+
+@pytest.mark.parametrize("change", ["nothing", "header", "journal", "cut", "empty", "a list"])
+def test_a_journal_of_something_else_is_not_gone_on_from(change, tmp_path):
+    header = {"cell": "1a", "machine": {"threads": 1}}
+    kept = Checkpoints(tmp_path / "cell", header)
+    kept.keep("net-0", b"weights")
+    kept.write({"calls": [1, 2], "spent": 0.1})
+    file = tmp_path / "cell" / "journal.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    if change == "header":
+        content["header"]["machine"]["threads"] = 2
+    elif change == "journal":
+        content["journal"]["calls"].append(3)
+    text = json.dumps(content)
+    text = {"cut": text[: len(text) // 2], "empty": "", "a list": "[]"}.get(change, text)
+    file.write_text(text, encoding="utf-8")
+    again = Checkpoints(tmp_path / "cell", header)
+    if change == "nothing":
+        assert again.read() == {"calls": [1, 2], "spent": 0.1}
+        assert again.bytes_of("net-0") == b"weights"
+    else:
+        assert again.read() is None
+        assert again.unused
+        assert again.bytes_of("net-0") is None
+
+
+def test_what_cannot_be_written_takes_no_room(tmp_path, monkeypatch):
+    """Files of an attempt are removed; what was there stays, and the next attempt writes all."""
+    kept = Checkpoints(tmp_path, {})
+    kept.keep("net-0", b"first")
+    kept.write({"n": 1})
+    write = checkpoints.write_atomically
+
+    def full(path, data):
+        if path.name == "journal.json":
+            raise OSError(28, "No space left on device")
+        write(path, data)
+
+    for _ in range(3):
+        monkeypatch.setattr(checkpoints, "write_atomically", full)
+        kept.keep("net-1", b"second")
+        kept.write({"n": 2})
+    assert len(list(tmp_path.iterdir())) == 2
+    assert Checkpoints(tmp_path, {}).read() == {"n": 1}
+    monkeypatch.undo()
+    kept.write({"n": 3})
+    again = Checkpoints(tmp_path, {})
+    assert again.read() == {"n": 3}
+    assert (again.bytes_of("net-0"), again.bytes_of("net-1")) == (b"first", b"second")

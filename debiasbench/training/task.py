@@ -356,7 +356,8 @@ class Task:
                 self.journal.values[name] = float(column)
             elif shape == (self.n_samples,):
                 half = column.dtype in (torch.float16, torch.bfloat16)  # numpy does not know the latter
-                self.journal.columns[name] = (column.float() if half else column).detach().cpu()
+                # a copy: the method may write into its own afterwards
+                self.journal.columns[name] = (column.float() if half else column).detach().to("cpu", copy=True)
             else:
                 raise ValueError(f"task.log({name}=...) must have shape ({self.n_samples},) or (). Got {shape}.")
         self.journal.end_log(call, columns)

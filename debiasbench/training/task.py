@@ -240,7 +240,8 @@ class Task:
         if epochs is not None:
             own = own.replace(epochs=epochs, steps=None)
             recipes = recipes and {name: one.replace(epochs=epochs, steps=None) for name, one in recipes.items()}
-        state = {name: value.to(self.device) for name, value in (state or {}).items()}
+        # copies: what the method does to its own is no part of the stage, nor would it be after an interruption
+        state = {name: value.to(self.device, copy=True) for name, value in (state or {}).items()}
         contents = Contents(
             {name: value.to(self.device) for name, value in (columns or {}).items()}, noise or {}, views,
             None if inputs is None else inputs.to(self.device),

@@ -85,6 +85,7 @@ class Stage:
         self.source, self.journal, self.evaluate, self.update = source, journal, evaluate, update
         self.sample, self.draws, self.contents, self.state, self.predict = sample, draws, contents, state, predict
         self.key = journal.new_stage()
+        self.goes_on = True  # whether it may be run again
         self.epoch = 0
         self.step = 0
         self.losses: list[float] = []
@@ -117,7 +118,7 @@ class Stage:
         else:
             self._reuse_or(train, self.reuse, run, signature, whole=epochs is None and self.step == 0)
         self._evaluate_end(run)
-        self._keep(run, goes_on=epochs is not None)
+        self._keep(run)
         return self.state
 
     @property
@@ -309,9 +310,9 @@ class Stage:
         run.losses, run.seconds = list(end.losses), end.seconds
         self.losses += end.losses
 
-    def _keep(self, run: StageRun, *, goes_on: bool) -> None:
+    def _keep(self, run: StageRun) -> None:
         """The run is finished."""
-        end = replace(self._end(run, goes_on=goes_on), nets={})
+        end = replace(self._end(run, goes_on=self.goes_on), nets={})
         files = self.journal.files_of_nets(self.nets) | {self.key: end.to_bytes()}
         self.journal.end(run.call, files, run=asdict(run), epoch=self.epoch, step=self.step)
 

@@ -63,7 +63,9 @@ def _run_once(
         `task.stage(...).run()`: the arguments are those of `stage`.
         """
         begin: Callable[..., Stage] = self.stage  # also where a subclass has its own
-        return begin(*arguments, **options).run()
+        whole = begin(*arguments, **options)
+        whole.goes_on = False  # nobody else has it
+        return whole.run()
 
     train.__signature__ = inspect.signature(stage)  # type: ignore[attr-defined] # for help() and editors
     return train

@@ -184,11 +184,16 @@ class Journal:
         return {self._key(net): to_bytes(net.state_dict(), {}) for net in nets.values()}
 
     def fill_nets(self, call: int, nets: Mapping[str, nn.Module], device: torch.device) -> None:
-        """Give networks their weights at the end of a finished call, if no later one has trained them."""
+        """Give networks their weights at the end of a finished call that trained them.
+
+        Where a later one has, they have no values: nor have parts that they were given meanwhile, such as a head.
+        """
         for net in nets.values():
             key = self._key(net)
             if self._then.newest.get(key) == call:
                 fill(net, self.file(key, device)[0], device)
+            else:
+                without_values(net)
 
     def _key(self, net: nn.Module) -> str:
         return f"net-{next(index for index, own in enumerate(self.nets) if own is net)}"

@@ -336,6 +336,9 @@ class Stage:
         """An earlier process finished this run. What a later one changed again is without values."""
         self.epoch, self.step = epoch, step
         self.losses += run.losses
+        if run.losses:
+            for net in self.nets.values():
+                net.train()  # as training leaves it
         self.journal.fill_nets(run.call, self.nets, self.source.device)
         if self.journal.is_newest(self.key, run.call):
             end = self.journal.stage_end(self.key, self.source.device)

@@ -43,6 +43,7 @@ from debiasbench.samples import Samples, Splits
 from debiasbench.training.batches import Batch, Contents, Layout, Loss, State
 from debiasbench.training.checkpoints import Checkpoints
 from debiasbench.training.digests import name_of
+from debiasbench.training.ends import StaleJournalError
 from debiasbench.training.journal import Journal, StageRun
 from debiasbench.training.stage import Stage
 from debiasbench.training.task import Task
@@ -317,13 +318,14 @@ def compare_with_interrupted(method: Method) -> None:
                 break
             except _InterruptedError:
                 continue
-            except Exception as error:
+            except (Exception, StaleJournalError) as error:
                 raise AssertionError(
                     f"{method.name} cannot go on after an interruption ({type(error).__name__}: {error}). As a rule it "
                     "reads what a network was between two calls that train it: keep it with task.snapshot, or read it "
                     "in task.each or task.once."
                 ) from error
             finally:
+                part.close()
                 n_steps += part.n_steps
         else:
             raise AssertionError(f"{method.name} does not come to an end: after an interruption it begins anew.")

@@ -37,7 +37,7 @@ from debiasbench.training.batches import (
 from debiasbench.training.digests import digest_of, source_of
 from debiasbench.training.ends import StageEnd, put_state, state_of
 from debiasbench.training.journal import EvaluatedEpoch, Journal, StageRun
-from debiasbench.training.reuse import DeclinedReuse, Reuse, facts_of_loss, facts_of_nets
+from debiasbench.training.reuse import DeclinedReuse, Reuse, facts_of_loss, facts_of_nets, facts_of_noise
 from debiasbench.training.updates import Terms, Update
 from debiasbench.training.updates import total as total_of
 
@@ -116,7 +116,7 @@ class Stage:
         if self.reuse is None:
             train()
         else:
-            self._reuse_or(train, self.reuse, run, signature, whole=epochs is None and self.step == 0)
+            self._reuse_or(train, self.reuse, run, signature, sample, whole=epochs is None and self.step == 0)
         self._evaluate_end(run)
         self._keep(run)
         return self.state
@@ -260,7 +260,14 @@ class Stage:
     # ---- a stage used again -----------------------------------------------------------------------------------------
 
     def _reuse_or(
-        self, train: Callable[[], None], reuse: Reuse, run: StageRun, signature: dict[str, Any], *, whole: bool
+        self,
+        train: Callable[[], None],
+        reuse: Reuse,
+        run: StageRun,
+        signature: dict[str, Any],
+        sample: Sample,
+        *,
+        whole: bool,
     ) -> None:
         """Load what an equal stage of another cell ended with, or train and keep it."""
         try:
@@ -270,6 +277,9 @@ class Stage:
                 raise DeclinedReuse("it is run in parts, and its optimiser goes on")
             key = reuse.key(
                 signature=signature, loss=facts_of_loss(self.loss), nets=facts_of_nets({**self.nets, **self.frozen}),
+                layout=facts_of_loss(sample, "layout of batches") if callable(sample) else None,
+                combine=facts_of_loss(self.update.combine, "combine=") if self.update.combine else None,
+                noise={name: facts_of_noise(name, one) for name, one in self.contents.noise.items()},
                 call=run.call, seed=self.source.seed,
                 state={name: digest_of(value) for name, value in self.state.items()},
             )  # fmt: skip

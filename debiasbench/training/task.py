@@ -23,8 +23,8 @@ from debiasbench.recipe import Recipe
 from debiasbench.samples import Samples, Splits
 from debiasbench.training.batches import Contents, Loss, Noise, Sample, Source, State, check_sample
 from debiasbench.training.digests import digest_of, name_of, source_of
-from debiasbench.training.ends import to_bytes
-from debiasbench.training.journal import ABSENT, Journal, StaleJournalError
+from debiasbench.training.ends import StaleJournalError, to_bytes
+from debiasbench.training.journal import ABSENT, Journal
 from debiasbench.training.loop import Loop
 from debiasbench.training.reuse import Reuse
 from debiasbench.training.stage import Stage
@@ -299,7 +299,7 @@ class Task:
         kept = self.journal.result(call, self.device)
         if kept is not ABSENT:
             return kept
-        traces = Traces(function, self)
+        traces = Traces(function, harmless=self)
         started = time.perf_counter()
         samples = self.splits.named()[split]
 
@@ -332,7 +332,7 @@ class Task:
         kept = self.journal.result(call, self.device)
         if kept is not ABSENT:
             return kept
-        traces = Traces(function, self)
+        traces = Traces(function, *tensors, harmless=self)
         started = time.perf_counter()
         n_threads = torch.get_num_threads()
         try:

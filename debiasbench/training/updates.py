@@ -31,6 +31,7 @@ class Update(Protocol):
     """How a stage steps."""
 
     optimizers: dict[str, torch.optim.Optimizer]
+    combine: Combine | None
 
     def set_rates(self, step: int, n_steps: int, epoch: int, n_epochs: int) -> float:
         """Set learning rates by the schedules, at a step of a stage; returns that of the first optimiser."""
@@ -96,6 +97,8 @@ class Together:
 
 class ByNetwork:
     """An optimiser for each network, which step together or in turns."""
+
+    combine: Combine | None = None
 
     def __init__(self, nets: Mapping[str, nn.Module], recipes: Mapping[str, Recipe], turns: Sequence[str]) -> None:
         self.nets, self.recipes, self.turns = nets, recipes, turns

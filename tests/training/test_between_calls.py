@@ -7,7 +7,11 @@ from torch.nn import functional as F
 
 from debiasbench.losses import cross_entropy, mean_cross_entropy
 from debiasbench.methods import Method
-from debiasbench.testing import Tiny, compare_with_interrupted
+from debiasbench.testing import Tiny, compare_with_interrupted, make_task
+from debiasbench.training.checkpoints import Checkpoints
+from debiasbench.training.ends import StaleJournalError
+from debiasbench.training.journal import Journal, StoppedError
+from debiasbench.training.reuse import Reuse
 
 
 def weighted(nets, batch, state):
@@ -69,7 +73,7 @@ class SolvesTheHead(Method):
     def fit(self, task):
         net = task.new_net()
         task.train(net, mean_cross_entropy)
-        features = task.each(lambda x, y: net.features(x))
+        features = task.each(lambda x, _: net.features(x))
 
         def solve(features, y, *, generator):
             means = torch.stack([features[y == label].mean(0) for label in range(task.n_classes)])
@@ -111,7 +115,8 @@ class BatchStatistics(Method):
         task.train(net, mean_cross_entropy)
 
         def renew(x, y):
-            net.train()
+            for part in net.modules():
+                part.train(isinstance(part, nn.BatchNorm2d))
             return net(x).amax(1)
 
         task.each(renew)
@@ -131,7 +136,7 @@ class ReadsANewHead(Method):
         task.train(net, mean_cross_entropy)
         size = net.head.weight.detach().norm()
         task.train(net, mean_cross_entropy)
-        task.log(score=task.each(lambda x, y: net(x).amax(1)) * float(size))
+        task.log(score=task.each(lambda x, _: net(x).amax(1)) * float(size))
         task.train(net, mean_cross_entropy, predict=net)
         return net
 
@@ -144,7 +149,7 @@ class AppliesALayer(Method):
     def fit(self, task):
         net = task.new_net()
         task.train(net, mean_cross_entropy)
-        features = task.each(lambda x, y: net.features(x))
+        features = task.each(lambda x, _: net.features(x))
         score = F.linear(features, net.head.weight.detach()).amax(1)
         task.train(net, mean_cross_entropy)
         task.train(net, weighted, columns={"weight": score.abs()}, predict=net)
@@ -163,7 +168,7 @@ class AddsUpWeights(Method):
         for _ in range(2):
             stage.run(epochs=1)
             total += net.head.weight.detach() / 2
-        score = task.each(lambda x, y: F.linear(net.features(x), total).amax(1))
+        score = task.each(lambda x, _: F.linear(net.features(x), total).amax(1))
         task.train(mean, weighted, columns={"weight": score.abs()}, predict=mean)
         return mean
 
@@ -250,6 +255,9 @@ class ForwardByHand(Method):
     def fit(self, task):
         net = task.new_net().eval()
         task.train(net, mean_cross_entropy)
+        for part in net.modules():
+            if "Dropout" in type(part).__name__:
+                part.eval()
         x = task.x[:64].float() / 255
         with torch.no_grad():
             weight = torch.cat([net(x).softmax(1).amax(1), task.column(1.0)[64:]])
@@ -292,13 +300,138 @@ class StateAsSample(Method):
     loss = MarksByIndex.loss
 
 
-SILENT = [
+PASSES = []
+
+
+class CountsItsPasses(Method):
+    """A pass whose function counts: skipped after an interruption, it leaves another number behind."""
+
+    name = "counts-its-passes"
+
+    def fit(self, task):
+        PASSES.clear()
+        net = task.new_net()
+        task.each(self.counted)
+        weight = task.column(float(len(PASSES)))
+        task.train(net, weighted, columns={"weight": weight}, predict=net)
+        return net
+
+    def counted(self, x, y):
+        PASSES.append(len(x))
+        return y
+
+
+GO_ON = [
     LogsThenNormalises, GoesOnAfterTheEnd, StateOfItsOwn, SolvesTheHead, RelabelsInPlace, BatchStatistics,
-    ReadsANewHead, AppliesALayer, AddsUpWeights, MarksByIndex, FreezesAndClips, FreezesMeanwhile, UnfreezesMeanwhile,
-    ForwardByHand, CatchesErrors, StateAsSample,
+    FreezesAndClips, FreezesMeanwhile, UnfreezesMeanwhile, ForwardByHand,
 ]  # fmt: skip
+READ_BETWEEN = [ReadsANewHead, AppliesALayer, AddsUpWeights, MarksByIndex, CatchesErrors, StateAsSample]
 
 
-@pytest.mark.parametrize("cls", SILENT)
-def test_a_method_comes_to_its_result(cls):
+@pytest.mark.parametrize("cls", GO_ON)
+def test_what_a_method_does_between_calls_is_done_again(cls):
     compare_with_interrupted(cls())
+
+
+@pytest.mark.parametrize("cls", READ_BETWEEN)
+def test_what_has_no_values_is_never_computed_with(cls):
+    """The cell then starts anew: torch itself would give whatever lies in memory, or do nothing."""
+    with pytest.raises(AssertionError, match="what has no values yet is read"):
+        compare_with_interrupted(cls())
+
+
+def test_a_stage_does_not_go_on_with_other_values(tmp_path):
+    """Where a method keeps something that calls do not return, a stage that is under way tells it as a finished one."""
+    recipe = Tiny.recipe.replace(batch_size=100)
+
+    def fit(stops_in_stage):
+        method, journal = CountsItsPasses(), Journal(checkpoints=Checkpoints(tmp_path / "cell", {}, interval=0.0))
+        task = make_task(method, recipe=recipe, journal=journal)
+        if stops_in_stage:
+            train = task.stage
+
+            def stage(*arguments, **options):
+                journal.stopping = True
+                return train(*arguments, **options)
+
+            task.stage = stage
+            journal.stop_if_asked = lambda: None
+        try:
+            return method.fit(task)
+        finally:
+            journal.close()
+
+    with pytest.raises(StoppedError):
+        fit(stops_in_stage=True)
+    with pytest.raises(StaleJournalError, match="with other values"):
+        fit(stops_in_stage=False)
+
+
+class Mixes(Method):
+    """A reusable stage with noise."""
+
+    name = "mixes"
+    strength: float = 16.0
+
+    def fit(self, task):
+        net = task.new_net()
+        beta = torch.distributions.Beta(self.strength, self.strength)
+        task.train(net, mixed, noise={"lam": beta}, reuse=True)
+        task.train(net, mean_cross_entropy, predict=net)
+        return net
+
+
+def mixed(nets, batch, state):
+    return (batch.lam * cross_entropy(nets.net(batch.x), batch.y)).mean()
+
+
+class LaysOut(Method):
+    """A reusable stage whose batches a method of the class lays out."""
+
+    name = "lays-out"
+    strength: float = 16.0
+
+    def fit(self, task):
+        net = task.new_net()
+        task.train(net, mean_cross_entropy, sample=self.layout, reuse=True)
+        task.train(net, mean_cross_entropy, predict=net)
+        return net
+
+    def layout(self, generator):
+        return list(torch.randperm(256, generator=generator)[: int(self.strength)].split(8))
+
+
+class Combines(Method):
+    """A reusable stage whose gradients a method of the class combines."""
+
+    name = "combines"
+    strength: float = 16.0
+
+    def fit(self, task):
+        net = task.new_net()
+        task.train(net, terms, combine=self.combine, reuse=True)
+        task.train(net, mean_cross_entropy, predict=net)
+        return net
+
+    def combine(self, gradients):
+        return [one + self.strength * other for one, other in zip(*gradients.values(), strict=True)]
+
+
+def terms(nets, batch, state):
+    loss = mean_cross_entropy(nets, batch, state)
+    return {"one": loss, "other": loss**2}
+
+
+@pytest.mark.parametrize("cls", [Mixes, LaysOut, Combines])
+def test_stages_that_differ_in_a_value_are_not_one(cls, tmp_path):
+    """Neither in a distribution of noise, nor in what a function that lays out or combines is bound to."""
+
+    def reused(strength):
+        method = cls(strength=strength)
+        task = make_task(method, recipe=Tiny.recipe.replace(epochs=1, batch_size=100))
+        task.reuse = Reuse(tmp_path, data="tiny", device=torch.device("cpu"))
+        method.fit(task)
+        return any(call.get("reused") for call in task.journal.calls)
+
+    assert not reused(16.0)
+    assert not reused(8.0)

@@ -52,7 +52,7 @@ def test_a_worker_that_finishes_and_leaves_at_once_has_finished(tmp_path, cell, 
 
 def is_running(pid):
     """Whether a process is there, and not only its entry, which its new parent has yet to take."""
-    found = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], stdout=subprocess.PIPE, text=True, check=False)
+    found = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], stdout=subprocess.PIPE, encoding="utf-8", check=False)
     return bool(found.stdout.strip()) and not found.stdout.startswith("Z")
 
 
@@ -74,7 +74,7 @@ def test_what_a_cell_has_started_ends_with_a_run_that_was_killed(tmp_path, monke
         "import time; from debiasbench.running.process import WorkerProcess\n"
         f"print(WorkerProcess({settings!r}).next_message(60.0), flush=True); time.sleep(60)"
     )
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as parent:
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, encoding="utf-8") as parent:
         assert "ready" in parent.stdout.readline()
         child = int((tmp_path / "pid").read_text(encoding="utf-8"))
         assert is_running(child)

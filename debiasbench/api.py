@@ -35,6 +35,10 @@ def run(  # noqa: PLR0913 - the command line's options
     reuse: bool = True,
     download: bool = False,
     skip_missing: bool = False,
+    shard: tuple[int, int] | None = None,
+    checkpoint_every: float = 60.0,
+    cell_timeout: float | None = None,
+    silence_timeout: float | None = None,
     reference: str | None = None,
     cache_dir: str | Path | None = None,
     progress: bool = False,
@@ -50,7 +54,9 @@ def run(  # noqa: PLR0913 - the command line's options
         epochs: replaces the epochs of each stage that follows the recipe.
         rerun: which cells run: "missing", "failed", "changed" (also of methods whose code has changed) or "all".
         keep_changed: count cells as finished although their method's code has changed.
-        reuse: train equal stages of several cells once.
+        reuse: train equal stages of several cells once. shard: (i, n), only the i-th of n parts of the grid, from 1.
+        checkpoint_every: seconds between checkpoints within a stage.
+        cell_timeout, silence_timeout: seconds after which a cell is ended, in all or without progress; default: never.
         download: fetch missing data first, as `debiasbench prepare` does.
         skip_missing: leave out datasets whose data are missing (still), with a warning for each.
         reference: the method that a report tests the others against; default: the first.
@@ -72,7 +78,8 @@ def run(  # noqa: PLR0913 - the command line's options
     options = RunOptions(
         data_dir=to_path(data_dir) if data_dir else default_data_dir(), results_dir=results, device=device,
         workers=workers, rerun=rerun, keep_changed=keep_changed, save_weights=save_weights, reuse=reuse,
-        download=download, skip_missing=skip_missing,
+        download=download, skip_missing=skip_missing, shard=shard, checkpoint_every=checkpoint_every,
+        cell_timeout=cell_timeout, silence_timeout=silence_timeout,
     )  # fmt: skip
     ready = plan_grid(asked, options)
     for data, reason in ready.left_out.items():

@@ -117,6 +117,18 @@ def build_parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--save-weights", action="store_true", help="keep the trained networks beside the records")
     run.add_argument("--no-reuse", action="store_true", help="train equal first stages in every cell that has them")
+    run.add_argument("--shard", type=_part, metavar="I/N", help="only the I-th of N parts of the grid, such as 2/8")
+    run.add_argument(
+        "--checkpoint-every",
+        type=_seconds,
+        metavar="T",
+        default=60.0,
+        help="write a checkpoint every T within a stage (default 60s)",
+    )
+    run.add_argument("--cell-timeout", type=_seconds, metavar="T", help="end a cell after this time: 90s, 30min, 2h")
+    run.add_argument(
+        "--silence-timeout", type=_seconds, metavar="T", help="end a cell that reports no progress for this time"
+    )
     run.add_argument(
         "--log", nargs="+", metavar="L", default=[], help="log finished cells: tensorboard, wandb (extra packages)"
     )
@@ -220,6 +232,25 @@ def _number(text: str) -> int:
         raise argparse.ArgumentTypeError(f"must be a whole number. Got {text!r}") from None
 
 
+def _part(text: str) -> tuple[int, int]:
+    """I/N, such as 2/8."""
+    parts = text.split("/")
+    if len(parts) != 2 or not all(part.isascii() and part.isdigit() and len(part) < 7 for part in parts):
+        raise argparse.ArgumentTypeError(f"must be I/N, such as 2/8. Got {text!r}")
+    index, count = map(int, parts)
+    if not 1 <= index <= count:
+        raise argparse.ArgumentTypeError(f"must be I/N with I from 1 to N, such as 2/8. Got {text!r}")
+    return index, count
+
+
+def _seconds(text: str) -> float:
+    """A time with its unit: 90s, 30min, 2h, 1d."""
+    found = re.fullmatch(r"(\d{1,9}(?:\.\d+)?)(s|min|h|d)", text.strip())
+    if found is None or float(found[1]) == 0:
+        raise argparse.ArgumentTypeError(f"must be a time above 0 with its unit: 90s, 30min, 2h or 1d. Got {text!r}")
+    return float(found[1]) * {"s": 1, "min": 60, "h": 3600, "d": 86400}[found[2]]
+
+
 def _text(argument: str) -> str:
     """An argument, also where the locale cannot say what its bytes mean: they are UTF-8 then."""
     try:
@@ -296,6 +327,12 @@ def run_command(options: argparse.Namespace) -> int:
     """Plan, run and report a grid."""
     if options.list:
         return list_command(options)
+    for ending in ("SIGTERM", "SIGHUP"):  # as Ctrl-C: workers write a checkpoint, records stay
+        number = getattr(signal, ending, None)  # Windows has no SIGHUP
+        if number is None or threading.current_thread() is not threading.main_thread():
+            continue
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, signal.default_int_handler)
     asked = _asked(options)
     from debiasbench.running.run import RunOptions, plan_grid, run_grid
 
@@ -305,7 +342,9 @@ def run_command(options: argparse.Namespace) -> int:
             data_dir=_data_dir(options), results_dir=options.results_dir, device=options.device,
             workers=options.workers, rerun=options.rerun, keep_changed=options.keep_changed,
             save_weights=options.save_weights,
-            reuse=not options.no_reuse, log=tuple(options.log), dry_run=options.dry_run,
+            reuse=not options.no_reuse, shard=options.shard, cell_timeout=options.cell_timeout,
+            silence_timeout=options.silence_timeout, checkpoint_every=options.checkpoint_every,
+            log=tuple(options.log), dry_run=options.dry_run,
             download=options.download, skip_missing=options.skip_missing,
         ),
         told=lambda text: print(text, file=sys.stderr),
@@ -315,19 +354,15 @@ def run_command(options: argparse.Namespace) -> int:
     if options.dry_run:
         return OK
     if not ready.plan.grid.cells:
-        console.print("Nothing to run: every method declined.")
+        shard = options.shard
+        console.print(
+            f"Part {shard[0]} of {shard[1]} has no cells." if shard else "Nothing to run: every method declined."
+        )
         return OK
     from debiasbench.running.progress import Display
 
-    for ending in ("SIGTERM", "SIGHUP"):  # as Ctrl-C: workers are stopped, records stay
-        if hasattr(signal, ending) and threading.current_thread() is threading.main_thread():
-            signal.signal(getattr(signal, ending), signal.default_int_handler)  # Windows has no SIGHUP
-    try:
-        with Display(ready.plan) as display:
-            run_grid(ready, display.handle)
-    except KeyboardInterrupt:
-        print("\nStopped. Finished cells are kept; the same command goes on with the rest.", file=sys.stderr)
-        return INTERRUPTED
+    with Display(ready.plan) as display:
+        run_grid(ready, display.handle)
     return _report_grid(console, ready, n_failed=display.n_failed)
 
 
@@ -353,6 +388,8 @@ def _asked(options: argparse.Namespace) -> Experiment:
 
 
 def _show_plan(console: PlainConsole, ready: GridRun, *, every_cell: bool) -> None:
+    from debiasbench.running.plan import begun
+
     planned, grid = ready.plan, ready.plan.grid
     for data, reason in ready.left_out.items():
         console.print(f"left out: {data}. {reason}", soft_wrap=True)
@@ -375,6 +412,8 @@ def _show_plan(console: PlainConsole, ready: GridRun, *, every_cell: bool) -> No
             f"{len(planned.failed_before)} cells failed before and are left as they are: --rerun failed tries again."
         )
     parts = [f"{len(planned.to_run)} cells to run", f"{len(planned.finished)} finished before"]
+    n_begun = len(begun(planned.to_run, ready.options.results_dir)) if ready.settings.resume else 0
+    parts += [f"{n_begun} with a checkpoint"] if n_begun else []
     console.print(", ".join(parts) + f"; {_cost(planned, ready.options.results_dir, len(ready.settings.devices))}.")
 
 
@@ -407,13 +446,18 @@ def _report_grid(console: PlainConsole, ready: GridRun, *, n_failed: int) -> int
 
     cells, asked, results_dir = ready.plan.grid.cells, ready.asked, ready.options.results_dir
     wanted = {path for cell in cells if (path := find_record(results_dir, cell))}
+    there = {cell.method_title for cell in cells}
     report = make(
-        results_dir, reference=asked.reference, keep=lambda record: record.path in wanted, order=ready.methods,
+        results_dir, reference=asked.reference if asked.reference in there else None,
+        keep=lambda record: record.path in wanted, order=ready.methods,
         experiment=asked if asked.paper or asked.show != "accuracy" else None, data_dir=ready.options.data_dir,
     )  # fmt: skip
     _show_report(console, report)
     if ready.left_out:  # again, below the tables that lack it
         console.print(f"left out, as data are missing: {', '.join(ready.left_out)}.", soft_wrap=True)
+    if ready.options.shard is not None:
+        index, count = ready.options.shard
+        console.print(f"This is part {index} of {count}. All together: debiasbench report FOLDER of their records.")
     lost = len(cells) - len(wanted)
     return FAILED if report.failed or lost or n_failed else OK
 
@@ -608,6 +652,12 @@ def archive_command(options: argparse.Namespace) -> int:
 def status_command(options: argparse.Namespace) -> int:
     """Count what a results folder holds."""
     from debiasbench.report.make import status
+    from debiasbench.running.claims import running_cells
 
-    _show_table(_console(), status(options.folder))
+    console = _console()
+    _show_table(console, status(options.folder))
+    for path, holder in running_cells(options.folder):
+        where = path.relative_to(options.folder / "running").with_suffix("").as_posix()
+        far = f"{holder.stage}, epoch {holder.epoch} of {holder.epochs}" if holder.stage else "started"
+        console.print(f"running: {where}: {far} ({holder.host})", markup=False, soft_wrap=True)
     return OK

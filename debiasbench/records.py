@@ -161,6 +161,8 @@ class Provenance:
         device: its name. device_kind: "cpu" or "cuda". precision: that networks really had ("fp32", "bf16").
         code: digests of the source of the method and of the dataset, with the local modules that they import.
         calls: the numbered calls of the method, with what they depend on.
+        resumed: where the cell had been interrupted, each time; on a CPU, and on a GPU with deterministic algorithms,
+            its result is that of an undisturbed run.
     """
 
     finished: str
@@ -174,6 +176,7 @@ class Provenance:
     precision: str | None = None
     code: dict[str, str] | None = None
     calls: tuple[dict[str, Any], ...] = ()
+    resumed: tuple[str, ...] | None = None
 
     @property
     def protocol(self) -> int | None:
@@ -184,11 +187,12 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a cell has no result."""
+    """Why a cell has no result; of a process that was lost, how many times in a row."""
 
     type: str
     message: str
     traceback: str = ""
+    times: int | None = None
 
 
 @dataclass(frozen=True)
@@ -349,6 +353,12 @@ def record_path(results_dir: Path, cell: Cell) -> Path:
     return results_dir / "records" / _place_of(cell)
 
 
+def running_path(record: Path) -> Path:
+    """The folder that a cell has while it runs, of the path of its record: running/ in place of records/."""
+    dataset, method = record.parent.parent.name, record.parent.name
+    return record.parents[3] / "running" / dataset / method / record.stem
+
+
 def _place_of(cell: Cell) -> Path:
     folder = Path(file_name(cell.dataset_title)) / file_name(cell.method_title)
     return folder / f"s{cell.seed}-{cell.hash[:8]}.json"
@@ -426,6 +436,12 @@ def write_record(path: Path, record: Record, arrays: dict[str, Any] | None = Non
 def failed_path(path: Path) -> Path:
     """Where a failed run is recorded whose cell has a finished record: that one is never replaced by a failure."""
     return path.with_name(path.name + ".failed") if _is_done(path) else path
+
+
+def failure_at(path: Path) -> Failure | None:
+    """The failure that is recorded there, if one is."""
+    record = _readable(path)
+    return record.failure if record is not None else None
 
 
 def _is_done(path: Path) -> bool:

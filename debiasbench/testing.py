@@ -18,7 +18,8 @@ from __future__ import annotations
 import hashlib
 import inspect
 import math
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -40,7 +41,9 @@ from debiasbench.report.inspection import mutual_information
 from debiasbench.running.runner import check_last_row
 from debiasbench.samples import Samples, Splits
 from debiasbench.training.batches import Batch, Contents, Layout, Loss, State
+from debiasbench.training.checkpoints import Checkpoints
 from debiasbench.training.digests import name_of
+from debiasbench.training.journal import Journal, StageRun
 from debiasbench.training.stage import Stage
 from debiasbench.training.task import Task
 from debiasbench.training.updates import total
@@ -95,11 +98,13 @@ def make_task(
     seed: int = 0,
     recipe: Recipe | None = None,
     task_class: type[Task] = Task,
+    journal: Journal | None = None,
 ) -> Task:
     """A task on the tiny dataset, for tests of methods."""
     dataset = dataset or Tiny()
     splits = splits or dataset.build(Path())
-    return task_class(splits, dataset=dataset, recipe=recipe or dataset.recipe, seed=seed, access=method.access)
+    recipe = recipe or dataset.recipe
+    return task_class(splits, dataset=dataset, recipe=recipe, seed=seed, access=method.access, journal=journal)
 
 
 def default_method(cls: type[Method], dataset: Dataset) -> Method:
@@ -115,12 +120,15 @@ def default_method(cls: type[Method], dataset: Dataset) -> Method:
 
 def _fit(cls: type[Method], **options: Any) -> tuple[Task, Tensor]:
     """A fitted task and its logits on the test split."""
-    method = default_method(cls, options.get("dataset") or Tiny())
+    return _fit_method(default_method(cls, options.get("dataset") or Tiny()), **options)
+
+
+def _fit_method(method: Method, **options: Any) -> tuple[Task, Tensor]:
     task = make_task(method, **options)
     predictor = method.fit(task)
-    assert task.predictor is not None, f"{cls.name}: no task.train was given predict=."
+    assert task.predictor is not None, f"{method.name}: no task.train was given predict=."
     same = predictor is task.predictor or predictor == task.predictor
-    assert same, f"{cls.name}: fit must return the predictor that it gave to task.train(predict=...)."
+    assert same, f"{method.name}: fit must return the predictor that it gave to task.train(predict=...)."
     logits = task.evaluation.logits(task.final_predictor(), task.all_nets(), task.splits.test, task.predicting_recipe)
     return task, logits
 
@@ -284,6 +292,86 @@ def check_evaluation_leaves_no_trace(cls: type[Method]) -> None:
     for net, state in zip(task.all_nets(), before, strict=True):
         moved = [name for name, value in net.state_dict().items() if not torch.equal(value, state[name])]
         assert not moved, f"{cls.name}: evaluating changes {', '.join(moved)}."
+
+
+def check_goes_on_after_an_interruption(cls: type[Method]) -> None:
+    """Ended at each of its checkpoints, and gone on with, it trains no step twice and comes to the same result.
+
+    A loop of the method's own (`task.batches`) is run again from its start, and its steps are not counted.
+    """
+    compare_with_interrupted(default_method(cls, Tiny()))
+
+
+def compare_with_interrupted(method: Method) -> None:
+    """As `check_goes_on_after_an_interruption`, of a method with parameters."""
+    recipe = Tiny.recipe.replace(batch_size=100)
+    whole = _CountingJournal()
+    logits = _fit_method(method, recipe=recipe, journal=whole)[1]
+    n_steps = 0
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(10 * (whole.n_steps + len(whole.calls))):  # more than it can need
+            part = _CountingJournal()
+            part.keep_in(_OneCheckpoint(Path(folder, "cell"), {}, interval=0.0))
+            try:
+                again, logits_again = _fit_method(method, recipe=recipe, journal=part)
+                break
+            except _InterruptedError:
+                continue
+            except Exception as error:
+                raise AssertionError(
+                    f"{method.name} cannot go on after an interruption ({type(error).__name__}: {error}). As a rule it "
+                    "reads what a network was between two calls that train it: keep it with task.snapshot, or read it "
+                    "in task.each or task.once."
+                ) from error
+            finally:
+                n_steps += part.n_steps
+        else:
+            raise AssertionError(f"{method.name} does not come to an end: after an interruption it begins anew.")
+    assert n_steps == whole.n_steps, (
+        f"{method.name} trains {n_steps} steps if it is interrupted at each checkpoint, and {whole.n_steps} if it is "
+        "not."
+    )
+    same = torch.equal(logits, logits_again) and whole.epochs == again.journal.epochs
+    same &= {name: losses_of(run) for name, run in enumerate(whole.stages)} == {
+        name: losses_of(run) for name, run in enumerate(again.journal.stages)
+    }
+    same &= whole.values == again.journal.values and whole.columns.keys() == again.journal.columns.keys()
+    same &= all(torch.equal(column, again.journal.columns[name]) for name, column in whole.columns.items())
+    assert same, (
+        f"{method.name} comes to another result if it is interrupted and goes on: something that it keeps between "
+        "calls is not a function of what the calls return."
+    )
+
+
+def losses_of(run: StageRun) -> tuple[list[float], dict[str, Any]]:
+    """What a run of a stage gave, without its seconds."""
+    return run.losses, run.end
+
+
+class _InterruptedError(BaseException):
+    """A process that ends."""
+
+
+class _OneCheckpoint(Checkpoints):
+    """Each step and each call is worth a checkpoint, and after the first of them the process ends."""
+
+    fraction = math.inf
+
+    def write(self, journal: Mapping[str, Any], started: float | None = None) -> None:
+        """As of `Checkpoints`."""
+        super().write(journal, started)
+        raise _InterruptedError
+
+
+class _CountingJournal(Journal):
+    """Counts the steps of stages."""
+
+    n_steps = 0
+
+    def between_steps(self, run: StageRun, epoch: int, epochs: int) -> bool:
+        """As of `Journal`."""
+        self.n_steps += 1
+        return super().between_steps(run, epoch, epochs)
 
 
 def check_easy_data(cls: type[Method]) -> None:
@@ -455,6 +543,7 @@ METHOD_CHECKS: list[Callable[[type[Method]], None]] = [
     check_data_are_not_changed,
     check_what_is_returned_was_evaluated,
     check_evaluation_leaves_no_trace,
+    check_goes_on_after_an_interruption,
     check_easy_data,
     check_decline_is_a_reason,
     check_losses_are_pure,

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from debiasbench.errors import BenchmarkError
-from debiasbench.losses import cross_entropy
+from debiasbench.losses import cross_entropy, mean_cross_entropy
 from debiasbench.methods import Method
 from debiasbench.testing import (
     METHOD_CHECKS,
@@ -24,6 +24,7 @@ from debiasbench.testing import (
     check_evaluation_leaves_no_trace,
     check_fit_returns_logits,
     check_global_randomness_is_left_alone,
+    check_goes_on_after_an_interruption,
     check_losses_are_pure,
     check_other_seed_other_result,
     check_same_seed_same_result,
@@ -33,6 +34,7 @@ from debiasbench.testing import (
 
 COUNTER = itertools.count(1)
 TABLE = torch.ones(1000)
+SEEN = []
 VIOLATIONS = []
 
 
@@ -175,6 +177,40 @@ class LearnsWhilePredicting(PredictsOtherwiseEachTime):
     def predict(self, nets, x):
         nets.net.head.bias.data += 1
         return nets.net.features(x) @ nets.net.head.weight.T
+
+
+# ---- interruptions ---------------------------------------------------------------------------------------------------
+
+
+@breaks(check_goes_on_after_an_interruption, "reads what a network was between two calls that train it: keep it")
+class ReadsBetweenStages(Honest):
+    def fit(self, task):
+        net = task.new_net()
+        task.train(net, mean_cross_entropy, epochs=1)
+        norm = float(net.head.weight.detach().norm())
+        task.train(net, mean_cross_entropy, epochs=1)
+        task.train(net, partial(scaled, factor=1 + norm), epochs=1, predict=net)
+        return net
+
+
+@breaks(check_goes_on_after_an_interruption, "comes to another result if it is interrupted")
+class CountsBesideItsCalls(Honest):
+    def fit(self, task):
+        SEEN.clear()
+        net = task.new_net()
+        task.train(net, mean_cross_entropy, epochs=1)
+        task.each(self.counted)  # not called again where the call is finished
+        task.train(net, partial(scaled, factor=1.0 + len(SEEN)), epochs=1, predict=net)
+        return net
+
+    def counted(self, x, y):
+        SEEN.append(len(x))
+        return y
+
+
+def scaled(nets, batch, state, *, factor):
+    """Mean cross-entropy, times a factor."""
+    return factor * mean_cross_entropy(nets, batch, state)
 
 
 # ---- seeds -----------------------------------------------------------------------------------------------------------
@@ -494,7 +530,8 @@ def test_the_fit_with_class_defaults_is_made_once():
             return super().fit(task)
 
     for check in METHOD_CHECKS:
-        check(Counted)
+        if check is not check_goes_on_after_an_interruption:  # has as many as there are checkpoints, and each is short
+            check(Counted)
     assert sorted(seeds) == [0, 0, 0, 0, 0, 1]  # default, again, blind, other labels, easy data; another seed
 
 

@@ -73,16 +73,11 @@ def without_unix():
     return json.loads(done.stdout.splitlines()[-1])
 
 
-until_moved = pytest.mark.xfail(strict=True, reason="running/runner.py imports resource at its top")
-
-
-@until_moved
 def test_every_module_can_be_imported(without_unix):
     assert without_unix["failed"] == {}
     assert without_unix["imported"] > 80
 
 
-@until_moved
 def test_nothing_of_unix_is_imported_at_the_top(without_unix):
     assert without_unix["missed"] == []
 

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import random
 import sys
+import threading
 import warnings
 import zlib
 from collections.abc import Callable
@@ -90,6 +91,19 @@ def _set_deterministic(kept: tuple[bool, bool]) -> None:
     torch.use_deterministic_algorithms(kept[0], warn_only=kept[1])
 
 
+def _autocast_nesting() -> int:
+    """How many contexts of autocast are open; torch tells the number only when it changes."""
+    torch.autocast_increment_nesting()
+    return int(torch.autocast_decrement_nesting())
+
+
+def _set_autocast(kept: tuple[bool, int]) -> None:
+    torch.set_autocast_enabled("cpu", kept[0])
+    while _autocast_nesting() > kept[1]:
+        torch.autocast_decrement_nesting()
+    torch.clear_autocast_cache()  # else later contexts take weights that were cast before
+
+
 def _set_filters(kept: list[Any]) -> None:
     warnings.filters[:] = kept  # type: ignore[index] # it is a list
 
@@ -138,7 +152,7 @@ _STATE: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
             _enabled=kept[0], _benchmark=kept[1], _deterministic=kept[2], _allow_tf32=kept[3]
         ),
     ),
-    "autocast": (lambda: torch.is_autocast_enabled("cpu"), lambda kept: torch.set_autocast_enabled("cpu", kept)),
+    "autocast": (lambda: (torch.is_autocast_enabled("cpu"), _autocast_nesting()), _set_autocast),
     "hooks of all modules or optimizers": (lambda: [dict(hooks) for hooks in _HOOKS], _set_hooks),
     "the number of threads": (torch.get_num_threads, torch.set_num_threads),
     "the current folder": (lambda: str(Path.cwd()), os.chdir),
@@ -165,13 +179,15 @@ class GlobalState:
         self._kept = {name: read() for name, (read, _) in _STATE.items()}
         self._modules = set(sys.modules)
         self._generators = [read() for read, _ in _GENERATORS]
+        self._threads = set(threading.enumerate())
 
     def put_back(self) -> list[str]:
         """Put everything back; returns what had been changed.
 
-        Without generators, which any cell may move, and without what was only added to while modules were imported.
+        Without generators, which any cell may move, and without what was only added to while modules were imported. A
+        thread that still runs cannot be ended; it is among what had been changed.
         """
-        changed = []
+        changed = ["threads that still run"] if set(threading.enumerate()) - self._threads else []
         imported = set(sys.modules) > self._modules
         for name, (read, write) in _STATE.items():
             kept = self._kept[name]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -13,21 +13,41 @@ from debiasbench.grid import Grid
 from debiasbench.nets.build import check_net
 from debiasbench.nets.pretrained import weights_sha256
 from debiasbench.plugins import is_shipped
-from debiasbench.records import Record, Result, find_record, read_record
+from debiasbench.records import Failure, Record, Result, find_record, read_record, record_path, running_path
+from debiasbench.running.claims import RecordState, state_of
+from debiasbench.training.checkpoints import JOURNAL
 
 if TYPE_CHECKING:
     from debiasbench.datasets import Dataset, NeededFile
+TIMES_LOST = 3  # in a row: such a cell runs again with rerun="failed"
 RERUN = ("missing", "failed", "changed", "all")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A grid sorted into what to run and what is there already (cell hash -> record)."""
+    """A grid sorted into what to run and what is there already (cell hash -> record).
+
+    Attributes:
+        before: cell hash -> what was there of its record when it was looked at.
+        fingerprints: of the data, by `data_key`. weights: whether a record without networks beside it does not count.
+    """
 
     grid: Grid
     to_run: list[Cell]
     finished: dict[str, Path]
     failed_before: dict[str, Path]
+    before: dict[str, RecordState] = field(default_factory=dict)
+    fingerprints: dict[str, str] = field(default_factory=dict)
+    weights: bool = False
+
+    def accepts(self, cell: Cell, record: Record) -> bool:
+        """Whether a record that another run has written meanwhile is what this run would make; a failure is."""
+        if record.hash != cell.hash:
+            return False
+        return record.result is None or (
+            _is_whole(record, cell, self.fingerprints[data_key(cell)], weights=self.weights)
+            and not has_other_code(record, cell)
+        )
 
 
 def plan(
@@ -57,8 +77,6 @@ def plan(
     """
     if rerun not in RERUN:
         raise BenchmarkError(f"rerun must be one of {', '.join(RERUN)}. Got {rerun!r}.")
-    from debiasbench.weights import has_weights
-
     cells = {data_key(cell): cell for cell in grid.cells}
     datasets = {key: cell.build_dataset() for key, cell in cells.items()}
     check_data(list(datasets.values()), data_dir)
@@ -71,22 +89,20 @@ def plan(
     to_run, finished, failed = [], {}, {}
     changed: dict[str, list[Cell]] = {}
     elsewhere: dict[tuple[str, str], int] = {}
+    before = {}
     for cell in grid.cells:
+        before[cell.hash] = state_of(record_path(results_dir, cell))
         path = find_record(results_dir, cell) if rerun != "all" else None
         try:
             record = read_record(path) if path else None
         except BenchmarkError:
             record = None  # cut off or foreign: its cell runs again
-        if path is None or record is None:
+        if path is None or record is None or _is_not_its_fault(record.failure):
             to_run.append(cell)
-        elif record.failure is not None and record.failure.type == "LostWorker":
-            to_run.append(cell)  # not the cell's own fault
         elif record.result is None:
             (to_run.append(cell) if rerun == "failed" else failed.update({cell.hash: path}))
-        elif (
-            (weights and not has_weights(record))
-            or _made_from(record.result) != (fingerprints[data_key(cell)], _weights_of(cell))
-            or (has_other_code(record, cell) and rerun == "changed" and not is_shipped(type(cell.build_method())))
+        elif not _is_whole(record, cell, fingerprints[data_key(cell)], weights=weights) or (
+            has_other_code(record, cell) and rerun == "changed" and not is_shipped(type(cell.build_method()))
         ):
             to_run.append(cell)
         else:
@@ -97,7 +113,21 @@ def plan(
             if machines is not None:
                 elsewhere[machines] = elsewhere.get(machines, 0) + 1
     notices = _of_data(grid, built) + _of_changed_code(changed, keep=keep_changed) + _of_other_machines(elsewhere)
-    return Plan(replace(grid, notices=[*grid.notices, *notices]), to_run, finished, failed)
+    grid = replace(grid, notices=[*grid.notices, *notices])
+    return Plan(grid, to_run, finished, failed, before, fingerprints, weights)
+
+
+def _is_whole(record: Record, cell: Cell, fingerprint: str, *, weights: bool) -> bool:
+    """Whether a finished record was made from the data and pretrained weights of today, and has what is asked for."""
+    from debiasbench.weights import has_weights
+
+    assert record.result is not None
+    return _made_from(record.result) == (fingerprint, _weights_of(cell)) and (not weights or has_weights(record))
+
+
+def _is_not_its_fault(failure: Failure | None) -> bool:
+    """Whether a cell was lost with its process, and not so often that it may be what ends it."""
+    return failure is not None and failure.type == "LostWorker" and (failure.times or 1) < TIMES_LOST
 
 
 def _of_data(grid: Grid, built: dict[str, Built]) -> list[str]:
@@ -200,6 +230,11 @@ def missing(dataset: Dataset, needed: Sequence[NeededFile], data_dir: Path) -> s
     else:
         lines.append(f"  Put them there, or name their place: --data-dir DIR, or {dataset.name}:root=DIR.")
     return "\n".join(lines)
+
+
+def begun(cells: Sequence[Cell], results_dir: Path) -> list[Cell]:
+    """Those of the cells that an earlier run has left a checkpoint of."""
+    return [cell for cell in cells if (running_path(record_path(results_dir, cell)) / JOURNAL).exists()]
 
 
 def data_key(cell: Cell) -> str:

@@ -67,8 +67,12 @@ class Display:
             if event.worker not in self.rows:
                 self.rows[event.worker] = self.cell_bars.add_task("", total=1, title="", stage="")
             self._row(event, title=event.cell.title, stage="loading data", completed=0, total=1)
-        elif event.kind == "epoch":
-            self._row(event, stage=event.stage, completed=event.epoch, total=event.epochs)
+        elif event.kind in ("epoch", "elsewhere"):
+            if event.worker not in self.rows:
+                self.rows[event.worker] = self.cell_bars.add_task("", total=1, title="", stage="")
+            self._row(
+                event, title=event.cell.title, stage=event.stage, completed=event.epoch, total=max(event.epochs, 1)
+            )
         else:
             self._ended(event)
         self.grid_bar.update(self.grid_task, left=self._left())
@@ -82,6 +86,7 @@ class Display:
         self.running.pop(event.worker, None)
         self.grid_bar.advance(self.grid_task)
         seconds = time.monotonic() - self.begun.get(event.worker, self.started)
+        took = "in another run" if event.by_other else f"{seconds:.0f} s"
         problem = event.message
         if event.path is not None:
             record = read_record(event.path)
@@ -89,14 +94,12 @@ class Display:
                 problem = f"{record.failure.type}: {record.failure.message}"
         if problem:
             self.n_failed += 1
-            self.console.print(f"failed  {event.cell.title} ({seconds:.0f} s): {problem}", style="red")
+            self.console.print(f"failed  {event.cell.title} ({took}): {problem}", style="red")
         elif not self.console.is_terminal:
             n_done = int(self.grid_bar.tasks[0].completed)
             total = int(self.grid_bar.tasks[0].total or 0)
             left = self._left()
-            self.console.print(
-                f"done {n_done}/{total}  {event.cell.title} ({seconds:.0f} s){'  ' + left if left else ''}"
-            )
+            self.console.print(f"done {n_done}/{total}  {event.cell.title} ({took}){'  ' + left if left else ''}")
 
     def _left(self) -> str:
         """The time left, from the cost of what is done; cells that run are taken for half done."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -11,14 +10,15 @@ from pathlib import Path
 from debiasbench.cell import Cell
 from debiasbench.errors import BenchmarkError
 from debiasbench.experiments import Experiment, write_grid
-from debiasbench.grid import expand
+from debiasbench.grid import Grid, expand
 from debiasbench.parameters import suggestion
 from debiasbench.records import check_writable, read_record
 from debiasbench.running import logs
+from debiasbench.running.claims import Work
 from debiasbench.running.executor import Event, Settings, run_cells, run_cells_here, worker_devices
 from debiasbench.running.plan import Plan, data_key, plan
 from debiasbench.running.preparation import with_data
-from debiasbench.running.runner import failed_record, n_cores
+from debiasbench.running.runner import n_cores
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,10 @@ class RunOptions:
         device: "auto", "cpu", "cuda", "cuda:1", ... workers: processes; None: one a core or GPU; 0: this process.
         rerun: "missing", "failed", "changed" or "all". keep_changed: count as finished what other code made.
         save_weights: keep the trained networks.
-        reuse: train equal stages of several cells once. log: loggers of finished cells ("tensorboard", "wandb").
+        reuse: train equal stages of several cells once. shard: (i, n), the i-th of n parts of the grid, from 1.
+        checkpoint_every: seconds within a stage; a checkpoint is also made at the end of each call.
+        cell_timeout, silence_timeout: seconds, after which a cell is ended (of silence: without a sign of life).
+        log: loggers of finished cells ("tensorboard", "wandb").
         download: fetch missing data first, as `debiasbench prepare` does. skip_missing: leave out datasets whose data
             are missing (still), and say so.
         dry_run: only plan.
@@ -43,6 +46,10 @@ class RunOptions:
     keep_changed: bool = False
     save_weights: bool = False
     reuse: bool = True
+    shard: tuple[int, int] | None = None
+    checkpoint_every: float = 60.0
+    cell_timeout: float | None = None
+    silence_timeout: float | None = None
     log: tuple[str, ...] = ()
     download: bool = False
     skip_missing: bool = False
@@ -93,7 +100,15 @@ def plan_grid(asked: Experiment, options: RunOptions, told: Callable[[str], None
     if n_cells > MANY_CELLS or n_data > MANY_DATA:
         told(f"{n_cells:,} cells on {n_data:,} set{'s' * (n_data > 1)} of data: checking them takes a while.")
     logs.check(options.log)
-    _reference(asked.reference, grid.cells)  # a slip is told before anything is fetched
+    asked = replace(asked, reference=_reference(asked.reference, grid.cells))  # a slip is told before data are fetched
+    if options.shard is not None:
+        grid = part_of(grid, *options.shard)
+    limits = [name for name in ("cell_timeout", "silence_timeout") if getattr(options, name) is not None]
+    if limits and options.workers == 0:
+        raise BenchmarkError(
+            f"{' and '.join('--' + name.replace('_', '-') for name in limits)} cannot be kept with --workers 0: a cell "
+            "of this process cannot be ended. Use --workers 1."
+        )
     weights = options.save_weights or asked.needs_weights
     settings = Settings(
         data_dir=options.data_dir.absolute(),  # whatever folder a method changes to
@@ -101,13 +116,18 @@ def plan_grid(asked: Experiment, options: RunOptions, told: Callable[[str], None
         devices=worker_devices(options.device, options.workers),
         save_weights=weights,
         reuse=options.reuse and options.rerun != "all",  # what was kept would make a check of equality void
+        resume=options.rerun != "all",
+        checkpoint_every=options.checkpoint_every,
+        cell_timeout=options.cell_timeout,
+        silence_timeout=options.silence_timeout,
     )
     if not options.dry_run:
         check_writable(options.results_dir)  # before the data are fetched or built
     grid, left_out = with_data(
         grid, options.data_dir, download=options.download, skip_missing=options.skip_missing, dry_run=options.dry_run
     )
-    asked = replace(asked, reference=_reference(asked.reference, grid.cells))
+    if options.shard is None:  # of a part, the reference may be in another
+        asked = replace(asked, reference=_reference(asked.reference, grid.cells))
     planned = plan(
         grid, data_dir=options.data_dir, results_dir=options.results_dir, rerun=options.rerun,
         keep_changed=options.keep_changed, weights=weights, device_kind=settings.device_kind,
@@ -121,19 +141,30 @@ def run_grid(ready: GridRun, handle: Callable[[Event], None]) -> None:
     write_grid(results_dir, ready.asked, ready.methods)
 
     def keep(event: Event) -> None:
-        if event.kind == "lost":
-            with contextlib.suppress(OSError):  # a full disk, perhaps: the message is shown all the same
-                failed_record(event.cell, results_dir, event.message, ready.settings.devices[event.worker])
         handle(event)
-        if event.kind == "finished" and event.path is not None:
+        if event.kind == "finished" and event.path is not None and not event.by_other:
             _log(event.cell, event.path, ready.options, handle)
 
     for cell in planned.grid.cells:
         if cell.hash in planned.finished:
             _log(cell, planned.finished[cell.hash], ready.options, handle)
     if planned.to_run:
+        work = Work(longest_first(planned), results_dir, before=planned.before, accepts=planned.accepts)
         run = run_cells_here if ready.options.workers == 0 else run_cells
-        run(longest_first(planned), ready.settings, keep)
+        run(work, ready.settings, keep)
+
+
+def part_of(grid: Grid, index: int, count: int) -> Grid:
+    """The `index`-th of `count` parts of a grid, from 1, which cost about the same: the same on every machine.
+
+    Raises:
+        BenchmarkError: there is no such part.
+    """
+    if not 1 <= index <= count:
+        raise BenchmarkError(f"--shard must be I/N with I from 1 to N, such as 2/8. Got {index}/{count}.")
+    by_cost = sorted(grid.cells, key=lambda cell: -grid.relative_costs[cell.hash])  # equal ones stay in their order
+    mine = {cell.hash for cell in by_cost[index - 1 :: count]}
+    return replace(grid, cells=[cell for cell in grid.cells if cell.hash in mine])
 
 
 def longest_first(planned: Plan) -> list[Cell]:

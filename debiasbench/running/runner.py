@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import os
 import platform
-import resource
 import subprocess
 import time
 import traceback
@@ -38,14 +37,17 @@ from debiasbench.records import (
     SplitFacts,
     StageFacts,
     failed_path,
+    failure_at,
     record_path,
+    running_path,
     write_record,
 )
 from debiasbench.running.global_state import GlobalState, Watch, handed
 from debiasbench.samples import Splits
+from debiasbench.training.checkpoints import Checkpoints
 from debiasbench.training.digests import digest_of
-from debiasbench.training.journal import EvaluatedEpoch, Journal, Progress, StageRun
-from debiasbench.training.reuse import Reuse
+from debiasbench.training.journal import EvaluatedEpoch, Journal, Progress, StageRun, StoppedError
+from debiasbench.training.reuse import Reuse, facts_of_machine
 from debiasbench.training.task import Task
 
 
@@ -58,38 +60,49 @@ class Runner:
     device: str = "cpu"
     save_weights: bool = False
     reuse: bool = True  # equal stages of several cells are trained once
+    resume: bool = True  # a cell that was interrupted goes on where it stood
+    checkpoint_every: float = 60.0  # seconds, within a stage
     threads: int | None = None  # of torch; none: as they are
     memory_fraction: float = 0.5  # of the device's free memory, which the data may take
     changed: list[str] = field(default_factory=list)  # global state that the last cell had changed
+    stopping: bool = False  # the cell shall end at its next step, with a checkpoint
+    _journal: Journal = field(default_factory=Journal)
     _data: dict[str, Splits] = field(default_factory=dict)
 
     def run(self, cell: Cell, progress: Progress | None = None) -> Path:
         """Run a cell and write its record, done or failed; returns the record's path.
 
         Raises:
+            StoppedError: it was asked to stop, and goes on from its checkpoint when it is run again.
             OSError: the record could not be written.
         """
         path = record_path(self.results_dir, cell)
         if self.threads is not None:
             torch.set_num_threads(self.threads)  # whatever the cell before did
         started = time.perf_counter()
-        journal, spent, state = Journal(progress), Spent(), GlobalState()
+        spent, state = Spent(), GlobalState()
         arrays: dict[str, Tensor] = {}
         result: Result | None = None
         failure: Failure | None = None
         try:
-            result, arrays = self._train(cell, journal, spent, path)
-        except KeyboardInterrupt:
+            result, arrays = self._train_or_again(cell, spent, path, progress)
+        except (KeyboardInterrupt, StoppedError):
             raise
         except BaseException as error:  # whatever a method does wrong, sys.exit included: the other cells go on
             failure = Failure(type(error).__name__, _said(error), traceback.format_exc())
             path = failed_path(path)
         finally:
             self.changed = state.put_back()
-        spent.total = time.perf_counter() - started - journal.waited
+        journal = self._journal
+        spent.total = time.perf_counter() - started - journal.waited + journal.spent
         record = Record(cell.hash, cell, provenance(cell, self.device, journal, spent), result, failure)
         write_record(path, record, arrays)
+        Checkpoints(running_path(record_path(self.results_dir, cell)), {}).clear()
         return path
+
+    def stop(self) -> None:
+        """Ask the running cell to stop at its next step; may be called from a signal handler."""
+        self.stopping = self._journal.stopping = True
 
     def splits(self, dataset: Dataset) -> Splits:
         """The dataset's splits on the device; the last ones built are kept."""
@@ -103,14 +116,33 @@ class Runner:
             self._data[key] = splits.to(torch.device(self.device), fraction=self.memory_fraction)
         return self._data[key]
 
-    def _train(self, cell: Cell, journal: Journal, spent: Spent, path: Path) -> tuple[Result, dict[str, Tensor]]:
+    def _train_or_again(
+        self, cell: Cell, spent: Spent, path: Path, progress: Progress | None
+    ) -> tuple[Result, dict[str, Tensor]]:
+        """What fails after it has gone on from a checkpoint counts only if it fails from the start as well."""
+        try:
+            return self._train(cell, spent, path, progress, resume=self.resume)
+        except Exception:
+            if not self._journal.is_resumed:
+                raise
+        return self._train(cell, spent, path, progress, resume=False)
+
+    def _train(
+        self, cell: Cell, spent: Spent, path: Path, progress: Progress | None, *, resume: bool
+    ) -> tuple[Result, dict[str, Tensor]]:
         """The way of one cell: data, task, fit, result."""
+        self._journal = journal = Journal(progress)
+        journal.stopping = self.stopping
         method, dataset, recipe = cell.build_method(), cell.build_dataset(), cell.build_recipe()
         started = time.perf_counter()
         splits = handed(self.splits(dataset))
         spent.data = time.perf_counter() - started
         if torch.device(self.device).type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
+        checkpoints = self._checkpoints(cell, splits, resume=resume)
+        journal.keep_in(checkpoints)
+        if checkpoints.unused:
+            print(f"The checkpoint of an earlier run is not used: {checkpoints.unused}.")  # noqa: T201 - to the log
         task = Task(
             splits, dataset=dataset, recipe=recipe, seed=cell.seed, access=method.access, journal=journal,
             reuse=self._reuse(splits),
@@ -145,6 +177,19 @@ class Runner:
                 f"was evaluated is what is returned. Got {type(predictor).__name__}."
             )
         return result_of(task)
+
+    def _checkpoints(self, cell: Cell, splits: Splits, *, resume: bool) -> Checkpoints:
+        """Where the cell is kept while it runs, under all that its numbers follow from."""
+        header = {
+            "cell": cell.hash, "code": cell.code(), "data": splits.fingerprint(),
+            "pretrained": weights_sha256(cell.recipe["net"], cell.recipe["pretrained"]),
+            "machine": facts_of_machine(torch.device(self.device)),
+        }  # fmt: skip
+        folder = running_path(record_path(self.results_dir, cell))
+        checkpoints = Checkpoints(folder, header, interval=self.checkpoint_every)
+        if not resume:
+            checkpoints.clear()
+        return checkpoints
 
     def _reuse(self, splits: Splits) -> Reuse | None:
         if not self.reuse:
@@ -237,10 +282,12 @@ def present(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value == value}
 
 
-def failed_record(cell: Cell, results_dir: Path, message: str, device: str) -> Path:
-    """Record a cell whose process was lost."""
+def failed_record(cell: Cell, results_dir: Path, kind: str, message: str, device: str) -> Path:
+    """Record a cell whose process was lost, or ended: `kind` is "LostWorker" or "TimedOut"."""
     path = failed_path(record_path(results_dir, cell))
-    failure = Failure("LostWorker", message)
+    before = failure_at(path)
+    times = 1 + (before.times or 1) if before is not None and before.type == kind else 1
+    failure = Failure(kind, message, times=times)
     write_record(path, Record(cell.hash, cell, provenance(cell, device, Journal(), Spent()), failure=failure))
     return path
 
@@ -280,13 +327,24 @@ def provenance(cell: Cell, device: str, journal: Journal, spent: Spent) -> Prove
         precision=cell.build_recipe().effective_precision(kind),
         code={name: digest for name, digest in cell.code().items() if digest},
         calls=tuple(journal.calls),
+        resumed=tuple(_told_of(journal.resumed, kind)) or None,
     )
 
 
+def _told_of(resumed: list[str], device_kind: str) -> list[str]:
+    """Where a cell was interrupted, and whether its result may differ by that."""
+    exact = device_kind == "cpu" or torch.are_deterministic_algorithms_enabled()
+    return resumed if exact else [f"{one} (sums of this GPU may round otherwise in each run)" for one in resumed]
+
+
 def _peak_memory(device: str, kind: str) -> int:
-    """The most memory that was taken, on a GPU or by this process, in bytes."""
+    """The most memory that was taken, on a GPU or by this process, in bytes; 0 where that cannot be told."""
     if kind == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
+    try:
+        import resource  # of Unix alone
+    except ImportError:
+        return 0
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

@@ -1,7 +1,8 @@
 """A worker process: `python -m debiasbench.running.worker` reads cells as JSON lines and answers with events.
 
 It receives plain values, never live objects, and the caller's main module is never imported again. Whatever a cell
-prints goes to its log.
+prints goes to its log, and its standard input is empty. Where the caller is gone, or asks it by SIGTERM, the running
+cell ends at its next step, with a checkpoint.
 """
 
 from __future__ import annotations
@@ -10,29 +11,36 @@ import contextlib
 import io
 import json
 import os
+import queue
+import signal
 import sys
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from debiasbench.running.process import GRACE
 
 
 def main() -> None:
     """Serve cells until the input ends. The first line holds the settings."""
     out = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
+    requests = os.fdopen(os.dup(0), encoding="utf-8", errors="backslashreplace")
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # a method that reads its input must not read our requests
     os.dup2(2, 1)  # what a method prints must not get between the events
     settle_streams()
 
     def send(**event: Any) -> None:
-        try:
+        with contextlib.suppress(OSError):  # whoever asked is gone: then the requests end as well, see _read
             out.write(json.dumps(event) + "\n")
-        except BrokenPipeError:  # whoever asked is gone: leave without a record, so that the cell runs again
-            os._exit(1)
 
-    settings = json.loads(sys.stdin.readline())
+    settings = json.loads(requests.readline())
     from debiasbench.cell import Cell
     from debiasbench.files import not_written
     from debiasbench.running.runner import Runner, settle_torch
+    from debiasbench.training.journal import StoppedError
 
     settle_torch(settings["threads"])
 
@@ -42,11 +50,16 @@ def main() -> None:
         device=settings["device"],
         save_weights=settings["save_weights"],
         reuse=settings["reuse"],
+        resume=settings["resume"],
+        checkpoint_every=settings["checkpoint_every"],
         threads=settings["threads"],
         memory_fraction=settings["memory_fraction"],
     )
+    signal.signal(signal.SIGTERM, lambda *_: runner.stop())
+    lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    threading.Thread(target=_read, args=(requests, lines, runner.stop), daemon=True).start()
     send(event="ready")
-    for line in sys.stdin:
+    while not runner.stopping and (line := lines.get()) is not None:
         request = json.loads(line)
         cell = replace(Cell.from_json(request["cell"]), root=request["root"])
         try:
@@ -56,12 +69,29 @@ def main() -> None:
                 path = runner.run(
                     cell, lambda stage, epoch, epochs: send(event="epoch", stage=stage, epoch=epoch, epochs=epochs)
                 )
+        except StoppedError:
+            send(event="stopped")
+            break
         except OSError as error:  # the log or the record itself could not be written
             send(event="lost", message=str(not_written(error, "The record", "--results-dir")))
             continue
         send(event="finished", path=str(path), leaves=bool(runner.changed))
         if runner.changed:  # it was put back; on any doubt the next cell gets a process of its own
-            return
+            break
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # threads that a cell has left running are not waited for
+
+
+def _read(requests: Any, lines: queue.SimpleQueue[str | None], stop: Callable[[], None]) -> None:
+    """Hand requests on. When they end, so does the worker: at once if idle, else with a checkpoint or after a while."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in requests:
+            lines.put(line)
+    lines.put(None)
+    stop()
+    time.sleep(GRACE)
+    os._exit(1)
 
 
 def settle_streams() -> None:

@@ -204,13 +204,17 @@ def batches_of_epoch(  # noqa: PLR0913 - where it is, keyword-only
     epoch: int,
     step: int,
     n_steps: int,
+    skip: int = 0,
 ) -> Iterator[Batch]:
-    """The batches of an epoch that begins with step `step` of a stage of `n_steps`: call it inside `fork_rng`."""
+    """The batches of an epoch, from step `step` of a stage of `n_steps`: call it inside `fork_rng`.
+
+    `skip`: how many batches of the epoch were trained on before, by an earlier process.
+    """
     device = source.device
     stage_length = torch.tensor(n_steps, device=device)
     noise = contents.noise_of_epoch(sum(map(len, plan)), source.seed, call, epoch, device) if contents.noise else {}
+    n_seen, plan = sum(map(len, plan[:skip])), plan[skip:]
     rows = fetched(source.samples, plan) if contents.inputs is None else ((index, None) for index in plan)
-    n_seen = 0
     for number, (index, x) in enumerate(rows, step):
         if number == recipe.steps:
             return

@@ -1,17 +1,39 @@
-"""What a cell has done so far: its numbered calls, its stages, evaluated epochs, what was logged, and seconds."""
+"""What a cell has done so far: its numbered calls, its stages, evaluated epochs, what was logged, and seconds.
+
+Kept on disk (`Checkpoints`), it is what an interrupted cell goes on from: `fit` is run again from its top, finished
+calls return what they returned, and the stage that was interrupted goes on where it stood. A network whose later
+weights are known has no values until the last finished call that trained it, so that nothing can be read from it that
+was never true. All randomness follows the place of a call, so a call that is skipped changes no other.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from debiasbench.evaluation.evaluation import Row
+from debiasbench.training.checkpoints import Checkpoints
 from debiasbench.training.digests import digest_of
+from debiasbench.training.ends import StageEnd, Weights, fill, from_bytes, to_bytes, without_values
+from debiasbench.training.traces import Traces, versions_of
 
 Progress = Callable[[str, int, int], None]  # (stage, epoch, epochs)
+TOLD = 5.0  # seconds between two signs of life within an epoch
+
+
+class StoppedError(BaseException):
+    """The cell was asked to stop, and can go on from its journal; no error of its method."""
+
+
+class StaleJournalError(Exception):
+    """What is on disk is not of this way of `fit`: the cell starts anew."""
 
 
 @dataclass
@@ -26,6 +48,7 @@ class StageRun:
     end: dict[str, Row] = field(default_factory=dict)  # network -> its metrics at the end of the run
     seconds: float = 0.0  # training alone; of a reused stage, of the training that took place
     evaluation_seconds: float = 0.0
+    rows: list[EvaluatedEpoch] = field(default_factory=list)  # its evaluated epochs
 
 
 @dataclass(frozen=True)
@@ -53,37 +76,360 @@ class Journal:
 
     Attributes:
         calls: the numbered calls, in order: kind, and the digest of what they depend on.
-        stages: the runs of stages. epochs: the evaluated epochs of those with a predictor.
+        nets: the networks that were made. stages: the runs of stages. epochs: the evaluated epochs.
         columns: per-sample values that the method logged, (N,), on the CPU. values: single numbers that it logged.
         seconds: of `each` and `once`. waited: seconds, for stages that another worker was training.
+        spent: seconds of earlier processes on this cell. resumed: where each of them left off, in words.
+        stopping: whether the cell shall end at the next step, or between two calls, with a checkpoint.
     """
 
-    def __init__(self, progress: Progress | None = None) -> None:
+    def __init__(self, progress: Progress | None = None, checkpoints: Checkpoints | None = None) -> None:
+        """`checkpoints`: what is there is gone on from."""
         self.calls: list[dict[str, Any]] = []
+        self.nets: list[nn.Module] = []
         self.stages: list[StageRun] = []
         self.epochs: list[EvaluatedEpoch] = []
         self.columns: dict[str, Tensor] = {}
         self.values: dict[str, float] = {}
         self.seconds: dict[str, float] = {}
         self.waited = 0.0
+        self.spent = 0.0
+        self.resumed: list[str] = []
+        self.stopping = False
         self._progress = progress or (lambda *_: None)
+        self._told = self._started = time.monotonic()
+        self._checkpoints: Checkpoints | None = None
+        self._n_evaluations = self._n_stages = 0
+        self._versions: dict[int, list[int]] = {}  # of each network, before a call of `each` or `once`
+        self._then = _Then()
+        self._ended: list[dict[str, Any]] = []  # of each finished call, what it has besides files
+        self._newest: dict[str, int] = {}  # key -> the last finished call that kept something under it
+        self._evaluations: list[dict[str, Any]] = []  # apart from those of stages
+        if checkpoints is not None:
+            self.keep_in(checkpoints)
+
+    # ---- numbered calls ---------------------------------------------------------------------------------------------
 
     def number(self, kind: str, signature: Mapping[str, Any]) -> int:
-        """The number of a call that begins, from 1; `signature` is what it depends on."""
-        self.calls.append({"kind": kind, "signature": digest_of(signature)})
+        """The number of a call that begins, from 1; `signature` is what it depends on.
+
+        Raises:
+            StaleJournalError: an earlier process had another call in its place.
+            StoppedError: the cell was asked to stop.
+        """
+        call = {"kind": kind, "signature": digest_of(signature)}
+        place = len(self.calls)
+        if place < len(self._then.calls):
+            then = self._then.calls[place]
+            if call != {"kind": then["kind"], "signature": then["signature"]}:
+                raise StaleJournalError(f"call {place + 1} was {then['kind']}, or with other values")
+            call = dict(then)
+        else:
+            self.stop_if_asked()
+        self.calls.append(call)
         return len(self.calls)
+
+    def stop_if_asked(self) -> None:
+        """Between steps of a call that cannot be gone on with.
+
+        Raises:
+            StoppedError: the cell was asked to stop.
+        """
+        if self.stopping:
+            self._write()
+            raise StoppedError
 
     def note(self, call: int, **what: Any) -> None:
         """Keep something of a call with it."""
         self.calls[call - 1] |= what
 
+    def finished(self, call: int) -> dict[str, Any] | None:
+        """What an earlier process kept of a call that it finished; None of one that is to be done."""
+        return self._ended[call - 1] if call <= len(self._then.calls) else None
+
+    def end(self, call: int, files: Mapping[str, bytes] | None = None, **about: Any) -> None:
+        """A call is finished. `files` are kept by key, in place of what a key had; `about` are plain values.
+
+        Calls are finished in their order. A loop of the method's own never is, nor a call that makes others: these are
+        done again, with all that follows.
+        """
+        if not self._is_next(call):
+            return
+        self._ended.append(about)
+        if self._checkpoints is None:
+            return
+        for key, data in (files or {}).items():
+            self._checkpoints.keep(key, data)
+            self._newest[key] = call
+        self._then.running = None
+        if files and self._checkpoints.is_cheap:
+            self._write()
+
+    def _is_next(self, call: int) -> bool:
+        """Whether all calls before this one are finished, and it has made none itself."""
+        return call == len(self._ended) + 1 == len(self.calls)
+
+    # ---- networks ---------------------------------------------------------------------------------------------------
+
+    def made(self, net: nn.Module) -> None:
+        """A network was made. If a finished call has trained it, it has no values until that call."""
+        self.nets.append(net)
+        if f"net-{len(self.nets) - 1}" in self._then.newest:
+            without_values(net)
+
+    def files_of_nets(self, nets: Mapping[str, nn.Module]) -> dict[str, bytes]:
+        """The weights of networks as they are, for `end`."""
+        if self._checkpoints is None:
+            return {}
+        return {self._key(net): to_bytes(net.state_dict(), {}) for net in nets.values()}
+
+    def fill_nets(self, call: int, nets: Mapping[str, nn.Module], device: torch.device) -> None:
+        """Give networks their weights at the end of a finished call, if no later one has trained them."""
+        for net in nets.values():
+            key = self._key(net)
+            if self._then.newest.get(key) == call:
+                fill(net, self.file(key, device)[0], device)
+
+    def _key(self, net: nn.Module) -> str:
+        return f"net-{next(index for index, own in enumerate(self.nets) if own is net)}"
+
+    # ---- stages -----------------------------------------------------------------------------------------------------
+
+    def new_stage(self) -> str:
+        """The key of a stage that was declared."""
+        self._n_stages += 1
+        return f"stage-{self._n_stages}"
+
     def begin_run(self, call: int, nets: Mapping[str, nn.Module], epochs: int, *, evaluated: bool) -> StageRun:
-        """A run of a stage begins."""
+        """A run of a stage begins, or begins again as it was when it was finished."""
         sizes = {name: sum(p.numel() for p in net.parameters()) for name, net in nets.items()}
         run = StageRun(call, sizes, epochs, evaluated)
+        kept = self.finished(call)
+        if kept is not None and "run" in kept:
+            run = _run_of(kept["run"])
+            self.epochs += run.rows
         self.stages.append(run)
         return run
 
+    def evaluated(self, run: StageRun, epoch: EvaluatedEpoch) -> None:
+        """An epoch of a run was evaluated."""
+        run.rows.append(epoch)
+        self.epochs.append(epoch)
+
+    def evaluation(self, evaluate: Callable[[], Row]) -> None:
+        """One more epoch to select from, outside a stage; one that an earlier process evaluated is not again."""
+        place = self._n_evaluations
+        self._n_evaluations += 1
+        if place < len(self._evaluations):
+            row = _row_of(self._evaluations[place])
+        else:
+            row = evaluate()
+            if len(self.calls) == len(self._ended):  # else what comes before it is done again, and so is this
+                self._evaluations.append(asdict(row))
+        self.epochs.append(EvaluatedEpoch(len(self.epochs) + 1, row))
+
     def report(self, run: StageRun, epoch: int, epochs: int) -> None:
         """Tell whoever watches how far a run has come."""
+        self._told = time.monotonic()
         self._progress(f"stage {self.stages.index(run) + 1}", epoch, epochs)
+
+    def between_steps(self, run: StageRun, epoch: int, epochs: int) -> bool:
+        """Called after each step: gives signs of life, and says whether a checkpoint is to be made (`keep_running`)."""
+        if time.monotonic() - self._told > TOLD:
+            self.report(run, epoch, epochs)
+        return self.stopping or (self._checkpoints is not None and self._is_next(run.call) and self._checkpoints.is_due)
+
+    def keep_running(self, run: StageRun, end: StageEnd, **about: Any) -> None:
+        """A checkpoint of the run that is under way.
+
+        Raises:
+            StoppedError: the cell was asked to stop.
+        """
+        if self._checkpoints is not None and self._is_next(run.call):
+            started = time.monotonic()
+            self._checkpoints.keep("running", end.to_bytes())
+            self._then.running = about | {"call": run.call, "run": asdict(run)}
+            self._write(started)
+        if self.stopping:
+            raise StoppedError
+
+    def running(self, run: StageRun, device: torch.device) -> tuple[StageEnd, dict[str, Any]] | None:
+        """Where an earlier process left a run, once; None if it had not begun."""
+        about = self._then.running
+        if about is None or about["call"] != run.call:
+            return None
+        end, _ = StageEnd.from_bytes(self._bytes("running"), device)
+        was = _run_of(about["run"])
+        run.losses, run.rows, run.end = was.losses, was.rows, was.end
+        run.seconds, run.evaluation_seconds = was.seconds, was.evaluation_seconds
+        self.epochs += run.rows
+        self.resumed[-1] += f", step {end.step} of call {run.call}"
+        return end, about
+
+    # ---- results and files ------------------------------------------------------------------------------------------
+
+    def end_with(self, call: int, result: Any, traces: Traces) -> None:
+        """A call of `each` or `once` is finished, with its result, and with the networks that it wrote into.
+
+        A result is not kept that is no tensor, plain value, or tuple, list or dictionary of them, or whose function
+        left other traces: it is computed again.
+        """
+        if self._checkpoints is None or self.finished(call) is not None:
+            self.end(call)
+            return
+        changed = {str(i): net for i, net in enumerate(self.nets) if versions_of(net) != self._versions.get(i)}
+        files = self.files_of_nets(changed)
+        tensors: dict[str, Tensor] = {}
+        with contextlib.suppress(_FormlessError, RuntimeError, ValueError, KeyError):
+            if not traces.were_left():
+                files[f"result-{call}"] = to_bytes(tensors, {"form": _form_of(result, tensors)})
+        self.end(call, files)
+
+    def result(self, call: int, device: torch.device) -> Any:
+        """What a finished call returned, tensors on the device; `ABSENT` where it is to be computed.
+
+        The networks that it wrote into are then as it left them.
+        """
+        if self.finished(call) is None:
+            if self._checkpoints is not None:
+                self._versions = {index: versions_of(net) for index, net in enumerate(self.nets)}
+            return ABSENT
+        if not self.is_newest(f"result-{call}", call):
+            return ABSENT
+        self.fill_nets(call, {str(index): net for index, net in enumerate(self.nets)}, device)
+        tensors, about = self.file(f"result-{call}", "cpu")
+        return _of_form(about["form"], tensors, device)
+
+    def end_log(self, call: int, names: Iterable[str]) -> None:
+        """Values were logged under some names, in a call."""
+        columns = {f"column-{name}": to_bytes({"": self.columns[name]}, {}) for name in names if name in self.columns}
+        self.end(call, columns, values={name: self.values[name] for name in names if name in self.values})
+
+    def logged_before(self, call: int) -> bool:
+        """Whether an earlier process logged in this call; what it logged is then there again."""
+        kept = self.finished(call)
+        if kept is None:
+            return False
+        self.values |= kept["values"]
+        for key in self._then.newest:
+            if key.startswith("column-") and self.is_newest(key, call):
+                self.columns[key.removeprefix("column-")] = self.file(key, "cpu")[0][""]
+        return True
+
+    def file(self, key: str, device: torch.device | str) -> tuple[Weights, dict[str, Any]]:
+        """What is kept under a key."""
+        try:
+            return from_bytes(self._bytes(key), device)
+        except ValueError as error:
+            raise StaleJournalError(f"{key}: {error}") from None
+
+    def is_newest(self, key: str, call: int) -> bool:
+        """Whether an earlier process kept something under the key in this call, and in no later one."""
+        return self._then.newest.get(key) == call
+
+    def stage_end(self, key: str, device: torch.device) -> StageEnd:
+        """The end of a stage that is kept under a key."""
+        return StageEnd.from_bytes(self._bytes(key), device)[0]
+
+    def forget(self, key: str) -> None:
+        """What is kept under a key is not needed any more."""
+        self._newest.pop(key, None)
+        if self._checkpoints is not None:
+            self._checkpoints.forget(key)
+
+    def _bytes(self, key: str) -> bytes:
+        data = self._checkpoints.bytes_of(key) if self._checkpoints is not None else None
+        if data is None:
+            raise StaleJournalError(f"{key} is gone")
+        return data
+
+    # ---- on disk ----------------------------------------------------------------------------------------------------
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether anything is written to disk."""
+        return self._checkpoints is not None
+
+    @property
+    def is_resumed(self) -> bool:
+        """Whether anything of an earlier process is gone on from."""
+        return bool(self.resumed)
+
+    def keep_in(self, checkpoints: Checkpoints) -> None:
+        """Go on from what is there, and keep from now on what is done."""
+        self._checkpoints = checkpoints
+        then = checkpoints.read()
+        if then is None:
+            return
+        self._then = _Then(then["calls"], dict(then["newest"]), then["running"])
+        self._ended, self._newest = then["ended"], dict(then["newest"])
+        self._evaluations, self.seconds = then["evaluations"], then["seconds"]
+        self.waited, self.spent = then["waited"], then["spent"]
+        self.resumed = [*then["resumed"], f"after {len(self._ended)} calls"]
+
+    def _write(self, started: float | None = None) -> None:
+        if self._checkpoints is None:
+            return
+        n = len(self._ended)
+        self._checkpoints.write({
+            "calls": self.calls[:n], "ended": self._ended, "newest": self._newest, "running": self._then.running,
+            "evaluations": self._evaluations, "seconds": self.seconds, "waited": self.waited,
+            "spent": self.spent + time.monotonic() - self._started, "resumed": self.resumed,
+        }, started)  # fmt: skip
+
+
+@dataclass
+class _Then:
+    """What an earlier process had finished, and the run that was under way; the latter also of this process."""
+
+    calls: list[dict[str, Any]] = field(default_factory=list)
+    newest: dict[str, int] = field(default_factory=dict)
+    running: dict[str, Any] | None = None
+
+
+def _row_of(plain: Mapping[str, Any]) -> Row:
+    correct = {split: tuple(counts) for split, counts in plain["correct_by_class"].items()}
+    return Row(plain["valid"], plain["test"], correct)
+
+
+def _run_of(plain: Mapping[str, Any]) -> StageRun:
+    rows = [EvaluatedEpoch(**{**one, "row": _row_of(one["row"])}) for one in plain["rows"]]
+    end = {name: _row_of(row) for name, row in plain["end"].items()}
+    return StageRun(**{**plain, "rows": rows, "end": end})
+
+
+# ---- results of calls as plain values and tensors --------------------------------------------------------------------
+
+ABSENT = object()
+
+
+class _FormlessError(Exception):
+    """A value that is no tensor, plain value, or tuple, list or dictionary of them."""
+
+
+def _form_of(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """A value as JSON that names its tensors, which go to `tensors`."""
+    if type(value) is Tensor:
+        name = str(len(tensors))
+        tensors[name] = value
+        return {"tensor": name, "on": value.device.type}
+    if value is None or type(value) in (bool, int, str) or (type(value) is float and math.isfinite(value)):
+        return {"value": value}
+    if type(value) in (tuple, list):
+        return {type(value).__name__: [_form_of(one, tensors) for one in value]}
+    if type(value) is dict and all(type(key) is str for key in value):
+        return {"dict": {key: _form_of(one, tensors) for key, one in value.items()}}
+    raise _FormlessError
+
+
+def _of_form(form: Mapping[str, Any], tensors: Mapping[str, Tensor], device: torch.device | str) -> Any:
+    if "tensor" in form:
+        tensor = tensors[form["tensor"]]
+        return tensor if form["on"] == "cpu" else tensor.to(device)
+    if "value" in form:
+        return form["value"]
+    if "dict" in form:
+        return {key: _of_form(one, tensors, device) for key, one in form["dict"].items()}
+    if "tuple" in form:
+        return tuple(_of_form(one, tensors, device) for one in form["tuple"])
+    return [_of_form(one, tensors, device) for one in form["list"]]

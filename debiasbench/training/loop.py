@@ -100,6 +100,8 @@ class Loop:
                     self._n_samples = len(batch.index)
                     yield batch
                 step += 1
+                if self.journal.between_steps(run, epoch, run.epochs):
+                    self.journal.stop_if_asked()
             epoch += 1
             if self._noted:
                 self._end_epoch(epoch, rate)

@@ -18,42 +18,27 @@ import hashlib
 import inspect
 import json
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FunctionType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from debiasbench.about import PROTOCOL_VERSION
 from debiasbench.code import digest_of_module, digest_of_suite, is_local
 from debiasbench.files import write_atomically
 from debiasbench.training.digests import digest_of, name_of
+from debiasbench.training.ends import StageEnd
 
+POLL = 5.0  # seconds between two signs of life while another worker trains
 PLAIN = (bool, int, float, str, type(None))
 
 
 class DeclinedReuse(Exception):  # noqa: N818 - no error: the stage is trained
     """Why a stage is trained, although it was declared reusable."""
-
-
-@dataclass(frozen=True)
-class StageEnd:
-    """What a stage ended with.
-
-    Attributes:
-        nets: network -> its state dict. state: the loss's state. losses: mean training loss a sample, by epoch.
-        epoch, step: how many it did. seconds: of the training.
-    """
-
-    nets: dict[str, dict[str, Tensor]]
-    state: dict[str, Tensor]
-    losses: list[float]
-    epoch: int
-    step: int
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -64,34 +49,15 @@ class Entry:
 
     def load(self, device: torch.device) -> StageEnd | None:
         """What is kept, on the device; None where there is nothing, or it cannot be read."""
-        from safetensors import SafetensorError, safe_open
-
-        nets: dict[str, dict[str, Tensor]] = {}
-        state: dict[str, Tensor] = {}
         try:
-            with safe_open(self.path, "pt", device=str(device)) as file:
-                about = json.loads(file.metadata()["stage"])
-                for name in file.keys():  # noqa: SIM118 - it is no dictionary
-                    kind, _, rest = name.partition(".")
-                    if kind == "state":
-                        state[rest] = file.get_tensor(name)
-                    else:
-                        net, _, key = rest.partition(".")
-                        nets.setdefault(net, {})[key] = file.get_tensor(name)
-            return StageEnd(nets, state, about["losses"], about["epoch"], about["step"], about["seconds"])
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+            return StageEnd.from_bytes(self.path.read_bytes(), device)[0]
+        except (OSError, ValueError):
             return None
 
     def save(self, end: StageEnd) -> None:
-        """Keep an end. A full disk, or weights that are tied, cost the reuse and not the cell."""
-        from safetensors.torch import save
-
-        tensors = {f"state.{name}": value.contiguous() for name, value in end.state.items()}
-        for net, weights in end.nets.items():
-            tensors |= {f"net.{net}.{key}": value.contiguous() for key, value in weights.items()}
-        about = {"losses": end.losses, "epoch": end.epoch, "step": end.step, "seconds": end.seconds}
+        """Keep an end. A full disk costs the reuse and not the cell."""
         with contextlib.suppress(OSError, RuntimeError):
-            write_atomically(self.path, save(tensors, metadata={"stage": json.dumps(about)}))
+            write_atomically(self.path, end.to_bytes())
 
 
 class Reuse:
@@ -99,34 +65,45 @@ class Reuse:
 
     def __init__(self, folder: Path, *, data: str, device: torch.device) -> None:
         """`data`: fingerprint of the data that the cell trains on, on `device`."""
-        cuda = device.type == "cuda"
-        self.folder = folder
-        self.facts: dict[str, Any] = {
-            "data": data,
-            "suite": digest_of_suite(),
-            "versions": [PROTOCOL_VERSION, torch.__version__, platform.python_version()],
-            "device": torch.cuda.get_device_name(device) if cuda else device.type,
-        }
+        self.folder, self.data, self.device = folder, data, device
 
     def key(self, **facts: Any) -> str:
         """What a stage follows from, as SHA-256 in hexadecimal; `facts` are plain values."""
-        known = self.facts | facts | {"threads": torch.get_num_threads()}
+        known = facts_of_machine(self.device) | facts | {"data": self.data}
         return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 
     @contextlib.contextmanager
-    def entry(self, key: str) -> Iterator[Entry]:
-        """The entry of a key, while nobody else touches it.
+    def entry(self, key: str, while_waiting: Callable[[], None] = lambda: None) -> Iterator[Entry]:
+        """The entry of a key, while nobody else touches it; `while_waiting` is called each few seconds until then.
 
         Where the folder cannot be written or locked the stage is trained without it.
         """
         from filelock import FileLock, Timeout
 
         path = self.folder / f"{key}.safetensors"
+        lock = FileLock(path.with_suffix(".lock"))
         with contextlib.ExitStack() as held:
-            with contextlib.suppress(OSError, NotImplementedError, Timeout):
-                self.folder.mkdir(parents=True, exist_ok=True)
-                held.enter_context(FileLock(path.with_suffix(".lock")))
+            waiting = True
+            while waiting:
+                try:
+                    self.folder.mkdir(parents=True, exist_ok=True)
+                    held.enter_context(lock.acquire(timeout=POLL))
+                    waiting = False
+                except Timeout:
+                    while_waiting()
+                except (OSError, NotImplementedError):
+                    waiting = False
             yield Entry(path)
+
+
+def facts_of_machine(device: torch.device) -> dict[str, Any]:
+    """What the last bit of a number follows from, besides what is computed."""
+    return {
+        "suite": digest_of_suite(),
+        "versions": [PROTOCOL_VERSION, torch.__version__, platform.python_version()],
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "threads": torch.get_num_threads(),
+    }
 
 
 def facts_of_loss(loss: Any) -> list[Any]:

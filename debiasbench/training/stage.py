@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sized
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -34,12 +35,23 @@ from debiasbench.training.batches import (
     tables_in,
 )
 from debiasbench.training.digests import digest_of, source_of
+from debiasbench.training.ends import StageEnd, put_state, state_of
 from debiasbench.training.journal import EvaluatedEpoch, Journal, StageRun
-from debiasbench.training.reuse import DeclinedReuse, Reuse, StageEnd, facts_of_loss, facts_of_nets
+from debiasbench.training.reuse import DeclinedReuse, Reuse, facts_of_loss, facts_of_nets
 from debiasbench.training.updates import Terms, Update
 from debiasbench.training.updates import total as total_of
 
 Evaluate = Callable[[Callable[[Tensor], Tensor], Recipe], Row]
+
+
+@dataclass
+class EpochUnderWay:
+    """An epoch that is being trained: sum of the losses, float64 (), how many samples and batches, the last rate."""
+
+    total: Tensor
+    n_seen: int
+    n_batches: int
+    rate: float
 
 
 class Stage:
@@ -72,6 +84,7 @@ class Stage:
         self.nets, self.frozen, self.loss, self.recipe, self.reuse = nets, frozen, loss, recipe, reuse
         self.source, self.journal, self.evaluate, self.update = source, journal, evaluate, update
         self.sample, self.draws, self.contents, self.state, self.predict = sample, draws, contents, state, predict
+        self.key = journal.new_stage()
         self.epoch = 0
         self.step = 0
         self.losses: list[float] = []
@@ -91,6 +104,10 @@ class Stage:
         last_epoch = length[1] if epochs is None else self.epoch + epochs
         evaluated = self.predict is not None
         run = self.journal.begin_run(call, self.nets, last_epoch - self.epoch, evaluated=evaluated)
+        finished = self.journal.finished(call)
+        if finished is not None:
+            self._as_it_was(run, finished["epoch"], finished["step"])
+            return self.state
 
         def train() -> None:
             self._train(run, last_epoch, length, sample, draws)
@@ -100,6 +117,7 @@ class Stage:
         else:
             self._reuse_or(train, self.reuse, run, signature, whole=epochs is None and self.step == 0)
         self._evaluate_end(run)
+        self._keep(run, goes_on=epochs is not None)
         return self.state
 
     @property
@@ -113,14 +131,16 @@ class Stage:
     def _train(
         self, run: StageRun, last_epoch: int, length: tuple[int, int], sample: Sample, draws: int | None
     ) -> None:
-        """Train up to `last_epoch`, of a stage of `length` (steps, epochs)."""
-        started = time.perf_counter()
+        """Train up to `last_epoch`, of a stage of `length` (steps, epochs), from where it stands."""
+        begun = self._go_on(run)
+        clock = self._clock(run)
         device = self.source.device
         # dropout is seeded a step; nobody else's draws change
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), held(self.frozen.values()):
-            ended = self.step == self.recipe.steps
+            ended = begun is None and self.step == self.recipe.steps
             while self.epoch < last_epoch and not ended:
-                loss, rate = self._run_epoch(sample, draws, run.call, *length)
+                loss, rate = self._run_epoch(run, begun, clock, last_epoch, length, sample, draws)
+                begun = None
                 self.epoch += 1
                 run.losses.append(loss)
                 self.losses.append(loss)
@@ -128,32 +148,49 @@ class Stage:
                 if self.predict is not None and (self.epoch % self.recipe.eval_every == 0 or ended):
                     self._evaluate_epoch(run, rate)
                 self.journal.report(run, self.epoch, last_epoch)
-        run.seconds = time.perf_counter() - started - run.evaluation_seconds
+        run.seconds = clock()
 
     def _run_epoch(
-        self, sample: Sample, draws: int | None, call: int, total_steps: int, total_epochs: int
+        self,
+        run: StageRun,
+        begun: EpochUnderWay | None,
+        clock: Callable[[], float],
+        last_epoch: int,
+        length: tuple[int, int],
+        sample: Sample,
+        draws: int | None,
     ) -> tuple[float, float]:
-        """One epoch -> (mean loss a sample, learning rate at its end)."""
-        plan = self._plan(sample, draws, call, self.epoch)
+        """One epoch, or the rest of one that was `begun` -> (mean loss a sample, learning rate at its end)."""
+        total_steps, total_epochs = length
+        plan = self._plan(sample, draws, run.call, self.epoch)
         for net in self.nets.values():
             net.train()
         nets = Nets(**self.nets, **self.frozen)
-        total = torch.zeros((), device=self.source.device, dtype=torch.float64)
-        n_seen = 0
-        rate = self.recipe.learning_rate
+        zero = torch.zeros((), device=self.source.device, dtype=torch.float64)
+        now = begun or EpochUnderWay(zero, 0, 0, self.recipe.learning_rate)
         for batch in batches_of_epoch(
             self.source, self.recipe, plan, self.contents,
-            call=call, epoch=self.epoch, step=self.step, n_steps=total_steps,
+            call=run.call, epoch=self.epoch, step=self.step, n_steps=total_steps, skip=now.n_batches,
         ):  # fmt: skip
-            rate = self.update.set_rates(self.step, total_steps, self.epoch, total_epochs)
+            now.rate = self.update.set_rates(self.step, total_steps, self.epoch, total_epochs)
             value = self._loss(nets, batch)
             self.update.step(value, self.step)
-            total += total_of(value).detach() * len(batch.index)
-            n_seen += len(batch.index)
+            now.total += total_of(value).detach() * len(batch.index)
+            now.n_seen += len(batch.index)
+            now.n_batches += 1
             self.step += 1
-        mean = float(total) / max(n_seen, 1)  # the one read of the epoch
-        check_finite(mean, call=call, epoch=self.epoch + 1, rate=rate)
-        return mean, rate
+            if self.journal.between_steps(run, self.epoch, last_epoch):
+                run.seconds = clock()
+                self._keep_running(run, now)
+        mean = float(now.total) / max(now.n_seen, 1)  # the one read of the epoch
+        check_finite(mean, call=run.call, epoch=self.epoch + 1, rate=now.rate)
+        return mean, now.rate
+
+    @staticmethod
+    def _clock(run: StageRun) -> Callable[[], float]:
+        """Seconds of training in this run, earlier processes included, evaluation excluded."""
+        started, before, evaluation = time.perf_counter(), run.seconds, run.evaluation_seconds
+        return lambda: before + time.perf_counter() - started - (run.evaluation_seconds - evaluation)
 
     def _loss(self, nets: Nets, batch: Batch) -> Tensor | Terms:
         with self.recipe.autocast(self.source.device):
@@ -206,7 +243,7 @@ class Stage:
         """An epoch that selection rules choose from."""
         started = time.perf_counter()
         row = self.evaluate(bound(self.predict, {**self.nets, **self.frozen}), self.recipe)
-        self.journal.epochs.append(EvaluatedEpoch(self.epoch, row, rate, run.losses[-1]))
+        self.journal.evaluated(run, EvaluatedEpoch(self.epoch, row, rate, run.losses[-1]))
         run.evaluation_seconds += time.perf_counter() - started
 
     def _evaluate_end(self, run: StageRun) -> None:
@@ -240,7 +277,7 @@ class Stage:
             train()
             return
         started = time.perf_counter()
-        with reuse.entry(key) as entry:
+        with reuse.entry(key, lambda: self._wait(run)) as entry:
             self.journal.waited += time.perf_counter() - started
             end = entry.load(self.source.device)
             if end is None:
@@ -251,16 +288,61 @@ class Stage:
                 self.journal.note(run.call, reused=True)
                 self.journal.report(run, self.epoch, self.epoch)
 
-    def _end(self, run: StageRun) -> StageEnd:
+    # ---- a stage gone on with ---------------------------------------------------------------------------------------
+
+    def _wait(self, run: StageRun) -> None:
+        """Another worker trains this stage."""
+        self.journal.report(run, 0, self.recipe.epochs)
+        self.journal.stop_if_asked()
+
+    def _end(self, run: StageRun, *, goes_on: bool = False) -> StageEnd:
         nets = {name: net.state_dict() for name, net in self.nets.items()}
-        return StageEnd(nets, self.state, run.losses, self.epoch, self.step, run.seconds)
+        optimizers = {name: state_of(one) for name, one in self.update.optimizers.items()} if goes_on else {}
+        return StageEnd(nets, self.state, run.losses, self.epoch, self.step, run.seconds, optimizers)
 
     def _go_to(self, end: StageEnd, run: StageRun) -> None:
         for name, net in self.nets.items():
             net.load_state_dict(end.nets[name])
+        for name, state in end.optimizers.items():
+            put_state(self.update.optimizers[name], state)
         self.state, self.epoch, self.step = end.state, end.epoch, end.step
-        run.losses, run.seconds = end.losses, end.seconds
-        self.losses = list(end.losses)
+        run.losses, run.seconds = list(end.losses), end.seconds
+        self.losses += end.losses
+
+    def _keep(self, run: StageRun, *, goes_on: bool) -> None:
+        """The run is finished."""
+        end = replace(self._end(run, goes_on=goes_on), nets={})
+        files = self.journal.files_of_nets(self.nets) | {self.key: end.to_bytes()}
+        self.journal.end(run.call, files, run=asdict(run), epoch=self.epoch, step=self.step)
+
+    def _keep_running(self, run: StageRun, now: EpochUnderWay) -> None:
+        self.journal.keep_running(
+            run, self._end(run, goes_on=True),
+            total=float(now.total), n_seen=now.n_seen, n_batches=now.n_batches, rate=now.rate,
+        )  # fmt: skip
+
+    def _go_on(self, run: StageRun) -> EpochUnderWay | None:
+        """Go on where an earlier process left this run."""
+        kept = self.journal.running(run, self.source.device)
+        if kept is None:
+            return None
+        end, now = kept
+        self._go_to(end, run)
+        total = torch.full((), now["total"], device=self.source.device, dtype=torch.float64)
+        return EpochUnderWay(total, now["n_seen"], now["n_batches"], now["rate"])
+
+    def _as_it_was(self, run: StageRun, epoch: int, step: int) -> None:
+        """An earlier process finished this run. What a later one changed again is without values."""
+        self.epoch, self.step = epoch, step
+        self.losses += run.losses
+        self.journal.fill_nets(run.call, self.nets, self.source.device)
+        if self.journal.is_newest(self.key, run.call):
+            end = self.journal.stage_end(self.key, self.source.device)
+            self.state = end.state
+            for name, state in end.optimizers.items():
+                put_state(self.update.optimizers[name], state)
+        else:
+            self.state = {name: value.to("meta") for name, value in self.state.items()}
 
     def _signature(self, epochs: int | None, sample: Sample) -> dict[str, Any]:
         return {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Concatenate, ParamSpec
@@ -22,22 +23,24 @@ from debiasbench.recipe import Recipe
 from debiasbench.samples import Samples, Splits
 from debiasbench.training.batches import Contents, Loss, Noise, Sample, Source, State, check_sample
 from debiasbench.training.digests import digest_of, name_of, source_of
-from debiasbench.training.journal import EvaluatedEpoch, Journal
+from debiasbench.training.ends import to_bytes
+from debiasbench.training.journal import ABSENT, Journal, StaleJournalError
 from debiasbench.training.loop import Loop
 from debiasbench.training.reuse import Reuse
 from debiasbench.training.stage import Stage
+from debiasbench.training.traces import Traces
 from debiasbench.training.updates import Combine, new_update
 
 Predict = nn.Module | Callable[[Nets, Tensor], Tensor]
 Arguments = ParamSpec("Arguments")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Snapshot:
-    """What a network was at a time."""
+    """What a network was at a time; without weights if an earlier process took it, and a later one took its place."""
 
     net: nn.Module
-    weights: dict[str, Tensor]
+    weights: dict[str, Tensor] | None
 
 
 @dataclass(frozen=True)
@@ -69,8 +72,9 @@ def _run_once(
 class Task:
     """The training data of one cell and the tools to train on it.
 
-    Every call of `new_net`, `new_head`, `train` (or a stage's `run`), `each`, `once` and `log` has a number, and
-    all randomness is a function of (purpose, seed, call number, epoch, step).
+    Every call of `new_net`, `new_head`, `new_parameter`, `train` (or a stage's `run`), `batches`, `each`, `once`,
+    `snapshot`, `restore` and `log` has a number, and all randomness is a function of (purpose, seed, call number, epoch,
+    step).
 
     Attributes:
         y: int64 (N,), the labels of the training samples, on the device. x: their images, uint8 (N, C, H, W), or
@@ -100,7 +104,6 @@ class Task:
         self.evaluation = Evaluation(dataset, splits)
         self.predictor: Any = None
         self.predicting_recipe = recipe  # how x is made for the predictor
-        self._nets: list[nn.Module] = []
         self._predicting: dict[str, nn.Module] = {}
 
     # ---- what a method uses -------------------------------------------------------------------------------------
@@ -161,12 +164,12 @@ class Task:
             )  # fmt: skip
         if not head:
             net.head = nn.Identity()
-        return self._placed(net)
+        return self._placed(net, call)
 
     def new_parameter(self, *shape: int, start: float = 0.0) -> Learnable:
         """A tensor that is learnt, filled with `start`: among the networks of a stage it is `nets.<name>.value`."""
-        self.journal.number("new_parameter", {"shape": shape, "start": start})
-        learnable: Learnable = self._placed(Learnable(shape, start))
+        call = self.journal.number("new_parameter", {"shape": shape, "start": start})
+        learnable: Learnable = self._placed(Learnable(shape, start), call)
         return learnable
 
     def new_head(self, n_in: int, n_out: int) -> nn.Linear:
@@ -175,7 +178,7 @@ class Task:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(derived_seed("init", self.seed, call))
             head = nn.Linear(n_in, n_out)
-        return self._placed(head)
+        return self._placed(head, call)
 
     def stage(  # noqa: PLR0913 - the contract's arguments, keyword-only
         self,
@@ -257,13 +260,28 @@ class Task:
 
     def snapshot(self, net: nn.Module) -> Snapshot:
         """The weights and buffers of a network as they are now, for `restore`."""
-        self.journal.number("snapshot", {"net": self._index(net)})
-        return Snapshot(net, {name: value.clone() for name, value in net.state_dict().items()})
+        call = self.journal.number("snapshot", {"net": self._index(net)})
+        key = f"snapshot-{call}"
+        if self.journal.finished(call) is None:
+            snapshot = Snapshot(net, {name: value.clone() for name, value in net.state_dict().items()})
+            self.journal.end(call, {key: to_bytes(net.state_dict(), {})} if self.journal.is_kept else {})
+        else:
+            kept = self.journal.is_newest(key, call)
+            snapshot = Snapshot(net, self.journal.file(key, self.device)[0] if kept else None)
+        weakref.finalize(snapshot, self.journal.forget, key)  # what nobody can restore is not kept
+        return snapshot
 
     def restore(self, snapshot: Snapshot) -> None:
         """Put a network back to what it was when the snapshot was taken."""
-        self.journal.number("restore", {"net": self._index(snapshot.net)})
+        call = self.journal.number("restore", {"net": self._index(snapshot.net)})
+        nets = {"net": snapshot.net}
+        if self.journal.finished(call) is not None:
+            self.journal.fill_nets(call, nets, self.device)
+            return
+        if snapshot.weights is None:
+            raise StaleJournalError("a snapshot is restored that was not kept")
         snapshot.net.load_state_dict(snapshot.weights)
+        self.journal.end(call, self.journal.files_of_nets(nets))
 
     def each(
         self, function: Callable[[Tensor, Tensor], Tensor], *, split: str = "train", augment: bool = False
@@ -275,38 +293,51 @@ class Task:
         if split not in ("train", "valid"):
             raise ValueError(f"task.each reads the train or the valid split, never test. Got {split!r}.")
         call = self.journal.number("each", {"function": source_of(function), "split": split, "augment": augment})
+        kept = self.journal.result(call, self.device)
+        if kept is not ABSENT:
+            return kept
+        traces = Traces(function, self)
         started = time.perf_counter()
         samples = self.splits.named()[split]
 
         def of_batch(number: int, rows: slice | Tensor, x: Tensor) -> Tensor:
+            self.journal.stop_if_asked()
             if augment:
                 generator = derived_generator("augment", self.seed, call, 0, number, device=self.device)
                 return function(augmented(x, self.recipe, generator), samples.y[rows])
             return function(to_input(x, self.recipe), samples.y[rows])
 
-        with torch.no_grad(), evaluating(self._nets):  # in float32 whatever the recipe: scores of 8 bits would be equal
+        # in float32 whatever the recipe: scores of 8 bits would be equal
+        with torch.no_grad(), evaluating(self.journal.nets):
             result = samples.map(of_batch, self.evaluation.batch_size)
         if result.is_floating_point() and not bool(torch.isfinite(result).all()):
             raise DivergedError(f"task.each (call {call}) returned values that are not finite.")
         self._spent(f"each {call}", started)
+        self.journal.end_with(call, result, traces)
         return result
 
     def once(self, function: Callable[..., Any], *tensors: Tensor) -> Any:
-        """`function(*tensors, generator=...)`: for work outside the loop, such as k-means; its result is kept.
+        """`function(*tensors, generator=...)`: for work outside the loop, such as k-means.
 
-        The generator is on the device of the first tensor.
+        The generator is on the device of the first tensor. After an interruption a result is there that is a tensor, a
+        plain value, or a tuple, list or dictionary of them; anything else is computed again.
         """
         call = self.journal.number(
             "once", {"function": source_of(function), "tensors": [digest_of(tensor) for tensor in tensors]}
         )
-        started = time.perf_counter()
         device = tensors[0].device if tensors else "cpu"
+        kept = self.journal.result(call, self.device)
+        if kept is not ABSENT:
+            return kept
+        traces = Traces(function, self)
+        started = time.perf_counter()
         n_threads = torch.get_num_threads()
         try:
             result = function(*tensors, generator=derived_generator("once", self.seed, call, device=device))
         finally:  # numba, under UMAP, sets those of torch too: then steps are thirty times slower, and sums differ
             torch.set_num_threads(n_threads)
         self._spent(f"once {call}", started)
+        self.journal.end_with(call, result, traces)
         return result
 
     def log(self, **columns: Tensor) -> None:
@@ -316,15 +347,19 @@ class Task:
         is bias-conflicting; for a method that samples by it, in proportion to the probability. selected: bool (N,),
         the samples taken for conflicting.
         """
-        self.journal.number("log", {"columns": sorted(columns)})
+        call = self.journal.number("log", {"columns": sorted(columns)})
+        if self.journal.logged_before(call):
+            return
         for name, column in columns.items():
             shape = tuple(column.shape)
             if shape == ():
                 self.journal.values[name] = float(column)
             elif shape == (self.n_samples,):
-                self.journal.columns[name] = column.detach().cpu()
+                half = column.dtype in (torch.float16, torch.bfloat16)  # numpy does not know the latter
+                self.journal.columns[name] = (column.float() if half else column).detach().cpu()
             else:
                 raise ValueError(f"task.log({name}=...) must have shape ({self.n_samples},) or (). Got {shape}.")
+        self.journal.end_log(call, columns)
 
     def column(self, value: float) -> Tensor:
         """A per-sample table (N,) filled with `value`, for `state`."""
@@ -353,7 +388,7 @@ class Task:
         contents = Contents(moved, noise or {}, views)
         contents.check(self.source.samples, recipe)
         check_sample(sample, self.n_samples, {})
-        return Loop(self.source, self.journal, self._nets, recipe, sample, draws, contents)
+        return Loop(self.source, self.journal, self.journal.nets, recipe, sample, draws, contents)
 
     def evaluate(
         self, predict: Predict, nets: Mapping[str, nn.Module] | None = None, *, recipe: Recipe | None = None
@@ -364,14 +399,13 @@ class Task:
         """
         named = {"net": predict} if nets is None and isinstance(predict, nn.Module) else dict(nets or {})
         self._announce(predict, self._own_nets(named), recipe or self.recipe)
-        row = self._row(bound(predict, named), recipe or self.recipe)
-        self.journal.epochs.append(EvaluatedEpoch(len(self.journal.epochs) + 1, row))
+        self.journal.evaluation(lambda: self._row(bound(predict, named), recipe or self.recipe))
 
     # ---- what the runner uses ---------------------------------------------------------------------------------------
 
     def _own_nets(self, nets: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
         """The networks by name, all of them made by this task."""
-        unknown = [name for name, net in nets.items() if not any(net is own for own in self._nets)]
+        unknown = [name for name, net in nets.items() if not any(net is own for own in self.journal.nets)]
         if unknown:
             raise BenchmarkError(
                 f"The networks {', '.join(unknown)} were not made by task.new_net, task.new_head or "
@@ -381,7 +415,7 @@ class Task:
 
     def _index(self, net: nn.Module) -> int:
         self._own_nets({"net": net})
-        return next(index for index, own in enumerate(self._nets) if own is net)
+        return next(index for index, own in enumerate(self.journal.nets) if own is net)
 
     def _announce(self, predict: Predict, nets: dict[str, nn.Module], recipe: Recipe) -> None:
         """A predictor that is evaluated from now on, with what it is called with and how x is made for it."""
@@ -401,7 +435,7 @@ class Task:
 
     def _row(self, predict: Callable[[Tensor], Tensor], recipe: Recipe) -> Row:
         """Evaluate on validation and test, with every network of the task in eval mode."""
-        return self.evaluation.row(predict, self._nets, recipe)
+        return self.evaluation.row(predict, self.journal.nets, recipe)
 
     def final_predictor(self) -> Callable[[Tensor], Tensor]:
         """X -> logits, by the predictor of the last evaluated stage."""
@@ -409,15 +443,16 @@ class Task:
 
     def all_nets(self) -> list[nn.Module]:
         """Every network that this task made."""
-        return list(self._nets)
+        return list(self.journal.nets)
 
     def predicting_nets(self) -> dict[str, nn.Module]:
         """The networks of the stage that the predictor speaks for, by name."""
         return dict(self._predicting)
 
-    def _placed(self, net: Any) -> Any:
+    def _placed(self, net: Any, call: int) -> Any:
         net = net.to(self.device, memory_format=torch.channels_last)
-        self._nets.append(net)
+        self.journal.made(net)
+        self.journal.end(call)
         return net
 
     def _spent(self, what: str, started: float) -> None:

@@ -1,0 +1,339 @@
+"""Several runs on one results folder share the work: who trains a cell claims it, and the others wait for its record.
+
+A claim is a small file beside the folder of the running cell, written anew every few seconds by the run that holds it
+(`BEAT`), with how far the cell has come. It is a lease: one that was not renewed for `LEASE` seconds is void, and at
+once if its process is known to have ended. Its age is that of its time stamp against the time stamp of a file just
+touched on the same file system, so clocks of machines may differ. Claims are taken and given back under a lock of the
+file system. Of that is needed, over NFS as well: `flock` (NFS 4, or lockd), an atomic rename, and attributes that are
+cached for less than `LEASE`.
+
+If two runs should train one cell all the same (a machine that slept for longer than a lease), both come to the same
+result and write the same record.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Self
+
+from debiasbench.cell import Cell
+from debiasbench.errors import BenchmarkError
+from debiasbench.files import write_atomically
+from debiasbench.plain import from_plain
+from debiasbench.records import Record, read_record, record_path, running_path
+
+RecordState = tuple[int, int] | None  # of the file: when it was written, and which it is
+BEAT = 5.0  # seconds
+LEASE = 150.0
+POLL = 1.0
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who trains a cell, and how far it has come.
+
+    Attributes:
+        token: of the run. machine: where its process number means something.
+    """
+
+    token: str
+    host: str
+    machine: str
+    pid: int
+    stage: str = ""
+    epoch: int = 0
+    epochs: int = 0
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether its process is known to have: only that of this machine can be."""
+        if self.machine != _machine() or os.name != "posix":
+            return False
+        try:
+            os.kill(self.pid, 0)
+        except (ProcessLookupError, OverflowError):
+            return True
+        except OSError:
+            return False
+        return False
+
+
+class Claims:
+    """What one run holds of a results folder; as a context, all is given back at its end."""
+
+    def __init__(self, results_dir: Path) -> None:
+        self.results_dir = results_dir
+        self._me = Holder(secrets.token_hex(8), socket.gethostname(), _machine(), os.getpid())
+        self._held: dict[Path, Holder] = {}
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+        self._beating = threading.Thread(target=self._beat, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._beating.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._beating.join()
+        for path in list(self._held):
+            self._give_back(path)
+
+    def take(self, cell: Cell) -> bool:
+        """Claim a cell; False if another run holds it."""
+        path = claim_path(self.results_dir, cell)
+        with _alone(self.results_dir):
+            if _holder_of(path) is not None:
+                return False
+            with self._lock:
+                self._held[path] = self._me
+                self._write(path)
+        return True
+
+    def tell(self, cell: Cell, stage: str, epoch: int, epochs: int) -> None:
+        """How far a cell has come, for the other runs: written with the next beat."""
+        path = claim_path(self.results_dir, cell)
+        with self._lock:
+            if path in self._held:
+                self._held[path] = replace(self._me, stage=stage, epoch=epoch, epochs=epochs)
+
+    def release(self, cell: Cell) -> None:
+        """Give a claim back."""
+        self._give_back(claim_path(self.results_dir, cell))
+
+    def _give_back(self, path: Path) -> None:
+        with _alone(self.results_dir), self._lock:
+            if self._held.pop(path, None) is None or not self._is_mine(path):
+                return
+            with contextlib.suppress(OSError):
+                path.unlink()
+            for folder in list(path.parents)[:2]:  # of its method and of its dataset
+                with contextlib.suppress(OSError):  # of other cells, too
+                    folder.rmdir()
+
+    def _is_mine(self, path: Path) -> bool:
+        """Whether nobody else has taken it, after this run had slept for longer than its lease."""
+        there = read_claim(path)
+        return there is not None and there.token == self._me.token
+
+    def _beat(self) -> None:
+        while not self._ended.wait(BEAT):
+            with self._lock:
+                for path in list(self._held):
+                    if self._is_mine(path):
+                        self._write(path)
+
+    def _write(self, path: Path) -> None:
+        with contextlib.suppress(OSError):  # a full disk: another run may take the cell
+            write_atomically(path, json.dumps(asdict(self._held[path])).encode())
+
+
+class Work:
+    """The cells that a run is to train, shared with the other runs on its folder. Threads may take from it."""
+
+    def __init__(
+        self,
+        cells: Sequence[Cell],
+        results_dir: Path,
+        *,
+        before: dict[str, RecordState] | None = None,
+        accepts: Callable[[Cell, Record], bool] = lambda *_: True,
+    ) -> None:
+        """What another run writes meanwhile need not be trained.
+
+        Args:
+            cells: in the order in which they are taken.
+            results_dir: where their records go.
+            before: what was there of each cell's record when it was found to be missing; by default what is there now.
+            accepts: whether a record that is new since then is what this run would make.
+        """
+        self.cells, self.results_dir, self.accepts = list(cells), results_dir, accepts
+        self.claims = Claims(results_dir)
+        self._waiting, self._held = deque(cells), deque[Cell]()
+        self._lock = threading.Lock()
+        self._before = before or {cell.hash: state_of(record_path(results_dir, cell)) for cell in cells}
+
+    def next(
+        self, watch: Callable[[Cell, Holder], None], stopped: Callable[[], bool] = lambda: False
+    ) -> tuple[Cell, Path | None] | None:
+        """The next cell to train (to be released), or one that another run has finished, with its record.
+
+        Cells that others train come last: they are waited for, and `watch` is called each second.
+
+        Returns:
+            None: nothing is left, or `stopped`.
+        """
+        while not stopped():
+            with self._lock:
+                queue = self._waiting or self._held
+                if not queue:
+                    return None
+                cell, others = queue.popleft(), bool(self._waiting)
+            claimed = self.claims.take(cell)
+            if claimed:
+                path = self._new_record(cell)
+                if path is None:
+                    return cell, None
+                self.claims.release(cell)
+                return cell, path
+            with self._lock:
+                self._held.append(cell)
+            if not others:
+                holder = _holder_of(claim_path(self.results_dir, cell))
+                if holder is not None:
+                    watch(cell, holder)
+                    time.sleep(POLL)
+        return None
+
+    def put_back(self, cell: Cell) -> None:
+        """A cell is to be trained after all; it was released."""
+        with self._lock:
+            self._waiting.append(cell)
+
+    def _new_record(self, cell: Cell) -> Path | None:
+        """The record of a cell that another run has written meanwhile, if it counts."""
+        path = record_path(self.results_dir, cell)
+        if state_of(path) == self._before[cell.hash]:
+            return None
+        try:
+            return path if self.accepts(cell, read_record(path)) else None
+        except BenchmarkError:
+            return None
+
+
+class Presence:
+    """Whether a results folder is the one that it was at the start: a worker that writes may have made it again.
+
+    As a context it leaves a file in the folder for as long as it lasts.
+    """
+
+    def __init__(self, results_dir: Path) -> None:
+        self.results_dir = results_dir
+        self._mark = results_dir / "running" / f".present-{secrets.token_hex(8)}"
+
+    def __enter__(self) -> Self:
+        folder = self._mark.parent
+        folder.mkdir(parents=True, exist_ok=True)
+        self._mark.touch()
+        for other in folder.glob(".present-*"):  # of runs that were killed
+            with contextlib.suppress(OSError):
+                if self._mark.stat().st_mtime - other.stat().st_mtime > LEASE:
+                    other.unlink()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(OSError):
+            self._mark.unlink()
+
+    def check(self) -> None:
+        """Refuse to go on where it was deleted.
+
+        Raises:
+            BenchmarkError: it was.
+        """
+        try:
+            os.utime(self._mark)
+        except FileNotFoundError:
+            raise BenchmarkError(
+                f"The results folder {self.results_dir} was deleted or replaced while its cells ran. Nothing more is "
+                "trained; the same command starts again with what is there."
+            ) from None
+        except OSError:
+            return  # a network that is down for a while: nothing is known
+
+
+def claim_path(results_dir: Path, cell: Cell) -> Path:
+    """The file of a cell's claim."""
+    return claim_path_of(record_path(results_dir, cell))
+
+
+def claim_path_of(record: Path) -> Path:
+    """The file of the claim of the cell that has its record there."""
+    folder = running_path(record)
+    return folder.with_name(f"{folder.name}.claim")
+
+
+def read_claim(path: Path) -> Holder | None:
+    """Who wrote a claim; None where there is none, or it cannot be read."""
+    try:
+        holder: Holder = from_plain(Holder, json.loads(path.read_bytes()))
+    except (OSError, ValueError):
+        return None
+    return holder
+
+
+def running_cells(results_dir: Path) -> Iterator[tuple[Path, Holder]]:
+    """The claims of a results folder that hold, with who holds them."""
+    for path in sorted((results_dir / "running").rglob("*.claim")):
+        holder = _holder_of(path)
+        if holder is not None:
+            yield path, holder
+
+
+UNKNOWN = Holder("", "?", "", 0)
+
+
+def _holder_of(path: Path) -> Holder | None:
+    """Who holds a claim; None where there is none, or it is void."""
+    try:
+        with path.open("rb") as file:
+            written = os.fstat(file.fileno()).st_mtime
+    except OSError:
+        return None
+    holder = read_claim(path) or UNKNOWN  # damaged: held until it is old
+    if holder.has_ended:
+        return None
+    try:
+        age = _now(path.parent) - written
+    except OSError:  # a folder that can only be read: by this machine's clock
+        age = time.time() - written
+    return holder if age < LEASE else None
+
+
+def _machine() -> str:
+    """What tells processes of this machine, or container, from those of others."""
+    try:
+        return f"{socket.gethostname()} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return socket.gethostname()
+
+
+def _now(folder: Path) -> float:
+    """The time of the file system of a folder."""
+    touched = folder / f".now-{os.getpid()}-{threading.get_ident()}"
+    try:
+        touched.write_bytes(b"")
+        return touched.stat().st_mtime
+    finally:
+        touched.unlink(missing_ok=True)
+
+
+def state_of(path: Path) -> RecordState:
+    """What tells whether a record was written anew."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_ino
+
+
+@contextlib.contextmanager
+def _alone(results_dir: Path) -> Iterator[None]:
+    """One run at a time looks at claims and takes one; without the lock where the file system has none."""
+    from filelock import FileLock, Timeout
+
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(OSError, NotImplementedError, Timeout):
+            (results_dir / "running").mkdir(exist_ok=True)
+            held.enter_context(FileLock(results_dir / "running" / ".lock", timeout=LEASE))
+        yield

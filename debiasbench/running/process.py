@@ -1,0 +1,113 @@
+"""One worker process: started, asked, listened to, and ended whatever it does."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from debiasbench.about import PACKAGE
+
+COMMAND = [sys.executable, "-m", "debiasbench.running.worker"]
+GRACE = 10.0  # seconds that a worker has to write a checkpoint, or to leave when nothing is left to do
+
+
+class WorkerProcess:
+    """A worker process, which answers requests with messages, one JSON line each."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        """Start it.
+
+        Raises:
+            OSError: no process could be started.
+        """
+        environment = dict(os.environ)
+        # the package as this process found it, whether installed or run from a clone
+        package_parent = str(PACKAGE.parent)
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package_parent, environment.get("PYTHONPATH", "")]))
+        environment["PYTHONSAFEPATH"] = environment["PYTHONUTF8"] = "1"
+        environment["OMP_NUM_THREADS"] = environment["MKL_NUM_THREADS"] = str(settings["threads"])
+        self._process = subprocess.Popen(
+            COMMAND,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            encoding="utf-8",
+            errors="backslashreplace",
+            env=environment,
+            start_new_session=True,  # Ctrl-C is the parent's to handle
+            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # the same, of Windows
+        )
+        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._was_killed = False
+        # a thread of its own: a child of the worker may hold the pipe open when the worker is long gone
+        threading.Thread(target=self._listen, daemon=True).start()
+        self.send(settings)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended."""
+        return self._process.poll() is not None
+
+    def send(self, request: Mapping[str, Any]) -> None:
+        """Ask for something; of a process that is gone, nothing comes back."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError, ValueError):
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+
+    def next_message(self, timeout: float) -> dict[str, Any] | None:
+        """The next message; None if none came within `timeout` seconds, or none comes any more."""
+        try:
+            line = self._lines.get(timeout=timeout)
+            message = json.loads(line) if line else None
+        except (queue.Empty, ValueError):
+            return None
+        return message if isinstance(message, dict) else None
+
+    def ask_to_stop(self) -> None:
+        """Ask it to end at the next step, with a checkpoint: by ending its input."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError, ValueError):
+            self._process.stdin.close()
+
+    def kill(self) -> None:
+        """End it now, with whatever it has started."""
+        self._was_killed = self._was_killed or not self.is_over
+        with contextlib.suppress(OSError):
+            if os.name == "posix":
+                os.killpg(self._process.pid, signal.SIGKILL)
+            else:
+                self._process.kill()
+
+    def end(self, grace: float | None = None) -> None:
+        """End its input, upon which it leaves by itself; what does not within `grace` seconds (`GRACE`) is killed."""
+        self.ask_to_stop()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(GRACE if grace is None else grace)
+        self.kill()  # also what it has left behind
+        self._process.wait()
+
+    @property
+    def was_killed_by_others(self) -> bool:
+        """Whether it was killed, and not by this process: as a rule for want of memory."""
+        return not self._was_killed and self._process.wait() == -9  # SIGKILL, which Windows does not name
+
+    def cause_of_death(self) -> str:
+        """How it ended, in words."""
+        code = self._process.wait()
+        cause = signal.Signals(-code).name if -code in set(signal.Signals) else f"exit code {code}"
+        return cause + (" (killed from outside, perhaps for want of memory)" if self.was_killed_by_others else "")
+
+    def _listen(self) -> None:
+        assert self._process.stdout is not None
+        with contextlib.suppress(ValueError, OSError), self._process.stdout as lines:
+            for line in lines:
+                self._lines.put(line)
+        self._lines.put(None)

@@ -73,8 +73,8 @@ class Task:
     """The training data of one cell and the tools to train on it.
 
     Every call of `new_net`, `new_head`, `new_parameter`, `train` (or a stage's `run`), `batches`, `each`, `once`,
-    `snapshot`, `restore` and `log` has a number, and all randomness is a function of (purpose, seed, call number, epoch,
-    step).
+    `snapshot`, `restore` and `log` has a number, and all randomness is a function of (purpose, seed, call number,
+    epoch, step).
 
     Attributes:
         y: int64 (N,), the labels of the training samples, on the device. x: their images, uint8 (N, C, H, W), or

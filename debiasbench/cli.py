@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import re
 import signal
@@ -193,6 +194,17 @@ def build_parser() -> argparse.ArgumentParser:
 
     status = commands.add_parser("status", help="what a results folder holds, also while it grows")
     status.add_argument("folder", nargs="?", type=to_path, default=Path("results"))
+
+    doctor = commands.add_parser(
+        "doctor",
+        help="what this machine has and lacks, and what to do about it",
+        description="Versions, processor, memory, GPUs, plug-ins, data, folders, and what cells can be run with. "
+        "Nothing is changed or fetched. The exit code is 0 if the demo can run, else 1.",
+    )
+    doctor.add_argument(
+        "--json", action="store_true", help="for a bug report: as JSON, with ~ for your home and $USER for your name"
+    )
+    _places(doctor, data=True, results=True)
     return parser
 
 
@@ -266,7 +278,7 @@ def main(arguments: list[str] | None = None) -> int:
     commands = {
         "run": run_command, "report": report_command, "list": list_command, "inspect": inspect_command,
         "prepare": prepare_command, "status": status_command, "test": test_command,
-        "archive": archive_command,
+        "archive": archive_command, "doctor": doctor_command,
     }  # fmt: skip
     for stream in (sys.stdout, sys.stderr):
         never_failing(stream)
@@ -661,3 +673,22 @@ def status_command(options: argparse.Namespace) -> int:
         far = f"{holder.stage}, epoch {holder.epoch} of {holder.epochs}" if holder.stage else "started"
         console.print(f"running: {where}: {far} ({holder.host})", markup=False, soft_wrap=True)
     return OK
+
+
+def doctor_command(options: argparse.Namespace) -> int:
+    """What this machine has and lacks. Printed without rich, which may be what it lacks."""
+    from debiasbench.running.doctor import anonymous, can_run, examine
+
+    findings, output = [], sys.stdout
+    with contextlib.redirect_stdout(sys.stderr):  # what plug-ins print when they are imported
+        for finding in examine(_data_dir(options), options.results_dir):
+            findings.append(finding)
+            if not options.json:
+                line = f"{finding.state:8} {finding.what:22} {finding.text}"
+                print(printable(f"{line}. {finding.advice}" if finding.advice else line), file=output, flush=True)
+    can = can_run(findings)
+    if options.json:
+        print(json.dumps({"demo_can_run": can, "findings": [anonymous(one) for one in findings]}, indent=1))
+    else:
+        print("The demo can run: debiasbench run" if can else "The demo cannot run: see the problems above.")
+    return OK if can else FAILED

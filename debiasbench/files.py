@@ -118,16 +118,22 @@ def check_writable(folder: Path, option: str, *, what: str = "") -> None:
     Raises:
         BenchmarkError: neither the folder nor the nearest one above it that is there can be written.
     """
-    place = folder.absolute()
     with explained_errors(what or str(folder), option):
-        while not (place.exists() or place.is_symlink()) and place != place.parent:
-            place = place.parent
+        place = nearest_there(folder)
         try:
             with tempfile.TemporaryFile(dir=place):
                 pass
         except OSError as error:
             error.filename = str(place)  # not the file that was tried
             raise
+
+
+def nearest_there(folder: Path) -> Path:
+    """The folder, or the nearest one above it that is there: where it would be made."""
+    place = folder.absolute()
+    while not (place.exists() or place.is_symlink()) and place != place.parent:
+        place = place.parent
+    return place
 
 
 @contextlib.contextmanager

@@ -155,6 +155,8 @@ def test_an_empty_value_is_refused(option, value, capsys):
         (["archive", ""], "folder"),
         (["archive", "x", "--output", ""], "--output"),
         (["list", "--methods-dir", ""], "--methods-dir"),
+        (["doctor", "--data-dir", ""], "--data-dir"),
+        (["doctor", "--results-dir="], "--results-dir"),
     ],
 )
 def test_so_it_is_in_every_command(words, what, capsys):
@@ -176,6 +178,7 @@ def test_so_it_is_in_every_command(words, what, capsys):
         ["report", "--methods", "pgd", "--methods", "vanilla"],
         ["archive", ".", "--output", "a.zip", "--output", "b.zip"],
         ["list", "--methods-dir", ".", "--methods-dir", "."],
+        ["doctor", "--json", "--json"],
     ],
 )
 def test_an_option_given_twice_is_refused(words, capsys):

@@ -16,6 +16,8 @@ from typing import IO
 
 from debiasbench.errors import BenchmarkError
 
+UNFINISHED = ".writing"  # ends the names of files that are being written, or were when their process was killed
+
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file whole or not at all (see `atomic_file`)."""
@@ -27,7 +29,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """A file to write to, which takes its place in the end: nobody ever sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=UNFINISHED, dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
             yield file

@@ -157,6 +157,9 @@ def test_an_empty_value_is_refused(option, value, capsys):
         (["list", "--methods-dir", ""], "--methods-dir"),
         (["doctor", "--data-dir", ""], "--data-dir"),
         (["doctor", "--results-dir="], "--results-dir"),
+        (["clean", ""], "folder"),
+        (["clean", "--what", "reuse", ""], "--what"),
+        (["clean", "--cache-dir", ""], "--cache-dir"),
     ],
 )
 def test_so_it_is_in_every_command(words, what, capsys):
@@ -179,6 +182,8 @@ def test_so_it_is_in_every_command(words, what, capsys):
         ["archive", ".", "--output", "a.zip", "--output", "b.zip"],
         ["list", "--methods-dir", ".", "--methods-dir", "."],
         ["doctor", "--json", "--json"],
+        ["clean", "--yes", "--yes"],
+        ["clean", "--what", "reuse", "--what", "cache"],
     ],
 )
 def test_an_option_given_twice_is_refused(words, capsys):

@@ -379,13 +379,19 @@ def of_gpus(known: Gpus) -> Iterator[Finding]:
     elif not known.built_for:
         advice = "Install a torch that is built for CUDA: see https://pytorch.org/get-started"
         yield Finding("GPU", "none that torch could use: this torch is built for the CPU alone", "note", advice)
-    elif known.variable is not None:
+    elif known.variable is not None and _hides_all(known.variable, len(known.of_driver)):
         text = f"none that torch sees: CUDA_VISIBLE_DEVICES is '{known.variable}'"
         yield Finding("GPU", text, "note", "Unset CUDA_VISIBLE_DEVICES, or name GPUs in it: 0,1")
     else:
         text = f"none that torch ({known.built_for}) sees: {known.refusal or 'it does not say why'}"
         advice = "Update the driver, or install a torch that is built for an older CUDA."
         yield Finding("GPU", text, "note", advice)
+
+
+def _hides_all(variable: str, n_gpus: int) -> bool:
+    """Whether a value of CUDA_VISIBLE_DEVICES names no GPU: what follows a number that is none does not count."""
+    first = variable.partition(",")[0].strip()
+    return not (first.isdecimal() and int(first) < n_gpus) and not first.startswith(("GPU-", "MIG-"))
 
 
 def gpus() -> Gpus:

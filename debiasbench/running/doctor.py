@@ -432,7 +432,7 @@ def nvidia_smi() -> tuple[list[str] | None, str]:
         return None, ""
     query = ["--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
     try:
-        done = subprocess.run([command, *query], capture_output=True, text=True, errors="replace", timeout=20)
+        done = subprocess.run([command, *query], capture_output=True, encoding="utf-8", errors="replace", timeout=20)
     except (OSError, subprocess.SubprocessError) as error:
         return [], str(error)
     lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import re
 import signal
@@ -20,14 +21,18 @@ from debiasbench.files import default_data_dir, to_path
 from debiasbench.parameters import TOO_LONG, has_too_many_digits, suggestion
 
 if TYPE_CHECKING:
+    from rich.table import Table as RichTable
+
     from debiasbench.console import PlainConsole
     from debiasbench.experiments import Experiment
     from debiasbench.report.make import Report
     from debiasbench.report.tables import Table
+    from debiasbench.running.cleaning import Removable
     from debiasbench.running.plan import Plan
     from debiasbench.running.run import GridRun
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+KINDS_TO_CLEAN = ("reuse", "checkpoints", "cache", "temporary")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -193,6 +198,30 @@ def build_parser() -> argparse.ArgumentParser:
 
     status = commands.add_parser("status", help="what a results folder holds, also while it grows")
     status.add_argument("folder", nargs="?", type=to_path, default=Path("results"))
+
+    doctor = commands.add_parser(
+        "doctor",
+        help="what this machine has and lacks, and what to do about it",
+        description="Versions, processor, memory, GPUs, plug-ins, data, folders, and what cells can be run with. "
+        "Nothing is changed or fetched. The exit code is 0 if the demo can run, else 1.",
+    )
+    doctor.add_argument(
+        "--json", action="store_true", help="for a bug report: as JSON, with ~ for your home and $USER for your name"
+    )
+    _places(doctor, data=True, results=True)
+
+    clean = commands.add_parser(
+        "clean",
+        help="what may be deleted of a results folder and the cache, and how big it is",
+        description="Show what may be deleted, how big it is and what that costs; with --yes, or when you say so on a "
+        "terminal, delete it. Never records, weights, logs, tables, figures or data, and nothing that a process uses.",
+    )
+    clean.add_argument("folder", nargs="?", type=to_path, default=Path("results"), help="a results folder")
+    clean.add_argument("--what", nargs="+", choices=KINDS_TO_CLEAN, default=[], help="only these (default: all)")
+    clean.add_argument("--yes", action="store_true", help="delete without asking")
+    clean.add_argument(
+        "--cache-dir", type=to_path, metavar="DIR", help="of decoded images; default: $DEBIASBENCH_CACHE, or ~/.cache"
+    )
     return parser
 
 
@@ -266,7 +295,7 @@ def main(arguments: list[str] | None = None) -> int:
     commands = {
         "run": run_command, "report": report_command, "list": list_command, "inspect": inspect_command,
         "prepare": prepare_command, "status": status_command, "test": test_command,
-        "archive": archive_command,
+        "archive": archive_command, "doctor": doctor_command, "clean": clean_command,
     }  # fmt: skip
     for stream in (sys.stdout, sys.stderr):
         never_failing(stream)
@@ -661,3 +690,79 @@ def status_command(options: argparse.Namespace) -> int:
         far = f"{holder.stage}, epoch {holder.epoch} of {holder.epochs}" if holder.stage else "started"
         console.print(f"running: {where}: {far} ({holder.host})", markup=False, soft_wrap=True)
     return OK
+
+
+def doctor_command(options: argparse.Namespace) -> int:
+    """What this machine has and lacks. Printed without rich, which may be what it lacks."""
+    from debiasbench.running.doctor import anonymous, can_run, examine
+
+    findings, output = [], sys.stdout
+    with contextlib.redirect_stdout(sys.stderr):  # what plug-ins print when they are imported
+        for finding in examine(_data_dir(options), options.results_dir):
+            findings.append(finding)
+            if not options.json:
+                line = f"{finding.state:8} {finding.what:22} {finding.text}"
+                print(printable(f"{line}. {finding.advice}" if finding.advice else line), file=output, flush=True)
+    can = can_run(findings)
+    if options.json:
+        print(json.dumps({"demo_can_run": can, "findings": [anonymous(one) for one in findings]}, indent=1))
+    else:
+        print("The demo can run: debiasbench run" if can else "The demo cannot run: see the problems above.")
+    return OK if can else FAILED
+
+
+def clean_command(options: argparse.Namespace) -> int:
+    """Show what may be deleted, and delete it if that is wanted."""
+    from debiasbench.data.cache import cache_dir
+    from debiasbench.files import readable_size
+    from debiasbench.running.cleaning import Folders, find, remove
+
+    folders = Folders(options.folder, cache_dir())
+    found = find(folders, options.what)
+    console = _console()
+    removable = [one for one in found if not one.stays]
+    if removable:
+        console.print(_table_of(removable))
+    for one in found:
+        if one.stays:
+            console.print(f"stays: {one.place} ({one.kind}): {one.stays}", soft_wrap=True)
+    if not removable:
+        console.print("There is nothing to delete.")
+        return OK
+    size = readable_size(sum(one.size for one in removable))
+    if not options.yes and not _agrees(f"Delete all of it, {size}? [y/N] "):
+        console.print(f"{size} in all. Nothing was deleted: --yes does it, --what chooses.")
+        return OK
+    freed, left = remove(removable, folders)
+    console.print(f"Deleted: {readable_size(freed)}.")
+    for line in left:
+        _tell(line)
+    return FAILED if left else OK
+
+
+def _table_of(removable: list[Removable]) -> RichTable:
+    """A row for all that is in one place for one reason."""
+    from rich.table import Table as RichTable
+
+    from debiasbench.files import readable_size
+
+    table = RichTable(title="What may be deleted", title_justify="left", title_style="bold")
+    for heading in ("what", "where", "size", "why it may go"):
+        table.add_column(heading, justify="right" if heading == "size" else "left", overflow="fold")
+    rows: dict[tuple[str, Path, str], list[int]] = {}
+    for one in removable:
+        rows.setdefault((one.kind, one.place, one.why), []).append(one.size)
+    for (kind, place, why), sizes in rows.items():
+        where = f"{place} ({len(sizes)})" if len(sizes) > 1 else str(place)
+        table.add_row(kind, where, readable_size(sum(sizes)), why)
+    return table
+
+
+def _agrees(question: str) -> bool:
+    """Whether somebody at a terminal says yes; elsewhere nobody is asked."""
+    if not (sys.stdin and sys.stdin.isatty() and sys.stdout.isatty()):
+        return False
+    try:
+        return input(question).strip().lower() in ("y", "yes")
+    except EOFError:
+        return False

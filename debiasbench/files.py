@@ -16,6 +16,8 @@ from typing import IO
 
 from debiasbench.errors import BenchmarkError
 
+UNFINISHED = ".writing"  # ends the names of files that are being written, or were when their process was killed
+
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file whole or not at all (see `atomic_file`)."""
@@ -27,7 +29,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """A file to write to, which takes its place in the end: nobody ever sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=UNFINISHED, dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
@@ -118,16 +120,22 @@ def check_writable(folder: Path, option: str, *, what: str = "") -> None:
     Raises:
         BenchmarkError: neither the folder nor the nearest one above it that is there can be written.
     """
-    place = folder.absolute()
     with explained_errors(what or str(folder), option):
-        while not (place.exists() or place.is_symlink()) and place != place.parent:
-            place = place.parent
+        place = nearest_there(folder)
         try:
             with tempfile.TemporaryFile(dir=place):
                 pass
         except OSError as error:
             error.filename = str(place)  # not the file that was tried
             raise
+
+
+def nearest_there(folder: Path) -> Path:
+    """The folder, or the nearest one above it that is there: where it would be made."""
+    place = folder.absolute()
+    while not (place.exists() or place.is_symlink()) and place != place.parent:
+        place = place.parent
+    return place
 
 
 @contextlib.contextmanager

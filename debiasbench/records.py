@@ -31,6 +31,7 @@ from debiasbench.plain import encodable, from_plain, shown, to_plain
 
 SCHEMA = 2
 MOST_BYTES = 2**28  # of a record, and of its arrays: what is larger is none
+PARTS = ("records", "logs", "reuse", "tables", "figures")  # of a results folder, which cannot do without
 BESIDE = (".safetensors", ".weights.safetensors")  # what may lie beside a record: per-sample arrays, trained networks
 
 Metrics = dict[str, float]  # by name, finite; a metric that has no value (an empty group's accuracy) has no key
@@ -673,7 +674,7 @@ def pack(folder: Path, archive: Path) -> int:
 
 def check_writable(results_dir: Path) -> None:
     """Refuse a results folder in which something that a run makes cannot be written, before anything trains."""
-    for name in ("records", "logs", "reuse", "tables", "figures"):
+    for name in PARTS:
         files.check_writable(results_dir / name, "--results-dir", what=f"The results folder {results_dir}")
 
 

@@ -442,19 +442,6 @@ def test_a_failure_never_replaces_a_finished_record(tmp_path, plugins, monkeypat
     assert list(records_of(tmp_path).values()) == [before]
 
 
-def test_workers_leave_without_a_record_when_their_parent_is_gone(tmp_path, plugins):
-    words = [sys.executable, "-P", "-m", "debiasbench", "run", *plugins, "--methods", "vanilla", "--datasets"]
-    words += ["small:epochs=400", "--seeds", "1", "--device", "cpu", "--results-dir", str(tmp_path)]
-    environment = os.environ | {"PYTHONPATH": str(Path(debiasbench.__file__).parent.parent)}
-    process = subprocess.Popen(words, stderr=subprocess.PIPE, env=environment, start_new_session=True)
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.rglob("*.log")) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    process.kill()
-    process.communicate(timeout=120)  # to the end of what workers may write to as well: they have left
-    assert records_of(tmp_path) == {}
-
-
 def test_a_loop_of_the_methods_own_gives_equal_results_again(plugins):
     from debiasbench.testing import check_global_randomness_is_left_alone, check_same_seed_same_result
 

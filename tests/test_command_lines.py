@@ -155,6 +155,11 @@ def test_an_empty_value_is_refused(option, value, capsys):
         (["archive", ""], "folder"),
         (["archive", "x", "--output", ""], "--output"),
         (["list", "--methods-dir", ""], "--methods-dir"),
+        (["doctor", "--data-dir", ""], "--data-dir"),
+        (["doctor", "--results-dir="], "--results-dir"),
+        (["clean", ""], "folder"),
+        (["clean", "--what", "reuse", ""], "--what"),
+        (["clean", "--cache-dir", ""], "--cache-dir"),
     ],
 )
 def test_so_it_is_in_every_command(words, what, capsys):
@@ -176,6 +181,9 @@ def test_so_it_is_in_every_command(words, what, capsys):
         ["report", "--methods", "pgd", "--methods", "vanilla"],
         ["archive", ".", "--output", "a.zip", "--output", "b.zip"],
         ["list", "--methods-dir", ".", "--methods-dir", "."],
+        ["doctor", "--json", "--json"],
+        ["clean", "--yes", "--yes"],
+        ["clean", "--what", "reuse", "--what", "cache"],
     ],
 )
 def test_an_option_given_twice_is_refused(words, capsys):

@@ -185,7 +185,7 @@ def test_progress_shows_titles_stages_and_errors_as_they_are(terminal, text, enc
     grid = SimpleNamespace(relative_costs={})
 
     def event(kind, cell, **more):
-        usual = {"worker": 0, "stage": text, "epoch": 1, "epochs": 2, "path": None, "message": ""}
+        usual = {"worker": 0, "stage": text, "epoch": 1, "epochs": 2, "path": None, "message": "", "by_other": False}
         return SimpleNamespace(kind=kind, cell=cell, **(usual | more))
 
     with Display(SimpleNamespace(grid=grid, to_run=cells)) as display:

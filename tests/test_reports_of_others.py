@@ -115,7 +115,7 @@ REPORTS = {
     ],
     "a killed run starts from zero": [
         "test_a_run_that_is_ended_goes_on_whatever_ends_it",
-        "test_what_is_damaged_or_of_something_else_is_not_gone_on_from",
+        "test_what_is_damaged_is_not_gone_on_from",
     ],
     "one process hangs the grid": [
         "test_what_a_cell_does_to_its_process_is_recorded_and_hangs_nothing",

@@ -95,4 +95,21 @@ def test_the_command_line_needs_no_sighup(monkeypatch, tmp_path):
     monkeypatch.setattr(cli, "_report_grid", lambda *_, **__: 0)
     words = ["--methods", "vanilla", "--datasets", "cmnist5k", "--seeds", "1", "--device", "cpu"]
     assert cli.main(["run", *words, "--results-dir", str(tmp_path)]) == 0
-    assert set_to[signal.SIGTERM] is signal.default_int_handler
+    assert set_to == {signal.SIGTERM: signal.default_int_handler}
+
+
+@pytest.mark.skipif(not hasattr(__import__("signal"), "SIGHUP"), reason="there is no SIGHUP here")
+@pytest.mark.parametrize("under_nohup", [False, True])
+def test_a_hang_up_is_as_ctrl_c_unless_it_is_ignored(under_nohup, monkeypatch, tmp_path):
+    import signal
+
+    from debiasbench import cli
+
+    set_to = {}
+    ignored = {signal.SIGHUP: signal.SIG_IGN} if under_nohup else {}
+    monkeypatch.setattr(signal, "getsignal", lambda number: ignored.get(number, signal.SIG_DFL))
+    monkeypatch.setattr(signal, "signal", lambda number, handler: set_to.update({number: handler}))
+    words = ["--methods", "vanilla", "--datasets", "cmnist5k", "--seeds", "1", "--device", "cpu", "--dry-run"]
+    assert cli.main(["run", *words, "--results-dir", str(tmp_path)]) == 0
+    handler = signal.default_int_handler
+    assert set_to == ({signal.SIGTERM: handler} | ({} if under_nohup else {signal.SIGHUP: handler}))

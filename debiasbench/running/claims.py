@@ -36,6 +36,7 @@ RecordState = tuple[int, int] | None  # of the file: when it was written, and wh
 BEAT = 5.0  # seconds
 LEASE = 150.0
 POLL = 1.0
+PRESENT = ".present-"  # begins the names of the marks of runs
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,14 @@ class Holder:
     epochs: int = 0
 
     @property
+    def is_here(self) -> bool:
+        """Whether its process is one of this machine, which can be asked for."""
+        return self.machine == _machine() and os.name == "posix"
+
+    @property
     def has_ended(self) -> bool:
         """Whether its process is known to have: only that of this machine can be."""
-        if self.machine != _machine() or os.name != "posix":
+        if not self.is_here:
             return False
         try:
             os.kill(self.pid, 0)
@@ -92,8 +98,8 @@ class Claims:
     def take(self, cell: Cell) -> bool:
         """Claim a cell; False if another run holds it."""
         path = claim_path(self.results_dir, cell)
-        with _alone(self.results_dir):
-            if _holder_of(path) is not None:
+        with alone_with_claims(self.results_dir):
+            if holder_of(path) is not None:
                 return False
             with self._lock:
                 self._held[path] = self._me
@@ -112,7 +118,7 @@ class Claims:
         self._give_back(claim_path(self.results_dir, cell))
 
     def _give_back(self, path: Path) -> None:
-        with _alone(self.results_dir), self._lock:
+        with alone_with_claims(self.results_dir), self._lock:
             if self._held.pop(path, None) is None or not self._is_mine(path):
                 return
             with contextlib.suppress(OSError):
@@ -189,7 +195,7 @@ class Work:
             with self._lock:
                 self._held.append(cell)
             if not others:
-                holder = _holder_of(claim_path(self.results_dir, cell))
+                holder = holder_of(claim_path(self.results_dir, cell))
                 if holder is not None:
                     watch(cell, holder)
                     time.sleep(POLL)
@@ -219,13 +225,13 @@ class Presence:
 
     def __init__(self, results_dir: Path) -> None:
         self.results_dir = results_dir
-        self._mark = results_dir / "running" / f".present-{secrets.token_hex(8)}"
+        self._mark = results_dir / "running" / f"{PRESENT}{secrets.token_hex(8)}"
 
     def __enter__(self) -> Self:
         folder = self._mark.parent
         folder.mkdir(parents=True, exist_ok=True)
         self._mark.touch()
-        for other in folder.glob(".present-*"):  # of runs that were killed
+        for other in folder.glob(f"{PRESENT}*"):  # of runs that were killed
             with contextlib.suppress(OSError):
                 if self._mark.stat().st_mtime - other.stat().st_mtime > LEASE:
                     other.unlink()
@@ -275,7 +281,7 @@ def read_claim(path: Path) -> Holder | None:
 def running_cells(results_dir: Path) -> Iterator[tuple[Path, Holder]]:
     """The claims of a results folder that hold, with who holds them."""
     for path in sorted((results_dir / "running").rglob("*.claim")):
-        holder = _holder_of(path)
+        holder = holder_of(path)
         if holder is not None:
             yield path, holder
 
@@ -283,7 +289,7 @@ def running_cells(results_dir: Path) -> Iterator[tuple[Path, Holder]]:
 UNKNOWN = Holder("", "?", "", 0)
 
 
-def _holder_of(path: Path) -> Holder | None:
+def holder_of(path: Path) -> Holder | None:
     """Who holds a claim; None where there is none, or it is void."""
     try:
         with path.open("rb") as file:
@@ -294,7 +300,7 @@ def _holder_of(path: Path) -> Holder | None:
     if holder.has_ended:
         return None
     try:
-        age = _now(path.parent) - written
+        age = now_at(path.parent) - written
     except OSError:  # a folder that can only be read: by this machine's clock
         age = time.time() - written
     return holder if age < LEASE else None
@@ -308,7 +314,7 @@ def _machine() -> str:
         return socket.gethostname()
 
 
-def _now(folder: Path) -> float:
+def now_at(folder: Path) -> float:
     """The time of the file system of a folder."""
     touched = folder / f".now-{os.getpid()}-{threading.get_ident()}"
     try:
@@ -328,7 +334,7 @@ def state_of(path: Path) -> RecordState:
 
 
 @contextlib.contextmanager
-def _alone(results_dir: Path) -> Iterator[None]:
+def alone_with_claims(results_dir: Path) -> Iterator[None]:
     """One run at a time looks at claims and takes one; without the lock where the file system has none."""
     from filelock import FileLock, Timeout
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from debiasbench.errors import BenchmarkError, raised_by
 from debiasbench.running.plan import data_key, missing
@@ -106,43 +106,67 @@ def in_words(error: Exception) -> str:
     return str(error) if isinstance(error, BenchmarkError) else f"{type(error).__name__}: {error}"
 
 
+class DataState(NamedTuple):
+    """What is there of a dataset.
+
+    Attributes:
+        word: complete, subset (usable, but less than was published), incomplete, absent, or error.
+        missing: its files that are not there; or what went wrong. sources: where to get them.
+        does: what `debiasbench prepare` does about them.
+    """
+
+    label: str
+    word: str
+    missing: str = ""
+    sources: str = ""
+    does: str = ""
+
+
+def states(specs: list[str], data_dir: Path) -> list[DataState]:
+    """What is there of each dataset; without `specs` of all, also of those whose file could not be imported.
+
+    Raises:
+        BenchmarkError: mistakes in the names.
+    """
+    from debiasbench.datasets import registry
+    from debiasbench.grid import dataset_from_spec
+
+    named_datasets(specs)  # mistakes in the names come first
+    found = []
+    for spec in specs or list(registry.classes()):
+        label = spec
+        try:
+            dataset, label = dataset_from_spec(spec)
+            found.append(_state_of(dataset, label, data_dir))
+        except Exception as error:  # one plug-in that raises must not hide the others
+            found.append(DataState(label, "error", in_words(error)))
+    if not specs:
+        for name, text in registry.broken.items():
+            found.append(DataState(name, "error", f"could not be imported: {text.strip().splitlines()[-1]}"))
+    return found
+
+
 def state(specs: list[str], data_dir: Path) -> tuple[Table, list[str]]:
     """What is there of each dataset, and what `prepare` can do about the rest: as a table, and as a line each."""
     from rich.styled import Styled
     from rich.table import Table
 
-    from debiasbench.datasets import registry
-    from debiasbench.grid import dataset_from_spec
-
-    named_datasets(specs)  # mistakes in the names come first
-    rows: list[tuple[str, list[str]]] = []
-    for spec in specs or list(registry.classes()):
-        label = spec
-        try:
-            dataset, label = dataset_from_spec(spec)
-            rows.append((label, _row(dataset, data_dir)))
-        except Exception as error:  # one plug-in that raises must not hide the others
-            rows.append((label, ["error", in_words(error), "", ""]))
-    if not specs:
-        for name, text in registry.broken.items():
-            rows.append((name, ["error", f"could not be imported: {text.strip().splitlines()[-1]}", "", ""]))
-
+    found = states(specs, data_dir)
     table = Table(title=f"Data in {data_dir.absolute()}", title_justify="left", title_style="bold", show_lines=True)
     for column in ("dataset", "state", "missing", "from", "debiasbench prepare"):
         table.add_column(column, overflow="fold")
     styles = {"complete": "green", "subset": "yellow", "incomplete": "yellow", "absent": "dim", "error": "red"}
-    for label, (word, *cells) in rows:
+    for label, word, *cells in found:
         table.add_row(label, Styled(word, styles[word]), *cells)
-    lines = [f"{label}: {'complete' if word == 'complete' else f'not complete ({word})'}" for label, (word, *_) in rows]
+    lines = [f"{one.label}: {'complete' if one.word == 'complete' else f'not complete ({one.word})'}" for one in found]
     return table, lines
 
 
-def _row(dataset: Dataset, data_dir: Path) -> list[str]:
-    """State, missing files, their sources, and what `debiasbench prepare` does about them."""
+def _state_of(dataset: Dataset, label: str, data_dir: Path) -> DataState:
     needed = dataset.needed_files(data_dir)
     if not needed:
         shortfalls = dataset.shortfalls(data_dir)
-        return ["subset" if shortfalls else "complete", "\n".join(shortfalls), "", ""]
+        return DataState(label, "subset" if shortfalls else "complete", "\n".join(shortfalls))
     word = "incomplete" if dataset.present_files(data_dir) else "absent"
     missing = []
     for file in needed:
@@ -151,4 +175,4 @@ def _row(dataset: Dataset, data_dir: Path) -> list[str]:
     n_downloads = sum(file.downloads for file in needed)
     does = "downloads them" if n_downloads == len(needed) else f"downloads {n_downloads} of {len(needed)}"
     sources = "\n".join(dict.fromkeys(file.source for file in needed))
-    return [word, "\n".join(missing), sources, does if n_downloads else "nothing: by hand"]
+    return DataState(label, word, "\n".join(missing), sources, does if n_downloads else "nothing: by hand")

@@ -46,7 +46,14 @@ from debiasbench.running.global_state import GlobalState, Watch, handed
 from debiasbench.samples import Splits
 from debiasbench.training.checkpoints import Checkpoints
 from debiasbench.training.digests import digest_of
-from debiasbench.training.journal import EvaluatedEpoch, Journal, Progress, StageRun, StoppedError
+from debiasbench.training.ends import StaleJournalError
+from debiasbench.training.journal import (
+    EvaluatedEpoch,
+    Journal,
+    Progress,
+    StageRun,
+    StoppedError,
+)
 from debiasbench.training.reuse import Reuse, facts_of_machine
 from debiasbench.training.task import Task
 
@@ -122,7 +129,7 @@ class Runner:
         """What fails after it has gone on from a checkpoint counts only if it fails from the start as well."""
         try:
             return self._train(cell, spent, path, progress, resume=self.resume)
-        except Exception:
+        except (Exception, StaleJournalError):
             if not self._journal.is_resumed:
                 raise
         return self._train(cell, spent, path, progress, resume=False)
@@ -154,6 +161,7 @@ class Runner:
             if self.save_weights:
                 result = replace(result, weights=weights.save(task, weights.weights_path(path)))
         finally:
+            journal.close()
             self._check_data(watch, cell.method)
         return result, arrays
 

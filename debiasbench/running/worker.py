@@ -80,7 +80,7 @@ def main() -> None:
             break
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)  # threads that a cell has left running are not waited for
+    _leave(0)
 
 
 def _read(requests: Any, lines: queue.SimpleQueue[str | None], stop: Callable[[], None]) -> None:
@@ -88,10 +88,21 @@ def _read(requests: Any, lines: queue.SimpleQueue[str | None], stop: Callable[[]
     with contextlib.suppress(OSError, ValueError):
         for line in requests:
             lines.put(line)
+    _alone.set()
     lines.put(None)
     stop()
     time.sleep(GRACE)
-    os._exit(1)
+    _leave(1)
+
+
+_alone = threading.Event()  # the caller is gone, or wants nothing more: its input has ended
+
+
+def _leave(code: int) -> None:
+    """End now: threads that a cell has left running are not waited for, and its processes do not outlive the run."""
+    if os.name == "posix" and _alone.is_set():
+        os.killpg(0, signal.SIGKILL)
+    os._exit(code)
 
 
 def settle_streams() -> None:

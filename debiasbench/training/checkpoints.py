@@ -104,11 +104,11 @@ class Checkpoints:
         names = {key: f"{key}.{self.n_written}-{time.time_ns()}.safetensors" for key in pending}
         try:
             for key, name in names.items():
-                write_atomically(self.folder / name, pending[key])
+                self._write_file(self.folder / name, pending[key])
             files = self._files | names
             text = json.dumps(journal)
             content = {"header": self.header, "files": files, "checksum": _checksum(text), "journal": json.loads(text)}
-            write_atomically(self.folder / JOURNAL, json.dumps(content).encode())
+            self._write_file(self.folder / JOURNAL, json.dumps(content).encode())
             self._files = files
             self._pending.clear()
             self.n_written += 1
@@ -121,6 +121,9 @@ class Checkpoints:
                     (self.folder / name).unlink(missing_ok=True)
         self._last = time.monotonic()
         self._cost = self._last - started
+
+    def _write_file(self, path: Path, data: bytes) -> None:
+        write_atomically(path, data)
 
     def clear(self) -> None:
         """Remove everything: the cell is finished, or starts anew."""

@@ -6,14 +6,19 @@ run.
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import hashlib
 import json
-from collections.abc import Mapping
+import weakref
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 Weights = dict[str, Tensor]
 Optimizers = dict[str, dict[str, Tensor]]  # name -> "<parameter>.<what>" -> value
@@ -90,7 +95,7 @@ def state_of(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def put_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Tensor]) -> None:
-    """Give an optimiser what another one like it remembered.
+    """Give an optimiser what another one like it remembered, on the device where it is to be.
 
     `load_state_dict` would leave the buffers contiguous beside parameters that are channels-last, and the fused kernels
     walk through both as they lie in memory: wrong numbers, and no error.
@@ -101,29 +106,88 @@ def put_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Tensor]) -> 
         index, _, what = place.partition(".")
         parameter = parameters[int(index)]
         if value.shape == parameter.shape:
-            like = torch.empty_like(parameter, dtype=value.dtype, memory_format=torch.preserve_format)
+            like = torch.empty_strided(parameter.shape, parameter.stride(), dtype=value.dtype, device=value.device)
             optimizer.state[parameter][what] = like.copy_(value)
         else:
-            optimizer.state[parameter][what] = value.to(parameter.device)
+            optimizer.state[parameter][what] = value
 
 
 # ---- networks without values -----------------------------------------------------------------------------------------
 
 
+class StaleJournalError(BaseException):
+    """What is on disk is not of this way of `fit`: the cell starts anew. Not for a method to catch."""
+
+
+class Guard(TorchDispatchMode):
+    """While it lasts, no value is made of what has none; what is written into it is lost, as it gets later values.
+
+    torch lets much of it pass: a layer without values gives what lies in memory, and to add nothing is no error.
+    """
+
+    paused = False  # while networks lose or get their values
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._made: list[weakref.ref[Tensor]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Each operation."""
+        absent = [one.is_meta for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
+        if Guard.paused or not any(absent):
+            return func(*args, **(kwargs or {}))
+        into = tree_leaves(args[:1])
+        if func._schema.name.endswith("_") and into and all(isinstance(one, Tensor) and one.is_meta for one in into):
+            return args[0]
+        if not all(absent):
+            raise StaleJournalError(f"what has no values yet is read, by {func._schema.name}")
+        try:
+            made = func(*args, **(kwargs or {}))  # without values as well, if it can be made at all
+        except (RuntimeError, NotImplementedError) as error:
+            raise StaleJournalError(f"what has no values yet is read: {error}") from None
+        self._made += [weakref.ref(one) for one in tree_leaves(made) if isinstance(one, Tensor)]
+        return made
+
+    def check_nothing_is_held(self) -> None:
+        """Refuse to go on where something without values is held that was made of networks, when these have theirs.
+
+        Raises:
+            StaleJournalError: a tensor is.
+        """
+        if self._holds():
+            gc.collect()  # only what is in circles: it takes a third of a second
+        if self._holds():
+            raise StaleJournalError("what has no values yet is read: something that was made of it is held")
+
+    def _holds(self) -> bool:
+        return any((one := made()) is not None and one.is_meta for made in self._made)
+
+
+@contextlib.contextmanager
+def _unguarded() -> Iterator[None]:
+    before, Guard.paused = Guard.paused, True
+    try:
+        yield
+    finally:
+        Guard.paused = before
+
+
 def without_values(net: nn.Module) -> None:
     """Take the values out of a network, until `fill`: whatever reads one of them fails."""
     kept = {id(value) for value in net.state_dict(keep_vars=True).values()}
-    for tensor in _tensors(net):
-        if id(tensor) in kept and not tensor.is_meta:
-            _swap(tensor, tensor.to("meta"))
+    with _unguarded():
+        for tensor in _tensors(net):
+            if id(tensor) in kept and not tensor.is_meta:
+                _swap(tensor, tensor.to("meta"))
 
 
 def fill(net: nn.Module, weights: Mapping[str, Tensor], device: torch.device) -> None:
     """Give a network its values, where it has some as where they were taken out."""
-    for tensor in _tensors(net):
-        if tensor.is_meta:
-            _swap(tensor, torch.empty_like(tensor, device=device, memory_format=torch.preserve_format))
-    net.load_state_dict(weights)
+    with _unguarded():
+        for tensor in _tensors(net):
+            if tensor.is_meta:
+                _swap(tensor, torch.empty_like(tensor, device=device, memory_format=torch.preserve_format))
+        net.load_state_dict(weights)
 
 
 def _tensors(net: nn.Module) -> list[Tensor]:

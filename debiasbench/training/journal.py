@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -21,7 +22,16 @@ from torch import Tensor, nn
 from debiasbench.evaluation.evaluation import Row
 from debiasbench.training.checkpoints import Checkpoints
 from debiasbench.training.digests import digest_of
-from debiasbench.training.ends import StageEnd, Weights, fill, from_bytes, to_bytes, without_values
+from debiasbench.training.ends import (
+    Guard,
+    StageEnd,
+    StaleJournalError,
+    Weights,
+    fill,
+    from_bytes,
+    to_bytes,
+    without_values,
+)
 from debiasbench.training.traces import Traces, versions_of
 
 Progress = Callable[[str, int, int], None]  # (stage, epoch, epochs)
@@ -30,10 +40,6 @@ TOLD = 5.0  # seconds between two signs of life within an epoch
 
 class StoppedError(BaseException):
     """The cell was asked to stop, and can go on from its journal; no error of its method."""
-
-
-class StaleJournalError(Exception):
-    """What is on disk is not of this way of `fit`: the cell starts anew."""
 
 
 @dataclass
@@ -102,6 +108,8 @@ class Journal:
         self._n_evaluations = self._n_stages = 0
         self._versions: dict[int, list[int]] = {}  # of each network, before a call of `each` or `once`
         self._then = _Then()
+        self._replay = contextlib.ExitStack()  # what holds until the last finished call
+        self._guard: Guard | None = None
         self._ended: list[dict[str, Any]] = []  # of each finished call, what it has besides files
         self._newest: dict[str, int] = {}  # key -> the last finished call that kept something under it
         self._evaluations: list[dict[str, Any]] = []  # apart from those of stages
@@ -125,9 +133,17 @@ class Journal:
                 raise StaleJournalError(f"call {place + 1} was {then['kind']}, or with other values")
             call = dict(then)
         else:
+            self.close()
+            if self._guard is not None:
+                self._guard.check_nothing_is_held()
+                self._guard = None
             self.stop_if_asked()
         self.calls.append(call)
         return len(self.calls)
+
+    def close(self) -> None:
+        """All that an earlier process finished is there again, or nothing more is done here."""
+        self._replay.close()
 
     def stop_if_asked(self) -> None:
         """Between steps of a call that cannot be gone on with.
@@ -184,11 +200,16 @@ class Journal:
         return {self._key(net): to_bytes(net.state_dict(), {}) for net in nets.values()}
 
     def fill_nets(self, call: int, nets: Mapping[str, nn.Module], device: torch.device) -> None:
-        """Give networks their weights at the end of a finished call, if no later one has trained them."""
+        """Give networks their weights at the end of a finished call that trained them.
+
+        Where a later one has, they have no values: nor have parts that they were given meanwhile, such as a head.
+        """
         for net in nets.values():
             key = self._key(net)
             if self._then.newest.get(key) == call:
                 fill(net, self.file(key, device)[0], device)
+            else:
+                without_values(net)
 
     def _key(self, net: nn.Module) -> str:
         return f"net-{next(index for index, own in enumerate(self.nets) if own is net)}"
@@ -248,8 +269,10 @@ class Journal:
         if self._checkpoints is not None and self._is_next(run.call):
             started = time.monotonic()
             self._checkpoints.keep("running", end.to_bytes())
-            self._then.running = about | {"call": run.call, "run": asdict(run)}
+            self._then.running = about | {"call": run.call, "run": asdict(run), "of": self.calls[run.call - 1]}
             self._write(started)
+        elif self.stopping:
+            self._write()  # what was finished before
         if self.stopping:
             raise StoppedError
 
@@ -258,6 +281,9 @@ class Journal:
         about = self._then.running
         if about is None or about["call"] != run.call:
             return None
+        of = self.calls[run.call - 1]
+        if any(about["of"][what] != of[what] for what in ("kind", "signature")):
+            raise StaleJournalError(f"call {run.call} was {about['of']['kind']}, or with other values")
         end, _ = StageEnd.from_bytes(self._bytes("running"), device)
         was = _run_of(about["run"])
         run.losses, run.rows, run.end = was.losses, was.rows, was.end
@@ -296,14 +322,16 @@ class Journal:
             return ABSENT
         if not self.is_newest(f"result-{call}", call):
             return ABSENT
-        self.fill_nets(call, {str(index): net for index, net in enumerate(self.nets)}, device)
+        written = {str(i): net for i, net in enumerate(self.nets) if self.is_newest(f"net-{i}", call)}
+        self.fill_nets(call, written, device)
         tensors, about = self.file(f"result-{call}", "cpu")
         return _of_form(about["form"], tensors, device)
 
     def end_log(self, call: int, names: Iterable[str]) -> None:
         """Values were logged under some names, in a call."""
-        columns = {f"column-{name}": to_bytes({"": self.columns[name]}, {}) for name in names if name in self.columns}
-        self.end(call, columns, values={name: self.values[name] for name in names if name in self.values})
+        own = [name for name in names if name in self.columns]
+        columns = {f"column-{name}": to_bytes({"": self.columns[name]}, {}) for name in own}
+        self.end(call, columns, columns=own, values={name: self.values[name] for name in names if name in self.values})
 
     def logged_before(self, call: int) -> bool:
         """Whether an earlier process logged in this call; what it logged is then there again."""
@@ -311,9 +339,11 @@ class Journal:
         if kept is None:
             return False
         self.values |= kept["values"]
-        for key in self._then.newest:
-            if key.startswith("column-") and self.is_newest(key, call):
-                self.columns[key.removeprefix("column-")] = self.file(key, "cpu")[0][""]
+        for name in kept["columns"]:
+            if self.is_newest(f"column-{name}", call):
+                self.columns[name] = self.file(f"column-{name}", "cpu")[0][""]
+            else:
+                self.columns.setdefault(name, torch.empty(0))  # its place in their order, until the call that has it
         return True
 
     def file(self, key: str, device: torch.device | str) -> tuple[Weights, dict[str, Any]]:
@@ -366,6 +396,10 @@ class Journal:
         self._evaluations, self.seconds = then["evaluations"], then["seconds"]
         self.waited, self.spent = then["waited"], then["spent"]
         self.resumed = [*then["resumed"], f"after {len(self._ended)} calls"]
+        self._replay.enter_context(warnings.catch_warnings())
+        # weights copied into a network that gets later ones: true the first time, and nothing to tell now
+        warnings.filterwarnings("ignore", "for .*: copying from a non-meta parameter in the checkpoint to a meta")
+        self._guard = self._replay.enter_context(Guard())
 
     def _write(self, started: float | None = None) -> None:
         if self._checkpoints is None:

@@ -106,8 +106,8 @@ def facts_of_machine(device: torch.device) -> dict[str, Any]:
     }
 
 
-def facts_of_loss(loss: Any) -> list[Any]:
-    """Module, name and keyword values of a loss, and the digest of its source.
+def facts_of_loss(loss: Any, what: str = "loss") -> list[Any]:
+    """Module, name and keyword values of a loss, or of `what` it is, and the digest of its source.
 
     Raises:
         DeclinedReuse: it is no module-level function, nor a partial of one with plain keyword values.
@@ -117,21 +117,33 @@ def facts_of_loss(loss: Any) -> list[Any]:
     if isinstance(loss, functools.partial):
         function, values = loss.func, dict(loss.keywords)
         if loss.args:
-            raise DeclinedReuse("its loss is a partial with values that have no name: give them by keyword")
+            raise DeclinedReuse(f"its {what} is a partial with values that have no name: give them by keyword")
     advice = "give a function of the module, or functools.partial of one with keyword values"
     if not isinstance(function, FunctionType):
-        raise DeclinedReuse(f"its loss, {name_of(loss)}, is bound to an object: {advice}")
+        raise DeclinedReuse(f"its {what}, {name_of(loss)}, is bound to an object: {advice}")
     if function.__closure__ or "<" in function.__qualname__ or function.__qualname__ != function.__name__:
-        raise DeclinedReuse(f"its loss, {name_of(loss)}, is not a function of a module: {advice}")
+        raise DeclinedReuse(f"its {what}, {name_of(loss)}, is not a function of a module: {advice}")
     parameters = inspect.signature(function).parameters.values()
     values = {one.name: one.default for one in parameters if one.default is not one.empty} | values
     odd = [name for name, value in values.items() if type(value) not in PLAIN]
     if odd:
-        raise DeclinedReuse(f"the values {', '.join(odd)} of its loss are no numbers, words, true, false or none")
+        raise DeclinedReuse(f"the values {', '.join(odd)} of its {what} are no numbers, words, true, false or none")
     source = digest_of_module(function.__module__) if is_local(function.__module__) else None
     if source is None:
-        raise DeclinedReuse(f"the source of its loss, {name_of(loss)}, cannot be read")
+        raise DeclinedReuse(f"the source of its {what}, {name_of(loss)}, cannot be read")
     return [function.__module__, function.__qualname__, dict(sorted(values.items())), source]
+
+
+def facts_of_noise(name: str, distribution: torch.distributions.Distribution) -> list[Any]:
+    """Kind and parameters of a distribution: torch's own text for it leaves some of them out.
+
+    Raises:
+        DeclinedReuse: it does not say what its parameters are.
+    """
+    parameters = sorted(distribution.arg_constraints)
+    if not parameters:
+        raise DeclinedReuse(f"the distribution of {name} does not say what its parameters are")
+    return [type(distribution).__name__, [(one, digest_of(getattr(distribution, one))) for one in parameters]]
 
 
 def facts_of_nets(nets: Mapping[str, nn.Module]) -> dict[str, Any]:

@@ -37,7 +37,7 @@ from debiasbench.training.batches import (
 from debiasbench.training.digests import digest_of, source_of
 from debiasbench.training.ends import StageEnd, put_state, state_of
 from debiasbench.training.journal import EvaluatedEpoch, Journal, StageRun
-from debiasbench.training.reuse import DeclinedReuse, Reuse, facts_of_loss, facts_of_nets
+from debiasbench.training.reuse import DeclinedReuse, Reuse, facts_of_loss, facts_of_nets, facts_of_noise
 from debiasbench.training.updates import Terms, Update
 from debiasbench.training.updates import total as total_of
 
@@ -85,6 +85,7 @@ class Stage:
         self.source, self.journal, self.evaluate, self.update = source, journal, evaluate, update
         self.sample, self.draws, self.contents, self.state, self.predict = sample, draws, contents, state, predict
         self.key = journal.new_stage()
+        self.goes_on = True  # whether it may be run again
         self.epoch = 0
         self.step = 0
         self.losses: list[float] = []
@@ -115,9 +116,9 @@ class Stage:
         if self.reuse is None:
             train()
         else:
-            self._reuse_or(train, self.reuse, run, signature, whole=epochs is None and self.step == 0)
+            self._reuse_or(train, self.reuse, run, signature, sample, whole=epochs is None and self.step == 0)
         self._evaluate_end(run)
-        self._keep(run, goes_on=epochs is not None)
+        self._keep(run)
         return self.state
 
     @property
@@ -259,7 +260,14 @@ class Stage:
     # ---- a stage used again -----------------------------------------------------------------------------------------
 
     def _reuse_or(
-        self, train: Callable[[], None], reuse: Reuse, run: StageRun, signature: dict[str, Any], *, whole: bool
+        self,
+        train: Callable[[], None],
+        reuse: Reuse,
+        run: StageRun,
+        signature: dict[str, Any],
+        sample: Sample,
+        *,
+        whole: bool,
     ) -> None:
         """Load what an equal stage of another cell ended with, or train and keep it."""
         try:
@@ -269,6 +277,9 @@ class Stage:
                 raise DeclinedReuse("it is run in parts, and its optimiser goes on")
             key = reuse.key(
                 signature=signature, loss=facts_of_loss(self.loss), nets=facts_of_nets({**self.nets, **self.frozen}),
+                layout=facts_of_loss(sample, "layout of batches") if callable(sample) else None,
+                combine=facts_of_loss(self.update.combine, "combine=") if self.update.combine else None,
+                noise={name: facts_of_noise(name, one) for name, one in self.contents.noise.items()},
                 call=run.call, seed=self.source.seed,
                 state={name: digest_of(value) for name, value in self.state.items()},
             )  # fmt: skip
@@ -309,9 +320,9 @@ class Stage:
         run.losses, run.seconds = list(end.losses), end.seconds
         self.losses += end.losses
 
-    def _keep(self, run: StageRun, *, goes_on: bool) -> None:
+    def _keep(self, run: StageRun) -> None:
         """The run is finished."""
-        end = replace(self._end(run, goes_on=goes_on), nets={})
+        end = replace(self._end(run, goes_on=self.goes_on), nets={})
         files = self.journal.files_of_nets(self.nets) | {self.key: end.to_bytes()}
         self.journal.end(run.call, files, run=asdict(run), epoch=self.epoch, step=self.step)
 
@@ -335,6 +346,9 @@ class Stage:
         """An earlier process finished this run. What a later one changed again is without values."""
         self.epoch, self.step = epoch, step
         self.losses += run.losses
+        if run.losses:
+            for net in self.nets.values():
+                net.train()  # as training leaves it
         self.journal.fill_nets(run.call, self.nets, self.source.device)
         if self.journal.is_newest(self.key, run.call):
             end = self.journal.stage_end(self.key, self.source.device)

@@ -23,8 +23,8 @@ from debiasbench.recipe import Recipe
 from debiasbench.samples import Samples, Splits
 from debiasbench.training.batches import Contents, Loss, Noise, Sample, Source, State, check_sample
 from debiasbench.training.digests import digest_of, name_of, source_of
-from debiasbench.training.ends import to_bytes
-from debiasbench.training.journal import ABSENT, Journal, StaleJournalError
+from debiasbench.training.ends import StaleJournalError, to_bytes
+from debiasbench.training.journal import ABSENT, Journal
 from debiasbench.training.loop import Loop
 from debiasbench.training.reuse import Reuse
 from debiasbench.training.stage import Stage
@@ -63,7 +63,9 @@ def _run_once(
         `task.stage(...).run()`: the arguments are those of `stage`.
         """
         begin: Callable[..., Stage] = self.stage  # also where a subclass has its own
-        return begin(*arguments, **options).run()
+        whole = begin(*arguments, **options)
+        whole.goes_on = False  # nobody else has it
+        return whole.run()
 
     train.__signature__ = inspect.signature(stage)  # type: ignore[attr-defined] # for help() and editors
     return train
@@ -240,7 +242,8 @@ class Task:
         if epochs is not None:
             own = own.replace(epochs=epochs, steps=None)
             recipes = recipes and {name: one.replace(epochs=epochs, steps=None) for name, one in recipes.items()}
-        state = {name: value.to(self.device) for name, value in (state or {}).items()}
+        # copies: what the method does to its own is no part of the stage, nor would it be after an interruption
+        state = {name: value.to(self.device, copy=True) for name, value in (state or {}).items()}
         contents = Contents(
             {name: value.to(self.device) for name, value in (columns or {}).items()}, noise or {}, views,
             None if inputs is None else inputs.to(self.device),
@@ -296,7 +299,7 @@ class Task:
         kept = self.journal.result(call, self.device)
         if kept is not ABSENT:
             return kept
-        traces = Traces(function, self)
+        traces = Traces(function, harmless=self)
         started = time.perf_counter()
         samples = self.splits.named()[split]
 
@@ -329,7 +332,7 @@ class Task:
         kept = self.journal.result(call, self.device)
         if kept is not ABSENT:
             return kept
-        traces = Traces(function, self)
+        traces = Traces(function, *tensors, harmless=self)
         started = time.perf_counter()
         n_threads = torch.get_num_threads()
         try:
@@ -356,7 +359,8 @@ class Task:
                 self.journal.values[name] = float(column)
             elif shape == (self.n_samples,):
                 half = column.dtype in (torch.float16, torch.bfloat16)  # numpy does not know the latter
-                self.journal.columns[name] = (column.float() if half else column).detach().cpu()
+                # a copy: the method may write into its own afterwards
+                self.journal.columns[name] = (column.float() if half else column).detach().to("cpu", copy=True)
             else:
                 raise ValueError(f"task.log({name}=...) must have shape ({self.n_samples},) or (). Got {shape}.")
         self.journal.end_log(call, columns)

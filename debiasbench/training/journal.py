@@ -193,6 +193,10 @@ class Journal:
         if f"net-{len(self.nets) - 1}" in self._then.newest:
             without_values(net)
 
+    def index(self, net: nn.Module) -> int:
+        """Which of the networks it is, in the order in which they were made."""
+        return next(index for index, own in enumerate(self.nets) if own is net)
+
     def files_of_nets(self, nets: Mapping[str, nn.Module]) -> dict[str, bytes]:
         """The weights of networks as they are, for `end`."""
         if self._checkpoints is None:
@@ -212,7 +216,7 @@ class Journal:
                 without_values(net)
 
     def _key(self, net: nn.Module) -> str:
-        return f"net-{next(index for index, own in enumerate(self.nets) if own is net)}"
+        return f"net-{self.index(net)}"
 
     # ---- stages -----------------------------------------------------------------------------------------------------
 

@@ -419,7 +419,7 @@ class Task:
 
     def _index(self, net: nn.Module) -> int:
         self._own_nets({"net": net})
-        return next(index for index, own in enumerate(self.journal.nets) if own is net)
+        return self.journal.index(net)
 
     def _announce(self, predict: Predict, nets: dict[str, nn.Module], recipe: Recipe) -> None:
         """A predictor that is evaluated from now on, with what it is called with and how x is made for it."""

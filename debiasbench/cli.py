@@ -307,6 +307,8 @@ def main(arguments: list[str] | None = None) -> int:
         _tell(_shortened(f"error: {error}"))
         return USAGE
     except KeyboardInterrupt:
+        if arguments is None:  # the process is this command, and ends: a second Ctrl-C has nothing left to stop
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         print("\nStopped. Finished cells are kept; the same command goes on with the rest.", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output went away (| head)

@@ -299,6 +299,29 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path, plugins):
     assert not list(tmp_path.rglob(".s*"))  # no half-written files
 
 
+SECOND_INTERRUPTION = """
+import atexit, os, signal, sys
+from debiasbench import cli
+atexit.register(os.kill, os.getpid(), signal.SIGINT)
+def interrupted(options):
+    raise KeyboardInterrupt
+cli.status_command = interrupted
+sys.argv = ["debiasbench", "status"]
+sys.exit(cli.main())
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are those of Unix")
+def test_a_second_interruption_finds_nothing_to_interrupt():
+    """One that comes while Python ends, and runs what packages have left for then."""
+    program = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)" + SECOND_INTERRUPTION
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, encoding="utf-8", timeout=60)
+    assert (ended.returncode, ended.stderr.strip()) == (
+        130,
+        "Stopped. Finished cells are kept; the same command goes on with the rest.",
+    )
+
+
 @pytest.mark.parametrize("place", ["running.run.plan_grid", "running.run.run_grid", "report.make.make"])
 def test_an_interruption_is_told_wherever_it_comes(place, tmp_path, plugins, monkeypatch, capsys):
     """While data are built, cells train, or the report is written; what was finished before is there."""

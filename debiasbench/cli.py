@@ -114,6 +114,15 @@ def build_parser() -> argparse.ArgumentParser:
         help="processes (default: one a core, or one a GPU); 0: in this process, for breakpoint() and print",
     )
     run.add_argument(
+        "--per-device", type=_number, metavar="K", default=1, help="cells that share a GPU at a time (default 1)"
+    )
+    run.add_argument(
+        "--executor",
+        default="local",
+        metavar="X",
+        help="what trains the cells: local (this machine, default), ray or ray:HOST:PORT, slurm",
+    )
+    run.add_argument(
         "--rerun", choices=("missing", "failed", "changed", "all"), default="missing",
         help="which cells to run; changed: also those of methods whose code has changed since",
     )  # fmt: skip
@@ -371,8 +380,8 @@ def run_command(options: argparse.Namespace) -> int:
         asked,
         RunOptions(
             data_dir=_data_dir(options), results_dir=options.results_dir, device=options.device,
-            workers=options.workers, rerun=options.rerun, keep_changed=options.keep_changed,
-            save_weights=options.save_weights,
+            workers=options.workers, per_device=options.per_device, executor=options.executor, rerun=options.rerun,
+            keep_changed=options.keep_changed, save_weights=options.save_weights,
             reuse=not options.no_reuse, shard=options.shard, cell_timeout=options.cell_timeout,
             silence_timeout=options.silence_timeout, checkpoint_every=options.checkpoint_every,
             log=tuple(options.log), dry_run=options.dry_run,

@@ -41,22 +41,43 @@ def digest_of_module(module: str) -> str | None:
 
     Local is what is neither Python's own, nor of an installed package (but the module's own), nor of the suite.
     """
-    found: dict[str, str] = {}
+    try:
+        found = {
+            name: hashlib.sha256(" ".join(_words(tree)).encode()).hexdigest() for name, _, tree in _local_parts(module)
+        }
+    except (OSError, SyntaxError, ValueError):
+        return None
+    if module not in found:
+        return None
+    return hashlib.sha256(" ".join(f"{name} {digest}" for name, digest in sorted(found.items())).encode()).hexdigest()
+
+
+def files_of_plugin(cls: type[Any]) -> dict[str, Path]:
+    """Module -> source file of all that a class is made of and that no installed package brings: see the digest.
+
+    Raises:
+        OSError, SyntaxError, ValueError: a file cannot be read.
+    """
+    files: dict[str, Path] = {}
+    for module in dict.fromkeys(one.__module__ for one in cls.__mro__):
+        if not _of_suite(module) and not _installed(module, within=""):
+            files |= {name: file for name, file, _ in _local_parts(module)}
+    return files
+
+
+def _local_parts(module: str) -> Iterator[tuple[str, Path, ast.AST]]:
+    """A module and all local modules that it imports: each with its file and its source."""
+    seen: set[str] = set()
     waiting = [module]
     while waiting:
         name = waiting.pop()
         file = _file_of(name)
-        if name in found or file is None or (name != module and (_of_suite(name) or _installed(name, within=module))):
+        if name in seen or file is None or (name != module and (_of_suite(name) or _installed(name, within=module))):
             continue
-        try:
-            tree = ast.parse(file.read_bytes())
-        except (OSError, SyntaxError, ValueError):
-            return None
-        found[name] = hashlib.sha256(" ".join(_words(tree)).encode()).hexdigest()
+        seen.add(name)
+        tree = ast.parse(file.read_bytes())
+        yield name, file, tree
         waiting += _imported(tree, name)
-    if module not in found:
-        return None
-    return hashlib.sha256(" ".join(f"{name} {digest}" for name, digest in sorted(found.items())).encode()).hexdigest()
 
 
 @functools.cache

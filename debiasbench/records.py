@@ -159,6 +159,7 @@ class Provenance:
     """Where, when, with what and how long.
 
     Attributes:
+        host: the name of the machine. executor: by which it ran there: "local", "ray", "slurm".
         device: its name. device_kind: "cpu" or "cuda". precision: that networks really had ("fp32", "bf16").
         code: digests of the source of the method and of the dataset, with the local modules that they import.
         calls: the numbered calls of the method, with what they depend on.
@@ -178,6 +179,8 @@ class Provenance:
     code: dict[str, str] | None = None
     calls: tuple[dict[str, Any], ...] = ()
     resumed: tuple[str, ...] | None = None
+    host: str | None = None
+    executor: str | None = None
 
     @property
     def protocol(self) -> int | None:

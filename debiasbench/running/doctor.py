@@ -57,6 +57,8 @@ NEEDED_FOR = {
     "gdown": "downloads from Google Drive (prepare celeba)",
     "tensorboard": "--log tensorboard",
     "wandb": "--log wandb",
+    "ray": "--executor ray",
+    "submitit": "--executor slurm",
 }
 NOT_FOR_THE_DEMO = frozenset(
     {"torchvision", "matplotlib", "transformers", "huggingface-hub", "wilds", "pooch", "requests"}
@@ -600,7 +602,7 @@ def of_executors(version: Given, which: Given) -> Iterator[Finding]:
         lacks, advice = [], []
         if found is None:
             lacks.append(f"the package {package}")
-            advice.append(f"pip install {package}")
+            advice.append(f"pip install 'debiasbench[{name}]'")
         if command and which(command) is None:
             lacks.append(f"the command {command}")
             advice.append(f"run on a machine of the cluster that has {command}")

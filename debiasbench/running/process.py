@@ -22,13 +22,15 @@ GRACE = 10.0  # seconds that a worker has to write a checkpoint, or to leave whe
 class WorkerProcess:
     """A worker process, which answers requests with messages, one JSON line each."""
 
-    def __init__(self, settings: Mapping[str, Any]) -> None:
-        """Start it.
+    waits = is_lost = False  # see `supervision.Process`: it begins at once, and its machine is this one
+
+    def __init__(self, settings: Mapping[str, Any], variables: Mapping[str, str] | None = None) -> None:
+        """Start it. `variables`: of its environment, besides or in place of those of this process.
 
         Raises:
             OSError: no process could be started.
         """
-        environment = dict(os.environ)
+        environment = {**os.environ, **(variables or {})}
         # the package as this process found it, whether installed or run from a clone
         package_parent = str(PACKAGE.parent)
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package_parent, environment.get("PYTHONPATH", "")]))

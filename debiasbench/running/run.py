@@ -15,7 +15,8 @@ from debiasbench.parameters import suggestion
 from debiasbench.records import check_writable, read_record
 from debiasbench.running import logs
 from debiasbench.running.claims import Work
-from debiasbench.running.executor import Event, Settings, run_cells, run_cells_here, worker_devices
+from debiasbench.running.executor import Event, Executor, Settings, kind_of, run_cells
+from debiasbench.running.local import LocalExecutor, run_cells_here
 from debiasbench.running.plan import Plan, data_key, plan
 from debiasbench.running.preparation import with_data
 from debiasbench.running.runner import n_cores
@@ -27,6 +28,7 @@ class RunOptions:
 
     Attributes:
         device: "auto", "cpu", "cuda", "cuda:1", ... workers: processes; None: one a core or GPU; 0: this process.
+        per_device: workers that share a GPU. executor: "local", "ray" (or "ray:HOST:PORT") or "slurm".
         rerun: "missing", "failed", "changed" or "all". keep_changed: count as finished what other code made.
         save_weights: keep the trained networks.
         reuse: train equal stages of several cells once. shard: (i, n), the i-th of n parts of the grid, from 1.
@@ -42,6 +44,8 @@ class RunOptions:
     results_dir: Path
     device: str = "auto"
     workers: int | None = None
+    per_device: int = 1
+    executor: str = "local"
     rerun: str = "missing"
     keep_changed: bool = False
     save_weights: bool = False
@@ -68,6 +72,7 @@ class GridRun:
     options: RunOptions
     plan: Plan
     settings: Settings
+    executor: Executor
     left_out: dict[str, str]
 
     @property
@@ -110,10 +115,12 @@ def plan_grid(asked: Experiment, options: RunOptions, told: Callable[[str], None
             "of this process cannot be ended. Use --workers 1."
         )
     weights = options.save_weights or asked.needs_weights
+    executor = _executor(options)
     settings = Settings(
         data_dir=options.data_dir.absolute(),  # whatever folder a method changes to
         results_dir=options.results_dir.absolute(),
-        devices=worker_devices(options.device, options.workers),
+        devices=executor.devices,
+        threads=executor.threads,
         save_weights=weights,
         reuse=options.reuse and options.rerun != "all",  # what was kept would make a check of equality void
         resume=options.rerun != "all",
@@ -132,11 +139,28 @@ def plan_grid(asked: Experiment, options: RunOptions, told: Callable[[str], None
         grid, data_dir=options.data_dir, results_dir=options.results_dir, rerun=options.rerun,
         keep_changed=options.keep_changed, weights=weights, device_kind=settings.device_kind,
     )  # fmt: skip
-    return GridRun(asked, options, planned, settings, left_out)
+    executor.check(planned.to_run, settings)
+    return GridRun(asked, options, planned, settings, executor, left_out)
+
+
+def _executor(options: RunOptions) -> Executor:
+    """What trains the cells.
+
+    Raises:
+        BenchmarkError: there is no such executor; packages, machines or devices that it needs are not there.
+    """
+    kind, address = kind_of(options.executor)
+    if kind != "local" and options.workers == 0:
+        raise BenchmarkError(f"--workers 0 runs cells in this process, and --executor {kind} elsewhere: give one.")
+    if kind == "ray":
+        from debiasbench.running.ray_cluster import RayExecutor
+
+        return RayExecutor(address, options.device, options.workers, options.per_device)
+    return LocalExecutor(options.device, options.workers, options.per_device)
 
 
 def run_grid(ready: GridRun, handle: Callable[[Event], None]) -> None:
-    """Run what is not finished in worker processes, calling `handle` in this thread for each event."""
+    """Run what is not finished, calling `handle` in this thread for each event."""
     results_dir, planned = ready.options.results_dir, ready.plan
     write_grid(results_dir, ready.asked, ready.methods)
 
@@ -150,8 +174,10 @@ def run_grid(ready: GridRun, handle: Callable[[Event], None]) -> None:
             _log(cell, planned.finished[cell.hash], ready.options, handle)
     if planned.to_run:
         work = Work(longest_first(planned), results_dir, before=planned.before, accepts=planned.accepts)
-        run = run_cells_here if ready.options.workers == 0 else run_cells
-        run(work, ready.settings, keep)
+        if ready.options.workers == 0:
+            run_cells_here(work, ready.settings, keep)
+        else:
+            run_cells(ready.executor, work, ready.settings, keep)
 
 
 def part_of(grid: Grid, index: int, count: int) -> Grid:

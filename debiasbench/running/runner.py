@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+import socket
 import subprocess
 import time
 import traceback
@@ -71,6 +72,7 @@ class Runner:
     checkpoint_every: float = 60.0  # seconds, within a stage
     threads: int | None = None  # of torch; none: as they are
     memory_fraction: float = 0.5  # of the device's free memory, which the data may take
+    executor: str = "local"  # by which it runs, for the record
     changed: list[str] = field(default_factory=list)  # global state that the last cell had changed
     stopping: bool = False  # the cell shall end at its next step, with a checkpoint
     _journal: Journal = field(default_factory=Journal)
@@ -102,7 +104,8 @@ class Runner:
             self.changed = state.put_back()
         journal = self._journal
         spent.total = time.perf_counter() - started - journal.waited + journal.spent
-        record = Record(cell.hash, cell, provenance(cell, self.device, journal, spent), result, failure)
+        where = provenance(cell, self.device, journal, spent, host=socket.gethostname(), executor=self.executor)
+        record = Record(cell.hash, cell, where, result, failure)
         write_record(path, record, arrays)
         Checkpoints(running_path(record_path(self.results_dir, cell)), {}).clear()
         return path
@@ -308,8 +311,8 @@ class Spent:
     data: float = 0.0
 
 
-def provenance(cell: Cell, device: str, journal: Journal, spent: Spent) -> Provenance:
-    """Where, when, with what and how long."""
+def provenance(cell: Cell, device: str, journal: Journal, spent: Spent, **where: str) -> Provenance:
+    """Where, when, with what and how long; `where`: the host and the executor, if they are known."""
     kind = "cuda" if device.startswith("cuda") and torch.cuda.is_available() else "cpu"
     versions: dict[str, str | int] = {
         "debiasbench": __version__, "protocol": PROTOCOL_VERSION, "python": platform.python_version(),
@@ -336,6 +339,7 @@ def provenance(cell: Cell, device: str, journal: Journal, spent: Spent) -> Prove
         code={name: digest for name, digest in cell.code().items() if digest},
         calls=tuple(journal.calls),
         resumed=tuple(_told_of(journal.resumed, kind)) or None,
+        **where,
     )
 
 

@@ -37,6 +37,12 @@ def main() -> None:
             out.write(json.dumps(event) + "\n")
 
     settings = json.loads(requests.readline())
+    from debiasbench.running.nodes import other_code, other_versions
+
+    refusal = other_versions(settings.get("versions"))
+    if refusal:
+        send(event="refused", message=refusal)
+        _leave(1)
     from debiasbench.cell import Cell
     from debiasbench.files import not_written
     from debiasbench.running.runner import Runner, settle_torch
@@ -54,6 +60,7 @@ def main() -> None:
         checkpoint_every=settings["checkpoint_every"],
         threads=settings["threads"],
         memory_fraction=settings["memory_fraction"],
+        executor=settings["executor"],
     )
     signal.signal(signal.SIGTERM, lambda *_: runner.stop())
     lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
@@ -63,6 +70,10 @@ def main() -> None:
         request = json.loads(line)
         cell = replace(Cell.from_json(request["cell"]), root=request["root"])
         try:
+            refusal = other_code(cell, request.get("code"))
+            if refusal:
+                send(event="refused", message=refusal)
+                break
             log = Path(request["log"])
             log.parent.mkdir(parents=True, exist_ok=True)
             with log.open("ab") as file, _output_to(file):

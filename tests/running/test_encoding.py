@@ -12,7 +12,7 @@ import pytest
 from debiasbench.datasets import registry as datasets
 from debiasbench.files import to_path
 from debiasbench.records import read_records
-from debiasbench.running.executor import for_worker, from_worker
+from debiasbench.running.supervision import for_worker, from_worker
 
 ROOT = Path(__file__).parent.parent.parent
 DATASET = '''

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from debiasbench.grid import expand
-from debiasbench.running import executor
+from debiasbench.running import local
 from debiasbench.running.claims import Work
 from debiasbench.running.executor import Settings
 
@@ -25,7 +25,7 @@ class _FinishedAndGone:
 
     is_over, was_killed_by_others = True, False
 
-    def __init__(self, settings):
+    def __init__(self, settings, variables):
         self.words = queue.SimpleQueue()
         self.words.put({"event": "finished", "path": "there", "leaves": True})
 
@@ -43,11 +43,10 @@ class _FinishedAndGone:
 
 
 def test_a_worker_that_finishes_and_leaves_at_once_has_finished(tmp_path, cell, monkeypatch):
-    monkeypatch.setattr(executor, "WorkerProcess", _FinishedAndGone)
-    events = queue.Queue()
-    worker = executor._Worker(0, Settings(tmp_path, tmp_path, ("cpu",)), Work([cell], tmp_path), events, None)
-    worker._run_cell(cell)
-    assert [event.kind for event in events.queue] == ["started", "finished"]
+    monkeypatch.setattr(local, "WorkerProcess", _FinishedAndGone)
+    executor = local.LocalExecutor("cpu", 1)
+    executor.submit(Work([cell], tmp_path), Settings(tmp_path, tmp_path, ("cpu",)))
+    assert [event.kind for event in executor.events() if event] == ["started", "finished"]
 
 
 def is_running(pid):

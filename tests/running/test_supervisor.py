@@ -17,7 +17,7 @@ from debiasbench.cli import build_parser, main
 from debiasbench.errors import BenchmarkError
 from debiasbench.experiments import Experiment
 from debiasbench.records import find_record, read_record
-from debiasbench.running import claims, executor, process
+from debiasbench.running import claims, process, supervision
 from debiasbench.running.claims import Claims, Holder, claim_path, read_claim, running_cells
 from debiasbench.running.process import WorkerProcess
 from debiasbench.running.run import RunOptions, part_of, plan_grid, run_grid
@@ -175,8 +175,8 @@ def test_a_cell_that_takes_too_long_is_ended(limit, tmp_path, monkeypatch):
 
 
 def test_silence_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(executor, "SILENCE", 1.0)
-    for module in (executor, process):
+    monkeypatch.setattr(supervision, "SILENCE", 1.0)
+    for module in (supervision, process):
         monkeypatch.setattr(module, "GRACE", 0.1)
     notes = []
 
@@ -191,7 +191,7 @@ def test_silence_is_told(tmp_path, monkeypatch):
 
 
 def test_a_deleted_results_folder_ends_the_run_at_once(tmp_path, monkeypatch):
-    for module in (executor, process):
+    for module in (supervision, process):
         monkeypatch.setattr(module, "GRACE", 0.1)
     results = tmp_path / "results"
     results.mkdir()
@@ -208,7 +208,7 @@ def test_an_error_of_a_worker_thread_ends_the_run(tmp_path, monkeypatch):
     def broken(*_):
         raise ValueError("not of a cell")
 
-    monkeypatch.setattr(executor._Worker, "_run_cell", broken)
+    monkeypatch.setattr(supervision.Worker, "_run_cell", broken)
     with pytest.raises(ValueError, match="not of a cell"):
         run(tmp_path, "plain")
 

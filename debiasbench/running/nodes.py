@@ -1,0 +1,65 @@
+"""What the machines of a cluster must have in common with the one that a run was started on. Checked, not assumed."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from debiasbench.about import __version__
+from debiasbench.cell import Cell
+from debiasbench.code import digest_of_suite
+from debiasbench.errors import BenchmarkError
+from debiasbench.files import to_path
+
+INSTALLED = ("torch", "torchvision", "numpy")  # results follow from them
+
+
+def versions() -> dict[str, str]:
+    """What numbers follow from besides data and plug-ins: the suite, with a digest of its source, and packages."""
+    found = {"debiasbench": f"{__version__} ({digest_of_suite()[:12]})"}
+    for name in INSTALLED:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "none"
+    return found
+
+
+def other_versions(expected: Mapping[str, str] | None) -> str:
+    """Why this machine may not take part; "" if it may. `expected`: the versions of the run; None: any."""
+    here = versions() if expected else {}
+    apart = [f"{name} {here[name]} (the run has {one})" for name, one in (expected or {}).items() if here[name] != one]
+    if not apart:
+        return ""
+    return f"{socket.gethostname()} has {', '.join(apart)}. Install equal versions on every machine."
+
+
+def other_code(cell: Cell, expected: Mapping[str, str | None] | None) -> str:
+    """Why a cell may not be trained here: its method or dataset is other code than that of the run; "" if it may."""
+    for kind, digest in (expected or {}).items():
+        try:
+            here = cell.code()[kind]
+        except BenchmarkError as error:
+            return f"On {socket.gethostname()}: {error}"
+        if here != digest:
+            name = cell.method if kind == "method" else cell.dataset
+            return f"The {kind} {name} on {socket.gethostname()} is other code than that of the run: make them equal."
+    return ""
+
+
+def shared_folders(cells: Sequence[Cell], data_dir: Path, results_dir: Path) -> list[Path]:
+    """The folders that every machine must see, as far as they are there."""
+    roots = {to_path(cell.root) for cell in cells if cell.root}
+    return [one for one in dict.fromkeys([results_dir, data_dir, *sorted(roots)]) if one.exists()]
+
+
+def unreachable(folders: Iterable[Path], mark: Path) -> str:
+    """Why this machine cannot work in the folders of a run; "" if it can. `mark`: a file that the run has just made."""
+    lacks = [str(folder) for folder in folders if not folder.exists()]
+    if not lacks and not mark.exists():
+        lacks = [f"{mark.parent} as the run does"]
+    if not lacks:
+        return ""
+    return f"{socket.gethostname()} does not see {', '.join(lacks)}: results and data must be on shared storage."

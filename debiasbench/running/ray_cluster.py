@@ -1,0 +1,338 @@
+"""Train cells on a Ray cluster: a cell is a Ray task, in which a worker process trains it.
+
+Ray finds the machine, with a core or a share of a GPU. Plug-ins and the local modules that they import are sent along.
+A cell whose machine is lost goes on elsewhere, from its checkpoint on shared storage.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import logging
+import os
+import secrets
+import shutil
+import signal
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from debiasbench.cell import Cell
+from debiasbench.code import files_of_plugin
+from debiasbench.errors import BenchmarkError
+from debiasbench.plugins import is_shipped
+from debiasbench.running.executor import Settings
+from debiasbench.running.nodes import other_versions, shared_folders, unreachable, versions
+from debiasbench.running.process import GRACE, WorkerProcess
+from debiasbench.running.supervision import Supervisor, for_worker
+
+ANSWER = 10.0  # seconds that a head node has to take a connection
+GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # to which gRPC's servers answer
+PROBE = 60.0  # seconds that a node has to answer whether it can take part
+SENT = ("DEBIASBENCH_CACHE",)  # variables that workers elsewhere have as well
+OVER = ("finished", "lost", "refused", "stopped", "died")  # after which a task says nothing more
+
+
+class RayExecutor(Supervisor):
+    """Ray tasks. Without an address: of the cluster that this machine is in, or of one made for this run."""
+
+    name = "ray"
+
+    def __init__(self, address: str, device: str, workers: int | None, per_device: int = 1) -> None:
+        """Connect.
+
+        Args:
+            address: HOST:PORT of the head node; "" for any cluster here.
+            device: "auto" (a GPU if the cluster has any), "cpu" or "cuda".
+            workers: cells at a time; None: as many as the cluster has cores or shares of GPUs now.
+            per_device: cells that share a GPU.
+
+        Raises:
+            BenchmarkError: Ray is not installed; there is no cluster at the address; it has no such device.
+        """
+        if importlib.util.find_spec("ray") is None:
+            raise BenchmarkError(
+                "--executor ray needs the package ray, which is not installed: pip install 'debiasbench[ray]'."
+            )
+        _connect(address)
+        import ray
+
+        resources = ray.cluster_resources()
+        n_cpus, n_gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
+        if device not in ("auto", "cpu", "cuda") or (device == "cuda" and not n_gpus):
+            raise BenchmarkError(
+                f"--device {device}: the cluster has {n_cpus} cores and {n_gpus} GPUs. Allowed: auto, cpu, cuda (Ray "
+                "chooses which)."
+            )
+        kind = "cuda" if n_gpus and device != "cpu" else "cpu"
+        if per_device < 1 or (kind == "cpu" and per_device > 1):
+            raise BenchmarkError(f"--per-device must be at least 1, and 1 without GPUs. Got {per_device}.")
+        self.per_device = per_device
+        self.devices = (kind,) * (workers or (n_gpus * per_device if kind == "cuda" else n_cpus) or 1)
+
+    def check(self, cells: Sequence[Cell], settings: Settings) -> None:
+        """Ask every node for its versions and for the folders of the run."""
+        self._sent = plugin_files(cells)
+        mark = settings.results_dir / f".seen-{secrets.token_hex(8)}"
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+        try:
+            refusals = _probe(shared_folders(cells, settings.data_dir, settings.results_dir), mark)
+        finally:
+            mark.unlink(missing_ok=True)
+        if refusals:
+            raise BenchmarkError("\n".join(dict.fromkeys(refusals)))
+
+    def start(self, number: int) -> RayTask:
+        """A task, which trains one cell."""
+        device = "cuda:0" if self.devices[number] == "cuda" else "cpu"
+        settings = self.process_settings(device, share=self.per_device) | {"versions": versions()}
+        variables = {name: os.environ[name] for name in SENT if name in os.environ}
+        return RayTask(settings, self._sent, variables, gpus=1 / self.per_device if device != "cpu" else 0)
+
+    def request(self, cell: Cell) -> dict[str, Any]:
+        """With the digests of its code, which must be those of the machine that it runs on."""
+        return super().request(cell) | {"code": cell.code()}
+
+
+class RayTask:
+    """One cell as a Ray task, as a supervisor sees it: it begins when it is sent the cell."""
+
+    def __init__(
+        self, settings: Mapping[str, Any], files: Mapping[str, bytes], variables: Mapping[str, str], gpus: float
+    ) -> None:
+        """`files`: sent along, see `plugin_files`."""
+        self._given, self._gpus = (settings, files, variables), gpus
+        self._messages: Any = None  # Ray's generator
+        self._cause = ""
+        self.waits, self.is_over, self.is_lost, self.was_killed_by_others = True, False, False, False
+
+    def send(self, request: Mapping[str, Any]) -> None:
+        """Submit it."""
+        import ray
+
+        task = ray.remote(train).options(
+            num_cpus=1, num_gpus=self._gpus, num_returns="streaming", max_retries=0, name="debiasbench",
+        )  # fmt: skip
+        self._messages = task.remote(*self._given, request)
+
+    def next_message(self, timeout: float) -> dict[str, Any] | None:
+        """The next message of the worker process."""
+        import ray
+
+        if self.is_over:
+            return None
+        try:
+            ready, _ = ray.wait([self._messages], timeout=timeout)
+            message: dict[str, Any] | None = ray.get(next(self._messages)) if ready else None
+        except StopIteration:
+            self.is_over = True
+            return None
+        except ray.exceptions.RayError as error:
+            self.is_over, self._cause = True, _said(error)
+            self.is_lost = isinstance(error, ray.exceptions.WorkerCrashedError | ray.exceptions.NodeDiedError)
+            return None
+        if message is not None:
+            self.waits = False
+            if message["event"] == "finished":
+                message["leaves"] = True
+            elif message["event"] == "died":
+                self.is_over, self._cause = True, message["cause"]
+                self.was_killed_by_others = message["was_killed"]
+                return None
+        return message
+
+    def ask_to_stop(self) -> None:
+        """Ray interrupts the task, and that ends its worker."""
+        self._cancel(force=False)
+
+    def kill(self) -> None:
+        """Ray ends the process of the task, and the worker leaves by itself."""
+        self._cancel(force=True)
+
+    def end(self) -> None:
+        """Interrupt it, and end it if it takes too long."""
+        if self._messages is None or self.is_over:
+            return
+        self.ask_to_stop()
+        deadline = time.monotonic() + GRACE
+        while not self.is_over and time.monotonic() < deadline:
+            self.next_message(1.0)
+        self.kill()
+
+    def cause_of_death(self) -> str:
+        """As Ray tells it, or the worker's own."""
+        return self._cause or "its task has ended"
+
+    def _cancel(self, *, force: bool) -> None:
+        import ray
+
+        if self._messages is not None and not self.is_over:
+            with contextlib.suppress(ray.exceptions.RayError, ValueError):
+                ray.cancel(self._messages, force=force)
+
+
+def train(
+    settings: Mapping[str, Any], files: Mapping[str, bytes], variables: Mapping[str, str], request: Mapping[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """In a Ray task: train one cell in a worker process, and hand on what it says."""
+    folder = Path(tempfile.mkdtemp(prefix="debiasbench-"))
+    process = None
+    try:
+        process = WorkerProcess(settings, {**variables, **unpacked(files, folder)})
+        process.send(request)
+        while True:
+            is_over = process.is_over
+            message = process.next_message(1.0)
+            if message is not None:
+                yield message
+                if message["event"] in OVER:
+                    return
+            elif is_over:
+                cause = f"{process.cause_of_death()}, on {socket.gethostname()}"
+                yield {"event": "died", "cause": cause, "was_killed": process.was_killed_by_others}
+                return
+    finally:  # also when Ray interrupts it
+        if process is not None:
+            process.end()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def plugin_files(cells: Sequence[Cell]) -> dict[str, bytes]:
+    """The source files of the cells' plug-ins that are not of the suite, and of the local modules that they import.
+
+    Returns:
+        "methods/mine.py", "modules/helpers/__init__.py" -> content.
+    """
+    found: dict[str, bytes] = {}
+    classes = {type(one) for cell in cells for one in (cell.build_method(), cell.build_dataset())}
+    for cls in classes:
+        if is_shipped(cls):
+            continue
+        for module, file in files_of_plugin(cls).items():
+            package, _, name = module.rpartition(".")
+            is_package = file.name == "__init__.py"
+            if package in ("debiasbench.methods", "debiasbench.datasets"):
+                place = f"{package.partition('.')[2]}/{name}"
+            else:
+                place = f"modules/{module.replace('.', '/')}"
+            found[f"{place}/__init__.py" if is_package else f"{place}.py"] = file.read_bytes()
+    return found
+
+
+def unpacked(files: Mapping[str, bytes], folder: Path) -> dict[str, str]:
+    """Write the files that were sent along; returns the variables by which a worker finds them."""
+    for name, content in files.items():
+        place = folder / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(content)
+    places = {
+        "DEBIASBENCH_METHODS_PATH": folder / "methods", "DEBIASBENCH_DATASETS_PATH": folder / "datasets",
+        "PYTHONPATH": folder / "modules",
+    }  # fmt: skip
+    before = os.environ.get("PYTHONPATH", "")
+    variables = {name: str(place) if place.is_dir() else "" for name, place in places.items()}
+    variables["PYTHONPATH"] = os.pathsep.join(filter(None, [variables["PYTHONPATH"], before]))
+    return variables
+
+
+def can_take_part(expected: Mapping[str, str], folders: Sequence[str], mark: str) -> str:
+    """On a node: why it cannot; "" if it can."""
+    return other_versions(expected) or unreachable(map(Path, folders), Path(mark))
+
+
+def _connect(address: str) -> None:
+    """Be a driver of a cluster.
+
+    Raises:
+        BenchmarkError: there is none.
+    """
+    import ray
+
+    if address:
+        _check_address(address)
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    with _own_signals():
+        try:
+            ray.init(address=address or None, log_to_driver=False, logging_level=logging.ERROR)
+        except (ConnectionError, ValueError, RuntimeError, OSError, ray.exceptions.RayError) as error:
+            raise _no_cluster(address or "this machine", _said(error)) from None
+
+
+def _check_address(address: str) -> None:
+    """Refuse what is no HOST:PORT that answers: Ray would try for minutes.
+
+    Raises:
+        BenchmarkError: what is wrong with it.
+    """
+    if "://" in address:
+        raise BenchmarkError(
+            f"--executor ray:{address} is a client's address. Run this on a machine of the cluster, with the HOST:PORT "
+            "of its head node (as `ray start` told), or without an address."
+        )
+    host, _, port = address.rpartition(":")
+    if not (host and port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+        raise BenchmarkError(f"--executor ray:HOST:PORT needs both, such as ray:10.0.0.1:6379. Got ray:{address}.")
+    try:
+        with socket.create_connection((host, int(port)), timeout=ANSWER) as asked:
+            asked.sendall(GREETING)
+            if not asked.recv(1):
+                raise ConnectionError("what listens there is not Ray")
+    except TimeoutError:
+        raise _no_cluster(address, f"no answer within {ANSWER:.0f} s") from None
+    except OSError as error:
+        raise _no_cluster(address, str(error)) from None
+
+
+def _no_cluster(place: str, why: str) -> BenchmarkError:
+    return BenchmarkError(
+        f"There is no Ray cluster at {place} ({why}). Start one: ray start --head; its answer has the address."
+    )
+
+
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """What this process does at signals stays, whatever a library sets meanwhile."""
+    numbers = [number for name in ("SIGTERM", "SIGINT", "SIGHUP") if (number := getattr(signal, name, None))]
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _probe(folders: Sequence[Path], mark: Path) -> list[str]:
+    """What keeps nodes of the cluster from taking part, a line each."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    asked = {}
+    for node in ray.nodes():
+        if node["Alive"]:
+            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            task = ray.remote(can_take_part).options(num_cpus=0, scheduling_strategy=there, max_retries=0)
+            asked[node["NodeManagerHostname"], node["NodeID"]] = task.remote(
+                versions(), [for_worker(one) for one in folders], for_worker(mark)
+            )
+    refusals = []
+    deadline = time.monotonic() + PROBE
+    for (host, _), answer in asked.items():
+        try:
+            refusals.append(ray.get(answer, timeout=max(0.1, deadline - time.monotonic())))
+        except ray.exceptions.RayError as error:
+            refusals.append(f"{host} cannot take part: {_said(error)}")
+    return [one for one in refusals if one]
+
+
+def _said(error: Exception) -> str:
+    """The last line of an error of Ray, which may be a whole traceback."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__

@@ -8,8 +8,10 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from debiasbench.running.run import GridRun
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+FOLLOWED = 1.0  # seconds between two looks at a run
 KINDS_TO_CLEAN = ("reuse", "checkpoints", "cache", "temporary")
 
 
@@ -123,6 +126,16 @@ def build_parser() -> argparse.ArgumentParser:
         help="what trains the cells: local (this machine, default), ray or ray:HOST:PORT, slurm",
     )
     run.add_argument(
+        "--detach", action="store_true", help="go on without this terminal: see `debiasbench status --follow`"
+    )
+    run.add_argument(
+        "--slurm",
+        nargs="+",
+        metavar="KEY=VALUE",
+        default=[],
+        help="what a SLURM job has: partition=gpu time=8h memory=16G gpus=1 cpus=4 account=..., or a .toml file",
+    )
+    run.add_argument(
         "--rerun", choices=("missing", "failed", "changed", "all"), default="missing",
         help="which cells to run; changed: also those of methods whose code has changed since",
     )  # fmt: skip
@@ -207,6 +220,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     status = commands.add_parser("status", help="what a results folder holds, also while it grows")
     status.add_argument("folder", nargs="?", type=to_path, default=Path("results"))
+    status.add_argument("--follow", action="store_true", help="until the run that was started last has ended")
 
     doctor = commands.add_parser(
         "doctor",
@@ -310,6 +324,7 @@ def main(arguments: list[str] | None = None) -> int:
         never_failing(stream)
     try:
         options = build_parser().parse_args(arguments)
+        options.given = sys.argv[1:] if arguments is None else arguments
         _add_folders(options)
         return commands[options.command](options)
     except BenchmarkError as error:
@@ -380,7 +395,8 @@ def run_command(options: argparse.Namespace) -> int:
         asked,
         RunOptions(
             data_dir=_data_dir(options), results_dir=options.results_dir, device=options.device,
-            workers=options.workers, per_device=options.per_device, executor=options.executor, rerun=options.rerun,
+            workers=options.workers, per_device=options.per_device, executor=options.executor,
+            slurm=tuple(options.slurm), rerun=options.rerun,
             keep_changed=options.keep_changed, save_weights=options.save_weights,
             reuse=not options.no_reuse, shard=options.shard, cell_timeout=options.cell_timeout,
             silence_timeout=options.silence_timeout, checkpoint_every=options.checkpoint_every,
@@ -392,6 +408,9 @@ def run_command(options: argparse.Namespace) -> int:
     console = _console()
     _show_plan(console, ready, every_cell=options.dry_run)
     if options.dry_run:
+        script = ready.executor.script(ready.settings)
+        if script:
+            console.print(f"\nWhat SLURM is given:\n{script}", soft_wrap=True)
         return OK
     if not ready.plan.grid.cells:
         shard = options.shard
@@ -399,11 +418,37 @@ def run_command(options: argparse.Namespace) -> int:
             f"Part {shard[0]} of {shard[1]} has no cells." if shard else "Nothing to run: every method declined."
         )
         return OK
+    if options.detach and ready.plan.to_run:
+        return _detach(console, ready, options.given)
     from debiasbench.running.progress import Display
 
     with Display(ready.plan) as display:
         run_grid(ready, display.handle)
     return _report_grid(console, ready, n_failed=display.n_failed)
+
+
+def _detach(console: PlainConsole, ready: GridRun, arguments: list[str]) -> int:
+    """Let the grid go on without this process: by itself, or in a process of its own."""
+    from debiasbench.about import with_package
+    from debiasbench.running.run import leave_grid
+
+    results_dir = ready.options.results_dir
+    stop = leave_grid(ready)
+    if stop:
+        console.print(f"Its jobs go on without this command. When they have ended: debiasbench report {results_dir}")
+    else:
+        log = results_dir / "logs" / f"run-{time.strftime('%Y-%m-%d-%H%M%S')}.txt"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-P", "-m", "debiasbench", *(word for word in arguments if word != "--detach")]
+        with log.open("ab") as output:
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
+                env={**os.environ, "PYTHONPATH": with_package(os.environ.get("PYTHONPATH", ""))},
+            )  # fmt: skip
+        stop = f"kill {process.pid}"
+        console.print(f"It goes on without this terminal. What it says: {log}", soft_wrap=True)
+    console.print(f"To follow it: debiasbench status --follow {results_dir}\nTo stop it: {stop}", soft_wrap=True)
+    return OK
 
 
 def _asked(options: argparse.Namespace) -> Experiment:
@@ -695,12 +740,56 @@ def status_command(options: argparse.Namespace) -> int:
     from debiasbench.running.claims import running_cells
 
     console = _console()
+    if options.follow:
+        return _follow(console, options.folder)
     _show_table(console, status(options.folder))
     for path, holder in running_cells(options.folder):
         where = path.relative_to(options.folder / "running").with_suffix("").as_posix()
         far = f"{holder.stage}, epoch {holder.epoch} of {holder.epochs}" if holder.stage else "started"
         console.print(f"running: {where}: {far} ({holder.host})", markup=False, soft_wrap=True)
     return OK
+
+
+def _follow(console: PlainConsole, folder: Path) -> int:
+    """Show how far the run is that was started last, until it has ended; Ctrl-C leaves it alone."""
+    from rich.console import Group
+    from rich.live import Live
+    from rich.text import Text
+
+    from debiasbench.running.following import Following
+    from debiasbench.wording import duration
+
+    following = Following.of(folder)
+    n_told = 0
+
+    def line(running: int) -> str:
+        n_done, n_failed, left = len(following.done), len(following.failed), following.seconds_left
+        parts = [f"{n_done} of {n_done + n_failed + len(following.waiting)} cells done"]
+        parts += [f"{n_failed} failed"] if n_failed else []
+        parts += [f"{running} running"] if running else []
+        return ", ".join(parts) + (f", about {duration(left)} left" if left else "")
+
+    try:
+        with Live(console=console, refresh_per_second=4, transient=True) as live:
+            while True:
+                running = following.look()
+                now = line(len(running))
+                if console.is_terminal:
+                    rows = [
+                        f"  {where}: {holder.stage or 'started'} {holder.epoch}/{holder.epochs} ({holder.host})"
+                        for where, holder in running
+                    ]
+                    live.update(Group(*(Text(printable(text)) for text in [now, *rows])))
+                elif n_told != (n_told := len(following.done) + len(following.failed)):
+                    console.print(now)
+                if not following.waiting:
+                    break
+                time.sleep(FOLLOWED)
+    except KeyboardInterrupt:
+        console.print("No longer followed; the run goes on.")
+        return OK
+    console.print(f"{line(0)}. The tables: debiasbench report {folder}")
+    return FAILED if following.failed else OK
 
 
 def doctor_command(options: argparse.Namespace) -> int:

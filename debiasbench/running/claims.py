@@ -154,6 +154,7 @@ class Work:
         *,
         before: dict[str, RecordState] | None = None,
         accepts: Callable[[Cell, Record], bool] = lambda *_: True,
+        waits: bool = True,
     ) -> None:
         """What another run writes meanwhile need not be trained.
 
@@ -162,12 +163,13 @@ class Work:
             results_dir: where their records go.
             before: what was there of each cell's record when it was found to be missing; by default what is there now.
             accepts: whether a record that is new since then is what this run would make.
+            waits: whether cells that others train are waited for, and trained if the others do not finish them.
         """
-        self.cells, self.results_dir, self.accepts = list(cells), results_dir, accepts
+        self.cells, self.results_dir, self.accepts, self.waits = list(cells), results_dir, accepts, waits
         self.claims = Claims(results_dir)
         self._waiting, self._held = deque(cells), deque[Cell]()
         self._lock = threading.Lock()
-        self._before = before or {cell.hash: state_of(record_path(results_dir, cell)) for cell in cells}
+        self.before = before or {cell.hash: state_of(record_path(results_dir, cell)) for cell in cells}
 
     def next(
         self, watch: Callable[[Cell, Holder], None], stopped: Callable[[], bool] = lambda: False
@@ -187,11 +189,13 @@ class Work:
                 cell, others = queue.popleft(), bool(self._waiting)
             claimed = self.claims.take(cell)
             if claimed:
-                path = self._new_record(cell)
+                path = self.new_record(cell)
                 if path is None:
                     return cell, None
                 self.claims.release(cell)
                 return cell, path
+            if not self.waits:
+                continue
             with self._lock:
                 self._held.append(cell)
             if not others:
@@ -206,10 +210,10 @@ class Work:
         with self._lock:
             self._waiting.append(cell)
 
-    def _new_record(self, cell: Cell) -> Path | None:
+    def new_record(self, cell: Cell) -> Path | None:
         """The record of a cell that another run has written meanwhile, if it counts."""
         path = record_path(self.results_dir, cell)
-        if state_of(path) == self._before[cell.hash]:
+        if state_of(path) == self.before[cell.hash]:
             return None
         try:
             return path if self.accepts(cell, read_record(path)) else None

@@ -80,12 +80,10 @@ class Executor(Protocol):
 
     Attributes:
         devices: one for each cell that runs at a time: "cpu", "cuda:0". threads: of torch, for each.
-        stays: whether its cells go on when this process has ended.
     """
 
     devices: tuple[str, ...]
     threads: int
-    stays: bool
 
     def check(self, cells: Sequence[Cell], settings: Settings) -> None:
         """Refuse what would fail, before anything trains.
@@ -94,8 +92,14 @@ class Executor(Protocol):
             BenchmarkError: machines that cannot be reached, other versions there, folders that are not shared.
         """
 
+    def script(self, settings: Settings) -> str:
+        """What a cluster is given, to look at; "" where that is no text."""
+
     def submit(self, work: Work, settings: Settings) -> None:
         """Begin to train."""
+
+    def leave(self, work: Work, settings: Settings) -> str:
+        """Begin to train what goes on without this process; returns the command that stops it, "" if nothing would."""
 
     def events(self) -> Iterator[Event | None]:
         """What happens, until nothing is left to do; None where nothing did for `POLL` seconds.

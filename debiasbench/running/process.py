@@ -13,7 +13,7 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
-from debiasbench.about import PACKAGE
+from debiasbench.about import with_package
 
 COMMAND = [sys.executable, "-m", "debiasbench.running.worker"]
 GRACE = 10.0  # seconds that a worker has to write a checkpoint, or to leave when nothing is left to do
@@ -31,9 +31,7 @@ class WorkerProcess:
             OSError: no process could be started.
         """
         environment = {**os.environ, **(variables or {})}
-        # the package as this process found it, whether installed or run from a clone
-        package_parent = str(PACKAGE.parent)
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package_parent, environment.get("PYTHONPATH", "")]))
+        environment["PYTHONPATH"] = with_package(environment.get("PYTHONPATH", ""))
         environment["PYTHONSAFEPATH"] = environment["PYTHONUTF8"] = "1"
         environment["OMP_NUM_THREADS"] = environment["MKL_NUM_THREADS"] = str(settings["threads"])
         self._process = subprocess.Popen(

@@ -16,6 +16,7 @@ from debiasbench.records import check_writable, read_record
 from debiasbench.running import logs
 from debiasbench.running.claims import Work
 from debiasbench.running.executor import Event, Executor, Settings, kind_of, run_cells
+from debiasbench.running.following import tell_cells
 from debiasbench.running.local import LocalExecutor, run_cells_here
 from debiasbench.running.plan import Plan, data_key, plan
 from debiasbench.running.preparation import with_data
@@ -29,6 +30,7 @@ class RunOptions:
     Attributes:
         device: "auto", "cpu", "cuda", "cuda:1", ... workers: processes; None: one a core or GPU; 0: this process.
         per_device: workers that share a GPU. executor: "local", "ray" (or "ray:HOST:PORT") or "slurm".
+        slurm: what SLURM is asked for, as on the command line.
         rerun: "missing", "failed", "changed" or "all". keep_changed: count as finished what other code made.
         save_weights: keep the trained networks.
         reuse: train equal stages of several cells once. shard: (i, n), the i-th of n parts of the grid, from 1.
@@ -46,6 +48,7 @@ class RunOptions:
     workers: int | None = None
     per_device: int = 1
     executor: str = "local"
+    slurm: tuple[str, ...] = ()
     rerun: str = "missing"
     keep_changed: bool = False
     save_weights: bool = False
@@ -92,7 +95,10 @@ def plan_grid(asked: Experiment, options: RunOptions, told: Callable[[str], None
     Raises:
         BenchmarkError: names, parameters, files, devices or folders that cannot be used; what to do about it.
     """
-    _check_machine(options.device, options.workers)
+    if kind_of(options.executor)[0] == "local":
+        _check_machine(options.device, options.workers)
+    elif options.workers is not None and options.workers < 1:
+        raise BenchmarkError(f"--workers must be at least 1 with --executor {options.executor}. Got {options.workers}.")
     grid = expand(
         asked.methods,
         asked.datasets,
@@ -150,34 +156,51 @@ def _executor(options: RunOptions) -> Executor:
         BenchmarkError: there is no such executor; packages, machines or devices that it needs are not there.
     """
     kind, address = kind_of(options.executor)
-    if kind != "local" and options.workers == 0:
-        raise BenchmarkError(f"--workers 0 runs cells in this process, and --executor {kind} elsewhere: give one.")
+    if options.slurm and kind != "slurm":
+        raise BenchmarkError(f"--slurm belongs to --executor slurm. The executor is {kind}.")
     if kind == "ray":
         from debiasbench.running.ray_cluster import RayExecutor
 
         return RayExecutor(address, options.device, options.workers, options.per_device)
+    if kind == "slurm":
+        from debiasbench.running.slurm import SlurmExecutor, read_options
+
+        return SlurmExecutor(read_options(options.slurm), options.device, options.workers, options.per_device)
     return LocalExecutor(options.device, options.workers, options.per_device)
 
 
 def run_grid(ready: GridRun, handle: Callable[[Event], None]) -> None:
     """Run what is not finished, calling `handle` in this thread for each event."""
-    results_dir, planned = ready.options.results_dir, ready.plan
-    write_grid(results_dir, ready.asked, ready.methods)
+    planned = ready.plan
 
     def keep(event: Event) -> None:
         handle(event)
         if event.kind == "finished" and event.path is not None and not event.by_other:
             _log(event.cell, event.path, ready.options, handle)
 
+    work = _work(ready)
     for cell in planned.grid.cells:
         if cell.hash in planned.finished:
             _log(cell, planned.finished[cell.hash], ready.options, handle)
-    if planned.to_run:
-        work = Work(longest_first(planned), results_dir, before=planned.before, accepts=planned.accepts)
-        if ready.options.workers == 0:
-            run_cells_here(work, ready.settings, keep)
-        else:
-            run_cells(ready.executor, work, ready.settings, keep)
+    if not planned.to_run:
+        return
+    if ready.options.workers == 0:
+        run_cells_here(work, ready.settings, keep)
+    else:
+        run_cells(ready.executor, work, ready.settings, keep)
+
+
+def leave_grid(ready: GridRun) -> str:
+    """Begin to run what goes on without this process; returns the command that stops it, "" if nothing would."""
+    return ready.executor.leave(_work(ready), ready.settings) if ready.plan.to_run else ""
+
+
+def _work(ready: GridRun) -> Work:
+    """The cells to train; what was asked for is written down for `report` and `status --follow`."""
+    results_dir, planned = ready.options.results_dir, ready.plan
+    write_grid(results_dir, ready.asked, ready.methods)
+    tell_cells(results_dir, planned)
+    return Work(longest_first(planned), results_dir, before=planned.before, accepts=planned.accepts)
 
 
 def part_of(grid: Grid, index: int, count: int) -> Grid:

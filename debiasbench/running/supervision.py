@@ -75,7 +75,6 @@ class Supervisor(ABC):
     devices: tuple[str, ...]
     name: ClassVar[str]
     threads = 1
-    stays = False
 
     @abstractmethod
     def check(self, cells: Sequence[Cell], settings: Settings) -> None:
@@ -88,6 +87,14 @@ class Supervisor(ABC):
         Raises:
             OSError: none could be started.
         """
+
+    def script(self, settings: Settings) -> str:  # noqa: ARG002
+        """See `Executor`: there is none."""
+        return ""
+
+    def leave(self, work: Work, settings: Settings) -> str:  # noqa: ARG002
+        """See `Executor`: its processes end with this one."""
+        return ""
 
     def request(self, cell: Cell) -> dict[str, Any]:
         """What a process is told of a cell."""

@@ -151,7 +151,7 @@ def test_nodes_that_cannot_take_part_are_told_before_anything_trains(tmp_path, c
     for options, said in (
         ({"device": "cuda"}, r"^--device cuda: the cluster has \d cores and 0 GPUs\."),
         ({"per_device": 2}, r"^--per-device must be at least 1, and 1 without GPUs\. Got 2"),
-        ({"workers": 0}, r"^--workers 0 runs cells in this process, and --executor ray elsewhere"),
+        ({"workers": 0}, r"^--workers must be at least 1 with --executor ray"),
     ):
         with pytest.raises(BenchmarkError, match=said):
             ready(tmp_path, "packed", executor=f"ray:{cluster.address}", **options)

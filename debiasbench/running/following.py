@@ -1,0 +1,90 @@
+"""Follow a grid that runs elsewhere, from the files of its results folder alone."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from debiasbench.errors import BenchmarkError
+from debiasbench.files import write_atomically
+from debiasbench.records import read_record, record_path
+from debiasbench.running.claims import Holder, RecordState, running_cells, state_of
+from debiasbench.running.plan import Plan
+
+CELLS = "cells.json"  # the cells of the run that was started last, with the states of their records then
+
+
+def tell_cells(results_dir: Path, planned: Plan) -> None:
+    """Write down what a run is to train, for those who follow it."""
+    told = {}
+    for cell in planned.to_run:
+        path = record_path(results_dir, cell)
+        told[path.relative_to(results_dir).as_posix()] = _states(path)
+    write_atomically(results_dir / CELLS, json.dumps(told).encode())
+
+
+@dataclass
+class Following:
+    """How far the run is that was started last on a folder.
+
+    Attributes:
+        waiting: records that are not written yet -> their states when the run was started.
+        done, failed: titles of cells, in the order in which they were seen to end.
+    """
+
+    results_dir: Path
+    waiting: dict[str, list[RecordState]]
+    done: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    started: float = field(default_factory=time.monotonic)
+    n_before: int = 0  # cells that had ended when it was first looked at
+
+    @classmethod
+    def of(cls, results_dir: Path) -> Following:
+        """The run that was started last on a results folder.
+
+        Raises:
+            BenchmarkError: there is none.
+        """
+        try:
+            told = json.loads((results_dir / CELLS).read_bytes())
+            waiting = {path: [tuple(one) if one else None for one in states] for path, states in told.items()}
+        except (OSError, ValueError, AttributeError, TypeError):
+            raise BenchmarkError(f"No run was started on {results_dir}: there is nothing to follow.") from None
+        following = cls(results_dir, waiting)
+        following.look()
+        following.n_before = len(following.done) + len(following.failed)
+        return following
+
+    def look(self) -> list[tuple[str, Holder]]:
+        """Look for new records; returns what is running: cell and who trains it."""
+        for name, before in list(self.waiting.items()):
+            path = self.results_dir / name
+            now = _states(path)
+            if now == before:
+                continue
+            try:
+                record = read_record(path)
+            except BenchmarkError:
+                continue  # another look will tell
+            del self.waiting[name]
+            is_failed = record.failure is not None or now[1] != before[1]
+            (self.failed if is_failed else self.done).append(record.cell.title)
+        folder = self.results_dir / "running"
+        return [
+            (path.relative_to(folder).with_suffix("").as_posix(), holder)
+            for path, holder in running_cells(self.results_dir)
+        ]
+
+    @property
+    def seconds_left(self) -> float | None:
+        """By the cells that have ended since this was made; None while none has."""
+        ended = len(self.done) + len(self.failed) - self.n_before
+        return (time.monotonic() - self.started) / ended * len(self.waiting) if ended else None
+
+
+def _states(path: Path) -> list[RecordState]:
+    """Of a record and of a failure beside it."""
+    return [state_of(path), state_of(path.with_name(path.name + ".failed"))]

@@ -766,7 +766,7 @@ def _follow(console: PlainConsole, folder: Path) -> int:
         n_done, n_failed, left = len(following.done), len(following.failed), following.seconds_left
         parts = [f"{n_done} of {n_done + n_failed + len(following.waiting)} cells done"]
         parts += [f"{n_failed} failed"] if n_failed else []
-        parts += [f"{running} running"] if running else []
+        parts += [f"{running or 'none'} running"] if following.waiting else []
         return ", ".join(parts) + (f", about {duration(left)} left" if left else "")
 
     try:

@@ -1,7 +1,6 @@
 """Cells in SLURM jobs: of a real SLURM where there is one, and of submitit's stand-in, whose jobs are processes."""
 
 import shutil
-import signal
 import subprocess
 import sys
 
@@ -237,4 +236,3 @@ def test_what_is_missing_is_told_before_anything_trains(tmp_path, monkeypatch, c
     assert "--slurm belongs to --executor slurm. The executor is local." in capsys.readouterr().err
     assert main([*grid, "--executor", "slurm", "--workers", "0"]) == 2
     assert "--workers must be at least 1 with --executor slurm. Got 0." in capsys.readouterr().err
-    assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL

@@ -26,6 +26,7 @@ from debiasbench.about import PROTOCOL_VERSION
 from debiasbench.archives import archive_of, bytes_of, contents, files_in, is_there
 from debiasbench.cell import Cell
 from debiasbench.errors import BenchmarkError
+from debiasbench.evaluation.selection import OF_CLASSES, select_by_classes
 from debiasbench.files import atomic_file, file_name, write_atomically
 from debiasbench.plain import encodable, from_plain, shown, to_plain
 
@@ -127,8 +128,13 @@ class Result:
                 raise ValueError(f"selection.{rule} points outside of the {len(self.epochs)} evaluated epochs")
 
     def selected(self, rule: str = "last") -> EpochFacts | None:
-        """The epoch that a rule chose; None where it could not, or is not known."""
+        """The epoch that a rule chooses; None where it cannot, or is not known.
+
+        Rules of classes follow from what every record has of its epochs, so that they choose in older records, too.
+        """
         index = self.selection.get(rule)
+        if rule in OF_CLASSES and self.selection.get("val_acc") is not None:
+            index = select_by_classes(rule, [self.accuracy_by_class(epoch, "valid") for epoch in self.epochs])
         return None if index is None else self.epochs[index]
 
     def accuracy_by_class(self, epoch: EpochFacts, split: str) -> list[float | None] | None:

@@ -443,6 +443,18 @@ def test_accuracies_of_classes_are_told_where_they_were_kept():
     result = record_of(new_cell()).result
     assert result.accuracy_by_class(result.epochs[0], "test") == [28 / 30, 8 / 10]
     assert result.accuracy_by_class(result.epochs[0], "tune") is None
+    epochs = tuple(
+        replace(result.epochs[0], epoch=number, correct_by_class={"valid": correct})
+        for number, correct in enumerate([(9, 2), (6, 5), (5, 5)], 1)
+    )
+    rules = {"last": 2, "val_acc": 0}
+    chosen = replace(
+        result, epochs=epochs, selection=rules,
+        data=replace(result.data, splits={"valid": SplitFacts(20, n_by_class=(10, 10))}),
+    )  # fmt: skip
+    assert [chosen.selected(rule).epoch for rule in ("worst_class", "class_gap")] == [3, 3]
+    without = replace(chosen, selection=rules | {"val_acc": None})  # no validation split apart from test
+    assert [without.selected(rule) for rule in ("worst_class", "class_gap")] == [None, None]
     empty = replace(result, data=replace(result.data, splits={"test": SplitFacts(30, n_by_class=(30, 0))}))
     assert empty.accuracy_by_class(replace(result.epochs[0], correct_by_class={"test": (15, 0)}), "test") == [0.5, None]
 

@@ -12,8 +12,14 @@ SELECTION_RULES = {
     "last": "the last epoch (headline)",
     "val_loss": "lowest cross-entropy on the biased validation split",
     "val_acc": "highest accuracy on the biased validation split",
+    "worst_class": "highest accuracy of the worst class on the biased validation split",
+    "class_gap": "smallest difference between the accuracies of two classes there",
     "group_val": "best group metric on validation; uses bias labels",
     "test_oracle": "best headline metric on test; an upper bound, never a result",
+}
+OF_CLASSES: dict[str, Callable[[Sequence[float]], float]] = {  # accuracies of the classes -> what is to be highest
+    "worst_class": min,
+    "class_gap": lambda accuracies: min(accuracies) - max(accuracies),
 }
 USES_BIAS_LABELS = ("group_val", "test_oracle")
 
@@ -33,15 +39,13 @@ class Evaluated(Protocol):
 def select(epochs: Sequence[Evaluated], headline: tuple[str, ...], *, validation: bool = True) -> dict[str, int | None]:
     """Rule -> the row of `epochs` that it chooses, or None where it cannot choose.
 
-    `validation=False`: there is no validation split apart from test, and the rules that need one do not choose.
-    Ties go to the later epoch. Rules read logged metrics only; `last`, `val_loss` and `val_acc` never read the
-    test split or a bias label.
+    Rules of `OF_CLASSES` are left to `select_by_classes`, whatever was logged when. `validation=False`: there is no
+    validation split apart from test, and the rules that need one do not choose. Ties go to the later epoch. Rules read
+    logged metrics only; `last`, `val_loss` and `val_acc` never read the test split or a bias label.
     """
 
     def best(value: Callable[[Evaluated], float]) -> int | None:
-        values = [value(row) for row in epochs]
-        usable = [index for index, number in enumerate(values) if not math.isnan(number)]
-        return max(usable, key=lambda index: (values[index], index)) if usable else None
+        return _best([value(row) for row in epochs])
 
     def group_value(row: Evaluated) -> float:
         valid = row.valid
@@ -60,3 +64,22 @@ def select(epochs: Sequence[Evaluated], headline: tuple[str, ...], *, validation
         "group_val": best(group_value) if validation else None,
         "test_oracle": best(lambda row: row.test.get(headline[0], NAN)),
     }
+
+
+def select_by_classes(rule: str, accuracies: Sequence[Sequence[float | None] | None]) -> int | None:
+    """The row that a rule of `OF_CLASSES` chooses by the accuracies of the classes on validation (BAM; SubpopBench).
+
+    No group label is read. Ties go to the later row.
+
+    Args:
+        rule: "worst_class" or "class_gap".
+        accuracies: by row and class; None for a class without samples, and for a row where they were not kept.
+    """
+    there = [[value for value in row or () if value is not None] for row in accuracies]
+    return _best([OF_CLASSES[rule](row) if row else NAN for row in there])
+
+
+def _best(values: Sequence[float]) -> int | None:
+    """The index of the highest number, the last one of equals; None where there is none."""
+    usable = [index for index, number in enumerate(values) if not math.isnan(number)]
+    return max(usable, key=lambda index: (values[index], index)) if usable else None

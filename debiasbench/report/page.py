@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from debiasbench.cell import Cell
+from debiasbench.evaluation.selection import SELECTION_RULES
 from debiasbench.parameters import write_value
 from debiasbench.records import Record, Result
 from debiasbench.report.figures import learning_curves
@@ -256,7 +257,7 @@ def _settings(cell: Cell) -> list[tuple[str, Pairs]]:
 
 def _outcome(cell: Cell, result: Result, metric: str) -> list[tuple[str, Pairs]]:
     selected = []
-    for rule in result.selection:
+    for rule in SELECTION_RULES:
         row = result.selected(rule)
         if row is not None:
             selected.append((rule, f"epoch {row.epoch}, {_number(metric, row.test.get(metric))}"))

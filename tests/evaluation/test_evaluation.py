@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from debiasbench.datasets import registry as datasets
 from debiasbench.evaluation.evaluation import Evaluation
 from debiasbench.evaluation.metrics import accuracies, adjusted_accuracy, identification
-from debiasbench.evaluation.selection import SELECTION_RULES, select
+from debiasbench.evaluation.selection import OF_CLASSES, SELECTION_RULES, select, select_by_classes
 from debiasbench.report.inspection import mutual_information
 from debiasbench.samples import Samples, Splits
 
@@ -234,7 +234,25 @@ def test_each_rule_selects_by_its_own_number():
     assert select(epochs_of(**FOUR), ("acc_unbiased",)) == {
         "last": 3, "val_loss": 1, "val_acc": 0, "group_val": 2, "test_oracle": 1,
     }  # fmt: skip
-    assert set(select(epochs_of(**FOUR), ("acc_unbiased",))) == set(SELECTION_RULES)
+    assert {*select(epochs_of(**FOUR), ("acc_unbiased",)), *OF_CLASSES} == set(SELECTION_RULES)
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "worst_class", "class_gap"),
+    [
+        ([(0.9, 0.1), (0.5, 0.4), (0.6, 0.45)], 2, 1),
+        ([(0.9, 0.2, 0.3), (0.2, 0.2, 0.2)], 1, 1),  # a tie goes to the later epoch; chance is the smallest gap of all
+        ([(0.75, 0.5), (0.25, 0.0)], 0, 1),
+        ([(0.7, None, 0.6), (0.9, None, 0.5)], 0, 0),  # a class without samples decides nothing
+        ([None, (0.4, 0.3), None], 1, 1),
+        ([None, None], None, None),
+        ([(None, None)], None, None),
+        ([], None, None),
+    ],
+)
+def test_rules_of_classes_select_without_bias_labels(accuracies, worst_class, class_gap):
+    assert select_by_classes("worst_class", accuracies) == worst_class
+    assert select_by_classes("class_gap", accuracies) == class_gap
 
 
 def test_group_val_is_the_worst_group_where_that_is_a_headline():
@@ -284,7 +302,7 @@ def test_an_epoch_that_is_nan_is_never_selected_and_all_nan_select_nothing():
 
 
 def test_no_epochs_select_nothing():
-    assert select([], ("acc_unbiased",)) == dict.fromkeys(SELECTION_RULES)
+    assert set(select([], ("acc_unbiased",)).values()) == {None}
 
 
 def test_the_rules_without_bias_knowledge_read_neither_test_nor_bias_labels():

@@ -6,6 +6,7 @@ import zipfile
 from pathlib import Path
 
 import pandas as pd
+import pytest
 from scipy import stats
 
 from debiasbench.datasets import registry as datasets
@@ -70,11 +71,12 @@ def written(values):
     return f"{values.mean():.2f}" + (f" ± {values.std():.2f}" if len(values) > 1 else "")
 
 
-def test_full_colored_mnist_follows_from_the_records():
-    found = runs("cmnist")
+@pytest.mark.parametrize(("dataset", "conflicts"), [("cmnist", "0.5 %"), ("cmnist:rho=0.01", "1 %")])
+def test_full_colored_mnist_follows_from_the_records(dataset, conflicts):
+    found = runs(dataset)
     paper = pd.read_csv(ROOT / "experiments" / "paper" / "table1.csv")
-    paper = paper[paper.dataset == "cmnist"].set_index("method")
-    rows = section("Colored MNIST, 0.5 % conflicts")
+    paper = paper[paper.dataset == dataset].set_index("method")
+    rows = section(f"Colored MNIST, {conflicts} conflicts")
     assert {row[0] for row in rows} == set(found.method)
     for method, ours, n, published, difference, *_ in rows:
         values = found[found.method == method].accuracy
@@ -201,7 +203,9 @@ def test_records_are_of_one_protocol_and_one_drawing_of_the_data():
 def test_the_records_of_a_grid_are_loose_or_in_an_archive_that_debiasbench_archive_wrote():
     archives = sorted(FOLDER.glob("*.zip"))
     assert len(archives) == 11
-    assert {one.path.relative_to(FOLDER).parts[0] for one in RECORDS} == {one.name for one in archives} | {"cmnist"}
+    assert {one.path.relative_to(FOLDER).parts[0] for one in RECORDS} == {one.name for one in archives} | {
+        "cmnist", "cmnist+rho=0.01",
+    }  # fmt: skip
     for archive in archives:
         assert not archive.with_suffix("").exists()
         with zipfile.ZipFile(archive) as packed:

@@ -1,5 +1,6 @@
 """The numbers in docs/reproduction.md follow from the committed records and from the paper's table."""
 
+import importlib.util
 import json
 import re
 import zipfile
@@ -408,3 +409,10 @@ def test_sensitivity_of_cnc_follows_from_the_records():
         assert int(n) == len(some) == len(set(some.seed))
     best = found.groupby("setting").accuracy.mean().idxmax()
     assert methods.get("cnc")[0].by_dataset["cmnist5k"]["sets"] == best
+
+
+def test_the_page_of_all_methods_is_what_its_generator_writes():
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    generate = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generate)
+    assert (ROOT / "docs" / "methods.md").read_text(encoding="utf-8") == generate.page(), "python docs/generate.py"

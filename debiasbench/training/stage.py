@@ -209,7 +209,7 @@ class Stage:
     # ---- order and length -------------------------------------------------------------------------------------------
 
     def _plan(self, sample: Sample, draws: int | None, call: int, epoch: int) -> list[Tensor]:
-        """The batches of an epoch, as int64 indices on the device; a function of (seed, call, epoch) alone."""
+        """The batches of an epoch, as int64 indices on the host; a function of (seed, call, epoch) alone."""
         n_samples = len(self.source.samples)
         plan = plan_epoch(
             sample,
@@ -218,7 +218,6 @@ class Stage:
             drop_last=self.recipe.drop_last,
             draws=draws,
             generator=derived_generator("order", self.source.seed, call, epoch),
-            device=self.source.device,
         )
         if callable(sample) and tables_in(self.state, n_samples):
             for batch in plan:

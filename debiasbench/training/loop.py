@@ -88,7 +88,8 @@ class Loop:
             )
             while True:
                 # the method's step runs inside the fork: dropout is seeded there, and nobody else's draws change
-                with torch.random.fork_rng(devices=[source.device] if source.device.type == "cuda" else []):
+                own_draws = torch.random.fork_rng(devices=[source.device] if source.device.type == "cuda" else [])
+                with own_draws, recipe.tf32(source.device):
                     batch = next(batches, None)
                     if batch is None:
                         break

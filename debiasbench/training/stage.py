@@ -137,7 +137,8 @@ class Stage:
         clock = self._clock(run)
         device = self.source.device
         # dropout is seeded a step; nobody else's draws change
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), held(self.frozen.values()):
+        own_draws = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+        with own_draws, held(self.frozen.values()), self.recipe.tf32(device):
             ended = begun is None and self.step == self.recipe.steps
             while self.epoch < last_epoch and not ended:
                 loss, rate = self._run_epoch(run, begun, clock, last_epoch, length, sample, draws)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from debiasbench.parameters import Parameters, above, at_least, between, one_of
@@ -24,8 +25,8 @@ class Recipe(Parameters):
     net: str = "simconv1"
     size: int | None = between(16, 4096, default=None)  # pixels a side of the network's input; none: as the data have
     pretrained: str = "none"  # "none": random start; "imagenet": torchvision's weights; else a file or an encoder
-    precision: str = one_of("fp32", "bf16", "auto", default="fp32")  # bf16: matrix products by autocast, half the
-    # memory; auto: bf16 on CUDA, else fp32
+    precision: str = one_of("fp32", "tf32", "bf16", "auto", default="fp32")  # of matrix products. tf32: factors of
+    # 10 bits on CUDA, else fp32; bf16: by autocast, half the memory; auto: bf16 on CUDA, else fp32
     recompute: bool = False  # ResNets: blocks are computed again in the backward pass; less memory, equal numbers
     epochs: int = at_least(1, default=100)
     steps: int | None = at_least(1, default=None)  # optimiser steps of a stage; replaces `epochs`
@@ -79,11 +80,27 @@ class Recipe(Parameters):
         enabled = self.effective_precision(device.type) == "bf16"
         return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
+    @contextmanager
+    def tf32(self, device: torch.device) -> Iterator[None]:
+        """The same for both directions: with `precision=tf32` a GPU rounds the factors of products meanwhile."""
+        import torch
+
+        if self.effective_precision(device.type) != "tf32":
+            yield
+            return
+        matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+        before = matmul.allow_tf32, cudnn.allow_tf32
+        matmul.allow_tf32 = cudnn.allow_tf32 = True
+        try:
+            yield
+        finally:
+            matmul.allow_tf32, cudnn.allow_tf32 = before
+
     def effective_precision(self, device_kind: str) -> str:
-        """The precision that networks really have on "cpu" or "cuda": "fp32" or "bf16"."""
+        """The precision that networks really have on "cpu" or "cuda": "fp32", "tf32" or "bf16"."""
         if self.precision == "auto":
             return "bf16" if device_kind == "cuda" else "fp32"
-        return self.precision
+        return "fp32" if self.precision == "tf32" and device_kind != "cuda" else self.precision
 
     def input_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape (C, H, W) that the network sees, of images of `shape`."""

@@ -166,11 +166,13 @@ class Provenance:
 
     Attributes:
         host: the name of the machine. executor: by which it ran there: "local", "ray", "slurm".
-        device: its name. device_kind: "cpu" or "cuda". precision: that networks really had ("fp32", "bf16").
+        device: its name. device_kind: "cpu" or "cuda". precision: that networks really had ("fp32", "tf32", "bf16").
         code: digests of the source of the method and of the dataset, with the local modules that they import.
         calls: the numbered calls of the method, with what they depend on.
-        resumed: where the cell had been interrupted, each time; on a CPU, and on a GPU with deterministic algorithms,
-            its result is that of an undisturbed run.
+        resumed: where the cell had been interrupted, each time; where nothing is undetermined, its result is that of an
+            undisturbed run.
+        undetermined: operations of this run on a GPU whose results may be rounded otherwise in another run, as torch
+            has no deterministic form of them; None on a CPU, where all are determined, and where it was not told.
     """
 
     finished: str
@@ -187,6 +189,7 @@ class Provenance:
     resumed: tuple[str, ...] | None = None
     host: str | None = None
     executor: str | None = None
+    undetermined: tuple[str, ...] | None = None
 
     @property
     def protocol(self) -> int | None:
@@ -238,7 +241,7 @@ class Record:
 
     @property
     def precision(self) -> str:
-        """What its networks really had: "fp32" or "bf16"; "" where nothing tells."""
+        """What its networks really had: "fp32", "tf32" or "bf16"; "" where nothing tells."""
         if self.provenance.precision is not None:
             return self.provenance.precision
         from debiasbench.recipe import Recipe

@@ -9,6 +9,7 @@ quarter of the pixels.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -65,9 +66,14 @@ def _resized(image: Tensor, recipe: Recipe) -> Tensor:
 def _normalised(image: Tensor, recipe: Recipe) -> Tensor:
     if recipe.mean is None or recipe.std is None:
         return image
-    mean = torch.tensor(recipe.mean, device=image.device).view(1, -1, 1, 1)
-    std = torch.tensor(recipe.std, device=image.device).view(1, -1, 1, 1)
+    mean, std = (_constant(values, image.device).view(1, -1, 1, 1) for values in (recipe.mean, recipe.std))
     return (image - mean) / std
+
+
+@lru_cache(maxsize=64)
+def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Numbers as a float32 tensor, made once: to copy them to a GPU makes the host wait for it."""
+    return torch.tensor(values, dtype=torch.float32, device=device)
 
 
 def crop_boxes(n: int, height: int, width: int, recipe: Recipe, generator: Generator) -> Tensor:
@@ -111,7 +117,7 @@ def _crop_and_rotate(image: Tensor, recipe: Recipe, generator: Generator) -> Ten
     if recipe.crop_scale is not None:
         boxes = crop_boxes(n, height, width, recipe, generator)
     else:
-        boxes = torch.tensor([0, 0, height, width], device=device).expand(n, 4)
+        boxes = _constant((0, 0, height, width), device).expand(n, 4)
     angle = torch.zeros(n, device=device)
     if recipe.rotation:
         turns = torch.rand(n, generator=generator, device=device) * 2 - 1
@@ -201,7 +207,7 @@ def shift_hue(image: Tensor, turns: Tensor) -> Tensor:
     hue = torch.lerp(hue, ((blue - red) * scale).add_(2), _equal(high, green))
     hue = torch.lerp(hue, (green - blue) * scale, _equal(high, red))
     hue.add_(6 * turns[:, 0])
-    offsets = image.new_tensor([0.0, 4.0, 2.0]).view(3, 1, 1)
+    offsets = _constant((0.0, 4.0, 2.0), image.device).view(3, 1, 1)
     turned = hue[:, None] + offsets  # (B, 3, H, W)
     turned = turned.sub_(torch.floor(turned / 6), alpha=6)  # into 0..6: quicker than a remainder, or comparisons
     ramp = turned.sub_(3).abs_().sub_(1).clamp_(0, 1)

@@ -45,7 +45,8 @@ class Evaluation:
         """Logits of all samples -> (N, C), in eval mode, without augmentation, on the device."""
         nets = list(nets)
         buffers = [(buffer, buffer._version) for net in nets for buffer in net.buffers()]
-        with torch.no_grad(), evaluating(nets), recipe.autocast(self.splits.test.y.device):
+        device = self.splits.test.y.device
+        with torch.no_grad(), evaluating(nets), recipe.autocast(device), recipe.tf32(device):
             logits = samples.map(lambda _, __, x: predict(to_input(x, recipe)), self.batch_size).float()
         if any(buffer._version != version for buffer, version in buffers):
             raise BenchmarkError(

@@ -15,6 +15,7 @@ from debiasbench.nets.base import Net, refuse_not_finite
 
 MEND = "Name the folder of a transformers encoder: encoder=FOLDER."
 PADDING_TOLERANCE = 0.01  # by how much padding may change an answer; exact networks differ by rounding alone
+ROUNDING = 1e-5  # relative, of float32
 
 # ---- networks -------------------------------------------------------------------------------------------------------
 
@@ -38,10 +39,12 @@ class Transformer(Net):
         body.set_submodule(place, nn.Identity())
         self.body, self.head = body, head
         self.n_features = head.in_features
+        self.takes_ready_mask = _takes_ready_mask(body)
 
     def features(self, x: Tensor) -> Tensor:
         """Token numbers (B, L), -1 where padded -> (B, D)."""
-        return _output(self.body, x)
+        # the library looks into a mask that it is to make ready, for which the host has to wait for a GPU
+        return _output(self.body, x, ready_mask=x.is_cuda and self.takes_ready_mask)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, n_classes), in float32 whatever the precision: in 8 bits many would be equal."""
@@ -104,11 +107,36 @@ def _last_layer(model: Any, n_classes: int) -> tuple[str, nn.Linear]:
     return layers[-1]
 
 
-def _output(model: Any, x: Tensor) -> Tensor:
-    """What a model gives for token numbers (B, L), -1 where padded."""
+def _output(model: Any, x: Tensor, *, ready_mask: bool = False) -> Tensor:
+    """What a model gives for token numbers (B, L), -1 where padded.
+
+    `ready_mask`: it is given a mask (B, 1, 1, L) as its attention uses it, not one to make that of.
+    """
     there = x != PADDING
     tokens = torch.where(there, x, model.config.pad_token_id or 0).long()
-    return model(input_ids=tokens, attention_mask=there.long()).logits
+    return model(input_ids=tokens, attention_mask=there[:, None, None] if ready_mask else there.long()).logits
+
+
+@torch.no_grad()
+def _takes_ready_mask(model: Any) -> bool:
+    """Whether a model (in eval mode) gives the same by a ready mask: not those that read from left to right, say."""
+    try:
+        _, batch = _two_texts(model)
+        made, ready = _output(model, batch), _output(model, batch, ready_mask=True)
+    except Exception:  # transformers raises of almost anything
+        return False
+    return bool((made - ready).norm() <= ROUNDING * made.norm())
+
+
+def _two_texts(model: Any) -> tuple[Tensor, Tensor]:
+    """A short text (L,) of a model's tokens, and a batch (2, M) of a longer one and the short one, padded."""
+    ending = getattr(model.config, "eos_token_id", None)
+    endings = ending if isinstance(ending, list) else [] if ending is None else [ending]
+    special = {model.config.pad_token_id, *endings}
+    words = [token for token in range(model.config.vocab_size) if token not in special]
+    long = torch.tensor([*words[-5:], *endings[:1]])  # some read a text's end
+    short = long[3:]
+    return short, torch.stack([long, torch.cat([short, torch.full((3,), PADDING)])])
 
 
 @torch.no_grad()
@@ -118,13 +146,7 @@ def _check_padding(model: Any) -> None:
     Raises:
         ValueError: it does, or it does not run on two texts of different lengths.
     """
-    ending = getattr(model.config, "eos_token_id", None)
-    endings = ending if isinstance(ending, list) else [] if ending is None else [ending]
-    special = {model.config.pad_token_id, *endings}
-    words = [token for token in range(model.config.vocab_size) if token not in special]
-    long = torch.tensor([*words[-5:], *endings[:1]])  # some read a text's end
-    short = long[3:]
-    batch = torch.stack([long, torch.cat([short, torch.full((3,), PADDING)])])
+    short, batch = _two_texts(model)
     try:
         alone, padded = _output(model, short[None])[0], _output(model, batch)[1]
     except Exception as error:  # transformers raises of almost anything

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import platform
+import re
 import socket
 import subprocess
 import time
 import traceback
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -85,9 +88,11 @@ class Runner:
             StoppedError: it was asked to stop, and goes on from its checkpoint when it is run again.
             OSError: the record could not be written.
         """
+        with settled(self.threads, self.device), undetermined_operations() as undetermined:
+            return self._run(cell, progress, undetermined)
+
+    def _run(self, cell: Cell, progress: Progress | None, undetermined: set[str]) -> Path:
         path = record_path(self.results_dir, cell)
-        if self.threads is not None:
-            torch.set_num_threads(self.threads)  # whatever the cell before did
         started = time.perf_counter()
         spent, state = Spent(), GlobalState()
         arrays: dict[str, Tensor] = {}
@@ -104,7 +109,9 @@ class Runner:
             self.changed = state.put_back()
         journal = self._journal
         spent.total = time.perf_counter() - started - journal.waited + journal.spent
-        where = provenance(cell, self.device, journal, spent, host=socket.gethostname(), executor=self.executor)
+        where = provenance(
+            cell, self.device, journal, spent, undetermined, host=socket.gethostname(), executor=self.executor
+        )
         record = Record(cell.hash, cell, where, result, failure)
         write_record(path, record, arrays)
         Checkpoints(running_path(record_path(self.results_dir, cell)), {}).clear()
@@ -311,8 +318,20 @@ class Spent:
     data: float = 0.0
 
 
-def provenance(cell: Cell, device: str, journal: Journal, spent: Spent, **where: str) -> Provenance:
-    """Where, when, with what and how long; `where`: the host and the executor, if they are known."""
+def provenance(
+    cell: Cell,
+    device: str,
+    journal: Journal,
+    spent: Spent,
+    undetermined: set[str] | None = None,
+    **where: str,
+) -> Provenance:
+    """Where, when, with what and how long.
+
+    Args:
+        undetermined: operations that rounded otherwise than they may in another run; None: not known.
+        where: the host and the executor, if they are known.
+    """
     kind = "cuda" if device.startswith("cuda") and torch.cuda.is_available() else "cpu"
     versions: dict[str, str | int] = {
         "debiasbench": __version__, "protocol": PROTOCOL_VERSION, "python": platform.python_version(),
@@ -338,14 +357,14 @@ def provenance(cell: Cell, device: str, journal: Journal, spent: Spent, **where:
         precision=cell.build_recipe().effective_precision(kind),
         code={name: digest for name, digest in cell.code().items() if digest},
         calls=tuple(journal.calls),
-        resumed=tuple(_told_of(journal.resumed, kind)) or None,
+        resumed=tuple(_told_of(journal.resumed, exact=not undetermined)) or None,
+        undetermined=None if kind == "cpu" or undetermined is None else tuple(sorted(undetermined)),
         **where,
     )
 
 
-def _told_of(resumed: list[str], device_kind: str) -> list[str]:
+def _told_of(resumed: list[str], *, exact: bool) -> list[str]:
     """Where a cell was interrupted, and whether its result may differ by that."""
-    exact = device_kind == "cpu" or torch.are_deterministic_algorithms_enabled()
     return resumed if exact else [f"{one} (sums of this GPU may round otherwise in each run)" for one in resumed]
 
 
@@ -396,12 +415,62 @@ def _ask_git() -> str:
         return ""
 
 
-def settle_torch(threads: int) -> None:
-    """How torch computes in a process that runs cells: equal seeds, equal results."""
-    torch.set_num_threads(threads)
+_DETERMINISTIC: Any = torch.utils.deterministic  # a module with a property
+
+
+def settle_torch(threads: int | None = None, device: str = "cpu") -> None:
+    """How torch computes in a process that runs cells: equal seeds, equal results.
+
+    On a GPU, operations of which torch has a form that adds in a fixed order have that form; others are carried out all
+    the same (see `undetermined_operations`). TF32 is for a recipe to ask for.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.allow_tf32 = False
+    if torch.device(device).type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when a process first multiplies on a GPU
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        _DETERMINISTIC.fill_uninitialized_memory = False  # a kernel for each new tensor, for nothing
+        torch.set_warn_always(True)  # attention warns once a process else, and each record is to tell
+
+
+@contextlib.contextmanager
+def settled(threads: int | None, device: str) -> Iterator[None]:
+    """Torch computes as of `settle_torch` meanwhile; whatever the process had set is put back."""
+    before = GlobalState()
+    filled, always = _DETERMINISTIC.fill_uninitialized_memory, torch.is_warn_always_enabled()
+    settle_torch(threads, device)
+    try:
+        yield
+    finally:
+        before.put_back()
+        _DETERMINISTIC.fill_uninitialized_memory = filled
+        torch.set_warn_always(always)
+
+
+UNDETERMINED = r"(.+?) (?:does not have a deterministic implementation|defaults to a non-deterministic algorithm)"
+
+
+@contextlib.contextmanager
+def undetermined_operations() -> Iterator[set[str]]:
+    """Names of the operations carried out meanwhile that have no deterministic form, as torch warns of them."""
+    found: set[str] = set()
+    show = warnings.showwarning
+
+    def note(message: Warning | str, *where: Any, **how: Any) -> None:
+        match = re.match(UNDETERMINED, str(message))
+        if match:
+            found.add(match[1])
+        else:
+            show(message, *where, **how)
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("always", message=UNDETERMINED)
+        warnings.showwarning = note
+        yield found
 
 
 def default_device() -> str:

@@ -45,10 +45,8 @@ def main() -> None:
         _leave(1)
     from debiasbench.cell import Cell
     from debiasbench.files import not_written
-    from debiasbench.running.runner import Runner, settle_torch
+    from debiasbench.running.runner import Runner
     from debiasbench.training.journal import StoppedError
-
-    settle_torch(settings["threads"])
 
     runner = Runner(
         data_dir=Path(settings["data_dir"]),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import repeat
+from math import prod
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +30,7 @@ Sample = Tensor | Layout | None
 Noise = Mapping[str, torch.distributions.Distribution]
 
 READERS, AHEAD = 4, 8  # threads and batches, where images are read from the host while the device works
+AT_ONCE = 10_000_000  # values of images that a GPU augments at once: of fewer, starting its kernels takes the time
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Batch(SimpleNamespace):
 
     Attributes:
         x: float32 (B, C, H, W), augmented and normalised; for text, token numbers (B, L), -1 where it is padded.
-        y: int64 (B,). index: int64 (B,), into the training set. perm: int64 (B,), a permutation of the batch.
+        y: int64 (B,). index: int64 (B,), into the training set.
         step, epoch: int64 (), 0-based in the stage. n_steps: int64 (), steps of the whole stage.
         y_all: int64 (N,), all labels of the training set.
         bias: int64 (B, A), only for a method that declares `needs_bias_labels`.
@@ -57,14 +60,29 @@ class Batch(SimpleNamespace):
         Declared columns, by name: (B, ...). Declared noise, by name: (B,).
     """
 
+    __slots__ = ("_place",)  # what a batch holds else, `vars(batch)`, are tensors alone
+
     x: Tensor
     y: Tensor
     index: Tensor
-    perm: Tensor
     step: Tensor
     epoch: Tensor
     n_steps: Tensor
     y_all: Tensor
+    _place: tuple[int, int, int, int] | None
+
+    def __init__(self, place: tuple[int, int, int, int] | None = None, /, **values: Tensor) -> None:
+        """`place`: (seed, call, epoch, step), which the permutation follows where it is not among the values."""
+        super().__init__(**values)
+        self._place = place
+
+    @cached_property
+    def perm(self) -> Tensor:
+        """int64 (B,), a permutation of the batch; drawn when it is asked for."""
+        if self._place is None:
+            raise AttributeError
+        generator = derived_generator("permutation", *self._place, device=self.index.device)
+        return torch.randperm(len(self.index), generator=generator, device=self.index.device)
 
     if TYPE_CHECKING:  # of names that it does not declare, a SimpleNamespace says Any
 
@@ -74,7 +92,8 @@ class Batch(SimpleNamespace):
         """Declared columns are found; of others, say what a batch holds, and why `bias` is not there."""
         if name == "bias":
             raise AttributeError("batch.bias is only there for a method that declares needs_bias_labels = True")
-        raise AttributeError(f"a batch has no '{name}'; it has {', '.join(sorted(vars(self)))}")
+        known = sorted({*vars(self), "perm"} - {name})
+        raise AttributeError(f"a batch has no '{name}'; it has {', '.join(known)}")
 
 
 @dataclass(frozen=True)
@@ -104,7 +123,8 @@ class Contents:
         for name, column in [*self.columns.items(), *([("inputs", self.inputs)] if self.inputs is not None else [])]:
             if len(column) != n_samples:
                 raise ValueError(f"Column '{name}' has {len(column)} rows; there are {n_samples} samples.")
-        taken = [name for name in [*self.columns, *self.noise] if name in Batch.__annotations__ or name == "bias"]
+        own = {*Batch.__annotations__, "perm", "bias", "views"}
+        taken = [name for name in [*self.columns, *self.noise] if name in own]
         taken += [name for name in self.noise if name in self.columns]
         if taken:
             raise ValueError(f"A batch has {', '.join(taken)} already: give the column or the noise another name.")
@@ -128,70 +148,61 @@ class Contents:
         return drawn
 
 
-def fetched(samples: Samples, plan: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-    """The indices and the rows of x (on the device) of each batch of a plan.
+def fetched(samples: Samples, plan: Sequence[Tensor], indices: Sequence[Tensor]) -> Iterator[Tensor]:
+    """The rows of x of each batch of a plan, on the device. `plan` holds indices on the host, `indices` on the device.
 
     Where x did not fit on the device, the next batches are read while one is trained on.
     """
     widths = samples.widths(plan)
     if samples.x.device == samples.y.device:
-        for index, width in zip(plan, widths, strict=True):
-            yield index, samples.rows(index, width)
+        yield from map(samples.rows, indices, widths)
         return
-    hosts = [index.cpu() for index in plan]  # all at once: each of these waits for the device
     with ThreadPoolExecutor(READERS) as pool:
-        coming = deque(map(pool.submit, repeat(samples.rows), hosts[:AHEAD], widths))
+        coming = deque(map(pool.submit, repeat(samples.rows), plan[:AHEAD], widths))
         try:
-            for number, index in enumerate(plan):
+            for number in range(len(plan)):
                 x = coming.popleft().result()
-                if number + AHEAD < len(hosts):
-                    coming.append(pool.submit(samples.rows, hosts[number + AHEAD], widths[number + AHEAD]))
-                yield index, x
+                if number + AHEAD < len(plan):
+                    coming.append(pool.submit(samples.rows, plan[number + AHEAD], widths[number + AHEAD]))
+                yield x
         finally:
             for future in coming:
                 future.cancel()
 
 
-def make_batch(
+def n_at_once(samples: Samples, recipe: Recipe, contents: Contents) -> int:
+    """How many batches are gathered and augmented together: on a GPU, as many small images as keep it busy."""
+    if samples.y.device.type != "cuda" or samples.x.ndim != 4 or contents.inputs is not None:
+        return 1
+    return max(1, AT_ONCE // (recipe.batch_size * prod(recipe.input_shape(tuple(samples.x.shape[1:])))))
+
+
+def gathered(
     source: Source,
     recipe: Recipe,
     index: Tensor,
     x: Tensor | None,
     place: tuple[int, int, int, int],
-    *,
-    n_steps: Tensor,
     contents: Contents,
-) -> Batch:
-    """Augment one batch; x are its rows as stored. `place` is (seed, call, epoch, step): all randomness follows it.
+) -> dict[str, Tensor]:
+    """What batches hold of the samples `index`, a row each; x are their rows as stored, augmented here.
 
-    Dropout layers draw from the global generators, so these are set as well: call it inside `fork_rng`.
+    `place` is (seed, call, epoch, step): all randomness follows it.
     """
     device = index.device
+    rows = {"index": index, "y": source.samples.y[index]}
+    rows |= {name: column[index] for name, column in contents.columns.items()}
+    if source.with_bias:
+        rows["bias"] = source.samples.bias[index]
     if x is None:
         assert contents.inputs is not None
-        seen = contents.inputs[index]
-    else:
-        seen = augmented(x, recipe, derived_generator("augment", *place, device=device))
-    batch = Batch(
-        x=seen,
-        y=source.samples.y[index],
-        index=index,
-        perm=torch.randperm(
-            len(index), generator=derived_generator("permutation", *place, device=device), device=device
-        ),
-        step=torch.tensor(place[3], device=device),
-        n_steps=n_steps,
-        epoch=torch.tensor(place[2], device=device),
-        y_all=source.samples.y,
-        **{name: column[index] for name, column in contents.columns.items()},
-    )
-    if contents.views > 1 and x is not None:
+        rows["x"] = contents.inputs[index]
+        return rows
+    rows["x"] = augmented(x, recipe, derived_generator("augment", *place, device=device))
+    if contents.views > 1:
         others = [derived_generator("augment", *place, view, device=device) for view in range(1, contents.views)]
-        batch.views = torch.stack([seen, *(augmented(x, recipe, generator) for generator in others)])
-    if source.with_bias:
-        batch.bias = source.samples.bias[index]
-    seed_dropout(device, *place)
-    return batch
+        rows["views"] = torch.stack([rows["x"], *(augmented(x, recipe, generator) for generator in others)])
+    return rows
 
 
 def batches_of_epoch(  # noqa: PLR0913 - where it is, keyword-only
@@ -208,22 +219,43 @@ def batches_of_epoch(  # noqa: PLR0913 - where it is, keyword-only
 ) -> Iterator[Batch]:
     """The batches of an epoch, from step `step` of a stage of `n_steps`: call it inside `fork_rng`.
 
-    `skip`: how many batches of the epoch were trained on before, by an earlier process.
+    Nothing here makes the host wait for the device but the copy of the plan, once an epoch. Dropout layers draw from
+    the global generators, which are set for each batch.
+
+    Args:
+        plan: int64 (B,) a batch, on the host.
+        skip: how many batches of the epoch were trained on before, by an earlier process.
     """
     device = source.device
-    stage_length = torch.tensor(n_steps, device=device)
-    noise = contents.noise_of_epoch(sum(map(len, plan)), source.seed, call, epoch, device) if contents.noise else {}
-    n_seen, plan = sum(map(len, plan[:skip])), plan[skip:]
-    rows = fetched(source.samples, plan) if contents.inputs is None else ((index, None) for index in plan)
-    for number, (index, x) in enumerate(rows, step):
-        if number == recipe.steps:
-            return
-        place = (source.seed, call, epoch, number)
-        batch = make_batch(source, recipe, index, x, place, n_steps=stage_length, contents=contents)
-        for name, values in noise.items():
-            setattr(batch, name, values[n_seen : n_seen + len(index)])
-        n_seen += len(index)
-        yield batch
+    n = n_at_once(source.samples, recipe, contents)
+    chunks = [plan[start : start + n] for start in range(0, len(plan), n)]
+    hosts = [torch.cat(chunk) for chunk in chunks]
+    sizes = list(map(len, hosts))
+    indices = torch.cat(plan).to(device).split(sizes)
+    drawn = contents.noise_of_epoch(sum(sizes), source.seed, call, epoch, device)
+    noise = {name: values.split(sizes) for name, values in drawn.items()}
+    same = {
+        "y_all": source.samples.y,
+        "n_steps": torch.full((), n_steps, device=device),
+        "epoch": torch.full((), epoch, device=device),
+    }
+    done = skip // n
+    number = step - skip % n  # an earlier process may have ended within a chunk: that is augmented as a whole again
+    xs = fetched(source.samples, hosts[done:], indices[done:]) if contents.inputs is None else repeat(None)
+    for at, x in zip(range(done, len(chunks)), xs, strict=False):
+        rows = gathered(source, recipe, indices[at], x, (source.seed, call, epoch, number), contents)
+        rows |= {name: values[at] for name, values in noise.items()}
+        start = 0
+        for size in map(len, chunks[at]):
+            if number == recipe.steps:
+                return
+            if number >= step:
+                place = (source.seed, call, epoch, number)
+                seed_dropout(device, *place)
+                own = {name: value.narrow(int(name == "views"), start, size) for name, value in rows.items()}
+                yield Batch(place, **own, **same, step=torch.full((), number, device=device))
+            start += size
+            number += 1
 
 
 def check_finite(mean: float, *, call: int, epoch: int, rate: float) -> None:
@@ -247,9 +279,8 @@ def plan_epoch(
     generator: torch.Generator,
     drop_last: bool = False,
     draws: int | None = None,
-    device: torch.device | str = "cpu",
 ) -> list[Tensor]:
-    """Lay out one epoch as batches of indices.
+    """Lay out one epoch as batches of indices, on the host.
 
     sample: None: each sample once, shuffled. Float (N,): `draws` (default N) independent draws with replacement,
         in proportion to the values. Int64 (N,): so many copies of each sample, shuffled. Callable: lays out the
@@ -259,7 +290,7 @@ def plan_epoch(
     batch normalisation cannot train on one.
     """
     if callable(sample):
-        return [batch.to(device) for batch in sample(generator)]
+        return [batch.cpu() for batch in sample(generator)]
     if sample is None:
         order = torch.randperm(n_samples, generator=generator)
     elif sample.dtype == torch.int64:
@@ -270,7 +301,7 @@ def plan_epoch(
         edges = sample.detach().cpu().double().cumsum(0)
         points = torch.rand(draws or n_samples, generator=generator, dtype=torch.float64) * edges[-1]
         order = torch.searchsorted(edges, points, right=True).clamp_max(n_samples - 1)
-    batches = list(order.to(device).split(batch_size))
+    batches = list(order.split(batch_size))
     if len(batches) > 1 and drop_last and len(batches[-1]) < batch_size:
         batches.pop()
     elif len(batches) > 1 and len(batches[-1]) == 1:

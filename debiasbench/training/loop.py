@@ -79,7 +79,7 @@ class Loop:
         while epoch < run.epochs and step != recipe.steps:
             plan = plan_epoch(
                 self.sample, n_samples=len(source.samples), batch_size=recipe.batch_size, drop_last=recipe.drop_last,
-                draws=self.draws, generator=derived_generator("order", source.seed, call, epoch), device=source.device,
+                draws=self.draws, generator=derived_generator("order", source.seed, call, epoch),
             )  # fmt: skip
             n_steps = recipe.steps or recipe.epochs * len(plan)
             run.epochs = -(-n_steps // len(plan))
@@ -88,7 +88,8 @@ class Loop:
             )
             while True:
                 # the method's step runs inside the fork: dropout is seeded there, and nobody else's draws change
-                with torch.random.fork_rng(devices=[source.device] if source.device.type == "cuda" else []):
+                own_draws = torch.random.fork_rng(devices=[source.device] if source.device.type == "cuda" else [])
+                with own_draws, recipe.tf32(source.device):
                     batch = next(batches, None)
                     if batch is None:
                         break

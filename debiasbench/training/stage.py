@@ -137,7 +137,8 @@ class Stage:
         clock = self._clock(run)
         device = self.source.device
         # dropout is seeded a step; nobody else's draws change
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), held(self.frozen.values()):
+        own_draws = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+        with own_draws, held(self.frozen.values()), self.recipe.tf32(device):
             ended = begun is None and self.step == self.recipe.steps
             while self.epoch < last_epoch and not ended:
                 loss, rate = self._run_epoch(run, begun, clock, last_epoch, length, sample, draws)
@@ -209,7 +210,7 @@ class Stage:
     # ---- order and length -------------------------------------------------------------------------------------------
 
     def _plan(self, sample: Sample, draws: int | None, call: int, epoch: int) -> list[Tensor]:
-        """The batches of an epoch, as int64 indices on the device; a function of (seed, call, epoch) alone."""
+        """The batches of an epoch, as int64 indices on the host; a function of (seed, call, epoch) alone."""
         n_samples = len(self.source.samples)
         plan = plan_epoch(
             sample,
@@ -218,7 +219,6 @@ class Stage:
             drop_last=self.recipe.drop_last,
             draws=draws,
             generator=derived_generator("order", self.source.seed, call, epoch),
-            device=self.source.device,
         )
         if callable(sample) and tables_in(self.state, n_samples):
             for batch in plan:

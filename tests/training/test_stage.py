@@ -919,21 +919,21 @@ def test_images_on_the_host_are_read_ahead_and_in_order():
     x = torch.arange(1000)
     samples = HostSamples(x)
     plan = list(torch.randperm(1000, generator=torch.Generator().manual_seed(0)).split(10))
-    coming = fetched(samples, plan)
-    index, images = next(coming)
-    assert torch.equal(index, images)
+    coming = fetched(samples, plan, plan)
+    assert torch.equal(plan[0], next(coming))
     assert len(samples.read) <= 20
     rest = list(coming)
     assert len(rest) == 99
-    assert all(torch.equal(index, images) for index, images in rest)
+    assert all(torch.equal(index, images) for index, images in zip(plan[1:], rest, strict=True))
     assert sorted(samples.read) == sorted(batch.tolist() for batch in plan)
 
 
 def test_an_image_that_cannot_be_read_ends_the_epoch():
     """What goes wrong in a reader's thread is raised where the batch is asked for."""
     samples = HostSamples(torch.arange(10))
+    plan = [torch.tensor([1, 2]), torch.tensor([99])]
     with pytest.raises(IndexError):
-        list(fetched(samples, [torch.tensor([1, 2]), torch.tensor([99])]))
+        list(fetched(samples, plan, plan))
 
 
 def test_bf16_is_autocast_of_the_forward_pass(make_task, new_method):

@@ -39,6 +39,7 @@ from debiasbench.report.results import (
     runs,
     scores_of,
     to_frame,
+    without_settings,
 )
 from debiasbench.report.sections import (
     comparison_table,
@@ -154,8 +155,11 @@ def make(  # noqa: PLR0913 - the report's options
     if not done:
         html = page("debiasbench", [], [], records, notes=complaints)
         return Report([], {"report": [_write(results_dir / "report.html", html)]}, failed, complaints)
-    table = to_frame(done)
-    measures = _measures(table, shown)
+    full = to_frame(done)
+    measures = _measures(full, shown)
+    for dataset in dict.fromkeys(full.dataset):
+        runs(full, dataset, headline_of(full, dataset))  # refuses what must not be mixed
+    table = without_settings(full)  # of what follows, all asks for runs again and again
     paths: dict[str, list[Path]] = {"records": source}
     tables = [comparison_table(table, done, measures)]
     tables += [selection_table(table, dataset) for dataset in dict.fromkeys(table.dataset)]
@@ -183,7 +187,7 @@ def make(  # noqa: PLR0913 - the report's options
         _write(folder / "comparison.tex", latex_file(tables)),
         _write(folder / "document.tex", latex_document(tables, "comparison")),
         _write_csv(folder / "comparison.csv", csv(comparison)),
-        _write_csv(folder / "results.csv", frame_csv(table)),
+        _write_csv(folder / "results.csv", frame_csv(full)),
     ]
     if drawn:
         paths["figures"] = drawn

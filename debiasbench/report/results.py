@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,13 +16,15 @@ from debiasbench.errors import BenchmarkError
 from debiasbench.evaluation.selection import SELECTION_RULES
 from debiasbench.files import to_path
 from debiasbench.parameters import suggestion
-from debiasbench.records import Record, read_records, read_scores, without_copies
+from debiasbench.records import Metrics, Record, read_records, read_scores, without_copies
 from debiasbench.report.statistics import compare as compare_runs
 from debiasbench.report.statistics import holm, pairwise_welch, ranks_with_ties
 
 TESTS = ("welch", "paired", "wilcoxon", "sign_flip")
 
 SPLITS = ("valid", "test")
+PLACE = ("split", "select", "epoch")
+Place = tuple[str | None, str | None, int | None]
 REQUIRED = (
     "method", "dataset", "seed", "data_seed", "status", "split", "select", "fingerprint", "device_kind", "precision",
 )  # fmt: skip
@@ -36,10 +38,28 @@ def to_frame(records: Iterable[Record]) -> pd.DataFrame:
     "bf16", ""), official, fingerprint, protocol, hash, path, and the parameters as `method.<name>`, `dataset.<name>`
     and `recipe.<name>`.
     """
-    records = list(records)
-    table = pd.DataFrame([row for record in records for row in _rows(record)])
-    absent = {name for record in records for name in headlines(record.cell.dataset)} - set(table.columns)
-    return table.assign(**dict.fromkeys(sorted(absent), math.nan))  # no run has a value: still a metric
+    cells: list[dict[str, Any]] = []  # what all rows of a record have in common, kept once
+    index: list[int] = []  # of the cell of each row
+    places: list[Place] = []
+    metrics: list[Metrics] = []
+    layouts: dict[tuple[str, ...], None] = {}
+    absent: set[str] = set()
+    for record in records:
+        head, tail = _of_cell(record)
+        for place, found in _rows(record):
+            index.append(len(cells))
+            places.append(place)
+            metrics.append(found)
+            layouts[(*head, *PLACE, *found, *tail)] = None
+        cells.append(head | tail)
+        absent.update(headlines(record.cell.dataset))
+    order = list(dict.fromkeys(name for layout in layouts for name in layout))
+    of_cells = pd.DataFrame(cells).iloc[index].reset_index(drop=True)
+    of_rows = pd.DataFrame(places, columns=list(PLACE)).assign(
+        **{name: [one.get(name, math.nan) for one in metrics] for name in set(order) - set(of_cells) - set(PLACE)}
+    )
+    table = pd.concat([of_cells, of_rows], axis=1)[order]
+    return table.assign(**dict.fromkeys(sorted(absent - set(order)), math.nan))  # no run has a value: still a metric
 
 
 def headlines(dataset: str) -> tuple[str, ...]:
@@ -93,9 +113,10 @@ def scores_of(record: Record, complaints: list[str]) -> tuple[np.ndarray, np.nda
         return None
 
 
-def _rows(record: Record) -> list[dict[str, Any]]:
+def _of_cell(record: Record) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The columns that all rows of a record have in common: those before and those behind the metrics."""
     cell, result = record.cell, record.result
-    common = {
+    head = {
         "method": cell.method_title,
         "dataset": dataset_title(cell),
         "seed": cell.seed,
@@ -117,16 +138,21 @@ def _rows(record: Record) -> list[dict[str, Any]]:
     tail |= {"dataset.name": cell.dataset, "dataset.version": cell.dataset_version}
     tail |= {f"dataset.{key}": value for key, value in cell.dataset_parameters.items()}
     tail |= {f"recipe.{key}": tuple(v) if isinstance(v, list) else v for key, v in cell.recipe.items()}
-    if result is None:
-        return [{**common, "split": None, "select": None, "epoch": None, **tail}]
-    rows = []
+    return head, tail
+
+
+def _rows(record: Record) -> Iterator[tuple[Place, Metrics]]:
+    """Place and metrics of each row of a record."""
+    if record.result is None:
+        yield (None, None, None), {}
+        return
     for split in SPLITS:
         for rule in SELECTION_RULES:
-            selected = result.selected(rule)
-            metrics = {} if selected is None else selected.test if split == "test" else selected.valid
-            epoch = None if selected is None else selected.epoch
-            rows.append({**common, "split": split, "select": rule, "epoch": epoch, **metrics, **tail})
-    return rows
+            selected = record.result.selected(rule)
+            if selected is None:
+                yield (split, rule, None), {}
+            else:
+                yield (split, rule, selected.epoch), selected.test if split == "test" else selected.valid
 
 
 def load_results(path: str | Path) -> pd.DataFrame:
@@ -191,6 +217,13 @@ def runs(table: pd.DataFrame, dataset: str, metric: str, *, split: str = "test",
     chosen = chosen[chosen.data_seed == chosen.groupby(run).data_seed.transform("min")]
     columns = [*run, "data_seed", "device_kind", "precision", "value", *({"n_worst"} & set(chosen.columns))]
     return chosen.assign(value=chosen[metric].astype(float)).dropna(subset=["value"])[columns]
+
+
+def without_settings(table: pd.DataFrame) -> pd.DataFrame:
+    """The table without parameters and recipes, whose titles `runs` has found to stand for one set of values each."""
+    named = ("method.name", "method.version", "dataset.name", "dataset.version")
+    settings = ("method.", "dataset.", "recipe.")
+    return table[[name for name in table if name in named or not name.startswith(settings)]]
 
 
 def _refuse_twice(chosen: pd.DataFrame, dataset: str) -> None:

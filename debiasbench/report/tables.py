@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv as csv_files
+import functools
 import io
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import pandas as pd
+from pandas.api.types import is_numeric_dtype
 
 from debiasbench import escaping
 
@@ -187,5 +189,13 @@ def csv(table: Table) -> str:
 
 def frame_csv(frame: pd.DataFrame) -> str:
     """A data frame as CSV, by the rule of `csv` for text and names of columns."""
-    named = frame.rename(columns=escaping.csv_field)
-    return str(named.map(escaping.csv_field).to_csv(index=False))
+    field = functools.cache(escaping.csv_field)  # of a grid, most text is there many times
+
+    def written(value: object) -> object:
+        return field(value) if isinstance(value, str) else value
+
+    named = frame.rename(columns=field)
+    text = [index for index, kind in enumerate(named.dtypes) if not is_numeric_dtype(kind)]
+    for index in text:
+        named.isetitem(index, named.iloc[:, index].map(written))
+    return str(named.to_csv(index=False))

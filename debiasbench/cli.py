@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -348,15 +349,33 @@ def _shortened(message: str) -> str:
     return re.sub(r"\S{300,}", lambda word: f"{word[0][:40]}...({len(word[0])} characters)...{word[0][-10:]}", message)
 
 
+def _check_names(**specs: Sequence[str]) -> None:
+    """Refuse names that nothing has, before torch is imported; `specs`: kind of plug-in -> names with parameters."""
+    from debiasbench.plugins import check_names
+
+    problems = []
+    for kind, given in specs.items():
+        names = [spec.partition(":")[0].strip() for spec in given]
+        try:
+            check_names(kind, [name for name in names if name != "all"])
+        except BenchmarkError as error:
+            problems.append(str(error))
+    if problems:
+        raise BenchmarkError("\n".join(problems))
+
+
+def _check_there(folder: Path) -> None:
+    """Refuse a folder of results that is not there, before torch is imported."""
+    if not folder.exists():
+        raise BenchmarkError(f"There is no results folder {folder}.")
+
+
 def _add_folders(options: argparse.Namespace) -> None:
-    if getattr(options, "methods_dir", None):
-        from debiasbench.methods import registry
+    from debiasbench.plugins import add_folder
 
-        registry.add_folder(options.methods_dir)
-    if getattr(options, "datasets_dir", None):
-        from debiasbench.datasets import registry as datasets
-
-        datasets.add_folder(options.datasets_dir)
+    for kind in ("method", "dataset"):
+        if getattr(options, f"{kind}s_dir", None):
+            add_folder(kind, getattr(options, f"{kind}s_dir"))
     if getattr(options, "cache_dir", None):
         os.environ["DEBIASBENCH_CACHE"] = str(options.cache_dir.absolute())  # workers inherit it
 
@@ -389,6 +408,7 @@ def run_command(options: argparse.Namespace) -> int:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
             signal.signal(number, signal.default_int_handler)
     asked = _asked(options)
+    _check_names(method=asked.methods, dataset=asked.datasets)
     from debiasbench.running.run import RunOptions, plan_grid, run_grid
 
     ready = plan_grid(
@@ -581,6 +601,7 @@ def _show_table(console: PlainConsole, table: Table) -> None:
 
 def report_command(options: argparse.Namespace) -> int:
     """Tables and figures again, from records."""
+    _check_there(options.folder)
     from debiasbench.report.make import Shown, bibtex, make
 
     if options.bibtex:
@@ -629,6 +650,7 @@ def list_command(options: argparse.Namespace) -> int:
 
 def inspect_command(options: argparse.Namespace) -> int:
     """Counts, ratios and a picture of one dataset."""
+    _check_names(dataset=[options.dataset])
     from debiasbench.files import check_writable
     from debiasbench.grid import dataset_from_spec
     from debiasbench.report.inspection import inspect
@@ -648,6 +670,7 @@ def inspect_command(options: argparse.Namespace) -> int:
 
 def prepare_command(options: argparse.Namespace) -> int:
     """Download what can be downloaded; say what is there and what is missing."""
+    _check_names(dataset=options.datasets)
     from debiasbench.running import preparation
 
     data_dir = _data_dir(options)
@@ -736,6 +759,7 @@ def archive_command(options: argparse.Namespace) -> int:
 
 def status_command(options: argparse.Namespace) -> int:
     """Count what a results folder holds."""
+    _check_there(options.folder)
     from debiasbench.report.make import status
     from debiasbench.running.claims import running_cells
 

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import math
 import reprlib
+import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -81,7 +82,13 @@ def _is_odd(value: Any) -> bool:
 
 def _is_whole(text: str) -> bool:
     """Whether no half of a surrogate pair stands alone: such text cannot be written anywhere."""
-    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
+    if text.isascii():
+        return True
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 # ---- readers: one a type, made once, since records hold many values ------------------------------------------------
@@ -114,6 +121,12 @@ def _read_text(value: Any) -> str:
     if not _is_whole(value):
         raise _not("text of whole characters", value)
     return value
+
+
+@functools.lru_cache(4096)
+def _read_name(name: Any) -> str:
+    """Thousands of records have the same few names: each is there once."""
+    return sys.intern(_read_text(name))
 
 
 def _read_bool(value: Any) -> bool:
@@ -182,7 +195,7 @@ def _mapping_reader(read: Read) -> Read:
         found: dict[str, Any] = {}
         for name, one in value.items():
             try:
-                found[_read_text(name)] = read(one)
+                found[_read_name(name)] = read(one)
             except _MisfitError as misfit:
                 misfit.path.append(f".{name}" if name.isprintable() and len(name) <= 60 else f"[{shown(name)}]")
                 raise
@@ -196,6 +209,9 @@ def _union_reader(kinds: tuple[Any, ...]) -> Read:
     may_be_none = type(None) in kinds
     readers = [_reader(kind) for kind in kinds if kind is not type(None)]
     words = " or ".join(_WORDS[kind] for kind in kinds) if all(kind in _WORDS for kind in kinds) else ""
+    if len(readers) == 1 and not words:
+        (read_present,) = readers
+        return lambda value: None if value is None and may_be_none else read_present(value)
 
     def read_union(value: Any) -> Any:
         if value is None and may_be_none:
@@ -205,7 +221,7 @@ def _union_reader(kinds: tuple[Any, ...]) -> Read:
             try:
                 return read(value)
             except _MisfitError as misfit:
-                problems.append(misfit)
+                problems.append(misfit.with_traceback(None))  # which holds this frame, and with it all of the value
         raise _not(words, value) if words else problems[0]
 
     return read_union

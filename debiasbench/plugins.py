@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import os
@@ -9,12 +10,13 @@ import pkgutil
 import re
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from debiasbench.about import PACKAGE
 from debiasbench.code import digest_of_plugin
 from debiasbench.errors import BenchmarkError
 from debiasbench.files import to_path
@@ -31,6 +33,116 @@ def folders(module_file: str, variable: str) -> list[str]:
     return [str(own), *(str(to_path(folder)) for folder in os.environ.get(variable, "").split(os.pathsep) if folder)]
 
 
+def add_folder(kind: str, folder: str | Path) -> None:
+    """Look for plug-ins in one more folder, here and in worker processes (which inherit the variable).
+
+    Args:
+        kind: "method" or "dataset".
+
+    Raises:
+        BenchmarkError: it is no folder.
+    """
+    path = to_path(folder).resolve()
+    if not path.is_dir():
+        raise BenchmarkError(f"--{kind}s-dir: '{folder}' is not a folder.")
+    package, variable = f"debiasbench.{kind}s", _variable(kind)
+    known = os.environ.get(variable, "")
+    if package in sys.modules:
+        if str(path) in sys.modules[package].__path__:
+            return
+        sys.modules[package].__path__.append(str(path))
+    os.environ[variable] = f"{known}{os.pathsep}{path}" if known else str(path)
+
+
+def _variable(kind: str) -> str:
+    return f"DEBIASBENCH_{kind.upper()}S_PATH"
+
+
+def _unknown(name: str, kind: str, known: Iterable[str], perhaps: str = "") -> BenchmarkError:
+    known = sorted(known)
+    return BenchmarkError(
+        f"Unknown {kind} '{name}'.{suggestion(name, known)} Known: {', '.join(known) or 'none'}.{perhaps} "
+        f"(To add one: a file in {kind}s/, or --{kind}s-dir.)"
+    )
+
+
+# ---- names, before anything is imported ------------------------------------------------------------------------------
+
+# classes that are made or changed by a call, or given another name: no statement says what they are called
+_MADE = re.compile(
+    r"\btype\([^()]*,|(?<![.\w])(setattr|exec|eval|globals|locals|vars)\(|new_class|make_dataclass|"
+    r"\.(name|aliases)\s*=[^=]"
+)
+
+
+def check_names(kind: str, names: Iterable[str]) -> None:
+    """Refuse names that no plug-in can have, as far as their files tell: importing them imports torch, for seconds.
+
+    Args:
+        kind: "method" or "dataset". names: of plug-ins, without parameters.
+
+    Raises:
+        BenchmarkError: which are not known.
+    """
+    package = f"debiasbench.{kind}s"
+    if package in sys.modules:  # which knows better
+        return
+    places = folders(str(PACKAGE / f"{kind}s.py"), _variable(kind))
+    known = _written_names(places, package)
+    if known is None:
+        return
+    files = {module.name for module in pkgutil.iter_modules(places)}  # of one, importing it says what it lacks
+    problems = [str(_unknown(name, kind, known)) for name in dict.fromkeys(names) if name not in known | files]
+    if problems:
+        raise BenchmarkError("\n".join(problems))
+
+
+def _written_names(places: list[str], group: str) -> set[str] | None:
+    """The names and aliases of all plug-ins, as they are written in their files.
+
+    None where that cannot be told: a name is computed, a class is made by a call, a file is no Python, or there are
+    plug-ins in installed packages, as entry points of the `group`.
+    """
+    if entry_points(group=group):
+        return None
+    names: set[str] = set()
+    try:
+        for folder, name, is_package in (
+            (one, *module[1:]) for one in places for module in pkgutil.iter_modules([one])
+        ):
+            file = Path(folder, name, "__init__.py") if is_package else Path(folder, f"{name}.py")
+            text = file.read_text(encoding="utf-8")
+            if _MADE.search(text):
+                return None
+            names.update(*map(_names_of, filter(_is_class, ast.walk(ast.parse(text)))))
+    except (OSError, SyntaxError, ValueError):
+        return None
+    return names
+
+
+def _is_class(node: ast.AST) -> bool:
+    return isinstance(node, ast.ClassDef)
+
+
+def _names_of(node: Any) -> list[str]:
+    """The name and the aliases that a class statement gives; ValueError where they are not written as text."""
+    if node.keywords or (node.bases and node.decorator_list):
+        raise ValueError
+    found: list[Any] = []
+    for line in node.body:
+        if isinstance(line, ast.FunctionDef | ast.ClassDef):
+            continue
+        value = getattr(line, "value", None)
+        places = getattr(line, "targets", [getattr(line, "target", line)])
+        stored = {one.id for place in places for one in ast.walk(place) if isinstance(one, ast.Name)}
+        if stored & {"name", "aliases"}:
+            texts: list[Any] = value.keys if isinstance(value, ast.Dict) else [value]
+            found += map(ast.literal_eval, texts)
+    if not all(isinstance(one, str) for one in found):
+        raise ValueError
+    return found
+
+
 class Registry:
     """Names -> plug-in classes of one kind; modules are imported when first asked for, and failures are kept."""
 
@@ -44,15 +156,8 @@ class Registry:
         self._scanned: tuple[str, ...] | None = None
 
     def add_folder(self, folder: str | Path) -> None:
-        """Look for plug-ins in one more folder, here and in worker processes (which inherit the variable)."""
-        path = to_path(folder).resolve()
-        if not path.is_dir():
-            raise BenchmarkError(f"--{self.kind}s-dir: '{folder}' is not a folder.")
-        module = importlib.import_module(self.package)
-        if str(path) not in module.__path__:
-            module.__path__.append(str(path))
-            old = os.environ.get(self.variable)
-            os.environ[self.variable] = str(path) if not old else f"{old}{os.pathsep}{path}"
+        """As `plugins.add_folder`."""
+        add_folder(self.kind, folder)
 
     def classes(self) -> dict[str, type[Any]]:
         """All plug-ins that could be imported, by name."""
@@ -61,8 +166,9 @@ class Registry:
         if self._scanned != path:
             self._classes, self._aliases, self.broken, self.unusable = {}, {}, {}, {}
             self._scan(package)
+            self._classes = dict(sorted(self._classes.items()))
             self._scanned = path
-        return dict(sorted(self._classes.items()))
+        return dict(self._classes)
 
     def aliases(self) -> dict[str, tuple[str, dict[str, Any]]]:
         """Short names for settings of a plug-in: alias -> (name, parameters)."""
@@ -84,13 +190,9 @@ class Registry:
             )
         if name in self.unusable:
             raise BenchmarkError(f"The {self.kind} '{name}' cannot be used: {self.unusable[name]}")
-        known = sorted([*classes, *self._aliases])
         broken = [f"{module} ({_last_line(text)})" for module, text in self.broken.items()]
         perhaps = f" It may be in a file that could not be imported: {', '.join(broken)}." if broken else ""
-        raise BenchmarkError(
-            f"Unknown {self.kind} '{name}'.{suggestion(name, known)} Known: {', '.join(known) or 'none'}.{perhaps} "
-            f"(To add one: a file in {self.kind}s/, or --{self.kind}s-dir.)"
-        )
+        raise _unknown(name, self.kind, [*classes, *self._aliases], perhaps)
 
     def _scan(self, package: ModuleType) -> None:
         base = getattr(package, self.contract)

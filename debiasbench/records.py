@@ -14,7 +14,8 @@ import json
 import re
 import shutil
 import zipfile
-from collections.abc import Iterator
+from array import array
+from collections.abc import Callable, Iterator
 from dataclasses import MISSING, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -257,6 +258,43 @@ class Record:
         return {"schema": SCHEMA, "status": self.status} | plain | {"cell": self.cell.to_record()}
 
 
+@dataclass(frozen=True)
+class Brief(Record):
+    """A record without most of its epochs, of which thousands fit into memory: see `in_brief`.
+
+    Attributes:
+        curves: "valid" and "test" -> a metric by epoch, of all epochs that have it: their numbers, its values.
+    """
+
+    curves: dict[str, tuple[array[int], array[float]]] = field(
+        default_factory=dict, compare=False, metadata={"written": False}
+    )
+
+
+def in_brief(record: Record, *, valid: str, test: str) -> Record:
+    """What tables and a page show of a finished record.
+
+    Of its epochs these are the last one and those that a rule selects; of the others only the metrics `valid` (on
+    validation) and `test` are left. Groups, losses of stages and the method's calls are left out.
+    """
+    result = record.result
+    if result is None:
+        return record
+    kept = sorted({len(result.epochs) - 1, *(index for index in result.selection.values() if index is not None)})
+    curves = {}
+    for name, metric, found in (
+        ("valid", valid, [one.valid for one in result.epochs]), ("test", test, [one.test for one in result.epochs])
+    ):  # fmt: skip
+        epochs = [one.epoch for one, metrics in zip(result.epochs, found, strict=True) if metric in metrics]
+        curves[name] = array("q", epochs), array("d", [metrics[metric] for metrics in found if metric in metrics])
+    short = replace(
+        result, epochs=tuple(result.epochs[index] for index in kept), stages=(), groups={},
+        selection={rule: None if index is None else kept.index(index) for rule, index in result.selection.items()},
+    )  # fmt: skip
+    provenance = replace(record.provenance, calls=())
+    return Brief(record.hash, record.cell, provenance, short, path=record.path, curves=curves)
+
+
 class LaterSchemaError(ValueError):
     """A record that a later version of the suite wrote: not damaged, and not to be read."""
 
@@ -378,6 +416,12 @@ def _place_of(cell: Cell) -> Path:
 
 
 def find_record(results_dir: Path, cell: Cell) -> Path | None:
+    """The path of `found_record`."""
+    found = found_record(results_dir, cell)
+    return found.path if found is not None else None
+
+
+def found_record(results_dir: Path, cell: Cell) -> Record | None:
     """The record of an equal cell, also one written before a parameter existed that has its default here.
 
     An exact hash is looked for first. Else a record of the same titles and seed counts, if all values that it knows
@@ -388,7 +432,7 @@ def find_record(results_dir: Path, cell: Cell) -> Path | None:
     places = list(_places_of(results_dir, cell))
     exact = [record for path in places if (record := _readable(path)) is not None and record.hash == cell.hash]
     if exact:
-        return min(exact, key=lambda record: not record.done).path
+        return min(exact, key=lambda record: not record.done)
     for place in places:
         for path in files_in(place.parent):
             if path.suffix == ".json" and path.name.startswith(f"s{cell.seed}-"):
@@ -396,13 +440,15 @@ def find_record(results_dir: Path, cell: Cell) -> Path | None:
                 if other is None or other.provenance.protocol != PROTOCOL_VERSION:
                     continue
                 if _equal_but_for_new_defaults(other.cell, cell):
-                    return path
+                    return other
     return None
 
 
 def _places_of(results_dir: Path, cell: Cell) -> Iterator[Path]:
     """Where a cell's record may be: in its folder, in the archive of a folder above it, in an archive of a grid."""
     records, place = results_dir / "records", _place_of(cell)
+    if not any(one.exists() for one in (records, records.with_name("records.zip"))):
+        return  # a new folder, in which thousands of cells are looked for
     yield records / place
     for depth in range(len(place.parts)):  # the archive of a folder lies beside it: records/cmnist.zip/pgd/s0-...
         folder = records.joinpath(*place.parts[:depth])
@@ -550,17 +596,19 @@ def sources(folder: Path) -> list[Path]:
     return known or [folder]
 
 
-def read_records(*folders: Path) -> tuple[list[Record], list[str]]:
+def read_records(
+    *folders: Path, shorten: Callable[[Record], Record] = lambda record: record
+) -> tuple[list[Record], list[str]]:
     """All records below folders (or in archives), and a complaint about each file that cannot be read as one.
 
     Of a cell that has a record in an archive and another in the same place in a folder, the latter is read, unless it
-    failed and the former is done.
+    failed and the former is done. `shorten` is what is kept of each (see `in_brief`).
     """
     records: list[Record] = []
     complaints: list[str] = []
     for path in (path for folder in folders for path in _record_files(folder, complaints)):
         try:
-            records.append(read_record(path))
+            records.append(shorten(read_record(path)))
         except BenchmarkError as error:
             complaints.append(str(error))
     return _without_replaced(records), complaints
@@ -611,7 +659,10 @@ def _lack(record: Record) -> tuple[bool, bool]:
 
 def _are_equal(one: Record, other: Record) -> bool:
     """Whether two finished records are so in all that must come out equal; networks need not have been saved."""
-    results = [replace(record.result, weights=None) for record in (one, other) if record.result is not None]
+    whole = [
+        read_record(record.path) if isinstance(record, Brief) and record.path else record for record in (one, other)
+    ]
+    results = [replace(record.result, weights=None) for record in whole if record.result is not None]
     return results[0] == results[1]
 
 

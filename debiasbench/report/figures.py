@@ -6,7 +6,7 @@ Names of methods, datasets and classes are shown as they are (`parse_math=False`
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -138,6 +138,7 @@ def contact_sheet(images: np.ndarray, names: list[str], stem: Path, *, rows: lis
     return [path]
 
 
+MOST_CURVES = 20  # of a method: of more runs, a band is drawn
 Curve = Mapping[int, float]  # epoch -> fraction, without the epochs that lack it
 
 
@@ -151,9 +152,9 @@ def learning_curves(
 ) -> str:
     """Methods on one dataset, epoch by epoch, for a page: the means over runs, and each run.
 
-    Thick, with marks: the mean on the test split. Thin: each run, where a method has several. Dashed, with hollow
-    marks: the mean on the validation split. A mean is over the epochs that all runs have, as it would jump where one
-    of them ends.
+    Thick, with marks: the mean on the test split. Thin: each run, where a method has several, and of more than
+    MOST_CURVES a band from the lowest to the highest. Dashed, with hollow marks: the mean on the validation split.
+    Means and bands are over the epochs that all runs have, as they would jump where one of them ends.
 
     Args:
         test: method -> its runs.
@@ -174,7 +175,12 @@ def learning_curves(
         handles = []
         for index, method in enumerate(methods):
             colour, marker, _ = look(method, order)  # not its dashes: here they mean validation
-            for run in filter(None, test[method] if len(test[method]) > 1 else ()):
+            runs = test[method]
+            if len(runs) > MOST_CURVES and _mean(runs):
+                (epochs, lowest), (_, highest) = (_percent(_over(runs, end)) for end in (min, max))
+                outline = [*epochs, *reversed(epochs)], [*lowest, *reversed(highest)]
+                axis.fill(*outline, color=colour, alpha=0.15, linewidth=0, clip_on=False)
+            for run in filter(None, runs if 1 < len(runs) <= MOST_CURVES else ()):
                 point = "." if len(run) == 1 else ""
                 axis.plot(*_percent(run), point, color=colour, linewidth=0.6, alpha=0.45, markersize=4, clip_on=False)
             mark: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 4, "markeredgewidth": 0.8}
@@ -216,8 +222,13 @@ def _percent(curve: Curve) -> tuple[list[int], list[float]]:
 
 def _mean(runs: Sequence[Curve]) -> Curve:
     """The mean over runs, at the epochs that all of them have."""
+    return _over(runs, lambda values: sum(values) / len(values))
+
+
+def _over(runs: Sequence[Curve], summed: Callable[[list[float]], float]) -> Curve:
+    """What sums up the values of all runs, at the epochs that all of them have."""
     epochs = [epoch for epoch in (runs[0] if runs else ()) if all(epoch in run for run in runs)]
-    return {epoch: sum(run[epoch] for run in runs) / len(runs) for epoch in epochs}
+    return {epoch: summed([run[epoch] for run in runs]) for epoch in epochs}
 
 
 @plainly

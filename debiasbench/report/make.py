@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
 import functools
 import json
 import operator
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from debiasbench.drawing import lacking
 from debiasbench.errors import BenchmarkError
 from debiasbench.evaluation.selection import SELECTION_RULES
 from debiasbench.experiments import Experiment
-from debiasbench.files import file_name, file_names, write_atomically
+from debiasbench.files import atomic_file, file_name, file_names, write_atomically
 from debiasbench.parameters import suggestion
 from debiasbench.plain import encodable, from_plain
 from debiasbench.plugins import is_shipped, version_of
@@ -38,7 +39,9 @@ from debiasbench.report.results import (
     headline_of,
     runs,
     scores_of,
+    shortened,
     to_frame,
+    without_settings,
 )
 from debiasbench.report.sections import (
     comparison_table,
@@ -130,7 +133,7 @@ def make(  # noqa: PLR0913 - the report's options
     if results_dir.is_file():  # an archive: what is made of it goes into a folder of its name
         results_dir = results_dir.with_suffix("")
     shown = shown or Shown()
-    records, complaints = read_records(*source)
+    records, complaints = read_records(*source, shorten=shortened)
     records = without_copies([record for record in records if keep is None or keep(record)])
     if not records:
         raise _no_records(results_dir, complaints)
@@ -154,8 +157,14 @@ def make(  # noqa: PLR0913 - the report's options
     if not done:
         html = page("debiasbench", [], [], records, notes=complaints)
         return Report([], {"report": [_write(results_dir / "report.html", html)]}, failed, complaints)
-    table = to_frame(done)
-    measures = _measures(table, shown)
+    full = to_frame(done)
+    measures = _measures(full, shown)
+    for dataset in dict.fromkeys(full.dataset):
+        runs(full, dataset, headline_of(full, dataset))  # refuses what must not be mixed
+    folder = results_dir / "tables"
+    results_csv = _write_csv(folder / "results.csv", frame_csv(full))
+    table = without_settings(full)  # of what follows, all asks for runs again and again
+    del full
     paths: dict[str, list[Path]] = {"records": source}
     tables = [comparison_table(table, done, measures)]
     tables += [selection_table(table, dataset) for dataset in dict.fromkeys(table.dataset)]
@@ -164,7 +173,7 @@ def make(  # noqa: PLR0913 - the report's options
     if len(methods) > 1:
         tests = compare_by(table, measures, reference=reference if reference in methods else None)
         tables += [tests_table(tests)] if len(tests) else []
-        paths["tests"] = [_write_csv(results_dir / "tables" / "tests.csv", frame_csv(tests))]
+        paths["tests"] = [_write_csv(folder / "tests.csv", frame_csv(tests))]
     tables = [marked(one, bias_knowing(table)) for one in tables]
     comparison = tables[0]
     drawn = draw(table, done, measures, results_dir / "figures", complaints) if figures else []
@@ -174,16 +183,15 @@ def make(  # noqa: PLR0913 - the report's options
         tables = [*found.tables, *tables]
         drawn = [*found.figures, *drawn]
         if found.lines is not None:
-            path = results_dir / "tables" / f"{file_name(experiment.name)}.csv"
+            path = folder / f"{file_name(experiment.name)}.csv"
             paths["beside the paper"] = [_write_csv(path, frame_csv(found.lines))]
     complaints = list(dict.fromkeys([*complaints, *(_without_glyphs(done) if drawn else ())]))
-    folder = results_dir / "tables"
     paths["tables"] = [
         _write(folder / "comparison.md", "\n\n".join(markdown(one) for one in tables) + "\n"),
         _write(folder / "comparison.tex", latex_file(tables)),
         _write(folder / "document.tex", latex_document(tables, "comparison")),
-        _write_csv(folder / "comparison.csv", csv(comparison)),
-        _write_csv(folder / "results.csv", frame_csv(table)),
+        _write_csv(folder / "comparison.csv", [csv(comparison)]),
+        results_csv,
     ]
     if drawn:
         paths["figures"] = drawn
@@ -297,9 +305,12 @@ def _write(path: Path, text: str) -> Path:
     return path
 
 
-def _write_csv(path: Path, text: str) -> Path:
+def _write_csv(path: Path, parts: Iterable[str]) -> Path:
     """With a byte-order mark: without it Excel takes UTF-8 for something else."""
-    write_atomically(path, encodable(text).encode("utf-8-sig"))
+    with atomic_file(path) as file:
+        file.write(codecs.BOM_UTF8)
+        for part in parts:
+            file.write(encodable(part).encode("utf-8"))
     return path
 
 

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 from debiasbench.cell import Cell
 from debiasbench.evaluation.selection import SELECTION_RULES
 from debiasbench.parameters import write_value
-from debiasbench.records import Record, Result
-from debiasbench.report.figures import learning_curves
-from debiasbench.report.results import data_seed, dataset_title, distinct, headlines
+from debiasbench.records import Brief, Metrics, Record, Result
+from debiasbench.report.figures import MOST_CURVES, learning_curves
+from debiasbench.report.results import VALIDATED, data_seed, dataset_title, distinct, headlines
 from debiasbench.wording import duration
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ _FIGURES = {
     "theorem2": "The one-dimensional example of Theorem 2: the objective, and its minimum at h proportional to |g|",
     "ranks": "Average ranks of the methods; a bar joins those that cannot be told apart",
 }
+MOST_CELLS = 500  # that have a block each, and as many methods on a dataset that show their settings
+MOST_FAILURES = 100  # that have one
 _MEDIA = {".png": "image/png", ".svg": "image/svg+xml"}
 
 
@@ -70,11 +72,12 @@ def page(
         notes=[*notes, *lost],
         summary=_summary(records),
         facts=_facts(records),
-        failed=[_block(record, metrics[_dataset(record)]) for record in failed],
+        failed=[_block(record, metrics[_dataset(record)]) for record in failed[:MOST_FAILURES]],
+        more_failed=[_failure_line(record) for record in failed[MOST_FAILURES:]],
         tables=tables,
         charts=charts,
         figures=[_figure(path) for path in figures if path.suffix in _MEDIA],
-        cells=[(name, metrics[name], _blocks(group, metrics[name])) for name, group in by_dataset.items() if group],
+        cells=_cells(by_dataset, metrics, len(done)),
     )
 
 
@@ -165,6 +168,7 @@ class Chart:
     name: str
     svg: Markup
     has_runs: bool
+    has_bands: bool
     has_validation: bool
 
 
@@ -191,17 +195,20 @@ def _chart(dataset: str, records: list[Record], metric: str, order: Iterable[str
         test.setdefault(_method(record), []).append(_by_epoch(record, "test", metric))
         # where no rule may select on validation, it is the test split, or was trained on
         if record.result is not None and record.result.selected("val_acc") is not None:
-            validation.setdefault(_method(record), []).append(_by_epoch(record, "valid", "acc_avg"))
+            validation.setdefault(_method(record), []).append(_by_epoch(record, "valid", VALIDATED))
     element = learning_curves(test, validation, metric=metric, order=order, name=name)
     return Chart(
         dataset, metric, name, Markup(element),
-        has_runs=any(len(runs) > 1 for runs in test.values()),
+        has_runs=any(1 < len(runs) <= MOST_CURVES for runs in test.values()),
+        has_bands=any(len(runs) > MOST_CURVES for runs in test.values()),
         has_validation=any(map(any, validation.values())),
     )  # fmt: skip
 
 
 def _by_epoch(record: Record, split: str, metric: str) -> dict[int, float]:
     """Epoch -> a metric, without epochs that lack it."""
+    if isinstance(record, Brief):
+        return dict(zip(*record.curves[split], strict=True))
     epochs = record.result.epochs if record.result is not None else ()
     found = {one.epoch: one.test if split == "test" else one.valid for one in epochs}
     return {epoch: metrics[metric] for epoch, metrics in found.items() if metric in metrics}
@@ -213,31 +220,98 @@ Pairs = list[tuple[str, str]]
 NOT_TOLD = "-"
 
 
-def _blocks(records: list[Record], metric: str) -> list[dict[str, Any]]:
-    """The cells of one dataset: methods in the order given, seeds in their own."""
-    methods = list(dict.fromkeys(map(_method, records)))
-    records = sorted(records, key=lambda one: (methods.index(_method(one)), data_seed(one.cell), one.cell.seed))
-    return [_block(record, metric) for record in records]
+def _cells(
+    by_dataset: dict[str, list[Record]], metrics: dict[str, str], n_done: int
+) -> list[tuple[str, str, list[dict[str, Any]], int]]:
+    """Each dataset with its metric, the blocks of its finished cells, and their number.
+
+    Each cell has a block; where they are too many each method has one, and a cell a line of it.
+    """
+    groups = {name: _by_method(records) for name, records in by_dataset.items() if records}
+    detailed = sum(map(len, groups.values())) <= MOST_CELLS
+    found = []
+    for name, of_methods in groups.items():
+        if n_done <= MOST_CELLS:
+            blocks = [_block(record, metrics[name]) for records in of_methods for record in records]
+        else:
+            blocks = [_group(records, metrics[name], detailed=detailed) for records in of_methods]
+        found.append((name, metrics[name], blocks, sum(map(len, of_methods))))
+    return found
+
+
+def _by_method(records: list[Record]) -> list[list[Record]]:
+    """The cells of each method: methods in the order given, seeds in their own."""
+    found: dict[str, list[Record]] = {}
+    for record in records:
+        found.setdefault(_method(record), []).append(record)
+    return [sorted(one, key=lambda record: (data_seed(record.cell), record.cell.seed)) for one in found.values()]
+
+
+def _group(records: list[Record], metric: str, *, detailed: bool) -> dict[str, Any]:
+    """What a block of all cells of a method on a dataset shows: means over them, and a line a cell.
+
+    detailed: with its settings, and all metrics.
+    """
+    lasts = [record.result.epochs[-1] for record in records if record.result is not None]
+    splits = [one.test for one in lasts], [one.valid for one in lasts]
+    names = dict.fromkeys(name for last in lasts for name in (*last.test, *last.valid)) if detailed else ()
+    return {
+        "method": _method(records[0]),
+        "seed": _counted(len(records), "cell"),
+        "value": _number(metric, _mean(one.get(metric) for one in splits[0])),
+        "duration": duration(sum(record.provenance.seconds.total for record in records)),
+        "metrics": [(name, *(_mean_number(name, split) for split in splits)) for name in names],
+        "head": "mean of the cells",
+        "settings": _filled(_settings(records[0].cell)) if detailed else [],
+        "parts": [],
+        "lines": [(*_line(record, metric), record.path.name if record.path else "") for record in records],
+    }
+
+
+def _mean_number(name: str, split: Sequence[Metrics]) -> str:
+    """The mean of a metric over cells, as it is written; nothing where no cell has it."""
+    mean = _mean(one.get(name) for one in split)
+    return "" if mean is None else _number(name, mean)
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _line(record: Record, metric: str) -> tuple[str, str, str]:
+    """A cell in a line: its seeds, the metric at its last epoch, and its time."""
+    cell, result = record.cell, record.result
+    seed = f"seed {cell.seed}" + (f", data seed {data_seed(cell)}" if data_seed(cell) else "")
+    value = _number(metric, result.epochs[-1].test.get(metric)) if result else ""
+    return seed, value, duration(record.provenance.seconds.total)
+
+
+def _failure_line(record: Record) -> tuple[str, str]:
+    assert record.failure is not None
+    return record.cell.title, f"{record.failure.type}: {record.failure.message}"
 
 
 def _block(record: Record, metric: str) -> dict[str, Any]:
     """What a cell's block shows: a line, named lists of values, the metrics, and the error if it failed."""
     cell, result = record.cell, record.result
     last = result.epochs[-1] if result else None
+    seed, value, time = _line(record, metric)
     return {
         "method": _method(record),
         "dataset": _dataset(record),
-        "seed": f"seed {cell.seed}" + (f", data seed {data_seed(cell)}" if data_seed(cell) else ""),
-        "value": _number(metric, last.test.get(metric)) if last else "",
-        "duration": duration(record.provenance.seconds.total),
+        "seed": seed,
+        "value": value,
+        "duration": time,
         "failure": record.failure,
         "metrics": [
             (name, *(_number(name, part[name]) if name in part else "" for part in (last.test, last.valid)))
             for name in dict.fromkeys([*last.test, *last.valid])
         ] if last else [],
-        "epoch": last.epoch if last else None,
+        "head": f"epoch {last.epoch}" if last else "",
         "settings": _filled(_settings(cell)),
         "parts": _filled([*(_outcome(cell, result, metric) if result else []), *_origin(record)]),
+        "lines": [],
     }  # fmt: skip
 
 

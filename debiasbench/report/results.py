@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,13 +16,16 @@ from debiasbench.errors import BenchmarkError
 from debiasbench.evaluation.selection import SELECTION_RULES
 from debiasbench.files import to_path
 from debiasbench.parameters import suggestion
-from debiasbench.records import Record, read_records, read_scores, without_copies
+from debiasbench.records import Metrics, Record, in_brief, read_records, read_scores, without_copies
 from debiasbench.report.statistics import compare as compare_runs
-from debiasbench.report.statistics import holm, pairwise_welch, ranks_with_ties
+from debiasbench.report.statistics import holm, pairwise_welch, ranks_with_ties, welch
 
 TESTS = ("welch", "paired", "wilcoxon", "sign_flip")
 
 SPLITS = ("valid", "test")
+VALIDATED = "acc_avg"  # what is shown of the biased validation split
+PLACE = ("split", "select", "epoch")
+Place = tuple[str | None, str | None, int | None]
 REQUIRED = (
     "method", "dataset", "seed", "data_seed", "status", "split", "select", "fingerprint", "device_kind", "precision",
 )  # fmt: skip
@@ -36,10 +39,28 @@ def to_frame(records: Iterable[Record]) -> pd.DataFrame:
     "bf16", ""), official, fingerprint, protocol, hash, path, and the parameters as `method.<name>`, `dataset.<name>`
     and `recipe.<name>`.
     """
-    records = list(records)
-    table = pd.DataFrame([row for record in records for row in _rows(record)])
-    absent = {name for record in records for name in headlines(record.cell.dataset)} - set(table.columns)
-    return table.assign(**dict.fromkeys(sorted(absent), math.nan))  # no run has a value: still a metric
+    cells: list[dict[str, Any]] = []  # what all rows of a record have in common, kept once
+    index: list[int] = []  # of the cell of each row
+    places: list[Place] = []
+    metrics: list[Metrics] = []
+    layouts: dict[tuple[str, ...], None] = {}
+    absent: set[str] = set()
+    for record in records:
+        head, tail = _of_cell(record)
+        for place, found in _rows(record):
+            index.append(len(cells))
+            places.append(place)
+            metrics.append(found)
+            layouts[(*head, *PLACE, *found, *tail)] = None
+        cells.append(head | tail)
+        absent.update(headlines(record.cell.dataset))
+    order = list(dict.fromkeys(name for layout in layouts for name in layout))
+    of_cells = pd.DataFrame(cells).iloc[index].reset_index(drop=True)
+    of_rows = pd.DataFrame(places, columns=list(PLACE)).assign(
+        **{name: [one.get(name, math.nan) for one in metrics] for name in set(order) - set(of_cells) - set(PLACE)}
+    )
+    table = pd.concat([of_cells, of_rows], axis=1)[order]
+    return table.assign(**dict.fromkeys(sorted(absent - set(order)), math.nan))  # no run has a value: still a metric
 
 
 def headlines(dataset: str) -> tuple[str, ...]:
@@ -48,6 +69,11 @@ def headlines(dataset: str) -> tuple[str, ...]:
 
     cls = registry.classes().get(dataset)
     return cls.headline if cls else ("acc_avg",)
+
+
+def shortened(record: Record) -> Record:
+    """What a report keeps of a record: its curves are of the headline metric, and on validation of plain accuracy."""
+    return in_brief(record, valid=VALIDATED, test=headlines(record.cell.dataset)[0])
 
 
 def dataset_title(cell: Cell) -> str:
@@ -93,9 +119,10 @@ def scores_of(record: Record, complaints: list[str]) -> tuple[np.ndarray, np.nda
         return None
 
 
-def _rows(record: Record) -> list[dict[str, Any]]:
+def _of_cell(record: Record) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The columns that all rows of a record have in common: those before and those behind the metrics."""
     cell, result = record.cell, record.result
-    common = {
+    head = {
         "method": cell.method_title,
         "dataset": dataset_title(cell),
         "seed": cell.seed,
@@ -117,16 +144,21 @@ def _rows(record: Record) -> list[dict[str, Any]]:
     tail |= {"dataset.name": cell.dataset, "dataset.version": cell.dataset_version}
     tail |= {f"dataset.{key}": value for key, value in cell.dataset_parameters.items()}
     tail |= {f"recipe.{key}": tuple(v) if isinstance(v, list) else v for key, v in cell.recipe.items()}
-    if result is None:
-        return [{**common, "split": None, "select": None, "epoch": None, **tail}]
-    rows = []
+    return head, tail
+
+
+def _rows(record: Record) -> Iterator[tuple[Place, Metrics]]:
+    """Place and metrics of each row of a record."""
+    if record.result is None:
+        yield (None, None, None), {}
+        return
     for split in SPLITS:
         for rule in SELECTION_RULES:
-            selected = result.selected(rule)
-            metrics = {} if selected is None else selected.test if split == "test" else selected.valid
-            epoch = None if selected is None else selected.epoch
-            rows.append({**common, "split": split, "select": rule, "epoch": epoch, **metrics, **tail})
-    return rows
+            selected = record.result.selected(rule)
+            if selected is None:
+                yield (split, rule, None), {}
+            else:
+                yield (split, rule, selected.epoch), selected.test if split == "test" else selected.valid
 
 
 def load_results(path: str | Path) -> pd.DataFrame:
@@ -135,7 +167,7 @@ def load_results(path: str | Path) -> pd.DataFrame:
     Raises:
         BenchmarkError: there is no such folder, or it holds no record that can be read.
     """
-    records, complaints = read_records(existing(to_path(path)))
+    records, complaints = read_records(existing(to_path(path)), shorten=shortened)
     if not records:
         raise BenchmarkError("\n".join([f"There are no records in {path}.", *complaints]))
     return to_frame(without_copies(records))
@@ -193,6 +225,13 @@ def runs(table: pd.DataFrame, dataset: str, metric: str, *, split: str = "test",
     return chosen.assign(value=chosen[metric].astype(float)).dropna(subset=["value"])[columns]
 
 
+def without_settings(table: pd.DataFrame) -> pd.DataFrame:
+    """The table without parameters and recipes, whose titles `runs` has found to stand for one set of values each."""
+    named = ("method.name", "method.version", "dataset.name", "dataset.version")
+    settings = ("method.", "dataset.", "recipe.")
+    return table[[name for name in table if name in named or not name.startswith(settings)]]
+
+
 def _refuse_twice(chosen: pd.DataFrame, dataset: str) -> None:
     """A method, a seed and a drawing of the data are one run."""
     run = ["method", "seed", "data_seed", "fingerprint"]
@@ -240,7 +279,9 @@ def _refuse_two_meanings(chosen: pd.DataFrame, dataset: str) -> None:
     settings = [name for name in chosen if name.startswith(("method.", "recipe."))]
     for title, rows in chosen.groupby("method", sort=False):
         for name in settings:
-            values = sorted({repr(value) for value in rows[name] if not _unknown(value)})
+            column = rows[name]
+            known = column if column.dtype == object else column.unique().tolist()  # of a mixture, 1 is no True
+            values = sorted({repr(value) for value in known if not _unknown(value)})
             if len(values) > 1:
                 raise BenchmarkError(
                     f"The title '{title}' on {dataset} stands for runs with different settings "
@@ -313,13 +354,12 @@ def compare_by(
 
 @dataclass(frozen=True)
 class _Family:
-    """Comparisons on one dataset: of `others` against `reference`; `turned`: of the reference against them."""
+    """Comparisons on one dataset: of `others` against `reference`."""
 
     runs: pd.DataFrame
     reference: str
     others: list[str]
     common: dict[str, Any]
-    turned: bool = False
 
 
 def _test(families: list[_Family]) -> list[dict[str, Any]]:
@@ -330,10 +370,9 @@ def _test(families: list[_Family]) -> list[dict[str, Any]]:
         base = family.runs[family.runs.method == family.reference]
         for method in family.others:
             other = family.runs[family.runs.method == method]
-            a, b = (base, other) if family.turned else (other, base)
-            pairs = a.merge(b, on=["seed", "fingerprint", "device_kind", "precision"])
+            pairs = other.merge(base, on=["seed", "fingerprint", "device_kind", "precision"])
             pair_values = list(zip(pairs.value_x, pairs.value_y, strict=True))
-            result = compare_runs(a.value.tolist(), b.value.tolist(), pair_values, n_comparisons=n_comparisons)
+            result = compare_runs(other.value.tolist(), base.value.tolist(), pair_values, n_comparisons=n_comparisons)
             names = {"method": method, "reference": family.reference, "n_pairs": len(pairs)}
             rows.append({**family.common, **names, **vars(result)})
     for test in TESTS:
@@ -358,7 +397,9 @@ def summaries(table: pd.DataFrame, measures: Sequence[Measure], *, split: str = 
     no test against the best, as it takes two runs a side and a spread. Methods that know the bias take no part in this,
     unless all do.
     """
-    results, families = {}, []
+    results: dict[Measure, pd.DataFrame] = {}
+    best_of: dict[Measure, str] = {}
+    p_values: dict[tuple[Measure, str], float] = {}
     knowing = bias_knowing(table)
     for measure in measures:
         chosen = runs(table, measure.dataset, measure.metric, split=split, select=measure.select)
@@ -368,15 +409,16 @@ def summaries(table: pd.DataFrame, measures: Sequence[Measure], *, split: str = 
             there = list(results[measure].index)
             competing = [method for method in there if method not in knowing] or there
             best = results[measure]["mean"][competing].idxmax()
+            best_of[measure] = best
+            values = {method: rows.value.to_numpy() for method, rows in chosen.groupby("method")}
             others = [method for method in competing if method != best]
-            families.append(_Family(chosen, best, others, {"measure": measure}, turned=True))
-    tests = _test(families)
-    for family in families:
-        measure = family.common["measure"]
-        p = {row["method"]: row["welch_holm"] for row in tests if row["measure"] == measure}
+            p_values |= {(measure, method): welch(values[best], values[method]) for method in others}
+    corrected = dict(zip(p_values, holm(list(p_values.values())), strict=True))
+    for measure, best in best_of.items():
+        p = {method: one for (of, method), one in corrected.items() if of == measure}
         one = results[measure]
         results[measure] = one.assign(
-            best=one.index == family.reference,
+            best=one.index == best,
             tied=[p.get(name, math.nan) >= 0.05 for name in one.index],
             untested=[math.isnan(p.get(name, 0.0)) for name in one.index],
         )

@@ -238,14 +238,19 @@ def selection_table(table: pd.DataFrame, dataset: str) -> Table:
     others = headlines(table.loc[table.dataset == dataset, "dataset.name"].iloc[0])[1:]
     parts = [name for name in table.columns if name.startswith(("acc_aligned", "acc_conflict")) or name in others]
     parts = [name for name in parts if table[table.dataset == dataset][name].notna().any()]
+    shown = [*((rule, metric) for rule in rules), *(("last", name) for name in parts)]
+    found = [dict(list(runs(table, dataset, name, select=rule).groupby("method"))) for rule, name in shown]
     rows = []
     for method in dict.fromkeys(table[table.dataset == dataset].method):
         row = words(method)
-        for rule, name in [*((rule, metric) for rule in rules), *(("last", name) for name in parts)]:
-            chosen = runs(table, dataset, name, select=rule).query("method == @method")
+        for (_, name), of_method in zip(shown, found, strict=True):
+            chosen = of_method.get(method)
+            if chosen is None:
+                row.append(NOTHING)
+                continue
             values = chosen.value
             entry = percent(values.mean(), values.std(), len(values))
-            if name == "acc_worst" and len(values) and "n_worst" in chosen:
+            if name == "acc_worst" and "n_worst" in chosen:
                 entry = replace(entry, text=f"{entry.text} (n {chosen.n_worst.min():.0f})")
             row.append(entry)
         rows.append(row)

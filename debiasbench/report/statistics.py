@@ -7,8 +7,9 @@ sequences of numbers; scipy does the statistics. Spread is the sample standard d
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -18,6 +19,9 @@ NAN = float("nan")
 SAME = 1e-12  # numbers this close are equal, up to what floats make of equal fractions
 FEWEST_METHODS, FEWEST_DATASETS = 3, 6  # for a test of ranks over datasets: see `enough`
 MOST_EXACT, N_DRAWS = 14, 19_999  # pairs up to which all sign patterns are counted; patterns drawn beyond
+N_RESAMPLES = 9999  # of the bootstrap
+AT_ONCE = 2**20  # numbers of a table that is made to be summed up
+LARGE_SUM = 100 * np.finfo(float).eps  # by which sums that floats cannot hold as whole numbers may be off
 Numbers = Sequence[float] | np.ndarray
 
 
@@ -150,17 +154,24 @@ def sign_flip(pairs: Sequence[tuple[float, float]], *, level: float = 0.05, seed
     difference = _differences(pairs)
     if smallest_p(len(difference)) > level or not difference.any() or np.isnan(difference).any():
         return NAN
-    return float(
-        stats.permutation_test(
-            (np.rint(difference / SAME),),  # whole numbers: sums that are equal are so, whatever their order
-            lambda values, axis: values.sum(axis=axis),
-            permutation_type="samples",
-            alternative="greater",
-            n_resamples=2**MOST_EXACT if len(difference) <= MOST_EXACT else N_DRAWS,  # as many as there are: all
-            batch=10_000,
-            rng=np.random.default_rng(seed),
-        ).pvalue
-    )
+    steps = np.rint(difference / SAME)  # whole numbers: sums that are equal are so, whatever their order
+    exact = len(steps) <= MOST_EXACT
+    n_patterns, rng = 2 ** len(steps) if exact else N_DRAWS, np.random.default_rng(seed)
+    seen = steps.sum()
+    n_as_large = 0 if exact else 1  # that one itself
+    for first, rows in _blocks(n_patterns, len(steps)):
+        if exact:
+            bits = np.arange(first, first + rows)[:, None] >> np.arange(len(steps)) & 1
+        else:
+            bits = rng.integers(0, 2**32, (rows, len(steps)), dtype=np.uint32) & 1
+        n_as_large += int(np.count_nonzero((2.0 * bits - 1) @ steps >= seen - abs(seen) * LARGE_SUM))
+    return float(n_as_large / (n_patterns if exact else n_patterns + 1))
+
+
+def _blocks(n_rows: int, n_columns: int) -> Iterator[tuple[int, int]]:
+    """The rows of a table that need not be there as a whole, in blocks: the first one of each, and how many."""
+    rows = max(1, AT_ONCE // n_columns)
+    return ((first, min(rows, n_rows - first)) for first in range(0, n_rows, rows))
 
 
 def smallest_p(n_pairs: int) -> float:
@@ -201,13 +212,25 @@ def gap_interval(x: np.ndarray, y: np.ndarray, *, seed: int = 0) -> tuple[float,
         return gap - half, gap + half
     if np.isnan(x).any() or np.isnan(y).any():
         return NAN, NAN
+    rng = np.random.default_rng(seed)
+    distribution = _resampled_means(x, rng) - _resampled_means(y, rng)
     result = stats.bootstrap(
         (x, y),
         lambda first, second, axis: first.mean(axis=axis) - second.mean(axis=axis),
         method="BCa",
-        rng=np.random.default_rng(seed),
+        n_resamples=0,  # beyond those
+        bootstrap_result=SimpleNamespace(bootstrap_distribution=distribution),
+        batch=max(1, AT_ONCE // max(len(x), len(y))),
     ).confidence_interval
     return float(result.low), float(result.high)
+
+
+def _resampled_means(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Means of N_RESAMPLES samples of as many values, drawn with replacement: as `stats.bootstrap` draws them."""
+    n = len(values)
+    return np.concatenate([
+        values[rng.integers(0, n, (rows, n))].mean(axis=1) for _, rows in _blocks(N_RESAMPLES, n)
+    ])  # fmt: skip
 
 
 def detectable_gap(n_a: int, n_b: int, *, level: float = 0.05, power: float = 0.8) -> float:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import csv as csv_files
 import io
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
 from debiasbench import escaping
 
+ROWS_AT_ONCE = 10_000
+_TO_QUOTE = re.compile('[",\r\n]')
 MARKED = "†"  # data that are not the published ones
 TIE = "~"  # statistically indistinguishable from the best
 
@@ -185,7 +189,31 @@ def csv(table: Table) -> str:
     return file.getvalue()
 
 
-def frame_csv(frame: pd.DataFrame) -> str:
-    """A data frame as CSV, by the rule of `csv` for text and names of columns."""
-    named = frame.rename(columns=escaping.csv_field)
-    return str(named.map(escaping.csv_field).to_csv(index=False))
+def frame_csv(frame: pd.DataFrame) -> Iterator[str]:
+    """A data frame as CSV, part by part, by the rule of `csv` for text and names of columns."""
+    yield ",".join(_written(name) for name in frame) + "\n"
+    for first in range(0, len(frame), ROWS_AT_ONCE):
+        rows = frame.iloc[first : first + ROWS_AT_ONCE]
+        columns = [_column_texts(rows.iloc[:, index]) for index in range(rows.shape[1])]
+        yield "".join(",".join(texts) + "\n" for texts in zip(*columns, strict=True))
+
+
+def _column_texts(column: pd.Series) -> list[str]:
+    """How the values of a column are written. Each value once: of a grid, most are there many times."""
+    if column.dtype == object:  # a mixture, in which 1 and True are equal, and not written alike
+        return list(map(_written, column))
+    if column.dtype == float:  # by their bits, as 0.0 and -0.0 are equal
+        codes, bits = pd.factorize(column.to_numpy().view(np.int64))
+        values = bits.view(float)
+    else:
+        codes, values = pd.factorize(column)
+    texts = [*map(_written, values.tolist()), ""]  # the last one is that of -1, nothing
+    return list(np.array(texts, dtype=object)[codes])
+
+
+def _written(value: object) -> str:
+    """A value as a field of a CSV, in quotes where it has to be; "" for none and nan."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    text = str(escaping.csv_field(value))
+    return '"' + text.replace('"', '""') + '"' if _TO_QUOTE.search(text) else text

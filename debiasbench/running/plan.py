@@ -13,7 +13,7 @@ from debiasbench.grid import Grid
 from debiasbench.nets.build import check_net
 from debiasbench.nets.pretrained import weights_sha256
 from debiasbench.plugins import is_shipped
-from debiasbench.records import Failure, Record, Result, find_record, read_record, record_path, running_path
+from debiasbench.records import Failure, Record, Result, found_record, record_path, running_path
 from debiasbench.running.claims import RecordState, state_of
 from debiasbench.training.checkpoints import JOURNAL
 
@@ -92,21 +92,17 @@ def plan(
     before = {}
     for cell in grid.cells:
         before[cell.hash] = state_of(record_path(results_dir, cell))
-        path = find_record(results_dir, cell) if rerun != "all" else None
-        try:
-            record = read_record(path) if path else None
-        except BenchmarkError:
-            record = None  # cut off or foreign: its cell runs again
-        if path is None or record is None or _is_not_its_fault(record.failure):
+        record = found_record(results_dir, cell) if rerun != "all" else None  # one cut off or foreign is as none
+        if record is None or record.path is None or _is_not_its_fault(record.failure):
             to_run.append(cell)
         elif record.result is None:
-            (to_run.append(cell) if rerun == "failed" else failed.update({cell.hash: path}))
+            (to_run.append(cell) if rerun == "failed" else failed.update({cell.hash: record.path}))
         elif not _is_whole(record, cell, fingerprints[data_key(cell)], weights=weights) or (
             has_other_code(record, cell) and rerun == "changed" and not is_shipped(type(cell.build_method()))
         ):
             to_run.append(cell)
         else:
-            finished[cell.hash] = path
+            finished[cell.hash] = record.path
             if has_other_code(record, cell):
                 changed.setdefault(cell.method, []).append(cell)
             machines = _machines(record, cell, device_kind) if device_kind else None
@@ -234,6 +230,8 @@ def missing(dataset: Dataset, needed: Sequence[NeededFile], data_dir: Path) -> s
 
 def begun(cells: Sequence[Cell], results_dir: Path) -> list[Cell]:
     """Those of the cells that an earlier run has left a checkpoint of."""
+    if not (results_dir / "running").exists():
+        return []
     return [cell for cell in cells if (running_path(record_path(results_dir, cell)) / JOURNAL).exists()]
 
 

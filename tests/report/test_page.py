@@ -18,7 +18,9 @@ from made_records import changed, failed_record, made_record
 
 from debiasbench.grid import expand
 from debiasbench.records import EpochFacts, Seconds, SplitFacts
+from debiasbench.report import page as page_module
 from debiasbench.report.page import page
+from debiasbench.report.results import shortened
 from debiasbench.report.style import look
 from debiasbench.report.tables import Column, Entry, Table
 
@@ -307,7 +309,8 @@ def chart_of(records):
         style = dict(re.findall(r"([\w-]+): ([^;]+)", path.get("style")))
         points = re.findall(r"(-?[\d.]+) (-?[\d.]+)", path.get("d"))
         kinds = {"run": "stroke-opacity" in style, "validation": "stroke-dasharray" in style}
-        kinds["mean"] = not any(kinds.values()) and "stroke-linejoin" not in style  # the axis itself has one
+        is_band = "stroke" not in style  # and the axis itself has a linejoin
+        kinds["mean"] = not (any(kinds.values()) or is_band or "stroke-linejoin" in style)
         found = [kind for kind, is_one in kinds.items() if is_one]
         curves += [(kind, style["stroke"].upper(), [tuple(map(float, point)) for point in points]) for kind in found]
     x_ticks = {float(text.text): float(text.get("x")) for text in x_axis.iter("text") if text.text != "epoch"}
@@ -394,6 +397,72 @@ def test_five_hundred_cells_stay_small():
     assert "500 cells: 10 methods on 10 datasets" in text
     assert text.count("<summary>") == 500
     assert len(text.encode()) < 4e6
+
+
+def test_of_more_cells_each_is_a_line_and_their_methods_have_the_blocks(monkeypatch):
+    monkeypatch.setattr(page_module, "MOST_CELLS", 5)
+    records = [record(seed=seed, fractions=(0.5, 0.1 * seed)) for seed in range(4)]
+    records += [record("two", seed=7, fractions=(0.25,)), record("two", "other", fractions=(None,)), failure(seed=9)]
+    text = page("t", [], [], records)
+    document = Document(text)
+    assert not document.open
+    assert text.count("<details>") == 3 + 1  # and the settings of the one that failed
+    assert "(5)</li>" in text  # of the first dataset
+    one, two = re.findall(r'<span class="name">(.*?)</summary>', text)[:2]
+    assert re.findall(r">([^<>]+)<", f">{one}") == ["one", "4 cells", "15.00 %", "4.1 h"]
+    assert re.findall(r">([^<>]+)<", f">{two}") == ["two", "1 cell", "25.00 %", "61 min"]
+    metrics_of, lines_of = document.tables[:2]
+    assert metrics_of[0] == ["mean of the cells", "test", "validation"]
+    assert ["acc_unbiased", "15.00 %", "90.00 %"] in metrics_of
+    assert ["loss", "0.8500", "0.1000"] in metrics_of
+    assert lines_of[0] == ["cell", "acc_unbiased", "time", "record"]
+    assert lines_of[1:] == [
+        [f"seed {seed}", f"{10 * seed}.00 %", "61 min", f"s{seed}-00000000.json"] for seed in range(4)
+    ]
+    assert text.count("alpha</i> 0.7") == 4  # settings: of each method once, and of the failure
+    assert ["seed 0", "-", "61 min", "s0-00000000.json"] in document.tables[-1]
+
+
+def test_of_too_many_methods_settings_are_in_the_records_alone(monkeypatch):
+    monkeypatch.setattr(page_module, "MOST_CELLS", 2)
+    text = page("t", [], [], [record(f"method{number}") for number in range(3)])
+    assert text.count("<details>") == 3
+    assert "alpha</i>" not in text
+    assert [len(one) for one in Document(text).tables] == [2, 2, 2]  # a line each
+
+
+def test_of_many_failures_the_first_are_told_in_full(monkeypatch):
+    monkeypatch.setattr(page_module, "MOST_FAILURES", 2)
+    records = [failure(seed=seed, message=f"message {seed} {EVIL}", traceback=f"line {seed}") for seed in range(5)]
+    text = page("t", [], [], records)
+    assert '<a href="#failed">5 failed.</a>' in text
+    assert "Failed cells</a> (5)" in text
+    assert [f"line {seed}" in text for seed in range(5)] == [True, True, False, False, False]
+    assert text.count("<li>broken on cmnist5k, seed ") == 3
+    assert all(f"DivergedError: message {seed} &lt;script" in text for seed in (2, 3, 4))
+    assert not Document(text).open
+
+
+def test_of_many_runs_a_chart_shows_how_far_they_reach():
+    fractions = [(0.5, 0.3 + 0.01 * seed, 0.7) for seed in range(21)]
+    records = [record(seed=seed, fractions=one) for seed, one in enumerate(fractions)]
+    records += [record("two", seed=seed) for seed in range(2)]
+    curves, _, y_ticks, chart = chart_of(records)
+    assert [kind for kind, _, _ in curves].count("run") == 2  # those of the other method
+    (band,) = re.findall(r'<path d="M([^"]*)z" style="[^"]*opacity: 0.15', chart)
+    heights = [float(place) for place in re.findall(r"[\d.]+ ([\d.]+)", band)]
+    assert [round(read_off(y_ticks, height)) for height in heights] == [50, 30, 70, 70, 50]
+    assert (
+        "the mean of a method's runs, and thin each run; of many runs a band from the lowest to the highest." in chart
+    )
+    assert "and a band from the lowest to the highest." in page("t", [], [], records[:21])
+
+
+def test_records_in_brief_make_the_same_page():
+    records = [record(seed=seed, fractions=(0.5, None, 0.6, 0.7)) for seed in range(2)]
+    records = [changed(one, selection=one.result.selection | {"last": 2, "val_acc": 1}) for one in records]
+    records += [record("two"), failure()]
+    assert page("t", [], [], list(map(shortened, records))) == page("t", [], [], records)
 
 
 # ---- in a browser ----------------------------------------------------------------------------------------------------

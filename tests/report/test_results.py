@@ -21,7 +21,7 @@ from debiasbench.errors import BenchmarkError
 from debiasbench.evaluation.selection import OF_CLASSES, SELECTION_RULES, select
 from debiasbench.experiments import Experiment, write_grid
 from debiasbench.grid import expand
-from debiasbench.records import EpochFacts, Seconds, SplitFacts
+from debiasbench.records import EpochFacts, GroupFacts, Seconds, SplitFacts, StageFacts
 from debiasbench.report import figures, page, tables
 from debiasbench.report import make as report
 from debiasbench.report.results import compare, headline_of, load_results, runs, summary, to_frame
@@ -574,8 +574,14 @@ def test_records_of_two_machines_that_overlap_count_once(tmp_path):
 
 @pytest.mark.parametrize(
     "change",
-    [{"epochs": tuple(epochs_of(0.3))}, {"logged": {"temperature": 2.0}}, {"arrays": {"score": "0" * 64}}],
-    ids=["metrics", "logged", "arrays"],
+    [
+        {"epochs": tuple(epochs_of(0.3))},
+        {"logged": {"temperature": 2.0}},
+        {"arrays": {"score": "0" * 64}},
+        {"groups": {"test": (GroupFacts(n=9),)}},
+        {"stages": (StageFacts(call=2, epochs=1, evaluated=True),)},
+    ],
+    ids=["metrics", "logged", "arrays", "groups", "stages"],  # a report shows neither of the last two
 )
 def test_unequal_records_of_a_cell_are_refused_in_one_message_with_both_paths(tmp_path, change):
     paths = on_two_machines(tmp_path, **change)
@@ -1080,6 +1086,18 @@ def test_a_csv_of_results_reads_as_the_table_that_was_written(made):
     assert compare(again, reference="vanilla")["welch"].tolist() == pytest.approx(
         [welch(VALUES[method], VANILLA) for method in ("pgd:score=loss", "lff", "disen")]
     )
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 100])
+def test_a_csv_of_a_frame_is_that_of_pandas(monkeypatch, at_once):
+    monkeypatch.setattr(tables, "ROWS_AT_ONCE", at_once)
+    frame = pd.DataFrame({
+        "float": [0.0, -0.0, math.nan, 1e-5, 1e22], "mixed": [1, True, 1.0, None, "x"], "whole": [1, 2, 3, 4, 5],
+        "text": ["plain", "a,b", 'say "x"', "-3", None], "yes": [True, False, True, True, False],
+        "a,b": [(1, 2), (1.0, 2), None, [1], "l"], "perhaps": [True, None, False, True, None], "same": ["x"] * 5,
+    })  # fmt: skip
+    assert "".join(tables.frame_csv(frame)) == frame.to_csv(index=False, lineterminator="\n")
+    assert "".join(tables.frame_csv(frame.iloc[:0])) == frame.iloc[:0].to_csv(index=False, lineterminator="\n")
 
 
 def test_holm_is_over_all_comparisons_of_the_table():

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
+from debiasbench.report import statistics
 from debiasbench.report.statistics import (
     Comparison,
     average_ranks,
@@ -216,6 +217,19 @@ def test_drawn_patterns_are_the_same_again_and_leave_the_global_generator_alone(
     assert (np.random.get_state()[1] == before).all()  # noqa: NPY002
 
 
+@pytest.mark.parametrize("at_once", [1, 100, 2**20])  # of the patterns, which are never there as a whole
+@pytest.mark.parametrize("n", [6, 14, 15, 33])
+def test_sign_flip_is_the_permutation_test_of_scipy_in_blocks_of_any_size(monkeypatch, n, at_once):
+    monkeypatch.setattr(statistics, "AT_ONCE", at_once)
+    pairs = list(zip(np.round(numbers(n, n, 0.806), 4), np.round(numbers(n + 50, n), 4), strict=True))
+    expected = stats.permutation_test(
+        (np.rint((np.array(pairs) @ (1, -1)) / 1e-12),), lambda values, axis: values.sum(axis=axis),
+        permutation_type="samples", alternative="greater", n_resamples=2**14 if n <= 14 else 19_999,
+        batch=10_000, rng=np.random.default_rng(3),
+    )  # fmt: skip
+    assert sign_flip(pairs, seed=3) == expected.pvalue
+
+
 # --- Holm
 
 
@@ -283,6 +297,17 @@ def test_from_ten_runs_the_interval_of_the_gap_is_bootstrapped_with_bca():
     low, high = np.quantile(resampled, (0.025, 0.975))
     assert low < found[0] < low + 0.3 * (high - low)
     assert high < found[1] < high + 0.5 * (high - low)
+
+
+@pytest.mark.parametrize("at_once", [1, 250, 2**20])
+@pytest.mark.parametrize(("n", "m"), [(10, 10), (10, 13), (40, 25)])
+def test_the_bootstrap_is_that_of_scipy_in_blocks_of_any_size(monkeypatch, n, m, at_once):
+    monkeypatch.setattr(statistics, "AT_ONCE", at_once)
+    x, y = numbers(n, n, 0.83), numbers(m + 50, m)
+    expected = stats.bootstrap(
+        (x, y), lambda one, other, axis: one.mean(axis) - other.mean(axis), method="BCa", rng=np.random.default_rng(3)
+    ).confidence_interval
+    assert gap_interval(x, y, seed=3) == (expected.low, expected.high)
 
 
 def test_the_bootstrap_gives_the_same_interval_again_and_leaves_the_global_generator_alone():

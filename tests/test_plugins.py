@@ -1,0 +1,68 @@
+"""Names of plug-ins that are read from their files before anything is imported."""
+
+import pytest
+
+from debiasbench import plugins
+from debiasbench.datasets import registry as datasets
+from debiasbench.errors import BenchmarkError
+from debiasbench.methods import registry as methods
+
+
+def written(folder, **files):
+    """The names in files of these texts."""
+    for name, text in files.items():
+        (folder / f"{name}.py").write_text(text, encoding="utf-8")
+    return plugins._written_names([str(folder)], "debiasbench.nothing")
+
+
+@pytest.mark.parametrize("registry", [methods, datasets])
+def test_the_names_in_the_shipped_files_are_those_of_the_classes(registry):
+    shipped = plugins.folders(str(plugins.PACKAGE / f"{registry.kind}s.py"), "NOT_SET")
+    own = {name for name, cls in registry.classes().items() if plugins.is_shipped(cls)}
+    own |= {alias for alias, (name, _) in registry.aliases().items() if name in own}
+    assert plugins._written_names(shipped, registry.package) == own
+
+
+def test_names_and_aliases_are_found_wherever_a_class_is(tmp_path):
+    found = written(
+        tmp_path,
+        one="class A(B):\n    name = 'a'\n    aliases = {'a-b': {'x': f(1)}, 'a-c': {}}\n",
+        two="if True:\n    class A(B):\n        name: ClassVar = 'b'\n        def f(self):\n            name = g()\n",
+        three="def f():\n    class A(B):\n        by = {name: 1 for name in 'xy'}\n        name = 'c'\n    return A\n",
+        four="@dataclass\nclass Helper:\n    x: int = 0\n",
+    )
+    assert found == {"a", "a-b", "a-c", "b", "c"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "class A(B):\n    name = prefix + 'a'", "class A(B):\n    name = f'a-{norm}'", "class A(B):\n    name = NAME",
+        "class A(B):\n    name, version = 'a', 2", "class A(B):\n    if new:\n        name = 'a'",
+        "class A(B):\n    for name in 'ab':\n        pass", "class A(B):\n    name = 3",
+        "class A(B):\n    aliases = {**other}", "class A(B):\n    aliases = {key: {}}", "class A(B):\n    aliases = B",
+        "@named('a')\nclass A(B):\n    pass", "class A(B, name='a'):\n    pass", "class A(B, metaclass=C):\n    pass",
+        "A = type('A', (B,), {'name': 'a'})", "setattr(A, 'name', 'a')", "A.name = 'a'", "A.aliases = {'a': {}}",
+        "globals()['A'] = B", "exec(text)", "A = types.new_class('A', (B,))", "A = dataclasses.make_dataclass('A', [])",
+        "class A(:", "x = '\x00'",
+    ],
+)  # fmt: skip
+def test_where_names_are_not_written_nothing_is_told(tmp_path, text):
+    assert written(tmp_path, clear="class Z(B):\n    name = 'z'\n", unclear=text) is None
+
+
+def test_plugins_of_installed_packages_are_not_read(monkeypatch, tmp_path):
+    monkeypatch.setattr(plugins, "entry_points", lambda group: [group])
+    assert written(tmp_path, clear="class Z(B):\n    name = 'z'\n") is None
+
+
+def test_unknown_names_are_refused_together_and_files_are_left_to_their_import(monkeypatch, tmp_path):
+    written(tmp_path, mine="class Z(B):\n    name = 'zed'\n", nameless="class Y(B):\n    pass\n")
+    monkeypatch.setenv("DEBIASBENCH_METHODS_PATH", str(tmp_path))
+    monkeypatch.delitem(plugins.sys.modules, "debiasbench.methods")
+    plugins.check_names("method", ["zed", "vanilla", "lff-grad", "nameless"])
+    with pytest.raises(BenchmarkError) as refused:
+        plugins.check_names("method", ["zet", "vanilla", "lfff", "zet"])
+    first, second = str(refused.value).splitlines()
+    assert first.startswith("Unknown method 'zet'. Did you mean 'zed'? Known: bpa, ")
+    assert second.startswith("Unknown method 'lfff'. Did you mean 'lff'?")

@@ -61,12 +61,15 @@ def files_of_plugin(cls: type[Any]) -> dict[str, Path]:
     files: dict[str, Path] = {}
     for module in dict.fromkeys(one.__module__ for one in cls.__mro__):
         if not _of_suite(module) and not _installed(module, within=""):
-            files |= {name: file for name, file, _ in _local_parts(module)}
+            files |= {name: file for name, file, _ in _local_parts(module, packages=True)}
     return files
 
 
-def _local_parts(module: str) -> Iterator[tuple[str, Path, ast.AST]]:
-    """A module and all local modules that it imports: each with its file and its source."""
+def _local_parts(module: str, *, packages: bool = False) -> Iterator[tuple[str, Path, ast.AST]]:
+    """A module and all local modules that it imports: each with its file and its source.
+
+    `packages`: with those that they are in, whose own source runs first.
+    """
     seen: set[str] = set()
     waiting = [module]
     while waiting:
@@ -78,6 +81,7 @@ def _local_parts(module: str) -> Iterator[tuple[str, Path, ast.AST]]:
         tree = ast.parse(file.read_bytes())
         yield name, file, tree
         waiting += _imported(tree, name)
+        waiting += [name.rpartition(".")[0]] if packages and "." in name else []
 
 
 @functools.cache

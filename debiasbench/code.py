@@ -21,6 +21,7 @@ from debiasbench.about import PACKAGE
 PLUGINS = ("debiasbench.methods.", "debiasbench.datasets.")  # modules of the one-file packages are no part of the suite
 
 
+@functools.cache
 def digest_of_plugin(cls: type[Any]) -> str | None:
     """Digest of the modules that a class and its bases are defined in, and of the local modules that these import.
 

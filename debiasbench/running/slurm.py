@@ -303,15 +303,11 @@ class SlurmExecutor:
             BenchmarkError: SLURM does not answer, and the jobs go on.
         """
         mine = [number for number in self._arrays.values() if number not in self._shared]
-        deadline, refusal = time.monotonic() + CANCEL, "not asked yet"
-        while self._is_alive(mine):
+        deadline, refusal = time.monotonic() + CANCEL, "it was not asked yet"
+        while self._is_alive(mine) and time.monotonic() < deadline:
             refusal = refusal and self._cancel(mine)
-            if (self._is_done and not refusal) or time.monotonic() > deadline:
-                break
             time.sleep(POLL)
-        else:
-            return
-        if refusal:
+        if refusal and not self._is_done and self._is_alive(mine):
             raise BenchmarkError(
                 f"SLURM could not be asked to cancel the jobs, which go on ({refusal}). When it answers: "
                 f"scancel {' '.join(mine)}"

@@ -280,7 +280,7 @@ def test_a_failure_beside_a_finished_record_is_no_lost_cell(tmp_path, stand_in):
 
 
 def test_jobs_that_could_not_be_cancelled_are_named(tmp_path, stand_in, monkeypatch):
-    monkeypatch.setattr(slurm, "CANCEL", 0.0)
+    monkeypatch.setattr(slurm, "CANCEL", 0.1)
     executor = submitted(tmp_path, "queued").executor
     stand_in.refusal = "slurm_kill_job error: Unable to contact slurm controller (connect failure)\n"
     with pytest.raises(BenchmarkError, match=r"go on \(slurm_kill_job error: .*\)\. When it answers: scancel 1$"):

@@ -21,15 +21,19 @@ from debiasbench.about import PACKAGE
 PLUGINS = ("debiasbench.methods.", "debiasbench.datasets.")  # modules of the one-file packages are no part of the suite
 
 
-@functools.cache
 def digest_of_plugin(cls: type[Any]) -> str | None:
     """Digest of the modules that a class and its bases are defined in, and of the local modules that these import.
 
     None where that cannot be told: a class of the suite itself, or without a source file.
     """
-    modules = list(dict.fromkeys(one.__module__ for one in cls.__mro__))
-    modules = [name for name in modules if not _of_suite(name) and not _installed(name, within=cls.__module__)]
-    parts = [digest_of_module(name) for name in modules]
+    return _digest_of(tuple(dict.fromkeys(one.__module__ for one in cls.__mro__)), cls.__module__)
+
+
+@functools.cache
+def _digest_of(modules: tuple[str, ...], within: str) -> str | None:
+    """Of those of the modules that are neither of the suite nor of an installed package other than that of `within`."""
+    own = [name for name in modules if not _of_suite(name) and not _installed(name, within=within)]
+    parts = [digest_of_module(name) for name in own]
     known = [part for part in parts if part is not None]
     if not known or len(known) < len(parts):
         return None

@@ -212,10 +212,11 @@ class SlurmExecutor:
 
     def check(self, cells: Sequence[Cell], settings: Settings) -> None:
         """Let SLURM say whether it would take the job."""
-        if "%" in str(settings.results_dir):
+        where = str(settings.results_dir)
+        if "%" in where or not where.isprintable():
             raise BenchmarkError(
-                f"--results-dir {settings.results_dir}: SLURM replaces what follows a % in names of folders. Give "
-                "another with --executor slurm."
+                f"--results-dir {where!a}: --executor slurm takes no folder with a % (which SLURM replaces), a line "
+                "break, or a character that is no text in its path. Give another."
             )
         if not cells or CLUSTER != "slurm":
             return

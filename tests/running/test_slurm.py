@@ -296,8 +296,8 @@ def test_what_slurm_does_not_take_is_told_in_a_line(tmp_path, stand_in, monkeypa
     monkeypatch.setattr(stand_in, "submit", refuse)
     with pytest.raises(BenchmarkError, match=r"^SLURM does not take the jobs: sbatch: error: Invalid account$"):
         run_grid(grid, print)
-    for name in ("100%", "a%jb", "%%"):
-        with pytest.raises(BenchmarkError, match=r"SLURM replaces what follows a % in names of folders"):
+    for name in ("100%", "a%jb", "a\nb", "a\udcffb"):
+        with pytest.raises(BenchmarkError, match=r"--executor slurm takes no folder with a %"):
             ready(tmp_path / name, "queued", executor="slurm")
 
 

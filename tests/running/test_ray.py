@@ -155,7 +155,7 @@ def test_a_run_that_is_stopped_leaves_a_checkpoint_for_any_executor(tmp_path, cl
 
 @pytest.mark.slow
 def test_a_cell_that_hangs_is_ended(tmp_path, cluster):
-    records = run(tmp_path, "packed:hangs=true", "packed", cell_timeout=5.0, executor=f"ray:{cluster.address}")
+    records = run(tmp_path, "packed:hangs=true", "packed", cell_timeout=20.0, executor=f"ray:{cluster.address}")
     assert records["packed:hangs=true"].failure.type == "TimedOut"
     assert records["packed"].done
 

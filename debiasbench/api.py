@@ -26,6 +26,9 @@ def run(  # noqa: PLR0913 - the command line's options
     results_dir: str | Path = "results",
     device: str = "auto",
     workers: int | None = None,
+    per_device: int = 1,
+    executor: str = "local",
+    slurm: Sequence[str] = (),
     epochs: int | None = None,
     data_seeds: int | None = None,
     shared_recipes: bool = False,
@@ -50,6 +53,9 @@ def run(  # noqa: PLR0913 - the command line's options
         seeds: how many (0, 1, ...), or which.
         data_dir: default: $DEBIASBENCH_DATA, or `data`. results_dir: finished cells in it are not run again.
         device: "auto", "cpu", "cuda", ... workers: processes; default: one a core or GPU.
+        per_device: cells that share a GPU at a time.
+        executor: what trains the cells: "local" (this machine), "ray" or "ray:HOST:PORT", "slurm".
+        slurm: what a SLURM job has: "partition=gpu", "time=8h", "gpus=1", ..., or a .toml file.
         cache_dir: for decoded images; default: $DEBIASBENCH_CACHE, or a folder of the user's own.
         epochs: replaces the epochs of each stage that follows the recipe.
         rerun: which cells run: "missing", "failed", "changed" (also of methods whose code has changed) or "all".
@@ -77,9 +83,10 @@ def run(  # noqa: PLR0913 - the command line's options
     results = to_path(results_dir)
     options = RunOptions(
         data_dir=to_path(data_dir) if data_dir else default_data_dir(), results_dir=results, device=device,
-        workers=workers, rerun=rerun, keep_changed=keep_changed, save_weights=save_weights, reuse=reuse,
-        download=download, skip_missing=skip_missing, shard=shard, checkpoint_every=checkpoint_every,
-        cell_timeout=cell_timeout, silence_timeout=silence_timeout,
+        workers=workers, per_device=per_device, executor=executor,
+        slurm=(slurm,) if isinstance(slurm, str) else tuple(slurm), rerun=rerun, keep_changed=keep_changed,
+        save_weights=save_weights, reuse=reuse, download=download, skip_missing=skip_missing, shard=shard,
+        checkpoint_every=checkpoint_every, cell_timeout=cell_timeout, silence_timeout=silence_timeout,
     )  # fmt: skip
     ready = plan_grid(asked, options)
     for data, reason in ready.left_out.items():

@@ -26,9 +26,14 @@ def digest_of_plugin(cls: type[Any]) -> str | None:
 
     None where that cannot be told: a class of the suite itself, or without a source file.
     """
-    modules = list(dict.fromkeys(one.__module__ for one in cls.__mro__))
-    modules = [name for name in modules if not _of_suite(name) and not _installed(name, within=cls.__module__)]
-    parts = [digest_of_module(name) for name in modules]
+    return _digest_of(tuple(dict.fromkeys(one.__module__ for one in cls.__mro__)), cls.__module__)
+
+
+@functools.cache
+def _digest_of(modules: tuple[str, ...], within: str) -> str | None:
+    """Of those of the modules that are neither of the suite nor of an installed package other than that of `within`."""
+    own = [name for name in modules if not _of_suite(name) and not _installed(name, within=within)]
+    parts = [digest_of_module(name) for name in own]
     known = [part for part in parts if part is not None]
     if not known or len(known) < len(parts):
         return None
@@ -61,12 +66,15 @@ def files_of_plugin(cls: type[Any]) -> dict[str, Path]:
     files: dict[str, Path] = {}
     for module in dict.fromkeys(one.__module__ for one in cls.__mro__):
         if not _of_suite(module) and not _installed(module, within=""):
-            files |= {name: file for name, file, _ in _local_parts(module)}
+            files |= {name: file for name, file, _ in _local_parts(module, packages=True)}
     return files
 
 
-def _local_parts(module: str) -> Iterator[tuple[str, Path, ast.AST]]:
-    """A module and all local modules that it imports: each with its file and its source."""
+def _local_parts(module: str, *, packages: bool = False) -> Iterator[tuple[str, Path, ast.AST]]:
+    """A module and all local modules that it imports: each with its file and its source.
+
+    `packages`: with those that they are in, whose own source runs first.
+    """
     seen: set[str] = set()
     waiting = [module]
     while waiting:
@@ -78,6 +86,7 @@ def _local_parts(module: str) -> Iterator[tuple[str, Path, ast.AST]]:
         tree = ast.parse(file.read_bytes())
         yield name, file, tree
         waiting += _imported(tree, name)
+        waiting += [name.rpartition(".")[0]] if packages and "." in name else []
 
 
 @functools.cache

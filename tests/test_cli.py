@@ -18,6 +18,7 @@ import pytest
 import debiasbench
 from debiasbench.cli import main
 from debiasbench.datasets import registry as datasets
+from debiasbench.errors import BenchmarkError
 from debiasbench.methods import registry as methods
 from debiasbench.report import make as report
 
@@ -206,6 +207,28 @@ def test_the_screen_shows_the_table_the_tests_and_the_paths(results, capsys):
     shown = capsys.readouterr().out
     for words in ("Comparison", "±", "Tests against the reference", "p Welch", "comparison.tex", "scores-small"):
         assert words in shown
+
+
+def test_the_python_interface_knows_executors(results, plugins, monkeypatch):
+    asked = []
+
+    def refuse(given, options):
+        asked.append((options.executor, options.slurm, options.per_device))
+        raise BenchmarkError("as asked")
+
+    monkeypatch.setattr("debiasbench.running.run.plan_grid", refuse)
+    for options in (
+        {},
+        {"executor": "ray:a:1", "per_device": 2},
+        {"executor": "slurm", "slurm": ["time=8h", "gpus=1"]},
+    ):
+        with pytest.raises(BenchmarkError, match="as asked"):
+            debiasbench.run(["vanilla"], ["small"], results_dir=results, **options)
+    with pytest.raises(BenchmarkError, match="as asked"):
+        debiasbench.run(["vanilla"], ["small"], results_dir=results, executor="slurm", slurm="cluster.toml")
+    assert asked == [
+        ("local", (), 1), ("ray:a:1", (), 2), ("slurm", ("time=8h", "gpus=1"), 1), ("slurm", ("cluster.toml",), 1),
+    ]  # fmt: skip
 
 
 def test_python_interface_gives_one_tidy_table(results, plugins):

@@ -262,6 +262,16 @@ class Presence:
             return  # a network that is down for a while: nothing is known
 
 
+def is_at_work(results_dir: Path) -> bool:
+    """Whether a run is there, be it that it trains no cell now."""
+    folder = results_dir / "running"
+    marks = list(folder.glob(f"{PRESENT}*"))
+    try:
+        return bool(marks) and any(now_at(folder) - mark.stat().st_mtime < LEASE for mark in marks)
+    except OSError:  # a folder that can only be read, or a run that has just ended: it may be
+        return True
+
+
 def claim_path(results_dir: Path, cell: Cell) -> Path:
     """The file of a cell's claim."""
     return claim_path_of(record_path(results_dir, cell))

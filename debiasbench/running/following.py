@@ -7,21 +7,21 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from debiasbench.cell import Cell
 from debiasbench.errors import BenchmarkError
 from debiasbench.files import write_atomically
 from debiasbench.records import read_record, record_path
-from debiasbench.running.claims import Holder, RecordState, running_cells, state_of
+from debiasbench.running.claims import LEASE, Holder, is_at_work, running_cells, state_of
 from debiasbench.running.plan import Plan
+from debiasbench.running.slurm_queue import is_queued, told_jobs
 
+States = list[list[int] | None]
 CELLS = "cells.json"  # the cells of the run that was started last, with the states of their records then
 
 
 def tell_cells(results_dir: Path, planned: Plan) -> None:
     """Write down what a run is to train, for those who follow it."""
-    told = {}
-    for cell in planned.to_run:
-        path = record_path(results_dir, cell)
-        told[path.relative_to(results_dir).as_posix()] = _states(path)
+    told = {name_of(results_dir, cell): states_of(record_path(results_dir, cell)) for cell in planned.to_run}
     write_atomically(results_dir / CELLS, json.dumps(told).encode())
 
 
@@ -35,10 +35,11 @@ class Following:
     """
 
     results_dir: Path
-    waiting: dict[str, list[RecordState]]
+    waiting: dict[str, States]
     done: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
+    sign: float = field(default_factory=time.monotonic)  # when a run was last seen at work
     n_before: int = 0  # cells that had ended when it was first looked at
 
     @classmethod
@@ -50,7 +51,7 @@ class Following:
         """
         try:
             told = json.loads((results_dir / CELLS).read_bytes())
-            waiting = {path: [tuple(one) if one else None for one in states] for path, states in told.items()}
+            waiting = {path: [one and list(one) for one in states] for path, states in told.items()}
         except (OSError, ValueError, AttributeError, TypeError):
             raise BenchmarkError(f"No run was started on {results_dir}: there is nothing to follow.") from None
         following = cls(results_dir, waiting)
@@ -59,10 +60,14 @@ class Following:
         return following
 
     def look(self) -> list[tuple[str, Holder]]:
-        """Look for new records; returns what is running: cell and who trains it."""
+        """Look for new records; returns what is running: cell and who trains it.
+
+        Raises:
+            BenchmarkError: no run was at work for a while, and records are missing.
+        """
         for name, before in list(self.waiting.items()):
             path = self.results_dir / name
-            now = _states(path)
+            now = states_of(path)
             if now == before:
                 continue
             try:
@@ -73,10 +78,22 @@ class Following:
             is_failed = record.failure is not None or now[1] != before[1]
             (self.failed if is_failed else self.done).append(record.cell.title)
         folder = self.results_dir / "running"
-        return [
+        running = [
             (path.relative_to(folder).with_suffix("").as_posix(), holder)
             for path, holder in running_cells(self.results_dir)
         ]
+        if running or is_at_work(self.results_dir):
+            self.sign = time.monotonic()
+        elif self.waiting and time.monotonic() - self.sign > LEASE:  # a run that is told to begin takes a while
+            if not any(
+                is_queued(number) for _, number, cells in told_jobs(self.results_dir) if cells.keys() & self.waiting
+            ):
+                raise BenchmarkError(
+                    f"No run is at work on {self.results_dir}, and {len(self.waiting)} cells have no record. The same "
+                    "command goes on with them."
+                )
+            self.sign = time.monotonic()
+        return running
 
     @property
     def seconds_left(self) -> float | None:
@@ -85,6 +102,16 @@ class Following:
         return (time.monotonic() - self.started) / ended * len(self.waiting) if ended else None
 
 
-def _states(path: Path) -> list[RecordState]:
-    """Of a record and of a failure beside it."""
-    return [state_of(path), state_of(path.with_name(path.name + ".failed"))]
+def name_of(results_dir: Path, cell: Cell) -> str:
+    """What a cell is called in files of its results folder: where its record goes there."""
+    return record_path(results_dir, cell).relative_to(results_dir).as_posix()
+
+
+def states_of(record: Path) -> States:
+    """Of a record and of a failure beside it, as JSON has them."""
+    return [list(one) if one else None for one in map(state_of, (record, failure_beside(record)))]
+
+
+def failure_beside(record: Path) -> Path:
+    """Where a failure is recorded of a cell that has a finished record."""
+    return record.with_name(record.name + ".failed")

@@ -21,8 +21,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from debiasbench.about import with_package
 from debiasbench.cell import Cell
-from debiasbench.code import files_of_plugin
+from debiasbench.code import PLUGINS, files_of_plugin
 from debiasbench.errors import BenchmarkError
 from debiasbench.plugins import is_shipped
 from debiasbench.running.executor import Settings
@@ -108,6 +109,7 @@ class RayTask:
         """`files`: sent along, see `plugin_files`."""
         self._given, self._gpus = (settings, files, variables), gpus
         self._messages: Any = None  # Ray's generator
+        self._coming: Any = None  # its next message: of a task that is cancelled, there when that has ended
         self._cause = ""
         self.waits, self.is_over, self.is_lost, self.was_killed_by_others = True, False, False, False
 
@@ -117,6 +119,7 @@ class RayTask:
 
         task = ray.remote(train).options(
             num_cpus=1, num_gpus=self._gpus, num_returns="streaming", max_retries=0, name="debiasbench",
+            runtime_env=_environment(),
         )  # fmt: skip
         self._messages = task.remote(*self._given, request)
 
@@ -127,24 +130,29 @@ class RayTask:
         if self.is_over:
             return None
         try:
-            ready, _ = ray.wait([self._messages], timeout=timeout)
-            message: dict[str, Any] | None = ray.get(next(self._messages)) if ready else None
+            if self._coming is None:
+                ready, _ = ray.wait([self._messages], timeout=timeout)
+                if not ready:
+                    return None
+                self._coming = next(self._messages)
+            message: dict[str, Any] = ray.get(self._coming, timeout=timeout)
+            self._coming = None
         except StopIteration:
             self.is_over = True
+            return None
+        except ray.exceptions.GetTimeoutError:
             return None
         except ray.exceptions.RayError as error:
             self.is_over, self._cause = True, _said(error)
             self.is_lost = isinstance(error, ray.exceptions.WorkerCrashedError | ray.exceptions.NodeDiedError)
             return None
-        if message is not None:
-            self.waits = False
-            if message["event"] == "finished":
-                message["leaves"] = True
-            elif message["event"] == "died":
-                self.is_over, self._cause = True, message["cause"]
-                self.was_killed_by_others = message["was_killed"]
-                return None
-        return message
+        self.waits = False
+        if message["event"] == "finished":
+            message["leaves"] = True
+        elif message["event"] == "died":
+            self.is_over, self._cause = True, message["cause"]
+            self.was_killed_by_others = message["was_killed"]
+        return None if message["event"] in ("died", "silent") else message
 
     def ask_to_stop(self) -> None:
         """Ray interrupts the task, and that ends its worker."""
@@ -179,7 +187,10 @@ class RayTask:
 def train(
     settings: Mapping[str, Any], files: Mapping[str, bytes], variables: Mapping[str, str], request: Mapping[str, Any]
 ) -> Iterator[dict[str, Any]]:
-    """In a Ray task: train one cell in a worker process, and hand on what it says."""
+    """In a Ray task: train one cell in a worker process, and hand on what it says; "silent" where that is nothing.
+
+    Ray interrupts a generator only where it hands something on.
+    """
     folder = Path(tempfile.mkdtemp(prefix="debiasbench-"))
     process = None
     try:
@@ -196,6 +207,8 @@ def train(
                 cause = f"{process.cause_of_death()}, on {socket.gethostname()}"
                 yield {"event": "died", "cause": cause, "was_killed": process.was_killed_by_others}
                 return
+            else:
+                yield {"event": "silent"}
     finally:  # also when Ray interrupts it
         if process is not None:
             process.end()
@@ -214,13 +227,9 @@ def plugin_files(cells: Sequence[Cell]) -> dict[str, bytes]:
         if is_shipped(cls):
             continue
         for module, file in files_of_plugin(cls).items():
-            package, _, name = module.rpartition(".")
-            is_package = file.name == "__init__.py"
-            if package in ("debiasbench.methods", "debiasbench.datasets"):
-                place = f"{package.partition('.')[2]}/{name}"
-            else:
-                place = f"modules/{module.replace('.', '/')}"
-            found[f"{place}/__init__.py" if is_package else f"{place}.py"] = file.read_bytes()
+            within = module.removeprefix("debiasbench.") if module.startswith(PLUGINS) else f"modules.{module}"
+            place = within.replace(".", "/")
+            found[f"{place}/__init__.py" if file.name == "__init__.py" else f"{place}.py"] = file.read_bytes()
     return found
 
 
@@ -238,6 +247,11 @@ def unpacked(files: Mapping[str, bytes], folder: Path) -> dict[str, str]:
     variables = {name: str(place) if place.is_dir() else "" for name, place in places.items()}
     variables["PYTHONPATH"] = os.pathsep.join(filter(None, [variables["PYTHONPATH"], before]))
     return variables
+
+
+def _environment() -> dict[str, Any]:
+    """By which tasks find the suite where this process does, if it is there: a clone need not be installed."""
+    return {"env_vars": {"PYTHONPATH": with_package("${PYTHONPATH}")}}
 
 
 def can_take_part(expected: Mapping[str, str], folders: Sequence[str], mark: str) -> str:
@@ -318,7 +332,9 @@ def _probe(folders: Sequence[Path], mark: Path) -> list[str]:
     for node in ray.nodes():
         if node["Alive"]:
             there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            task = ray.remote(can_take_part).options(num_cpus=0, scheduling_strategy=there, max_retries=0)
+            task = ray.remote(can_take_part).options(
+                num_cpus=0, scheduling_strategy=there, max_retries=0, runtime_env=_environment()
+            )  # fmt: skip
             asked[node["NodeManagerHostname"], node["NodeID"]] = task.remote(
                 versions(), [for_worker(one) for one in folders], for_worker(mark)
             )
@@ -327,6 +343,8 @@ def _probe(folders: Sequence[Path], mark: Path) -> list[str]:
     for (host, _), answer in asked.items():
         try:
             refusals.append(ray.get(answer, timeout=max(0.1, deadline - time.monotonic())))
+        except ray.exceptions.GetTimeoutError:
+            refusals.append(f"{host} cannot take part: it does not answer within {PROBE:.0f} s.")
         except ray.exceptions.RayError as error:
             refusals.append(f"{host} cannot take part: {_said(error)}")
     return [one for one in refusals if one]

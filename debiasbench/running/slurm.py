@@ -8,34 +8,39 @@ go on without it.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
-import json
+import io
 import pickle
 import re
+import shlex
 import shutil
-import subprocess
 import time
 import tomllib
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
+from debiasbench.about import PACKAGE
 from debiasbench.cell import Cell
 from debiasbench.errors import BenchmarkError
-from debiasbench.files import to_path, write_atomically
+from debiasbench.files import to_path
 from debiasbench.parameters import suggestion
+from debiasbench.records import record_path
+from debiasbench.running import slurm_queue
 from debiasbench.running.claims import Holder, Work, claim_path, holder_of
 from debiasbench.running.executor import POLL, Event, Settings
+from debiasbench.running.following import failure_beside, name_of, states_of
 from debiasbench.running.nodes import shared_folders, versions
 from debiasbench.running.slurm_job import REFUSED, Job
+from debiasbench.running.slurm_queue import folder_of_jobs, tell_jobs, told_jobs
 
 CLUSTER = "slurm"  # of submitit; "local" has jobs that are processes of this machine: for tests
 LOOK = 5.0  # seconds between questions to SLURM, and between looks at records of cells that nobody holds
 CANCEL = 60.0  # seconds that cancelled jobs have to write checkpoints
 REQUEUED = 1000  # times that a job may run out of its time
-OVER = ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT")
 
 
 @dataclass(frozen=True)
@@ -57,15 +62,16 @@ class SlurmOptions:
     qos: str | None = None
     constraint: str | None = None
     setup: tuple[str, ...] = ()
-    more: tuple[tuple[str, str], ...] = ()
+    more: tuple[tuple[str, str | bool], ...] = ()
 
     def for_submitit(self) -> dict[str, Any]:
         """As submitit names them."""
+        package = f'export PYTHONPATH={shlex.quote(str(PACKAGE.parent))}"${{PYTHONPATH:+:$PYTHONPATH}}"'  # a clone, too
         named = {
             "timeout_min": self.time, "cpus_per_task": self.cpus, "gpus_per_node": self.gpus or None,
             "name": "debiasbench", "slurm_partition": self.partition, "slurm_mem": self.memory,
             "slurm_account": self.account, "slurm_qos": self.qos, "slurm_constraint": self.constraint,
-            "slurm_setup": list(self.setup) or None,
+            "slurm_setup": [*self.setup, package],
             "slurm_additional_parameters": {"requeue": True, **dict(self.more)},
             "slurm_signal_delay_s": min(90, self.time * 60 // 3),
         }  # fmt: skip
@@ -141,10 +147,18 @@ def _lines(key: str, value: Any) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _table(key: str, value: Any) -> tuple[tuple[str, str], ...]:
+def _table(key: str, value: Any) -> tuple[tuple[str, str | bool], ...]:
     if not isinstance(value, dict):
         raise _refused(key, value, "a table of a TOML file, [more]")
-    return tuple((_word(key, name), _word(key, str(one))) for name, one in value.items())
+    return tuple((_word(key, name), _option(name, one)) for name, one in value.items() if one is not False)
+
+
+def _option(name: str, value: Any) -> str | bool:
+    if value is True:  # an option without a value, such as --exclusive
+        return True
+    if not isinstance(value, str | int | float):
+        raise _refused(name, value, "a word, as sbatch takes it, a number or true")
+    return _word(name, str(value))
 
 
 _FORMS: dict[str, Callable[[str, Any], Any]] = {
@@ -188,38 +202,43 @@ class SlurmExecutor:
         if per_device < 1 or (self.device == "cpu" and per_device > 1):
             raise BenchmarkError(f"--per-device must be at least 1, and 1 without GPUs. Got {per_device}.")
         self.options, self.per_device = options, per_device
+        self._arrays: dict[Path, str] = {}  # folder -> number of the array
+        self._shared: set[str] = set()  # numbers of those that train cells of other commands as well
+        self._jobs: list[Any] = []
+        self._is_done = False
         self.n_jobs = workers or 4
         self.at_a_time = options.gpus * per_device if self.device == "cuda" else options.cpus
         self.devices = (self.device,) * (self.n_jobs * self.at_a_time)
 
     def check(self, cells: Sequence[Cell], settings: Settings) -> None:
         """Let SLURM say whether it would take the job."""
+        where = str(settings.results_dir)
+        if "%" in where or not where.isprintable():
+            raise BenchmarkError(
+                f"--results-dir {where!a}: --executor slurm takes no folder with a % (which SLURM replaces), a line "
+                "break, or a character that is no text in its path. Give another."
+            )
         if not cells or CLUSTER != "slurm":
             return
-        asked = subprocess.run(
-            ["sbatch", "--test-only"], input=self.script(settings), capture_output=True, encoding="utf-8",
-            errors="replace", check=False,
-        )  # fmt: skip
+        asked = slurm_queue.ask("sbatch", "--test-only", given=self.script(settings))
         if asked.returncode:
-            said = asked.stderr.strip().splitlines() or ["no reason given"]
-            raise BenchmarkError(f"SLURM does not take the jobs: {said[-1]}")
+            raise _not_taken(asked.stderr)
 
     def script(self, settings: Settings) -> str:
         """What sbatch is given."""
-        made = self._submitit(settings.results_dir / "logs" / "slurm")._executor
+        made = self._submitit(folder_of_jobs(settings.results_dir))._executor
         made.parameters["map_count"] = self.n_jobs
         return str(made._make_submission_file_text(made._submitit_command_str, uuid.uuid4().hex))
 
     def submit(self, work: Work, settings: Settings) -> None:
         """Queue the jobs; not those for cells that the jobs of an earlier command are still to train."""
         self.work, self.settings = work, settings
-        self._arrays: dict[Path, str] = {}  # folder -> number of the array
-        self._jobs: list[Any] = []
+        self._before = {cell.hash: states_of(self._record(cell)) for cell in work.cells}
         queued = self._queued_before()
-        mine = [cell for cell in work.cells if cell.hash not in queued]
+        mine = [cell for cell in work.cells if self._name(cell) not in queued]
         if not mine:
             return
-        folder = settings.results_dir / "logs" / "slurm" / f"{time.strftime('%Y-%m-%d-%H%M%S')}-{uuid.uuid4().hex[:4]}"
+        folder = folder_of_jobs(settings.results_dir) / f"{time.strftime('%Y-%m-%d-%H%M%S')}-{uuid.uuid4().hex[:4]}"
         folder.mkdir(parents=True)
         mark = folder / "mark"
         mark.touch()
@@ -230,11 +249,13 @@ class SlurmExecutor:
         )  # fmt: skip
         n_jobs = min(self.n_jobs, -(-len(mine) // self.at_a_time))
         executor = self._submitit(folder)
-        with executor.batch():
-            self._jobs = [executor.submit(job) for _ in range(n_jobs)]
+        try:
+            with contextlib.redirect_stderr(io.StringIO()), executor.batch():  # where submitit prints what it raises
+                self._jobs = [executor.submit(job) for _ in range(n_jobs)]
+        except RuntimeError as error:
+            raise _not_taken(str(error)) from None
         self._arrays[folder] = str(self._jobs[0].job_id).partition("_")[0]
-        told = {"array": self._arrays[folder], "cells": [cell.hash for cell in mine]}
-        write_atomically(folder / "jobs.json", json.dumps(told).encode())
+        tell_jobs(folder, self._arrays[folder], {self._name(cell): self._before[cell.hash] for cell in mine})
 
     def leave(self, work: Work, settings: Settings) -> str:
         """Queue the jobs."""
@@ -251,7 +272,7 @@ class SlurmExecutor:
         looked = -LOOK
         while left:
             thorough = time.monotonic() - looked > LOOK
-            alive = not thorough or self._is_alive()  # before records are looked at
+            alive = not thorough or self._is_alive(self._arrays.values())  # before records are looked at
             looked = time.monotonic() if thorough else looked
             now = {name: one for name, cell in left.items() if (one := holder_of(self._claim(cell)))}
             for name, holder in now.items():
@@ -262,30 +283,45 @@ class SlurmExecutor:
                     stage = f"{holder.stage} ({holder.host})"
                     yield Event("epoch", left[name], rows[name], stage=stage, epoch=holder.epoch, epochs=holder.epochs)
             for name in [one for one in left if one not in now and (thorough or one in held)]:
-                path = self.work.new_record(left[name])
+                path = self.work.new_record(left[name]) or self._new_failure(left[name])
                 if path is not None:
                     yield Event("finished", left.pop(name), rows.get(name, 0), path=path)
             held = now
             self._check_refusals()
             if not alive:
-                for name, cell in left.items():
-                    yield Event("lost", cell, rows.get(name, 0), message="its jobs have ended without a record of it")
-                return
+                message = "its jobs have ended without a record of it"
+                for name in [one for one in left if one not in now]:  # else another run trains it
+                    yield Event("lost", left.pop(name), rows.get(name, 0), message=message)
             yield None
-            time.sleep(POLL)
+            if left:
+                time.sleep(POLL)
+        self._is_done = True
 
     def stop(self) -> None:
-        """Cancel the jobs, which write checkpoints."""
-        if not self._is_alive():
-            return
+        """Cancel the jobs, which write checkpoints; not those that are still to train cells of other commands.
+
+        Raises:
+            BenchmarkError: SLURM does not answer, and the jobs go on.
+        """
+        mine = [number for number in self._arrays.values() if number not in self._shared]
+        deadline, refusal = time.monotonic() + CANCEL, "it was not asked yet"
+        while self._is_alive(mine) and time.monotonic() < deadline:
+            refusal = refusal and self._cancel(mine)
+            time.sleep(POLL)
+        if refusal and not self._is_done and self._is_alive(mine):
+            raise BenchmarkError(
+                f"SLURM could not be asked to cancel the jobs, which go on ({refusal}). When it answers: "
+                f"scancel {' '.join(mine)}"
+            )
+
+    def _cancel(self, arrays: Sequence[str]) -> str:
+        """Why SLURM does not cancel them; "" if it does."""
+        if CLUSTER == "slurm":
+            asked = slurm_queue.ask("scancel", *arrays)
+            return _last_line(asked.stderr) if asked.returncode else ""
         for job in self._jobs:
             job.cancel(check=False)
-        for number in self._arrays.values():
-            if CLUSTER == "slurm":
-                subprocess.run(["scancel", number], capture_output=True, check=False)
-        deadline = time.monotonic() + CANCEL
-        while self._is_alive() and time.monotonic() < deadline:
-            time.sleep(POLL)
+        return ""
 
     def _claim(self, cell: Cell) -> Path:
         return claim_path(self.settings.results_dir, cell)
@@ -298,20 +334,34 @@ class SlurmExecutor:
         return made
 
     def _queued_before(self) -> set[str]:
-        """Hashes of the cells of arrays of this results folder that have not ended; they are followed as well."""
-        cells: set[str] = set()
-        for told in sorted((self.settings.results_dir / "logs" / "slurm").glob("*/jobs.json")):
-            content = json.loads(told.read_bytes())
-            if CLUSTER == "slurm" and _is_queued(content["array"]):
-                self._arrays[told.parent] = content["array"]
-                cells |= set(content["cells"])
-        return cells
+        """Names of the cells that queued arrays of earlier commands are to train; such arrays are followed as well."""
+        mine = {self._name(cell) for cell in self.work.cells}
+        queued: set[str] = set()
+        results_dir = self.settings.results_dir
+        for folder, number, before in told_jobs(results_dir) if CLUSTER == "slurm" else ():
+            left = {name for name, one in before.items() if states_of(results_dir / name) == one}
+            if left & mine and slurm_queue.is_queued(number):
+                self._arrays[folder] = number
+                self._shared |= {number} if left - mine else set()
+                queued |= left
+        return queued
 
-    def _is_alive(self) -> bool:
+    def _is_alive(self, arrays: Iterable[str]) -> bool:
         """Whether a job waits or runs."""
         if CLUSTER == "slurm":
-            return any(map(_is_queued, self._arrays.values()))
+            return any(map(slurm_queue.is_queued, arrays))
         return not all(job.done() for job in self._jobs)
+
+    def _record(self, cell: Cell) -> Path:
+        return record_path(self.settings.results_dir, cell)
+
+    def _name(self, cell: Cell) -> str:
+        return name_of(self.settings.results_dir, cell)
+
+    def _new_failure(self, cell: Cell) -> Path | None:
+        """Where a failure was recorded meanwhile beside a finished record, which it does not replace."""
+        path = failure_beside(self._record(cell))
+        return path if states_of(self._record(cell))[1] not in (None, self._before[cell.hash][1]) else None
 
     def _check_refusals(self) -> None:
         for folder in self._arrays:
@@ -319,11 +369,10 @@ class SlurmExecutor:
                 raise BenchmarkError((folder / REFUSED).read_text(encoding="utf-8"))
 
 
-def _is_queued(array: str) -> bool:
-    """Whether SLURM has a job of an array that is not over; where it does not answer, it may have."""
-    asked = subprocess.run(
-        ["squeue", "-h", "-j", array, "-o", "%T"], capture_output=True, encoding="utf-8", errors="replace", check=False
-    )
-    if asked.returncode:
-        return "Invalid job id" not in asked.stderr
-    return any(state not in OVER for state in asked.stdout.split())
+def _last_line(said: str) -> str:
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    return lines[-1] if lines else "no reason given"
+
+
+def _not_taken(said: str) -> BenchmarkError:
+    return BenchmarkError(f"SLURM does not take the jobs: {_last_line(said)}")

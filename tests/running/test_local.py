@@ -1,5 +1,6 @@
 """Which device each worker has, and a run that is left and followed from its files."""
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -12,7 +13,9 @@ from debiasbench.cli import main
 from debiasbench.errors import BenchmarkError
 from debiasbench.experiments import Experiment
 from debiasbench.records import record_path
-from debiasbench.running import local, runner
+from debiasbench.running import claims, local, runner, slurm_queue
+from debiasbench.running import following as following_module
+from debiasbench.running import run as run_module
 from debiasbench.running.following import CELLS, Following
 from debiasbench.running.local import LocalExecutor, own_device, visible_gpu, worker_devices
 from debiasbench.running.run import RunOptions, plan_grid, run_grid
@@ -142,6 +145,21 @@ def test_a_folder_without_a_run_cannot_be_followed(tmp_path, capsys, content):
         (tmp_path / CELLS).write_bytes(content)
     assert main(["status", "--follow", str(tmp_path)]) == 2
     assert f"No run was started on {tmp_path}: there is nothing to follow." in capsys.readouterr().err
+
+
+def test_a_run_that_has_ended_before_its_cells_is_no_longer_followed(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(following_module, "LEASE", -1.0)
+    run_module._work(grid(tmp_path))  # it was started, and killed
+    with claims.Presence(tmp_path):
+        assert Following.of(tmp_path).look() == []  # one that gets ready is waited for
+    assert main(["status", "--follow", str(tmp_path)]) == 2
+    assert f"No run is at work on {tmp_path}, and 2 cells have no record." in capsys.readouterr().err
+    name, *_ = Following(tmp_path, json.loads((tmp_path / CELLS).read_bytes())).waiting
+    slurm_queue.tell_jobs(tmp_path / "logs" / "slurm" / "one", "7", {name: [None, None]})
+    for queued in (True, False):
+        monkeypatch.setattr(following_module, "is_queued", lambda array, queued=queued: queued and array == "7")
+        with contextlib.nullcontext() if queued else pytest.raises(BenchmarkError, match="No run is at work"):
+            Following.of(tmp_path).look()
 
 
 def test_a_run_that_is_left_goes_on_in_a_process_of_its_own(tmp_path, capsys, monkeypatch):

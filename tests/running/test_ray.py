@@ -7,6 +7,7 @@ import pytest
 
 from debiasbench.errors import BenchmarkError
 from debiasbench.experiments import Experiment
+from debiasbench.grid import expand
 from debiasbench.records import find_record, read_record
 from debiasbench.running import nodes, ray_cluster
 from debiasbench.running.executor import kind_of
@@ -18,12 +19,17 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 METHOD = """
+import time
 from debiasbench.methods import Method
 from beside.losses import loss
+from debiasbench.methods.packed_parts.deep.more import TIMES
 
 class Packed(Method):
     name = "packed"
+    hangs: bool = False
     def fit(self, task):
+        while self.hangs:
+            time.sleep(1.0)
         net = task.new_net()
         task.train(net, loss, predict=net)
         return net
@@ -64,6 +70,10 @@ def plugins(tmp_path_factory):
     for place, text in (
         ("methods/packed.py", METHOD),
         ("datasets/far.py", DATASET),
+        ("methods/packed_parts/__init__.py", ""),
+        ("methods/packed_parts/deep/__init__.py", "from .values import *\n"),
+        ("methods/packed_parts/deep/values.py", "TIMES = 1\n"),
+        ("methods/packed_parts/deep/more.py", "from . import TIMES\n"),
         ("modules/beside/__init__.py", ""),
         ("modules/beside/losses.py", HELPER),
     ):
@@ -77,8 +87,9 @@ def plugins(tmp_path_factory):
             patched.setenv(f"DEBIASBENCH_{kind.upper()}_PATH", str(folder / kind))
         patched.syspath_prepend(str(folder / "modules"))
         yield
-    for name in ("debiasbench.methods.packed", "debiasbench.datasets.far", "beside", "beside.losses"):
-        sys.modules.pop(name, None)
+    for name in list(sys.modules):
+        if name.startswith(("debiasbench.methods.packed", "debiasbench.datasets.far", "beside")):
+            del sys.modules[name]
 
 
 def ready(results, *methods, steps=4, **options):
@@ -140,6 +151,50 @@ def test_a_run_that_is_stopped_leaves_a_checkpoint_for_any_executor(tmp_path, cl
     record = run(tmp_path / "there", "packed", workers=0, **settings)["packed"]
     assert record.provenance.resumed
     assert record.result == run(tmp_path / "here", "packed", workers=0, **settings)["packed"].result
+
+
+@pytest.mark.slow
+def test_a_cell_that_hangs_is_ended(tmp_path, cluster):
+    records = run(tmp_path, "packed:hangs=true", "packed", cell_timeout=20.0, executor=f"ray:{cluster.address}")
+    assert records["packed:hangs=true"].failure.type == "TimedOut"
+    assert records["packed"].done
+
+
+def test_a_task_says_something_while_its_worker_is_silent(monkeypatch):
+    """Else Ray could not interrupt it."""
+
+    class Silent:
+        said = iter([{"event": "ready"}, None, None, {"event": "finished", "path": "x"}])
+        is_over = False
+
+        def __init__(self, *_):
+            pass
+
+        def send(self, _):
+            pass
+
+        def next_message(self, timeout):
+            return next(self.said)
+
+        def end(self):
+            pass
+
+    monkeypatch.setattr(ray_cluster, "WorkerProcess", Silent)
+    events = [message["event"] for message in ray_cluster.train({}, {}, {}, {})]
+    assert events == ["ready", "silent", "silent", "finished"]
+
+
+def test_what_a_plug_in_is_made_of_goes_along_with_the_packages_that_it_is_in(tmp_path):
+    (cell,) = expand(["packed"], ["far:steps=4"], seeds=1, data_seeds=None, epochs=None, shared_recipes=False).cells
+    files = ray_cluster.plugin_files([cell])
+    parts = ("__init__", "deep/__init__", "deep/more", "deep/values")
+    assert files.keys() == {
+        "datasets/far.py", "methods/packed.py", "modules/beside/__init__.py", "modules/beside/losses.py",
+        *(f"methods/packed_parts/{name}.py" for name in parts),
+    }  # fmt: skip
+    variables = ray_cluster.unpacked(files, tmp_path)
+    assert variables["DEBIASBENCH_METHODS_PATH"] == str(tmp_path / "methods")
+    assert (tmp_path / "methods" / "packed_parts" / "deep" / "more.py").read_bytes() == b"from . import TIMES\n"
 
 
 @pytest.mark.slow

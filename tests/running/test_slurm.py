@@ -1,17 +1,22 @@
 """Cells in SLURM jobs: of a real SLURM where there is one, and of submitit's stand-in, whose jobs are processes."""
 
+import contextlib
+import itertools
 import shutil
 import subprocess
 import sys
 
 import pytest
 
+from debiasbench.about import PACKAGE
 from debiasbench.cli import main
 from debiasbench.errors import BenchmarkError
 from debiasbench.experiments import Experiment
 from debiasbench.records import find_record, read_record
-from debiasbench.running import nodes, slurm
+from debiasbench.running import nodes, slurm, slurm_queue
+from debiasbench.running.claims import Claims
 from debiasbench.running.run import RunOptions, leave_grid, plan_grid, run_grid
+from debiasbench.running.runner import failed_record
 from debiasbench.running.slurm import SlurmExecutor, SlurmOptions, read_options
 
 pytest.importorskip("submitit")
@@ -180,17 +185,153 @@ def test_a_command_may_leave_and_come_back(tmp_path, real_slurm):
     assert events[-1].kind == "finished"
 
 
+class StandIn:
+    """What SLURM and submitit do, as far as an executor sees it: arrays that are queued until they are cancelled."""
+
+    def __init__(self, monkeypatch):
+        self.queued, self.cancelled, self.refusal = [], [], ""
+        monkeypatch.setattr(slurm_queue, "ask", self.ask)
+        monkeypatch.setattr(slurm, "POLL", 0.01)
+        monkeypatch.setattr(slurm, "LOOK", 0.0)
+        monkeypatch.setattr(slurm.shutil, "which", lambda name: name)
+        monkeypatch.setattr(SlurmExecutor, "_submitit", lambda *_: self)
+        monkeypatch.setattr(SlurmExecutor, "script", lambda *_: "")
+
+    def ask(self, *command, given=""):
+        del given
+        if command[0] == "scancel" and not self.refusal:
+            self.cancelled += command[1:]
+            self.queued = [one for one in self.queued if one not in command]
+        out = "RUNNING" if command[0] == "squeue" and command[3] in self.queued else ""
+        return subprocess.CompletedProcess(command, bool(self.refusal), out, self.refusal)
+
+    def batch(self):
+        return contextlib.nullcontext()
+
+    def submit(self, job):
+        del job
+        self.job_id = f"{len(self.queued) + 1}_0"
+        self.queued.append(str(len(self.queued) + 1))
+        return self
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    return StandIn(monkeypatch)
+
+
+def submitted(results, *methods, **options):
+    """A grid whose jobs were queued."""
+    grid = ready(results, *methods, executor="slurm", workers=1, **options)
+    leave_grid(grid)
+    return grid
+
+
+def test_jobs_that_train_cells_of_other_commands_are_left_alone(tmp_path, stand_in):
+    submitted(tmp_path, "queued", "pgd")
+    part = submitted(tmp_path, "queued")
+    other = submitted(tmp_path, "lff")
+    assert (list(part.executor._arrays.values()), list(other.executor._arrays.values())) == (["1"], ["2"])
+    part.executor.stop()
+    assert stand_in.cancelled == []
+    other.executor.stop()
+    assert stand_in.cancelled == ["2"]
+    submitted(tmp_path, "queued", "pgd").executor.stop()
+    assert stand_in.cancelled == ["2", "1"]
+
+
+def test_a_cell_that_has_failed_in_a_job_is_queued_again_while_its_array_goes_on(tmp_path, stand_in):
+    (cell, _) = submitted(tmp_path, "queued", "pgd").plan.grid.cells
+    failed_record(cell, tmp_path, "LostWorker", "as a job tells it", "cpu")
+    again = submitted(tmp_path, "queued", "pgd", rerun="failed")
+    assert sorted(again.executor._arrays.values()) == ["1", "2"]
+    assert stand_in.queued == ["1", "2"]
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[1]", '{"array": "1", "cells": ["a"]}', '{"array": "1", "cells": 3}'])
+def test_a_damaged_list_of_jobs_is_as_if_it_were_not_there(content, tmp_path, stand_in):
+    first = submitted(tmp_path, "queued")
+    (folder,) = first.executor._arrays
+    (folder / "jobs.json").write_text(content, encoding="utf-8")
+    assert list(submitted(tmp_path, "queued").executor._arrays.values()) == ["2"]
+    assert stand_in.queued == ["1", "2"]
+
+
+def test_a_cell_that_another_run_holds_is_lost_only_when_that_run_gives_it_up(tmp_path, stand_in):
+    executor = submitted(tmp_path, "queued").executor
+    (cell,) = executor.work.cells
+    stand_in.queued.clear()
+    with Claims(tmp_path) as other:
+        other.take(cell)
+        events = executor.events()
+        kinds = [event and event.kind for event in itertools.islice(events, 5)]
+    assert kinds == ["note", "started", None, None, None]
+    assert [event.kind for event in events if event] == ["lost"]
+
+
+def test_a_failure_beside_a_finished_record_is_no_lost_cell(tmp_path, stand_in):
+    run(tmp_path, "queued", workers=0, handle=nothing)
+    executor = submitted(tmp_path, "queued", rerun="all").executor
+    (cell,) = executor.work.cells
+    failed_record(cell, tmp_path, "LostWorker", "as a job tells it", "cpu")
+    (event,) = [event for event in executor.events() if event and event.kind != "note"]
+    assert (event.kind, event.path.suffix) == ("finished", ".failed")
+    assert stand_in.queued == ["1"]
+
+
+def test_jobs_that_could_not_be_cancelled_are_named(tmp_path, stand_in, monkeypatch):
+    monkeypatch.setattr(slurm, "CANCEL", 0.1)
+    executor = submitted(tmp_path, "queued").executor
+    stand_in.refusal = "slurm_kill_job error: Unable to contact slurm controller (connect failure)\n"
+    with pytest.raises(BenchmarkError, match=r"go on \(slurm_kill_job error: .*\)\. When it answers: scancel 1$"):
+        executor.stop()
+
+
+def test_what_slurm_does_not_take_is_told_in_a_line(tmp_path, stand_in, monkeypatch):
+    grid = ready(tmp_path, "queued", executor="slurm")
+
+    def refuse(*_):
+        raise RuntimeError("sbatch: error: a warning\nsbatch: error: Invalid account\n")
+
+    monkeypatch.setattr(stand_in, "submit", refuse)
+    with pytest.raises(BenchmarkError, match=r"^SLURM does not take the jobs: sbatch: error: Invalid account$"):
+        run_grid(grid, print)
+    for name in ("100%", "a%jb", "a\nb", "a\udcffb"):
+        with pytest.raises(BenchmarkError, match=r"--executor slurm takes no folder with a %"):
+            ready(tmp_path / name, "queued", executor="slurm")
+
+
+@pytest.mark.parametrize("setup", [(), ("module load cuda",), ("a", "b")])
+def test_jobs_find_a_suite_that_is_not_installed(setup):
+    *first, last = SlurmOptions(setup=setup).for_submitit()["slurm_setup"]
+    assert tuple(first) == setup
+    for before, after in (("", str(PACKAGE.parent)), ("/x:y z", f"{PACKAGE.parent}:/x:y z")):
+        told = subprocess.run(
+            ["bash", "-c", f'{last}; printf %s "$PYTHONPATH"'], env={"PYTHONPATH": before}, capture_output=True,
+            encoding="utf-8", check=True,
+        )  # fmt: skip
+        assert told.stdout == after
+
+
 def test_what_jobs_have_is_read_from_words_and_files(tmp_path):
     file = tmp_path / "cluster.toml"
     file.write_text(
-        'partition = "gpu"\ntime = "2d"\nsetup = ["module load cuda"]\n[more]\nnice = 5\n', encoding="utf-8"
+        'partition = "gpu"\ntime = "2d"\nsetup = ["module load cuda"]\n[more]\nnice = 5\nexclusive = true\n'
+        "oversubscribe = false\n",
+        encoding="utf-8",
     )
     found = read_options([str(file), "time=90min", "memory=16GB", "gpus=2", "cpus=8"])
     assert found == SlurmOptions(
-        partition="gpu", time=90, memory="16G", gpus=2, cpus=8, setup=("module load cuda",), more=(("nice", "5"),)
+        partition="gpu",
+        time=90,
+        memory="16G",
+        gpus=2,
+        cpus=8,
+        setup=("module load cuda",),
+        more=(("nice", "5"), ("exclusive", True)),
     )
     assert read_options([]) == SlurmOptions()
-    assert found.for_submitit()["slurm_additional_parameters"] == {"requeue": True, "nice": "5"}
+    assert found.for_submitit()["slurm_additional_parameters"] == {"requeue": True, "nice": "5", "exclusive": True}
 
 
 @pytest.mark.parametrize(
@@ -206,6 +347,7 @@ def test_what_jobs_have_is_read_from_words_and_files(tmp_path):
         ("account=$(reboot)", "account must be a word|Got"),
         ("more=x", r"more must be a table of a TOML file"),
         ("gpu", r"--slurm takes key=value and files that end in \.toml\. Got 'gpu'"),
+        ("lists.toml", r"nice must be a word, .*, a number or true\. Got \[1\]"),
         ("nowhere.toml", "nowhere.toml cannot be read: No such file"),
         ("broken.toml", "is no valid TOML"),
         ("latin.toml", "is no valid TOML"),
@@ -214,6 +356,7 @@ def test_what_jobs_have_is_read_from_words_and_files(tmp_path):
 def test_what_jobs_cannot_have_is_told(word, said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "broken.toml").write_text("time = ", encoding="utf-8")
+    (tmp_path / "lists.toml").write_text("[more]\nnice = [1]", encoding="utf-8")
     (tmp_path / "latin.toml").write_bytes('partition = "gr\xfcn"'.encode("latin-1"))
     with pytest.raises(BenchmarkError, match=said):
         read_options([word])

@@ -94,10 +94,9 @@ def run_cells_here(work: Work, settings: Settings, handle: Callable[[Event], Non
     As `executor.run_cells`, but what a method prints goes to the console, and the traceback of a cell that fails.
     """
     from debiasbench.records import read_record
-    from debiasbench.running.runner import Runner, settle_torch
+    from debiasbench.running.runner import Runner
 
     state = GlobalState()
-    settle_torch(settings.threads)
     runner = Runner(
         data_dir=settings.data_dir, results_dir=settings.results_dir, device=settings.devices[0],
         save_weights=settings.save_weights, reuse=settings.reuse, resume=settings.resume, threads=settings.threads,

@@ -465,6 +465,23 @@ def test_records_in_brief_make_the_same_page():
     assert page("t", [], [], list(map(shortened, records))) == page("t", [], [], records)
 
 
+def test_rules_of_classes_choose_in_records_in_brief_as_in_whole_ones():
+    """The epoch that one chooses is among those that are kept."""
+    whole = record(fractions=(0.5, 0.9, 0.6, 0.7))
+    correct = [(9, 1), (6, 5), (5, 5), (9, 2)]
+    epochs = tuple(
+        replace(epoch, correct_by_class={"valid": right})
+        for epoch, right in zip(whole.result.epochs, correct, strict=True)
+    )
+    data = replace(whole.result.data, splits={"valid": SplitFacts(20, n_by_class=(10, 10))})
+    whole = changed(whole, epochs=epochs, data=data, selection={"last": 3, "val_acc": 0})
+    brief = shortened(whole)
+    for rule, number in (("worst_class", 2), ("class_gap", 2), ("val_acc", 0), ("last", 3)):
+        assert whole.result.selected(rule) == whole.result.epochs[number]
+        assert brief.result.selected(rule) == whole.result.epochs[number]
+    assert page("t", [], [], [brief]) == page("t", [], [], [whole])
+
+
 # ---- in a browser ----------------------------------------------------------------------------------------------------
 
 

@@ -365,7 +365,7 @@ def tied_loss(nets, batch, state):
 def test_rerunning_all_trains_all(tmp_path, monkeypatch, rerun, again, expected):
     """What was kept would make a check of reproducibility void."""
     seen = []
-    monkeypatch.setattr("debiasbench.running.run.run_cells", lambda _, settings, __: seen.append(settings))
+    monkeypatch.setattr("debiasbench.running.run.run_cells", lambda _, __, settings, ___: seen.append(settings))
     debiasbench.run(["pgd"], [QUICK], seeds=1, results_dir=tmp_path, rerun=rerun, reuse=again)
     assert [settings.reuse for settings in seen] == [expected]
 

@@ -129,14 +129,18 @@ class Result:
                 raise ValueError(f"selection.{rule} points outside of the {len(self.epochs)} evaluated epochs")
 
     def selected(self, rule: str = "last") -> EpochFacts | None:
-        """The epoch that a rule chooses; None where it cannot, or is not known.
+        """The epoch that a rule chooses; None where it cannot, or is not known."""
+        index = self.chosen(rule)
+        return None if index is None else self.epochs[index]
+
+    def chosen(self, rule: str) -> int | None:
+        """Its index.
 
         Rules of classes follow from what every record has of its epochs, so that they choose in older records, too.
         """
-        index = self.selection.get(rule)
         if rule in OF_CLASSES and self.selection.get("val_acc") is not None:
-            index = select_by_classes(rule, [self.accuracy_by_class(epoch, "valid") for epoch in self.epochs])
-        return None if index is None else self.epochs[index]
+            return select_by_classes(rule, [self.accuracy_by_class(epoch, "valid") for epoch in self.epochs])
+        return self.selection.get(rule)
 
     def accuracy_by_class(self, epoch: EpochFacts, split: str) -> list[float | None] | None:
         """Accuracies in [0, 1] of the classes of "valid" or "test" (None: no sample); None where it was not kept."""
@@ -280,7 +284,8 @@ def in_brief(record: Record, *, valid: str, test: str) -> Record:
     result = record.result
     if result is None:
         return record
-    kept = sorted({len(result.epochs) - 1, *(index for index in result.selection.values() if index is not None)})
+    chosen = map(result.chosen, (*result.selection, *OF_CLASSES))  # which choose the same among these
+    kept = sorted({len(result.epochs) - 1, *(index for index in chosen if index is not None)})
     curves = {}
     for name, metric, found in (
         ("valid", valid, [one.valid for one in result.epochs]), ("test", test, [one.test for one in result.epochs])

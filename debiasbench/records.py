@@ -130,15 +130,15 @@ class Result:
 
     def selected(self, rule: str = "last") -> EpochFacts | None:
         """The epoch that a rule chooses; None where it cannot, or is not known."""
-        index = self.choice(rule)
+        index = self.chosen(rule)
         return None if index is None else self.epochs[index]
 
-    def choice(self, rule: str) -> int | None:
-        """The index of that epoch into `epochs`.
+    def chosen(self, rule: str) -> int | None:
+        """Its index.
 
         Rules of classes follow from what every record has of its epochs, so that they choose in older records, too.
         """
-        if rule in OF_CLASSES and rule not in self.selection and self.selection.get("val_acc") is not None:
+        if rule in OF_CLASSES and self.selection.get("val_acc") is not None:
             return select_by_classes(rule, [self.accuracy_by_class(epoch, "valid") for epoch in self.epochs])
         return self.selection.get(rule)
 
@@ -284,8 +284,8 @@ def in_brief(record: Record, *, valid: str, test: str) -> Record:
     result = record.result
     if result is None:
         return record
-    chosen = {rule: result.choice(rule) for rule in [*result.selection, *OF_CLASSES]}
-    kept = sorted({len(result.epochs) - 1, *(index for index in chosen.values() if index is not None)})
+    chosen = map(result.chosen, (*result.selection, *OF_CLASSES))  # which choose the same among these
+    kept = sorted({len(result.epochs) - 1, *(index for index in chosen if index is not None)})
     curves = {}
     for name, metric, found in (
         ("valid", valid, [one.valid for one in result.epochs]), ("test", test, [one.test for one in result.epochs])
@@ -294,7 +294,7 @@ def in_brief(record: Record, *, valid: str, test: str) -> Record:
         curves[name] = array("q", epochs), array("d", [metrics[metric] for metrics in found if metric in metrics])
     short = replace(
         result, epochs=tuple(result.epochs[index] for index in kept), stages=(), groups={},
-        selection={rule: None if index is None else kept.index(index) for rule, index in chosen.items()},
+        selection={rule: None if index is None else kept.index(index) for rule, index in result.selection.items()},
     )  # fmt: skip
     provenance = replace(record.provenance, calls=())
     return Brief(record.hash, record.cell, provenance, short, path=record.path, curves=curves)

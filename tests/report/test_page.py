@@ -13,6 +13,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
+import pandas as pd
 import pytest
 from made_records import changed, failed_record, made_record
 
@@ -20,7 +21,7 @@ from debiasbench.grid import expand
 from debiasbench.records import EpochFacts, Seconds, SplitFacts
 from debiasbench.report import page as page_module
 from debiasbench.report.page import page
-from debiasbench.report.results import shortened
+from debiasbench.report.results import shortened, to_frame
 from debiasbench.report.style import look
 from debiasbench.report.tables import Column, Entry, Table
 
@@ -461,8 +462,16 @@ def test_of_many_runs_a_chart_shows_how_far_they_reach():
 def test_records_in_brief_make_the_same_page():
     records = [record(seed=seed, fractions=(0.5, None, 0.6, 0.7)) for seed in range(2)]
     records = [changed(one, selection=one.result.selection | {"last": 2, "val_acc": 1}) for one in records]
-    records += [record("two"), failure()]
+    splits = {"valid": SplitFacts(n=20, n_by_class=(10, 10))}
+    correct = [(9, 1), (9, 8), (10, 7), (5, 5)]  # the second and the last are chosen by classes
+    epochs = [
+        replace(one, correct_by_class={"valid": of}) for one, of in zip(records[0].result.epochs, correct, strict=True)
+    ]
+    of_classes = changed(records[0], epochs=tuple(epochs), data=replace(records[0].result.data, splits=splits))
+    assert [of_classes.result.chosen(rule) for rule in ("worst_class", "class_gap")] == [1, 3]
+    records += [of_classes, record("two"), failure()]
     assert page("t", [], [], list(map(shortened, records))) == page("t", [], [], records)
+    pd.testing.assert_frame_equal(to_frame(map(shortened, records)), to_frame(records))
 
 
 def test_rules_of_classes_choose_in_records_in_brief_as_in_whole_ones():

@@ -41,6 +41,7 @@ class Recipe(Parameters):
     schedule: str = one_of("step", "cosine", "linear", "constant", default="step")
     milestones: tuple[float, ...] = (0.4, 0.8)  # schedule=step: learning rate times gamma at each
     gamma: float = between(0, 1, default=0.1)
+    warm_up: float = between(0, 1, default=0.0)  # fraction of the steps over which the learning rate rises linearly
     clip_norm: float | None = above(0, default=None)  # of the gradient over all parameters of each network
 
     augment: bool = True

@@ -14,8 +14,17 @@ def fraction_done(recipe: Recipe, step: int, n_steps: int, epoch: int, n_epochs:
     return step / n_steps if recipe.steps or recipe.schedule == "linear" else epoch / n_epochs
 
 
+def rate_at(recipe: Recipe, step: int, n_steps: int, epoch: int, n_epochs: int) -> float:
+    """The learning rate of a step, of a stage of `n_steps` and `n_epochs`; all are counted from 0.
+
+    With `warm_up` it rises linearly over that fraction of the steps, to what the schedule says.
+    """
+    rate = learning_rate_at(recipe, fraction_done(recipe, step, n_steps, epoch, n_epochs))
+    return rate * min(1.0, (step + 1) / (recipe.warm_up * n_steps)) if recipe.warm_up else rate
+
+
 def learning_rate_at(recipe: Recipe, done: float) -> float:
-    """The learning rate after the fraction `done` of the stage, in [0, 1]."""
+    """What the schedule says after the fraction `done` of the stage, in [0, 1]."""
     if recipe.schedule == "step":  # 1e-9: 3 of 5 epochs is at the milestone 0.6, whatever the floats say
         return recipe.learning_rate * recipe.gamma ** sum(done >= at - 1e-9 for at in recipe.milestones)
     if recipe.schedule == "cosine":

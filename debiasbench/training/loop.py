@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from debiasbench.randomness import derived_generator
 from debiasbench.recipe import Recipe
-from debiasbench.schedule import fraction_done, learning_rate_at
+from debiasbench.schedule import rate_at
 from debiasbench.training.batches import (
     Batch,
     Contents,
@@ -93,7 +93,7 @@ class Loop:
                     batch = next(batches, None)
                     if batch is None:
                         break
-                    rate = learning_rate_at(recipe, fraction_done(recipe, step, n_steps, epoch, run.epochs))
+                    rate = rate_at(recipe, step, n_steps, epoch, run.epochs)
                     for optimizer in self._optimizers:
                         set_rate(optimizer, rate)
                     for net in self.nets:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from debiasbench.recipe import Recipe
-from debiasbench.schedule import fraction_done, learning_rate_at
+from debiasbench.schedule import rate_at
 from debiasbench.training.digests import source_of
 
 Terms = dict[str, Tensor]
@@ -23,7 +23,8 @@ Combine = Callable[[dict[str, Gradients]], Gradients]
 
 # what recipes of networks that are trained side by side may differ in
 OF_THE_OPTIMIZER = (
-    "optimizer", "learning_rate", "momentum", "weight_decay", "decayed", "schedule", "milestones", "gamma", "clip_norm",
+    "optimizer", "learning_rate", "momentum", "weight_decay", "decayed", "schedule", "milestones", "gamma", "warm_up",
+    "clip_norm",
 )  # fmt: skip
 
 
@@ -54,7 +55,7 @@ class Together:
 
     def set_rates(self, step: int, n_steps: int, epoch: int, n_epochs: int) -> float:
         """As of `Update`."""
-        rate = learning_rate_at(self.recipe, fraction_done(self.recipe, step, n_steps, epoch, n_epochs))
+        rate = rate_at(self.recipe, step, n_steps, epoch, n_epochs)
         set_rate(self.optimizer, rate)
         return rate
 
@@ -107,10 +108,7 @@ class ByNetwork:
 
     def set_rates(self, step: int, n_steps: int, epoch: int, n_epochs: int) -> float:
         """As of `Update`."""
-        rates = {
-            name: learning_rate_at(recipe, fraction_done(recipe, step, n_steps, epoch, n_epochs))
-            for name, recipe in self.recipes.items()
-        }
+        rates = {name: rate_at(recipe, step, n_steps, epoch, n_epochs) for name, recipe in self.recipes.items()}
         for name, optimizer in self.optimizers.items():
             set_rate(optimizer, rates[name])
         return next(iter(rates.values()))

@@ -16,7 +16,7 @@ from debiasbench.methods import Method
 from debiasbench.methods import registry as methods
 from debiasbench.recipe import Recipe
 from debiasbench.samples import Samples, Splits
-from debiasbench.schedule import learning_rate_at
+from debiasbench.schedule import learning_rate_at, rate_at
 from debiasbench.training import stage as stage_module
 from debiasbench.training.batches import draws_of, fetched, n_batches, plan_epoch
 
@@ -557,6 +557,25 @@ def test_milestones_fall_on_whole_epochs(epochs):
         recipe = Recipe(epochs=epochs, learning_rate=1.0, milestones=(milestone / epochs,), gamma=0.5)
         for epoch in range(epochs):
             assert learning_rate_at(recipe, epoch / epochs) == (0.5 if epoch >= milestone else 1.0)
+
+
+@pytest.mark.parametrize("schedule", ["step", "cosine", "linear", "constant"])
+def test_the_learning_rate_rises_over_the_fraction_of_the_warm_up(schedule):
+    plain = Recipe(schedule=schedule, learning_rate=0.8)
+    recipe = Recipe(schedule=schedule, learning_rate=0.8, warm_up=0.1)
+    for step in range(200):  # 20 epochs of 10 steps: the first two rise
+        expected = rate_at(plain, step, 200, step // 10, 20)
+        assert expected == learning_rate_at(plain, step / 200 if schedule == "linear" else step // 10 / 20)
+        assert rate_at(recipe, step, 200, step // 10, 20) == pytest.approx(expected * min(1, (step + 1) / 20)), step
+    assert rate_at(recipe, 0, 200, 0, 20) == pytest.approx(0.04)
+
+
+def test_a_stage_warms_up(make_task):
+    """Over half of its 2 x 4 steps."""
+    task = make_task(**QUICK, epochs=2, batch_size=64, warm_up=0.5, schedule="constant", learning_rate=0.5)
+    stage, rates = rates_of(task)
+    stage.run()
+    assert [rate for *_, rate in rates] == pytest.approx([0.125, 0.25, 0.375, 0.5, 0.5, 0.5, 0.5, 0.5])
 
 
 def rates_of(task, **options):

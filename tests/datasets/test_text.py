@@ -480,7 +480,7 @@ def test_the_rate_falls_within_an_epoch(make_task, monkeypatch):
 EVERY = (
     "vanilla", "lff", "jtt", "pgd", "pgd-loss", "pgd-reweight", "cnc:first_epochs=1,n_each=4",
     "eiil:ei_steps=100", "bpa:clusters=2", "george:reduction=pca", "groupdro", "dfr",
-    "rwy", "suby", "rwg", "subg", "cvar-dro", "dpr", "bam:mu=3",
+    "rwy", "suby", "rwg", "subg", "cvar-dro", "dpr", "bam:mu=3", "lc",
 )  # fmt: skip
 
 

@@ -6,7 +6,8 @@ autocontrast, equalize, or nothing. They come after the dataset's own augmentati
 makes of one depends on whether the operations reach what the bias consists of: a colour is changed by some of them, a
 background or an age hardly.
 
-N = 2 and magnitude 9 are the paper's for ImageNet and torchvision's defaults; not tuned here. In the comparison of
+Operations and ranges are torchvision's, whose draw is for a whole batch; here each image has its own. N = 2 and
+magnitude 9 are the paper's for ImageNet and torchvision's defaults; not tuned here. In the comparison of
 NH-Fair (ICLR 2026) it is the best method once it is tuned, and ahead of most that are made against a bias. Expected on
 cmnist5k: docs/reproduction.md.
 """

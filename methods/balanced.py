@@ -6,9 +6,8 @@ equally frequent:
 - `suby`, `subg` (`use=subset`): of each class or group as many samples as the smallest has, drawn once, and no others.
 
 Those with G know the bias of every training sample: oracle baselines, not competitors (tables mark them). Expected by
-the paper on Waterbirds, CelebA, MultiNLI and CivilComments: those with G about as good in the worst group as GroupDRO,
-those with Y between it and plain training where classes are not equally large; where they are, as on cmnist5k, Y is
-plain training. Ours: docs/reproduction.md.
+the paper on Waterbirds, CelebA, MultiNLI and CivilComments: those with G about as good in the worst group as GroupDRO.
+Where classes are equally large, as on cmnist5k, those with Y are plain training. Ours: docs/reproduction.md.
 
 Where ours departs: groups without training samples are left out, here as in groupdro. An epoch of a subset has only its
 samples, so a subset trains for as many epochs as all data and for fewer steps. `groups=sides` has two groups only,
@@ -57,7 +56,7 @@ class Balanced(Method):
 
 
 class RWY(Balanced):
-    """Classes equally often."""
+    """Plain training with all classes equally often."""
 
     name = "rwy"
     citation = CITATION
@@ -69,7 +68,7 @@ class RWY(Balanced):
 
 
 class RWG(Balanced):
-    """Groups of label and bias equally often."""
+    """Plain training with all groups of label and bias equally often."""
 
     name = "rwg"
     needs_bias_labels = True

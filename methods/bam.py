@@ -7,9 +7,9 @@
 
 Where ours departs: the paper goes on in step 3 with what it has, here optimiser and schedule start afresh, as in all
 methods of two stages; and it ends at the epoch of smallest difference between the accuracies of the classes on
-validation, which is a rule for selecting epochs (docs/metrics.md), while the last epoch is the headline here. T is that
-of the recipe unless it is given, and mu is 1 / (conflict ratio), as JTT's lambda_up; in the paper both are chosen on
-validation. An empty error set is an error.
+validation, which is the selection rule class_gap (docs/metrics.md), while the last epoch is the headline here. T is the
+recipe's number of epochs unless it is given, and mu is 1 / (conflict ratio), as JTT's lambda_up; in the paper both are
+chosen on validation. An empty error set is an error.
 
 The amplification is the paper's (on Waterbirds, with T = 20, mu = 140 and 150 epochs). How fast b memorises depends on
 the optimiser: by SGD with rate r and batches of B, a visit moves amplification b_i by about amplification^2 r / B times
@@ -26,7 +26,7 @@ from debiasbench.methods import Batch, Dataset, Method, Nets, Predict, State, Ta
 
 
 class BAM(Method):
-    """Bias amplification by a learnt vector a sample."""
+    """Bias amplification: what is hard is memorised outside the network, whose mistakes then come more often."""
 
     name = "bam"
     citation = """@article{li2024bam,

@@ -52,6 +52,8 @@ class Recipe(Parameters):
     saturation: float = at_least(0, default=0.0)  # ColorJitter: factor in [1 - s, 1 + s]
     hue: float = between(0, 0.5, default=0.0)  # ColorJitter: shift in turns
     rotation: float = between(0, 180, default=0.0)  # degrees to either side, nearest, filled with 0
+    rand_augment: int = between(0, 14, default=0)  # RandAugment after all of these: how many operations an image
+    rand_magnitude: int = between(0, 30, default=9)  # how strong they are
     mean: tuple[float, ...] | None = None  # per channel, of pixels in [0, 1]
     std: tuple[float, ...] | None = None
 

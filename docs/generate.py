@@ -61,8 +61,8 @@ def _row(name: str, cls: type[Method], accuracies: dict[str, float]) -> str:
 
 
 def _key(cell: Cell) -> str:
-    """Equal for cells of one title, version and seed, whatever parameters have come since."""
-    return f"{cell.dataset_title} {cell.method_title} {cell.method_version} {cell.seed}"
+    """Equal for cells of one title and seed that are trained alike, whatever parameters have come since."""
+    return f"{cell.dataset_title} {cell.method_title} {cell.method_version} {cell.seed} {cell.build_recipe()}"
 
 
 def _idea(cls: type[Method]) -> str:

@@ -5,6 +5,9 @@ Knows the bias of every training sample: an oracle baseline, not a competitor (t
 2. After each batch the weight q_g of a group grows with its mean loss: q_g exp(step_size (L_g + C / sqrt(N_g))).
 3. The loss of the batch is the sum of q_g L_g.
 
+`balanced=false` leaves out step 1, and each sample comes once an epoch: the weights alone then do the balancing, and
+those of a group that is in few batches move seldom.
+
 Where ours departs from the authors' code: the adjustment never changes the loss that is logged, and it also applies
 where C is given for all groups at once. Groups without training samples are left out. `groups=sides` has two groups
 only, aligned and conflicting samples: on data with many labels the cells are tiny (80 conflicting samples in 90 cells
@@ -29,6 +32,7 @@ class GroupDRO(Method):
   booktitle={International Conference on Learning Representations}, year={2020}}"""
 
     groups: str = one_of("cells", "sides", default="cells")  # (label, bias), or aligned and conflicting
+    balanced: bool = True  # draw all groups equally often
     step_size: float = above(0, default=0.01)  # of q; 0.1 in BalancingGroups
     adjustment: float = at_least(0, default=0.0)  # C of the generalisation adjustment C / sqrt(N_g)
 
@@ -43,7 +47,7 @@ class GroupDRO(Method):
         group, n_groups = self.groups_of(task)
         net = task.new_net()
         task.train(
-            net, self.loss, sample=balancing(group), columns={"group": group},
+            net, self.loss, sample=balancing(group) if self.balanced else None, columns={"group": group},
             state=group_dro_state(group, n_groups, self.adjustment), predict=net,
         )  # fmt: skip
         return net

@@ -13,6 +13,11 @@ the schedule afresh. The code reports the epoch of lowest biased-validation loss
 Other scores and other uses of a score are parameters, in any pair; `use=upsample` is not the paper's: every sample is
 there at least once, and about N h times.
 
+`dpr` is DPR (Han, Kim, Joo, Hong, Lee; NeurIPS 2024), whose frame is PGD's: the score is the disagreement probability
+1 - p_y of the biased network, with its logits divided by `tau` (1 on Colored MNIST). Its authors read their scores from
+the loader that they train with; ours are of clean images, unless `score_augment` is on. Of two classes and with tau = 1
+it is el2n's, but for a factor.
+
 Expected on Colored MNIST at 0.5 / 1 / 5 %: 96.88 +- 0.28 / 98.35 +- 0.12 / 98.62 +- 0.14 (Table 1, n = 3), with a
 biased network of 18.1 / 19.7 / 44.0 (Table 7); ours: docs/reproduction.md.
 """
@@ -42,6 +47,7 @@ class PGD(Method):
   author={Ahn, Sumyeong and Kim, Seongyoon and Yun, Se-Young},
   booktitle={International Conference on Learning Representations}, year={2023}}"""
     aliases = {
+        "dpr": {"score": "disagreement"},
         "pgd-loss": {"score": "loss"}, "pgd-reweight": {"use": "reweight"},  # Tables 10 and 9
         "pgd-single-stage": {"use": "single-stage"}, "pgd-random": {"score": "random"},  # Table 8; the lower bound
     }  # fmt: skip
@@ -54,7 +60,10 @@ class PGD(Method):
 
     alpha: float = between(0, 1, default=0.7)  # exponent of GCE; 0 is cross-entropy (Tables 4 and 7)
     gce_form: str = one_of("paper", "official", default="paper")
-    score: str = one_of("gradnorm", "loss", "error", "el2n", "eiil", "random", default="gradnorm")
+    score: str = one_of(
+        "gradnorm", "loss", "error", "el2n", "eiil", "disagreement", "random", default="gradnorm"
+    )  # fmt: skip
+    tau: float = above(0, default=1.0)  # of score=disagreement: the temperature of p
     norm: str = one_of("l1", "l2", "l2sq", "linf", "lp", default="l2")  # Figure 2
     order: float | None = above(0, default=None)  # of norm=lp; below 1 a quasi-norm
     score_bias: bool = True  # count the gradient of the layer's bias as well
@@ -65,7 +74,7 @@ class PGD(Method):
     restart_lr: bool = True  # step 3 starts the schedule anew; else it keeps the rate at which step 1 ended
 
     def check(self) -> None:
-        """The order belongs to norm=lp; what is between two stages belongs to two stages."""
+        """The order belongs to norm=lp, tau to disagreement; what is between two stages belongs to two stages."""
         between_stages = (self.bias_ckpt, self.restart_lr, self.inherit)
         if self.use == "single-stage" and between_stages != ("last", True, True):
             raise BenchmarkError(
@@ -76,6 +85,11 @@ class PGD(Method):
             raise BenchmarkError(
                 f"The 'order' parameter of pgd belongs to norm=lp (pgd:norm=lp,order=0.7); else order=none. "
                 f"Got norm={self.norm}, order={self.order}."
+            )
+        if self.tau != 1 and self.score != "disagreement":
+            raise BenchmarkError(
+                f"The 'tau' parameter of pgd belongs to score=disagreement (pgd:score=disagreement,tau={self.tau:g}). "
+                f"Got score={self.score}, tau={self.tau:g}."
             )
 
     def decline(self, dataset: Dataset) -> str | None:
@@ -155,6 +169,7 @@ class PGD(Method):
 
         gradnorm: norms of the gradients of cross-entropy. loss: cross-entropy. error: 1 where the network is wrong.
         el2n: the length of p - e_y. eiil: the derivative for a factor on the logits, where it is positive.
+        disagreement: 1 - p_y, with the logits divided by tau.
         """
         features = net.features(x)
         logits = net.head(features)
@@ -167,6 +182,8 @@ class PGD(Method):
             "error": lambda logits, y: logits.argmax(1) != y,
             "el2n": lambda logits, y: (logits.softmax(1) - F.one_hot(y, logits.shape[1])).norm(dim=1),
             "eiil": scale_gradient,
+            # not 1 - exp: of confident samples every digit would be lost
+            "disagreement": lambda logits, y: -torch.expm1(-cross_entropy(logits / self.tau, y)),
         }[self.score](logits, y)
         return score.double().clamp_min(1e-8)
 

@@ -617,7 +617,8 @@ def in_text(before, after):
 
 
 FILES = {  # what is in the file, and what the complaint says
-    "half": (lambda text: text[: len(text) // 2], "it is no JSON (Unterminated string"),
+    "cut off in a name": (lambda text: text[: text.index("n_by_class") + 5], "it is no JSON (Unterminated string"),
+    "cut off before a value": (lambda text: text[: text.index("n_by_class") + 12], "it is no JSON (Expecting value"),
     "empty": ("", "it is empty"),
     "spaces": (" \n\t ", "it is empty"),
     "no JSON": ("not JSON at all", "it is no JSON (Expecting value: line 1 column 1"),

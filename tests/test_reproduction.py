@@ -150,7 +150,7 @@ def test_the_stand_in_of_civilcomments_follows_from_the_records():
 def tune_runs(method, setting):
     """One row a run on the tune split: the setting, accuracy in per cent, and what was selected."""
     rows = []
-    for record in records_below("tune"):
+    for record in records_below("tune") + records_below("tune-bam"):
         if record.cell.method == method:
             selected = record.result.identification.get("selected", {})
             rows.append(
@@ -203,7 +203,7 @@ def test_records_are_of_one_protocol_and_one_drawing_of_the_data():
 
 def test_the_records_of_a_grid_are_loose_or_in_an_archive_that_debiasbench_archive_wrote():
     archives = sorted(FOLDER.glob("*.zip"))
-    assert len(archives) == 11
+    assert len(archives) == 13
     assert {one.path.relative_to(FOLDER).parts[0] for one in RECORDS} == {one.name for one in archives} | {
         "cmnist", "cmnist+rho=0.01",
     }  # fmt: skip
@@ -416,3 +416,52 @@ def test_the_page_of_all_methods_is_what_its_generator_writes():
     generate = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(generate)
     assert (ROOT / "docs" / "methods.md").read_text(encoding="utf-8") == generate.page(), "python docs/generate.py"
+
+
+def test_dpr_lc_bam_and_simple_baselines_follow_from_the_records():
+    """Accuracies, margins over vanilla, whether they were met, and what scores and selections find."""
+    by_method = {}
+    for one in records_below("dpr-lc-bam-simple"):
+        by_method.setdefault(one.cell.method_title, []).append(one)
+    rows = section("DPR, LC, BAM and simple baselines on cmnist5k")
+    assert {row[0].strip("`") for row in rows} == set(by_method)
+    assert all({one.cell.seed for one in found} == {0, 1, 2} for found in by_method.values())
+    conflicting = {
+        method: 100 * pd.Series([last_test(one)["acc_conflict"] for one in found])
+        for method, found in by_method.items()
+    }
+    expected = {
+        method.strip("`"): margin
+        for method, margin, _ in section("What was expected of DPR, LC, BAM and the simple baselines")
+    }
+    assert expected.keys() == by_method.keys() - {"vanilla"}
+    for label, accuracy, conflict, margin, least, met, *found in rows:
+        method = label.strip("`")
+        assert accuracy == written(100 * pd.Series([last_test(one)["acc_unbiased"] for one in by_method[method]]))
+        assert conflict == written(conflicting[method])
+        gap = conflicting[method].mean() - conflicting["vanilla"].mean()
+        if method != "vanilla":
+            assert (margin, least) == (f"{gap:+.1f}", expected[method])
+            assert met == ("yes" if gap >= float(least) else "no")
+        values = [one.result.identification for one in by_method[method]]
+        for text, column, name, digits in zip(
+            found, ("score", "score", "selected", "selected"), ("auroc", "conflict_mass", "precision", "recall"),
+            (3, 2, 2, 2), strict=True,
+        ):  # fmt: skip
+            numbers = [one[column][name] for one in values if column in one]
+            assert text == (f"{sum(numbers) / 3:.{digits}f}" if numbers else "-")
+
+
+def test_sensitivity_of_bam_follows_from_the_records():
+    found = tune_runs("bam", lambda cell: cell.method_parameters["amplification"])
+    rows = section("BAM's amplification on cmnist5k")
+    assert [float(row[0]) for row in rows] == sorted(set(found.setting))
+    for setting, accuracy, n, errors, precision, recall in rows:
+        some = found[found.setting == float(setting)]
+        assert accuracy == f"{some.accuracy.mean():.1f} ± {some.accuracy.std():.1f}"
+        assert int(n) == len(some) == len(set(some.seed))
+        assert errors == f"{some.n_selected.mean():.0f}"
+        assert (precision, recall) == (f"{some.precision.mean():.2f}", f"{some.recall.mean():.2f}")
+    assert methods.get("bam")[0]().amplification in set(found.setting)
+    means = found.groupby("setting").accuracy.mean()
+    assert means.max() - means.min() < found.groupby("setting").accuracy.std().min()  # nothing to choose by

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from debiasbench.data.rand_augment import rand_augmented
 from debiasbench.recipe import Recipe
 
 _LUMA = (0.2989, 0.587, 0.114)  # torchvision's grey
@@ -47,12 +48,17 @@ def augmented(x: Tensor, recipe: Recipe, generator: Generator) -> Tensor:
         image = torch.where(flipped[:, None, None, None], image.flip(3), image)
     if recipe.saturation or recipe.hue:
         image = _colour_jitter(image, recipe.saturation, recipe.hue, generator)
+    if recipe.rand_augment:
+        image = rand_augmented(image, recipe.rand_augment, recipe.rand_magnitude, generator)
     return _normalised(image, recipe).contiguous(memory_format=torch.channels_last)
 
 
 def augments(recipe: Recipe) -> bool:
     """Whether two augmented views of one image may differ."""
-    random = (recipe.crop_scale, recipe.rotation, recipe.pad_crop, recipe.flip, recipe.saturation, recipe.hue)
+    random = (
+        recipe.crop_scale, recipe.rotation, recipe.pad_crop, recipe.flip, recipe.saturation, recipe.hue,
+        recipe.rand_augment,
+    )  # fmt: skip
     return recipe.augment and any(random)
 
 

@@ -480,6 +480,7 @@ def test_the_rate_falls_within_an_epoch(make_task, monkeypatch):
 EVERY = (
     "vanilla", "lff", "jtt", "pgd", "pgd-loss", "pgd-reweight", "cnc:first_epochs=1,n_each=4",
     "eiil:ei_steps=100", "bpa:clusters=2", "george:reduction=pca", "groupdro", "dfr",
+    "rwy", "suby", "rwg", "subg", "cvar-dro", "dpr", "bam:mu=3", "lc",
 )  # fmt: skip
 
 
@@ -510,9 +511,13 @@ def records(tmp_path_factory, comments, encoder):
 
 def test_every_method_runs_on_comments_unchanged(records):
     _, table = records
-    names = {"pgd-loss": "pgd:score=loss", "pgd-reweight": "pgd:use=reweight"}
+    names = {
+        "pgd-loss": "pgd:score=loss", "pgd-reweight": "pgd:use=reweight", "dpr": "pgd:score=disagreement",
+        "suby": "rwy:use=subset", "subg": "rwg:use=subset",
+    }  # fmt: skip
     assert set(table["method"]) == {names.get(name, name) for name in EVERY}
-    assert {name.split(":")[0] for name in EVERY} >= set(methods.classes()) - {"disen", "resample-oracle"}
+    left_out = {"disen", "randaugment", "resample-oracle"}
+    assert {name.split(":")[0] for name in EVERY} >= set(methods.classes()) - left_out
     assert (table["status"] == "done").all()
     last = table[(table["select"] == "last") & (table["split"] == "test")]
     assert last["acc_worst"].notna().all()

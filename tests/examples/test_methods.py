@@ -25,7 +25,7 @@ from debiasbench.training.task import Task
 
 FOLDER = Path(__file__).parent.parent.parent / "examples" / "methods"
 NAMES = {
-    "cvar_dro": "cvar-dro", "adversary": "adversary", "selecmix": "selecmix", "two_views": "two-views",
+    "adversary": "adversary", "selecmix": "selecmix", "two_views": "two-views",
     "sample_weights": "sample-weights", "surgery": "surgery", "distillation": "distillation",
 }  # fmt: skip
 
@@ -92,16 +92,6 @@ def losses_of(logits, y):
 
 def plain_step(method, nets, batch):
     value = mean(losses_of(nets.net(batch.x), batch.y))
-    return value, gradients(value, net=nets.net)
-
-
-def cvar_step(method, nets, batch):
-    """The worst first, until alpha B of them are counted."""
-    whole = method.alpha * len(batch.y)
-    left, value = whole, 0.0
-    for loss in sorted(losses_of(nets.net(batch.x), batch.y), key=number, reverse=True):
-        value = value + min(1.0, left) * loss / whole
-        left = left - min(1.0, left)
     return value, gradients(value, net=nets.net)
 
 
@@ -202,7 +192,6 @@ def distillation_step(method, nets, batch):
 
 
 SLOW = {  # the stages of each method
-    "cvar-dro": [cvar_step],
     "adversary": [adversary_step],
     "selecmix": [selecmix_step],
     "two-views": [two_views_step, two_views_second_step],
@@ -210,7 +199,7 @@ SLOW = {  # the stages of each method
     "surgery": [surgery_step],
     "distillation": [plain_step, biased_step, distillation_step],
 }
-PARAMETERS = {"cvar-dro": {"alpha": 0.27}, "adversary": {"strength": 0.5}}  # 5.4 of 20; enough to tell
+PARAMETERS = {"adversary": {"strength": 0.5}}  # enough to tell
 # The perceptron divides its input by 255: with these it lies in -1..1, and the networks move within a few steps.
 MLP = {"net": "mlp", "mean": (0.5, 0.5, 0.5), "std": (1 / 510, 1 / 510, 1 / 510)}
 

@@ -220,11 +220,12 @@ def test_random_scores_follow_the_seed_and_nothing_else(new_method):
 
 
 def test_the_papers_ablations_are_names():
-    """Tables 8 to 10, and the lower bound."""
-    names = ["pgd-loss", "pgd-reweight", "pgd-single-stage", "pgd-random"]
+    """Tables 8 to 10, and the lower bound; and DPR, which is PGD with another score."""
+    names = ["pgd-loss", "pgd-reweight", "pgd-single-stage", "pgd-random", "dpr"]
     cells = expand(names, ["cmnist5k"], seeds=1).cells
     assert [cell.method_title for cell in cells] == [
         "pgd:score=loss", "pgd:use=reweight", "pgd:use=single-stage", "pgd:score=random",
+        "pgd:score=disagreement",
     ]  # fmt: skip
 
 

@@ -365,6 +365,14 @@ def test_pgd_order_belongs_to_lp(new_method):
     assert new_method("pgd", norm="lp", order=0.7).order == 0.7
 
 
+def test_the_temperature_of_pgd_belongs_to_dpr(new_method):
+    """Given with another score it would do nothing."""
+    for score in ("gradnorm", "loss", "el2n"):
+        with pytest.raises(BenchmarkError, match=rf"score=disagreement,tau=2\).*Got score={score}, tau=2"):
+            new_method("pgd", score=score, tau=2.0)
+    assert new_method("pgd", score="disagreement", tau=2.0).tau == 2.0
+
+
 def test_pgd_draws_in_proportion_to_the_logged_score(make_task, new_method):
     """Equation 1: the sampling distribution of step 3 is the score over its sum."""
     task = make_task(new_method("pgd"), n=80)

@@ -24,6 +24,18 @@ def test_groupdro_equals_a_loop_over_samples(new_method, way, agree, options):
     replay(run, slow, way(), agree)
 
 
+def test_groupdro_without_balanced_sampling_equals_a_loop_over_samples(new_method, way, agree):
+    """Each sample once an epoch; the weights of groups that are not in a batch are only renormalised."""
+    method = new_method("groupdro", balanced=False, step_size=0.2)
+    task = task_for(method, way)
+    method.fit(task)
+    (run,) = task.runs
+    for epoch in range(3):
+        seen = torch.cat([step.batch.index for step in run.steps if step.batch.epoch == epoch])
+        assert seen.sort().values.tolist() == list(range(32))
+    replay(run, SlowGroups(10 * task.y + task.splits.train.bias[:, 0], step_size=0.2), way(), agree)
+
+
 def test_a_step_of_groupdro():
     """Trap 31: four groups, losses .2, .5, 1, 3, step size .01."""
     losses = torch.tensor([0.2, 0.5, 1.0, 3.0], dtype=torch.float64)

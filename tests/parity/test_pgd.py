@@ -1,6 +1,7 @@
 """PGD: the biased network's GCE, the scores of its last layer's gradients, and training by them."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -36,6 +37,7 @@ def slow_score(net, x, y, score):
         "error": float(p.index(max(p)) != y),
         "el2n": math.sqrt(sum((value - (label == y)) ** 2 for label, value in enumerate(p))),
         "eiil": sum(value * one for value, one in zip(p, logits, strict=True)) - logits[y],
+        "disagreement": 1 - p[y],
     }[score]
 
 
@@ -75,9 +77,9 @@ def test_pgd_equals_a_loop_over_samples(new_method, way, agree, norm):
 
 
 @pytest.mark.parametrize("way", ["sgd in float32"], indirect=True)
-@pytest.mark.parametrize("score", ["loss", "error", "el2n", "eiil"])
+@pytest.mark.parametrize("score", ["loss", "error", "el2n", "eiil", "disagreement"])
 def test_other_scores_of_pgd_equal_a_loop_over_samples(new_method, way, agree, score):
-    """Table 10 of the paper, and three scores of ours: sample by sample, from p."""
+    """Table 10 of the paper, three scores of ours, and DPR's: sample by sample, from p."""
     method = new_method("pgd", score=score)
     task = task_for(method, way)
     method.fit(task)
@@ -85,6 +87,29 @@ def test_other_scores_of_pgd_equal_a_loop_over_samples(new_method, way, agree, s
     expected = [max(slow_score(net, x, y, score), 1e-8) for x, y in images(task)]
     agree("scores", task.journal.columns["score"], expected)
     agree("h", task.runs[1].options["sample"], [value / sum(expected) for value in expected])
+
+
+@pytest.mark.parametrize("tau", [0.5, 1.0, 3.0])
+def test_dpr_divides_logits_by_its_temperature(new_method, agree, tau):
+    """The score is 1 - p_y at that temperature, of clean images in eval mode."""
+    method = new_method("pgd", score="disagreement", tau=tau)
+    task = task_for(method, SGD)
+    method.fit(task)
+    net = after_epoch(task.runs[0], 2)["net"]
+    expected = []
+    for x, y in images(task):
+        p = [math.exp(one / tau) for one in logits_of(net, x).tolist()]
+        expected.append(1 - p[y] / sum(p))
+    agree("scores", task.journal.columns["score"], expected)
+
+
+def test_of_two_classes_el2n_is_dpr_times_the_root_of_two(new_method):
+    """The length of p - e_y is that of (1 - p_y, -(1 - p_y)); also where p_y is nearly 1."""
+    logits = torch.tensor([[0.3, -1.2], [12.0, -3.0], [-2.0, 0.5]], dtype=torch.float64)
+    net = SimpleNamespace(features=lambda x: x, head=lambda features: features)
+    y = torch.tensor([0, 0, 0])
+    el2n, dpr = (new_method("pgd", score=name).scores(net, logits, y) for name in ("el2n", "disagreement"))
+    torch.testing.assert_close(el2n, math.sqrt(2) * dpr, rtol=1e-9, atol=0)
 
 
 def test_pgd_by_weights_equals_a_loop_over_samples(new_method, way, agree):

@@ -38,7 +38,7 @@ from debiasbench.testing import Tiny
 class Shared(Tiny):
     name = "shared"
 """
-LONG = {"steps": 240, "checkpoint_every": 0.02}
+LONG = {"steps": 1600, "checkpoint_every": 0.02}  # some ten seconds
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -26,6 +26,7 @@ from debiasbench.recipe import Recipe
 from debiasbench.samples import Samples
 from debiasbench.schedule import learning_rate_at
 from debiasbench.testing import DATASET_CHECKS
+from debiasbench.testing import make_task as tiny_task
 from debiasbench.training.task import Task
 from debiasbench.training.updates import new_optimizer
 
@@ -484,7 +485,7 @@ EVERY = (
     "llr", "afr:gamma=1",
 )  # fmt: skip
 NOT_HERE = {"disen", "randaugment", "resample-oracle"}  # images alone; conflicts alone
-NOT_HERE |= {"self"}  # needs two epochs: below
+NOT_HERE |= {"self", "xrm"}  # want more epochs: below
 
 
 def run(
@@ -532,6 +533,21 @@ def test_self_runs_on_comments_of_two_epochs(tmp_path, comments, encoder):
 
     assert run(tmp_path, comments, encoder, "--epochs", "2", chosen=("self:points=20,early=0.5",)) == 0
     assert set(debiasbench.load_results(tmp_path / "results")["status"]) == {"done"}
+
+
+def test_xrm_runs_on_comments_once_its_twins_have_learnt_something(tmp_path, encoder):
+    """One label in five is wrong, so that mistakes stay."""
+    rows = many_comments()
+    for number, row in enumerate(rows):
+        if number // 2 % 5 == 0:
+            row[4] = "1" if row[4] == "0" else "0"  # its toxicity
+    save_comments(tmp_path, rows)
+    dataset, method = civilcomments(encoder), methods.get("xrm")[0]()
+    recipe = dataset.own_recipe.replace(epochs=12, learning_rate=0.003)
+    task = tiny_task(method, dataset=dataset, splits=built(tmp_path, encoder), recipe=recipe)
+    method.fit(task)
+    assert 0 < float(task.journal.columns["selected"].double().mean()) < 1
+    assert len(task.journal.epochs) == 12
 
 
 def test_records_and_tables_say_that_these_are_not_the_published_data(records):

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 
+from debiasbench import ensembles
 from debiasbench.cli import main
 from debiasbench.datasets import registry as datasets
 from debiasbench.errors import BenchmarkError
@@ -528,10 +529,13 @@ def test_every_method_runs_on_comments_unchanged(records):
     assert last["acc_overlapavg"].notna().all()
 
 
-def test_self_runs_on_comments_of_two_epochs(tmp_path, comments, encoder):
+def test_self_and_an_ensemble_run_on_comments(tmp_path, comments, encoder, monkeypatch):
+    """SELF needs two epochs; the ensemble's few steps make it sure of little."""
     import debiasbench
 
-    assert run(tmp_path, comments, encoder, "--epochs", "2", chosen=("self:points=20,early=0.5",)) == 0
+    monkeypatch.setattr(ensembles, "SURE", 0.2)
+    chosen = ("self:points=20,early=0.5", "lff:ensemble=2,ensemble_steps=3")
+    assert run(tmp_path, comments, encoder, "--epochs", "2", chosen=chosen) == 0
     assert set(debiasbench.load_results(tmp_path / "results")["status"]) == {"done"}
 
 

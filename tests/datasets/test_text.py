@@ -486,6 +486,7 @@ EVERY = (
     "llr", "afr:gamma=1",
 )  # fmt: skip
 NOT_HERE = {"disen", "randaugment", "resample-oracle"}  # images alone; conflicts alone
+NOT_HERE |= {"selecmix", "selecmix-lff"}  # images alone
 NOT_HERE |= {"self", "xrm"}  # want more epochs: below
 
 

@@ -21,13 +21,20 @@ epoch on test; ours is `last`.
 
 Expected on Colored MNIST at 0.5 / 1 / 5 %: 94.56 +- 0.57 / 96.87 +- 0.64 / 98.35 +- 0.20 (PGD paper, Table 1);
 ours: docs/reproduction.md.
+
+`disen-be` is BiasEnsemble (Lee, Park, Kim, Lee, Choi, Choo; AAAI 2023), from its description, with the departures that
+lff.py has: five networks vote on which samples are aligned, and the bias head learns by cross-entropy from those alone;
+in the swapped part, where the sample that z_b came from is one.
 """
+
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from debiasbench.losses import cross_entropy, gce, relative_difficulty, smoothed
-from debiasbench.methods import Batch, Method, Nets, Predict, State, Task, at_least, between, one_of
+from debiasbench.ensembles import aligned_by_vote, cost_of_vote, mean_of_kept
+from debiasbench.losses import cross_entropy, gce, mean_gce, relative_difficulty, smoothed
+from debiasbench.methods import Batch, Dataset, Method, Nets, Predict, State, Task, at_least, between, one_of
 
 ADAM = {"optimizer": "adam", "learning_rate": 0.01, "weight_decay": 0.0}  # official CMNIST command
 OFFICIAL = {
@@ -49,6 +56,7 @@ class Disen(Method):
   title={Learning Debiased Representation via Disentangled Feature Augmentation},
   author={Lee, Jungsoo and Kim, Eungyeup and Lee, Juyoung and Lee, Jihyeon and Choo, Jaegul},
   booktitle={Advances in Neural Information Processing Systems}, year={2021}}"""
+    aliases = {"disen-be": {"ensemble": 5}}  # BiasEnsemble
     recipes = {"cmnist": ADAM, "cmnist5k": ADAM}
     by_dataset = {
         "cmnist": MNIST_FACTORS, "cmnist5k": MNIST_FACTORS,
@@ -75,16 +83,26 @@ class Disen(Method):
     swap_bias_factor: float = at_least(0, default=1.0)  # of GCE in the swapped part (lambda_swap_b)
     swap_factor: float = at_least(0, default=1.0)  # of the swapped part (lambda_swap)
     swap_after: float = between(0, 1, default=0.2)  # fraction of the steps before swapping (10,000 of 50,000)
+    ensemble: int = at_least(0, default=0)  # networks that vote on what the bias head learns from; 0: from all, by GCE
+    ensemble_steps: int = at_least(1, default=1000)  # of each of them
+
+    def relative_cost(self, dataset: Dataset) -> float:
+        """Two encoders, and the networks that vote."""
+        return self.cost + cost_of_vote(dataset, networks=self.ensemble, steps=self.ensemble_steps)
 
     def fit(self, task: Task) -> Predict:
         """One stage with two encoders, two heads and two per-sample tables."""
+        columns = {}
+        if self.ensemble:
+            biased_loss = partial(mean_gce, alpha=self.alpha, form=self.gce_form)
+            columns["kept"] = aligned_by_vote(task, biased_loss, networks=self.ensemble, steps=self.ensemble_steps)
         encoder_i, encoder_b = task.new_net(head=False), task.new_net(head=False)
         nets = {
             "encoder_i": encoder_i, "head_i": task.new_head(2 * encoder_i.n_features, task.n_classes),
             "encoder_b": encoder_b, "head_b": task.new_head(2 * encoder_i.n_features, task.n_classes),
         }  # fmt: skip
         tables = {"biased_loss": task.column(float("nan")), "intrinsic_loss": task.column(float("nan"))}
-        tables = task.train(nets, self.loss, state=tables, predict=self.predict)
+        tables = task.train(nets, self.loss, columns=columns, state=tables, predict=self.predict)
         everyone = torch.arange(task.n_samples, device=task.y.device)
         task.log(
             score=relative_difficulty(tables["biased_loss"], tables["intrinsic_loss"], everyone, task.y, task.n_classes)
@@ -108,16 +126,18 @@ class Disen(Method):
         weight = relative_difficulty(
             tables["biased_loss"], tables["intrinsic_loss"], batch.index, batch.y_all, logits_i.shape[1]
         )
-        value = (weight * ce_i).mean() + self.bias_factor * self.gce(logits_b, batch.y)
+        value = (weight * ce_i).mean() + self.bias_factor * self.biased_loss(logits_b, batch)
 
-        swapped, y_swapped = z_b[batch.perm], batch.y[batch.perm]
+        swapped = z_b[batch.perm]
         logits_i = nets.head_i(torch.cat([z_i, swapped.detach()], 1))
         logits_b = nets.head_b(torch.cat([z_i.detach(), swapped], 1))
         swap = (weight * cross_entropy(logits_i, batch.y)).mean()
-        swap = swap + self.swap_bias_factor * self.gce(logits_b, y_swapped)
+        swap = swap + self.swap_bias_factor * self.biased_loss(logits_b, batch, batch.perm)
         swapping = batch.step > self.swap_after * batch.n_steps
         return value + self.swap_factor * torch.where(swapping, swap, 0.0), tables
 
-    def gce(self, logits: Tensor, y: Tensor) -> Tensor:
-        """Mean GCE."""
-        return gce(logits, y, self.alpha, self.gce_form).mean()
+    def biased_loss(self, logits: Tensor, batch: Batch, of: Tensor | slice = slice(None)) -> Tensor:
+        """Mean GCE, or with an ensemble mean cross-entropy of what is kept; `of`: whose z_b it is, places (B,)."""
+        if not self.ensemble:
+            return gce(logits, batch.y[of], self.alpha, self.gce_form).mean()
+        return mean_of_kept(cross_entropy(logits, batch.y[of]), batch.kept[of])

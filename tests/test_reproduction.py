@@ -203,7 +203,7 @@ def test_records_are_of_one_protocol_and_one_drawing_of_the_data():
 
 def test_the_records_of_a_grid_are_loose_or_in_an_archive_that_debiasbench_archive_wrote():
     archives = sorted(FOLDER.glob("*.zip"))
-    assert len(archives) == 13
+    assert len(archives) == 14
     assert {one.path.relative_to(FOLDER).parts[0] for one in RECORDS} == {one.name for one in archives} | {
         "cmnist", "cmnist+rho=0.01",
     }  # fmt: skip
@@ -348,6 +348,37 @@ def test_cnc_and_george_before_and_after_follow_from_the_records():
         assert margin == ("-" if key[0] == "vanilla" else f"{gap:+.1f}")
         new = key[0] in margins and int(version) == max(int(one) for method, one in by_version if method == key[0])
         assert (expected, met) == ((margins[key[0]], "yes" if gap >= float(expected) else "no") if new else ("-", "-"))
+
+
+def test_last_layers_xrm_biasensemble_and_selecmix_follow_from_the_records():
+    """Accuracies, margins over vanilla beside what was expected, and how conflicting samples weigh or are selected."""
+    by_method = {}
+    for record in records_below("llr-xrm-be-selecmix"):
+        by_method.setdefault(record.cell.method_title, []).append(record)
+    rows = section("Last layers, XRM, BiasEnsemble and SelecMix on cmnist5k")
+    expected = {
+        method: margin
+        for method, margin, _ in section("What was expected of last layers, XRM, BiasEnsemble and SelecMix")
+    }
+    assert [row[0] for row in rows] == ["vanilla", "lff", "disen", *expected]
+    assert {row[0] for row in rows} == set(by_method)
+    assert all({one.cell.seed for one in found} == {0, 1, 2} for found in by_method.values())
+    test = {
+        name: {method: 100 * pd.Series([last_test(one)[name] for one in some]) for method, some in by_method.items()}
+        for name in ("acc_unbiased", "acc_conflict")
+    }
+    for method, accuracy, conflict, margin, least, met, *found in rows:
+        assert accuracy == written(test["acc_unbiased"][method])
+        assert conflict == written(test["acc_conflict"][method])
+        gap = test["acc_conflict"][method].mean() - test["acc_conflict"]["vanilla"].mean()
+        assert margin == ("-" if method == "vanilla" else f"{gap:+.1f}")
+        new = method in expected  # the others are there to compare with
+        assert (least, met) == ((expected[method], "yes" if gap >= float(least) else "no") if new else ("-", "-"))
+        values = [one.result.identification for one in by_method[method]]
+        columns = [("score", "conflict_mass"), ("selected", "precision"), ("selected", "recall")]
+        for text, (column, name) in zip(found, columns, strict=True):
+            numbers = [one[column][name] for one in values if column in one]
+            assert text == (f"{sum(numbers) / 3:.2f}" if numbers else "-")
 
 
 def test_the_ablations_follow_from_the_records():

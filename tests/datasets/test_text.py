@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 
+from debiasbench import ensembles
 from debiasbench.cli import main
 from debiasbench.datasets import registry as datasets
 from debiasbench.errors import BenchmarkError
@@ -26,6 +27,7 @@ from debiasbench.recipe import Recipe
 from debiasbench.samples import Samples
 from debiasbench.schedule import learning_rate_at
 from debiasbench.testing import DATASET_CHECKS
+from debiasbench.testing import make_task as tiny_task
 from debiasbench.training.task import Task
 from debiasbench.training.updates import new_optimizer
 
@@ -481,7 +483,11 @@ EVERY = (
     "vanilla", "lff", "jtt", "pgd", "pgd-loss", "pgd-reweight", "cnc:first_epochs=1,n_each=4",
     "eiil:ei_steps=100", "bpa:clusters=2", "george:reduction=pca", "groupdro", "dfr",
     "rwy", "suby", "rwg", "subg", "cvar-dro", "dpr", "bam:mu=3", "lc",
+    "llr", "afr:gamma=1",
 )  # fmt: skip
+NOT_HERE = {"disen", "randaugment", "resample-oracle"}  # images alone; conflicts alone
+NOT_HERE |= {"selecmix", "selecmix-lff"}  # images alone
+NOT_HERE |= {"self", "xrm"}  # want more epochs: below
 
 
 def run(
@@ -516,13 +522,37 @@ def test_every_method_runs_on_comments_unchanged(records):
         "suby": "rwy:use=subset", "subg": "rwg:use=subset",
     }  # fmt: skip
     assert set(table["method"]) == {names.get(name, name) for name in EVERY}
-    left_out = {"disen", "randaugment", "resample-oracle"}
-    assert {name.split(":")[0] for name in EVERY} >= set(methods.classes()) - left_out
+    assert {name.split(":")[0] for name in EVERY} >= set(methods.classes()) - NOT_HERE
     assert (table["status"] == "done").all()
     last = table[(table["select"] == "last") & (table["split"] == "test")]
     assert last["acc_worst"].notna().all()
     assert last["acc_avg"].between(0, 1).all()
     assert last["acc_overlapavg"].notna().all()
+
+
+def test_self_and_an_ensemble_run_on_comments(tmp_path, comments, encoder, monkeypatch):
+    """SELF needs two epochs; the ensemble's few steps make it sure of little."""
+    import debiasbench
+
+    monkeypatch.setattr(ensembles, "SURE", 0.2)
+    chosen = ("self:points=20,early=0.5", "lff:ensemble=2,ensemble_steps=3")
+    assert run(tmp_path, comments, encoder, "--epochs", "2", chosen=chosen) == 0
+    assert set(debiasbench.load_results(tmp_path / "results")["status"]) == {"done"}
+
+
+def test_xrm_runs_on_comments_once_its_twins_have_learnt_something(tmp_path, encoder):
+    """One label in five is wrong, so that mistakes stay."""
+    rows = many_comments()
+    for number, row in enumerate(rows):
+        if number // 2 % 5 == 0:
+            row[4] = "1" if row[4] == "0" else "0"  # its toxicity
+    save_comments(tmp_path, rows)
+    dataset, method = civilcomments(encoder), methods.get("xrm")[0]()
+    recipe = dataset.own_recipe.replace(epochs=12, learning_rate=0.003)
+    task = tiny_task(method, dataset=dataset, splits=built(tmp_path, encoder), recipe=recipe)
+    method.fit(task)
+    assert 0 < float(task.journal.columns["selected"].double().mean()) < 1
+    assert len(task.journal.epochs) == 12
 
 
 def test_records_and_tables_say_that_these_are_not_the_published_data(records):

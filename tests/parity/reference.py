@@ -292,6 +292,12 @@ def gce_loss(alpha, form):
     )
 
 
+def sure_of(nets, samples, limit):
+    """Of each sample, whether more than half of the networks give its label a probability above the limit."""
+    votes = [[logits_of(net, x).softmax(0)[y].item() > limit for net in nets] for x, y in samples]
+    return [sum(of_sample) > len(nets) / 2 for of_sample in votes]
+
+
 class SlowWeights:
     """LfF's W, with dictionaries: the moving averages of both losses, and class maxima over all samples."""
 

@@ -51,7 +51,8 @@ def add_folder(kind: str, folder: str | Path) -> None:
         if str(path) in sys.modules[package].__path__:
             return
         sys.modules[package].__path__.append(str(path))
-    os.environ[variable] = f"{known}{os.pathsep}{path}" if known else str(path)
+    if str(path) not in known.split(os.pathsep):
+        os.environ[variable] = f"{known}{os.pathsep}{path}" if known else str(path)
 
 
 def _variable(kind: str) -> str:

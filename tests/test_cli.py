@@ -19,6 +19,7 @@ import debiasbench
 from debiasbench.cli import main
 from debiasbench.datasets import registry as datasets
 from debiasbench.errors import BenchmarkError
+from debiasbench.evaluation.selection import SELECTION_RULES
 from debiasbench.methods import registry as methods
 from debiasbench.report import make as report
 
@@ -233,7 +234,7 @@ def test_the_python_interface_knows_executors(results, plugins, monkeypatch):
 
 def test_python_interface_gives_one_tidy_table(results, plugins):
     table = debiasbench.run(["vanilla", "pgd"], ["small"], seeds=2, results_dir=results, device="cpu")
-    assert len(table) == 4 * 2 * 5  # cells x splits x rules
+    assert len(table) == 4 * 2 * len(SELECTION_RULES)  # cells x splits
     assert {"method", "dataset", "seed", "status", "select", "split", "acc_unbiased", "seconds"} <= set(table.columns)
     order = ["hash", "split", "select"]
     loaded = debiasbench.load_results(results).sort_values(order).acc_avg
@@ -314,7 +315,7 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path, plugins):
         time.sleep(0.2)
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 130, errors
     assert "the same command goes on" in errors
     assert "Traceback" not in errors
     (record,) = records_of(tmp_path).values()
@@ -507,7 +508,7 @@ def test_run_works_from_a_script_without_a_main_guard(results, plugins, tmp_path
         textwrap.dedent(f"""
         import debiasbench
         table = debiasbench.run(["vanilla"], ["small"], seeds=[7], results_dir={str(tmp_path)!r}, device="cpu")
-        assert table.status.tolist() == ["done"] * 10, table.status
+        assert set(table.status) == {{"done"}}, table.status
     """),
         encoding="utf-8",
     )

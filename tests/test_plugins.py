@@ -1,5 +1,8 @@
 """Names of plug-ins that are read from their files before anything is imported."""
 
+import os
+import sys
+
 import pytest
 
 from debiasbench import plugins
@@ -64,5 +67,20 @@ def test_unknown_names_are_refused_together_and_files_are_left_to_their_import(m
     with pytest.raises(BenchmarkError) as refused:
         plugins.check_names("method", ["zet", "vanilla", "lfff", "zet"])
     first, second = str(refused.value).splitlines()
-    assert first.startswith("Unknown method 'zet'. Did you mean 'zed'? Known: bpa, ")
+    assert first.startswith("Unknown method 'zet'. Did you mean 'zed'? Known: afr, bam, bpa, ")
     assert second.startswith("Unknown method 'lfff'. Did you mean 'lff'?")
+
+
+def test_a_folder_that_the_environment_names_may_be_given_as_well(tmp_path, monkeypatch):
+    """Before the package is imported, and after."""
+    monkeypatch.setenv("DEBIASBENCH_METHODS_PATH", str(tmp_path))
+    for is_imported in (False, True):
+        with monkeypatch.context() as patched:
+            if not is_imported:
+                patched.delitem(sys.modules, "debiasbench.methods")
+            else:
+                package = sys.modules["debiasbench.methods"]
+                patched.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
+            plugins.add_folder("method", tmp_path)
+            plugins.add_folder("method", f"{tmp_path}{os.sep}.")
+            assert os.environ["DEBIASBENCH_METHODS_PATH"] == str(tmp_path)

@@ -25,7 +25,7 @@ from debiasbench.training.task import Task
 
 FOLDER = Path(__file__).parent.parent.parent / "examples" / "methods"
 NAMES = {
-    "adversary": "adversary", "selecmix": "selecmix", "two_views": "two-views",
+    "adversary": "adversary", "two_views": "two-views",
     "sample_weights": "sample-weights", "surgery": "surgery", "distillation": "distillation",
 }  # fmt: skip
 
@@ -104,29 +104,6 @@ def adversary_step(method, nets, batch):
     return bias + value, gradients(bias, critic=nets.critic) | gradients(value, net=nets.net)
 
 
-def selecmix_step(method, nets, batch):
-    """Every pair by itself."""
-    unit = [row / row.norm() for row in nets.biased.features(batch.x)]
-    everyone = range(len(unit))
-    similar = [[one @ other for other in unit] for one in unit]
-    contrasts, x, y = [], [], []
-    for i in everyone:
-        own = [j for j in everyone if batch.y[j] == batch.y[i] and j != i]
-        strange = [j for j in everyone if batch.y[j] != batch.y[i]]
-        heat = [(one / method.temperature).exp() for one in similar[i]]
-        pairs = [heat[j] / (sum(heat) - heat[i]) for j in own]
-        contrasts.append(mean([-(p.detach() ** method.q) * p.log() for p in pairs]) if pairs else 0.0)
-        if batch.coin[i] == 1:
-            partner = min([*own, i], key=lambda j: number(similar[i][j]))
-        else:
-            partner = max(strange, key=lambda j: number(similar[i][j]))
-        part = float(batch.lam[i]) / 2
-        x.append(part * batch.x[i] + (1 - part) * batch.x[partner])
-        y.append(batch.y[partner])
-    contrast, value = mean(contrasts), mean(losses_of(nets.net(torch.stack(x)), torch.stack(y)))
-    return contrast + value, gradients(contrast, biased=nets.biased) | gradients(value, net=nets.net)
-
-
 def two_views_step(method, nets, batch):
     """Each view of each image looks for the other one among all but itself."""
     n = len(batch.x)
@@ -193,7 +170,6 @@ def distillation_step(method, nets, batch):
 
 SLOW = {  # the stages of each method
     "adversary": [adversary_step],
-    "selecmix": [selecmix_step],
     "two-views": [two_views_step, two_views_second_step],
     "sample-weights": [sample_weights_step],
     "surgery": [surgery_step],

@@ -68,6 +68,7 @@ def test_what_a_cell_has_started_ends_with_a_run_that_was_killed(tmp_path, monke
     settings = {
         "data_dir": str(tmp_path), "results_dir": str(tmp_path), "device": "cpu", "threads": 1, "save_weights": False,
         "reuse": True, "resume": True, "checkpoint_every": 60.0, "memory_fraction": 0.5,
+        "executor": "local",
     }  # fmt: skip
     script = (
         "import time; from debiasbench.running.process import WorkerProcess\n"

@@ -87,6 +87,8 @@ def plugins(tmp_path_factory):
             patched.setenv(f"DEBIASBENCH_{kind.upper()}_PATH", str(folder / kind))
         patched.syspath_prepend(str(folder / "modules"))
         yield
+    for kind in ("methods", "datasets"):
+        sys.modules[f"debiasbench.{kind}"].registry._scanned = None  # the names of these are known no more
     for name in list(sys.modules):
         if name.startswith(("debiasbench.methods.packed", "debiasbench.datasets.far", "beside")):
             del sys.modules[name]

@@ -53,6 +53,8 @@ def plugins(tmp_path_factory):
             patched.setattr(package.registry, "_scanned", None)
             patched.setenv(f"DEBIASBENCH_{kind.upper()}_PATH", str(folder / kind))
         yield
+    for kind in ("methods", "datasets"):
+        sys.modules[f"debiasbench.{kind}"].registry._scanned = None  # the names of these are known no more
     for name in ("methods.queued", "datasets.shared"):
         sys.modules.pop(f"debiasbench.{name}", None)
 

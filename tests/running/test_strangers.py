@@ -64,6 +64,7 @@ def strange(tmp_path, monkeypatch):
 
         registry._scanned = None
         code.digest_of_module.cache_clear()
+        code._digest_of.cache_clear()
         for name in names:
             sys.modules.pop(name, None)
         for cached in (tmp_path / "mine").rglob("*.pyc"):

@@ -111,6 +111,8 @@ def plugins(tmp_path_factory):
             patched.setenv(f"DEBIASBENCH_{kind.upper()}_PATH", str(folder / kind))
         patched.setenv("DEBIASBENCH_TEST_FLAG", str(folder / "flag"))
         yield
+    for kind in ("methods", "datasets"):
+        sys.modules[f"debiasbench.{kind}"].registry._scanned = None  # the names of these are known no more
     for name in ("methods.misbehaving", "datasets.quickly"):
         sys.modules.pop(f"debiasbench.{name}", None)
 

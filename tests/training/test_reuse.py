@@ -447,10 +447,12 @@ def own_files(tmp_path, monkeypatch):
         for name, text in (files | changes).items():
             (tmp_path / f"{name}.py").write_text(text, encoding="utf-8")
         code.digest_of_module.cache_clear()
+        code._digest_of.cache_clear()
         return code.digest_of_module("own_method")
 
     yield digest
     code.digest_of_module.cache_clear()
+    code._digest_of.cache_clear()
 
 
 def test_a_digest_follows_local_imports_also_deferred_ones(own_files):
@@ -508,7 +510,8 @@ def test_plugins_have_digests_and_subclasses_hold_their_parents():
     pgd = registry.get("pgd")[0]
     known = {name: code.digest_of_plugin(cls) for name, cls in registry.classes().items()}
     assert all(known.values())
-    assert len(set(known.values())) == len(known)
+    files = {frozenset(one.__module__ for one in cls.__mro__) for cls in registry.classes().values()}  # some share one
+    assert len(set(known.values())) == len(files)
     mine = type("Mine", (pgd,), {"name": "mine", "__module__": __name__, "__qualname__": "Mine"})
     assert code.digest_of_plugin(mine) not in (None, code.digest_of_plugin(TwoStages), known["pgd"])
 

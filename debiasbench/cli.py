@@ -115,7 +115,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--workers",
         type=_number,
         metavar="W",
-        help="processes (default: one a core, or one a GPU); 0: in this process, for breakpoint() and print",
+        help="local: processes (default: one a core, or one a GPU; 0: in this process, for breakpoint() and print); "
+        "ray: cells at a time; slurm: jobs (default 4)",
     )
     run.add_argument(
         "--per-device", type=_number, metavar="K", default=1, help="cells that share a GPU at a time (default 1)"

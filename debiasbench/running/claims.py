@@ -163,7 +163,8 @@ class Work:
             results_dir: where their records go.
             before: what was there of each cell's record when it was found to be missing; by default what is there now.
             accepts: whether a record that is new since then is what this run would make.
-            waits: whether cells that others train are waited for, and trained if the others do not finish them.
+            waits: whether cells that others train are waited for, and trained if the others do not finish them; else
+                they are looked at once more when nothing else is left.
         """
         self.cells, self.results_dir, self.accepts, self.waits = list(cells), results_dir, accepts, waits
         self.claims = Claims(results_dir)
@@ -186,7 +187,7 @@ class Work:
                 queue = self._waiting or self._held
                 if not queue:
                     return None
-                cell, others = queue.popleft(), bool(self._waiting)
+                cell, others, again = queue.popleft(), bool(self._waiting), queue is self._held
             claimed = self.claims.take(cell)
             if claimed:
                 path = self.new_record(cell)
@@ -194,11 +195,11 @@ class Work:
                     return cell, None
                 self.claims.release(cell)
                 return cell, path
-            if not self.waits:
+            if again and not self.waits:
                 continue
             with self._lock:
                 self._held.append(cell)
-            if not others:
+            if not others and self.waits:
                 holder = holder_of(claim_path(self.results_dir, cell))
                 if holder is not None:
                     watch(cell, holder)

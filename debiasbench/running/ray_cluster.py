@@ -121,7 +121,7 @@ class RayTask:
             num_cpus=1, num_gpus=self._gpus, num_returns="streaming", max_retries=0, name="debiasbench",
             runtime_env=_environment(),
         )  # fmt: skip
-        self._messages = task.remote(*self._given, request)
+        self._messages, self._coming, self.waits = task.remote(*self._given, request), None, True
 
     def next_message(self, timeout: float) -> dict[str, Any] | None:
         """The next message of the worker process."""
@@ -145,6 +145,7 @@ class RayTask:
         except ray.exceptions.RayError as error:
             self.is_over, self._cause = True, _said(error)
             self.is_lost = isinstance(error, ray.exceptions.WorkerCrashedError | ray.exceptions.NodeDiedError)
+            self.was_killed_by_others = isinstance(error, ray.exceptions.OutOfMemoryError)
             return None
         self.waits = False
         if message["event"] == "finished":
@@ -270,6 +271,9 @@ def _connect(address: str) -> None:
     if address:
         _check_address(address)
     if ray.is_initialized():
+        there = ray.get_runtime_context().gcs_address
+        if address and address != there:
+            raise BenchmarkError(f"This process is connected to Ray at {there} already, and was asked for {address}.")
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     with _own_signals():

@@ -300,13 +300,15 @@ def present(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value == value}
 
 
-def failed_record(cell: Cell, results_dir: Path, kind: str, message: str, device: str) -> Path:
+def failed_record(cell: Cell, results_dir: Path, kind: str, message: str, device: str, executor: str = "local") -> Path:
     """Record a cell whose process was lost, or ended: `kind` is "LostWorker" or "TimedOut"."""
     path = failed_path(record_path(results_dir, cell))
     before = failure_at(path)
     times = 1 + (before.times or 1) if before is not None and before.type == kind else 1
     failure = Failure(kind, message, times=times)
-    write_record(path, Record(cell.hash, cell, provenance(cell, device, Journal(), Spent()), failure=failure))
+    write_record(
+        path, Record(cell.hash, cell, provenance(cell, device, Journal(), Spent(), executor=executor), failure=failure)
+    )
     return path
 
 

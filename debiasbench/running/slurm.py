@@ -21,7 +21,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from debiasbench.about import PACKAGE
 from debiasbench.cell import Cell
@@ -72,7 +72,9 @@ class SlurmOptions:
             "name": "debiasbench", "slurm_partition": self.partition, "slurm_mem": self.memory,
             "slurm_account": self.account, "slurm_qos": self.qos, "slurm_constraint": self.constraint,
             "slurm_setup": [*self.setup, package],
-            "slurm_additional_parameters": {"requeue": True, **dict(self.more)},
+            "slurm_additional_parameters": {
+                name: value for name, value in {"requeue": True, **dict(self.more)}.items() if value is not False
+            },
             "slurm_signal_delay_s": min(90, self.time * 60 // 3),
         }  # fmt: skip
         return {name: value for name, value in named.items() if value is not None}
@@ -150,12 +152,12 @@ def _lines(key: str, value: Any) -> tuple[str, ...]:
 def _table(key: str, value: Any) -> tuple[tuple[str, str | bool], ...]:
     if not isinstance(value, dict):
         raise _refused(key, value, "a table of a TOML file, [more]")
-    return tuple((_word(key, name), _option(name, one)) for name, one in value.items() if one is not False)
+    return tuple((_word(key, name), _option(name, one)) for name, one in value.items())
 
 
 def _option(name: str, value: Any) -> str | bool:
-    if value is True:  # an option without a value, such as --exclusive
-        return True
+    if isinstance(value, bool):  # an option without a value, such as --exclusive, or that there shall be none
+        return value
     if not isinstance(value, str | int | float):
         raise _refused(name, value, "a word, as sbatch takes it, a number or true")
     return _word(name, str(value))
@@ -170,7 +172,6 @@ _FORMS: dict[str, Callable[[str, Any], Any]] = {
 class SlurmExecutor:
     """An array of jobs."""
 
-    name: ClassVar[str] = "slurm"
     threads = 1
 
     def __init__(self, options: SlurmOptions, device: str, workers: int | None, per_device: int = 1) -> None:
@@ -260,7 +261,8 @@ class SlurmExecutor:
     def leave(self, work: Work, settings: Settings) -> str:
         """Queue the jobs."""
         self.submit(work, settings)
-        return f"scancel {' '.join(self._arrays.values())}"
+        own = [number for number in self._arrays.values() if number not in self._shared]
+        return f"scancel {' '.join(own)}" if own else "(its jobs are to train cells of other commands as well)"
 
     def events(self) -> Iterator[Event | None]:
         """What claims and records tell."""
@@ -277,7 +279,8 @@ class SlurmExecutor:
             now = {name: one for name, cell in left.items() if (one := holder_of(self._claim(cell)))}
             for name, holder in now.items():
                 if name not in held:
-                    rows[name] = min(set(range(len(rows) + 1)) - {rows[one] for one in held if one in rows})
+                    taken = {rows[one] for one in [*held, *now] if one != name and one in rows}
+                    rows[name] = min(set(range(len(taken) + 1)) - taken)
                     yield Event("started", left[name], rows[name])
                 if holder.stage and held.get(name) != holder:
                     stage = f"{holder.stage} ({holder.host})"

@@ -132,6 +132,8 @@ class Supervisor(ABC):
     def events(self) -> Iterator[Event | None]:
         """See `Executor`."""
         yield from self._until_done()
+        if self._is_stopped:
+            return
         for cell, cause in self._killed:
             yield Event("note", cell, 0, message=f"{cell.title}: {cause}. It is tried once more, alone.")
             self.work.put_back(cell)
@@ -141,6 +143,7 @@ class Supervisor(ABC):
 
     def stop(self) -> None:
         """See `Executor`."""
+        self._is_stopped = True
         try:
             for worker in self._workers:
                 worker.ask_to_stop()
@@ -152,6 +155,7 @@ class Supervisor(ABC):
                 worker.kill()
 
     _workers: Sequence[Worker] = ()
+    _is_stopped = False
 
     def _start(self, n_workers: int, *, spare: list[tuple[Cell, str]] | None) -> None:
         self._workers = [Worker(number, self, spare) for number in range(n_workers)]
@@ -299,7 +303,8 @@ class Worker(threading.Thread):
         from debiasbench.running.runner import failed_record
 
         with contextlib.suppress(OSError):  # a full disk, perhaps: the message is shown all the same
-            failed_record(cell, self.settings.results_dir, kind, message, self.settings.devices[self.number])
+            device, executor = self.settings.devices[self.number], self.supervisor.name
+            failed_record(cell, self.settings.results_dir, kind, message, device, executor)
         self._tell("lost", cell, message=message)
 
     def _is_late(self, cell: Cell, process: Process, seconds: float, silent: float) -> bool:

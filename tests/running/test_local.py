@@ -16,6 +16,7 @@ from debiasbench.records import record_path
 from debiasbench.running import claims, local, runner, slurm_queue
 from debiasbench.running import following as following_module
 from debiasbench.running import run as run_module
+from debiasbench.running.claims import Claims, Work
 from debiasbench.running.following import CELLS, Following
 from debiasbench.running.local import LocalExecutor, own_device, visible_gpu, worker_devices
 from debiasbench.running.run import RunOptions, plan_grid, run_grid
@@ -183,3 +184,27 @@ def test_a_run_that_is_left_goes_on_in_a_process_of_its_own(tmp_path, capsys, mo
     told = json.loads((tmp_path / CELLS).read_text(encoding="utf-8"))
     (cell,) = grid(tmp_path, seeds=1).plan.to_run
     assert list(told) == [record_path(tmp_path, cell).relative_to(tmp_path).as_posix()]
+
+
+def test_a_cell_that_another_run_held_is_looked_at_again_when_nothing_else_is_left(tmp_path):
+    """Jobs do not wait, but take what was given back meanwhile."""
+    cells = grid(tmp_path).plan.to_run
+    other, work = Claims(tmp_path), Work(cells, tmp_path, waits=False)
+    assert other.take(cells[0])
+    assert work.next(lambda *_: None) == (cells[1], None)
+    other.release(cells[0])
+    assert work.next(lambda *_: None) == (cells[0], None)
+    assert work.next(lambda *_: None) is None
+    again = Work(cells[:1], tmp_path, waits=False)  # held all along: it is left to who holds it
+    assert again.next(lambda *_: None) is None
+    work.claims.release(cells[0])
+    work.claims.release(cells[1])
+
+
+def test_a_supervisor_that_was_stopped_tries_nothing_once_more(tmp_path, monkeypatch):
+    executor, cells = LocalExecutor("cpu", 2), grid(tmp_path).plan.to_run
+    monkeypatch.setattr(executor, "_start", lambda *_, **__: None)
+    executor.submit(Work(cells, tmp_path), local.Settings(tmp_path, tmp_path, executor.devices))
+    executor._killed.append((cells[0], "SIGKILL"))
+    executor.stop()
+    assert list(executor.events()) == []

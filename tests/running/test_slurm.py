@@ -318,8 +318,8 @@ def test_jobs_find_a_suite_that_is_not_installed(setup):
 def test_what_jobs_have_is_read_from_words_and_files(tmp_path):
     file = tmp_path / "cluster.toml"
     file.write_text(
-        'partition = "gpu"\ntime = "2d"\nsetup = ["module load cuda"]\n[more]\nnice = 5\nexclusive = true\n'
-        "oversubscribe = false\n",
+        'partition = "gpu"\ntime = "2d"\nsetup = ["module load cuda"]\n'
+        "[more]\nnice = 5\nexclusive = true\nrequeue = false\noversubscribe = false\n",
         encoding="utf-8",
     )
     found = read_options([str(file), "time=90min", "memory=16GB", "gpus=2", "cpus=8"])
@@ -330,10 +330,11 @@ def test_what_jobs_have_is_read_from_words_and_files(tmp_path):
         gpus=2,
         cpus=8,
         setup=("module load cuda",),
-        more=(("nice", "5"), ("exclusive", True)),
+        more=(("nice", "5"), ("exclusive", True), ("requeue", False)),
     )
     assert read_options([]) == SlurmOptions()
-    assert found.for_submitit()["slurm_additional_parameters"] == {"requeue": True, "nice": "5", "exclusive": True}
+    assert found.for_submitit()["slurm_additional_parameters"] == {"nice": "5", "exclusive": True}
+    assert read_options([]).for_submitit()["slurm_additional_parameters"] == {"requeue": True}
 
 
 @pytest.mark.parametrize(

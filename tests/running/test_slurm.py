@@ -330,7 +330,7 @@ def test_what_jobs_have_is_read_from_words_and_files(tmp_path):
         gpus=2,
         cpus=8,
         setup=("module load cuda",),
-        more=(("nice", "5"), ("exclusive", True), ("requeue", False)),
+        more=(("nice", "5"), ("exclusive", True), ("requeue", False), ("oversubscribe", False)),
     )
     assert read_options([]) == SlurmOptions()
     assert found.for_submitit()["slurm_additional_parameters"] == {"nice": "5", "exclusive": True}

@@ -203,7 +203,7 @@ def test_records_are_of_one_protocol_and_one_drawing_of_the_data():
 
 def test_the_records_of_a_grid_are_loose_or_in_an_archive_that_debiasbench_archive_wrote():
     archives = sorted(FOLDER.glob("*.zip"))
-    assert len(archives) == 14
+    assert len(archives) == 15
     assert {one.path.relative_to(FOLDER).parts[0] for one in RECORDS} == {one.name for one in archives} | {
         "cmnist", "cmnist+rho=0.01",
     }  # fmt: skip
@@ -253,6 +253,20 @@ def test_all_methods_on_the_embedded_data_follow_from_the_records():
             numbers = [one[column][name] for one in values if column in one]
             if text != "-":
                 assert text == f"{sum(numbers) / 3:.{digits}f}"
+
+
+def test_every_method_in_one_run_follows_from_the_records():
+    found = records_below("field")
+    rank = ranks(to_frame(found), [Measure("cmnist5k", "acc_unbiased")]).iloc[:, 0]
+    rows = section("Every method in one run")
+    assert {row[0] for row in rows} == {one.cell.method_title for one in found}
+    assert len(found) == 3 * len(rows)
+    for method, accuracy, conflicting, shared, seconds in rows:
+        runs_of = [one for one in found if one.cell.method_title == method]
+        assert accuracy == written(100 * pd.Series([last_test(one)["acc_unbiased"] for one in runs_of]))
+        assert conflicting == written(100 * pd.Series([last_test(one)["acc_conflict"] for one in runs_of]))
+        assert int(shared) == rank[method]
+        assert seconds == f"{sum(one.provenance.seconds.total for one in runs_of) / 3:.0f}"
 
 
 def test_methods_as_published_follow_from_the_records():

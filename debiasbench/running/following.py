@@ -75,7 +75,7 @@ class Following:
             except BenchmarkError:
                 continue  # another look will tell
             del self.waiting[name]
-            is_failed = record.failure is not None or now[1] != before[1]
+            is_failed = record.failure is not None or now[1] not in (None, before[1])  # it may have been cleared
             (self.failed if is_failed else self.done).append(record.cell.title)
         folder = self.results_dir / "running"
         running = [

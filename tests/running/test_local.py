@@ -17,7 +17,7 @@ from debiasbench.running import claims, local, runner, slurm_queue
 from debiasbench.running import following as following_module
 from debiasbench.running import run as run_module
 from debiasbench.running.claims import Claims, Work
-from debiasbench.running.following import CELLS, Following
+from debiasbench.running.following import CELLS, Following, failure_beside, tell_cells
 from debiasbench.running.local import LocalExecutor, own_device, visible_gpu, worker_devices
 from debiasbench.running.run import RunOptions, plan_grid, run_grid
 
@@ -208,3 +208,18 @@ def test_a_supervisor_that_was_stopped_tries_nothing_once_more(tmp_path, monkeyp
     executor._killed.append((cells[0], "SIGKILL"))
     executor.stop()
     assert list(executor.events()) == []
+
+
+def test_a_failure_that_is_cleared_is_none_of_the_run(tmp_path):
+    """Beside a finished record: the run that is followed has mended it."""
+    run_grid(grid(tmp_path, seeds=1), lambda _: None)
+    again = grid(tmp_path, seeds=1, rerun="all")
+    (cell,) = again.plan.to_run
+    failure = failure_beside(record_path(tmp_path, cell))
+    failure.write_text("{}", encoding="utf-8")
+    tell_cells(tmp_path, again.plan)
+    following = Following.of(tmp_path)
+    assert len(following.waiting) == 1
+    run_grid(again, lambda _: failure.unlink(missing_ok=True))
+    following.look()
+    assert (following.done, following.failed) == ([cell.title], [])

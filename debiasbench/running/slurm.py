@@ -2,8 +2,8 @@
 
 Each job (`slurm_job`) trains cells on what it was given until nothing is left. Before its time is over, or when it is
 preempted, it writes checkpoints, gives its claims back and is queued again (submitit); a job that is lost loses nothing
-else, as its claims end and other jobs go on from its checkpoints. This process only looks at claims and records: jobs
-go on without it.
+else, as its claims end: SLURM queues it again, or other jobs that still run go on from its checkpoints. This process
+only looks at claims and records: jobs go on without it.
 """
 
 from __future__ import annotations

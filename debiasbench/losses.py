@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,9 +13,35 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+@dataclass
+class Smoothing:
+    """Label smoothing of the stage that trains, and whether its loss asked for it."""
+
+    amount: float = 0.0
+    used: bool = False
+
+
+_smoothing = [Smoothing()]  # the last one is in force
+
+
+@contextmanager
+def label_smoothing(amount: float) -> Iterator[Smoothing]:
+    """Smooth the labels of `cross_entropy` meanwhile: for the engine, around the loss of a stage."""
+    _smoothing.append(Smoothing(amount))
+    try:
+        yield _smoothing[-1]
+    finally:
+        _smoothing.pop()
+
+
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    """Per-sample cross-entropy: logits (B, C), y int64 (B,) -> (B,)."""
-    return F.cross_entropy(logits, y, reduction="none")
+    """Per-sample cross-entropy: logits (B, C), y int64 (B,) -> (B,).
+
+    In the loss of a stage it has the recipe's `label_smoothing`, elsewhere none.
+    """
+    smoothing = _smoothing[-1]
+    smoothing.used = True
+    return F.cross_entropy(logits, y, reduction="none", label_smoothing=smoothing.amount)
 
 
 def mean_cross_entropy(nets: Any, batch: Any, state: Any) -> Tensor:  # noqa: ARG001 - as every loss
@@ -33,9 +62,10 @@ def gce(logits: Tensor, y: Tensor, alpha: float, form: str = "paper") -> Tensor:
 
     "paper": (1 - p_y^alpha) / alpha, the PGD paper's section 3; its limit at alpha = 0 is cross-entropy.
     "official": alpha p_y^alpha CE with the factor held constant, as in every published implementation; its
-    gradient is alpha times the paper's, and alpha = 0 is special-cased there to cross-entropy, as here.
+    gradient is alpha times the paper's, and alpha = 0 is special-cased there to cross-entropy, as here. Labels are
+    never smoothed: p_y would be none.
     """
-    ce = cross_entropy(logits, y)
+    ce = F.cross_entropy(logits, y, reduction="none")
     if alpha == 0:
         return ce
     if form == "paper":

@@ -31,6 +31,8 @@ class Recipe(Parameters):
     epochs: int = at_least(1, default=100)
     steps: int | None = at_least(1, default=None)  # optimiser steps of a stage; replaces `epochs`
     batch_size: int = between(2, 65536, default=128)
+    accumulate: int = between(1, 65536, default=1)  # parts of a batch whose gradients are added up before a step: less
+    # memory; batch normalisation, and what a loss compares within a batch, see a part
     drop_last: bool = False  # leave out the last, smaller batch of an epoch
     optimizer: str = one_of("sgd", "adam", "adamw", default="sgd")
     learning_rate: float = above(0, default=0.02)
@@ -43,6 +45,7 @@ class Recipe(Parameters):
     gamma: float = between(0, 1, default=0.1)
     warm_up: float = between(0, 1, default=0.0)  # fraction of the steps over which the learning rate rises linearly
     clip_norm: float | None = above(0, default=None)  # of the gradient over all parameters of each network
+    label_smoothing: float = between(0, 1, default=0.0)  # of cross-entropy, in losses of training alone
 
     augment: bool = True
     crop_scale: tuple[float, ...] | None = None  # RandomResizedCrop: area, as a fraction of the image
@@ -63,6 +66,11 @@ class Recipe(Parameters):
         """Refuse pairs that do not belong together."""
         from debiasbench.errors import BenchmarkError
 
+        if self.accumulate > self.batch_size // 2:
+            raise BenchmarkError(
+                f"The recipe's 'accumulate' leaves each part of a batch at least two samples, as batch normalisation "
+                f"needs: at most {self.batch_size // 2} with batch_size={self.batch_size}. Got {self.accumulate}."
+            )
         if (self.mean is None) != (self.std is None):
             raise BenchmarkError("The recipe needs both 'mean' and 'std', or neither.")
         for key in ("crop_scale", "crop_ratio"):

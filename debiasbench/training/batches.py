@@ -69,10 +69,10 @@ class Batch(SimpleNamespace):
     epoch: Tensor
     n_steps: Tensor
     y_all: Tensor
-    _place: tuple[int, int, int, int] | None
+    _place: tuple[int, ...] | None
 
-    def __init__(self, place: tuple[int, int, int, int] | None = None, /, **values: Tensor) -> None:
-        """`place`: (seed, call, epoch, step), which the permutation follows where it is not among the values."""
+    def __init__(self, place: tuple[int, ...] | None = None, /, **values: Tensor) -> None:
+        """`place`: (seed, call, epoch, step), and which part, which the permutation follows where it is not given."""
         super().__init__(**values)
         self._place = place
 
@@ -83,6 +83,21 @@ class Batch(SimpleNamespace):
             raise AttributeError
         generator = derived_generator("permutation", *self._place, device=self.index.device)
         return torch.randperm(len(self.index), generator=generator, device=self.index.device)
+
+    def parts(self, n: int) -> Iterator[Batch]:
+        """At most `n` parts of like size, of two samples and more; what is not a sample's own is the same in each."""
+        size = max(2, -(-len(self.index) // n))
+        common = ("step", "epoch", "n_steps", "y_all")
+        values = vars(self)
+        for part, rows in enumerate(joined_tail(torch.arange(len(self.index)).split(size))):
+            start, length = int(rows[0]), len(rows)
+            yield Batch(
+                None if self._place is None else (*self._place, part),
+                **{
+                    name: value if name in common else value.narrow(int(name == "views"), start, length)
+                    for name, value in values.items()
+                },
+            )
 
     if TYPE_CHECKING:  # of names that it does not declare, a SimpleNamespace says Any
 
@@ -303,10 +318,15 @@ def plan_epoch(
         order = torch.searchsorted(edges, points, right=True).clamp_max(n_samples - 1)
     batches = list(order.split(batch_size))
     if len(batches) > 1 and drop_last and len(batches[-1]) < batch_size:
-        batches.pop()
-    elif len(batches) > 1 and len(batches[-1]) == 1:
-        batches[-2:] = [torch.cat(batches[-2:])]
-    return batches
+        return batches[:-1]
+    return joined_tail(batches)
+
+
+def joined_tail(parts: Sequence[Tensor]) -> list[Tensor]:
+    """Parts of which none is a single sample: one at the end joins the part before it."""
+    if len(parts) > 1 and len(parts[-1]) == 1:
+        return [*parts[:-2], torch.cat(list(parts[-2:]))]
+    return list(parts)
 
 
 def n_batches(n_draws: int, batch_size: int, *, drop_last: bool = False) -> int:

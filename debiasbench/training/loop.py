@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from debiasbench.errors import BenchmarkError
 from debiasbench.randomness import derived_generator
 from debiasbench.recipe import Recipe
 from debiasbench.schedule import rate_at
@@ -51,6 +52,12 @@ class Loop:
         draws: int | None,
         contents: Contents,
     ) -> None:
+        if recipe.accumulate > 1 or recipe.label_smoothing:
+            raise BenchmarkError(
+                f"This method has a training loop of its own, which computes losses and steps itself: the recipe's "
+                f"accumulate={recipe.accumulate} and label_smoothing={recipe.label_smoothing:g} would be ignored. "
+                "Leave them out."
+            )
         self.source, self.journal, self.nets, self.recipe = source, journal, nets, recipe
         self.sample, self.draws, self.contents = sample, draws, contents
         self.losses: list[float] = []

@@ -8,14 +8,16 @@ nothing of all this.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Iterator, Sized
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from debiasbench.errors import BenchmarkError
 from debiasbench.evaluation.evaluation import Row
+from debiasbench.losses import label_smoothing
 from debiasbench.nets.base import Net, Nets, bound, held
 from debiasbench.randomness import derived_generator
 from debiasbench.recipe import Recipe
@@ -175,9 +177,7 @@ class Stage:
             call=run.call, epoch=self.epoch, step=self.step, n_steps=total_steps, skip=now.n_batches,
         ):  # fmt: skip
             now.rate = self.update.set_rates(self.step, total_steps, self.epoch, total_epochs)
-            value = self._loss(nets, batch)
-            self.update.step(value, self.step)
-            now.total += total_of(value).detach() * len(batch.index)
+            self.update.step(self._losses(nets, batch, now.total), self.step)
             now.n_seen += len(batch.index)
             now.n_batches += 1
             self.step += 1
@@ -194,9 +194,22 @@ class Stage:
         started, before, evaluation = time.perf_counter(), run.seconds, run.evaluation_seconds
         return lambda: before + time.perf_counter() - started - (run.evaluation_seconds - evaluation)
 
+    def _losses(self, nets: Nets, batch: Batch, total: Tensor) -> Iterator[tuple[float, Tensor | Terms]]:
+        """The loss of each part of a batch, with its fraction of the batch; added to `total` a sample."""
+        size = len(batch.index)
+        for part in [batch] if self.recipe.accumulate == 1 else batch.parts(self.recipe.accumulate):
+            value = self._loss(nets, part)
+            yield len(part.index) / size, value
+            total += total_of(value).detach() * len(part.index)
+
     def _loss(self, nets: Nets, batch: Batch) -> Tensor | Terms:
-        with self.recipe.autocast(self.source.device):
+        with self.recipe.autocast(self.source.device), label_smoothing(self.recipe.label_smoothing) as smoothing:
             result = self.loss(nets, batch, self.state)
+        if smoothing.amount and not smoothing.used and self.predict is not None:
+            raise BenchmarkError(
+                f"The recipe has label_smoothing={smoothing.amount:g}, and the loss that trains the predictor does not "
+                "use debiasbench.losses.cross_entropy, which smooths labels. Use it there, or leave the field out."
+            )
         value, self.state = result if isinstance(result, tuple) else (result, self.state)
         for one in value.values() if isinstance(value, dict) and value else [value]:
             if not isinstance(one, Tensor) or one.ndim != 0:
@@ -212,6 +225,11 @@ class Stage:
     def _plan(self, sample: Sample, draws: int | None, call: int, epoch: int) -> list[Tensor]:
         """The batches of an epoch, as int64 indices on the host; a function of (seed, call, epoch) alone."""
         n_samples = len(self.source.samples)
+        if callable(sample) and self.recipe.accumulate > 1:
+            raise BenchmarkError(
+                f"accumulate={self.recipe.accumulate} takes batches apart, and this method lays out its own, whose "
+                "samples belong together: train it with accumulate=1."
+            )
         plan = plan_epoch(
             sample,
             n_samples=n_samples,

@@ -7,12 +7,13 @@ from the gradients of the terms.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from debiasbench.errors import BenchmarkError
 from debiasbench.recipe import Recipe
 from debiasbench.schedule import rate_at
 from debiasbench.training.digests import source_of
@@ -37,8 +38,12 @@ class Update(Protocol):
     def set_rates(self, step: int, n_steps: int, epoch: int, n_epochs: int) -> float:
         """Set learning rates by the schedules, at a step of a stage; returns that of the first optimiser."""
 
-    def step(self, value: Tensor | Terms, number: int) -> None:
-        """Compute gradients and step; `number` is how many steps the stage has done."""
+    def step(self, values: Iterable[tuple[float, Tensor | Terms]], number: int) -> None:
+        """Compute gradients and step; `number` is how many steps the stage has done.
+
+        `values` are the losses of the parts of a batch, each with its fraction of the batch; they are asked for one
+        after another, so that one graph is in memory at a time.
+        """
 
     def signature(self) -> dict[str, Any]:
         """What the steps depend on, besides the stage's recipe."""
@@ -63,16 +68,16 @@ class Together:
         """As of `Update`."""
         return {"combine": source_of(self.combine)}
 
-    def step(self, value: Tensor | Terms, number: int) -> None:
+    def step(self, values: Iterable[tuple[float, Tensor | Terms]], number: int) -> None:
         """As of `Update`."""
         del number
         self.optimizer.zero_grad(set_to_none=True)
-        if isinstance(value, Tensor):
-            value.backward()
-        elif self.combine is None:
-            total(value).backward()
-        else:
-            self._combine(value, self.combine)
+        for fraction, value in values:
+            if self.combine is None or isinstance(value, Tensor):
+                whole = total(value)
+                (whole if fraction == 1 else whole * fraction).backward()
+            else:
+                self._combine(value, self.combine)
         _clip(self.stepped, self.recipe)
         self.optimizer.step()
 
@@ -117,8 +122,9 @@ class ByNetwork:
         """As of `Update`."""
         return {"recipes": {name: one.values() for name, one in self.recipes.items()}, "turns": list(self.turns)}
 
-    def step(self, value: Tensor | Terms, number: int) -> None:
+    def step(self, values: Iterable[tuple[float, Tensor | Terms]], number: int) -> None:
         """As of `Update`; all gradients are computed before anything steps."""
+        ((_, value),) = values
         names = [self.turns[number % len(self.turns)]] if self.turns else list(self.nets)
         if not isinstance(value, Tensor) and set(value) != set(self.nets):
             raise TypeError(
@@ -152,10 +158,16 @@ def new_update(
 
     Raises:
         ValueError: names that are no networks; recipes that differ in more than the optimiser; what excludes itself.
+        BenchmarkError: gradients are to be accumulated, which the recipe decides, where they cannot be.
     """
     unknown = [name for name in [*(recipes or {}), *turns] if name not in nets]
     if unknown:
         raise ValueError(f"recipe= and turns= name {', '.join(unknown)}; the trained networks are {', '.join(nets)}.")
+    if recipe.accumulate > 1 and (recipes is not None or turns or combine is not None):
+        raise BenchmarkError(
+            f"accumulate={recipe.accumulate} adds up gradients for one optimiser. This method gives networks recipes "
+            "of their own, lets them take turns, or combines gradients itself: train it with accumulate=1."
+        )
     if recipes is None and not turns:
         return Together(nets, recipe, combine)
     if combine is not None:

@@ -51,7 +51,7 @@ def measure(options):
         net.train()
         for index, width in zip(plan, widths, strict=False):
             with recipe.autocast(device):
-                loss = cross_entropy(net(train.rows(index, width)), train.y[index]).mean()
+                loss = cross_entropy(net(train.x[index, :width]), train.y[index]).mean()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -60,7 +60,7 @@ def measure(options):
         net.eval()
         with torch.no_grad(), recipe.autocast(device):
             for rows, width in zip(batches, widths, strict=True):
-                net(train.rows(rows, width))
+                net(train.x[rows, :width])
 
     for width in sorted({*train.widths(plan), 300}):  # the first use of a length costs more
         steps([width])

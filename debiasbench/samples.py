@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from debiasbench.errors import BenchmarkError
+from debiasbench.reading import Rows, read_ahead
 
 ROUNDED_TO = 32  # tokens: few different lengths, little padding
 
@@ -22,7 +23,7 @@ class Samples:
     Attributes:
         x: uint8 (N, C, H, W) in 0..255 for images; int32 (N, L) for texts, token numbers that are padded with -1. It
             may stay in the host's memory, or on disk (a mapped tensor), when the other columns are on a device: see
-            `rows`.
+            `read`.
         y: int64 (N,), the label, 0-based.
         bias: int64 (N, A), one column a bias; -1 where it is not known.
         conflict: bool (N, A), for biases whose values are not those of the label; else a sample conflicts if its
@@ -65,17 +66,22 @@ class Samples:
         y, bias = self.y.to(device), self.bias.to(device)
         return Samples(x, y, bias, conflict, self.x_sha256, self.length, self.groups)
 
-    def rows(self, rows: slice | Tensor, width: int | None = None) -> Tensor:
-        """Some rows of x, on the device of the labels. `rows` is a slice, or int64 indices beside x or the labels.
+    def read(self, plan: Sequence[Rows], indices: Sequence[Tensor] | None = None) -> Iterator[Tensor]:
+        """X of each batch of a plan, on the device of the labels. Texts are cut to what the batch needs (`widths`).
 
-        width: the first so many tokens of texts (see `widths`).
+        Where x is on the host and the labels are on a GPU, the next batches are read while one is worked on.
+
+        Args:
+            plan: slices, or int64 indices on the host.
+            indices: the same indices on the device of the labels, where they are there too.
         """
-        x = self.x if width is None else self.x[:, :width]
-        part = x[rows.to(x.device) if isinstance(rows, Tensor) else rows]
-        if part.device == self.y.device:
-            return part
-        # a copy from pinned memory does not make the host wait for the device
-        return part.pin_memory().to(self.y.device, non_blocking=True)
+        widths = self.widths(plan)
+        xs = [self.x if width is None else self.x[:, :width] for width in widths]
+        if self.x.device == self.y.device:
+            for x, rows in zip(xs, plan if indices is None else indices, strict=True):
+                yield x[rows.to(x.device)] if isinstance(rows, Tensor) else x[rows]
+        else:
+            yield from read_ahead(xs, plan, self.y.device)
 
     def widths(self, plan: Sequence[Tensor | slice]) -> Sequence[int | None]:
         """How many tokens each batch of a plan needs: its longest text, rounded up to a multiple of 32.
@@ -101,8 +107,7 @@ class Samples:
             plan = [slice(start, start + batch_size) for start in range(0, len(self), batch_size)]
         else:
             plan = list(self.length.argsort(descending=True, stable=True).split(batch_size))
-        widths = self.widths(plan)
-        parts = [function(number, plan[number], self.rows(plan[number], widths[number])) for number in range(len(plan))]
+        parts = [function(number, plan[number], x) for number, x in enumerate(self.read(plan))]
         joined = torch.cat(parts)
         if self.length is None:
             return joined

@@ -445,8 +445,10 @@ def settled(threads: int | None, device: str) -> Iterator[None]:
     before = GlobalState()
     filled, always = _DETERMINISTIC.fill_uninitialized_memory, torch.is_warn_always_enabled()
     settle_torch(threads, device)
+    is_gpu = torch.device(device).type == "cuda"
     try:
-        yield
+        with torch.cuda.device(device) if is_gpu else contextlib.nullcontext():  # else "cuda" is the first one
+            yield
     finally:
         before.put_back()
         _DETERMINISTIC.fill_uninitialized_memory = filled

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import repeat
@@ -29,7 +27,6 @@ Layout = Callable[[torch.Generator], list[Tensor]]
 Sample = Tensor | Layout | None
 Noise = Mapping[str, torch.distributions.Distribution]
 
-READERS, AHEAD = 4, 8  # threads and batches, where images are read from the host while the device works
 AT_ONCE = 10_000_000  # values of images that a GPU augments at once: of fewer, starting its kernels takes the time
 
 
@@ -163,28 +160,6 @@ class Contents:
         return drawn
 
 
-def fetched(samples: Samples, plan: Sequence[Tensor], indices: Sequence[Tensor]) -> Iterator[Tensor]:
-    """The rows of x of each batch of a plan, on the device. `plan` holds indices on the host, `indices` on the device.
-
-    Where x did not fit on the device, the next batches are read while one is trained on.
-    """
-    widths = samples.widths(plan)
-    if samples.x.device == samples.y.device:
-        yield from map(samples.rows, indices, widths)
-        return
-    with ThreadPoolExecutor(READERS) as pool:
-        coming = deque(map(pool.submit, repeat(samples.rows), plan[:AHEAD], widths))
-        try:
-            for number in range(len(plan)):
-                x = coming.popleft().result()
-                if number + AHEAD < len(plan):
-                    coming.append(pool.submit(samples.rows, plan[number + AHEAD], widths[number + AHEAD]))
-                yield x
-        finally:
-            for future in coming:
-                future.cancel()
-
-
 def n_at_once(samples: Samples, recipe: Recipe, contents: Contents) -> int:
     """How many batches are gathered and augmented together: on a GPU, as many small images as keep it busy."""
     if samples.y.device.type != "cuda" or samples.x.ndim != 4 or contents.inputs is not None:
@@ -256,7 +231,7 @@ def batches_of_epoch(  # noqa: PLR0913 - where it is, keyword-only
     }
     done = skip // n
     number = step - skip % n  # an earlier process may have ended within a chunk: that is augmented as a whole again
-    xs = fetched(source.samples, hosts[done:], indices[done:]) if contents.inputs is None else repeat(None)
+    xs = source.samples.read(hosts[done:], indices[done:]) if contents.inputs is None else repeat(None)
     for at, x in zip(range(done, len(chunks)), xs, strict=False):
         rows = gathered(source, recipe, indices[at], x, (source.seed, call, epoch, number), contents)
         rows |= {name: values[at] for name, values in noise.items()}

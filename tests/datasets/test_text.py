@@ -336,7 +336,7 @@ def test_batches_are_as_long_as_they_need_to_be():
     plan = [torch.tensor([0]), torch.tensor([1, 0]), torch.tensor([2]), torch.tensor([0, 3])]
     assert samples.widths(plan) == [32, 32, 64, 70]
     assert samples.widths([slice(0, 2), slice(2, 4)]) == [32, 70]
-    assert samples.rows(plan[2], 64).shape == (1, 64)
+    assert [tuple(part.shape) for part in samples.read(plan)] == [(1, 32), (2, 32), (1, 64), (2, 70)]
 
 
 def test_a_pass_over_texts_gives_their_order(comments, encoder):
@@ -361,7 +361,7 @@ def test_contract_of_datasets(comments, encoder):
 
 def batch_of(splits, n=6):
     index = torch.arange(n)
-    return splits.train.rows(index, splits.train.widths([index])[0])
+    return next(splits.train.read([index]))
 
 
 def test_features_are_what_the_last_layer_reads(comments, encoder):
@@ -376,7 +376,7 @@ def test_features_are_what_the_last_layer_reads(comments, encoder):
     with torch.no_grad():
         expected = body(input_ids=x.clamp_min(0).long(), attention_mask=mask).pooler_output
         assert torch.equal(net.features(x), expected)
-        assert torch.allclose(net(splits.train.rows(torch.arange(6))), net(x), atol=1e-6)
+        assert torch.allclose(net(splits.train.x[:6]), net(x), atol=1e-6)
         one = x[:1, : int(splits.train.length[0])]
         assert torch.allclose(net(one), net(x)[:1], atol=1e-6)
     assert net.n_features == 16

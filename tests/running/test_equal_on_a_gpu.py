@@ -1,5 +1,6 @@
 """Equal seeds, equal results: how torch is told to compute while a cell runs, on a pretended GPU and on a CPU."""
 
+import contextlib
 import os
 import warnings
 
@@ -42,7 +43,22 @@ ON_A_GPU = STRICT | {
 
 
 @pytest.fixture
-def others_settings(monkeypatch):
+def current(monkeypatch):
+    """Which device is the current one, as it is made and put back, on a machine that has none."""
+    seen = []
+
+    @contextlib.contextmanager
+    def device(name):
+        seen.append(name)
+        yield
+        seen.append("before")
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    return seen
+
+
+@pytest.fixture
+def others_settings(monkeypatch, current):
     """A process, such as a notebook, whose user wants it fast, and leaves it as it is found."""
     monkeypatch.delenv(WORKSPACE, raising=False)
     with settled(None, "cpu"):
@@ -52,16 +68,19 @@ def others_settings(monkeypatch):
         yield flags()
 
 
-@pytest.mark.parametrize("device", ["cuda", "cuda:0"])
-def test_a_gpu_computes_alike_each_time(others_settings, device):
+@pytest.mark.parametrize("device", ["cuda", "cuda:0", "cuda:1"])
+def test_a_gpu_computes_alike_each_time(others_settings, current, device):
     with settled(None, device):
         assert flags() == ON_A_GPU
+        assert current == [device]  # for what says "cuda" alone
     assert flags() == others_settings
+    assert current == [device, "before"]
 
 
-def test_a_cpu_computes_as_it_did(others_settings):
+def test_a_cpu_computes_as_it_did(others_settings, current):
     """Deterministic forms of operations are for a GPU: on a CPU all are, and numbers stay what they were."""
     with settled(1, "cpu"):
+        assert not current
         assert flags() == others_settings | STRICT
         assert torch.get_num_threads() == 1
     assert flags() == others_settings

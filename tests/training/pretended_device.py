@@ -9,16 +9,19 @@ A tensor on it says that it is on cuda:0 and holds its values on the CPU, so wha
 operation is looked at:
 - one that CUDA would refuse raises `MixedDevicesError`: tensors of two devices, a generator of another device, numpy;
 - one for which the host would wait for the device is noted, with the file and line that asked for it;
+- what was copied on a stream of its own and is read before that was waited for raises `NotCopiedYetError`;
 - kernels are counted, by a table of what is not one kernel; an operation that the table does not know counts as one;
 - autocast casts what torch's does on CUDA, so that mixed types are found and its casts are counted.
 
-What it cannot see: numerics, streams and memory of a GPU, and how long anything takes. Kernels are estimates.
+What it cannot see: numerics and memory of a GPU, streams but for those copies, and how long anything takes. Kernels are
+estimates.
 """
 
 from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -70,10 +73,32 @@ class MixedDevicesError(RuntimeError):
     """CUDA would have refused it."""
 
 
+class NotCopiedYetError(RuntimeError):
+    """On a GPU other numbers would have been read, now and then."""
+
+
+class Stream:
+    """A queue of a GPU. What is copied on one is there for others once they wait for an event that came after it."""
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        self.copied: list[DeviceTensor] = []
+
+    def record_event(self) -> list[DeviceTensor]:
+        return list(self.copied)
+
+    def wait_event(self, event: list[DeviceTensor]) -> None:
+        for tensor in event:
+            tensor.lacks -= {"wait_event"}
+
+
 class DeviceTensor(Tensor):
-    """A tensor on the pretended device. For torch's own code it has a form alone; `held` has its values."""
+    """A tensor on the pretended device. For torch's own code it has a form alone; `held` has its values.
+
+    `lacks`: what is still to be called before it may be read, as it was copied on a stream of its own.
+    """
 
     held: Tensor
+    lacks: frozenset[str] = frozenset()
 
     @staticmethod
     def __new__(cls, held: Tensor) -> DeviceTensor:
@@ -100,6 +125,9 @@ class DeviceTensor(Tensor):
         raise MixedDevicesError("numpy of a tensor on cuda:0")
 
     __array__ = numpy
+
+    def record_stream(self, _):
+        self.lacks -= {"record_stream"}
 
     def tolist(self):
         return self.cpu().tolist()
@@ -131,6 +159,7 @@ class PretendedDevice:
         self.mode = _Watch(self)
         self._device_seeds: set[int] = set()  # of generators on the device: all that torch hands on of one
         self._patches = contextlib.ExitStack()
+        self.computing, self._stream = Stream(), threading.local()
 
     def __enter__(self) -> PretendedDevice:
         for owner, name, pretended in self._pretended():
@@ -162,7 +191,7 @@ class PretendedDevice:
         owner = self
         plain = SimpleNamespace(
             Generator=torch.Generator, to=Tensor.to, submit=ThreadPoolExecutor.submit,
-            tensor=torch.tensor, as_tensor=torch.as_tensor,
+            tensor=torch.tensor, as_tensor=torch.as_tensor, empty=torch.empty,
         )  # fmt: skip
 
         class Generator(plain.Generator):
@@ -201,6 +230,20 @@ class PretendedDevice:
             copy.is_page_locked = True
             return copy
 
+        def empty(*size, pin_memory=False, **options):
+            made = plain.empty(*size, **options)
+            if pin_memory:
+                made.is_page_locked = True
+            return made
+
+        @contextlib.contextmanager
+        def on_stream(stream):
+            owner._stream.now = stream
+            try:
+                yield
+            finally:
+                owner._stream.now = owner.computing
+
         def submit(pool, function, /, *args, **kwargs):  # modes belong to a thread
             def watched():
                 with _Watch(owner):
@@ -221,6 +264,11 @@ class PretendedDevice:
         yield torch.cuda, "default_generators", (generator,)
         yield torch.cuda, "get_rng_state", lambda *_: generator.get_state()
         yield torch.cuda, "set_rng_state", lambda state, *_: generator.set_state(state)
+        yield torch.cuda, "Stream", Stream
+        yield torch.cuda, "stream", on_stream
+        yield torch.cuda, "current_stream", lambda *_: self._current_stream()
+        yield torch.cuda, "device", lambda *_: contextlib.nullcontext()
+        yield torch, "empty", empty
         yield torch.accelerator, "current_device_index", lambda: 0
         yield torch.accelerator, "current_stream", lambda *_: SimpleNamespace(is_capturing=lambda: False)
         yield torch, "Generator", Generator
@@ -240,6 +288,9 @@ class PretendedDevice:
         if not tensors and not made_there:
             return operation(*args, **kwargs)
         name = operation._schema.name.removeprefix("aten::")
+        for tensor in tensors:
+            if tensor.lacks:
+                raise NotCopiedYetError(f"{name}: {' and '.join(sorted(tensor.lacks))} is missing ({self._place()})")
         if name in ("_to_copy", "copy_"):
             return self._copy(name, args, kwargs)
         hosts = [leaf for leaf in leaves if isinstance(leaf, Tensor) and not isinstance(leaf, DeviceTensor)]
@@ -292,7 +343,16 @@ class PretendedDevice:
             return source.detach() if source.requires_grad else DeviceTensor(source.held)
         self._count(name, 1)
         result = torch.ops.aten._to_copy.default(_held(source), **options)
-        return DeviceTensor(result) if arrives else result
+        if not arrives:
+            return result
+        there, stream = DeviceTensor(result), self._current_stream()
+        if stream is not self.computing:
+            there.lacks = frozenset({"wait_event", "record_stream"})
+            stream.copied.append(there)
+        return there
+
+    def _current_stream(self) -> Stream:
+        return getattr(self._stream, "now", self.computing)
 
     # ---- notes ------------------------------------------------------------------------------------------------------
 

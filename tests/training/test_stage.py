@@ -1,7 +1,6 @@
 """The training loop and what goes into a step: order, sampling, schedule, randomness, and what is refused."""
 
 import copy
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +17,7 @@ from debiasbench.recipe import Recipe
 from debiasbench.samples import Samples, Splits
 from debiasbench.schedule import learning_rate_at, rate_at
 from debiasbench.training import stage as stage_module
-from debiasbench.training.batches import draws_of, fetched, n_batches, plan_epoch
+from debiasbench.training.batches import draws_of, n_batches, plan_epoch
 
 QUICK = {"net": "mlp", "augment": False, "crop_scale": None, "rotation": 0.0, "saturation": 0.0, "hue": 0.0}
 
@@ -915,44 +914,6 @@ def test_a_stage_knows_its_length_in_epochs(make_task):
     assert length(epochs=7) == 7
     assert length(steps=7) == 3  # batches of 10, 10 and 4
     assert length(steps=7, drop_last=True) == 4
-
-
-class HostSamples:
-    """Samples whose images stay on the host while labels are on a device, as far as the engine can see."""
-
-    def __init__(self, x):
-        self.images, self.read = x, []
-        self.x, self.y = SimpleNamespace(device="cpu"), SimpleNamespace(device="cuda")
-
-    def widths(self, plan):
-        return [None] * len(plan)
-
-    def rows(self, index, width):
-        assert width is None
-        self.read.append(index.tolist())
-        return self.images[index]
-
-
-def test_images_on_the_host_are_read_ahead_and_in_order():
-    """Every batch comes with its own images; a few batches are read ahead, not all of them."""
-    x = torch.arange(1000)
-    samples = HostSamples(x)
-    plan = list(torch.randperm(1000, generator=torch.Generator().manual_seed(0)).split(10))
-    coming = fetched(samples, plan, plan)
-    assert torch.equal(plan[0], next(coming))
-    assert len(samples.read) <= 20
-    rest = list(coming)
-    assert len(rest) == 99
-    assert all(torch.equal(index, images) for index, images in zip(plan[1:], rest, strict=True))
-    assert sorted(samples.read) == sorted(batch.tolist() for batch in plan)
-
-
-def test_an_image_that_cannot_be_read_ends_the_epoch():
-    """What goes wrong in a reader's thread is raised where the batch is asked for."""
-    samples = HostSamples(torch.arange(10))
-    plan = [torch.tensor([1, 2]), torch.tensor([99])]
-    with pytest.raises(IndexError):
-        list(fetched(samples, plan, plan))
 
 
 def test_bf16_is_autocast_of_the_forward_pass(make_task, new_method):

@@ -26,10 +26,9 @@ import os
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import torch
 
 from debiasbench.data.cache import Cached
@@ -37,6 +36,9 @@ from debiasbench.data.encoders import download_encoder, missing_encoder, tokenis
 from debiasbench.datasets import Dataset, NeededFile, Recipe, at_least, one_of
 from debiasbench.errors import BenchmarkError
 from debiasbench.samples import Samples, Splits
+
+if TYPE_CHECKING:
+    import pandas as pd  # where it is needed: a third of a second that other datasets' runs do not have to wait
 
 FOLDER = "civilcomments_v1.0"
 FILE = "all_data_with_identities.csv"
@@ -157,7 +159,7 @@ class CivilComments(Dataset):
             note=f"Counts are {as_published} ({shown}); no checksum of the file was published, so it is not verified.",
         )
 
-    def _samples(self, table: pd.DataFrame, tokens: Cached | None) -> Samples:
+    def _samples(self, table: "pd.DataFrame", tokens: Cached | None) -> Samples:
         y = torch.from_numpy((table["toxicity"] >= 0.5).to_numpy().astype("int64"))
         mentioned = torch.from_numpy((table[list(IDENTITIES)] >= 0.5).to_numpy())  # an empty cell is no mention
         bias = torch.from_numpy((table[[self.groups]] >= 0.5).to_numpy().astype("int64"))
@@ -185,12 +187,14 @@ class _Texts:
         return self.texts[rows]
 
 
-def read(path: Path, columns: list[str]) -> pd.DataFrame:
+def read(path: Path, columns: list[str]) -> "pd.DataFrame":
     """Some columns of the CSV; text stays text, even where it is "null" or "NA".
 
     Raises:
         BenchmarkError: a column is missing, or the file is cut off.
     """
+    import pandas as pd
+
     try:
         header = pd.read_csv(path, nrows=0).columns
         missing = [column for column in columns if column not in header]
@@ -203,8 +207,10 @@ def read(path: Path, columns: list[str]) -> pd.DataFrame:
         raise BenchmarkError(f"{path} is cut off or no CSV ({error}). {MEND}") from None
 
 
-def check(table: pd.DataFrame, path: Path) -> None:
+def check(table: "pd.DataFrame", path: Path) -> None:
     """Refuse splits and labels that are none."""
+    import pandas as pd
+
     words = set(SPLITS.values())
     unknown = (~table["split"].isin(words)).to_numpy().nonzero()[0]
     if len(unknown):

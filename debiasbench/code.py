@@ -154,8 +154,13 @@ def _installed(module: str, *, within: str) -> bool:
         return True
     if module.startswith(PLUGINS) or module.partition(".")[0] == within.partition(".")[0]:
         return False
-    places = {Path(sysconfig.get_paths()[name]).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")}
-    return bool(places & set(file.parents))
+    return bool(_places_of_packages() & set(file.parents))
+
+
+@functools.cache
+def _places_of_packages() -> frozenset[Path]:
+    paths = sysconfig.get_paths()
+    return frozenset(Path(paths[name]).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 
 
 def _file_of(module: str) -> Path | None:

@@ -27,7 +27,7 @@ from debiasbench.about import PROTOCOL_VERSION
 from debiasbench.archives import archive_of, bytes_of, contents, files_in, is_there
 from debiasbench.cell import Cell
 from debiasbench.errors import BenchmarkError
-from debiasbench.evaluation.selection import OF_CLASSES, select_by_classes
+from debiasbench.evaluation.selection import LATER, OF_CLASSES, select_by_classes, select_by_proxy
 from debiasbench.files import atomic_file, file_name, write_atomically
 from debiasbench.plain import encodable, from_plain, shown, to_plain
 
@@ -138,8 +138,10 @@ class Result:
 
         Rules of classes follow from what every record has of its epochs, so that they choose in older records, too.
         """
-        if rule in OF_CLASSES and self.selection.get("val_acc") is not None:
-            return select_by_classes(rule, [self.accuracy_by_class(epoch, "valid") for epoch in self.epochs])
+        if rule in LATER and self.selection.get("val_acc") is not None:
+            if rule in OF_CLASSES:
+                return select_by_classes(rule, [self.accuracy_by_class(epoch, "valid") for epoch in self.epochs])
+            return select_by_proxy([epoch.valid for epoch in self.epochs])
         return self.selection.get(rule)
 
     def accuracy_by_class(self, epoch: EpochFacts, split: str) -> list[float | None] | None:
@@ -284,7 +286,7 @@ def in_brief(record: Record, *, valid: str, test: str) -> Record:
     result = record.result
     if result is None:
         return record
-    chosen = map(result.chosen, (*result.selection, *OF_CLASSES))  # which choose the same among these
+    chosen = map(result.chosen, (*result.selection, *LATER))  # which choose the same among these
     kept = sorted({len(result.epochs) - 1, *(index for index in chosen if index is not None)})
     curves = {}
     for name, metric, found in (

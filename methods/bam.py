@@ -61,7 +61,7 @@ class BAM(Method):
             raise RuntimeError("The error set of BAM is empty: raise its amplification, or lower T.")
         task.log(selected=wrong)
         mu = self.mu or round(1 / task.conflict_ratio)  # known, or the dataset was declined
-        task.train(net, mean_cross_entropy, sample=1 + (mu - 1) * wrong.long(), predict=net)
+        task.train(net, mean_cross_entropy, sample=1 + (mu - 1) * wrong.long(), predict=net, proxy=net)
         return net
 
     def amplified_loss(self, nets: Nets, batch: Batch, state: State) -> Tensor:

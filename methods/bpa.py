@@ -55,7 +55,7 @@ class BPA(Method):
             "epoch": torch.tensor(0), "epoch_step": torch.tensor(0),
             "weight": torch.where(size > 0, task.n_samples / size.clamp_min(1), 0.0),
         }  # fmt: skip
-        state = task.train(net, self.loss, state=state, predict=net)
+        state = task.train(net, self.loss, state=state, predict=net, proxy=base)
         task.log(score=state["weight"][cluster])
         return net
 

@@ -114,7 +114,7 @@ class CNC(Method):
         fraction = self.anchor_fraction if self.epoch == "anchors" else None
         layout = Layout(task.y.cpu(), predicted.cpu(), self.n_each, n_parts=self.n_parts, sets=sets, fraction=fraction)
         net = task.new_net()
-        task.train(net, self.loss, sample=layout, predict=net)
+        task.train(net, self.loss, sample=layout, predict=net, proxy=first)
         return net
 
     @property

@@ -87,12 +87,14 @@ class EIIL(Method):
         if self.backend == "irm":
             task.train(
                 net, self.irm_loss, sample=balancing(hard.long()), columns={"hard": hard},
-                recipe=self.recipe_of_irm(task.recipe), predict=net,
+                recipe=self.recipe_of_irm(task.recipe), predict=net, proxy=reference,
             )  # fmt: skip
             return net
         group = 2 * task.y + hard
         state = group_dro_state(group, 2 * task.n_classes)
-        task.train(net, self.loss, sample=balancing(group), columns={"group": group}, state=state, predict=net)
+        task.train(
+            net, self.loss, sample=balancing(group), columns={"group": group}, state=state, predict=net, proxy=reference
+        )
         return net
 
     def recipe_of_irm(self, recipe: Recipe) -> Recipe:

@@ -93,7 +93,7 @@ class George(Method):
         net = task.new_net()
         task.train(
             net, self.loss, sample=balancing(group) if self.uniform else None, columns={"group": group}, predict=net,
-            state=group_dro_state(group, self.n_each * task.n_classes, self.adjustment),
+            proxy=first, state=group_dro_state(group, self.n_each * task.n_classes, self.adjustment),
         )  # fmt: skip
         task.log(n_clusters=torch.tensor(float(len(group.unique()))), score=balancing(group).float())
         return net

@@ -115,7 +115,7 @@ class JTT(Method):
             n_copies = torch.where(wrong, round(times), 1)
         else:
             n_copies = task.once(partial(self.copies_of, times=times), wrong)
-        task.train(second, self.loss, sample=n_copies, predict=second)
+        task.train(second, self.loss, sample=n_copies, predict=second, proxy=net)
         if self.error_pass == "online":
             clean = task.each(lambda x, y: net(x).argmax(1) != y)
             task.log(jaccard_with_clean=(wrong & clean).sum() / (wrong | clean).sum())

@@ -111,19 +111,19 @@ class PGD(Method):
             self.train_to_lowest_validation_loss(task, net)
         else:
             task.train(net, self.biased_loss, reuse=True)
-        score = self.scored(task, net)
+        score, biased = self.scored(task, net), net
         task.log(score=score)
         if not self.inherit:
             net = task.new_net()
         h = score / score.sum()
         if self.use == "reweight":
             weight = (h * task.n_samples).float()
-            task.train(net, self.weighted_loss, columns={"weight": weight}, predict=net, recipe=recipe)
+            task.train(net, self.weighted_loss, columns={"weight": weight}, predict=net, proxy=biased, recipe=recipe)
         elif self.use == "upsample":  # nothing is left out, and nothing is left to chance
             copies = (h * task.n_samples).round().long().clamp_min(1)
-            task.train(net, self.debiased_loss, sample=copies, predict=net, recipe=recipe)
+            task.train(net, self.debiased_loss, sample=copies, predict=net, proxy=biased, recipe=recipe)
         else:
-            task.train(net, self.debiased_loss, sample=h, predict=net, recipe=recipe)
+            task.train(net, self.debiased_loss, sample=h, predict=net, proxy=biased, recipe=recipe)
         return net
 
     def train_to_lowest_validation_loss(self, task: Task, net: Net) -> None:

@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from debiasbench.data.augment import to_input
 from debiasbench.datasets import Dataset
 from debiasbench.errors import BenchmarkError, DivergedError
-from debiasbench.evaluation.metrics import accuracies, mean_or_nan, overlapping
+from debiasbench.evaluation.metrics import accuracies, mean_or_nan, overlapping, worst_of_proxies
+from debiasbench.evaluation.selection import WORST_PROXY
 from debiasbench.nets.base import evaluating
 from debiasbench.recipe import Recipe
 from debiasbench.samples import Samples, Splits
@@ -62,11 +64,37 @@ class Evaluation:
             raise DivergedError("The predictor returned logits that are not finite (nan or infinite).")
         return logits
 
-    def row(self, predict: Callable[[Tensor], Tensor], nets: Iterable[nn.Module], recipe: Recipe) -> Row:
-        """Evaluate a predictor on validation and test."""
+    def proxies(
+        self, function: Callable[[Tensor, Tensor], Tensor], nets: Iterable[nn.Module], recipe: Recipe
+    ) -> NDArray[np.uint8]:
+        """`function(x, y) -> int64 (B,)` of all validation samples -> uint8 (N,): a kind of sample each, 0..255."""
+        valid = self.splits.valid
+        with torch.no_grad(), evaluating(list(nets)):
+            proxy = valid.map(lambda _, rows, x: function(to_input(x, recipe), valid.y[rows]), self.batch_size)
+        fits = proxy.shape == valid.y.shape and not proxy.is_floating_point()
+        if not fits or int(proxy.min()) < 0 or int(proxy.max()) > 255:
+            raise BenchmarkError(
+                f"proxy= must give each validation sample one whole number in 0..255. Got {tuple(proxy.shape)}, "
+                f"{proxy.dtype}, for {len(valid)} samples."
+            )
+        found: NDArray[np.uint8] = proxy.to("cpu", torch.uint8).numpy()
+        return found
+
+    def row(
+        self,
+        predict: Callable[[Tensor], Tensor],
+        nets: Iterable[nn.Module],
+        recipe: Recipe,
+        proxies: NDArray[np.uint8] | None = None,
+    ) -> Row:
+        """Evaluate a predictor on validation and test; `proxies` of validation samples: for the rule worst_proxy."""
         nets, named = list(nets), self.splits.named()
         logits = {split: self.logits(predict, nets, named[split], recipe) for split in ("valid", "test")}
         metrics = {split: self.metrics(split, logits[split]) for split in logits}
+        if proxies is not None:
+            y = self._columns["valid"][0]
+            correct = logits["valid"].argmax(1).cpu().numpy() == y
+            metrics["valid"][WORST_PROXY] = worst_of_proxies(correct, y, proxies)
         return Row(**metrics, correct_by_class={split: self.correct_by_class(split, logits[split]) for split in logits})
 
     def metrics(self, split: str, logits: Tensor) -> dict[str, float]:

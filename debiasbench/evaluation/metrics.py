@@ -13,6 +13,7 @@ from torch import Tensor
 from debiasbench.samples import Samples
 
 NAN = float("nan")
+FEWEST = 10  # samples of a cell that decides
 
 
 def overlapping(correct: np.ndarray, groups: np.ndarray) -> dict[str, float]:
@@ -135,3 +136,16 @@ def spearman(score: np.ndarray, n_conflicts: np.ndarray) -> float:
     if np.ptp(score) == 0 or np.ptp(n_conflicts) == 0:
         return NAN
     return float(spearmanr(score, n_conflicts).statistic)
+
+
+def worst_of_proxies(correct: np.ndarray, y: np.ndarray, proxy: np.ndarray) -> float:
+    """The lowest accuracy among the (label, proxy) cells of ten samples and more, bool (N,), int (N,) each.
+
+    nan where no class has two of them: then it would be an accuracy of classes.
+    """
+    cells, cell, n = np.unique(np.stack([y, proxy], 1), axis=0, return_inverse=True, return_counts=True)
+    usable = n >= FEWEST
+    labels = cells[usable, 0]
+    if len(np.unique(labels)) == len(labels):
+        return NAN
+    return float((np.bincount(cell.ravel(), weights=correct) / n)[usable].min())

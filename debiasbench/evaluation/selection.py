@@ -14,6 +14,7 @@ SELECTION_RULES = {
     "val_acc": "highest accuracy on the biased validation split",
     "worst_class": "highest accuracy of the worst class on the biased validation split",
     "class_gap": "smallest difference between the accuracies of two classes there",
+    "worst_proxy": "highest accuracy there of the worst (label, prediction of a biased network) cell",
     "group_val": "best group metric on validation; uses bias labels",
     "test_oracle": "best headline metric on test; an upper bound, never a result",
 }
@@ -21,6 +22,8 @@ OF_CLASSES: dict[str, Callable[[Sequence[float]], float]] = {  # accuracies of t
     "worst_class": min,
     "class_gap": lambda accuracies: min(accuracies) - max(accuracies),
 }
+WORST_PROXY = "acc_worst_proxy"  # the metric on validation that worst_proxy chooses by; of stages with `proxy=`
+LATER = (*OF_CLASSES, "worst_proxy")  # rules that follow from what records have of their epochs, whatever chose then
 USES_BIAS_LABELS = ("group_val", "test_oracle")
 
 
@@ -39,9 +42,9 @@ class Evaluated(Protocol):
 def select(epochs: Sequence[Evaluated], headline: tuple[str, ...], *, validation: bool = True) -> dict[str, int | None]:
     """Rule -> the row of `epochs` that it chooses, or None where it cannot choose.
 
-    Rules of `OF_CLASSES` are left to `select_by_classes`, whatever was logged when. `validation=False`: there is no
-    validation split apart from test, and the rules that need one do not choose. Ties go to the later epoch. Rules read
-    logged metrics only; `last`, `val_loss` and `val_acc` never read the test split or a bias label.
+    Rules of `LATER` are left to `select_by_classes` and `select_by_proxy`, whatever was logged when. Ties go to the
+    later epoch. Rules read logged metrics only; `last`, `val_loss` and `val_acc` never read the test split or a bias
+    label. `validation=False`: there is no validation split apart from test, and the rules that need one do not choose.
     """
 
     def best(value: Callable[[Evaluated], float]) -> int | None:
@@ -77,6 +80,14 @@ def select_by_classes(rule: str, accuracies: Sequence[Sequence[float | None] | N
     """
     there = [[value for value in row or () if value is not None] for row in accuracies]
     return _best([OF_CLASSES[rule](row) if row else NAN for row in there])
+
+
+def select_by_proxy(valid: Sequence[Mapping[str, float]]) -> int | None:
+    """The row that `worst_proxy` chooses by metrics on validation (uLA, EVaLS, XRM); None where there are no proxies.
+
+    No group label is read. Ties go to the later row.
+    """
+    return _best([row.get(WORST_PROXY, NAN) for row in valid])
 
 
 def _best(values: Sequence[float]) -> int | None:

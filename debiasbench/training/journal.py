@@ -55,6 +55,7 @@ class StageRun:
     seconds: float = 0.0  # training alone; of a reused stage, of the training that took place
     evaluation_seconds: float = 0.0
     rows: list[EvaluatedEpoch] = field(default_factory=list)  # its evaluated epochs
+    proxies: str = ""  # of validation samples, a byte each, in hexadecimal digits
 
 
 @dataclass(frozen=True)
@@ -291,7 +292,7 @@ class Journal:
         end, _ = StageEnd.from_bytes(self._bytes("running"), device)
         was = _run_of(about["run"])
         run.losses, run.rows, run.end = was.losses, was.rows, was.end
-        run.seconds, run.evaluation_seconds = was.seconds, was.evaluation_seconds
+        run.seconds, run.evaluation_seconds, run.proxies = was.seconds, was.evaluation_seconds, was.proxies
         self.epochs += run.rows
         self.resumed[-1] += f", step {end.step} of call {run.call}"
         return end, about

@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterator, Sized
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from debiasbench.errors import BenchmarkError
@@ -43,7 +45,8 @@ from debiasbench.training.reuse import DeclinedReuse, Reuse, facts_of_loss, fact
 from debiasbench.training.updates import Terms, Update
 from debiasbench.training.updates import total as total_of
 
-Evaluate = Callable[[Callable[[Tensor], Tensor], Recipe], Row]
+Proxies = NDArray[np.uint8]  # (N,), a kind of each validation sample
+Evaluate = Callable[[Callable[[Tensor], Tensor], Recipe, Proxies | None], Row]
 
 
 @dataclass
@@ -81,11 +84,13 @@ class Stage:
         state: State,
         frozen: dict[str, nn.Module],
         predict: Any,
+        find_proxies: Callable[[], Proxies] | None,
         reuse: Reuse | None,
     ) -> None:
         self.nets, self.frozen, self.loss, self.recipe, self.reuse = nets, frozen, loss, recipe, reuse
         self.source, self.journal, self.evaluate, self.update = source, journal, evaluate, update
         self.sample, self.draws, self.contents, self.state, self.predict = sample, draws, contents, state, predict
+        self.find_proxies, self.proxies = find_proxies, ""  # the latter in hexadecimal digits, once they are found
         self.key = journal.new_stage()
         self.goes_on = True  # whether it may be run again
         self.epoch = 0
@@ -136,6 +141,8 @@ class Stage:
     ) -> None:
         """Train up to `last_epoch`, of a stage of `length` (steps, epochs), from where it stands."""
         begun = self._go_on(run)
+        if self.find_proxies is not None:  # by networks as they are before they are trained on
+            self.proxies = run.proxies = self.proxies or self.find_proxies().tobytes().hex()
         clock = self._clock(run)
         device = self.source.device
         # dropout is seeded a step; nobody else's draws change
@@ -261,7 +268,8 @@ class Stage:
     def _evaluate_epoch(self, run: StageRun, rate: float) -> None:
         """An epoch that selection rules choose from."""
         started = time.perf_counter()
-        row = self.evaluate(bound(self.predict, {**self.nets, **self.frozen}), self.recipe)
+        proxies = np.frombuffer(bytes.fromhex(self.proxies), np.uint8) if self.proxies else None
+        row = self.evaluate(bound(self.predict, {**self.nets, **self.frozen}), self.recipe, proxies)
         self.journal.evaluated(run, EvaluatedEpoch(self.epoch, row, rate, run.losses[-1]))
         run.evaluation_seconds += time.perf_counter() - started
 
@@ -272,7 +280,7 @@ class Stage:
         started = time.perf_counter()
         for name, net in self.nets.items():
             if isinstance(net, Net) and not isinstance(net.head, nn.Identity):
-                run.end[name] = self.evaluate(net, self.recipe)
+                run.end[name] = self.evaluate(net, self.recipe, None)
         run.evaluation_seconds += time.perf_counter() - started
 
     # ---- a stage used again -----------------------------------------------------------------------------------------
@@ -337,6 +345,7 @@ class Stage:
         self.state, self.epoch, self.step = end.state, end.epoch, end.step
         run.losses, run.seconds = list(end.losses), end.seconds
         self.losses += end.losses
+        self.proxies = run.proxies
 
     def _keep(self, run: StageRun) -> None:
         """The run is finished."""
@@ -362,7 +371,7 @@ class Stage:
 
     def _as_it_was(self, run: StageRun, epoch: int, step: int) -> None:
         """An earlier process finished this run. What a later one changed again is without values."""
-        self.epoch, self.step = epoch, step
+        self.epoch, self.step, self.proxies = epoch, step, run.proxies
         self.losses += run.losses
         if run.losses:
             for net in self.nets.values():

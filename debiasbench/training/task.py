@@ -7,6 +7,7 @@ import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Concatenate, ParamSpec
 
 import torch
@@ -27,7 +28,7 @@ from debiasbench.training.ends import StaleJournalError, to_bytes
 from debiasbench.training.journal import ABSENT, Journal
 from debiasbench.training.loop import Loop
 from debiasbench.training.reuse import Reuse
-from debiasbench.training.stage import Stage
+from debiasbench.training.stage import Proxies, Stage
 from debiasbench.training.traces import Traces
 from debiasbench.training.updates import Combine, new_update
 
@@ -194,6 +195,7 @@ class Task:
         state: State | None = None,
         recipe: Recipe | Mapping[str, Recipe] | None = None,
         predict: Predict | None = None,
+        proxy: nn.Module | Callable[[Tensor, Tensor], Tensor] | None = None,
         reuse: bool = False,
         frozen: Mapping[str, nn.Module] | None = None,
         noise: Noise | None = None,
@@ -217,6 +219,9 @@ class Task:
                 own (others have the stage's recipe): a term of the loss then trains the network of its name alone.
             predict: a method `(self, nets, x) -> logits` of the class, or the network itself. A stage with it is
                 evaluated every `recipe.eval_every` epochs, and its epochs are what selection rules choose from.
+            proxy: a biased network whose predictions stand in for the bias of validation samples, or `(x, y) -> int64
+                (B,)`, a kind of sample: the rule worst_proxy chooses among the epochs by them. They are found once,
+                before the stage trains, and the method never sees them.
             reuse: equal stages of several cells are trained once (`debiasbench.training.reuse`); the loss is then a
                 function of a module, or a `partial` of one. Without effect on a stage with `predict`.
             frozen: networks by name that the loss or the predictor uses and that are not trained here, such as a
@@ -253,9 +258,12 @@ class Task:
         update = new_update(named, own, recipes, turns, combine)
         if predict is not None:
             self._announce(predict, {**named, **still}, own)
+        elif proxy is not None:
+            raise ValueError("proxy= is for selecting among the epochs of a predictor: it goes with predict=.")
         return Stage(
             named, loss, source=self.source, journal=self.journal, evaluate=self._row, update=update, recipe=own,
             sample=sample, draws=draws, contents=contents, state=state, frozen=still, predict=predict,
+            find_proxies=None if proxy is None else partial(self._proxies, proxy, own),
             reuse=self.reuse if reuse else None,
         )  # fmt: skip
 
@@ -437,9 +445,15 @@ class Task:
             )
         self.predictor, self._predicting, self.predicting_recipe = predict, nets, recipe
 
-    def _row(self, predict: Callable[[Tensor], Tensor], recipe: Recipe) -> Row:
+    def _row(self, predict: Callable[[Tensor], Tensor], recipe: Recipe, proxies: Proxies | None = None) -> Row:
         """Evaluate on validation and test, with every network of the task in eval mode."""
-        return self.evaluation.row(predict, self.journal.nets, recipe)
+        return self.evaluation.row(predict, self.journal.nets, recipe, proxies)
+
+    def _proxies(self, proxy: nn.Module | Callable[[Tensor, Tensor], Tensor], recipe: Recipe) -> Proxies:
+        """What stands in for the bias of validation samples."""
+        net = proxy if isinstance(proxy, nn.Module) else None
+        function = proxy if net is None else lambda x, _: net(x).argmax(1)
+        return self.evaluation.proxies(function, self.journal.nets, recipe)
 
     def final_predictor(self) -> Callable[[Tensor], Tensor]:
         """X -> logits, by the predictor of the last evaluated stage."""

@@ -27,7 +27,7 @@ from debiasbench.data.mnist_files import read_idx
 from debiasbench.datasets import registry as datasets
 from debiasbench.errors import BenchmarkError
 from debiasbench.evaluation.evaluation import Evaluation
-from debiasbench.evaluation.selection import OF_CLASSES, SELECTION_RULES, select
+from debiasbench.evaluation.selection import LATER, SELECTION_RULES, select
 from debiasbench.grid import expand
 from debiasbench.samples import Samples, Splits
 
@@ -540,7 +540,7 @@ def test_selection_does_not_see_test_labels(cmnist5k, headline):
     assert [row.valid for row in rows] == [row.valid for row in others]
     assert [row.test["acc_avg"] for row in rows] != [row.test["acc_avg"] for row in others]
     chosen, after = select(rows, headline), select(others, headline)
-    assert {*chosen, *OF_CLASSES} == set(SELECTION_RULES)
+    assert {*chosen, *LATER} == set(SELECTION_RULES)
     for rule in ("last", "val_loss", "val_acc", "group_val"):
         assert chosen[rule] == after[rule], rule
         assert chosen[rule] is not None

@@ -12,8 +12,15 @@ from torch.nn.functional import cross_entropy
 
 from debiasbench.datasets import registry as datasets
 from debiasbench.evaluation.evaluation import Evaluation
-from debiasbench.evaluation.metrics import accuracies, adjusted_accuracy, identification
-from debiasbench.evaluation.selection import OF_CLASSES, SELECTION_RULES, select, select_by_classes
+from debiasbench.evaluation.metrics import accuracies, adjusted_accuracy, identification, worst_of_proxies
+from debiasbench.evaluation.selection import (
+    LATER,
+    SELECTION_RULES,
+    WORST_PROXY,
+    select,
+    select_by_classes,
+    select_by_proxy,
+)
 from debiasbench.report.inspection import mutual_information
 from debiasbench.samples import Samples, Splits
 
@@ -234,7 +241,7 @@ def test_each_rule_selects_by_its_own_number():
     assert select(epochs_of(**FOUR), ("acc_unbiased",)) == {
         "last": 3, "val_loss": 1, "val_acc": 0, "group_val": 2, "test_oracle": 1,
     }  # fmt: skip
-    assert {*select(epochs_of(**FOUR), ("acc_unbiased",)), *OF_CLASSES} == set(SELECTION_RULES)
+    assert {*select(epochs_of(**FOUR), ("acc_unbiased",)), *LATER} == set(SELECTION_RULES)
 
 
 @pytest.mark.parametrize(
@@ -253,6 +260,47 @@ def test_each_rule_selects_by_its_own_number():
 def test_rules_of_classes_select_without_bias_labels(accuracies, worst_class, class_gap):
     assert select_by_classes("worst_class", accuracies) == worst_class
     assert select_by_classes("class_gap", accuracies) == class_gap
+
+
+@pytest.mark.parametrize(
+    ("values", "chosen"),
+    [
+        ([0.1, 0.3, 0.2], 1),
+        ([0.3, 0.1, 0.3], 2),  # a tie goes to the later epoch
+        ([NAN, 0.1, NAN], 1),
+        ([NAN, NAN], None),
+        ([], None),
+    ],
+)
+def test_the_rule_of_proxies_selects_without_bias_labels(values, chosen):
+    rows = [{WORST_PROXY: value, "acc_worst": 1 - value} for value in values]
+    assert select_by_proxy(rows) == chosen
+    assert select_by_proxy([{"acc_worst": 0.5}] * 2) is None  # of a method without proxies
+
+
+def slow_worst_of_proxies(correct, y, proxy):
+    cells = {}
+    for right, label, kind in zip(correct.tolist(), y.tolist(), proxy.tolist(), strict=True):
+        cells.setdefault((label, kind), []).append(right)
+    usable = {cell: sum(hits) / len(hits) for cell, hits in cells.items() if len(hits) >= 10}
+    labels = [label for label, _ in usable]
+    return min(usable.values()) if len(set(labels)) < len(labels) else NAN
+
+
+@pytest.mark.parametrize("n_kinds", [1, 2, 4, 9])
+@pytest.mark.parametrize("n", [1, 40, 300])
+def test_the_worst_cell_of_proxies(n, n_kinds):
+    rng = np.random.default_rng(n + n_kinds)
+    y, proxy = rng.integers(0, 3, n), rng.integers(0, n_kinds, n).astype(np.uint8)
+    correct = rng.random(n) < 0.3 + 0.2 * proxy / n_kinds
+    assert worst_of_proxies(correct, y, proxy) == pytest.approx(slow_worst_of_proxies(correct, y, proxy), nan_ok=True)
+
+
+def test_cells_of_fewer_than_ten_decide_nothing():
+    y, proxy = np.zeros(29, int), np.array([0] * 10 + [1] * 10 + [2] * 9)
+    correct = np.array([True] * 10 + [True] * 6 + [False] * 4 + [False] * 9)
+    assert worst_of_proxies(correct, y, proxy) == 0.6
+    assert math.isnan(worst_of_proxies(correct[:19], y[:19], proxy[:19]))  # an accuracy of classes would be left
 
 
 def test_group_val_is_the_worst_group_where_that_is_a_headline():

@@ -18,7 +18,7 @@ from scipy import stats
 from debiasbench import drawing
 from debiasbench.cli import main
 from debiasbench.errors import BenchmarkError
-from debiasbench.evaluation.selection import OF_CLASSES, SELECTION_RULES, select
+from debiasbench.evaluation.selection import LATER, SELECTION_RULES, select
 from debiasbench.experiments import Experiment, write_grid
 from debiasbench.grid import expand
 from debiasbench.records import EpochFacts, GroupFacts, Seconds, SplitFacts, StageFacts
@@ -145,8 +145,8 @@ def test_a_row_has_the_metrics_of_the_epoch_that_its_rule_selects():
     one = record("pgd", 3, 0.8)
     table = to_frame([one])
     chosen = {"last": 2, "val_loss": 1, "val_acc": 0, "group_val": 1, "test_oracle": 2}
-    assert table[table["select"].isin(OF_CLASSES)].epoch.isna().all()  # schema 1: accuracies of classes were not kept
-    for _, row in table[~table["select"].isin(OF_CLASSES)].iterrows():
+    assert table[table["select"].isin(LATER)].epoch.isna().all()  # schema 1: accuracies of classes were not kept
+    for _, row in table[~table["select"].isin(LATER)].iterrows():
         index = chosen[row["select"]]
         metrics = getattr(one.result.epochs[index], row["split"])
         assert row["epoch"] == index

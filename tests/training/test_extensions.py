@@ -20,7 +20,8 @@ from debiasbench.randomness import derived_generator
 from debiasbench.running.runner import result_of
 from debiasbench.samples import Samples, Splits
 from debiasbench.schedule import learning_rate_at
-from debiasbench.testing import lint_loss, sample_batch
+from debiasbench.testing import Tiny, lint_loss, sample_batch
+from debiasbench.testing import make_task as new_task
 
 QUICK = {"net": "mlp", "augment": False, "crop_scale": None, "rotation": 0.0, "saturation": 0.0, "hue": 0.0}
 
@@ -106,6 +107,97 @@ def test_a_network_is_trained_or_frozen(make_task):
         task.stage(net, ce, frozen={"net": net})
     with pytest.raises(BenchmarkError, match=r"were not made by task\.new_net"):
         task.stage(net, ce, frozen={"teacher": nn.Linear(2, 2)})
+
+
+# ---- proxies of the bias ---------------------------------------------------------------------------------------------
+
+
+def slow_worst(task, predicted, proxy):
+    """The lowest accuracy of the cells of ten validation samples and more."""
+    y, cells = task.splits.valid.y.tolist(), {}
+    for label, one, kind in zip(y, predicted.tolist(), proxy.tolist(), strict=True):
+        cells.setdefault((label, kind), []).append(one == label)
+    return min(sum(hits) / len(hits) for hits in cells.values() if len(hits) >= 10)
+
+
+def squares():
+    """A task whose validation split has cells of ten samples."""
+    dataset = Tiny(rho=0.4)
+    parts = dataset.build(None)
+    splits = Splits(parts.train, parts.train, parts.test)
+    recipe = Tiny.recipe.replace(epochs=2)
+    return new_task(EveryMethod(), dataset=dataset, splits=splits, recipe=recipe)
+
+
+class EveryMethod(Method):
+    name = "every-method"
+
+    def fit(self, task):
+        raise NotImplementedError
+
+
+def predictions(net, samples, recipe):
+    with torch.no_grad():
+        return net.eval()(to_input(samples.x, recipe)).argmax(1)
+
+
+@pytest.mark.parametrize("kind", ["another network", "the network itself", "a function"])
+def test_epochs_are_judged_by_proxies_of_before_the_stage(kind):
+    task = squares()
+    biased, net = task.new_net(), task.new_net()
+    task.train(biased, ce, epochs=4)
+    if kind == "the network itself":
+        net = biased
+    valid = task.splits.valid
+    before = predictions(biased, valid, task.recipe)
+    proxy = biased
+    if kind == "a function":  # may be told apart by the label
+        before, proxy = before != valid.y, lambda x, y: biased(x).argmax(1) != y
+    worst = []
+    stage = task.stage(net, ce, predict=net, proxy=proxy)
+    for _ in range(2):
+        stage.run(epochs=1)
+        worst.append(slow_worst(task, predictions(net, valid, task.recipe), before))
+    found = [row.valid["acc_worst_proxy"] for row in task.journal.epochs]
+    assert found == pytest.approx(worst)
+    assert "acc_worst_proxy" not in task.journal.epochs[0].test
+
+
+def test_a_stage_without_proxies_says_nothing_of_them():
+    task = squares()
+    net = task.new_net()
+    task.train(net, ce, predict=net)
+    assert all("acc_worst_proxy" not in row.valid for row in task.journal.epochs)
+
+
+def test_proxies_take_no_number_and_no_draw():
+    """A method that declares them trains as it did."""
+    nets = []
+    for options in ({}, {"proxy": lambda _, y: torch.zeros_like(y)}):
+        task = squares()
+        nets.append(task.new_net())
+        task.train(nets[-1], ce, predict=nets[-1], **options)
+        assert [call["kind"] for call in task.journal.calls] == ["new_net", "train"]
+    assert same(*nets)
+
+
+@pytest.mark.parametrize(
+    "proxy",
+    [lambda _, y: y.float(), lambda _, y: y - 1, lambda _, y: y + 256, lambda _, y: y[:1], lambda x, _: x],
+    ids=["fractions", "negative", "large", "too few", "images"],
+)
+def test_proxies_are_whole_numbers_a_sample(proxy):
+    task = squares()
+    net = task.new_net()
+    with pytest.raises(BenchmarkError, match=r"one whole number in 0\.\.255"):
+        task.train(net, ce, predict=net, proxy=proxy)
+
+
+def test_proxies_go_with_a_predictor():
+    task = squares()
+    net = task.new_net()
+    with pytest.raises(ValueError, match="goes with predict="):
+        task.train(net, ce, proxy=net)
 
 
 # ---- predictors ------------------------------------------------------------------------------------------------------

@@ -125,6 +125,30 @@ def relative_difficulty(biased: Tensor, debiased: Tensor, index: Tensor, y_all: 
     return (relative[0] / (relative[0] + relative[1] + 1e-8)).detach()
 
 
+def difficulty_tables(y: Tensor) -> dict[str, Tensor]:
+    """What `difficulty` starts from: a row for each of the labels (N,), nan."""
+    empty = torch.full(y.shape, float("nan"), device=y.device)
+    return {"biased_loss": empty, "debiased_loss": empty.clone()}
+
+
+def difficulty(
+    state: dict[str, Tensor], batch: Any, biased: Tensor, debiased: Tensor, *, smoothing: float, n_classes: int
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """LfF's weights W (B,) of a batch, and its tables, moved towards the losses of both networks, (B,) each."""
+    tables = {
+        "biased_loss": smoothed(state["biased_loss"], batch.index, biased, smoothing),
+        "debiased_loss": smoothed(state["debiased_loss"], batch.index, debiased, smoothing),
+    }
+    tables_of_both = tables["biased_loss"], tables["debiased_loss"]
+    return relative_difficulty(*tables_of_both, batch.index, batch.y_all, n_classes), tables
+
+
+def difficulty_of_all(tables: dict[str, Tensor], y: Tensor, n_classes: int) -> Tensor:
+    """W of every sample, (N,), of labels y (N,)."""
+    everyone = torch.arange(len(y), device=y.device)
+    return relative_difficulty(tables["biased_loss"], tables["debiased_loss"], everyone, y, n_classes)
+
+
 def group_dro(
     loss: Tensor, group: Tensor, q: Tensor, *, step_size: float, adjustment: Tensor | float = 0.0
 ) -> tuple[Tensor, Tensor]:

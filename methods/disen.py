@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from debiasbench.ensembles import aligned_by_vote, cost_of_vote, mean_of_kept
-from debiasbench.losses import cross_entropy, gce, mean_gce, relative_difficulty, smoothed
+from debiasbench.losses import cross_entropy, difficulty, difficulty_of_all, difficulty_tables, gce, mean_gce
 from debiasbench.methods import Batch, Dataset, Method, Nets, Predict, State, Task, at_least, between, one_of
 
 ADAM = {"optimizer": "adam", "learning_rate": 0.01, "weight_decay": 0.0}  # official CMNIST command
@@ -101,12 +101,9 @@ class Disen(Method):
             "encoder_i": encoder_i, "head_i": task.new_head(2 * encoder_i.n_features, task.n_classes),
             "encoder_b": encoder_b, "head_b": task.new_head(2 * encoder_i.n_features, task.n_classes),
         }  # fmt: skip
-        tables = {"biased_loss": task.column(float("nan")), "intrinsic_loss": task.column(float("nan"))}
+        tables = difficulty_tables(task.y)
         tables = task.train(nets, self.loss, columns=columns, state=tables, predict=self.predict)
-        everyone = torch.arange(task.n_samples, device=task.y.device)
-        task.log(
-            score=relative_difficulty(tables["biased_loss"], tables["intrinsic_loss"], everyone, task.y, task.n_classes)
-        )  # W at the end
+        task.log(score=difficulty_of_all(tables, task.y, task.n_classes))  # W at the end
         return self.predict
 
     def predict(self, nets: Nets, x: Tensor) -> Tensor:
@@ -119,13 +116,7 @@ class Disen(Method):
         logits_i = nets.head_i(torch.cat([z_i, z_b.detach()], 1))
         logits_b = nets.head_b(torch.cat([z_i.detach(), z_b], 1))
         ce_i, ce_b = cross_entropy(logits_i, batch.y), cross_entropy(logits_b, batch.y)
-        tables = {
-            "biased_loss": smoothed(state["biased_loss"], batch.index, ce_b, self.smoothing),
-            "intrinsic_loss": smoothed(state["intrinsic_loss"], batch.index, ce_i, self.smoothing),
-        }
-        weight = relative_difficulty(
-            tables["biased_loss"], tables["intrinsic_loss"], batch.index, batch.y_all, logits_i.shape[1]
-        )
+        weight, tables = difficulty(state, batch, ce_b, ce_i, smoothing=self.smoothing, n_classes=logits_i.shape[1])
         value = (weight * ce_i).mean() + self.bias_factor * self.biased_loss(logits_b, batch)
 
         swapped = z_b[batch.perm]

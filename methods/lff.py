@@ -29,11 +29,18 @@ MNIST.
 
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from debiasbench.ensembles import aligned_by_vote, cost_of_vote, mean_of_kept
-from debiasbench.losses import cross_entropy, gce, gradient_norm, mean_gce, relative_difficulty, smoothed
+from debiasbench.losses import (
+    cross_entropy,
+    difficulty,
+    difficulty_of_all,
+    difficulty_tables,
+    gce,
+    gradient_norm,
+    mean_gce,
+)
 from debiasbench.methods import Batch, Dataset, Method, Net, Nets, Predict, State, Task, at_least, between, one_of
 
 ADAM = {"optimizer": "adam", "learning_rate": 0.01, "weight_decay": 0.0}
@@ -77,24 +84,17 @@ class LfF(Method):
             biased_loss = partial(mean_gce, alpha=self.alpha, form=self.gce_form)
             columns["kept"] = aligned_by_vote(task, biased_loss, networks=self.ensemble, steps=self.ensemble_steps)
         nets = {"biased": task.new_net(), "debiased": task.new_net()}
-        tables = {"biased_loss": task.column(float("nan")), "debiased_loss": task.column(float("nan"))}
+        tables = difficulty_tables(task.y)
         tables = task.train(nets, self.loss, columns=columns, state=tables, predict=nets["debiased"])
-        everyone = torch.arange(task.n_samples, device=task.y.device)
-        task.log(
-            score=relative_difficulty(tables["biased_loss"], tables["debiased_loss"], everyone, task.y, task.n_classes)
-        )  # W at the end
+        task.log(score=difficulty_of_all(tables, task.y, task.n_classes))  # W at the end
         return nets["debiased"]
 
     def loss(self, nets: Nets, batch: Batch, state: State) -> tuple[Tensor, State]:
         """GCE of the biased network plus weighted cross-entropy of the debiased one."""
         logits_b, score_b = self.scored(nets.biased, batch)
         logits_d, score_d = self.scored(nets.debiased, batch)
-        tables = {
-            "biased_loss": smoothed(state["biased_loss"], batch.index, score_b, self.smoothing),
-            "debiased_loss": smoothed(state["debiased_loss"], batch.index, score_d, self.smoothing),
-        }
-        weight = relative_difficulty(
-            tables["biased_loss"], tables["debiased_loss"], batch.index, batch.y_all, logits_b.shape[1]
+        weight, tables = difficulty(
+            state, batch, score_b, score_d, smoothing=self.smoothing, n_classes=logits_b.shape[1]
         )
         return self.biased_loss(logits_b, batch) + (weight * cross_entropy(logits_d, batch.y)).mean(), tables
 

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import Uniform
 
-from debiasbench.losses import cross_entropy, gce, relative_difficulty, smoothed
+from debiasbench.losses import cross_entropy, difficulty, difficulty_of_all, difficulty_tables, gce
 from debiasbench.methods import Batch, Method, Nets, Predict, State, Task, above, between
 
 ADAM = {"optimizer": "adam", "learning_rate": 0.01, "weight_decay": 0.0}  # LfF's, as in lff.py
@@ -86,12 +86,9 @@ class SelecMixLfF(SelecMix):
     def fit(self, task: Task) -> Predict:
         """One stage with three networks and LfF's two per-sample tables."""
         nets = {"encoder": task.new_net(head=False), "biased": task.new_net(), "debiased": task.new_net()}
-        tables = {"biased_loss": task.column(float("nan")), "debiased_loss": task.column(float("nan"))}
+        tables = difficulty_tables(task.y)
         tables = task.train(nets, self.lff_loss, noise=NOISE, state=tables, predict=nets["debiased"])
-        everyone = torch.arange(task.n_samples, device=task.y.device)
-        task.log(
-            score=relative_difficulty(tables["biased_loss"], tables["debiased_loss"], everyone, task.y, task.n_classes)
-        )  # W at the end
+        task.log(score=difficulty_of_all(tables, task.y, task.n_classes))  # W at the end
         return nets["debiased"]
 
     def lff_loss(self, nets: Nets, batch: Batch, state: State) -> tuple[Tensor, State]:
@@ -101,15 +98,8 @@ class SelecMixLfF(SelecMix):
         logits_b = nets.biased(batch.x)
         with torch.no_grad():
             loss_d = cross_entropy(nets.debiased(batch.x), batch.y)
-        tables = {
-            "biased_loss": smoothed(
-                state["biased_loss"], batch.index, cross_entropy(logits_b, batch.y), self.smoothing
-            ),
-            "debiased_loss": smoothed(state["debiased_loss"], batch.index, loss_d, self.smoothing),
-        }
-        weight = relative_difficulty(
-            tables["biased_loss"], tables["debiased_loss"], batch.index, batch.y_all, logits_b.shape[1]
-        )
+        loss_b, n_classes = cross_entropy(logits_b, batch.y), logits_b.shape[1]
+        weight, tables = difficulty(state, batch, loss_b, loss_d, smoothing=self.smoothing, n_classes=n_classes)
         of_mixtures = (weight[partner] * cross_entropy(nets.debiased(x), batch.y[partner])).mean()
         return self.contrast(z, batch.y) + gce(logits_b, batch.y, self.alpha, "official").mean() + of_mixtures, tables
 

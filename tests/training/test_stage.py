@@ -767,7 +767,7 @@ def test_disen_swaps_after_step_10000(make_task):
                 perm=torch.randperm(32, generator=seeded()), step=torch.tensor(step),
                 n_steps=torch.tensor(50_000), epoch=torch.tensor(0), y_all=task.y,
             )  # fmt: skip
-            tables = {name: task.column(float("nan")) for name in ("biased_loss", "intrinsic_loss")}
+            tables = {name: task.column(float("nan")) for name in ("biased_loss", "debiased_loss")}
             values[step, factor] = disen(swap_factor=factor).loss(nets, batch, tables)[0].item()
     assert values[0, 1.0] == values[0, 0.0]
     assert values[10_000, 1.0] == values[10_000, 0.0]

@@ -17,6 +17,7 @@ from debiasbench import escaping
 from debiasbench.console import console
 from debiasbench.files import file_name, file_names
 from debiasbench.report import tables
+from debiasbench.running import progress
 from debiasbench.running.progress import Display
 
 # What people have in labels, folder names, titles and messages, and what else can be in a record of somebody else's
@@ -179,9 +180,10 @@ def test_old_ways_to_wrap_a_stream_do_not_fail(terminal):
 @pytest.mark.parametrize("live", [True, False], ids=["live", "lines"])
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
 @pytest.mark.parametrize("text", ["[/foo]", "漢字 ±‡", "\x1b[2J[red]", "a\nb", r"$\frac{1}{$", "{task.x}"], ids=ascii)
-def test_progress_shows_titles_stages_and_errors_as_they_are(terminal, text, encoding, live):
+def test_progress_shows_titles_stages_and_errors_as_they_are(terminal, text, encoding, live, monkeypatch):
+    monkeypatch.setattr(progress, "EVERY", 0.0)  # every line that there can be
     read = terminal(encoding, live=live)
-    cells = [SimpleNamespace(hash=name, title=text) for name in "ab"]
+    cells = [SimpleNamespace(hash=name, title=text, recipe={}) for name in "ab"]
     grid = SimpleNamespace(relative_costs={})
 
     def event(kind, cell, **more):

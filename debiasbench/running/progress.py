@@ -1,8 +1,9 @@
-"""Progress: a live display on a terminal, plain lines elsewhere."""
+"""Progress: a live display on a terminal, plain lines elsewhere, one each minute at least."""
 
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
 from rich.console import Group
@@ -15,7 +16,59 @@ from debiasbench.running.plan import Plan
 from debiasbench.wording import duration
 
 if TYPE_CHECKING:
+    from debiasbench.cell import Cell
     from debiasbench.running.executor import Event
+
+EVERY = 60.0  # seconds between two lines where there is no terminal, such as in the log file of a cluster
+
+
+@dataclass
+class Running:
+    """A cell that is being trained.
+
+    Attributes:
+        cost: in vanilla runs. epochs: of a vanilla run; None where the recipe counts steps.
+        reached: stage -> its epoch. of: epochs of the stage that it is in. before: epochs that were done when it was
+            first heard of, as of a cell that goes on, or of another run.
+    """
+
+    title: str
+    cost: float
+    epochs: int | None
+    started: float
+    reached: dict[str, int] = field(default_factory=dict)
+    of: int = 1
+    before: int = 0
+
+    @classmethod
+    def of_cell(cls, cell: Cell, cost: float) -> Running:
+        """A cell that begins now."""
+        epochs = None if cell.recipe.get("steps") else cell.recipe.get("epochs")
+        return cls(cell.title, cost, epochs, time.monotonic())
+
+    def hear(self, stage: str, epoch: int, epochs: int) -> None:
+        """How far it has come."""
+        if not self.reached and epoch > 1:
+            self.before = epoch
+        self.reached[stage], self.of = epoch, max(epochs, 1)
+
+    @property
+    def fraction(self) -> float:
+        """How much of it is done, by the epochs of all of its stages; never all."""
+        return min(0.95, sum(self.reached.values()) / (self.cost * (self.epochs or self.of)))
+
+    @property
+    def seconds_an_epoch(self) -> float | None:
+        """Since it was first heard of, evaluation and all; None while no epoch has ended."""
+        n = sum(self.reached.values()) - self.before
+        return (time.monotonic() - self.started) / n if n else None
+
+    def __str__(self) -> str:
+        if not self.reached:
+            return f"{self.title}: loading data"
+        stage, epoch = list(self.reached.items())[-1]
+        each = self.seconds_an_epoch
+        return f"{self.title}: {stage}, epoch {epoch}/{self.of}" + (f", {each:.3g} s an epoch" if each else "")
 
 
 def _words(text: str, style: str = "none") -> TextColumn:
@@ -34,8 +87,8 @@ class Display:
         self.n_failed = 0
         self.started = time.monotonic()
         self.rows: dict[int, TaskID] = {}
-        self.begun: dict[int, float] = {}
-        self.running: dict[int, float] = {}  # worker -> cost of its cell
+        self.running: dict[int, Running] = {}  # by worker
+        self.told = self.started
         self.grid_bar = Progress(
             _words("grid", "bold"), BarColumn(40), MofNCompleteColumn(), TimeElapsedColumn(),
             _words("{task.fields[left]}"), console=self.console,
@@ -62,8 +115,7 @@ class Display:
             self.console.print(event.message, style="yellow", soft_wrap=True)
             return
         if event.kind == "started":
-            self.begun[event.worker] = time.monotonic()
-            self.running[event.worker] = self.costs.get(event.cell.hash, 1.0)
+            self.running[event.worker] = Running.of_cell(event.cell, self.costs.get(event.cell.hash, 1.0))
             if event.worker not in self.rows:
                 self.rows[event.worker] = self.cell_bars.add_task("", total=1, title="", stage="")
             self._row(event, title=event.cell.title, stage="loading data", completed=0, total=1)
@@ -73,6 +125,10 @@ class Display:
             self._row(
                 event, title=event.cell.title, stage=event.stage, completed=event.epoch, total=max(event.epochs, 1)
             )
+            if event.worker not in self.running:
+                self.running[event.worker] = Running.of_cell(event.cell, self.costs.get(event.cell.hash, 1.0))
+            self.running[event.worker].hear(event.stage, event.epoch, event.epochs)
+            self._tell_now_and_then()
         else:
             self._ended(event)
         self.grid_bar.update(self.grid_task, left=self._left())
@@ -83,9 +139,10 @@ class Display:
 
     def _ended(self, event: Event) -> None:
         self.done_cost += self.costs.get(event.cell.hash, 1.0)
-        self.running.pop(event.worker, None)
+        running = self.running.pop(event.worker, None)
         self.grid_bar.advance(self.grid_task)
-        seconds = time.monotonic() - self.begun.get(event.worker, self.started)
+        seconds = time.monotonic() - (running.started if running else self.started)
+        self.told = time.monotonic()
         took = "in another run" if event.by_other else f"{seconds:.0f} s"
         problem = event.message
         if event.path is not None:
@@ -101,10 +158,19 @@ class Display:
             left = self._left()
             self.console.print(f"done {n_done}/{total}  {event.cell.title} ({took}){'  ' + left if left else ''}")
 
+    def _tell_now_and_then(self) -> None:
+        """Where nothing is drawn: how far the grid and its running cells are."""
+        if self.console.is_terminal or time.monotonic() - self.told < EVERY:
+            return
+        self.told = time.monotonic()
+        bar = self.grid_bar.tasks[0]
+        parts = [f"{int(bar.completed)}/{int(bar.total or 0)} done", *map(str, self.running.values()), self._left()]
+        self.console.print("; ".join(part for part in parts if part), soft_wrap=True)
+
     def _left(self) -> str:
-        """The time left, from the cost of what is done; cells that run are taken for half done."""
-        if not self.done_cost:
+        """The time left, from the cost of what is done."""
+        done = self.done_cost + sum(one.cost * one.fraction for one in self.running.values())
+        if not done:
             return ""
-        done = self.done_cost + sum(self.running.values()) / 2
         seconds = (time.monotonic() - self.started) * (self.total_cost - done) / done
         return f"about {duration(seconds)} left" if seconds > 1 else ""

@@ -126,7 +126,7 @@ def test_the_hash_covers_the_values_and_versions_and_nothing_else():
         "dataset_parameters", "recipe", "seed",
     }  # fmt: skip
     text = json.dumps(cell.identity())
-    for word in ("/some/where", "root", "device", "workers", "label"):
+    for word in ("/some/where", "root", "device", "workers", "title"):
         assert word not in text
     assert cell.hash == one_cell("pgd", "cmnist5k", seed=4).hash
     assert len({one_cell("pgd", seed=seed).hash for seed in range(5)}) == 5

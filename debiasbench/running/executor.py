@@ -10,12 +10,15 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from debiasbench.cell import Cell
 from debiasbench.errors import BenchmarkError
 from debiasbench.parameters import suggestion
 from debiasbench.running.claims import Holder, Presence, Work
+
+if TYPE_CHECKING:
+    from debiasbench.training.journal import Curve
 
 POLL = 1.0  # seconds
 KINDS = ("local", "ray", "slurm")
@@ -55,6 +58,7 @@ class Event:
     Attributes:
         kind: "started", "epoch", "elsewhere" (another run trains it: how far it is), "finished", "lost", or "note" (a
             message to show, of no worker).
+        curve: of an epoch that has ended, its numbers: name, value, epoch.
         path: of a finished cell, its record. by_other: whether another run has finished it.
     """
 
@@ -64,6 +68,7 @@ class Event:
     stage: str = ""
     epoch: int = 0
     epochs: int = 0
+    curve: Curve = ()
     path: Path | None = None
     message: str = ""
     by_other: bool = False

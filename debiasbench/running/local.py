@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from debiasbench.cell import Cell
 from debiasbench.errors import BenchmarkError
@@ -13,6 +14,9 @@ from debiasbench.running.executor import Event, Settings, elsewhere
 from debiasbench.running.global_state import GlobalState
 from debiasbench.running.process import WorkerProcess
 from debiasbench.running.supervision import Supervisor
+
+if TYPE_CHECKING:
+    from debiasbench.training.journal import Curve
 
 
 class LocalExecutor(Supervisor):
@@ -113,9 +117,9 @@ def run_cells_here(work: Work, settings: Settings, handle: Callable[[Event], Non
                 continue
             handle(Event("started", cell, 0))
 
-            def told(stage: str, epoch: int, epochs: int, cell: Cell = cell) -> None:
+            def told(stage: str, epoch: int, epochs: int, curve: Curve, cell: Cell = cell) -> None:
                 work.claims.tell(cell, stage, epoch, epochs)
-                handle(Event("epoch", cell, 0, stage=stage, epoch=epoch, epochs=epochs))
+                handle(Event("epoch", cell, 0, stage=stage, epoch=epoch, epochs=epochs, curve=curve))
 
             try:
                 path = runner.run(cell, told)

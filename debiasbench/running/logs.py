@@ -1,17 +1,19 @@
-"""Finished cells for TensorBoard or Weights & Biases (`--log`): their curves, final metrics and parameters."""
+"""Cells for TensorBoard or Weights & Biases (`--log`): curves as they grow, at the end metrics and parameters."""
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, Self
 
+from debiasbench.cell import Cell
 from debiasbench.errors import BenchmarkError
 from debiasbench.escaping import one_line
 from debiasbench.files import file_name
 from debiasbench.parameters import suggestion
 from debiasbench.records import Record
+from debiasbench.training.journal import Curve, points_of
 
 KINDS = {"tensorboard": "tensorboard", "wandb": "wandb"}  # name -> the package that it needs
 
@@ -28,15 +30,42 @@ def check(kinds: Sequence[str]) -> None:
             )
 
 
-def write(kind: str, record: Record, folder: Path) -> None:
-    """Log one finished record below `folder`: a run for each cell, named dataset/method/seed."""
-    {"tensorboard": _tensorboard, "wandb": _wandb}[kind](record, folder)
+class Live:
+    """The curves of cells while they train; as a context."""
+
+    def __init__(self, kinds: Sequence[str], folder: Path) -> None:
+        self.kinds, self.folder = kinds, folder
+        self._logs: dict[str, list[_Log]] = {}  # of cells that train, by their hash
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for cell in list(self._logs):
+            for log in self._logs.pop(cell):
+                log.end(None)
+
+    def add(self, cell: Cell, curve: Curve) -> None:
+        """What is new of a cell."""
+        if not (self.kinds and curve):
+            return
+        logs = self._logs.get(cell.hash)
+        self._logs[cell.hash] = []  # what fails is not tried again while the cell trains
+        if logs is None:
+            logs = [_LOGS[kind](cell, self.folder) for kind in self.kinds]
+        for log in logs:
+            log.add(curve)
+        self._logs[cell.hash] = logs
+
+    def end(self, record: Record) -> None:
+        """Log what is known at the end of a cell, and all of one that was not seen to train."""
+        for log in self._logs.pop(record.hash, None) or [_LOGS[kind](record.cell, self.folder) for kind in self.kinds]:
+            log.end(record)
 
 
-def name_of(record: Record) -> str:
+def name_of(cell: Cell) -> str:
     """`cmnist5k/vanilla/s0-1a2b3c4d`."""
-    cell = record.cell
-    return f"{cell.dataset_title}/{cell.method_title}/s{cell.seed}-{record.hash[:8]}"
+    return f"{cell.dataset_title}/{cell.method_title}/s{cell.seed}-{cell.hash[:8]}"
 
 
 def curves(record: Record) -> Iterator[tuple[str, float, int]]:
@@ -44,18 +73,14 @@ def curves(record: Record) -> Iterator[tuple[str, float, int]]:
     if record.result is None:
         return
     for row in record.result.epochs:
-        for split, metrics in (("valid", row.valid), ("test", row.test)):
-            for metric, value in metrics.items():
-                if not metric.startswith("n"):
-                    yield f"{split}/{metric}", value, row.epoch
+        yield from points_of(row)
     for number, stage in enumerate(record.result.stages, 1):
         for epoch, loss in enumerate(stage.train_loss, 1):
             yield f"stage {number}/train_loss", loss, epoch
 
 
-def settings(record: Record) -> dict[str, Any]:
+def settings(cell: Cell) -> dict[str, Any]:
     """The cell's values, flat: `method.alpha`, `recipe.learning_rate`."""
-    cell = record.cell
     parts = {"method": cell.method_parameters, "dataset": cell.dataset_parameters, "recipe": cell.recipe}
     named = {"method": cell.method, "dataset": cell.dataset, "seed": cell.seed}
     return named | {f"{part}.{key}": value for part, values in parts.items() for key, value in values.items()}
@@ -74,30 +99,52 @@ def short(text: str, most: int = 128) -> str:
     return text if len(text) <= most else f"{text[: most - 1 - half]}…{text[-half:]}"
 
 
-def _tensorboard(record: Record, folder: Path) -> None:
-    from torch.utils.tensorboard import SummaryWriter
+class _Log(Protocol):
+    """One cell's run in another program."""
 
-    plain = {
-        key: value if isinstance(value, bool | int | float | str) else str(value)
-        for key, value in settings(record).items()
-    }
-    place = _emptied(folder / "tensorboard", record)
-    with SummaryWriter(str(place)) as writer:
-        for name, value, epoch in curves(record):
-            writer.add_scalar(name, value, epoch)
-        writer.add_hparams(plain, last_metrics(record), run_name=".")
+    def add(self, curve: Curve) -> None:
+        """Some points more."""
+
+    def end(self, record: Record | None) -> None:
+        """Nothing more comes; the record, where there is one."""
 
 
-def _emptied(folder: Path, record: Record) -> Path:
-    """Where a record is logged below a folder, without the events of an earlier run: they would be drawn as well.
+class _TensorBoard:
+    """A folder of events; at the end they are written anew, as the record has them."""
 
-    Only such files are removed, and no link is followed, whatever the record's titles are and wherever it is from.
+    def __init__(self, cell: Cell, folder: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.new_writer = lambda: SummaryWriter(str(_emptied(folder / "tensorboard", cell)))
+        self.writer = self.new_writer()
+
+    def add(self, curve: Curve) -> None:
+        for name, value, epoch in curve:
+            self.writer.add_scalar(name, value, epoch)
+        self.writer.flush()
+
+    def end(self, record: Record | None) -> None:
+        self.writer.close()
+        if record is None:
+            return
+        plain = {
+            key: value if isinstance(value, bool | int | float | str) else str(value)
+            for key, value in settings(record.cell).items()
+        }
+        with self.new_writer() as self.writer:
+            self.add(list(curves(record)))
+            self.writer.add_hparams(plain, last_metrics(record), run_name=".")
+
+
+def _emptied(folder: Path, cell: Cell) -> Path:
+    """Where a cell is logged below a folder, without the events of an earlier run: they would be drawn as well.
+
+    Only such files are removed, and no link is followed, whatever the titles are and wherever the record is from.
 
     Raises:
         BenchmarkError: a link leads out of the folder.
     """
-    place = folder / file_name(record.cell.dataset_title) / file_name(record.cell.method_title)
-    place /= f"s{record.cell.seed}-{record.hash[:8]}"
+    place = folder / file_name(cell.dataset_title) / file_name(cell.method_title) / f"s{cell.seed}-{cell.hash[:8]}"
     if not place.resolve().is_relative_to(folder.resolve()):
         raise BenchmarkError(f"{place} leads out of {folder}: remove the link.")
     for events in place.glob("events.out.tfevents.*"):
@@ -105,19 +152,34 @@ def _emptied(folder: Path, record: Record) -> Path:
     return place
 
 
-def _wandb(record: Record, folder: Path) -> None:
-    import wandb
+class _WandB:
+    """A run of Weights & Biases, whose points are by epoch."""
 
-    cell = record.cell
-    run = wandb.init(
-        project="debiasbench", name=short(name_of(record)), group=short(cell.dataset_title),
-        job_type=short(cell.method_title),
-        config=settings(record), dir=str(folder), reinit="create_new", id=record.hash[:16], resume="allow",
-    )  # fmt: skip
-    by_epoch: dict[int, dict[str, float]] = {}
-    for name, value, epoch in curves(record):
-        by_epoch.setdefault(epoch, {})[name] = value
-    for epoch, values in sorted(by_epoch.items()):
-        run.log(values, step=epoch)
-    run.summary.update(last_metrics(record))
-    run.finish()
+    def __init__(self, cell: Cell, folder: Path) -> None:
+        import wandb
+
+        self.is_new = True
+        self.run = wandb.init(
+            project="debiasbench", name=short(name_of(cell)), group=short(cell.dataset_title),
+            job_type=short(cell.method_title), config=settings(cell), dir=str(folder), reinit="create_new",
+            id=cell.hash[:16], resume="allow",
+        )  # fmt: skip
+        self.run.define_metric("*", step_metric="epoch")  # a second stage begins at its first epoch again
+
+    def add(self, curve: Curve) -> None:
+        self.is_new = False
+        by_epoch: dict[int, dict[str, float]] = {}
+        for name, value, epoch in curve:
+            by_epoch.setdefault(epoch, {})[name] = value
+        for epoch, values in sorted(by_epoch.items()):
+            self.run.log({**values, "epoch": epoch})
+
+    def end(self, record: Record | None) -> None:
+        if record is not None:
+            if self.is_new:
+                self.add(list(curves(record)))
+            self.run.summary.update(last_metrics(record))
+        self.run.finish()
+
+
+_LOGS: dict[str, Callable[[Cell, Path], _Log]] = {"tensorboard": _TensorBoard, "wandb": _WandB}

@@ -172,22 +172,37 @@ def _executor(options: RunOptions) -> Executor:
 def run_grid(ready: GridRun, handle: Callable[[Event], None]) -> None:
     """Run what is not finished, calling `handle` in this thread for each event."""
     planned = ready.plan
+    with logs.Live(ready.options.log, ready.options.results_dir) as live:
 
-    def keep(event: Event) -> None:
-        handle(event)
-        if event.kind == "finished" and event.path is not None and not event.by_other:
-            _log(event.cell, event.path, ready.options, handle)
+        def logged(cell: Cell, log: Callable[[], None]) -> None:
+            """A log that fails is told, and costs nothing else."""
+            try:
+                log()
+            except Exception as error:  # whatever a package of others does: the record is there
+                handle(Event("note", cell, 0, message=f"{cell.title} was not logged ({error})."))
 
-    work = _work(ready)
-    for cell in planned.grid.cells:
-        if cell.hash in planned.finished:
-            _log(cell, planned.finished[cell.hash], ready.options, handle)
-    if not planned.to_run:
-        return
-    if ready.options.workers == 0:
-        run_cells_here(work, ready.settings, keep)
-    else:
-        run_cells(ready.executor, work, ready.settings, keep)
+        def at_end(cell: Cell, path: Path) -> None:
+            record = read_record(path) if ready.options.log else None
+            if record is not None and record.done:
+                logged(cell, lambda: live.end(record))
+
+        def keep(event: Event) -> None:
+            handle(event)
+            if event.curve:
+                logged(event.cell, lambda: live.add(event.cell, event.curve))
+            elif event.kind == "finished" and event.path is not None and not event.by_other:
+                at_end(event.cell, event.path)
+
+        work = _work(ready)
+        for cell in planned.grid.cells:
+            if cell.hash in planned.finished:
+                at_end(cell, planned.finished[cell.hash])
+        if not planned.to_run:
+            return
+        if ready.options.workers == 0:
+            run_cells_here(work, ready.settings, keep)
+        else:
+            run_cells(ready.executor, work, ready.settings, keep)
 
 
 def leave_grid(ready: GridRun) -> str:
@@ -262,14 +277,3 @@ def _reference(given: str | None, cells: Sequence[Cell]) -> str | None:
         f"The reference '{given}' is not among the methods of this run.{suggestion(given, titles)} "
         f"Allowed: {', '.join(titles)}."
     )
-
-
-def _log(cell: Cell, path: Path, options: RunOptions, handle: Callable[[Event], None]) -> None:
-    """Log a record if it is done; a log that fails is told and costs nothing else."""
-    record = read_record(path) if options.log else None
-    for kind in options.log if record is not None and record.done else ():
-        try:
-            logs.write(kind, record, options.results_dir)  # type: ignore[arg-type] # it is there
-        except Exception as error:  # whatever a package of others does: the record is there
-            message = f"{kind}: {cell.title} was not logged ({error})."
-            handle(Event("note", cell, 0, message=message))

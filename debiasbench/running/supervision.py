@@ -259,7 +259,7 @@ class Worker(threading.Thread):
             heard = now
             kind = message.pop("event")
             if kind == "epoch":
-                self.work.claims.tell(cell, **message)
+                self.work.claims.tell(cell, message["stage"], message["epoch"], message["epochs"])
                 self._tell("epoch", cell, **message)
                 if self._is_late(cell, process, now - started, 0.0):
                     return

@@ -19,9 +19,12 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from debiasbench.running.process import GRACE
+
+if TYPE_CHECKING:
+    from debiasbench.training.journal import Curve
 
 
 def main() -> None:
@@ -63,6 +66,10 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: runner.stop())
     lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(requests, lines, runner.stop), daemon=True).start()
+
+    def told(stage: str, epoch: int, epochs: int, curve: Curve) -> None:
+        send(event="epoch", stage=stage, epoch=epoch, epochs=epochs, curve=list(curve))
+
     send(event="ready")
     while not runner.stopping and (line := lines.get()) is not None:
         request = json.loads(line)
@@ -75,9 +82,7 @@ def main() -> None:
             log = Path(request["log"])
             log.parent.mkdir(parents=True, exist_ok=True)
             with log.open("ab") as file, _output_to(file):
-                path = runner.run(
-                    cell, lambda stage, epoch, epochs: send(event="epoch", stage=stage, epoch=epoch, epochs=epochs)
-                )
+                path = runner.run(cell, told)
         except StoppedError:
             send(event="stopped")
             break

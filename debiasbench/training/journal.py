@@ -12,7 +12,7 @@ import contextlib
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -34,7 +34,8 @@ from debiasbench.training.ends import (
 )
 from debiasbench.training.traces import Traces, versions_of
 
-Progress = Callable[[str, int, int], None]  # (stage, epoch, epochs)
+Curve = Sequence[tuple[str, float, int]]  # points: name ("test/acc_avg"), value, epoch
+Progress = Callable[[str, int, int, Curve], None]  # (stage, epoch, epochs, what is new since the epoch before)
 TOLD = 5.0  # seconds between two signs of life within an epoch
 
 
@@ -76,6 +77,16 @@ class EvaluatedEpoch:
     def test(self) -> dict[str, float]:
         """Metrics on test."""
         return self.row.test
+
+
+def points_of(row: Any) -> list[tuple[str, float, int]]:
+    """Name, value and epoch of all that has a value in an epoch, which has `valid`, `test` and `epoch`."""
+    return [
+        (f"{split}/{metric}", value, row.epoch)
+        for split, metrics in (("valid", row.valid), ("test", row.test))
+        for metric, value in metrics.items()
+        if not metric.startswith("n") and not math.isnan(value)
+    ]
 
 
 class Journal:
@@ -257,7 +268,16 @@ class Journal:
     def report(self, run: StageRun, epoch: int, epochs: int) -> None:
         """Tell whoever watches how far a run has come."""
         self._told = time.monotonic()
-        self._progress(f"stage {self.stages.index(run) + 1}", epoch, epochs)
+        self._progress(f"stage {self.stages.index(run) + 1}", epoch, epochs, ())
+
+    def report_epoch(self, run: StageRun, epoch: int, epochs: int) -> None:
+        """Tell that an epoch of a run has ended, and its numbers."""
+        stage = f"stage {self.stages.index(run) + 1}"
+        curve = [(f"{stage}/train_loss", run.losses[-1], len(run.losses))]
+        if run.rows and run.rows[-1].epoch == epoch:
+            curve += points_of(run.rows[-1])
+        self._told = time.monotonic()
+        self._progress(stage, epoch, epochs, curve)
 
     def between_steps(self, run: StageRun, epoch: int, epochs: int) -> bool:
         """Called after each step: gives signs of life, and says whether a checkpoint is to be made (`keep_running`)."""

@@ -158,7 +158,7 @@ class Stage:
                 ended = self.epoch == last_epoch or self.step == self.recipe.steps
                 if self.predict is not None and (self.epoch % self.recipe.eval_every == 0 or ended):
                     self._evaluate_epoch(run, rate)
-                self.journal.report(run, self.epoch, last_epoch)
+                self.journal.report_epoch(run, self.epoch, last_epoch)
         run.seconds = clock()
 
     def _run_epoch(

@@ -6,11 +6,15 @@ device). Label: Blond_Hair. Bias: Male. Groups are numbered 2 blond + male, as b
 men count as conflicting: the one small group, and the worst group of plain training. Their fraction is a fact of the
 data and was not built in, so `conflict_ratio` is unknown: JTT takes its authors' factor instead.
 
+Any other of the 40 attributes can be either: `celeba:target=Smiling,bias=Male`. There the two groups conflict, one of
+each label, that are rarer in training than if the attributes were independent; the note of the data names them. What
+was published for blond hair (numbers, JTT's factor, the recipe) was not published for these.
+
 Layout, as torchvision has it: celeba/img_align_celeba/<n>.jpg, celeba/list_attr_celeba.txt,
 celeba/list_eval_partition.txt. Also read as others pack it: the authors' folders Img, Anno and Eval; a folder
 img_align_celeba in another of its name, and lists as .csv, as on Kaggle; lists as .gz; images whose ending is not that
 of the list (.png, .JPG). 162,770 / 19,867 / 19,962 images; training groups 71,629 / 66,874 / 22,880 / 1,387. A subset
-works with lists of its own and is marked as one in every table.
+works with lists of its own, which need the two attributes only, and is marked as one in every table.
 
 Headlines: acc_worst (worst of the four groups, the paper's Table 3), acc_avg, and the mean over groups
 (acc_groupmean; the "unbiased" accuracy of BPA and the paper's Table 15). Recipe: Table 6, no augmentation.
@@ -24,14 +28,16 @@ import hashlib
 import zlib
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from debiasbench.data.downloads import fetch_from_drive
 from debiasbench.data.images import contents, decode, folder_of_images, remarks, shortfalls
 from debiasbench.data.unpack import unpack
-from debiasbench.datasets import Dataset, NeededFile, Recipe
+from debiasbench.datasets import Dataset, NeededFile, Recipe, one_of
 from debiasbench.errors import BenchmarkError
 from debiasbench.samples import Samples, Splits
 
@@ -49,19 +55,34 @@ DRIVE = {  # file -> (its id, SHA-256), as TensorFlow Datasets has them
         "0B7EVK8r0v71pY0NSMzRuSXJEVkk", "fc955bcb3ef8fbdf7d5640d9a8693a8431b5f2ee291a5c1449a1549e7e073fe7",
     ),
 }  # fmt: skip
-# SHA-256 of "<name> <blond> <male> <part>\n" of the authors' lists, row by row, in whatever file they are
-OFFICIAL_ROWS = "888120acb97775e4ec7527af452fa0a938c1aefd19ed8fdacb518c451cad0918"
+# The attributes, and for each what the authors' lists say of it, in whatever file they are: the first 16 digits of the
+# SHA-256 of "<name> <0 or 1> <part>\n", row by row
+ATTRIBUTES = {
+    "5_o_Clock_Shadow": "cd8bbcfa6e215b84", "Arched_Eyebrows": "4ad8e2e4f123566b", "Attractive": "eec8f4343bb0bfe6",
+    "Bags_Under_Eyes": "70ec82981d0600ee", "Bald": "be95c4b1fc4f8cb2", "Bangs": "75a629d7d8970191",
+    "Big_Lips": "f3f59348bb61aa99", "Big_Nose": "e346e3414cb1642c", "Black_Hair": "a19e32f3810960c5",
+    "Blond_Hair": "5ccb101795677d6e", "Blurry": "9c38970794fd848d", "Brown_Hair": "1176d4fb4c1e8ace",
+    "Bushy_Eyebrows": "bd6e08f922a75706", "Chubby": "0ae2e43d753eafdc", "Double_Chin": "d9577bf63a069931",
+    "Eyeglasses": "baafe2ad711885df", "Goatee": "e95144b0afcb04de", "Gray_Hair": "47d40c06f1ea0721",
+    "Heavy_Makeup": "3700e37d60dfb83d", "High_Cheekbones": "6fd86786f73030b9", "Male": "3641cd222ec921a3",
+    "Mouth_Slightly_Open": "cfbcde9c7ca39983", "Mustache": "58a762629c35e694", "Narrow_Eyes": "245eb1211b03d471",
+    "No_Beard": "d570c56f2751d90d", "Oval_Face": "cd641f153ac6cd76", "Pale_Skin": "1a7f89a3409b6ddb",
+    "Pointy_Nose": "5b6589610935a6aa", "Receding_Hairline": "b3b1b0fe6cea4e9d", "Rosy_Cheeks": "2c3b26599200385e",
+    "Sideburns": "5d5729f15e20f0bf", "Smiling": "3518d38999bb7e9b", "Straight_Hair": "84bdfa29cd62bbcf",
+    "Wavy_Hair": "d65ac7e93052d609", "Wearing_Earrings": "44d4e5a4b128d63b", "Wearing_Hat": "bdb3d11116148030",
+    "Wearing_Lipstick": "25dd9cd149de6f67", "Wearing_Necklace": "016986cdef902a88",
+    "Wearing_Necktie": "fb0cd6ff5cf45150", "Young": "d606ffa53221f84a",
+}  # fmt: skip
+BLOND, MALE = "Blond_Hair", "Male"
 IMAGES = "img_align_celeba"
 IMAGE_PLACES = (IMAGES, f"Img/{IMAGES}", f"{IMAGES}_png", f"Img/{IMAGES}_png")
 LIST_PLACES = ("", "Anno", "Eval")
 
 
 class CelebA(Dataset):
-    """Blond hair in CelebA, biased by gender."""
+    """Blond hair in CelebA, biased by gender; or any attribute by any other."""
 
     name = "celeba"
-    class_names = ("not blond", "blond")
-    bias_names = ("male",)
     n_bias_values = 2
     headline = ("acc_worst", "acc_avg", "acc_groupmean")
     official_counts = {"train": 162_770, "valid": 19_867, "test": 19_962}
@@ -75,6 +96,30 @@ class CelebA(Dataset):
         mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225),
     )  # fmt: skip
     presets = {"resnet18": {"recipe": {"net": "resnet18"}}}
+
+    target: str = one_of(*ATTRIBUTES, default=BLOND)
+    bias: str = one_of(*ATTRIBUTES, default=MALE)
+
+    def check(self) -> None:
+        if self.target == self.bias:
+            raise BenchmarkError(
+                f"The 'target' and the 'bias' of {self.name} must be two attributes. Got {self.target} for both: give "
+                f"another one, {self.name}:target=...,bias=..."
+            )
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        word = "blond" if self.target == BLOND else _words(self.target)
+        return f"not {word}", word
+
+    @property
+    def bias_names(self) -> tuple[str, ...]:
+        return (_words(self.bias),)
+
+    def key(self) -> dict[str, Any]:
+        """Without the usual attributes: cells had their identity before there was a choice."""
+        usual = {"target": BLOND, "bias": MALE}
+        return {name: value for name, value in super().key().items() if usual.get(name) != value}
 
     def needed_files(self, data_dir: Path) -> list[NeededFile]:
         """The folder of images and the two lists."""
@@ -110,7 +155,7 @@ class CelebA(Dataset):
     def build(self, data_dir: Path) -> Splits:
         """The parts of the partition list, each in the order of the attribute list."""
         folder = self.folder(data_dir)
-        names, attributes = read_attributes(folder)
+        names, attributes = read_attributes(folder, self.target, self.bias)
         part_of = read_partition(folder)
         without = [name for name in names if name not in part_of]
         if without or len(part_of) != len(names):
@@ -122,6 +167,7 @@ class CelebA(Dataset):
             )
         paths = _paths(folder, names)
         parts = np.array([part_of[name] for name in names])
+        rare, notes = self._rare(*attributes[parts == 0].T)
         images, splits = {}, {}
         for number, split in enumerate(PARTS):
             rows = np.flatnonzero(parts == number)
@@ -130,19 +176,39 @@ class CelebA(Dataset):
                     f"{_find(folder, 'list_eval_partition.txt')} has no image of part {number} ({split})."
                 )
             one = images[split] = decode(f"{self.name}-{split}", [paths[row] for row in rows], square=True)
-            blond, male = torch.from_numpy(attributes[rows]).unbind(1)
-            conflict = (blond == 1) & (male == 1)
-            splits[split] = Samples(one.x, blond, male[:, None], conflict[:, None], one.sha256)
+            y, bias = torch.from_numpy(attributes[rows]).unbind(1)
+            splits[split] = Samples(one.x, y, bias[:, None], rare[y, bias][:, None], one.sha256)
         renamed = [path for path, name in zip(paths, names, strict=True) if path.name != name]
-        notes = (
-            [f"{len(renamed):,} images have another ending than in the lists ({renamed[0].name})."] if renamed else []
-        )
+        if renamed:
+            notes.append(f"{len(renamed):,} images have another ending than in the lists ({renamed[0].name}).")
         official = (
-            _digest(names, attributes, parts) == OFFICIAL_ROWS
+            all(
+                _digest(names, values, parts) == ATTRIBUTES[attribute]
+                for attribute, values in zip((self.target, self.bias), attributes.T, strict=True)
+            )
             and splits["train"].x.shape[2:] == (178, 178)
             and all(path.suffix.lower() == ".jpg" for path in paths)  # others were made of them
         )
         return Splits.of(splits, official=official, note=" ".join([*notes, *remarks(images.values())]))
+
+    def _rare(self, y: np.ndarray, bias: np.ndarray) -> tuple[Tensor, list[str]]:
+        """Which groups conflict, bool (2, 2) by label and bias; and what is to be said of it.
+
+        y, bias: of the training samples, int64 (N,).
+        """
+        if (self.target, self.bias) == (BLOND, MALE):
+            return torch.tensor([[False, False], [False, True]]), []
+        counts = np.bincount(2 * y + bias, minlength=4).reshape(2, 2)
+        rare = counts * counts.sum() < counts.sum(1, keepdims=True) * counts.sum(0)
+        without = [f"without {self.bias_names[0]}", f"with {self.bias_names[0]}"]
+        told = [f"{self.class_names[label]} {without[value]}" for label, value in np.argwhere(rare).tolist()]
+        note = f"Conflicting, as rarer in training than if independent: {', '.join(told) or 'nothing'}."
+        return torch.from_numpy(rare), [note]
+
+
+def _words(attribute: str) -> str:
+    """An attribute as people write it."""
+    return attribute.replace("_", " ").lower()
 
 
 def _images(folder: Path) -> Path | None:
@@ -172,22 +238,21 @@ def _paths(folder: Path, names: list[str]) -> list[Path]:
     return [path for path in paths if path is not None]
 
 
-def _digest(names: list[str], attributes: np.ndarray, parts: np.ndarray) -> str:
-    """What the lists say, as `OFFICIAL_ROWS` has it."""
-    rows = zip(names, attributes.tolist(), parts.tolist(), strict=True)
-    return hashlib.sha256(
-        "".join(f"{name} {blond} {male} {part}\n" for name, (blond, male), part in rows).encode()
-    ).hexdigest()
+def _digest(names: list[str], values: np.ndarray, parts: np.ndarray) -> str:
+    """What the lists say of one attribute, as `ATTRIBUTES` has it."""
+    rows = zip(names, values.tolist(), parts.tolist(), strict=True)
+    text = "".join(f"{name} {value} {part}\n" for name, value, part in rows)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def read_attributes(folder: Path) -> tuple[list[str], np.ndarray]:
-    """Names of the images and (blond, male) of each, int64 (N, 2), from list_attr_celeba.txt or .csv."""
+def read_attributes(folder: Path, *wanted: str) -> tuple[list[str], np.ndarray]:
+    """Names of the images and the wanted attributes of each, 0 or 1 as int64 (N, A), from list_attr_celeba."""
     path, rows = _rows(folder, "list_attr_celeba.txt")
     n = rows.pop(0) if rows and len(rows[0]) == 1 and rows[0][0].isdigit() else None  # the authors' first line
     header, start = (rows.pop(0) if rows else []), (2 if n is None else 3)
     if n is not None:
         header = ["image_id", *header]  # which the authors' list does not name
-    missing = [name for name in ("image_id", "Blond_Hair", "Male") if name not in header]
+    missing = [name for name in ("image_id", *wanted) if name not in header]
     if missing:
         raise BenchmarkError(
             f"{path} is no attribute list of CelebA: the first line must be the number of images and the second the "
@@ -197,7 +262,7 @@ def read_attributes(folder: Path) -> tuple[list[str], np.ndarray]:
         raise BenchmarkError(
             f"{path} has {len(rows):,} rows, but its first line says {int(n[0]):,}: it is cut off or was edited."
         )
-    name_column, *columns = (header.index(name) for name in ("image_id", "Blond_Hair", "Male"))
+    name_column, *columns = (header.index(name) for name in ("image_id", *wanted))
     for number, row in enumerate(rows, start=start):
         if len(row) != len(header) or {row[column] for column in columns} - {"-1", "1", "0"}:
             raise BenchmarkError(

@@ -40,7 +40,7 @@ from debiasbench.data.mnist_files import EMNIST_LETTERS, FASHION_MNIST, KMNIST, 
 from debiasbench.datasets import Dataset, NeededFile, between
 from debiasbench.errors import BenchmarkError
 from debiasbench.randomness import derived_generator
-from debiasbench.samples import Samples, Splits
+from debiasbench.samples import Samples, Splits, draw_of_class
 
 # In the order of the tiles, row by row. The biases are the glyphs but the digit, then the colours, in this order.
 TILES = {"digit": MNIST, "fashion": FASHION_MNIST, "kana": KMNIST, "letter": EMNIST_LETTERS}
@@ -158,15 +158,6 @@ class MBMNIST(Dataset):
             f"{self.name}-{split}", identity, (len(y), 3, 56, 56), lambda: blocks(sources, rows, bias[:, 3:], generator)
         )
         return Samples(entry.x, y, bias, x_sha256=entry.sha256)
-
-
-def draw_of_class(labels: Tensor, wanted: Tensor, generator: torch.Generator) -> Tensor:
-    """For each of `wanted` (N,), the row of a sample with that label, drawn with replacement: int64 (N,)."""
-    order = torch.argsort(labels, stable=True)
-    counts = torch.bincount(labels, minlength=10)
-    starts = counts.cumsum(0) - counts
-    drawn = torch.randint(2**62, wanted.shape, generator=generator) % counts[wanted]  # a bias of 1e-15
-    return order[starts[wanted] + drawn]
 
 
 def blocks(

@@ -26,14 +26,15 @@ from debiasbench.errors import BenchmarkError
 
 @dataclass(frozen=True)
 class Allowed:
-    """A limit on a value: the test and the words for it."""
+    """A limit on a value: the test and the words for it; where only some words are allowed, these."""
 
     text: str
     holds: Callable[[Any], bool]
+    words: tuple[str, ...] = ()
 
 
-def _limited(default: Any, text: str, holds: Callable[[Any], bool]) -> Any:
-    return field(default=default, metadata={"allowed": Allowed(text, holds)})
+def _limited(default: Any, text: str, holds: Callable[[Any], bool], words: tuple[str, ...] = ()) -> Any:
+    return field(default=default, metadata={"allowed": Allowed(text, holds, words)})
 
 
 def between(low: float, high: float, *, default: Any) -> Any:
@@ -51,9 +52,10 @@ def above(low: float, *, default: Any) -> Any:
     return _limited(default, f"a number above {low:g}", lambda value: low < value < math.inf)
 
 
-def one_of(*choices: str, default: str) -> Any:
-    """One of the given words."""
-    return _limited(default, "one of " + ", ".join(choices), lambda value: value in choices)
+def one_of(*choices: str | int, default: str | int) -> Any:
+    """One of the given words, or of the given whole numbers."""
+    words = tuple(map(str, choices))
+    return _limited(default, "one of " + ", ".join(words), lambda value: value in choices, words)
 
 
 MOST_DIGITS = 15  # of a whole number: nothing is counted so far, and every reader of JSON has it exactly
@@ -67,9 +69,10 @@ def has_too_many_digits(text: str) -> bool:
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
-    """` Did you mean 'x'?` for the known word most like `word`, or nothing."""
-    found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f" Did you mean '{found[0]}'?" if found else ""
+    """` Did you mean 'x'?` for the known word most like `word` in whatever case, or nothing."""
+    words = {one.lower(): one for one in known}
+    found = difflib.get_close_matches(word.lower(), list(words), n=1, cutoff=0.5)
+    return f" Did you mean '{words[found[0]]}'?" if found else ""
 
 
 @dataclass_transform(
@@ -155,10 +158,12 @@ def check_values(cls: type[Parameters], values: Mapping[str, Any]) -> None:
     hints = field_types(cls)
     problems = []
     for item in fields_of(cls):
-        problem = _problem(values[item.name], item, _kinds(hints[item.name])) if item.name in values else None
+        value = values.get(item.name)
+        problem = _problem(value, item, _kinds(hints[item.name])) if item.name in values else None
         if problem:
-            owner = cls.name or cls.__name__
-            problems.append(f"The '{item.name}' parameter of {owner} must be {problem}. Got {values[item.name]!r}.")
+            owner, allowed = cls.name or cls.__name__, item.metadata.get("allowed")
+            near = suggestion(value, allowed.words) if isinstance(value, str) and allowed else ""
+            problems.append(f"The '{item.name}' parameter of {owner} must be {problem}. Got {value!r}.{near}")
     if problems:
         raise BenchmarkError("\n".join(problems))
 

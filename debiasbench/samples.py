@@ -191,3 +191,15 @@ def stratified(y: Tensor, fraction: float, generator: torch.Generator) -> tuple[
         order = torch.randperm(len(members), generator=generator)
         taken[members[order[: round(fraction * len(members))]]] = True
     return torch.nonzero(~taken)[:, 0], torch.nonzero(taken)[:, 0]
+
+
+def draw_of_class(labels: Tensor, wanted: Tensor, generator: torch.Generator) -> Tensor:
+    """For each of `wanted` (N,), the row of a sample with that label, drawn with replacement: int64 (N,).
+
+    `labels` must have each of the wanted ones.
+    """
+    order = torch.argsort(labels, stable=True)
+    counts = torch.bincount(labels)
+    starts = counts.cumsum(0) - counts
+    drawn = torch.randint(2**62, wanted.shape, generator=generator) % counts[wanted]  # a bias of 1e-15
+    return order[starts[wanted] + drawn]

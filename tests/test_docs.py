@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from debiasbench.plugins import is_shipped
 from debiasbench.testing import METHOD_CHECKS
 
 ROOT = Path(__file__).parent.parent
@@ -43,6 +44,18 @@ def test_contributing_is_short():
 def test_links_lead_to_files(document):
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", document.read_text(encoding="utf-8")):
         assert (document.parent / target).exists() or (ROOT / target).exists(), f"{document.name}: {target}"
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/datasets.md"])
+def test_every_dataset_has_a_row(document):
+    """In the tables of datasets of both; and nothing else has one."""
+    from debiasbench.datasets import registry
+
+    text = (ROOT / document).read_text(encoding="utf-8")
+    rows = text.partition("| `cmnist5k` |")[2].partition("\n\n")[0]
+    named = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", f"| `cmnist5k` |{rows}", re.MULTILINE)
+    found = [name for some in named for name in re.findall(r"\w+", some)]
+    assert sorted(found) == sorted(name for name, cls in registry.classes().items() if is_shipped(cls))
 
 
 def test_every_option_of_the_readme_exists():

@@ -271,6 +271,42 @@ def test_all_values_that_are_wrong_are_reported_together():
     ]
 
 
+class Sizes(Parameters):
+    """Parameters of which some whole numbers, and some words, are allowed."""
+
+    name = "sizes"
+
+    pixels: int = one_of(14, 28, default=28)
+    shape: str = one_of("square", "circle", "triangle", default="square")
+
+
+def test_some_whole_numbers_are_read_written_and_checked():
+    assert read_parameters(Sizes, {"pixels": "14"}) == ({"pixels": 14}, {})
+    assert title_of("sizes", Sizes(pixels=14).values(), {"": Sizes().values()}) == "sizes:pixels=14"
+    for value in (0, 15, -14, 140):
+        with pytest.raises(BenchmarkError) as error:
+            Sizes(pixels=value)
+        assert str(error.value) == f"The 'pixels' parameter of sizes must be one of 14, 28. Got {value}."
+    for value in (14.0, "14", True, None):
+        with pytest.raises(BenchmarkError, match=rf"must be a whole number\. Got {value!r}\."):
+            Sizes(pixels=value)
+
+
+@pytest.mark.parametrize(
+    ("cls", "key", "word", "meant"),
+    [
+        (Sizes, "shape", "circel", "circle"), (Sizes, "shape", "Triangle", "triangle"),
+        (Recipe, "optimizer", "adamW", "adamw"), (methods.get("pgd")[0], "norm", "l_2", "l2"),
+        (datasets.get("cmnist")[0], "target", "color", "colour"), (datasets.get("bffhq")[0], "part", "0.5", "0.5pct"),
+    ],
+)  # fmt: skip
+def test_a_misspelt_word_is_answered_with_the_nearest(cls, key, word, meant):
+    with pytest.raises(BenchmarkError) as error:
+        cls(**{key: word})
+    (line,) = str(error.value).splitlines()
+    assert line.endswith(f"Got {word!r}. Did you mean '{meant}'?")
+
+
 @pytest.mark.parametrize(
     "values",
     [{"mean": (0.5,)}, {"crop_scale": (0.9,)}, {"crop_scale": (0.9, 0.1)}, {"crop_ratio": (0.0, 1.0)},

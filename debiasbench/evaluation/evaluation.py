@@ -14,7 +14,14 @@ from torch import Tensor, nn
 from debiasbench.data.augment import to_input
 from debiasbench.datasets import Dataset
 from debiasbench.errors import BenchmarkError, DivergedError
-from debiasbench.evaluation.metrics import accuracies, mean_or_nan, overlapping, worst_of_proxies
+from debiasbench.evaluation.metrics import (
+    NAN,
+    accuracies,
+    adjusted_accuracy,
+    mean_or_nan,
+    overlapping,
+    worst_of_proxies,
+)
 from debiasbench.evaluation.selection import WORST_PROXY
 from debiasbench.nets.base import evaluating
 from debiasbench.recipe import Recipe
@@ -107,7 +114,10 @@ class Evaluation:
             return {"loss": loss, "n": float(len(y)), "acc_avg": mean_or_nan(correct)} | overlapping(correct, groups)
         unbiased = split == "test" and self.dataset.unbiased_test
         names = self.dataset.bias_names
-        return {"loss": loss} | accuracies(correct, y, bias, bias_names=names, unbiased=unbiased, conflict=conflict)
+        found = accuracies(correct, y, bias, bias_names=names, unbiased=unbiased, conflict=conflict)
+        if "acc_adjusted" in self.dataset.headline:
+            found["acc_adjusted"] = self._adjusted(self.groups(split, logits))
+        return {"loss": loss} | found
 
     def correct_by_class(self, split: str, logits: Tensor) -> tuple[int, ...]:
         """How many samples of each class are predicted rightly -> (C,)."""
@@ -134,6 +144,13 @@ class Evaluation:
                 members = (y == label) & (bias[:, 0] == value)
                 rows.append({"y": label, "bias": value, "n": int(members.sum()), "acc": mean_or_nan(correct[members])})
         return rows
+
+    def _adjusted(self, groups: list[dict[str, Any]]) -> float:
+        """The mean over the groups that are there, each weighted by its number of training samples."""
+        y, bias, _ = self._columns["train"]
+        there = [group for group in groups if group["n"]]
+        counts = np.array([((y == group["y"]) & (bias[:, 0] == group["bias"])).sum() for group in there])
+        return adjusted_accuracy(np.array([group["acc"] for group in there]), counts) if counts.sum() else NAN
 
     def _groups(self, split: str) -> np.ndarray | None:
         groups = self.splits.named()[split].groups

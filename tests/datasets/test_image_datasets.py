@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import re
 import shutil
 import sys
 import types
@@ -15,6 +16,7 @@ from PIL import Image
 
 from debiasbench.datasets import registry as datasets
 from debiasbench.errors import BenchmarkError
+from debiasbench.samples import Samples
 from debiasbench.schedule import learning_rate_at
 from debiasbench.testing import check_data_seed
 
@@ -363,7 +365,8 @@ def test_damaged_celeba_is_told_by_name(tmp_path, small_celeba, damage):
 def test_celeba_official_lists_give_the_published_groups(shared_data, tmp_path):
     """Trap 32: 71,629 / 66,874 / 22,880 / 1,387 in training; blond men 180 in test and 182 in validation."""
     celeba = sys.modules[datasets.get("celeba")[0].__module__]
-    names, attributes = celeba.read_attributes(shared_data / "celeba" / "official_lists")
+    wanted = ("Blond_Hair", "Male", "Smiling")
+    names, attributes = celeba.read_attributes(shared_data / "celeba" / "official_lists", *wanted)
     parts = celeba.read_partition(shared_data / "celeba" / "official_lists")
     part = np.array([parts[name] for name in names])
     groups = 2 * attributes[:, 0] + attributes[:, 1]
@@ -375,8 +378,9 @@ def test_celeba_official_lists_give_the_published_groups(shared_data, tmp_path):
     for name in ("list_attr_celeba.txt", "list_eval_partition.txt"):
         packed = (shared_data / "celeba" / "official_lists" / f"{name}.gz").read_bytes()
         assert hashlib.sha256(gzip.decompress(packed)).hexdigest() == celeba.DRIVE[name][1]
-    assert celeba._digest(names, attributes, part) == celeba.OFFICIAL_ROWS
-    some = names[:9], attributes[:9], part[:9]
+    for attribute, values in zip(wanted, attributes.T, strict=True):
+        assert celeba._digest(names, values, part) == celeba.ATTRIBUTES[attribute]
+    some = names[:9], attributes[:9, 0], part[:9]
     digest = celeba._digest(*some)
     attributes[7, 0] = 1 - attributes[7, 0]
     assert celeba._digest(*some) != digest
@@ -389,6 +393,157 @@ def test_celeba_subset(shared_data):
     groups = [(2 * part.y + part.bias[:, 0]).bincount().tolist() for part in splits.named().values()]
     assert groups == [[1203, 1098, 389, 58], [260, 279, 88, 12], [278, 242, 82, 11]]
     assert splits.train.x.shape[1:] == (3, 89, 89)
+
+
+def write_attributes(folder, attributes, n=24):
+    """The images 1 to n, and a list with some attributes: name -> whether it has it, of the number of the image."""
+    header, numbers = " ".join(attributes), range(1, n + 1)
+    lines = [f"{k:06}.jpg " + " ".join("1" if has(k) else "-1" for has in attributes.values()) for k in numbers]
+    folder.mkdir(exist_ok=True)
+    (folder / "list_attr_celeba.txt").write_text("\n".join([str(n), header, *lines]) + "\n", encoding="utf-8")
+    parts = "".join(f"{k:06}.jpg {min(k // 14, 1) + k // 20}\n" for k in numbers)
+    (folder / "list_eval_partition.txt").write_text(parts, encoding="utf-8")
+    for k in numbers:
+        save_picture(folder / "img_align_celeba" / f"{k:06}.jpg", 10 * k, (178, 178))
+
+
+WANTED = {  # in 13 training images: Smiling 6, of which Young 4; others 7, of which Young 2
+    "Smiling": lambda k: k % 2 == 0, "Young": lambda k: k in (2, 4, 6, 8, 9, 11) or k > 20,
+    "Wearing_Hat": lambda k: k % 2 == 1 if k < 9 else k % 2 == 0, "Bald": lambda _: False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("target", "bias", "note"),
+    [
+        ("Smiling", "Young", "not smiling with young, smiling without young"),
+        ("Young", "Smiling", "not young with smiling, young without smiling"),
+        ("Wearing_Hat", "Smiling", "not wearing hat without smiling, wearing hat with smiling"),
+        ("Smiling", "Bald", "nothing"),
+    ],
+)
+def test_any_attribute_of_celeba_may_be_target_or_bias(tmp_path, target, bias, note):
+    """The list has these four only; what is rarer in training than if independent conflicts, in every split."""
+    write_attributes(tmp_path / "celeba", WANTED)
+    dataset = new("celeba", target=target, bias=bias)
+    splits = dataset.build(tmp_path)
+    assert splits.note == f"Conflicting, as rarer in training than if independent: {note}."
+    numbers = {"train": range(1, 14), "valid": range(14, 20), "test": range(20, 25)}
+    y, b = ([int(WANTED[name](k)) for k in numbers["train"]] for name in (target, bias))
+    pairs = list(zip(y, b, strict=True))
+    rare = {pair for pair in pairs if pairs.count(pair) < y.count(pair[0]) * b.count(pair[1]) / len(pairs)}
+    for split, part in splits.named().items():
+        assert part.y.tolist() == [WANTED[target](k) for k in numbers[split]]
+        assert part.bias[:, 0].tolist() == [WANTED[bias](k) for k in numbers[split]]
+        found = list(zip(part.y.tolist(), part.bias[:, 0].tolist(), strict=True))
+        assert part.conflicting[:, 0].tolist() == [pair in rare for pair in found]
+
+
+def test_pairs_of_real_attributes_have_two_groups_that_conflict(shared_data):
+    """One of each label, by the lists of the subset; those of the usual pair are the blond men alone."""
+    celeba = sys.modules[datasets.get("celeba")[0].__module__]
+    names, attributes = celeba.read_attributes(shared_data / "celeba", *celeba.ATTRIBUTES)
+    columns = dict(zip(celeba.ATTRIBUTES, attributes.T, strict=True))
+    assert len(names) == 4_000
+    for target, bias in (("Smiling", "Male"), ("Male", "Blond_Hair"), ("Wearing_Lipstick", "Young"), ("Bald", "Male")):
+        rare, (note,) = new("celeba", target=target, bias=bias)._rare(columns[target], columns[bias])
+        counts = np.bincount(2 * columns[target] + columns[bias], minlength=4).reshape(2, 2)
+        expected = np.outer(counts.sum(1), counts.sum(0)) / 4_000
+        assert (rare.numpy() == (counts < expected)).all()
+        assert rare.sum(0).tolist() == rare.sum(1).tolist() == [1, 1]
+        assert note.count(target.replace("_", " ").lower()) == 2
+    rare, notes = new("celeba")._rare(columns["Blond_Hair"], columns["Male"])
+    assert (rare.tolist(), notes) == ([[False, False], [False, True]], [])
+
+
+def test_the_usual_pair_of_celeba_is_what_it_was(tmp_path, small_celeba):
+    """Names, identity of its cells and fingerprint, also where it is written out; the swapped pair is another."""
+    from debiasbench.grid import expand
+    from debiasbench.records import read_records
+
+    usual, written, swapped = new("celeba"), new("celeba", target="Blond_Hair", bias="Male"), new(
+        "celeba", target="Male", bias="Blond_Hair"
+    )  # fmt: skip
+    assert (usual.class_names, usual.bias_names) == (("not blond", "blond"), ("male",))
+    assert usual.key() == written.key() == {"data_seed": 0}
+    assert swapped.key() == {"data_seed": 0, "target": "Male", "bias": "Blond_Hair"}
+    assert (swapped.class_names, swapped.bias_names) == (("not male", "male"), ("blond hair",))
+    splits = usual.build(tmp_path)
+    for part in splits.named().values():
+        blond_men = (part.y == 1) & (part.bias[:, 0] == 1)
+        assert Samples(part.x, part.y, part.bias, blond_men[:, None], part.x_sha256).fingerprint() == part.fingerprint()
+    assert splits.note == ""
+    assert written.build(tmp_path).fingerprint() == splits.fingerprint() != swapped.build(tmp_path).fingerprint()
+    records = Path(__file__).parents[2] / "docs" / "reproduction" / "records" / "short.zip"
+    before = [record.cell for record in read_records(records)[0] if record.cell.dataset == "celeba"]
+    assert len(before) == 4
+    for cell in before:
+        (now,) = expand([cell.method_title], [cell.dataset_title], seeds=1).cells
+        assert (now.dataset_title, now.dataset_parameters) == (cell.dataset_title, cell.dataset_parameters)
+        assert now.dataset_version == cell.dataset_version
+    cells = expand(
+        ["vanilla"], ["celeba", "celeba:target=Blond_Hair", "celeba:target=Smiling,bias=Male"], seeds=1
+    ).cells
+    assert [cell.dataset_title for cell in cells] == ["celeba", "celeba:target=Smiling"]
+    assert cells[1].build_dataset().values() == new("celeba", target="Smiling").values()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("target=Smilling", "The 'target' parameter of celeba must be .*Got 'Smilling'. Did you mean 'Smiling'?"),
+        (
+            "target=blond_hair",
+            "The 'target' parameter of celeba must be .*Got 'blond_hair'. Did you mean 'Blond_Hair'?",
+        ),
+        ("bias=Yuong", "The 'bias' parameter of celeba must be .*Got 'Yuong'. Did you mean 'Young'?"),
+        ("bias=Wearing Hat", "The 'bias' parameter of celeba must be .*Got 'Wearing Hat'. Did you mean 'Wearing_Hat'?"),
+        ("target=Male", "The 'target' and the 'bias' of celeba must be two attributes. Got Male for both: .*"),
+        (
+            "bias=Blond_Hair",
+            "The 'target' and the 'bias' of celeba must be two attributes. Got Blond_Hair for both: .*",
+        ),
+        (
+            "target=Bald,bias=Bald",
+            "The 'target' and the 'bias' of celeba must be two attributes. Got Bald for both: .*",
+        ),
+    ],
+)
+def test_attributes_that_cannot_be_meant_are_one_error(options, message):
+    from debiasbench.grid import expand
+
+    with pytest.raises(BenchmarkError) as error:
+        expand(["vanilla", "pgd"], [f"celeba:{options}"], seeds=2)
+    (line,) = str(error.value).splitlines()
+    assert re.fullmatch(message.replace("?", r"\?"), line)
+
+
+@pytest.mark.parametrize(
+    ("options", "missing"),
+    [
+        ({"target": "Young"}, "Male"), ({"target": "Chubby", "bias": "Young"}, "Chubby"),
+        ({"target": "Chubby", "bias": "Goatee"}, "Chubby and Goatee"),
+    ],
+)  # fmt: skip
+def test_a_list_without_the_wanted_attributes_names_them(tmp_path, options, missing):
+    write_attributes(tmp_path / "celeba", WANTED)
+    with pytest.raises(BenchmarkError, match=f"these names; {missing} is missing"):
+        new("celeba", **options).build(tmp_path)
+
+
+@pytest.mark.parametrize(("target", "bias", "official"), [
+    ("Smiling", "Young", True), ("Young", "Wearing_Hat", True), ("Bald", "Young", False), ("Smiling", "Bald", False),
+])  # fmt: skip
+def test_a_pair_of_celeba_is_official_if_both_its_columns_are(tmp_path, monkeypatch, target, bias, official):
+    """Whatever the other columns say; here that of Bald is not the one that is taken for published."""
+    celeba = sys.modules[datasets.get("celeba")[0].__module__]
+    write_attributes(tmp_path / "celeba", WANTED)
+    names, attributes = celeba.read_attributes(tmp_path / "celeba", *WANTED)
+    parts = np.array([celeba.read_partition(tmp_path / "celeba")[name] for name in names])
+    for attribute, values in zip(WANTED, attributes.T, strict=True):
+        if attribute != "Bald":
+            monkeypatch.setitem(celeba.ATTRIBUTES, attribute, celeba._digest(names, values, parts))
+    assert new("celeba", target=target, bias=bias).build(tmp_path).official is official
 
 
 def test_celeba_lists_may_be_packed(tmp_path, small_celeba):

@@ -159,8 +159,8 @@ def labelled(y, bias):
 
 
 def evaluation_of(test, **changes):
-    values = {"bias_names": ("b",), "n_classes": 3, "n_bias_values": 3, "unbiased_test": True, **changes}
-    return Evaluation(types.SimpleNamespace(**values), Splits(train=test, valid=test, test=test))
+    values = {"bias_names": ("b",), "n_classes": 3, "n_bias_values": 3, "unbiased_test": True, "headline": ()}
+    return Evaluation(types.SimpleNamespace(**values | changes), Splits(train=test, valid=test, test=test))
 
 
 def test_the_metrics_of_a_split_are_loss_and_accuracies_of_its_logits():
@@ -175,6 +175,38 @@ def test_the_metrics_of_a_split_are_loss_and_accuracies_of_its_logits():
         assert_same(found, slow_accuracies(correct, y.numpy(), bias.numpy()[:, None], ("b",), split == "test"))
     biased = evaluation_of(labelled(y.tolist(), bias.tolist()), unbiased_test=False)
     assert "acc_unbiased" not in biased.metrics("test", logits)
+
+
+def with_training(train, test):
+    """An evaluation of (y, bias) pairs, with `acc_adjusted` among the headline metrics."""
+    dataset = types.SimpleNamespace(
+        bias_names=("b",), n_classes=2, n_bias_values=2, unbiased_test=False, headline=("acc_worst", "acc_adjusted")
+    )
+    train, test = (labelled(*map(list, zip(*pairs, strict=True))) for pairs in (train, test))
+    return Evaluation(dataset, Splits(train=train, valid=test, test=test))
+
+
+def test_the_adjusted_accuracy_weighs_groups_as_training_has_them():
+    """Balanced groups of test, of which (0, 0), (0, 1), (1, 0), (1, 1) have 1, 1/2, 0, 1 right."""
+    groups = [(0, 0), (0, 1), (1, 0), (1, 1)]
+    evaluation = with_training([groups[0]] * 70 + [groups[1]] * 4 + [groups[2]] * 1 + [groups[3]] * 25, groups * 2)
+    predicted = torch.tensor([0, 0, 0, 1, 0, 1, 0, 1])
+    metrics = evaluation.metrics("test", torch.nn.functional.one_hot(predicted, 2).float())
+    assert metrics["acc_adjusted"] == pytest.approx((70 * 1 + 4 * 0.5 + 1 * 0 + 25 * 1) / 100)
+    assert metrics["acc_avg"] == metrics["acc_groupmean"] == 0.625
+
+
+def test_the_adjusted_accuracy_is_of_the_groups_that_are_there():
+    evaluation = with_training([(0, 0)] * 6 + [(0, 1)] * 2 + [(1, 1)] * 2, [(0, 1), (0, 1), (1, 1)])
+    logits = torch.nn.functional.one_hot(torch.tensor([0, 1, 0]), 2).float()
+    assert evaluation.metrics("test", logits)["acc_adjusted"] == pytest.approx((2 * 0.5 + 2 * 0) / 4)
+    nowhere = with_training([(0, 0), (1, 1)], [(0, 1), (1, 0)])
+    assert math.isnan(nowhere.metrics("test", logits[:2])["acc_adjusted"])
+
+
+def test_only_who_has_the_adjusted_accuracy_as_a_headline_is_given_it():
+    logits = torch.nn.functional.one_hot(torch.tensor([0, 1]), 3).float()
+    assert "acc_adjusted" not in evaluation_of(labelled([0, 1], [0, 1])).metrics("test", logits)
 
 
 def test_every_group_has_its_own_row_and_an_empty_one_is_nan_at_its_place():

@@ -1,0 +1,239 @@
+"""Dominoes: a digit or a piece of clothing above a photograph of CIFAR-10, each telling the class as well as you say.
+
+Input: uint8 (3, 64, 32): MNIST or Fashion-MNIST (`upper`), padded by two pixels and grey, above CIFAR-10. One half is
+the target and the other the bias: by default the photograph (`target=lower`), which is harder to learn. Classes, in
+their order, and what stands for each above and below:
+- `classes=2`: 0 or dress with automobile, 1 or coat with truck, the pairs of Shah et al. and Kirichenko et al.;
+- `classes=10`: class k of the one collection with class k of the other.
+
+How a sample comes about. It has a class. Each half shows it with a probability of its own, else a class that is drawn
+uniformly, the true one included: `target_strength` and `bias_strength` in [0, 1], from saying nothing to telling all.
+Last, the label is wrong with probability `label_noise` (and then uniformly another), which no half can tell. So two
+classes of which the bias agrees with 95 % are `bias_strength=0.9`, and of C classes the fraction (1 - strength)
+(C - 1) / C shows another. A sample conflicts if the bias half shows another class than the label is.
+
+Splits: the images of the target half, each once: the first nine tenths of its training files for training, the rest for
+validation, and its test files. The other half is drawn with replacement, for training and validation from its training
+files, for test from its test files. In the test split the strength of the bias is 0, so that it is independent of
+the label; `tune` is validation anew in the same way. Strength of the target and wrong labels are in every split.
+
+There is no published file of it, and nearly every paper has its own: this is our definition, version 1. Images are made
+once for each `data_seed` and kept in the cache. Recipe: that of Corrupted CIFAR-10 without mirroring, as digits have a
+direction; nothing published is meant for all variants.
+Source: H. Shah et al., NeurIPS 2020; MNIST, Y. LeCun, C. Cortes, C. Burges, CC BY-SA 3.0; Fashion-MNIST, Zalando SE,
+MIT; CIFAR-10, A. Krizhevsky, whose author states no licence.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from debiasbench.data.cache import cached
+from debiasbench.data.cifar import (
+    CIFAR_RECIPE,
+    CLASS_NAMES,
+    digest_of,
+    download,
+    missing_files,
+    present_files,
+    read_cifar10,
+    shortfalls,
+)
+from debiasbench.data.colouring import bernoulli_conflicts
+from debiasbench.data.mnist_files import FASHION_MNIST, MNIST, Collection, prepare
+from debiasbench.datasets import Dataset, NeededFile, between, one_of
+from debiasbench.errors import BenchmarkError
+from debiasbench.randomness import derived_generator
+from debiasbench.samples import Samples, Splits, draw_of_class
+
+UPPER = {"mnist": MNIST, "fashion": FASHION_MNIST}
+CLOTHES = (
+    "T-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
+)  # fmt: skip
+NAMES = {"mnist": tuple("0123456789"), "fashion": CLOTHES, "cifar": CLASS_NAMES}
+PAIRS = {"mnist": (0, 1), "fashion": (3, 4), "cifar": (1, 9)}  # of two classes
+BLOCK = 4096  # images made at a time
+
+
+class Half(NamedTuple):
+    """The images of one half, in its own form, and the class of each, int64 (N,)."""
+
+    x: Tensor
+    y: Tensor
+
+    def chosen(self, classes: tuple[int, ...]) -> "Half":
+        """Those of some classes, numbered in their order."""
+        number = torch.full((10,), -1)
+        number[list(classes)] = torch.arange(len(classes))
+        y = number[self.y]
+        return Half(self.x[y >= 0], y[y >= 0])
+
+
+class Dominoes(Dataset):
+    """A digit or a garment above a photograph: two features, each as predictive as wanted."""
+
+    name = "dominoes"
+    version = 1
+    unbiased_test = True
+    headline = ("acc_unbiased",)
+    citation = """@inproceedings{shah2020pitfalls,
+  title={The Pitfalls of Simplicity Bias in Neural Networks},
+  author={Shah, Harshay and Tamuly, Kaustav and Raghunathan, Aditi and Jain, Prateek and Netrapalli, Praneeth},
+  booktitle={Advances in Neural Information Processing Systems}, year={2020}}"""
+    recipe = CIFAR_RECIPE.replace(flip=False)
+
+    upper: str = one_of("mnist", "fashion", default="mnist")
+    classes: int = one_of(2, 10, default=2)
+    target: str = one_of("upper", "lower", default="lower")  # the half that is the label; the other is the bias
+    target_strength: float = between(0, 1, default=1.0)  # 0: says nothing of the class; 1: always shows it
+    bias_strength: float = between(0, 1, default=0.9)  # the same, in training and validation
+    label_noise: float = between(0, 1, default=0.0)  # fraction of wrong labels, in every split
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return tuple(NAMES[self._kinds[0]][one] for one in self._chosen(self._kinds[0]))
+
+    @property
+    def bias_names(self) -> tuple[str, ...]:
+        return ("upper" if self.target == "lower" else "lower",)
+
+    @property
+    def n_bias_values(self) -> int:
+        return self.classes
+
+    @property
+    def official_counts(self) -> dict[str, int]:
+        """Of the complete files: all have equally large classes but MNIST."""
+        kind = self._kinds[0]
+        n_train, n_test = 50_000 if kind == "cifar" else 60_000, 10_000
+        if self.classes == 2:
+            n_train, n_test = (12_665, 2_115) if kind == "mnist" else (n_train // 5, n_test // 5)
+        return {"train": n_train * 9 // 10, "valid": n_train - n_train * 9 // 10, "test": n_test}
+
+    @property
+    def conflict_ratio(self) -> float:
+        """How often the bias is not that of the label, which may be wrong itself."""
+        other = self._other(self.bias_strength)
+        agrees = (1 - other) * (1 - self.label_noise) + other * self.label_noise / (self.classes - 1)
+        return round(1 - agrees, 12)
+
+    def folder(self, data_dir: Path) -> Path:
+        """The folder that holds MNIST/raw or FashionMNIST/raw as torchvision has them, and CIFAR-10."""
+        return super().folder(data_dir) if self.root else data_dir
+
+    def needed_files(self, data_dir: Path) -> list[NeededFile]:
+        """The four files of the upper half, plain or as .gz, and those of CIFAR-10."""
+        return self._collection.missing(self._raw(data_dir)) + missing_files(self.folder(data_dir))
+
+    def present_files(self, data_dir: Path) -> list[Path]:
+        """What is there of them: its folder holds other datasets as well."""
+        return self._collection.present(self._raw(data_dir)) + present_files(self.folder(data_dir))
+
+    def shortfalls(self, data_dir: Path) -> list[str]:
+        return shortfalls(self.folder(data_dir))
+
+    def prepare(self, data_dir: Path) -> None:
+        """Both collections from their mirrors."""
+        prepare({self._raw(data_dir): self._collection})
+        if missing_files(self.folder(data_dir)):
+            download(self.folder(data_dir))
+
+    def build(self, data_dir: Path) -> Splits:
+        """Nine tenths, one tenth and the test files of the target half; validation without a bias as `tune`."""
+        raw, upper = self._raw(data_dir), self._collection
+        plain = read_cifar10(self.folder(data_dir))
+        parts = {"train": (upper.train, plain.train), "test": (upper.test, plain.test)}
+        halves = {  # part -> the target half and the other
+            part: self._halves(
+                Half(torch.from_numpy(upper.images(raw, name).copy()), torch.from_numpy(upper.labels(raw, name))),
+                Half(*photographs), part,
+            )
+            for part, (name, photographs) in parts.items()
+        }  # fmt: skip
+        n_train = len(halves["train"][0].y) * 9 // 10
+        first, last = slice(0, n_train), slice(n_train, None)
+        splits = {
+            "train": self._part(0, "train", halves["train"], first, self.bias_strength),
+            "valid": self._part(1, "valid", halves["train"], last, self.bias_strength),
+            "test": self._part(2, "test", halves["test"], slice(None), 0.0),
+            "tune": self._part(3, "tune", halves["train"], last, 0.0),
+        }
+        note = f"As this suite defines it (version {self.version}): nobody published it as files. {plain.note}"
+        return Splits.of(splits, official=plain.complete, note=note.strip())
+
+    @property
+    def _kinds(self) -> tuple[str, str]:
+        """The collections of the target half and of the other."""
+        return ("cifar", self.upper) if self.target == "lower" else (self.upper, "cifar")
+
+    @property
+    def _collection(self) -> Collection:
+        return UPPER[self.upper]
+
+    def _raw(self, data_dir: Path) -> Path:
+        return self.folder(data_dir) / self._collection.name / "raw"
+
+    def _chosen(self, kind: str) -> tuple[int, ...]:
+        """The classes of a collection that are used, in the order of the labels."""
+        return PAIRS[kind] if self.classes == 2 else tuple(range(10))
+
+    def _other(self, strength: float) -> float:
+        """How often a feature of this strength shows another class."""
+        return (1 - strength) * (self.classes - 1) / self.classes
+
+    def _halves(self, upper: Half, lower: Half, part: str) -> tuple[Half, Half]:
+        """The target half and the other, of the classes that are used.
+
+        Raises:
+            BenchmarkError: a class has no images (of a subset).
+        """
+        images = {self.upper: upper, "cifar": lower}
+        for kind, half in images.items():
+            empty = [NAMES[kind][one] for one in self._chosen(kind) if not (half.y == one).any()]
+            if empty:
+                raise BenchmarkError(
+                    f"{self.name} needs images of {', '.join(empty)}, and the {part} files of {kind} that are there "
+                    "have none: a subset must have some of each class."
+                )
+        target, other = (images[kind].chosen(self._chosen(kind)) for kind in self._kinds)
+        return target, other
+
+    def _drawn(self, shown: Tensor, strength: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Label and bias, int64 (N,), of samples whose target half shows the class `shown`."""
+
+        def seen(truth: Tensor, ratio: float) -> Tensor:
+            return bernoulli_conflicts(truth, ratio, generator, n_values=self.classes)
+
+        # classes are about equally frequent, so the class behind an image is drawn as an image for a class would be
+        truth = seen(shown, self._other(self.target_strength))
+        bias = seen(truth, self._other(strength))
+        return seen(truth, self.label_noise), bias
+
+    def _part(self, number: int, split: str, halves: tuple[Half, Half], rows: slice, strength: float) -> Samples:
+        """One split: of the target's images in `rows`, with a bias of this strength."""
+        target, other = halves
+        generator = derived_generator("data", self.data_seed, number)
+        y, bias = self._drawn(target.y[rows], strength, generator)
+        of_target = torch.arange(len(target.y))[rows]
+        of_other = draw_of_class(other.y, bias, generator)
+        upper, lower = (target, other) if self.target == "upper" else (other, target)
+        of_upper, of_lower = (of_target, of_other) if self.target == "upper" else (of_other, of_target)
+        x = upper.x[of_upper], lower.x[of_lower]
+        entry = cached(
+            f"{self.name}-{split}", {"version": self.version, "halves": digest_of(*x)}, (len(y), 3, 64, 32),
+            lambda: blocks(*x),
+        )  # fmt: skip
+        return Samples(entry.x, y, bias[:, None], x_sha256=entry.sha256)
+
+
+def blocks(upper: Tensor, lower: Tensor) -> Iterator[np.ndarray]:
+    """The images, uint8 (at most BLOCK, 3, 64, 32) at a time, of grey (N, 28, 28) above (N, 3, 32, 32)."""
+    for grey, photographs in zip(upper.split(BLOCK), lower.split(BLOCK), strict=True):
+        x = torch.zeros(len(grey), 3, 64, 32, dtype=torch.uint8)
+        x[:, :, 2:30, 2:30] = grey[:, None]
+        x[:, :, 32:] = photographs
+        yield x.numpy()

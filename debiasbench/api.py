@@ -13,7 +13,7 @@ from debiasbench.data.cache import CACHE_VARIABLE
 from debiasbench.experiments import Experiment
 from debiasbench.files import default_data_dir, to_path
 from debiasbench.records import find_record, read_record
-from debiasbench.tuned import check_rule, read_tuned
+from debiasbench.tuned import check_output, check_rule, read_tuned
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -152,6 +152,8 @@ def tune(  # noqa: PLR0913 - the command line's options
 
     check_rule(rule)
     results = to_path(results_dir)
+    path = to_path(output) if output else results / "tuned.toml"
+    check_output(path)
     asked = Experiment("", list(methods), list(datasets), seeds=seeds, epochs=epochs, shared_recipes=shared_recipes)
     _cache_in(cache_dir)
     options = RunOptions(
@@ -162,7 +164,6 @@ def tune(  # noqa: PLR0913 - the command line's options
     )  # fmt: skip
     tuning = plan_tuning(asked, options, draws=draws)
     _train(tuning.ready, progress=progress)
-    path = to_path(output) if output else results / "tuned.toml"
     found = conclude(tuning.trials, results, rule=rule, draws=draws, seeds=tuning.seeds, output=path)
     chosen = {(one.dataset, one.method): one.draw for one in found.values.chosen}
     return pd.DataFrame([

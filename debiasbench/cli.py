@@ -375,7 +375,7 @@ def main(arguments: list[str] | None = None) -> int:
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output went away (| head)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED if options.command == "run" else OK
+        return FAILED if options.command in ("run", "tune") else OK
     except OSError as error:
         _tell(_shortened(f"error: {error.strerror}: {error.filename}"))
         return USAGE
@@ -476,13 +476,12 @@ def run_command(options: argparse.Namespace) -> int:
 
 def tune_command(options: argparse.Namespace) -> int:
     """Run the draws of methods, and choose one of each."""
-    from debiasbench.tuned import check_rule
+    from debiasbench.tuned import check_output, check_rule
 
     _end_as_ctrl_c()
     check_rule(options.rule)
     _check_names(method=options.methods, dataset=options.datasets)
     from debiasbench.experiments import Experiment
-    from debiasbench.files import check_writable
     from debiasbench.running.run import plan_tuning, run_grid
 
     asked = Experiment(
@@ -490,6 +489,8 @@ def tune_command(options: argparse.Namespace) -> int:
         shared_recipes=options.recipes == "shared",
     )  # fmt: skip
     output = options.output or options.results_dir / "tuned.toml"
+    if not options.dry_run:
+        check_output(output)
     tuning = plan_tuning(
         asked, _run_options(options), draws=options.draws, told=lambda text: print(text, file=sys.stderr)
     )
@@ -498,7 +499,6 @@ def tune_command(options: argparse.Namespace) -> int:
     _show_plan(console, ready, every_cell=options.dry_run)
     if options.dry_run:
         return OK
-    check_writable(output.parent, "--output")
     if options.detach and ready.plan.to_run:
         return _detach(console, ready, options.given, then="the same command without --detach, which chooses")
     from debiasbench.report.tuning import conclude

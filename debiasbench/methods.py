@@ -11,8 +11,10 @@ from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 from debiasbench.datasets import Dataset
+from debiasbench.errors import BenchmarkError
 from debiasbench.nets.base import Net, Nets
 from debiasbench.parameters import Parameters, above, at_least, between, one_of
+from debiasbench.plain import shown
 from debiasbench.plugins import Registry, folders
 from debiasbench.search import Range, around, choice
 from debiasbench.training.batches import Batch, Sample, State
@@ -61,8 +63,20 @@ class Method(Parameters, ABC):
 
     @classmethod
     def search_space(cls) -> dict[str, Range]:
-        """What fair tuning searches: the ranges of the class and of its parents, which it may replace."""
-        return {key: one for parent in reversed(cls.__mro__) for key, one in vars(parent).get("search", {}).items()}
+        """What fair tuning searches: the ranges of the class and of its parents, which it may replace.
+
+        Raises:
+            BenchmarkError: `search` is no dictionary of ranges.
+        """
+        space: dict[str, Range] = {}
+        for declared in (vars(parent).get("search", {}) for parent in reversed(cls.__mro__)):
+            if not isinstance(declared, dict) or not all(isinstance(one, Range) for one in declared.values()):
+                raise BenchmarkError(
+                    f"The search of {cls.name} must be a dictionary of ranges from debiasbench.search, such as "
+                    f'{{"alpha": uniform(0, 1, source="...")}}. Got {shown(declared)}.'
+                )
+            space |= declared
+        return space
 
     def decline(self, dataset: Dataset) -> str | None:
         """Why this method cannot run on that dataset, or None if it can. Asked before anything trains."""

@@ -70,13 +70,19 @@ class Around(Range):
     high: float
 
     def draw(self, generator: random.Random, default: Any) -> float:
-        """A number of three digits."""
+        """A number of three digits.
+
+        Raises:
+            BenchmarkError: there is no default above 0.
+        """
+        if type(default) not in (int, float) or default <= 0:
+            raise BenchmarkError(f"around({self.low}, {self.high}) needs a default above 0. Got {default!r}.")
         factor = math.exp(generator.uniform(math.log(self.low), math.log(self.high)))
         return float(f"{default * factor:.{DIGITS}g}")
 
     def holds(self, value: Any, default: Any) -> bool:
         """A number not further from the default."""
-        if type(value) not in (int, float) or not default:
+        if not all(type(one) in (int, float) and one > 0 for one in (value, default)):
             return False
         return bool(self.low * 0.995 <= value / default <= self.high * 1.005)  # as values are rounded
 

@@ -11,7 +11,7 @@ from typing import Any
 from debiasbench.about import __version__
 from debiasbench.errors import BenchmarkError
 from debiasbench.evaluation.selection import CHOOSING, SELECTION_RULES, SMALLEST, USES_BIAS_LABELS
-from debiasbench.files import read_toml, write_atomically
+from debiasbench.files import check_writable, read_toml, write_atomically
 from debiasbench.parameters import suggestion
 from debiasbench.plain import from_plain
 
@@ -101,6 +101,17 @@ def check_rule(rule: str) -> None:
         "test_oracle": "'test_oracle' reads the test split, and what is chosen there is no result.",
     }.get(rule, f"No selection rule '{rule}'.{suggestion(rule, SELECTION_RULES)}")
     raise BenchmarkError(f"{why} Draws are chosen on validation, by {', '.join(CHOOSING)} (which uses bias labels).")
+
+
+def check_output(path: Path) -> None:
+    """Refuse what is no file to write to, before hours of training.
+
+    Raises:
+        BenchmarkError: it does not end in .toml, or is a folder, or cannot be written.
+    """
+    if path.suffix != ".toml" or path.is_dir():
+        raise BenchmarkError(f"--output must be a file that ends in .toml. Got {path}.")
+    check_writable(path.parent, "--output")
 
 
 def read_tuned(path: Path) -> TunedValues:

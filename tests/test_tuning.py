@@ -37,7 +37,7 @@ from typing import ClassVar
 from debiasbench.errors import BenchmarkError
 from debiasbench.losses import cross_entropy
 from debiasbench.methods import Method, between
-from debiasbench.search import choice, uniform
+from debiasbench.search import around, choice, uniform
 
 
 class Plain(Method):
@@ -84,6 +84,20 @@ class Never(Plain):
     def check(self):
         if self.alpha > 0.6:
             raise BenchmarkError("alpha above 0.6 is refused")
+
+
+class Wrong(Plain):
+    """Its range is none."""
+
+    name = "wrong"
+    search = {"alpha": (0, 1)}
+
+
+class Around(Plain):
+    """Its range lies around nothing."""
+
+    name = "aroundnone"
+    search = {"kind": around(0.1, 10, source="a test")}
 
 
 class Strange(Plain):
@@ -205,8 +219,8 @@ def test_what_is_in_no_range():
 
 
 def test_the_spaces_of_all_methods_name_what_there_is_and_hold_their_published_values():
-    cells = expand(["all"], ["all"], seeds=1).cells
-    cells = [cell for cell in cells if is_shipped(methods.get(cell.method)[0])]
+    shipped = [name for name, cls in methods.classes().items() if is_shipped(cls)]
+    cells = expand(shipped, ["all"], seeds=1).cells
     assert len({cell.method for cell in cells}) > 20
     for cell in cells:
         cls = methods.get(cell.method)[0]
@@ -339,6 +353,8 @@ def test_values_that_a_method_refuses_are_drawn_again(name):
         (["never"], "never takes none of 100 draws from its search: alpha above 0.6 is refused"),
         (["strange"], "The search of strange names 'beta', which is no parameter of it and no field of the recipe"),
         (["vanilla:learning_rate=0.1,weight_decay=0"], "leaves nothing to search: all of learning_rate, weight_decay"),
+        (["wrong"], "The search of wrong must be a dictionary of ranges from debiasbench.search"),
+        (["aroundnone"], "around(0.1, 10) needs a default above 0. Got 'a'."),
         (["dfr"], "There is nothing to tune.\ndfr on small: it trains on the validation samples"),
         (["vanila"], "Unknown method 'vanila'. Did you mean 'vanilla'?"),
         (["plain:alpha=7"], "must be a number in [0, 1]. Got 7.0."),
@@ -698,7 +714,7 @@ def test_a_folder_of_draws_alone_has_no_report(tmp_path):
 
 
 def test_a_failed_draw_is_shown_and_the_command_says_so(tmp_path, capsys):
-    command = ["tune", *WHERE, "--methods", "plain:kind=a,learning_rate=0.02,weight_decay=0", "--draws", "16"]
+    command = ["tune", *WHERE, "--methods", "plain:kind=a,learning_rate=0.02,weight_decay=0", "--draws", "5"]
     assert main([*command, "--results-dir", str(tmp_path)]) == 1
     out = " ".join(capsys.readouterr().out.split())
     assert "failed: RuntimeError: alpha is too low." in out
@@ -717,6 +733,7 @@ def test_a_failed_draw_is_shown_and_the_command_says_so(tmp_path, capsys):
         (["--datasets", "ontest"], "ontest has no validation split apart from its test split"),
         (["--datasets", "smal"], "Unknown dataset 'smal'. Did you mean 'small'?"),
         (["--executor", "cloud"], "Unknown executor 'cloud'"),
+        (["--output", "tuned.json"], "--output must be a file that ends in .toml. Got tuned.json."),
         (["--draw", "3"], "Did you mean '--draws'?"),
     ],
 )
@@ -737,8 +754,10 @@ def test_from_python(tmp_path):
         ["plain"], ["small"], seeds=1, results_dir=tmp_path, workers=0, tuned=tmp_path / "tuned.toml"
     )
     assert set(runs.method) == {"plain:tuned=val_acc"}
-    with pytest.raises(BenchmarkError, match="reads the test split"):
-        debiasbench.tune(["plain"], ["small"], rule="test_oracle", results_dir=tmp_path)
+    for options, words in (({"rule": "test_oracle"}, "reads the test split"), ({"output": "a.csv"}, "ends in .toml")):
+        with pytest.raises(BenchmarkError, match=words):
+            debiasbench.tune(["plain"], ["small"], results_dir=tmp_path / "none", **options)
+    assert not (tmp_path / "none").exists()
 
 
 def test_what_is_wrong_with_a_rule_or_a_file_is_told_without_importing_torch(tmp_path):

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from debiasbench.about import PROTOCOL_VERSION, __version__
 
 if TYPE_CHECKING:
-    from debiasbench.api import compare, load_predictor, load_results, run
+    from debiasbench.api import compare, load_predictor, load_results, run, tune
 
-__all__ = ["PROTOCOL_VERSION", "__version__", "compare", "load_predictor", "load_results", "run"]
+__all__ = ["PROTOCOL_VERSION", "__version__", "compare", "load_predictor", "load_results", "run", "tune"]
 
 
 def _hide_bare_datasets_folder() -> None:
@@ -40,7 +40,7 @@ _hide_bare_datasets_folder()
 
 def __getattr__(name: str) -> Any:
     """The Python interface, imported when first used: `import debiasbench` stays quick."""
-    if name in ("compare", "load_predictor", "load_results", "run"):
+    if name in ("compare", "load_predictor", "load_results", "run", "tune"):
         from debiasbench import api
 
         return getattr(api, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Sequence
@@ -12,9 +13,12 @@ from debiasbench.data.cache import CACHE_VARIABLE
 from debiasbench.experiments import Experiment
 from debiasbench.files import default_data_dir, to_path
 from debiasbench.records import find_record, read_record
+from debiasbench.tuned import check_output, check_rule, read_tuned
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from debiasbench.running.run import GridRun
 
 
 def run(  # noqa: PLR0913 - the command line's options
@@ -43,6 +47,7 @@ def run(  # noqa: PLR0913 - the command line's options
     cell_timeout: float | None = None,
     silence_timeout: float | None = None,
     reference: str | None = None,
+    tuned: str | Path | None = None,
     cache_dir: str | Path | None = None,
     progress: bool = False,
 ) -> pd.DataFrame:
@@ -66,31 +71,125 @@ def run(  # noqa: PLR0913 - the command line's options
         download: fetch missing data first, as `debiasbench prepare` does.
         skip_missing: leave out datasets whose data are missing (still), with a warning for each.
         reference: the method that a report tests the others against; default: the first.
+        tuned: a file of `tune`: the methods run with the values that were chosen, and their titles say so.
         progress: show the live display.
 
     Raises:
         BenchmarkError: something asked for cannot be run; nothing has been trained then.
     """
     from debiasbench.report.results import to_frame
-    from debiasbench.running.run import RunOptions, plan_grid, run_grid
+    from debiasbench.running.run import RunOptions, plan_grid
 
-    if cache_dir:
-        os.environ[CACHE_VARIABLE] = str(to_path(cache_dir).absolute())  # workers inherit it
     asked = Experiment(
         "", list(methods), list(datasets), seeds=seeds if isinstance(seeds, int) else list(seeds), epochs=epochs,
         reference=reference, shared_recipes=shared_recipes, data_seeds=data_seeds,
     )  # fmt: skip
     results = to_path(results_dir)
+    _cache_in(cache_dir)
     options = RunOptions(
         data_dir=to_path(data_dir) if data_dir else default_data_dir(), results_dir=results, device=device,
-        workers=workers, per_device=per_device, executor=executor,
-        slurm=(slurm,) if isinstance(slurm, str) else tuple(slurm), rerun=rerun, keep_changed=keep_changed,
-        save_weights=save_weights, reuse=reuse, download=download, skip_missing=skip_missing, shard=shard,
-        checkpoint_every=checkpoint_every, cell_timeout=cell_timeout, silence_timeout=silence_timeout,
+        workers=workers, per_device=per_device, executor=executor, slurm=_words(slurm), rerun=rerun,
+        keep_changed=keep_changed, save_weights=save_weights, reuse=reuse, download=download,
+        skip_missing=skip_missing, shard=shard, checkpoint_every=checkpoint_every, cell_timeout=cell_timeout,
+        silence_timeout=silence_timeout, tuned=read_tuned(to_path(tuned)) if tuned else None,
     )  # fmt: skip
     ready = plan_grid(asked, options)
+    _train(ready, progress=progress)
+    paths = [path for cell in ready.plan.grid.cells if (path := find_record(results, cell))]
+    return to_frame(read_record(path) for path in paths)
+
+
+def tune(  # noqa: PLR0913 - the command line's options
+    methods: Sequence[str],
+    datasets: Sequence[str],
+    *,
+    draws: int = 16,
+    rule: str = "worst_class",
+    seeds: int = 1,
+    output: str | Path | None = None,
+    data_dir: str | Path | None = None,
+    results_dir: str | Path = "results/tuning",
+    device: str = "auto",
+    workers: int | None = None,
+    per_device: int = 1,
+    executor: str = "local",
+    slurm: Sequence[str] = (),
+    epochs: int | None = None,
+    shared_recipes: bool = False,
+    rerun: str = "missing",
+    keep_changed: bool = False,
+    reuse: bool = True,
+    download: bool = False,
+    skip_missing: bool = False,
+    checkpoint_every: float = 60.0,
+    cell_timeout: float | None = None,
+    silence_timeout: float | None = None,
+    cache_dir: str | Path | None = None,
+    progress: bool = False,
+) -> pd.DataFrame:
+    """Choose the hyper-parameters of methods by validation, each among the same number of draws.
+
+    Args:
+        methods, datasets: names with inline parameters, which stay as they are: "pgd:norm=l1".
+        draws: of each method on each dataset; the first are its defaults. seeds: runs of each, 1000, 1001, ...
+        rule: chooses the epoch of a run, and by the same measure the draw: "val_loss", "val_acc", "worst_class",
+            "class_gap", or "group_val", which uses the bias labels of validation.
+        output: what was chosen, for `run(tuned=...)`; default: `tuned.toml` in `results_dir`.
+        The others are those of `run`.
+
+    Returns:
+        A row for each draw: dataset, method (titles as asked for), draw, run_as, a column for each value, value (what
+        the rule went by, as a mean over seeds; nan where it has none), seconds, chosen, reason (why it has no value).
+
+    Raises:
+        BenchmarkError: as `run`; a rule that reads the test split or chooses nothing; methods or data of which nothing
+            can be chosen by validation. Nothing has been trained then.
+    """
+    import pandas as pd
+
+    from debiasbench.report.tuning import conclude
+    from debiasbench.running.run import RunOptions, plan_tuning
+
+    check_rule(rule)
+    results = to_path(results_dir)
+    path = to_path(output) if output else results / "tuned.toml"
+    check_output(path)
+    asked = Experiment("", list(methods), list(datasets), seeds=seeds, epochs=epochs, shared_recipes=shared_recipes)
+    _cache_in(cache_dir)
+    options = RunOptions(
+        data_dir=to_path(data_dir) if data_dir else default_data_dir(), results_dir=results, device=device,
+        workers=workers, per_device=per_device, executor=executor, slurm=_words(slurm), rerun=rerun,
+        keep_changed=keep_changed, reuse=reuse, download=download, skip_missing=skip_missing,
+        checkpoint_every=checkpoint_every, cell_timeout=cell_timeout, silence_timeout=silence_timeout,
+    )  # fmt: skip
+    tuning = plan_tuning(asked, options, draws=draws)
+    _train(tuning.ready, progress=progress)
+    found = conclude(tuning.trials, results, rule=rule, draws=draws, seeds=tuning.seeds, output=path)
+    chosen = {(one.dataset, one.method): one.draw for one in found.values.chosen}
+    return pd.DataFrame([
+        {"dataset": one.trial.dataset, "method": one.trial.method, "draw": one.trial.number,
+         "run_as": one.trial.cells[0].method_title, **one.trial.values,
+         "value": math.nan if one.value is None else abs(one.value), "seconds": one.seconds,
+         "chosen": chosen.get((one.trial.dataset, one.trial.method)) == one.trial.number, "reason": one.reason}
+        for one in found.found
+    ])  # fmt: skip
+
+
+def _cache_in(cache_dir: str | Path | None) -> None:
+    if cache_dir:
+        os.environ[CACHE_VARIABLE] = str(to_path(cache_dir).absolute())  # workers inherit it
+
+
+def _words(slurm: Sequence[str]) -> tuple[str, ...]:
+    return (slurm,) if isinstance(slurm, str) else tuple(slurm)
+
+
+def _train(ready: GridRun, *, progress: bool) -> None:
+    """Run what is not finished; a warning for each dataset that is left out."""
+    from debiasbench.running.run import run_grid
+
     for data, reason in ready.left_out.items():
-        warnings.warn(f"Left out: {data}. {reason}", stacklevel=2)
+        warnings.warn(f"Left out: {data}. {reason}", stacklevel=3)
     if progress:
         from debiasbench.running.progress import Display
 
@@ -98,8 +197,6 @@ def run(  # noqa: PLR0913 - the command line's options
             run_grid(ready, display.handle)
     else:
         run_grid(ready, lambda _: None)
-    paths = [path for cell in ready.plan.grid.cells if (path := find_record(results, cell))]
-    return to_frame(read_record(path) for path in paths)
 
 
 def load_results(path: str | Path) -> pd.DataFrame:

@@ -16,6 +16,9 @@ from debiasbench.methods import Method
 from debiasbench.methods import registry as method_registry
 from debiasbench.plain import from_plain
 from debiasbench.recipe import Recipe
+from debiasbench.tuned import Draw, Tuned
+
+OF_TUNING = ("draw", "tuned")  # fields that most cells lack
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,8 @@ class Cell:
     dataset_title: str = field(compare=False)
     recipe_changes: dict[str, Any] = field(compare=False)  # fields that the method trains with instead of the dataset's
     root: str | None = field(default=None, compare=False)
+    draw: Draw | None = field(default=None, compare=False)  # of a tuning, which is no result
+    tuned: Tuned | None = None  # how its values were chosen; of the identity, where they were
 
     def identity(self) -> dict[str, Any]:
         """What makes two cells one: all resolved values and the versions."""
@@ -42,7 +47,8 @@ class Cell:
             "method", "method_version", "method_parameters", "dataset", "dataset_version", "dataset_parameters",
             "recipe", "seed",
         )  # fmt: skip
-        return {"protocol": PROTOCOL_VERSION} | {name: getattr(self, name) for name in names}
+        tuned = {"tuned": asdict(self.tuned)} if self.tuned else {}
+        return {"protocol": PROTOCOL_VERSION} | {name: getattr(self, name) for name in names} | tuned
 
     @functools.cached_property
     def hash(self) -> str:
@@ -54,9 +60,17 @@ class Cell:
         """For progress and messages."""
         return f"{self.method_title} on {self.dataset_title}, seed {self.seed}"
 
+    @property
+    def data_title(self) -> str:
+        """The dataset's title without its data seed."""
+        name, _, options = self.dataset_title.partition(":")
+        kept = [part for part in options.split(",") if part and not part.startswith("data_seed=")]
+        return name + (":" + ",".join(kept) if kept else "")
+
     def to_json(self) -> dict[str, Any]:
         """As plain values; the inverse of `from_json`."""
-        return json.loads(json.dumps(asdict(self)))
+        plain = asdict(self)
+        return json.loads(json.dumps({key: plain[key] for key in plain if key not in OF_TUNING or plain[key]}))
 
     def to_record(self) -> dict[str, Any]:
         """As plain values for a record, which names no place on a machine."""

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -32,10 +33,11 @@ if TYPE_CHECKING:
     from debiasbench.report.tables import Table
     from debiasbench.running.cleaning import Removable
     from debiasbench.running.plan import Plan
-    from debiasbench.running.run import GridRun
+    from debiasbench.running.run import GridRun, RunOptions
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 FOLLOWED = 1.0  # seconds between two looks at a run
+RESULTS, TUNING = Path("results"), Path("results/tuning")
 KINDS_TO_CLEAN = ("reuse", "checkpoints", "cache", "temporary")
 
 
@@ -110,66 +112,45 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--reference", type=_text, metavar="M", help="test the others against this method (default: the first)"
     )
-    run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default auto)")
     run.add_argument(
-        "--workers",
-        type=_number,
-        metavar="W",
-        help="local: processes (default: one a core, or one a GPU; 0: in this process, for breakpoint() and print); "
-        "ray: cells at a time; slurm: jobs (default 4)",
-    )
-    run.add_argument(
-        "--per-device", type=_number, metavar="K", default=1, help="cells that share a GPU at a time (default 1)"
-    )
-    run.add_argument(
-        "--executor",
-        default="local",
-        metavar="X",
-        help="what trains the cells: local (this machine, default), ray or ray:HOST:PORT, slurm",
-    )
-    run.add_argument(
-        "--detach", action="store_true", help="go on without this terminal: see `debiasbench status --follow`"
-    )
-    run.add_argument(
-        "--slurm",
-        nargs="+",
-        metavar="KEY=VALUE",
-        default=[],
-        help="what a SLURM job has: partition=gpu time=8h memory=16G gpus=1 cpus=4 account=..., or a .toml file",
-    )
-    run.add_argument(
-        "--rerun", choices=("missing", "failed", "changed", "all"), default="missing",
-        help="which cells to run; changed: also those of methods whose code has changed since",
-    )  # fmt: skip
-    run.add_argument(
-        "--keep-changed", action="store_true", help="count cells as finished although their method's code has changed"
+        "--tuned", type=to_path, metavar="FILE", help="with the values that `debiasbench tune` chose and wrote there"
     )
     run.add_argument("--save-weights", action="store_true", help="keep the trained networks beside the records")
-    run.add_argument("--no-reuse", action="store_true", help="train equal first stages in every cell that has them")
     run.add_argument("--shard", type=_part, metavar="I/N", help="only the I-th of N parts of the grid, such as 2/8")
-    run.add_argument(
-        "--checkpoint-every",
-        type=_seconds,
-        metavar="T",
-        default=60.0,
-        help="write a checkpoint every T within a stage (default 60s)",
-    )
-    run.add_argument("--cell-timeout", type=_seconds, metavar="T", help="end a cell after this time: 90s, 30min, 2h")
-    run.add_argument(
-        "--silence-timeout", type=_seconds, metavar="T", help="end a cell that reports no progress for this time"
-    )
     run.add_argument(
         "--log", nargs="+", metavar="L", default=[], help="log finished cells: tensorboard, wandb (extra packages)"
     )
-    run.add_argument(
-        "--download", action="store_true", help="fetch missing data first, as `debiasbench prepare` does, and go on"
-    )
-    run.add_argument(
-        "--skip-missing", action="store_true", help="leave out datasets whose data are missing, and say which"
-    )
-    run.add_argument("--dry-run", action="store_true", help="show cells, skips and cost, and stop")
+    _training(run)
     run.add_argument("--list", action="store_true", help="list methods and datasets, and stop")
-    _places(run, data=True, results=True)
+    _places(run, data=True, results=RESULTS)
+
+    tune = commands.add_parser(
+        "tune",
+        help="the same number of draws of hyper-parameters for every method, chosen by validation",
+        description="Train the same number of seeded draws of each method on each dataset, with seeds 1000 and up, and "
+        "choose one of each by a rule on validation; the test split is never read. Draw 0 is the method's defaults. "
+        "What is given inline stays fixed. Records are kept: the same command goes on, and more draws extend fewer.",
+    )
+    tune.add_argument("--methods", type=_text, nargs="+", metavar="M", required=True, help="names, as those of run")
+    tune.add_argument("--datasets", type=_text, nargs="+", metavar="D", required=True, help="names, as those of run")
+    tune.add_argument(
+        "--draws", type=_number, metavar="N", default=16, help="of each method on each dataset (default 16)"
+    )
+    tune.add_argument(
+        "--rule", default="worst_class", metavar="R",
+        help="chooses epochs and draws: worst_class (default), class_gap, val_loss, val_acc, worst_proxy, or "
+        "group_val, which uses bias labels",
+    )  # fmt: skip
+    tune.add_argument(
+        "--seeds", type=_number, metavar="N", default=1, help="runs of each draw: 1000, 1001, ... (default 1)"
+    )
+    tune.add_argument("--epochs", type=_number, metavar="E", help="replace the epochs of each stage of the recipes")
+    tune.add_argument("--recipes", choices=("own", "shared"), default="own", help="shared: ignore methods' own recipes")
+    tune.add_argument(
+        "--output", type=to_path, metavar="FILE", help="for `run --tuned` (default: tuned.toml in the results folder)"
+    )
+    _training(tune)
+    _places(tune, data=True, results=TUNING)
 
     report = commands.add_parser("report", help="tables and figures from records alone")
     report.add_argument("folder", nargs="?", type=to_path, default=Path("results"), help="a results folder, or records")
@@ -191,7 +172,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     inspect = commands.add_parser("inspect", help="how biased is a dataset: counts, ratios, a contact sheet")
     inspect.add_argument("dataset", type=_text, help="a name, with parameters inline")
-    _places(inspect, data=True, results=True)
+    _places(inspect, data=True, results=RESULTS)
 
     prepare = commands.add_parser(
         "prepare",
@@ -233,7 +214,7 @@ def build_parser() -> argparse.ArgumentParser:
     doctor.add_argument(
         "--json", action="store_true", help="for a bug report: as JSON, with ~ for your home and $USER for your name"
     )
-    _places(doctor, data=True, results=True)
+    _places(doctor, data=True, results=RESULTS)
 
     clean = commands.add_parser(
         "clean",
@@ -250,7 +231,64 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _places(parser: argparse.ArgumentParser, *, data: bool = False, results: bool = False) -> None:
+def _training(parser: argparse.ArgumentParser) -> None:
+    """What `run` and `tune` have in common: where and how cells are trained, and which of them."""
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default auto)")
+    parser.add_argument(
+        "--workers",
+        type=_number,
+        metavar="W",
+        help="local: processes (default: one a core, or one a GPU; 0: in this process, for breakpoint() and print); "
+        "ray: cells at a time; slurm: jobs (default 4)",
+    )
+    parser.add_argument(
+        "--per-device", type=_number, metavar="K", default=1, help="cells that share a GPU at a time (default 1)"
+    )
+    parser.add_argument(
+        "--executor",
+        default="local",
+        metavar="X",
+        help="what trains the cells: local (this machine, default), ray or ray:HOST:PORT, slurm",
+    )
+    parser.add_argument(
+        "--detach", action="store_true", help="go on without this terminal: see `debiasbench status --follow`"
+    )
+    parser.add_argument(
+        "--slurm",
+        nargs="+",
+        metavar="KEY=VALUE",
+        default=[],
+        help="what a SLURM job has: partition=gpu time=8h memory=16G gpus=1 cpus=4 account=..., or a .toml file",
+    )
+    parser.add_argument(
+        "--rerun", choices=("missing", "failed", "changed", "all"), default="missing",
+        help="which cells to run; changed: also those of methods whose code has changed since",
+    )  # fmt: skip
+    parser.add_argument(
+        "--keep-changed", action="store_true", help="count cells as finished although their method's code has changed"
+    )
+    parser.add_argument("--no-reuse", action="store_true", help="train equal first stages in every cell that has them")
+    parser.add_argument(
+        "--checkpoint-every",
+        type=_seconds,
+        metavar="T",
+        default=60.0,
+        help="write a checkpoint every T within a stage (default 60s)",
+    )
+    parser.add_argument("--cell-timeout", type=_seconds, metavar="T", help="end a cell after this time: 90s, 30min, 2h")
+    parser.add_argument(
+        "--silence-timeout", type=_seconds, metavar="T", help="end a cell that reports no progress for this time"
+    )
+    parser.add_argument(
+        "--download", action="store_true", help="fetch missing data first, as `debiasbench prepare` does, and go on"
+    )
+    parser.add_argument(
+        "--skip-missing", action="store_true", help="leave out datasets whose data are missing, and say which"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="show cells, skips and cost, and stop")
+
+
+def _places(parser: argparse.ArgumentParser, *, data: bool = False, results: Path | None = None) -> None:
     if data:
         parser.add_argument("--data-dir", type=to_path, metavar="DIR", help="default: $DEBIASBENCH_DATA, or ./data")
         parser.add_argument(
@@ -260,9 +298,7 @@ def _places(parser: argparse.ArgumentParser, *, data: bool = False, results: boo
             help="for decoded images; default: $DEBIASBENCH_CACHE, or ~/.cache",
         )
     if results:
-        parser.add_argument(
-            "--results-dir", type=to_path, metavar="DIR", default=Path("results"), help="default: ./results"
-        )
+        parser.add_argument("--results-dir", type=to_path, metavar="DIR", default=results, help=f"default: ./{results}")
     parser.add_argument(
         "--methods-dir",
         type=to_path,
@@ -318,8 +354,8 @@ def _text(argument: str) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, 1 if cells failed, 2 for a mistake in what was asked, 130 if stopped."""
     commands = {
-        "run": run_command, "report": report_command, "list": list_command, "inspect": inspect_command,
-        "prepare": prepare_command, "status": status_command, "test": test_command,
+        "run": run_command, "tune": tune_command, "report": report_command, "list": list_command,
+        "inspect": inspect_command, "prepare": prepare_command, "status": status_command, "test": test_command,
         "archive": archive_command, "doctor": doctor_command, "clean": clean_command,
     }  # fmt: skip
     for stream in (sys.stdout, sys.stderr):
@@ -339,7 +375,7 @@ def main(arguments: list[str] | None = None) -> int:
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output went away (| head)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED if options.command == "run" else OK
+        return FAILED if options.command in ("run", "tune") else OK
     except OSError as error:
         _tell(_shortened(f"error: {error.strerror}: {error.filename}"))
         return USAGE
@@ -402,36 +438,26 @@ def run_command(options: argparse.Namespace) -> int:
     """Plan, run and report a grid."""
     if options.list:
         return list_command(options)
-    for ending in ("SIGTERM", "SIGHUP"):  # as Ctrl-C: workers write a checkpoint, records stay
-        number = getattr(signal, ending, None)  # Windows has no SIGHUP
-        if number is None or threading.current_thread() is not threading.main_thread():
-            continue
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
-            signal.signal(number, signal.default_int_handler)
+    _end_as_ctrl_c()
     asked = _asked(options)
     _check_names(method=asked.methods, dataset=asked.datasets)
-    from debiasbench.running.run import RunOptions, plan_grid, run_grid
+    tuned = None
+    if options.tuned:
+        from debiasbench.tuned import read_tuned
+
+        tuned = read_tuned(options.tuned)
+    from debiasbench.running.run import plan_grid, run_grid
 
     ready = plan_grid(
         asked,
-        RunOptions(
-            data_dir=_data_dir(options), results_dir=options.results_dir, device=options.device,
-            workers=options.workers, per_device=options.per_device, executor=options.executor,
-            slurm=tuple(options.slurm), rerun=options.rerun,
-            keep_changed=options.keep_changed, save_weights=options.save_weights,
-            reuse=not options.no_reuse, shard=options.shard, cell_timeout=options.cell_timeout,
-            silence_timeout=options.silence_timeout, checkpoint_every=options.checkpoint_every,
-            log=tuple(options.log), dry_run=options.dry_run,
-            download=options.download, skip_missing=options.skip_missing,
+        _run_options(
+            options, tuned=tuned, save_weights=options.save_weights, shard=options.shard, log=tuple(options.log)
         ),
         told=lambda text: print(text, file=sys.stderr),
-    )  # fmt: skip
+    )
     console = _console()
     _show_plan(console, ready, every_cell=options.dry_run)
     if options.dry_run:
-        script = ready.executor.script(ready.settings)
-        if script:
-            console.print(f"\nWhat SLURM is given:\n{script}", soft_wrap=True)
         return OK
     if not ready.plan.grid.cells:
         shard = options.shard
@@ -448,15 +474,87 @@ def run_command(options: argparse.Namespace) -> int:
     return _report_grid(console, ready, n_failed=display.n_failed)
 
 
-def _detach(console: PlainConsole, ready: GridRun, arguments: list[str]) -> int:
-    """Let the grid go on without this process: by itself, or in a process of its own."""
+def tune_command(options: argparse.Namespace) -> int:
+    """Run the draws of methods, and choose one of each."""
+    from debiasbench.tuned import check_output, check_rule
+
+    _end_as_ctrl_c()
+    check_rule(options.rule)
+    _check_names(method=options.methods, dataset=options.datasets)
+    from debiasbench.experiments import Experiment
+    from debiasbench.running.run import plan_tuning, run_grid
+
+    asked = Experiment(
+        "", options.methods, options.datasets, seeds=options.seeds, epochs=options.epochs,
+        shared_recipes=options.recipes == "shared",
+    )  # fmt: skip
+    output = options.output or options.results_dir / "tuned.toml"
+    if not options.dry_run:
+        check_output(output)
+    tuning = plan_tuning(
+        asked, _run_options(options), draws=options.draws, told=lambda text: print(text, file=sys.stderr)
+    )
+    ready = tuning.ready
+    console = _console()
+    _show_plan(console, ready, every_cell=options.dry_run)
+    if options.dry_run:
+        return OK
+    if options.detach and ready.plan.to_run:
+        return _detach(console, ready, options.given, then="the same command without --detach, which chooses")
+    from debiasbench.report.tuning import conclude
+    from debiasbench.running.progress import Display
+
+    with Display(ready.plan) as display:
+        run_grid(ready, display.handle)
+    found = conclude(
+        tuning.trials, options.results_dir, rule=options.rule, draws=options.draws, seeds=tuning.seeds, output=output
+    )
+    _show_table(console, found.table)
+    for text in found.lacking:
+        console.print(f"nothing chosen: {text}: no draw has a value.", style="red", soft_wrap=True)
+    _show_paths(console, found.complaints, found.paths)
+    if found.values.chosen:
+        methods = shlex.join(dict.fromkeys(one.method for one in found.values.chosen))
+        datasets = shlex.join(options.datasets)
+        command = f"debiasbench run --tuned {output} --methods {methods} --datasets {datasets}"
+        console.print(f"To run what was chosen: {command}", soft_wrap=True)
+    return FAILED if found.lacking or any(one.value is None for one in found.found) else OK
+
+
+def _end_as_ctrl_c() -> None:
+    """SIGTERM and SIGHUP do as Ctrl-C from now on: workers write a checkpoint, records stay."""
+    for ending in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, ending, None)  # Windows has no SIGHUP
+        if number is None or threading.current_thread() is not threading.main_thread():
+            continue
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, signal.default_int_handler)
+
+
+def _run_options(options: argparse.Namespace, **more: Any) -> RunOptions:
+    """The options of `_training` and `_places`, and more of them."""
+    from debiasbench.running.run import RunOptions
+
+    return RunOptions(
+        data_dir=_data_dir(options), results_dir=options.results_dir, device=options.device,
+        workers=options.workers, per_device=options.per_device, executor=options.executor,
+        slurm=tuple(options.slurm), rerun=options.rerun, keep_changed=options.keep_changed,
+        reuse=not options.no_reuse, cell_timeout=options.cell_timeout, silence_timeout=options.silence_timeout,
+        checkpoint_every=options.checkpoint_every, dry_run=options.dry_run, download=options.download,
+        skip_missing=options.skip_missing, **more,
+    )  # fmt: skip
+
+
+def _detach(console: PlainConsole, ready: GridRun, arguments: list[str], *, then: str = "") -> int:
+    """Let the grid go on without this process: by itself (`then` is what to do in the end), or in one of its own."""
     from debiasbench.about import with_package
     from debiasbench.running.run import leave_grid
 
     results_dir = ready.options.results_dir
     stop = leave_grid(ready)
     if stop:
-        console.print(f"Its jobs go on without this command. When they have ended: debiasbench report {results_dir}")
+        then = then or f"debiasbench report {results_dir}"
+        console.print(f"Its jobs go on without this command. When they have ended: {then}", soft_wrap=True)
     else:
         log = results_dir / "logs" / f"run-{time.strftime('%Y-%m-%d-%H%M%S')}.txt"
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -521,6 +619,8 @@ def _show_plan(console: PlainConsole, ready: GridRun, *, every_cell: bool) -> No
     n_begun = len(begun(planned.to_run, ready.options.results_dir)) if ready.settings.resume else 0
     parts += [f"{n_begun} with a checkpoint"] if n_begun else []
     console.print(", ".join(parts) + f"; {_cost(planned, ready.options.results_dir, len(ready.settings.devices))}.")
+    if every_cell and (script := ready.executor.script(ready.settings)):
+        console.print(f"\nWhat SLURM is given:\n{script}", soft_wrap=True)
 
 
 def _cost(planned: Plan, results_dir: Path, n_workers: int) -> str:
@@ -578,8 +678,15 @@ def _show_report(console: PlainConsole, report: Report) -> None:
         text = f"failed: {record.cell.title}: {record.failure.type}: {record.failure.message}"
         text += f"\n  (traceback in {record.path})"
         console.print(text, style="red", soft_wrap=True)
-    for kind, paths in report.paths.items():
-        console.print(f"{kind}: " + ", ".join(map(str, paths)), soft_wrap=True)
+    _show_paths(console, [], report.paths)
+
+
+def _show_paths(console: PlainConsole, complaints: Sequence[str], paths: dict[str, list[Path]]) -> None:
+    for complaint in complaints:
+        console.print(f"left out: {complaint}")
+    for kind, some in paths.items():
+        if some:
+            console.print(f"{kind}: " + ", ".join(map(str, some)), soft_wrap=True)
 
 
 def _show_table(console: PlainConsole, table: Table) -> None:

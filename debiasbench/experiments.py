@@ -7,14 +7,13 @@ clone, or in the folder beside this file in an installed wheel.
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from debiasbench.errors import BenchmarkError
-from debiasbench.files import to_path, write_atomically
+from debiasbench.files import read_toml, to_path, write_atomically
 from debiasbench.parameters import suggestion
 from debiasbench.plain import from_plain, shown
 from debiasbench.plugins import folders
@@ -83,7 +82,9 @@ def read_experiment(name: str, *, smoke: bool = False) -> Experiment:
     if not is_file and name not in names():
         raise _unknown(name)
     path = to_path(name) if is_file else Path(__path__[0]) / f"{name}.toml"
-    values = _read_toml(path, name)
+    if not path.exists():
+        raise _unknown(name)
+    values = read_toml(path, "The experiment")
     lacking = [key for key in ("methods", "datasets") if key not in values]
     if lacking:
         raise BenchmarkError(f"{path} lacks {', '.join(lacking)}.")
@@ -125,22 +126,6 @@ def names() -> list[str]:
 def _unknown(name: str) -> BenchmarkError:
     known = names()
     return BenchmarkError(f"Unknown experiment '{name}'.{suggestion(name, known)} Known: {', '.join(known)}.")
-
-
-def _read_toml(path: Path, name: str) -> dict[str, Any]:
-    """The content of a file, not checked yet; `name` is what it was asked for by."""
-    try:
-        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
-    except FileNotFoundError:
-        raise _unknown(name) from None
-    except OSError as error:
-        raise BenchmarkError(f"The experiment {path} cannot be read: {error.strerror}.") from None
-    except UnicodeDecodeError as error:
-        raise BenchmarkError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8.") from None
-    except RecursionError:
-        raise BenchmarkError(f"{path} is no valid TOML: it is nested too deeply.") from None
-    except ValueError as error:  # TOML's own, or Python's of a number with thousands of digits
-        raise BenchmarkError(f"{path} is no valid TOML: {error}") from None
 
 
 def _checked(path: Path, where: str, values: dict[str, Any], kinds: dict[str, tuple[Any, str]]) -> dict[str, Any]:

@@ -9,10 +9,11 @@ import os
 import re
 import shutil
 import tempfile
+import tomllib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from debiasbench.errors import BenchmarkError
 
@@ -104,6 +105,24 @@ def to_path(given: str | Path) -> Path:
             f"The path {text} begins with {Path(text).parts[0]}, and no such home folder is known. Write the whole "
             f"path, or ./{text} for a folder of that name."
         ) from None
+
+
+def read_toml(path: Path, what: str) -> dict[str, Any]:
+    """The content of a TOML file. what: it is called in the message, with a capital letter.
+
+    Raises:
+        BenchmarkError: it cannot be read, or is no TOML.
+    """
+    try:
+        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+    except OSError as error:
+        raise BenchmarkError(f"{what} {path} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError as error:
+        raise BenchmarkError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8.") from None
+    except RecursionError:
+        raise BenchmarkError(f"{path} is no valid TOML: it is nested too deeply.") from None
+    except ValueError as error:  # TOML's own, or Python's of a number with thousands of digits
+        raise BenchmarkError(f"{path} is no valid TOML: {error}") from None
 
 
 # ---- where nothing can be written -----------------------------------------------------------------------------------

@@ -1,7 +1,9 @@
 """What to run: a grid of methods x datasets x seeds, and its cells with all values resolved.
 
 A value comes from, each overriding the one before: the class, the class for this dataset, a preset, inline
-parameters, `--epochs`. Names, parameters and combinations are all checked here, before anything trains.
+parameters, `--epochs`. Of the recipe a method may be given what fair tuning searches, such as the learning rate, which
+overrides what the dataset is given; all else is the dataset's, so that methods have it in common. Names, parameters
+and combinations are all checked here, before anything trains.
 """
 
 from __future__ import annotations
@@ -63,7 +65,7 @@ def expand(
     Raises:
         BenchmarkError: everything that is wrong with names, parameters and seeds, in one message.
     """
-    methods, datasets = _named_all(methods, method_registry), _named_all(datasets, dataset_registry)
+    methods, datasets = named_all(methods, method_registry), named_all(datasets, dataset_registry)
     problems: list[str] = []
     chosen_seeds = _collect(problems, _seeds, seeds)
     if epochs is not None and epochs < 1:
@@ -137,7 +139,7 @@ def _seeds(given: int | Sequence[int]) -> list[int]:
     return seeds
 
 
-def _named_all(specs: list[str], registry: Any) -> list[str]:
+def named_all(specs: list[str], registry: Any) -> list[str]:
     """The specs, with "all" replaced by the names that are not there."""
     if "all" not in specs:
         return specs
@@ -179,7 +181,7 @@ class _Choice:
     cls: type[Any]
     preset: str
     given: dict[str, Any]
-    recipe: dict[str, Any] = field(default_factory=dict)
+    recipe: dict[str, Any] = field(default_factory=dict)  # fields that were given
     shared_recipes: bool = False  # of a method: train with the dataset's recipe whatever the method would change
 
 
@@ -198,13 +200,19 @@ def _method_choices(spec: str, shared_recipes: bool) -> list[_Choice]:
     cls, implied = method_registry.get(name)
     choices = []
     for single in expand_sweeps(options):
+        if "tuned" in single:
+            raise BenchmarkError(
+                f"'tuned' of {name} cannot be given: tables show it of values that `debiasbench tune` chose. Give its "
+                "file: --tuned FILE."
+            )
         preset = _preset_of(cls, single)
         recipes = single.pop("recipes", "shared" if shared_recipes else "own")
         if recipes not in ("own", "shared"):
             raise BenchmarkError(f"The 'recipes' of {cls.name} must be own or shared. Got {recipes!r}.")
-        given, _ = read_parameters(cls, single)
+        given, recipe = read_parameters(cls, single, Recipe, among=cls.search_space())
         check_values(cls, {**implied, **given})
-        choices.append(_Choice(cls, preset, {**implied, **given}, shared_recipes=recipes == "shared"))
+        check_values(Recipe, recipe)
+        choices.append(_Choice(cls, preset, {**implied, **given}, recipe, shared_recipes=recipes == "shared"))
     return choices
 
 
@@ -222,15 +230,20 @@ def _dataset_choices(spec: str, data_seeds: int | None) -> list[_Choice]:
         values = {**cls.presets.get(preset, {}), **implied, **given}
         values.pop("recipe", None)
         data = cls(**values)  # complain now, once, not for every method
-        following = [key for key in recipe if getattr(data.own_recipe, key) != getattr(cls.recipe, key)]
-        if following:
-            raise BenchmarkError(
-                f"The recipe's {', '.join(following)} of {name} cannot be given: it follows from the dataset's "
-                f"parameters ({', '.join(defaults(cls))})."
-            )
+        _refuse_following(data, recipe)
         Recipe(**{**cls.recipe.values(), **recipe})
         choices.append(_Choice(cls, preset, {**implied, **given}, recipe))
     return choices
+
+
+def _refuse_following(data: Dataset, recipe: dict[str, Any]) -> None:
+    """Refuse fields of a recipe that follow from a dataset's parameters."""
+    following = [key for key in recipe if getattr(data.own_recipe, key) != getattr(type(data).recipe, key)]
+    if following:
+        raise BenchmarkError(
+            f"The recipe's {', '.join(following)} of {data.name} cannot be given: it follows from the dataset's "
+            f"parameters ({', '.join(defaults(type(data)))})."
+        )
 
 
 def _resolve(method: _Choice, dataset: _Choice, seed: int, epochs: int | None) -> tuple[Cell, str | None, float]:
@@ -250,14 +263,16 @@ def _resolve(method: _Choice, dataset: _Choice, seed: int, epochs: int | None) -
             f"only for {', '.join(preset_recipes)}."
         )
     own_changes = {**method.cls.recipes.get(data.name, {}), **preset_recipes.get(data.name, {})}
+    _refuse_following(data, method.recipe)
     changes = {} if method.shared_recipes else own_changes
-    recipe = data.own_recipe.replace(**{**recipe_preset, **changes, **dataset.recipe})
+    recipe = data.own_recipe.replace(**{**recipe_preset, **changes, **dataset.recipe, **method.recipe})
     if epochs is not None:
         recipe = recipe.replace(epochs=epochs, steps=None)
     common = data.own_recipe.replace(**{**recipe_preset, **dataset.recipe})
     if epochs is not None:
         common = common.replace(epochs=epochs, steps=None)
-    changes = {key: getattr(recipe, key) for key in changes if getattr(common, key) != getattr(recipe, key)}
+    changed = dict.fromkeys((*changes, *method.recipe))
+    changes = {key: getattr(recipe, key) for key in changed if getattr(common, key) != getattr(recipe, key)}
 
     bases = {"": base}
     for name, values in method.cls.presets.items():
@@ -266,18 +281,15 @@ def _resolve(method: _Choice, dataset: _Choice, seed: int, epochs: int | None) -
     if preset_recipes:
         bases.pop("")
     shared = {"recipes": "shared"} if method.shared_recipes and own_changes else {}
-    method_title = title_of(built.name, {**built.values(), **shared}, bases)
+    bases = {name: _always_shown(values, method.recipe) for name, values in bases.items()}
+    method_title = title_of(built.name, {**built.values(), **shared, **method.recipe}, bases)
 
     data_bases = {"": defaults(dataset.cls)}
     if dataset.preset:
         data_bases = {dataset.preset: {**data_bases[""], **data_preset}}
-    shown = {**data.key(), **dataset.recipe} | ({"epochs": epochs} if epochs is not None else {})
-    shown_bases = {
-        # recipe fields that were given are always shown: whether they change anything depends on the method
-        name: {**values, **{key: MISSING for key in shown if key not in data.key()}}
-        for name, values in data_bases.items()
-    }
-    dataset_title = title_of(data.name, shown, shown_bases)
+    of_recipe = dataset.recipe | ({"epochs": epochs} if epochs is not None else {})
+    data_bases = {name: _always_shown(values, of_recipe) for name, values in data_bases.items()}
+    dataset_title = title_of(data.name, {**data.key(), **of_recipe}, data_bases)
     cell = Cell(
         method=built.name,
         method_version=version_of(method.cls, built, data),
@@ -297,6 +309,11 @@ def _resolve(method: _Choice, dataset: _Choice, seed: int, epochs: int | None) -
         _declined(built, data),
         built.relative_cost(data) * _length(recipe, data) / _length(data.own_recipe, data),
     )
+
+
+def _always_shown(base: dict[str, Any], recipe: dict[str, Any]) -> dict[str, Any]:
+    """A base in which recipe fields that were given are shown: whether they change anything depends on the other."""
+    return {**base, **dict.fromkeys(recipe, MISSING)}
 
 
 def _declined(method: Method, data: Dataset) -> str | None:

@@ -11,9 +11,12 @@ from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 from debiasbench.datasets import Dataset
+from debiasbench.errors import BenchmarkError
 from debiasbench.nets.base import Net, Nets
 from debiasbench.parameters import Parameters, above, at_least, between, one_of
+from debiasbench.plain import shown
 from debiasbench.plugins import Registry, folders
+from debiasbench.search import Range, around, choice
 from debiasbench.training.batches import Batch, Sample, State
 from debiasbench.training.task import Access, Predict, Task
 
@@ -42,6 +45,10 @@ class Method(Parameters, ABC):
     recipes: ClassVar[dict[str, dict[str, Any]]] = {}  # {dataset: {recipe field: value}}, each with its source
     tuned: ClassVar[dict[str, dict[str, Any]]] = {}  # {dataset: {parameter or recipe field: value}} chosen with bias
     # knowledge on the tune split; tables mark them
+    search: ClassVar[dict[str, Range]] = {  # {parameter or recipe field: range} of fair tuning, beside those of parents
+        "learning_rate": around(0.1, 10.0, source="chosen here: a factor of ten around the published value"),
+        "weight_decay": choice(0.0, 1e-5, 1e-4, 1e-3, 1e-2, source="the values of the PGD paper's Table 6"),
+    }
     inputs: ClassVar[tuple[str, ...]] = ("images", "text")  # what it runs on
     needs_bias_labels: ClassVar[bool] = False  # of the training samples; `task.bias` and `batch.bias` raise without
     trains_on_validation: ClassVar[bool] = False  # with its labels: rules that select on validation do not choose
@@ -53,6 +60,23 @@ class Method(Parameters, ABC):
     def access(self) -> Access:
         """What it may see, by what it declares."""
         return Access(self.name, self.needs_bias_labels, self.trains_on_validation)
+
+    @classmethod
+    def search_space(cls) -> dict[str, Range]:
+        """What fair tuning searches: the ranges of the class and of its parents, which it may replace.
+
+        Raises:
+            BenchmarkError: `search` is no dictionary of ranges.
+        """
+        space: dict[str, Range] = {}
+        for declared in (vars(parent).get("search", {}) for parent in reversed(cls.__mro__)):
+            if not isinstance(declared, dict) or not all(isinstance(one, Range) for one in declared.values()):
+                raise BenchmarkError(
+                    f"The search of {cls.name} must be a dictionary of ranges from debiasbench.search, such as "
+                    f'{{"alpha": uniform(0, 1, source="...")}}. Got {shown(declared)}.'
+                )
+            space |= declared
+        return space
 
     def decline(self, dataset: Dataset) -> str | None:
         """Why this method cannot run on that dataset, or None if it can. Asked before anything trains."""

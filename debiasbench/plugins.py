@@ -5,12 +5,13 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import itertools
 import os
 import pkgutil
 import re
 import sys
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
@@ -311,24 +312,32 @@ def _last_line(text: str) -> str:
 
 
 def read_parameters(
-    cls: type[Parameters], options: Mapping[str, str], extra: type[Parameters] | None = None
+    cls: type[Parameters],
+    options: Mapping[str, str],
+    extra: type[Parameters] | None = None,
+    among: Container[str] | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Inline texts -> typed values of `cls` and, for keys that `cls` lacks, of `extra` (a dataset's recipe).
+    """Inline texts -> typed values of `cls` and, for keys that `cls` lacks, of `extra` (the recipe).
+
+    `among`: the keys of `extra` that may be given; default: all of its fields.
 
     Returns (values of cls, values of extra).
 
     Raises:
         BenchmarkError: unknown keys or texts that do not read, all of them in one message.
     """
+    known = {
+        c: [f.name for f in fields_of(c) if c is cls or among is None or f.name in among] for c in (cls, extra) if c
+    }
     own: dict[str, Any] = {}
     other: dict[str, Any] = {}
     problems = []
     for key, text in options.items():
-        owner = next((c for c in (cls, extra) if c and key in {f.name for f in fields_of(c)}), None)
+        owner = next((c for c, keys in known.items() if key in keys), None)
         if owner is None:
-            known = [f.name for c in (cls, extra) if c for f in fields_of(c)]
+            keys = list(dict.fromkeys(itertools.chain(*known.values())))
             problems.append(
-                f"Unknown parameter '{key}' of {cls.name}.{suggestion(key, known)} Known: {', '.join(known)}."
+                f"Unknown parameter '{key}' of {cls.name}.{suggestion(key, keys)} Known: {', '.join(keys)}."
             )
             continue
         try:

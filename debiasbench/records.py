@@ -11,6 +11,7 @@ may lead into it (`all.zip/cmnist5k/pgd/s0-1a2b3c4d.json`).
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import zipfile
@@ -27,7 +28,7 @@ from debiasbench.about import PROTOCOL_VERSION
 from debiasbench.archives import archive_of, bytes_of, contents, files_in, is_there
 from debiasbench.cell import Cell
 from debiasbench.errors import BenchmarkError
-from debiasbench.evaluation.selection import LATER, OF_CLASSES, select_by_classes, select_by_proxy
+from debiasbench.evaluation.selection import LATER, OF_CLASSES, criterion, select_by_classes, select_by_proxy
 from debiasbench.files import atomic_file, file_name, write_atomically
 from debiasbench.plain import encodable, from_plain, shown, to_plain
 
@@ -143,6 +144,17 @@ class Result:
                 return select_by_classes(rule, [self.accuracy_by_class(epoch, "valid") for epoch in self.epochs])
             return select_by_proxy([epoch.valid for epoch in self.epochs])
         return self.selection.get(rule)
+
+    def criterion(self, rule: str, headline: tuple[str, ...]) -> float | None:
+        """What a rule on validation is to be highest of, at the epoch that it chooses; None where it cannot choose.
+
+        headline: the dataset's headline metrics. Nothing of the test split is read.
+        """
+        epoch = self.selected(rule)
+        if epoch is None:
+            return None
+        value = criterion(rule, epoch.valid, self.accuracy_by_class(epoch, "valid"), headline)
+        return None if math.isnan(value) else value
 
     def accuracy_by_class(self, epoch: EpochFacts, split: str) -> list[float | None] | None:
         """Accuracies in [0, 1] of the classes of "valid" or "test" (None: no sample); None where it was not kept."""

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from debiasbench.losses import cross_entropy, mean_cross_entropy
 from debiasbench.methods import Batch, Dataset, Method, Nets, Predict, State, Task, at_least
+from debiasbench.search import choice, log_uniform
 
 
 class BAM(Method):
@@ -33,6 +34,13 @@ class BAM(Method):
   title={Bias Amplification Enhances Minority Group Performance},
   author={Li, Gaotang and Liu, Jiarui and Hu, Wei},
   journal={Transactions on Machine Learning Research}, year={2024}}"""
+
+    search = {
+        "amplification": log_uniform(5, 500, source="chosen here: a factor of ten around the published value"),
+        "mu": choice(
+            None, 5, 20, 50, 140, source="chosen here: none, as by default, and up to the paper's of Waterbirds"
+        ),
+    }
 
     amplification: float = at_least(0, default=50.0)  # lambda in the paper; 0: an error set like JTT's
     T: int | None = at_least(1, default=None)  # epochs of step 1; none: the recipe's

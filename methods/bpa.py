@@ -22,6 +22,7 @@ from torch import Tensor
 
 from debiasbench.losses import cross_entropy, mean_cross_entropy
 from debiasbench.methods import Batch, Method, Nets, Predict, State, Task, at_least, between, one_of
+from debiasbench.search import whole
 
 REFRESH = 10  # steps
 
@@ -37,6 +38,8 @@ class BPA(Method):
   author={Seo, Seonguk and Lee, Joon-Young and Han, Bohyung},
   booktitle={Conference on Computer Vision and Pattern Recognition}, year={2022}}"""
     presets = {"paper": {"smoothing": "average"}}
+
+    search = {"clusters": whole(2, 32, log=True, source="chosen here: a factor of four around the published value")}
 
     clusters: int = at_least(2, default=8)  # a class
     smoothing: str = one_of("exponential", "average", default="exponential")

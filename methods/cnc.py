@@ -46,6 +46,7 @@ from torch import Tensor
 
 from debiasbench.losses import cross_entropy, mean_cross_entropy
 from debiasbench.methods import Batch, Dataset, Method, Nets, Predict, State, Task, above, at_least, between, one_of
+from debiasbench.search import log_uniform, uniform, whole
 
 # the authors' README
 OFFICIAL_MNIST = {
@@ -83,6 +84,12 @@ class CNC(Method):
         "celeba": {"n_each": 64, "anchor_fraction": 0.1}, "civilcomments": {"temperature": 0.1, "anchor_fraction": 0.1},
     }  # fmt: skip
     tuned = {"cmnist5k": {"sets": 8}}
+
+    search = {
+        "first_epochs": whole(1, 10, source="chosen here: up to twice the default"),
+        "temperature": log_uniform(0.01, 0.5, source="chosen here: a factor of ten around the published value"),
+        "contrastive_weight": uniform(0.1, 0.9, source="chosen here: both terms count"),
+    }
 
     first_epochs: int = at_least(1, default=5)  # of step 1
     n_each: int = at_least(2, default=16)  # anchors, positives and negatives in a set

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from debiasbench.losses import cross_entropy
 from debiasbench.methods import Batch, Method, Nets, Predict, State, Task, between
+from debiasbench.search import uniform
 
 
 class CVaRDRO(Method):
@@ -26,6 +27,8 @@ class CVaRDRO(Method):
   title={Large-Scale Methods for Distributionally Robust Optimization},
   author={Levy, Daniel and Carmon, Yair and Duchi, John C and Sidford, Aaron},
   booktitle={Advances in Neural Information Processing Systems}, year={2020}}"""
+
+    search = {"alpha": uniform(0.05, 1, source="chosen here: a twentieth of a batch to plain training")}
 
     alpha: float = between(0.01, 1, default=0.2)  # fraction of a batch; 1 is plain training
 

@@ -35,6 +35,7 @@ from torch import Tensor
 from debiasbench.ensembles import aligned_by_vote, cost_of_vote, mean_of_kept
 from debiasbench.losses import cross_entropy, difficulty, difficulty_of_all, difficulty_tables, gce, mean_gce
 from debiasbench.methods import Batch, Dataset, Method, Nets, Predict, State, Task, at_least, between, one_of
+from debiasbench.search import log_uniform, uniform
 
 ADAM = {"optimizer": "adam", "learning_rate": 0.01, "weight_decay": 0.0}  # official CMNIST command
 OFFICIAL = {
@@ -43,6 +44,7 @@ OFFICIAL = {
 }  # fmt: skip
 OFFICIAL_MNIST = OFFICIAL | {"net": "mlp16", "augment": False}
 OFFICIAL_BFFHQ = OFFICIAL | {"learning_rate": 1e-4, "batch_size": 64, "gamma": 0.1}
+FACTORS = "chosen here: a factor of two around all values of the authors' commands"
 MNIST_FACTORS = {"bias_factor": 10.0, "swap_bias_factor": 10.0, "swap_factor": 1.0}  # official CMNIST command
 
 
@@ -75,6 +77,13 @@ class Disen(Method):
         },
         "official-5pct": {"recipes": {"ccifar": OFFICIAL | {"learning_rate": 1e-3}}},
     }  # fmt: skip
+
+    search = {
+        "alpha": uniform(0.1, 0.9, source="DENEB's grid for LfF"),
+        "bias_factor": log_uniform(0.5, 20, source=FACTORS),
+        "swap_bias_factor": log_uniform(0.5, 20, source=FACTORS),
+        "swap_factor": log_uniform(0.05, 2, source=FACTORS),
+    }
 
     alpha: float = between(0, 1, default=0.7)  # exponent of GCE
     gce_form: str = one_of("official", "paper", default="official")

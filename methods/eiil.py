@@ -37,6 +37,7 @@ from debiasbench.losses import (
 )  # fmt: skip
 from debiasbench.methods import Batch, Dataset, Method, Nets, Predict, State, Task, above, at_least, between, one_of
 from debiasbench.recipe import Recipe
+from debiasbench.search import log_uniform, whole
 
 
 class EIIL(Method):
@@ -48,6 +49,11 @@ class EIIL(Method):
   title={Environment Inference for Invariant Learning},
   author={Creager, Elliot and Jacobsen, J{\\"o}rn-Henrik and Zemel, Richard},
   booktitle={International Conference on Machine Learning}, year={2021}}"""
+
+    search = {
+        "ref_epochs": whole(1, 10, log=True, source="chosen here: as none is published for these datasets"),
+        "step_size": log_uniform(0.001, 0.1, source="chosen here: a factor of ten around the published value"),
+    }
 
     ref_epochs: int = at_least(1, default=1)  # of the reference network
     ei_steps: int = at_least(1, default=10_000)  # full-batch steps of step 2

@@ -35,6 +35,7 @@ from torch import Tensor
 
 from debiasbench.losses import balancing, cross_entropy, group_dro, group_dro_state, mean_cross_entropy
 from debiasbench.methods import Batch, Dataset, Method, Net, Nets, Predict, State, Task, above, at_least, one_of
+from debiasbench.search import choice, log_uniform, uniform
 
 MOST = 10  # clusters of a class
 PARTS = 5  # of a cluster, by over-clustering
@@ -57,6 +58,12 @@ class George(Method):
   booktitle={Advances in Neural Information Processing Systems}, year={2020}}"""
 
     by_dataset = {"celeba": {"adjustment": 3.0, "uniform": True}}  # the authors' CelebA configuration
+
+    search = {
+        "over_cluster": choice(False, True, source="the authors' configurations"),
+        "step_size": log_uniform(0.001, 0.1, source="chosen here: a factor of ten around the published value"),
+        "adjustment": uniform(0, 5, source="chosen here: none, to above the published value for CelebA"),
+    }
 
     first_epoch: str = one_of("best", "last", default="best")  # of the first network; best: on biased validation
     normalize: bool = True  # features to length 1, before the reduction

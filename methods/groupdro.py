@@ -18,6 +18,7 @@ from torch import Tensor
 
 from debiasbench.losses import balancing, cross_entropy, group_dro, group_dro_state
 from debiasbench.methods import Batch, Dataset, Method, Nets, Predict, State, Task, above, at_least, one_of
+from debiasbench.search import log_uniform, uniform
 
 
 class GroupDRO(Method):
@@ -30,6 +31,11 @@ class GroupDRO(Method):
     Generalization},
   author={Sagawa, Shiori and Koh, Pang Wei and Hashimoto, Tatsunori B. and Liang, Percy},
   booktitle={International Conference on Learning Representations}, year={2020}}"""
+
+    search = {
+        "step_size": log_uniform(0.001, 0.1, source="chosen here: a factor of ten around the published value"),
+        "adjustment": uniform(0, 5, source="chosen here: as george's"),
+    }
 
     groups: str = one_of("cells", "sides", default="cells")  # (label, bias), or aligned and conflicting
     balanced: bool = True  # draw all groups equally often

@@ -34,6 +34,7 @@ from torch import Tensor
 from debiasbench.losses import cross_entropy
 from debiasbench.methods import Batch, Dataset, Method, Net, Nets, Predict, State, Task, above, at_least, one_of
 from debiasbench.recipe import Recipe
+from debiasbench.search import choice, whole
 
 
 class JTT(Method):
@@ -65,6 +66,13 @@ class JTT(Method):
         },
     }
     tuned = {"cmnist5k": {"T": 5}}
+
+    search = {
+        "T": whole(1, 20, log=True, source="BalancingGroups' grid (1 to 10) and the beginning of DENEB's (10 to 100)"),
+        "lambda_up": choice(
+            None, 4.0, 5.0, 6.0, 20.0, 50.0, 100.0, source="BalancingGroups' grid; none: as in the PGD paper"
+        ),
+    }
 
     T: int = at_least(1, default=1)  # epochs of the first training
     lambda_up: float | None = above(0, default=None)  # none: 1 / (conflict ratio of the dataset)

@@ -26,6 +26,7 @@ from torch.distributions import Beta
 
 from debiasbench.losses import cross_entropy, gce
 from debiasbench.methods import Batch, Dataset, Method, Nets, Predict, State, Task, at_least, between, one_of
+from debiasbench.search import log_uniform, uniform
 
 
 class LC(Method):
@@ -38,6 +39,12 @@ class LC(Method):
   author={Liu, Sheng and Zhang, Xu and Sekhar, Nitesh and Wu, Yue and Singhal, Prateek and Fernandez-Granda, Carlos},
   booktitle={International Conference on Learning Representations}, year={2023}}"""
     by_dataset = {"civilcomments": {"mix": False}}
+
+    search = {
+        "alpha": uniform(0.1, 0.9, source="DENEB's grid for LfF"),
+        "strength": log_uniform(0.1, 10, source="chosen here: a factor of ten around the published value"),
+        "smoothing": uniform(0.1, 0.9, source="DENEB's grid for LfF"),
+    }
 
     alpha: float = between(0, 1, default=0.7)  # exponent of GCE (q in LC)
     gce_form: str = one_of("paper", "official", default="paper")

@@ -42,6 +42,7 @@ from debiasbench.losses import (
     mean_gce,
 )
 from debiasbench.methods import Batch, Dataset, Method, Net, Nets, Predict, State, Task, at_least, between, one_of
+from debiasbench.search import uniform
 
 ADAM = {"optimizer": "adam", "learning_rate": 0.01, "weight_decay": 0.0}
 OFFICIAL = {
@@ -65,6 +66,11 @@ class LfF(Method):
     recipes = {"cmnist": ADAM, "cmnist5k": ADAM}
     presets = {"official": {"recipes": {"cmnist": OFFICIAL, "cmnist5k": OFFICIAL}}}
     tuned = {"cmnist": {"learning_rate": 0.01}, "cmnist5k": {"learning_rate": 0.01}}
+
+    search = {
+        "alpha": uniform(0.1, 0.9, source="DENEB's grid"),
+        "smoothing": uniform(0.1, 0.9, source="DENEB's grid"),
+    }
 
     alpha: float = between(0, 1, default=0.7)  # exponent of GCE (q in LfF)
     score: str = one_of("loss", "gradnorm", default="loss")  # what W compares

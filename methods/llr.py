@@ -33,12 +33,18 @@ from debiasbench.errors import BenchmarkError
 from debiasbench.losses import balancing, cross_entropy, mean_cross_entropy
 from debiasbench.methods import Method, Net, Predict, Task, above, at_least, between
 from debiasbench.samples import stratified
+from debiasbench.search import choice, log_uniform, uniform
 
 CLIP = 1.0  # of the gradient of the whole layer
 
 
 class LastLayer(Method):
     """What the three have in common; they differ in how they weigh the held-out samples."""
+
+    search = {
+        "learning_rate": log_uniform(0.001, 0.1, source="chosen here: a factor of ten around the published value"),
+        "penalty": choice(0.0, 0.01, 0.1, 1.0, source="chosen here: none, and three powers of ten"),
+    }
 
     held_out: float = between(0, 1, default=0.2)  # fraction of each class
     steps: int = at_least(1, default=500)  # of the last layer
@@ -118,6 +124,8 @@ class AFR(LastLayer):
   author={Qiu, Shikai and Potapczynski, Andres and Izmailov, Pavel and Wilson, Andrew Gordon},
   booktitle={International Conference on Machine Learning}, year={2023}}"""
 
+    search = {"gamma": uniform(0, 20, source="chosen here: from LLR to five times the default")}
+
     gamma: float = at_least(0, default=4.0)  # 0: LLR
 
     def weigh(self, task: Task, net: Net, held: Tensor) -> Tensor:
@@ -133,6 +141,12 @@ class SELF(LastLayer):
 
     name = "self"
     citation = LLR.citation
+
+    search = {
+        "learning_rate": log_uniform(1e-4, 1e-2, source="the paper"),
+        "points": choice(20, 100, 500, source="the paper"),
+        "early": uniform(0.1, 0.9, source="chosen here: between the first epochs and the last"),
+    }
 
     steps: int = at_least(1, default=250)  # of the last layer
     points: int = at_least(1, default=100)  # of the held-out samples; 20, 100 or 500

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from debiasbench.losses import cross_entropy
 from debiasbench.methods import Batch, Dataset, Method, Nets, Predict, State, Task, between
+from debiasbench.search import uniform
 
 
 class ResampleOracle(Method):
@@ -17,6 +18,8 @@ class ResampleOracle(Method):
 
     name = "resample-oracle"
     needs_bias_labels = True
+
+    search = {"share": uniform(0.1, 0.9, source="chosen here: both kinds of samples are drawn")}
 
     share: float = between(0, 1, default=0.5)  # of conflicting samples among those drawn
 

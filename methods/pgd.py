@@ -33,6 +33,7 @@ from debiasbench.errors import BenchmarkError
 from debiasbench.losses import cross_entropy, gradient_norm, mean_gce, scale_gradient
 from debiasbench.methods import Batch, Dataset, Method, Net, Nets, Predict, State, Task, above, between, one_of
 from debiasbench.schedule import learning_rate_at
+from debiasbench.search import choice, uniform
 
 ORDERS = {"l1": 1.0, "l2": 2.0, "l2sq": 2.0, "linf": math.inf}
 
@@ -57,6 +58,11 @@ class PGD(Method):
         },
         "official-l2": {"gce_form": "official", "score_bias": False, "score_augment": True},
     }  # fmt: skip
+
+    search = {
+        "alpha": uniform(0.3, 0.9, source="the paper's Table 7"),
+        "norm": choice("l1", "l2", "l2sq", "linf", source="the paper's Figure 2"),
+    }
 
     alpha: float = between(0, 1, default=0.7)  # exponent of GCE; 0 is cross-entropy (Tables 4 and 7)
     gce_form: str = one_of("paper", "official", default="paper")

@@ -15,6 +15,7 @@ cmnist5k: docs/reproduction.md.
 from debiasbench.errors import BenchmarkError
 from debiasbench.losses import mean_cross_entropy
 from debiasbench.methods import Method, Predict, Task, between
+from debiasbench.search import whole
 
 
 class RandAugment(Method):
@@ -26,6 +27,11 @@ class RandAugment(Method):
   title={RandAugment: Practical Automated Data Augmentation with a Reduced Search Space},
   author={Cubuk, Ekin D and Zoph, Barret and Shlens, Jonathon and Le, Quoc V},
   booktitle={Advances in Neural Information Processing Systems}, year={2020}}"""
+
+    search = {
+        "operations": whole(1, 4, source="chosen here: up to twice the default"),
+        "magnitude": whole(1, 20, source="chosen here: up to about twice the default"),
+    }
 
     operations: int = between(1, 14, default=2)  # N, of each image
     magnitude: int = between(0, 30, default=9)

@@ -30,6 +30,7 @@ from torch.distributions import Uniform
 
 from debiasbench.losses import cross_entropy, difficulty, difficulty_of_all, difficulty_tables, gce
 from debiasbench.methods import Batch, Method, Nets, Predict, State, Task, above, between
+from debiasbench.search import log_uniform, uniform
 
 ADAM = {"optimizer": "adam", "learning_rate": 0.01, "weight_decay": 0.0}  # LfF's, as in lff.py
 NOISE = {"share": Uniform(0.0, 0.5), "coin": Uniform(0.0, 1.0)}  # half of Beta(1, 1); below a half: the same label
@@ -46,6 +47,11 @@ class SelecMix(Method):
   author={Hwang, Inwoo and Lee, Sangjun and Kwak, Yunhyeok and Oh, Seong Joon and Teney, Damien and Kim, Jin-Hwa and
     Zhang, Byoung-Tak},
   booktitle={Advances in Neural Information Processing Systems}, year={2022}}"""
+
+    search = {
+        "temperature": log_uniform(0.01, 1, source="chosen here: a factor of ten around the published value"),
+        "q": uniform(0.1, 0.9, source="chosen here: as alpha of LfF"),
+    }
 
     temperature: float = above(0, default=0.1)  # of the contrast
     q: float = between(0, 1, default=0.7)  # of the contrast; 0: without preference for what is easy
@@ -79,6 +85,11 @@ class SelecMixLfF(SelecMix):
     cost = 4.0
     recipes = {"cmnist": ADAM, "cmnist5k": ADAM}
     tuned = {"cmnist": {"learning_rate": 0.01}, "cmnist5k": {"learning_rate": 0.01}}
+
+    search = {
+        "alpha": uniform(0.1, 0.9, source="DENEB's grid for LfF"),
+        "smoothing": uniform(0.1, 0.9, source="DENEB's grid for LfF"),
+    }
 
     alpha: float = between(0, 1, default=0.7)  # exponent of GCE
     smoothing: float = between(0, 1, default=0.7)  # fraction of the old value in the moving average

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from debiasbench.losses import balancing, cross_entropy, group_dro, group_dro_state
 from debiasbench.methods import Batch, Method, Nets, Predict, State, Task, above
+from debiasbench.search import log_uniform
 
 
 class XRM(Method):
@@ -38,6 +39,8 @@ class XRM(Method):
   author={Pezeshki, Mohammad and Bouchacourt, Diane and Ibrahim, Mark and Ballas, Nicolas and Vincent, Pascal and
     Lopez-Paz, David},
   booktitle={International Conference on Machine Learning}, year={2024}}"""
+
+    search = {"step_size": log_uniform(0.001, 0.1, source="chosen here: a factor of ten around the published value")}
 
     step_size: float = above(0, default=0.01)  # of GroupDRO
 

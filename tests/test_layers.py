@@ -17,8 +17,10 @@ SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))[
 NAMES = {contract["type"]: contract["name"] for contract in SETTINGS["contracts"]}
 
 # Beside what their own contract is made of, plug-ins build on these and on nothing else of the suite.
-METHOD_DOORS = {"ensembles", "errors", "losses", "methods", "parameters", "randomness", "recipe", "samples", "schedule"}
-DOORS = {"methods": METHOD_DOORS, "datasets": METHOD_DOORS | {"datasets", "data"}}
+METHOD_DOORS = {
+    "ensembles", "errors", "losses", "methods", "parameters", "randomness", "recipe", "samples", "schedule", "search",
+}  # fmt: skip
+DOORS = {"methods": METHOD_DOORS, "datasets": METHOD_DOORS - {"search"} | {"datasets", "data"}}
 
 IMPORTS = {
     "plain": "import {}\n",

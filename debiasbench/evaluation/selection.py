@@ -25,6 +25,8 @@ OF_CLASSES: dict[str, Callable[[Sequence[float]], float]] = {  # accuracies of t
 WORST_PROXY = "acc_worst_proxy"  # the metric on validation that worst_proxy chooses by; of stages with `proxy=`
 LATER = (*OF_CLASSES, "worst_proxy")  # rules that follow from what records have of their epochs, whatever chose then
 USES_BIAS_LABELS = ("group_val", "test_oracle")
+SMALLEST = ("val_loss", "class_gap")  # what they go by is best when it is smallest
+CHOOSING = tuple(rule for rule in SELECTION_RULES if rule not in ("last", "test_oracle"))  # by validation, also of runs
 
 
 class Evaluated(Protocol):
@@ -46,26 +48,13 @@ def select(epochs: Sequence[Evaluated], headline: tuple[str, ...], *, validation
     later epoch. Rules read logged metrics only; `last`, `val_loss` and `val_acc` never read the test split or a bias
     label. `validation=False`: there is no validation split apart from test, and the rules that need one do not choose.
     """
-
-    def best(value: Callable[[Evaluated], float]) -> int | None:
-        return _best([value(row) for row in epochs])
-
-    def group_value(row: Evaluated) -> float:
-        valid = row.valid
-        deciding = [number for name, number in valid.items() if name.startswith(("n_conflict", "n_smallest"))]
-        if min(deciding, default=0) < 10:
-            return NAN  # too few to choose by
-        if "acc_worst" in headline:
-            return valid.get("acc_worst", NAN)
-        sides = [number for name, number in valid.items() if name.startswith(("acc_aligned", "acc_conflict"))]
-        return sum(sides) / len(sides) if sides else NAN
-
     return {
         "last": len(epochs) - 1 if epochs else None,
-        "val_loss": best(lambda row: -row.valid["loss"]) if validation else None,
-        "val_acc": best(lambda row: row.valid["acc_avg"]) if validation else None,
-        "group_val": best(group_value) if validation else None,
-        "test_oracle": best(lambda row: row.test.get(headline[0], NAN)),
+        **{
+            rule: _best([criterion(rule, row.valid, None, headline) for row in epochs]) if validation else None
+            for rule in ("val_loss", "val_acc", "group_val")
+        },
+        "test_oracle": _best([row.test.get(headline[0], NAN) for row in epochs]),
     }
 
 
@@ -78,8 +67,39 @@ def select_by_classes(rule: str, accuracies: Sequence[Sequence[float | None] | N
         rule: "worst_class" or "class_gap".
         accuracies: by row and class; None for a class without samples, and for a row where they were not kept.
     """
-    there = [[value for value in row or () if value is not None] for row in accuracies]
-    return _best([OF_CLASSES[rule](row) if row else NAN for row in there])
+    return _best([criterion(rule, {}, row, ()) for row in accuracies])
+
+
+def criterion(
+    rule: str, valid: Mapping[str, float], accuracies: Sequence[float | None] | None, headline: tuple[str, ...]
+) -> float:
+    """What a rule of `CHOOSING` is to be highest of, at one epoch; nan where it has no value.
+
+    Args:
+        rule: its name.
+        valid: the metrics on validation.
+        accuracies: of the classes there, None for a class without samples; None where they were not kept.
+        headline: the dataset's headline metrics.
+    """
+    if rule in OF_CLASSES:
+        there = [value for value in accuracies or () if value is not None]
+        return OF_CLASSES[rule](there) if there else NAN
+    if rule == "group_val":
+        return _of_groups(valid, headline)
+    if rule == "val_loss":
+        return -valid.get("loss", NAN)
+    return valid.get(WORST_PROXY if rule == "worst_proxy" else "acc_avg", NAN)
+
+
+def _of_groups(valid: Mapping[str, float], headline: tuple[str, ...]) -> float:
+    """The group metric on validation; nan where too few samples conflict to choose by."""
+    deciding = [number for name, number in valid.items() if name.startswith(("n_conflict", "n_smallest"))]
+    if min(deciding, default=0) < 10:
+        return NAN
+    if "acc_worst" in headline:
+        return valid.get("acc_worst", NAN)
+    sides = [number for name, number in valid.items() if name.startswith(("acc_aligned", "acc_conflict"))]
+    return sum(sides) / len(sides) if sides else NAN
 
 
 def select_by_proxy(valid: Sequence[Mapping[str, float]]) -> int | None:
@@ -87,7 +107,7 @@ def select_by_proxy(valid: Sequence[Mapping[str, float]]) -> int | None:
 
     No group label is read. Ties go to the later row.
     """
-    return _best([row.get(WORST_PROXY, NAN) for row in valid])
+    return _best([criterion("worst_proxy", row, None, ()) for row in valid])
 
 
 def _best(values: Sequence[float]) -> int | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,6 +108,86 @@ def _accuracy_histograms(percents: dict[str, np.ndarray], metric: str, order: li
     axes[len(axes) // 2].set_ylabel("runs", fontsize=8)
     axes[-1].set_xlabel(in_lines(f"{metric} (%); dotted: mean", 50), fontsize=8, parse_math=False)
     return figure
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What a tuning's figure shows of a method: what the rule went by, of its draws (n,) and of runs afterwards (m,).
+
+    `default`, `chosen`: places among the draws; of the default None where it failed.
+    """
+
+    values: np.ndarray
+    default: int | None
+    chosen: int
+    runs: np.ndarray
+
+
+@plainly
+def tuning_figure(
+    draws: Mapping[str, Draws],
+    stem: Path,
+    *,
+    rule: str,
+    percent: bool = True,
+    title: str = "",
+    order: list[str] | None = None,
+) -> list[Path]:
+    """How far the draws of each method spread, beside the spread over seeds of runs with what was chosen.
+
+    A pair of rows a method: above its draws, a dot each, a cross for its defaults and a ring around what was chosen;
+    below the runs, a hollow mark each.
+
+    Args:
+        draws: method -> its draws and runs, in the same measure.
+        stem: path without an ending.
+        rule: by which was chosen: names the axis.
+        percent: whether values are fractions.
+        title: above the figure.
+        order: all methods of the report, so that colours stay the same everywhere.
+    """
+    from matplotlib.lines import Line2D
+
+    order = order or list(draws)
+    unit = 100 if percent else 1
+    names = [in_lines(method, 28) for method in draws]
+    figure, (axis,) = new_figure(1, 0.36 * len(draws), around=0.75)
+    for row, one in enumerate(draws.values()):
+        colour = look(list(draws)[row], order)[0]
+        values, runs = unit * one.values, unit * one.runs
+        above, below = row - 0.19 + _apart(len(values)), row + 0.19 + _apart(len(runs))
+        if row:
+            axis.axhline(row - 0.5, color="0.85", linewidth=0.5)
+        axis.plot(values, above, "o", color=colour, markersize=3.5, alpha=0.6, mew=0)
+        if one.default is not None:
+            axis.plot(values[one.default], above[one.default], "x", color="black", markersize=4.5, mew=1)
+        axis.plot(values[one.chosen], above[one.chosen], "o", color="black", markersize=7, mfc="none", mew=0.9)
+        axis.plot(runs, below, "D", color=colour, markersize=3.5, mfc="none", mew=0.9)
+    axis.margins(x=0.06)
+    axis.set_ylim(len(draws) - 0.4, -0.6)  # the first method on top
+    axis.set_yticks(range(len(draws)), names, fontsize=7, parse_math=False)
+    axis.tick_params(axis="y", length=0)
+    axis.grid(axis="x", color="0.92", linewidth=0.5)
+    axis.set_axisbelow(True)
+    axis.set_xlabel(f"{rule} on validation{' (%)' if percent else ''}", fontsize=8, parse_math=False)
+    marks: dict[str, dict[str, Any]] = {
+        "draw": {"marker": "o", "color": "0.4", "markersize": 3.5, "alpha": 0.6, "mew": 0},
+        "defaults": {"marker": "x", "color": "black", "markersize": 4.5, "mew": 1},
+        "chosen": {"marker": "o", "color": "black", "markersize": 7, "mfc": "none", "mew": 0.9},
+    }
+    if any(len(one.runs) for one in draws.values()):
+        marks["run with it, a seed each"] = {
+            "marker": "D", "color": "0.4", "markersize": 3.5, "mfc": "none", "mew": 0.9
+        }  # fmt: skip
+    legend(figure, [Line2D([], [], linestyle="none", label=label, **mark) for label, mark in marks.items()],
+           handle_length=1)  # fmt: skip
+    headline(figure, title)
+    return save(figure, stem)
+
+
+def _apart(n: int) -> np.ndarray:
+    """Heights of points (n,) about a row, so that equal ones are seen."""
+    return 0.18 * (np.arange(n) / max(1, n - 1) - 0.5) if n > 1 else np.zeros(n)
 
 
 @plainly

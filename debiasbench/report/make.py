@@ -66,6 +66,8 @@ from debiasbench.report.tables import (
     p_value,
     words,
 )
+from debiasbench.report.tuning import draw_tuning, draws_table
+from debiasbench.tuning import tried_by
 from debiasbench.wording import duration
 
 
@@ -137,6 +139,16 @@ def make(  # noqa: PLR0913 - the report's options
     records = without_copies([record for record in records if keep is None or keep(record)])
     if not records:
         raise _no_records(results_dir, complaints)
+    draws: list[Record] = []
+    if keep is None:  # what was asked for by name is shown, also where it was a draw
+        draws = [record for record in records if record.cell.draw]
+        records = [record for record in records if not record.cell.draw]
+        complaints += [f"{len(draws)} draws of a tuning, which are no results."] if draws else []
+    if not records:
+        raise BenchmarkError(
+            f"In {results_dir} there are only draws of a tuning, which are no results: debiasbench tune has written "
+            "their tables and figures. To run what was chosen: debiasbench run --tuned FILE."
+        )
     saved = read_grid(results_dir, complaints) if keep is None else LastGrid()
     order = order or list(saved.order)
     experiment = experiment or saved.experiment
@@ -177,14 +189,18 @@ def make(  # noqa: PLR0913 - the report's options
     tables = [marked(one, bias_knowing(table)) for one in tables]
     comparison = tables[0]
     drawn = draw(table, done, measures, results_dir / "figures", complaints) if figures else []
+    for rule in dict.fromkeys(record.cell.tuned.rule for record in done if record.cell.tuned) if draws else ():
+        found = tried_by(draws, rule)
+        tables.append(draws_table(found, rule))
+        drawn += draw_tuning(found, done, rule, results_dir / "figures", complaints) if figures else []
     if experiment is not None:
-        found = outcome(experiment, results_dir, data_dir, order=methods)
-        complaints += found.complaints
-        tables = [*found.tables, *tables]
-        drawn = [*found.figures, *drawn]
-        if found.lines is not None:
+        ran = outcome(experiment, results_dir, data_dir, order=methods)
+        complaints += ran.complaints
+        tables = [*ran.tables, *tables]
+        drawn = [*ran.figures, *drawn]
+        if ran.lines is not None:
             path = folder / f"{file_name(experiment.name)}.csv"
-            paths["beside the paper"] = [_write_csv(path, frame_csv(found.lines))]
+            paths["beside the paper"] = [_write_csv(path, frame_csv(ran.lines))]
     complaints = list(dict.fromkeys([*complaints, *(_without_glyphs(done) if drawn else ())]))
     paths["tables"] = [
         _write(folder / "comparison.md", "\n\n".join(markdown(one) for one in tables) + "\n"),

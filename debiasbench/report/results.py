@@ -37,7 +37,8 @@ def to_frame(records: Iterable[Record]) -> pd.DataFrame:
     Columns: method, dataset (titles), seed, data_seed, status, split, select, epoch, every metric (fractions in
     [0, 1], nan where it has no value), seconds, device_kind ("cpu", "cuda", "" where nothing tells), precision ("fp32",
     "bf16", ""), official, fingerprint, protocol, hash, path, and the parameters as `method.<name>`, `dataset.<name>`
-    and `recipe.<name>`.
+    and `recipe.<name>`. Of the draws of a tuning `draw`, their number; of runs with the values that were chosen
+    `method.tuned`, how.
     """
     cells: list[dict[str, Any]] = []  # what all rows of a record have in common, kept once
     index: list[int] = []  # of the cell of each row
@@ -78,9 +79,7 @@ def shortened(record: Record) -> Record:
 
 def dataset_title(cell: Cell) -> str:
     """The dataset's title without its data seed: drawings of one dataset stand together in tables."""
-    name, _, options = cell.dataset_title.partition(":")
-    kept = [part for part in options.split(",") if part and not part.startswith("data_seed=")]
-    return name + (":" + ",".join(kept) if kept else "")
+    return cell.data_title
 
 
 def data_seed(cell: Cell) -> int:
@@ -139,7 +138,9 @@ def _of_cell(record: Record) -> tuple[dict[str, Any], dict[str, Any]]:
         "hash": record.hash,
         "path": str(record.path or ""),
     }
+    tail |= {"draw": cell.draw.number} if cell.draw else {}
     tail |= {"method.name": cell.method, "method.version": cell.method_version}
+    tail |= {"method.tuned": cell.tuned.words} if cell.tuned else {}
     tail |= {f"method.{key}": value for key, value in cell.method_parameters.items()}
     tail |= {"dataset.name": cell.dataset, "dataset.version": cell.dataset_version}
     tail |= {f"dataset.{key}": value for key, value in cell.dataset_parameters.items()}

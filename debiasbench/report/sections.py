@@ -9,6 +9,7 @@ import pandas as pd
 from scipy import stats
 
 from debiasbench.evaluation.selection import SELECTION_RULES, USES_BIAS_LABELS
+from debiasbench.parameters import write_value
 from debiasbench.records import Record
 from debiasbench.report.results import (
     Measure,
@@ -192,6 +193,11 @@ def _recipe_notes(records: list[Record]) -> list[str]:
             notes.append(f"{cell.method_title} on {cell.dataset} trains with its own {changes}.")
         cls = registry.classes().get(cell.method)
         values = {**cell.recipe, **cell.method_parameters}
+        if cell.tuned:
+            searched = (
+                [f"{key} {write_value(values[key])}" for key in cls.search_space() if key in values] if cls else []
+            )
+            notes.append(f"{cell.method_title} on {cell.dataset_title}: {', '.join(searched)} ({cell.tuned.words}).")
         tuned = cls.tuned.get(cell.dataset, {}) if cls else {}
         used = ", ".join(f"{key} {value}" for key, value in tuned.items() if values.get(key) == value)
         if used:

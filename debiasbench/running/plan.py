@@ -29,7 +29,8 @@ class Plan:
 
     Attributes:
         before: cell hash -> what was there of its record when it was looked at.
-        fingerprints: of the data, by `data_key`. weights: whether a record without networks beside it does not count.
+        fingerprints: of the data, by `data_key`. unvalidated: the keys of data without a validation split apart from
+            test. weights: whether a record without networks beside it does not count.
     """
 
     grid: Grid
@@ -38,6 +39,7 @@ class Plan:
     failed_before: dict[str, Path]
     before: dict[str, RecordState] = field(default_factory=dict)
     fingerprints: dict[str, str] = field(default_factory=dict)
+    unvalidated: frozenset[str] = frozenset()
     weights: bool = False
 
     def accepts(self, cell: Cell, record: Record) -> bool:
@@ -110,7 +112,8 @@ def plan(
                 elsewhere[machines] = elsewhere.get(machines, 0) + 1
     notices = _of_data(grid, built) + _of_changed_code(changed, keep=keep_changed) + _of_other_machines(elsewhere)
     grid = replace(grid, notices=[*grid.notices, *notices])
-    return Plan(grid, to_run, finished, failed, before, fingerprints, weights)
+    unvalidated = frozenset(key for key, one in built.items() if one.valid_is_test)
+    return Plan(grid, to_run, finished, failed, before, fingerprints, unvalidated, weights)
 
 
 def _is_whole(record: Record, cell: Cell, fingerprint: str, *, weights: bool) -> bool:
@@ -241,10 +244,11 @@ def data_key(cell: Cell) -> str:
 
 
 class Built(NamedTuple):
-    """Of data that were built: their fingerprint, and what is to be said of them."""
+    """Of data that were built: their fingerprint, what is to be said of them, whether validation is the test split."""
 
     fingerprint: str
     note: str = ""
+    valid_is_test: bool = False
 
 
 def build_all(datasets: dict[str, Dataset], data_dir: Path) -> dict[str, Built]:
@@ -256,7 +260,7 @@ def build_all(datasets: dict[str, Dataset], data_dir: Path) -> dict[str, Built]:
         try:
             with raised_by(f"The data of {dataset.name} cannot be built"):
                 splits = check_splits(dataset, dataset.build(data_dir))
-                built[key] = Built(splits.fingerprint(), splits.note)
+                built[key] = Built(splits.fingerprint(), splits.note, splits.valid_is_test)
         except BenchmarkError as error:
             problems.append(str(error))
     if problems:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from debiasbench.cell import Cell
 from debiasbench.errors import BenchmarkError
@@ -21,6 +22,8 @@ from debiasbench.running.local import LocalExecutor, run_cells_here
 from debiasbench.running.plan import Plan, data_key, plan
 from debiasbench.running.preparation import with_data
 from debiasbench.running.runner import n_cores
+from debiasbench.tuned import TunedValues
+from debiasbench.tuning import Trial, expand_draws, expand_tuned
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class RunOptions:
         log: loggers of finished cells ("tensorboard", "wandb").
         download: fetch missing data first, as `debiasbench prepare` does. skip_missing: leave out datasets whose data
             are missing (still), and say so.
-        dry_run: only plan.
+        tuned: values that `debiasbench tune` chose, to run with. dry_run: only plan.
     """
 
     data_dir: Path
@@ -60,6 +63,7 @@ class RunOptions:
     log: tuple[str, ...] = ()
     download: bool = False
     skip_missing: bool = False
+    tuned: TunedValues | None = None
     dry_run: bool = False
 
 
@@ -95,18 +99,65 @@ def plan_grid(asked: Experiment, options: RunOptions, told: Callable[[str], None
     Raises:
         BenchmarkError: names, parameters, files, devices or folders that cannot be used; what to do about it.
     """
+    _check_workers(options)
+    given: dict[str, Any] = {
+        "seeds": asked.seeds, "data_seeds": asked.data_seeds, "epochs": asked.epochs,
+        "shared_recipes": asked.shared_recipes,
+    }  # fmt: skip
+    if options.tuned is not None:
+        grid = expand_tuned(asked.methods, asked.datasets, options.tuned, **given)
+    else:
+        grid = expand(asked.methods, asked.datasets, **given)
+    return plan_cells(grid, asked, options, told)
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """A tuning that is ready to run: its draws, and the grid of their cells."""
+
+    trials: list[Trial]
+    ready: GridRun
+
+    @property
+    def seeds(self) -> list[int]:
+        """That each draw is trained with."""
+        return [cell.seed for cell in self.trials[0].cells]
+
+
+def plan_tuning(
+    asked: Experiment, options: RunOptions, *, draws: int, told: Callable[[str], None] = lambda _: None
+) -> Tuning:
+    """As `plan_grid`, of the draws of a tuning; `asked.seeds` is how many runs of each there are.
+
+    Raises:
+        BenchmarkError: as `plan_grid`; nothing can be tuned, or not on these data.
+    """
+    _check_workers(options)
+    assert isinstance(asked.seeds, int)
+    grid, trials = expand_draws(
+        asked.methods, asked.datasets, draws=draws, seeds=asked.seeds, epochs=asked.epochs,
+        shared_recipes=asked.shared_recipes,
+    )  # fmt: skip
+    ready = plan_cells(grid, asked, options, told)
+    without = [cell.dataset_title for cell in ready.plan.grid.cells if data_key(cell) in ready.plan.unvalidated]
+    if without:
+        raise BenchmarkError(
+            f"{', '.join(dict.fromkeys(without))} has no validation split apart from its test split, so nothing can be "
+            "chosen there. Leave it out."
+        )
+    left = {cell.hash for cell in ready.plan.grid.cells}  # without datasets that are left out
+    return Tuning([trial for trial in trials if all(cell.hash in left for cell in trial.cells)], ready)
+
+
+def _check_workers(options: RunOptions) -> None:
     if kind_of(options.executor)[0] == "local":
         _check_machine(options.device, options.workers)
     elif options.workers is not None and options.workers < 1:
         raise BenchmarkError(f"--workers must be at least 1 with --executor {options.executor}. Got {options.workers}.")
-    grid = expand(
-        asked.methods,
-        asked.datasets,
-        seeds=asked.seeds,
-        data_seeds=asked.data_seeds,
-        epochs=asked.epochs,
-        shared_recipes=asked.shared_recipes,
-    )
+
+
+def plan_cells(grid: Grid, asked: Experiment, options: RunOptions, told: Callable[[str], None]) -> GridRun:
+    """As `plan_grid`, of the cells of a grid."""
     n_cells, n_data = len(grid.cells), len({cell.dataset_title for cell in grid.cells})
     if n_cells > MANY_CELLS or n_data > MANY_DATA:
         told(f"{n_cells:,} cells on {n_data:,} set{'s' * (n_data > 1)} of data: checking them takes a while.")

@@ -22,6 +22,7 @@ from debiasbench.drawing import plain_settings
 from debiasbench.methods import registry
 from debiasbench.report import figures
 from debiasbench.report.figures import (
+    Draws,
     accuracy_figure,
     contact_sheet,
     critical_difference,
@@ -30,6 +31,7 @@ from debiasbench.report.figures import (
     parameter_figure,
     score_histogram,
     trials_histogram,
+    tuning_figure,
 )
 from debiasbench.report.style import COLUMN, look
 
@@ -88,6 +90,10 @@ EXAMPLES = {
         {names[0]: {name: runs(0.9) for name in names[:2]}, "other": {names[1]: runs(0.8)}},
         stem, metric="acc", p_values={names[0]: 0.01572}, title="trials",
     ),
+    "tuning": lambda names, stem: tuning_figure(
+        {name: Draws(runs(0.9, 16), default=0, chosen=3, runs=runs(0.9, 3)) for name in names}, stem,
+        rule="worst_class", title="tuning",
+    ),
 }  # fmt: skip
 
 
@@ -141,6 +147,9 @@ NAMED = {
     "ranks": lambda name, stem: critical_difference({name: 1.0, "other": 2.0}, 1.5, [], stem, title=name),
     "parameters": lambda name, stem: parameter_figure({name: {name: runs(0.9)}}, stem, metric="acc", title=name),
     "trials": lambda name, stem: trials_histogram({name: {name: runs(0.9)}}, stem, metric="acc", title=name),
+    "tuning": lambda name, stem: tuning_figure(
+        {name: Draws(runs(0.9), default=None, chosen=0, runs=runs(0.9, 0))}, stem, rule="val_acc", title=name
+    ),
     "fisher": lambda name, stem: fisher_figure(
         [{"dataset": name, "method": name, "net": "mlp", "damping": 0.1, "dimension": 9, "objective": 1, "uniform": 2}],
         stem,
@@ -233,6 +242,34 @@ def test_ten_runs_of_one_method_make_histograms(drawn, n, histogram):
 
 
 # --- ranks
+
+
+def test_draws_stand_above_the_runs_with_what_was_chosen(drawn):
+    draws = {
+        "a": Draws(np.array([0.5, 0.7, 0.7]), default=0, chosen=1, runs=np.array([0.6, 0.65])),
+        "b": Draws(np.array([0.4]), default=None, chosen=0, runs=np.array([])),
+    }
+    figure = drawn(tuning_figure, draws, rule="worst_class", order=["a", "b"])
+    (axis,) = figure.axes
+    by_look = {}
+    for line in axis.lines:
+        look_of = (line.get_marker(), line.get_markerfacecolor() == "none")
+        by_look.setdefault(look_of, []).append((list(line.get_xdata()), list(np.atleast_1d(line.get_ydata()))))
+    all_draws = by_look["o", False]
+    assert [x for x, _ in all_draws] == [[50, 70, 70], [40]]
+    assert len(set(all_draws[0][1])) == 3  # equal draws are seen
+    assert [x for x, _ in by_look["x", False]] == [[50]]
+    assert [x for x, _ in by_look["o", True]] == [[70], [40]]  # rings: the earlier of equals
+    assert by_look["o", True][0][1] == [all_draws[0][1][1]]
+    (of_runs, _) = by_look["D", True]
+    assert of_runs[0] == pytest.approx([60, 65])
+    assert min(of_runs[1]) > max(all_draws[0][1])  # y goes down
+    assert "worst_class on validation (%)" in axis.get_xlabel()
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == ["draw", "defaults", "chosen", "run with it, a seed each"]
+    alone = drawn(tuning_figure, {"b": draws["b"]}, rule="val_loss", percent=False)
+    assert [text.get_text() for text in alone.legends[0].get_texts()] == ["draw", "defaults", "chosen"]
+    assert alone.axes[0].get_xlabel() == "val_loss on validation"
 
 
 def ranks_figure(drawn, ranks, difference, cliques, **options):

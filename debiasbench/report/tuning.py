@@ -1,0 +1,141 @@
+"""What a tuning shows: the table of its draws, and their spread beside that over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from debiasbench.evaluation.selection import SELECTION_RULES, USES_BIAS_LABELS
+from debiasbench.files import file_names, write_atomically
+from debiasbench.plain import encodable
+from debiasbench.records import Record, read_records, sources
+from debiasbench.report.results import headlines, shortened
+from debiasbench.report.sections import DATASET, METHOD
+from debiasbench.report.tables import NOTHING, Column, Entry, Table, count, csv, markdown, words
+from debiasbench.tuned import TunedValues, tuned_values, write_tuned
+from debiasbench.tuning import Trial, Tried, as_chosen, choose, tried, with_values
+from debiasbench.wording import duration
+
+
+@dataclass(frozen=True)
+class Conclusion:
+    """What a tuning came to: its draws, what was chosen, and the files that were written (kind -> paths).
+
+    Attributes:
+        lacking: methods on datasets of which no draw has a value.
+        complaints: one for each figure that could not be drawn.
+    """
+
+    found: list[Tried]
+    values: TunedValues
+    table: Table
+    paths: dict[str, list[Path]]
+    lacking: list[str]
+    complaints: list[str]
+
+
+def conclude(
+    trials: Sequence[Trial], results_dir: Path, *, rule: str, draws: int, seeds: Sequence[int], output: Path
+) -> Conclusion:
+    """Choose among draws by their records, and write what was chosen, the table of the draws and figures."""
+    found = tried(trials, results_dir, rule)
+    best = choose(found)
+    values = tuned_values(rule, draws, seeds, (as_chosen(one, found) for one in best))
+    write_tuned(output, values)
+    table = draws_table(found, rule)
+    paths = {"tuned values": [output], "tables": []}
+    for ending, text in ((".md", markdown(table) + "\n"), (".csv", csv(table))):
+        path = results_dir / "tables" / f"tuning-{rule}{ending}"
+        write_atomically(path, encodable(text).encode("utf-8"))
+        paths["tables"].append(path)
+    runs = read_records(*sources(results_dir), shorten=shortened)[0]
+    complaints: list[str] = []
+    paths["figures"] = draw_tuning(found, runs, rule, results_dir / "figures", complaints)
+    chosen = {(one.trial.dataset, one.trial.method) for one in best}
+    pairs = dict.fromkeys((trial.dataset, trial.method) for trial in trials)
+    lacking = [f"{method} on {dataset}" for dataset, method in pairs if (dataset, method) not in chosen]
+    return Conclusion(found, values, table, paths, lacking, complaints)
+
+
+def draws_table(found: Sequence[Tried], rule: str) -> Table:
+    """A row a draw: what it was run as, what the rule went by, and the seconds of its runs."""
+    best = {id(one) for one in choose(found)}
+    rows, notes = [], []
+    for one in found:
+        trial, unit = one.trial, 1 if rule == "val_loss" else 100
+        value = NOTHING
+        if one.value is not None:
+            number = abs(one.value)
+            value = Entry(number, f"{unit * number:.{2 if unit == 100 else 4}f}", best=id(one) in best)
+        seconds = Entry(one.seconds, f"{one.seconds:.0f}")
+        row = [*words(trial.dataset, trial.method), count(trial.number), *words(trial.cells[0].method_title)]
+        rows.append([*row, value, seconds])
+        if one.reason:
+            notes.append(f"Draw {trial.number} of {trial.method} on {trial.dataset}: {one.reason}.")
+    n_seeds = max(len(one.trial.cells) for one in found)
+    labels = "with" if rule in USES_BIAS_LABELS else "without"
+    first = (
+        f"{measure(rule)}, of the epoch with the best, {labels} bias labels of validation; mean over {n_seeds} "
+        f"seed{'s' * (n_seeds > 1)}. Draw 0 is the method's defaults. In bold: chosen; of equals the earlier. "
+        f"{duration(sum(one.seconds for one in found))} of training in all. Nothing here was read from the test split."
+    )
+    columns = [DATASET, METHOD, Column("draw", "draw"), Column("run as", "run as", numeric=False)]
+    columns += [Column(rule, rule if rule == "val_loss" else f"{rule} (%)"), Column("seconds", "seconds")]
+    return Table(f"tuning-{rule}", f"Draws, chosen by {rule}", columns, rows, [first, *notes])
+
+
+def measure(rule: str) -> str:
+    """What a rule goes by, for people."""
+    words = SELECTION_RULES[rule].partition(";")[0].replace(" there", " on the biased validation split")
+    return words[0].upper() + words[1:]
+
+
+def draw_tuning(
+    found: Sequence[Tried], records: Iterable[Record], rule: str, folder: Path, complaints: list[str]
+) -> list[Path]:
+    """A figure a dataset: the draws of each method, and below them the runs with what was chosen, if there are any.
+
+    Args:
+        found: the draws. records: among them those of runs with tuned values.
+        rule: by which was chosen: its value is what is shown.
+        complaints: grows by what could not be drawn.
+    """
+    from debiasbench.report import figures
+
+    runs: dict[tuple[str, str], list[float]] = {}
+    for record in records:
+        cell = record.cell
+        if cell.tuned is None or cell.tuned.rule != rule or record.result is None:
+            continue
+        value = record.result.criterion(rule, headlines(cell.dataset))
+        if value is not None:
+            for title in {cell.dataset_title, cell.data_title}:
+                runs.setdefault((title, cell.method_title), []).append(abs(value))
+    best = {id(one) for one in choose(found)}
+    paths: list[Path] = []
+    datasets = dict.fromkeys(one.trial.dataset for one in found)
+    for dataset, name in file_names(datasets).items():
+        shown: dict[str, figures.Draws] = {}
+        for method in dict.fromkeys(one.trial.method for one in found if one.trial.dataset == dataset):
+            some = [one for one in found if (one.trial.dataset, one.trial.method) == (dataset, method)]
+            there = [one for one in some if one.value is not None]
+            if there:
+                shown[method] = figures.Draws(
+                    np.array([abs(one.value or 0.0) for one in there]),
+                    default=next((place for place, one in enumerate(there) if one.trial.number == 0), None),
+                    chosen=next(place for place, one in enumerate(there) if id(one) in best),
+                    runs=np.array(runs.get((dataset, with_values(method, {"tuned": rule})), [])),
+                )
+        if not shown:
+            continue
+        try:
+            paths += figures.tuning_figure(
+                shown, folder / f"tuning-{rule}-{name}", rule=rule, percent=rule != "val_loss",
+                title=f"Draws and seeds on {dataset}", order=list(dict.fromkeys(one.trial.method for one in found)),
+            )  # fmt: skip
+        except Exception as error:  # a figure never costs what was trained
+            complaints.append(f"tuning-{rule}-{name} could not be drawn: {type(error).__name__}: {error}")
+    return paths

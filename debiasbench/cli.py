@@ -164,6 +164,13 @@ def build_parser() -> argparse.ArgumentParser:
         "--select", nargs="+", metavar="R", default=["last"], help="selection rules of the comparison (default: last)"
     )
     report.add_argument(
+        "--beside",
+        type=to_path,
+        metavar="CSV",
+        help="published numbers for the comparison, marked as not measured here (columns: method, dataset, generator, "
+        "metric, mean, std, n, source)",
+    )
+    report.add_argument(
         "--strict",
         action="store_true",
         help="refuse tables that are not fit to be published, naming the cells and the commands that mend them; seal "
@@ -736,8 +743,8 @@ def report_command(options: argparse.Namespace) -> int:
             )
         print(bibtex(folder))
         return OK
-    shown = Shown(*(tuple(getattr(options, name) or ()) for name in ("methods", "datasets", "metrics")))
-    shown = replace(shown, select=tuple(options.select))
+    methods, datasets, metrics = (tuple(getattr(options, name) or ()) for name in ("methods", "datasets", "metrics"))
+    shown = Shown(methods, datasets, metrics, tuple(options.select), options.beside)
     report = make(folder, reference=options.reference, shown=shown, data_dir=_data_dir(options), strict=options.strict)
     _show_report(_console(), report)
     return FAILED if report.failed else OK
@@ -745,7 +752,7 @@ def report_command(options: argparse.Namespace) -> int:
 
 def _verify(options: argparse.Namespace) -> int:
     """Whether records are still those that a sealed table rests on."""
-    names = ("methods", "datasets", "metrics", "reference", "strict", "bibtex")
+    names = ("methods", "datasets", "metrics", "reference", "beside", "strict", "bibtex")
     beside = [f"--{name}" for name in names if getattr(options, name)]
     if beside:
         raise BenchmarkError(f"--verify looks at what its file says was shown: leave out {', '.join(beside)}.")

@@ -29,6 +29,7 @@ from debiasbench.parameters import suggestion
 from debiasbench.plain import encodable, from_plain
 from debiasbench.plugins import is_shipped, version_of
 from debiasbench.records import Record, read_records, sources, without_copies
+from debiasbench.report import beside
 from debiasbench.report.outcomes import outcome
 from debiasbench.report.page import page
 from debiasbench.report.published import cells as grid_cells
@@ -114,12 +115,16 @@ class Report:
 
 @dataclass(frozen=True)
 class Shown:
-    """What the comparison shows: its datasets and methods (titles; none: all), metrics (none: headlines), rules."""
+    """What the comparison shows: its datasets and methods (titles; none: all), metrics (none: headlines), rules.
+
+    `beside`: a CSV of published numbers that stand beside ours.
+    """
 
     methods: tuple[str, ...] = ()
     datasets: tuple[str, ...] = ()
     metrics: tuple[str, ...] = ()
     select: tuple[str, ...] = ("last",)
+    beside: Path | None = None
 
 
 def make(  # noqa: PLR0913 - the report's options
@@ -193,6 +198,8 @@ def make(  # noqa: PLR0913 - the report's options
         return Report([], {"report": [_write(results_dir / "report.html", html)]}, failed, complaints)
     full = to_frame(done)
     measures = _measures(full, shown)
+    accuracies = [name for name in full if name.startswith("acc_")]
+    others = beside.read(shown.beside, accuracies) if shown.beside else None
     if strict:
         found = _refusals(records, measures, full, saved, shown, given, reference)
         if found or complaints:
@@ -208,8 +215,11 @@ def make(  # noqa: PLR0913 - the report's options
     tables, tests = _compared(table, done, measures, reference)
     if tests is not None:
         paths["tests"] = [_write_csv(folder / "tests.csv", frame_csv(tests))]
-    comparison = tables[0]
     passed = [_sealed(done, tables, shown, reference or methods[0])] if strict else []
+    if others is not None and shown.beside:
+        tables[0], told = beside.with_published(tables[0], others, measures, done, shown.beside)
+        complaints += told
+    comparison = tables[0]
     drawn = draw(table, done, measures, results_dir / "figures", complaints) if figures else []
     for rule in dict.fromkeys(record.cell.tuned.rule for record in done if record.cell.tuned) if draws else ():
         found = tried_by(draws, rule)

@@ -171,6 +171,11 @@ def build_parser() -> argparse.ArgumentParser:
         "metric, mean, std, n, source)",
     )
     report.add_argument(
+        "--profile",
+        action="store_true",
+        help="how hard the benchmark is: table and figure over the conflict ratios that there are records of",
+    )
+    report.add_argument(
         "--strict",
         action="store_true",
         help="refuse tables that are not fit to be published, naming the cells and the commands that mend them; seal "
@@ -744,7 +749,7 @@ def report_command(options: argparse.Namespace) -> int:
         print(bibtex(folder))
         return OK
     methods, datasets, metrics = (tuple(getattr(options, name) or ()) for name in ("methods", "datasets", "metrics"))
-    shown = Shown(methods, datasets, metrics, tuple(options.select), options.beside)
+    shown = Shown(methods, datasets, metrics, tuple(options.select), options.beside, options.profile)
     report = make(folder, reference=options.reference, shown=shown, data_dir=_data_dir(options), strict=options.strict)
     _show_report(_console(), report)
     return FAILED if report.failed else OK
@@ -752,7 +757,7 @@ def report_command(options: argparse.Namespace) -> int:
 
 def _verify(options: argparse.Namespace) -> int:
     """Whether records are still those that a sealed table rests on."""
-    names = ("methods", "datasets", "metrics", "reference", "beside", "strict", "bibtex")
+    names = ("methods", "datasets", "metrics", "reference", "beside", "profile", "strict", "bibtex")
     beside = [f"--{name}" for name in names if getattr(options, name)]
     if beside:
         raise BenchmarkError(f"--verify looks at what its file says was shown: leave out {', '.join(beside)}.")

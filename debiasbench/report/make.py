@@ -29,7 +29,7 @@ from debiasbench.parameters import suggestion
 from debiasbench.plain import encodable, from_plain
 from debiasbench.plugins import is_shipped, version_of
 from debiasbench.records import Record, read_records, sources, without_copies
-from debiasbench.report import beside
+from debiasbench.report import beside, profile
 from debiasbench.report.outcomes import outcome
 from debiasbench.report.page import page
 from debiasbench.report.published import cells as grid_cells
@@ -117,7 +117,8 @@ class Report:
 class Shown:
     """What the comparison shows: its datasets and methods (titles; none: all), metrics (none: headlines), rules.
 
-    `beside`: a CSV of published numbers that stand beside ours.
+    `beside`: a CSV of published numbers that stand beside ours. `profile`: whether how hard a benchmark is, by conflict
+    ratio, is shown as well.
     """
 
     methods: tuple[str, ...] = ()
@@ -125,6 +126,7 @@ class Shown:
     metrics: tuple[str, ...] = ()
     select: tuple[str, ...] = ("last",)
     beside: Path | None = None
+    profile: bool = False
 
 
 def make(  # noqa: PLR0913 - the report's options
@@ -200,6 +202,7 @@ def make(  # noqa: PLR0913 - the report's options
     measures = _measures(full, shown)
     accuracies = [name for name in full if name.startswith("acc_")]
     others = beside.read(shown.beside, accuracies) if shown.beside else None
+    sweeps = profile.sweeps(done) if shown.profile else []
     if strict:
         found = _refusals(records, measures, full, saved, shown, given, reference)
         if found or complaints:
@@ -233,6 +236,13 @@ def make(  # noqa: PLR0913 - the report's options
         if ran.lines is not None:
             path = folder / f"{file_name(experiment.name)}.csv"
             paths["beside the paper"] = [_write_csv(path, frame_csv(ran.lines))]
+    if sweeps:
+        base = reference or methods[0]
+        shown_by_ratio, curves = profile.profile(table, sweeps, base)
+        tables.append(shown_by_ratio)
+        paths["profile"] = [_write_csv(folder / "profile.csv", [csv(shown_by_ratio)])]
+        if figures:
+            drawn += _draw_profile(curves, results_dir / "figures" / "profile", methods, base, complaints)
     complaints = list(dict.fromkeys([*complaints, *(_without_glyphs(done) if drawn else ())]))
     lines = [one.line for one in passed]
     paths["tables"] = [
@@ -488,11 +498,7 @@ def draw(
     paths: list[Path] = []
 
     def drawn(make: Callable[..., list[Path]], *given: Any, **options: Any) -> None:
-        stem = next(one for one in given if isinstance(one, Path))
-        try:
-            paths.extend(make(*given, **options))
-        except Exception as error:  # a figure never costs the report of what was trained
-            complaints.append(f"{stem.name} could not be drawn: {type(error).__name__}: {error}")
+        paths.extend(_drawn(make, *given, complaints=complaints, **options))
 
     methods = list(dict.fromkeys(table.method))
     for dataset, name in file_names(table.dataset).items():
@@ -516,6 +522,28 @@ def draw(
                 title=f"Average ranks over {test.n_datasets} datasets (p {p_value(test.p)})",
             )  # fmt: skip
     return paths
+
+
+def _drawn(make: Callable[..., list[Path]], *given: Any, complaints: list[str], **options: Any) -> list[Path]:
+    """The files of a figure; none, and a complaint, where it cannot be drawn."""
+    stem = next(one for one in given if isinstance(one, Path))
+    try:
+        return make(*given, **options)
+    except Exception as error:  # a figure never costs the report of what was trained
+        complaints.append(f"{stem.name} could not be drawn: {type(error).__name__}: {error}")
+        return []
+
+
+def _draw_profile(
+    curves: dict[str, profile.Curves], stem: Path, methods: list[str], reference: str, complaints: list[str]
+) -> list[Path]:
+    from debiasbench.report import figures
+
+    return _drawn(
+        figures.profile_figure, {title: one.methods for title, one in curves.items()},
+        {title: one.aligned for title, one in curves.items()}, stem, complaints=complaints, order=methods,
+        metrics={title: one.metric for title, one in curves.items()}, aligned_label=f"{reference}, aligned samples",
+    )  # fmt: skip
 
 
 def _without_glyphs(records: list[Record]) -> list[str]:

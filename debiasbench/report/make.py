@@ -193,8 +193,12 @@ def make(  # noqa: PLR0913 - the report's options
         )
     done = [record for record in records if record.done]
     failed = [record for record in records if not record.done]
+    check = functools.partial(
+        _check_strictly, records, saved=saved, shown=shown, complaints=complaints,
+        commands=_commands(given, shown, reference or known[0]),
+    )  # fmt: skip
     if strict and not done:
-        raise BenchmarkError(message(_refusals(records, [], None, saved, shown, given, reference), complaints))
+        check([], None)
     if not done:
         html = page("debiasbench", [], [], records, notes=complaints)
         return Report([], {"report": [_write(results_dir / "report.html", html)]}, failed, complaints)
@@ -204,9 +208,7 @@ def make(  # noqa: PLR0913 - the report's options
     others = beside.read(shown.beside, accuracies) if shown.beside else None
     sweeps = profile.sweeps(done) if shown.profile else []
     if strict:
-        found = _refusals(records, measures, full, saved, shown, given, reference)
-        if found or complaints:
-            raise BenchmarkError(message(found, complaints))
+        check(measures, full)
     for dataset in dict.fromkeys(full.dataset):
         runs(full, dataset, headline_of(full, dataset))  # refuses what must not be mixed
     folder = results_dir / "tables"
@@ -330,26 +332,35 @@ def _measures(table: pd.DataFrame, shown: Shown) -> list[Measure]:
 # ---- fit to be published --------------------------------------------------------------------------------------------
 
 
-def _refusals(
+def _check_strictly(
     records: list[Record],
     measures: list[Measure],
     table: pd.DataFrame | None,
+    *,
     saved: LastGrid,
     shown: Shown,
-    given: Path,
-    reference: str | None,
-) -> list[Refusal]:
-    """What keeps the tables from being published; `given`: the folder or archive, as the user named it."""
-    options: dict[str, Sequence[str]] = {name: getattr(shown, name) for name in ("methods", "datasets", "metrics")}
-    options["reference"] = [reference] if reference else []
-    words = [word for name, values in options.items() if values for word in (f"--{name}", *values)]
-    commands = Commands(_trained_into(given), ("debiasbench", "report", str(given), *words))
+    commands: Commands,
+    complaints: list[str],
+) -> None:
+    """Refuse tables that are not fit to be published.
+
+    Raises:
+        BenchmarkError: all that is wrong.
+    """
     try:
         asked = [cell for cell in saved.cells() if _chosen_names(cell, shown)]
+        found = refusals(records, measures, asked=asked, table=table, commands=commands)
     except BenchmarkError as error:
-        return [Refusal(f"The cells of the last run cannot be told here ({error}).")]
-    reference = reference or records[0].cell.method_title
-    return refusals(records, measures, reference=reference, asked=asked, table=table, commands=commands)
+        found = [Refusal(f"The cells of the last run cannot be told here ({error}).")]
+    if found or complaints:
+        raise BenchmarkError(message(found, complaints, commands))
+
+
+def _commands(given: Path, shown: Shown, reference: str) -> Commands:
+    """What mends a report on a folder or archive, as the user named it."""
+    options: dict[str, Sequence[str]] = {name: getattr(shown, name) for name in ("methods", "datasets", "metrics")}
+    words = [word for name, values in options.items() if values for word in (f"--{name}", *values)]
+    return Commands(_trained_into(given), ("debiasbench", "report", str(given), *words), reference)
 
 
 def _trained_into(given: Path) -> Path:

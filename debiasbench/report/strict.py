@@ -54,10 +54,17 @@ class Place:
 
 @dataclass(frozen=True)
 class Commands:
-    """Command lines for cells of a results folder. `report`: the words that made the report, without `--strict`."""
+    """Command lines for cells of a results folder.
+
+    Attributes:
+        results_dir: where more cells are trained.
+        report: the words that made the report, but for `--strict` and the reference.
+        reference: what the others are tested against.
+    """
 
     results_dir: Path
     report: tuple[str, ...]
+    reference: str
 
     def run(self, places: Iterable[Place], *more: str) -> tuple[str, ...]:
         """One `debiasbench run` for all cells of a dataset that have the same seeds."""
@@ -71,14 +78,18 @@ class Commands:
 
     def select(self, rule: str) -> str:
         """The report with another selection rule."""
-        return shlex.join([*self.report, "--strict", "--select", rule])
+        return f"{self.again} {shlex.join(['--select', rule])}"
+
+    @property
+    def again(self) -> str:
+        """The report."""
+        return shlex.join([*self.report, "--reference", self.reference, "--strict"])
 
 
 def refusals(
     records: Sequence[Record],
     measures: Sequence[Measure],
     *,
-    reference: str,
     asked: Iterable[Cell],
     table: pd.DataFrame | None,
     commands: Commands,
@@ -88,7 +99,6 @@ def refusals(
     Args:
         records: all that the report shows, done and failed.
         measures: its columns.
-        reference: what the others are tested against.
         asked: the cells of the last run that the report shows.
         table: of the finished records; None without any.
         commands: where cells are mended.
@@ -98,20 +108,24 @@ def refusals(
         *_failed(records, commands), *_missing(records, asked, commands), *_rules(measures, commands),
         *_without_value(done, measures, commands), *_budgets(done, commands), *_data(done, commands),
         *_not_published(done, commands), *_code(done, commands), *_machines(done, commands),
-        *_few_seeds(done, measures, reference, commands),
+        *_few_seeds(done, measures, commands),
     ]  # fmt: skip
     if found or table is None:
         return found
     return [Refusal(problem) for problem in _mixed(table, measures)]
 
 
-def message(found: Sequence[Refusal], complaints: Sequence[str]) -> str:
-    """All refusals as one text; `complaints`: of files that could not be read, and so may be cells."""
+def message(found: Sequence[Refusal], complaints: Sequence[str], commands: Commands) -> str:
+    """All refusals as one text; `complaints`: of files that could not be read, and so may be cells.
+
+    It ends with the same report: a run of a few cells changes what a report takes for the last grid and its reference.
+    """
     every = [*found, *(Refusal(f"A file could not be read: {complaint}") for complaint in complaints)]
     lines = ["This is not fit to be published (--methods and --datasets leave out what need not be in it):"]
     for one in every:
         lines.append(f"- {one.problem}")
         lines += [f"    {command}" for command in one.commands]
+    lines.append(f"Then: {commands.again}")
     return "\n".join(lines)
 
 
@@ -317,20 +331,18 @@ def _machine(kind: str, precision: str) -> str:
     return f"{kind or 'an unknown kind of device'} in {precision or 'an unknown precision'}"
 
 
-def _few_seeds(
-    done: Sequence[Record], measures: Sequence[Measure], reference: str, commands: Commands
-) -> Iterator[Refusal]:
+def _few_seeds(done: Sequence[Record], measures: Sequence[Measure], commands: Commands) -> Iterator[Refusal]:
     """Datasets with fewer runs a method than the sign-flip test needs at the level that the table corrects to."""
     by_dataset = dict(_by(done, lambda record: dataset_title(record.cell)))
     methods = {dataset: {record.cell.method_title for record in some} for dataset, some in by_dataset.items()}
-    n_comparisons = sum(len(methods[measure.dataset] - {reference}) for measure in measures)
+    n_comparisons = sum(len(methods[measure.dataset] - {commands.reference}) for measure in measures)
     if not n_comparisons:
         return
     level = LEVEL / n_comparisons
     needed = math.ceil(math.log2(n_comparisons / LEVEL))
     for dataset, records in by_dataset.items():
         n = len({(one.cell.seed, one.result.data.fingerprint) for one in records if one.result is not None})
-        if smallest_p(n) <= level or not methods[dataset] - {reference}:
+        if smallest_p(n) <= level or not methods[dataset] - {commands.reference}:
             continue
         seeds = sorted({record.cell.seed for record in records})
         drawings = max(1, n // len(seeds))

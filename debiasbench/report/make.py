@@ -8,7 +8,7 @@ import json
 import operator
 import types
 import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from debiasbench.plain import encodable, from_plain
 from debiasbench.plugins import is_shipped, version_of
 from debiasbench.records import Record, read_records, sources, without_copies
 from debiasbench.report import beside, profile
+from debiasbench.report.budgets import as_asked
 from debiasbench.report.outcomes import outcome
 from debiasbench.report.page import page
 from debiasbench.report.published import cells as grid_cells
@@ -170,13 +171,14 @@ def make(  # noqa: PLR0913 - the report's options
     if keep is None:  # what was asked for by name is shown, also where it was a draw
         draws = [record for record in records if record.cell.draw]
         records = [record for record in records if not record.cell.draw]
-        complaints += [f"{len(draws)} draws of a tuning, which are no results."] if draws else []
     if not records:
         raise BenchmarkError(
             f"In {results_dir} there are only draws of a tuning, which are no results: debiasbench tune has written "
             "their tables and figures. To run what was chosen: debiasbench run --tuned FILE."
         )
     saved = read_grid(results_dir, complaints) if keep is None else LastGrid()
+    unread = list(complaints)
+    complaints += [f"{len(draws)} draws of a tuning, which are no results."] if draws else []
     order = order or list(saved.order)
     experiment = experiment or saved.experiment
     rank = {title: index for index, title in enumerate(order)}
@@ -193,8 +195,9 @@ def make(  # noqa: PLR0913 - the report's options
         )
     done = [record for record in records if record.done]
     failed = [record for record in records if not record.done]
+    of_draws = {record.cell.method_title for record in draws if record.cell.draw and record.cell.draw.number}
     check = functools.partial(
-        _check_strictly, records, saved=saved, shown=shown, complaints=complaints,
+        _check_strictly, records, asked=functools.partial(saved.cells, of_draws), shown=shown, complaints=unread,
         commands=_commands(given, shown, reference or known[0]),
     )  # fmt: skip
     if strict and not done:
@@ -337,19 +340,19 @@ def _check_strictly(
     measures: list[Measure],
     table: pd.DataFrame | None,
     *,
-    saved: LastGrid,
+    asked: Callable[[], list[Cell]],
     shown: Shown,
     commands: Commands,
     complaints: list[str],
 ) -> None:
-    """Refuse tables that are not fit to be published.
+    """Refuse tables that are not fit to be published; `asked` gives the cells of the last run.
 
     Raises:
         BenchmarkError: all that is wrong.
     """
     try:
-        asked = [cell for cell in saved.cells() if _chosen_names(cell, shown)]
-        found = refusals(records, measures, asked=asked, table=table, commands=commands)
+        cells = [cell for cell in asked() if _chosen_names(cell, shown)]
+        found = refusals(records, measures, asked=cells, table=table, commands=commands)
     except BenchmarkError as error:
         found = [Refusal(f"The cells of the last run cannot be told here ({error}).")]
     if found or complaints:
@@ -358,9 +361,8 @@ def _check_strictly(
 
 def _commands(given: Path, shown: Shown, reference: str) -> Commands:
     """What mends a report on a folder or archive, as the user named it."""
-    options: dict[str, Sequence[str]] = {name: getattr(shown, name) for name in ("methods", "datasets", "metrics")}
-    words = [word for name, values in options.items() if values for word in (f"--{name}", *values)]
-    return Commands(_trained_into(given), ("debiasbench", "report", str(given), *words), reference)
+    options = {name: getattr(shown, name) for name in ("methods", "datasets", "metrics")}
+    return Commands(_trained_into(given), given, options, reference)
 
 
 def _trained_into(given: Path) -> Path:
@@ -396,7 +398,7 @@ def verify(file: Path, folder: Path | None = None) -> tuple[bool, list[str]]:
     rank = {title: index for index, title in enumerate(sealed.methods)}
     some = [
         record for record in without_copies(records)
-        if record.cell.method_title in rank and dataset_title(record.cell) in sealed.datasets
+        if not record.cell.draw and record.cell.method_title in rank and dataset_title(record.cell) in sealed.datasets
     ]  # fmt: skip
     some.sort(key=lambda record: rank[record.cell.method_title])
     lines = differences(sealed, some)
@@ -425,16 +427,20 @@ class LastGrid:
     experiment: Experiment | None = field(default=None, metadata={"written": False})
     asked: Experiment | None = field(default=None, metadata={"written": False})  # None: of a former version
 
-    def cells(self) -> list[Cell]:
-        """The cells that the last run was to train.
+    def cells(self, draws: Collection[str]) -> list[Cell]:
+        """The cells that the last run was to train; none where it was a tuning, some of whose draws have these titles.
 
         Raises:
             BenchmarkError: a method or dataset of it is not known here.
         """
-        if self.asked is None:
+        if self.asked is None or set(self.order) & set(draws):
             return []
-        methods = list(self.order) or self.asked.methods  # "all" was fewer then
-        return grid_cells(self.asked, methods, self.asked.datasets)
+        found = []
+        for title in self.order or self.asked.methods:  # "all" was fewer then
+            spec, by_tuning = as_asked(title)
+            cells = grid_cells(self.asked, [spec], self.asked.datasets)
+            found += [replace(cell, method_title=title) if by_tuning else cell for cell in cells]
+        return found
 
 
 def read_grid(results_dir: Path, complaints: list[str]) -> LastGrid:

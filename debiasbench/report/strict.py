@@ -26,10 +26,11 @@ from debiasbench.evaluation.selection import SELECTION_RULES, USES_BIAS_LABELS
 from debiasbench.grid import expand
 from debiasbench.plain import encodable, from_plain, to_plain
 from debiasbench.records import MOST_BYTES, Brief, Record, read_record
-from debiasbench.report.budgets import Budget, budget_of, tuned_values, untuned
+from debiasbench.report.budgets import Budget, as_asked, budget_of, declared, untuned
 from debiasbench.report.results import Measure, data_seed, dataset_title, runs
 from debiasbench.report.statistics import smallest_p
 from debiasbench.report.tables import MARKED, Table
+from debiasbench.tuning import with_values
 
 LEVEL = 0.05
 ORACLE = "test_oracle"  # an upper bound: never a result
@@ -58,23 +59,42 @@ class Commands:
 
     Attributes:
         results_dir: where more cells are trained.
-        report: the words that made the report, but for `--strict` and the reference.
+        folder: what the report is of.
+        shown: its options: methods, datasets, metrics.
         reference: what the others are tested against.
     """
 
     results_dir: Path
-    report: tuple[str, ...]
+    folder: Path
+    shown: Mapping[str, Sequence[str]]
     reference: str
 
     def run(self, places: Iterable[Place], *more: str) -> tuple[str, ...]:
         """One `debiasbench run` for all cells of a dataset that have the same seeds."""
-        return tuple(self.grid(*group, *more) for group in _grouped(places))
+        return tuple(command for group in _grouped(places) for command in self.grid(*group, *more))
 
-    def grid(self, methods: Sequence[str], datasets: Sequence[str], seeds: Sequence[int], *more: str) -> str:
-        """`debiasbench run` for methods x datasets x seeds."""
-        words = ["debiasbench", "run", "--methods", *methods, "--datasets", *datasets, "--seed-list", *map(str, seeds)]
-        words += [] if self.results_dir == Path("results") else ["--results-dir", str(self.results_dir)]
-        return shlex.join([*words, *more])
+    def grid(
+        self, methods: Sequence[str], datasets: Sequence[str], seeds: Sequence[int], *more: str
+    ) -> tuple[str, ...]:
+        """`debiasbench run` for methods x datasets x seeds; of those with tuned values one of its own."""
+        commands = []
+        for tuned in (False, True):
+            specs = [spec for spec, by_tuning in map(as_asked, methods) if by_tuning == tuned]
+            words = ["run", "--methods", *specs, "--datasets", *datasets, "--seed-list", *map(str, seeds)]
+            words += ["--tuned", str(self.results_dir / "tuned.toml")] if tuned else []
+            commands += [self._command(*words, *more)] if specs else []
+        return tuple(commands)
+
+    def tune(self, methods: Sequence[str], datasets: Sequence[str], budget: Budget) -> str:
+        """`debiasbench tune` with this budget: what is done of it is not trained again."""
+        numbers = "--draws", str(budget.draws), "--seeds", str(budget.seeds), "--rule", budget.rule
+        return self._command("tune", "--methods", *methods, "--datasets", *datasets, *numbers)
+
+    def _command(self, *words: str) -> str:
+        place = () if self.results_dir == Path("results") and words[0] == "run" else (
+            "--results-dir", str(self.results_dir)
+        )  # fmt: skip
+        return shlex.join(["debiasbench", *words, *place])
 
     def select(self, rule: str) -> str:
         """The report with another selection rule."""
@@ -83,7 +103,15 @@ class Commands:
     @property
     def again(self) -> str:
         """The report."""
-        return shlex.join([*self.report, "--reference", self.reference, "--strict"])
+        words = [word for name, values in self.shown.items() if values for word in (f"--{name}", *values)]
+        return shlex.join([
+            "debiasbench", "report", str(self.folder), *words, "--reference", self.reference, "--strict"
+        ])  # fmt: skip
+
+    def only(self, methods: Sequence[str]) -> str:
+        """The report of these methods."""
+        like = [method for method in methods if as_asked(method)[0] == as_asked(self.reference)[0]]
+        return replace(self, shown={**self.shown, "methods": methods}, reference=(like or methods)[0]).again
 
 
 def refusals(
@@ -207,7 +235,7 @@ def _missing(records: Sequence[Record], asked: Iterable[Cell], commands: Command
 def _declines(method: str, dataset: str) -> bool:
     """Whether a method does not run on a dataset: then it has no cell there."""
     try:
-        return not expand([method], [dataset], seeds=1).cells
+        return not expand([as_asked(method)[0]], [dataset], seeds=1).cells
     except BenchmarkError:  # not known here
         return False
 
@@ -245,25 +273,48 @@ def _has_value(record: Record, measure: Measure) -> bool:
 
 def _budgets(done: Sequence[Record], commands: Commands) -> Iterator[Refusal]:
     """Unequal tuning of the methods of a dataset; equal is no tuning at all, or as many draws by one rule."""
-    for _, records in _by(done, lambda record: dataset_title(record.cell)):
-        budgets: dict[Budget, list[Record]] = {}
-        for record in records:
-            budgets.setdefault(budget_of(record), []).append(record)
+    for dataset, records in _by(done, lambda record: dataset_title(record.cell)):
+        budgets = dict(_by(records, budget_of))
         if len(budgets) == 1 and next(iter(budgets)).draws is not None:
             continue
-        parts, lines = [], list[str]()
+        parts = []
         for budget, some in budgets.items():
             cells = {place_of(record.cell): record.cell for record in some}
             named = _named(replace(place, method=_with_values(cell)) for place, cell in cells.items())
             parts.append(f"{named}: {budget.words}")
+        by_draws = sorted((budget for budget in budgets if budget.draws), key=lambda one: -len(budgets[one]))
+        if by_draws:
+            advice, lines = _tuned_alike(dataset, records, budgets[by_draws[0]], by_draws[0], commands)
+        else:
+            cells = {place_of(record.cell): record.cell for record in records if declared(record.cell)}
             specs = {place: untuned(cell) for place, cell in cells.items()}
-            lines += commands.run(replace(place, method=spec) for place, spec in specs.items() if spec is not None)
-        advice = ", or compare them untuned: run what follows, and name those methods (--methods)" if lines else ""
-        yield Refusal(f"Unequal budgets. {'. '.join(parts)}. Give all of them equal draws{advice}.", tuple(lines))
+            lines = commands.run(replace(place, method=spec) for place, spec in specs.items() if spec is not None)
+            advice = (
+                "Give all of them equal draws (debiasbench tune)"
+                + (", or compare them untuned: run what follows, and name those methods (--methods)" if lines else "")
+            )  # fmt: skip
+        yield Refusal(f"Unequal budgets. {'. '.join(parts)}. {advice}.", lines)
+
+
+def _tuned_alike(
+    dataset: str, records: Sequence[Record], alike: Sequence[Record], budget: Budget, commands: Commands
+) -> tuple[str, tuple[str, ...]]:
+    """What gives every method of a dataset the budget that some have: advice, and commands."""
+    tuned = list(dict.fromkeys(record.cell.method_title for record in alike))
+    specs = list(dict.fromkeys(as_asked(record.cell.method_title)[0] for record in records))
+    lacking = [spec for spec in specs if spec not in [as_asked(title)[0] for title in tuned]]
+    if not lacking:
+        return "Of each there are runs with equal draws: show these alone", (commands.only(tuned),)
+    places = [place_of(record.cell) for record in records if as_asked(record.cell.method_title)[0] in lacking]
+    places = [replace(place, method=with_values(as_asked(place.method)[0], {"tuned": budget.rule})) for place in places]
+    return (
+        "Give all of them equal draws, run those that lack it, and show the tuned ones alone (--methods)",
+        (commands.tune(specs, [dataset], budget), *commands.run(dict.fromkeys(places))),
+    )
 
 
 def _with_values(cell: Cell) -> str:
-    values = ", ".join(f"{key} {value}" for key, value in tuned_values(cell).items())
+    values = ", ".join(f"{key} {value}" for key, value in declared(cell).items() if cell.tuned is None)
     return f"{cell.method_title} ({values})" if values else cell.method_title
 
 
@@ -353,7 +404,7 @@ def _few_seeds(done: Sequence[Record], measures: Sequence[Measure], commands: Co
         yield Refusal(
             f"Too few seeds: {_named(_places(records))}. {n} pairs of runs cannot reach p < {level:.2g} ({LEVEL:g} "
             f"over {n_comparisons} comparisons) in the sign-flip test, at best {smallest_p(n):.2g}; it takes {needed}.",
-            (commands.grid(order, titles, sorted([*seeds, *more])),),
+            commands.grid(order, titles, sorted([*seeds, *more])),
         )
 
 

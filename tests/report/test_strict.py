@@ -17,6 +17,8 @@ from debiasbench.records import EpochFacts, pack, read_records, record_path, wri
 from debiasbench.report import make as report
 from debiasbench.report import page
 from debiasbench.report.budgets import Budget, budget_of, untuned
+from debiasbench.tuned import Draw, Tuned
+from debiasbench.tuning import with_values
 
 METHODS = ["vanilla", "pgd", "disen"]
 DATASETS, OTHER = ["cmnist5k"], "cmnist5k:rho=0.05"
@@ -105,7 +107,7 @@ def test_a_good_folder_passes_and_its_tables_carry_the_digest(good, passed):
     assert seal["methods"] == METHODS
     assert seal["datasets"] == DATASETS
     assert seal["select"] == ["last"]
-    assert seal["budgets"] == {key: {"draws": 0, "rule": "", "bias_labels": False} for key in DATASETS}
+    assert seal["budgets"] == {key: {"draws": 0, "seeds": 0, "rule": "", "bias_labels": False} for key in DATASETS}
     assert seal["digest"] in passed.passed
     last = (good / "tables" / "comparison.md").read_text(encoding="utf-8").splitlines()[-1]
     assert f"digest {seal['digest']}" in last
@@ -380,8 +382,8 @@ def test_more_cells_are_trained_where_the_report_finds_them(copied, given, into)
     ("budget", "words"),
     [
         (Budget(), "not tuned"),
-        (Budget(16, "worst_class"), "16 draws by worst_class"),
-        (Budget(16, "group_val", bias_labels=True), "16 draws by group_val with bias labels"),
+        (Budget(16, 1, "worst_class"), "16 draws of 1 seed by worst_class"),
+        (Budget(16, 3, "group_val", bias_labels=True), "16 draws of 3 seeds by group_val with bias labels"),
         (Budget(None, bias_labels=True), "tuned with bias labels, draws not told"),
     ],
 )
@@ -389,22 +391,89 @@ def test_a_budget_is_told_in_words(budget, words):
     assert budget.words == words
 
 
-def test_equal_draws_are_equal_budgets_and_unequal_ones_are_not(copied, monkeypatch):
-    monkeypatch.setattr("debiasbench.report.strict.budget_of", lambda _: Budget(16, "worst_class"))
-    assert report.make(copied, figures=False, strict=True).passed
-    seal = json.loads((copied / "tables" / "strict.json").read_bytes())
-    assert seal["budgets"]["cmnist5k"] == {"draws": 16, "rule": "worst_class", "bias_labels": False}
-    shutil.rmtree(copied / "tables")
-    draws = {"vanilla": 16, "pgd": 16, "disen": 4}
-    monkeypatch.setattr(
-        "debiasbench.report.strict.budget_of", lambda one: Budget(draws[one.cell.method], "worst_class")
-    )
-    message = refused(copied)
+def as_tuned(cell, *, draws=16, rule="worst_class", number=3):
+    """The cell as `run --tuned` trains it."""
+    how = Tuned(rule, draws, (1000,), number)
+    return replace(cell, tuned=how, method_title=with_values(cell.method_title, {"tuned": rule}))
+
+
+def tuned_folder(folder, methods=METHODS, **options):
+    for cell in cells_of(methods):
+        stored(folder, record(as_tuned(cell, **options)))
+    return folder
+
+
+def test_equal_draws_are_equal_budgets(tmp_path):
+    """Also where their draws, which are no results, are in the folder."""
+    folder = tuned_folder(tmp_path)
+    for cell in cells_of(seeds=[1000]):
+        stored(folder, record(replace(cell, draw=Draw(cell.method_title, 0))))
+    titles = [f"{method}:tuned=worst_class" for method in METHODS]
+    write_grid(folder, Experiment("", METHODS, DATASETS, seeds=SEEDS), titles)
+    assert report.make(folder, figures=False, strict=True).passed
+    seal = json.loads((folder / "tables" / "strict.json").read_bytes())
+    assert seal["budgets"]["cmnist5k"] == {"draws": 16, "seeds": 1, "rule": "worst_class", "bias_labels": False}
+    assert set(seal["methods"]) == set(titles)
+    assert report.verify(folder / "tables" / "strict.json")[0]
+
+
+def test_a_method_with_fewer_draws_is_refused(tmp_path):
+    tuned_folder(tmp_path, ["vanilla", "pgd"])
+    tuned_folder(tmp_path, ["disen"], draws=4)
+    message = refused(tmp_path)
     assert (
-        "vanilla, pgd on cmnist5k, seeds 0 to 5: 16 draws by worst_class. disen on cmnist5k, seeds 0 to 5: 4 draws by"
-        in (message)
+        "pgd:tuned=worst_class, vanilla:tuned=worst_class on cmnist5k, seeds 0 to 5: 16 draws of 1 seed by" in message
     )
-    assert "Give all of them equal draws." in message
+    assert "disen:tuned=worst_class on cmnist5k, seeds 0 to 5: 4 draws of 1 seed by worst_class" in message
+    tune, run = map(shlex.split, commands_in(message))
+    options = cli.build_parser().parse_args(tune[1:])
+    assert (options.command, options.draws, options.seeds, options.rule) == ("tune", 16, 1, "worst_class")
+    assert sorted(options.methods) == sorted(METHODS)  # the file has what one command tunes
+    assert options.datasets == DATASETS
+    options = cli.build_parser().parse_args(run[1:])
+    assert options.methods == ["disen"]
+    assert options.tuned == tmp_path / "tuned.toml"
+    assert options.seed_list == SEEDS
+
+
+def test_untuned_runs_beside_tuned_ones_are_left_out(copied):
+    """As `tune` advises: what was chosen, and the defaults beside it."""
+    tuned_folder(copied)
+    message = refused(copied)
+    assert "vanilla, pgd, disen on cmnist5k, seeds 0 to 5: not tuned." in message
+    command = next(line for line in commands_in(message) if line.startswith("debiasbench report"))
+    options = cli.build_parser().parse_args(shlex.split(command)[1:])
+    assert set(options.methods) == {f"{method}:tuned=worst_class" for method in METHODS}
+    assert options.reference == "vanilla:tuned=worst_class"
+    shown = report.Shown(methods=tuple(options.methods))
+    assert report.make(copied, figures=False, strict=True, shown=shown, reference=options.reference).passed
+
+
+def test_methods_that_were_not_tuned_beside_others_are_tuned_by_the_command(copied):
+    tuned_folder(copied, ["vanilla"])
+    tune, run = (cli.build_parser().parse_args(shlex.split(line)[1:]) for line in commands_in(refused(copied))
+                 if "tune" in line)  # fmt: skip
+    assert sorted(tune.methods) == sorted(METHODS)
+    assert (sorted(run.methods), run.seed_list) == (["disen", "pgd"], SEEDS)
+
+
+def test_a_lost_run_with_tuned_values_is_made_by_its_file(tmp_path):
+    tuned_folder(tmp_path)
+    record_path(tmp_path, as_tuned(of("pgd"))).unlink()
+    message = refused(tmp_path)
+    assert "pgd:tuned=worst_class on cmnist5k, seed 2" in message
+    (command,) = commands_in(message)
+    options = cli.build_parser().parse_args(shlex.split(command)[1:])
+    assert (options.methods, options.seed_list) == (["pgd"], [2])
+    assert options.tuned == tmp_path / "tuned.toml"
+
+
+def test_a_tuning_that_was_run_last_is_no_grid_to_wait_for(copied):
+    """Its cells are draws; whether all are there is what `tune` says."""
+    (drawn,) = cells_of(["pgd:alpha=0.5"], seeds=[1000])
+    stored(copied, record(replace(drawn, draw=Draw("pgd", 1))))
+    write_grid(copied, Experiment("", METHODS, DATASETS, seeds=1), ["pgd", drawn.method_title])
+    assert report.make(copied, figures=False, strict=True).passed
 
 
 def test_a_tuned_method_says_so_and_how_it_is_written_untuned():

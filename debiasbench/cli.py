@@ -153,7 +153,7 @@ def build_parser() -> argparse.ArgumentParser:
     _places(tune, data=True, results=TUNING)
 
     report = commands.add_parser("report", help="tables and figures from records alone")
-    report.add_argument("folder", nargs="?", type=to_path, default=Path("results"), help="a results folder, or records")
+    report.add_argument("folder", nargs="?", type=to_path, help="a results folder, or records (default: results)")
     report.add_argument(
         "--reference", type=_text, metavar="M", help="test the others against this method (default: the first)"
     )
@@ -162,6 +162,30 @@ def build_parser() -> argparse.ArgumentParser:
     report.add_argument("--metrics", nargs="+", metavar="K", help="columns of the comparison (default: headlines)")
     report.add_argument(
         "--select", nargs="+", metavar="R", default=["last"], help="selection rules of the comparison (default: last)"
+    )
+    report.add_argument(
+        "--beside",
+        type=to_path,
+        metavar="CSV",
+        help="published numbers for the comparison, marked as not measured here (columns: method, dataset, generator, "
+        "metric, mean, std, n, source)",
+    )
+    report.add_argument(
+        "--profile",
+        action="store_true",
+        help="how hard the benchmark is: table and figure over the conflict ratios that there are records of",
+    )
+    report.add_argument(
+        "--strict",
+        action="store_true",
+        help="refuse tables that are not fit to be published, naming the cells and the commands that mend them; seal "
+        "what is",
+    )
+    report.add_argument(
+        "--verify",
+        type=to_path,
+        metavar="FILE",
+        help="hold records against a sealed table (tables/strict.json), and stop",
     )
     report.add_argument("--bibtex", action="store_true", help="print the references of what was used, and stop")
     _places(report, data=True)
@@ -679,6 +703,8 @@ def _show_report(console: PlainConsole, report: Report) -> None:
         text += f"\n  (traceback in {record.path})"
         console.print(text, style="red", soft_wrap=True)
     _show_paths(console, [], report.paths)
+    if report.passed:
+        console.print(report.passed, style="bold green", soft_wrap=True)
 
 
 def _show_paths(console: PlainConsole, complaints: Sequence[str], paths: dict[str, list[Path]]) -> None:
@@ -709,7 +735,10 @@ def _show_table(console: PlainConsole, table: Table) -> None:
 
 def report_command(options: argparse.Namespace) -> int:
     """Tables and figures again, from records."""
-    _check_there(options.folder)
+    if options.verify:
+        return _verify(options)
+    folder = options.folder or Path("results")
+    _check_there(folder)
     from debiasbench.report.make import Shown, bibtex, make
 
     if options.bibtex:
@@ -717,13 +746,28 @@ def report_command(options: argparse.Namespace) -> int:
             raise BenchmarkError(
                 "--bibtex covers all records of the folder: leave out --methods, --datasets, --reference."
             )
-        print(bibtex(options.folder))
+        print(bibtex(folder))
         return OK
-    shown = Shown(*(tuple(getattr(options, name) or ()) for name in ("methods", "datasets", "metrics")))
-    shown = replace(shown, select=tuple(options.select))
-    report = make(options.folder, reference=options.reference, shown=shown, data_dir=_data_dir(options))
+    methods, datasets, metrics = (tuple(getattr(options, name) or ()) for name in ("methods", "datasets", "metrics"))
+    shown = Shown(methods, datasets, metrics, tuple(options.select), options.beside, options.profile)
+    report = make(folder, reference=options.reference, shown=shown, data_dir=_data_dir(options), strict=options.strict)
     _show_report(_console(), report)
     return FAILED if report.failed else OK
+
+
+def _verify(options: argparse.Namespace) -> int:
+    """Whether records are still those that a sealed table rests on."""
+    names = ("methods", "datasets", "metrics", "reference", "beside", "profile", "strict", "bibtex")
+    beside = [f"--{name}" for name in names if getattr(options, name)]
+    if beside:
+        raise BenchmarkError(f"--verify looks at what its file says was shown: leave out {', '.join(beside)}.")
+    if options.folder:
+        _check_there(options.folder)
+    from debiasbench.report.make import verify
+
+    equal, lines = verify(options.verify, options.folder)
+    print(printable("\n".join(lines)))
+    return OK if equal else FAILED
 
 
 def list_command(options: argparse.Namespace) -> int:

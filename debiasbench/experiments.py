@@ -112,9 +112,12 @@ def read_experiment(name: str, *, smoke: bool = False) -> Experiment:
 
 
 def write_grid(results_dir: Path, asked: Experiment, methods: Sequence[str]) -> None:
-    """Keep what `debiasbench report` needs to show a grid as its run did; `methods` are titles, in order."""
+    """Keep what `debiasbench report` needs to show a grid as its run did, and to tell what of it has no record.
+
+    `methods` are titles, in order.
+    """
     shown = asdict(asked) if asked.paper or asked.show != "accuracy" else None
-    content = {"reference": asked.reference, "order": list(methods), "experiment": shown}
+    content = {"reference": asked.reference, "order": list(methods), "experiment": shown, "asked": asdict(asked)}
     write_atomically(results_dir / "grid.json", json.dumps(content).encode())
 
 

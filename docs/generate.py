@@ -1,20 +1,26 @@
-"""Write docs/methods.md from the methods themselves and the committed records: `python docs/generate.py`.
+"""Write what follows from the code: `python docs/generate.py`.
 
-A test compares the file with what this gives.
+docs/methods.md is made of the methods themselves and the committed records, docs/record.schema.json of the classes that
+records are read into. Tests compare the files with what this gives.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import re
 import statistics
+import types
+import typing
 from pathlib import Path
+from typing import Any
 
 from debiasbench.cell import Cell
 from debiasbench.grid import expand
 from debiasbench.methods import Method
 from debiasbench.methods import registry as methods
 from debiasbench.plugins import is_shipped
-from debiasbench.records import read_records
+from debiasbench.records import SCHEMA, Record, read_records
 
 DOCS = Path(__file__).parent
 DATASET, SEEDS = "cmnist5k", 3
@@ -99,5 +105,80 @@ def _fields(entry: str) -> list[tuple[str, str]]:
     return [(key.lower(), value) for key, value in found]
 
 
+# ---- the schema of records -------------------------------------------------------------------------------------------
+
+_FINITE = {"minimum": -1.7976931348623157e308, "maximum": 1.7976931348623157e308}
+_SIMPLE: dict[Any, dict[str, Any]] = {
+    str: {"type": "string"}, bool: {"type": "boolean"}, type(None): {"type": "null"},
+    int: {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1},
+    float: {"type": "number", **_FINITE}, Any: dict(_FINITE),
+}  # fmt: skip
+_NOT_EMPTY = {"minLength": 1}
+_INDEX = {**_SIMPLE[int], "minimum": 0}
+_LIMITS: dict[tuple[str, str], dict[str, Any]] = {  # what is asked of values beyond their types
+    ("Record", "hash"): {"pattern": "^[0-9a-f]{64}$"},
+    ("Cell", "seed"): {"minimum": 0},
+    **{("Cell", name): _NOT_EMPTY for name in ("method", "dataset", "method_title", "dataset_title")},
+    ("DataFacts", "fingerprint"): _NOT_EMPTY,
+    ("Result", "epochs"): {"minItems": 1},
+    ("Result", "selection"): {
+        "required": ["last"], "properties": {"last": _INDEX},
+        "additionalProperties": {**_INDEX, "type": ["integer", "null"]},
+    },
+    ("Provenance", "versions"): {"required": ["protocol"], "properties": {"protocol": _SIMPLE[int]}},
+}  # fmt: skip
+
+
+def record_schema() -> str:
+    """The JSON Schema of a record, as text."""
+    parts: dict[str, Any] = {}
+    _of(Record, parts)
+    record = parts.pop("Record")
+    record["properties"] = {"schema": {"const": SCHEMA}, "status": {"enum": ["done", "failed"]}} | record["properties"]
+    record["required"] = ["schema", "status", *record["required"]]
+    present, absent = {"type": "object"}, {"type": "null"}
+    whole = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": f"A record of debiasbench, schema {SCHEMA}",
+        **record,
+        "if": {"properties": {"status": {"const": "done"}}},
+        "then": {"required": ["result"], "properties": {"result": present, "failure": absent}},
+        "else": {"required": ["failure"], "properties": {"failure": present, "result": absent}},
+        "$defs": dict(sorted(parts.items())),
+    }
+    return json.dumps(whole, indent=1, ensure_ascii=False) + "\n"
+
+
+def _of(kind: Any, parts: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a type; `parts` grows by those of the dataclasses in it."""
+    if kind in _SIMPLE:
+        return dict(_SIMPLE[kind])
+    origin, of = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        options = [_of(one, parts) for one in of]
+        if all(one in _SIMPLE for one in of):
+            limits = {key: value for option in options for key, value in option.items() if key != "type"}
+            return {"type": [option["type"] for option in options], **limits}
+        return {"anyOf": options}
+    if origin is tuple:
+        return {"type": "array", "items": _of(of[0], parts)}
+    if origin is dict:
+        return {"type": "object", "additionalProperties": _of(of[1], parts)}
+    if kind.__name__ not in parts:
+        fields = [one for one in dataclasses.fields(kind) if one.metadata.get("written", True)]
+        hints = typing.get_type_hints(kind)
+        parts[kind.__name__] = {}  # its place, before those of its fields
+        parts[kind.__name__] |= {
+            "description": " ".join((kind.__doc__ or "").split("\n\n")[0].split()),
+            "type": "object",
+            "required": [one.name for one in fields if one.default is one.default_factory is dataclasses.MISSING],
+            "properties": {
+                one.name: _of(hints[one.name], parts) | _LIMITS.get((kind.__name__, one.name), {}) for one in fields
+            },
+        }
+    return {"$ref": f"#/$defs/{kind.__name__}"}
+
+
 if __name__ == "__main__":
     (DOCS / "methods.md").write_text(page(), encoding="utf-8")
+    (DOCS / "record.schema.json").write_text(record_schema(), encoding="utf-8")

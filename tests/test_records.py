@@ -5,6 +5,7 @@ import copy
 import errno
 import functools
 import html
+import importlib.util
 import json
 import math
 import os
@@ -15,6 +16,7 @@ import zipfile
 from dataclasses import replace
 from pathlib import Path
 
+import jsonschema
 import numpy as np
 import pytest
 import torch
@@ -577,6 +579,81 @@ def test_a_field_of_a_wrong_kind_is_one_complaint_that_names_it_and_its_cell_run
     assert n_damaged > (600 if done else 50)
     path.write_text(text_of(schema, done), encoding="utf-8")
     assert find_record(tmp_path, cell) == path
+
+
+# ---- the schema for others -----------------------------------------------------------------------------------------
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+@pytest.fixture(scope="module")
+def by_schema():
+    """What the committed schema refuses in a record: none, if it is one."""
+    schema = json.loads((DOCS / "record.schema.json").read_text(encoding="utf-8"))
+    jsonschema.Draft202012Validator.check_schema(schema)
+    return jsonschema.Draft202012Validator(schema)
+
+
+def test_the_schema_is_that_of_the_classes():
+    spec = importlib.util.spec_from_file_location("generate", DOCS / "generate.py")
+    generate = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generate)
+    assert (DOCS / "record.schema.json").read_text(encoding="utf-8") == generate.record_schema(), (
+        "python docs/generate.py"
+    )
+
+
+@pytest.mark.parametrize("done", [True, False])
+def test_a_record_passes_the_schema(by_schema, done):
+    written = json.loads(json.dumps(record_from_json(values_of(2, done)).to_json()))
+    assert list(by_schema.iter_errors(written)) == []
+    assert list(by_schema.iter_errors(values_of(2, done))) == []
+
+
+@pytest.mark.parametrize("kind", ["schema 2", "failure of schema 2"])
+def test_the_schema_refuses_what_the_reader_refuses_and_nothing_else(by_schema, kind):
+    """But for what is no JSON (nan, infinite) or no text (half a character), and older schemas."""
+    schema, fields = KINDS[kind]
+    done = fields is not OF_A_FAILURE
+    n_refused = 0
+    for field, allowed in fields.items():
+        for value_kind in VALUES.keys() - {"nan", "infinite", "half a character"}:
+            values = with_value(schema, done, field, VALUES[value_kind])
+            if values is None or (field, value_kind) == ("schema", "whole"):
+                continue
+            passes = by_schema.is_valid(values)
+            assert passes == (value_kind in allowed), (field, value_kind)
+            n_refused += not passes
+    assert n_refused > (450 if done else 30)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda values: values.update(status="broken"),
+        lambda values: values.update(hash="A" * 64),
+        lambda values: values.update(failure={"type": "E", "message": "m"}),
+        lambda values: values["result"].update(epochs=[]),
+        lambda values: values["result"]["selection"].update(val_loss=-1),
+        lambda values: values["provenance"].update(versions={"torch": "2"}),
+        lambda values: values["cell"].update(seed=2**63),
+        lambda values: values["result"]["epochs"][0]["test"].update(acc_avg="0.5"),
+    ],
+)
+def test_a_spoilt_record_fails_in_both(by_schema, spoil):
+    values = values_of(2)
+    spoil(values)
+    assert not by_schema.is_valid(values)
+    with pytest.raises(ValueError, match="record"):
+        record_from_json(values)
+
+
+def test_the_document_names_every_field_of_a_record():
+    schema = json.loads((DOCS / "record.schema.json").read_text(encoding="utf-8"))
+    text = (DOCS / "records.md").read_text(encoding="utf-8")
+    for part in (schema, *schema["$defs"].values()):
+        for name in part["properties"]:
+            assert f"`{name}`" in text, name
 
 
 def places_in(values):

@@ -527,6 +527,69 @@ def parameter_figure(
     return save(figure, stem)
 
 
+_GREY: dict[str, Any] = {"color": "0.45", "linestyle": (0, (4, 2)), "linewidth": 1}
+
+
+def _line(method: str, order: list[str]) -> dict[str, Any]:
+    """How the line of a method looks."""
+    colour, marker, dashes = look(method, order)
+    return {"color": colour, "marker": marker, "linestyle": (0, dashes), "markersize": 4, "linewidth": 1.2}
+
+
+@plainly
+def profile_figure(
+    curves: dict[str, dict[str, dict[float, np.ndarray]]],
+    aligned: dict[str, dict[float, np.ndarray]],
+    stem: Path,
+    *,
+    metrics: dict[str, str],
+    aligned_label: str,
+    order: list[str] | None = None,
+) -> list[Path]:
+    """Accuracies against the fraction of conflicting samples: a panel a dataset, a line a method.
+
+    The mean as a marker, the sample standard deviation as bars; no bar for a single run. Dashed in grey: the reference
+    on aligned samples. The fraction, in per cent, is on a logarithmic axis, on which 0 has no place.
+
+    Args:
+        curves: dataset -> method -> fraction of conflicting samples -> accuracies of the runs, fractions (n,).
+        aligned: dataset -> fraction of conflicting samples -> the same of the reference on aligned samples.
+        stem: path without an ending.
+        metrics: dataset -> name for its axis.
+        aligned_label: name of the grey line.
+        order: all methods of the report, for colours and markers.
+    """
+    from matplotlib.lines import Line2D
+
+    methods = list(dict.fromkeys(method for one in curves.values() for method in one))
+    figure, axes = new_figure(len(curves), 2.1)
+    for axis, (dataset, one) in zip(axes, curves.items(), strict=True):
+        ratios = sorted({ratio for values in one.values() for ratio in values if ratio > 0})
+        lines: list[tuple[dict[float, np.ndarray], dict[str, Any]]] = [(aligned.get(dataset, {}), _GREY)]
+        for method, values in one.items():
+            lines.append((values, _line(method, order or methods)))
+        for values, style in lines:
+            x = [ratio for ratio in sorted(values) if ratio > 0]
+            percents = [100 * values[ratio] for ratio in x]
+            spreads = [part.std(ddof=1) if len(part) > 1 else 0.0 for part in percents]
+            if x:  # bars of no height are none
+                axis.errorbar([100 * ratio for ratio in x], [part.mean() for part in percents], spreads,
+                              capsize=2, elinewidth=0.8, **style)  # fmt: skip
+        axis.set_xscale("log")
+        axis.set_xticks([100 * ratio for ratio in ratios], [f"{100 * ratio:g}" for ratio in ratios])
+        axis.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
+        axis.set_title(in_lines(dataset, 42), fontsize=7, loc="left", pad=3, parse_math=False)
+        axis.set_ylabel(in_lines(f"{metrics[dataset]} (%)", 30), fontsize=7, parse_math=False)
+        axis.grid(axis="y", color="0.9", linewidth=0.5)
+        axis.set_axisbelow(True)
+    axes[-1].set_xlabel("conflicting training samples (%)", fontsize=8)
+    handles = [Line2D([], [], label=method, **_line(method, order or methods)) for method in methods]
+    if any(aligned.values()):
+        handles.append(Line2D([], [], label=aligned_label, **_GREY))
+    legend(figure, handles, handle_length=2.5)
+    return save(figure, stem)
+
+
 @plainly
 def trials_histogram(
     values: dict[str, dict[str, np.ndarray]],

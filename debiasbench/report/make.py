@@ -8,7 +8,7 @@ import json
 import operator
 import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from debiasbench.cell import Cell
 from debiasbench.code import digest_of_plugin
 from debiasbench.drawing import lacking
 from debiasbench.errors import BenchmarkError
+from debiasbench.escaping import markdown_line
 from debiasbench.evaluation.selection import SELECTION_RULES
 from debiasbench.experiments import Experiment
 from debiasbench.files import atomic_file, file_name, file_names, write_atomically
@@ -28,8 +29,11 @@ from debiasbench.parameters import suggestion
 from debiasbench.plain import encodable, from_plain
 from debiasbench.plugins import is_shipped, version_of
 from debiasbench.records import Record, read_records, sources, without_copies
+from debiasbench.report import beside, profile
+from debiasbench.report.budgets import as_asked
 from debiasbench.report.outcomes import outcome
 from debiasbench.report.page import page
+from debiasbench.report.published import cells as grid_cells
 from debiasbench.report.results import (
     Measure,
     bias_knowing,
@@ -54,6 +58,19 @@ from debiasbench.report.sections import (
     tests_table,
 )
 from debiasbench.report.statistics import rank_test
+from debiasbench.report.strict import (
+    Commands,
+    Refusal,
+    Seal,
+    changed_tables,
+    differences,
+    message,
+    read_seal,
+    refusals,
+    seal,
+    shown_in,
+    write_seal,
+)
 from debiasbench.report.tables import (
     Column,
     Table,
@@ -79,12 +96,14 @@ class Report:
         paths: kind -> files.
         failed: records of cells that have no result.
         complaints: one for each file that was left out and each figure that could not be drawn.
+        passed: what is said below tables that are fit to be published, with their digest; "" where nobody asked.
     """
 
     tables: list[Table]
     paths: dict[str, list[Path]]
     failed: list[Record]
     complaints: list[str]
+    passed: str = ""
 
     def table(self, key: str) -> Table:
         """The table of this key.
@@ -97,12 +116,18 @@ class Report:
 
 @dataclass(frozen=True)
 class Shown:
-    """What the comparison shows: its datasets and methods (titles; none: all), metrics (none: headlines), rules."""
+    """What the comparison shows: its datasets and methods (titles; none: all), metrics (none: headlines), rules.
+
+    `beside`: a CSV of published numbers that stand beside ours. `profile`: whether how hard a benchmark is, by conflict
+    ratio, is shown as well.
+    """
 
     methods: tuple[str, ...] = ()
     datasets: tuple[str, ...] = ()
     metrics: tuple[str, ...] = ()
     select: tuple[str, ...] = ("last",)
+    beside: Path | None = None
+    profile: bool = False
 
 
 def make(  # noqa: PLR0913 - the report's options
@@ -115,6 +140,7 @@ def make(  # noqa: PLR0913 - the report's options
     shown: Shown | None = None,
     experiment: Experiment | None = None,
     data_dir: Path | None = None,
+    strict: bool = False,
 ) -> Report:
     """Read the records below `results_dir` and write tables, figures and `report.html` beside them.
 
@@ -127,11 +153,13 @@ def make(  # noqa: PLR0913 - the report's options
         shown: methods, datasets, metrics and selection rules of the comparison.
         experiment: whose table and figure are made as well, beside the paper's numbers.
         data_dir: for experiments that look at the data again.
+        strict: refuse what is not fit to be published (see `strict`), and seal what is in `tables/strict.json`.
 
     Raises:
-        BenchmarkError: no records; records that must not be mixed; a name that is not there.
+        BenchmarkError: no records; records that must not be mixed; a name that is not there; with `strict` all that
+            keeps the tables from being published, and nothing was written then.
     """
-    source = sources(existing(results_dir))
+    given, source = results_dir, sources(existing(results_dir))
     if results_dir.is_file():  # an archive: what is made of it goes into a folder of its name
         results_dir = results_dir.with_suffix("")
     shown = shown or Shown()
@@ -143,13 +171,14 @@ def make(  # noqa: PLR0913 - the report's options
     if keep is None:  # what was asked for by name is shown, also where it was a draw
         draws = [record for record in records if record.cell.draw]
         records = [record for record in records if not record.cell.draw]
-        complaints += [f"{len(draws)} draws of a tuning, which are no results."] if draws else []
     if not records:
         raise BenchmarkError(
             f"In {results_dir} there are only draws of a tuning, which are no results: debiasbench tune has written "
             "their tables and figures. To run what was chosen: debiasbench run --tuned FILE."
         )
     saved = read_grid(results_dir, complaints) if keep is None else LastGrid()
+    unread = list(complaints)
+    complaints += [f"{len(draws)} draws of a tuning, which are no results."] if draws else []
     order = order or list(saved.order)
     experiment = experiment or saved.experiment
     rank = {title: index for index, title in enumerate(order)}
@@ -166,11 +195,23 @@ def make(  # noqa: PLR0913 - the report's options
         )
     done = [record for record in records if record.done]
     failed = [record for record in records if not record.done]
+    of_draws = {record.cell.method_title for record in draws if record.cell.draw and record.cell.draw.number}
+    check = functools.partial(
+        _check_strictly, records, asked=functools.partial(saved.cells, of_draws), shown=shown, complaints=unread,
+        commands=_commands(given, shown, reference or known[0]),
+    )  # fmt: skip
+    if strict and not done:
+        check([], None)
     if not done:
         html = page("debiasbench", [], [], records, notes=complaints)
         return Report([], {"report": [_write(results_dir / "report.html", html)]}, failed, complaints)
     full = to_frame(done)
     measures = _measures(full, shown)
+    accuracies = [name for name in full if name.startswith("acc_")]
+    others = beside.read(shown.beside, accuracies) if shown.beside else None
+    sweeps = profile.sweeps(done) if shown.profile else []
+    if strict:
+        check(measures, full)
     for dataset in dict.fromkeys(full.dataset):
         runs(full, dataset, headline_of(full, dataset))  # refuses what must not be mixed
     folder = results_dir / "tables"
@@ -178,15 +219,14 @@ def make(  # noqa: PLR0913 - the report's options
     table = without_settings(full)  # of what follows, all asks for runs again and again
     del full
     paths: dict[str, list[Path]] = {"records": source}
-    tables = [comparison_table(table, done, measures)]
-    tables += [selection_table(table, dataset) for dataset in dict.fromkeys(table.dataset)]
-    tables += [part for part in (ranks_table(table, measures), identification_table(done)) if part]
     methods = list(dict.fromkeys(table.method))
-    if len(methods) > 1:
-        tests = compare_by(table, measures, reference=reference if reference in methods else None)
-        tables += [tests_table(tests)] if len(tests) else []
+    tables, tests = _compared(table, done, measures, reference)
+    if tests is not None:
         paths["tests"] = [_write_csv(folder / "tests.csv", frame_csv(tests))]
-    tables = [marked(one, bias_knowing(table)) for one in tables]
+    passed = [_sealed(done, tables, shown, reference or methods[0])] if strict else []
+    if others is not None and shown.beside:
+        tables[0], told = beside.with_published(tables[0], others, measures, done, shown.beside)
+        complaints += told
     comparison = tables[0]
     drawn = draw(table, done, measures, results_dir / "figures", complaints) if figures else []
     for rule in dict.fromkeys(record.cell.tuned.rule for record in done if record.cell.tuned) if draws else ():
@@ -201,19 +241,45 @@ def make(  # noqa: PLR0913 - the report's options
         if ran.lines is not None:
             path = folder / f"{file_name(experiment.name)}.csv"
             paths["beside the paper"] = [_write_csv(path, frame_csv(ran.lines))]
+    if sweeps:
+        base = reference or methods[0]
+        shown_by_ratio, curves = profile.profile(table, sweeps, base)
+        tables.append(shown_by_ratio)
+        paths["profile"] = [_write_csv(folder / "profile.csv", [csv(shown_by_ratio)])]
+        if figures:
+            drawn += _draw_profile(curves, results_dir / "figures" / "profile", methods, base, complaints)
     complaints = list(dict.fromkeys([*complaints, *(_without_glyphs(done) if drawn else ())]))
+    lines = [one.line for one in passed]
     paths["tables"] = [
-        _write(folder / "comparison.md", "\n\n".join(markdown(one) for one in tables) + "\n"),
-        _write(folder / "comparison.tex", latex_file(tables)),
+        _write(folder / "comparison.md", "\n\n".join([*map(markdown, tables), *map(markdown_line, lines)]) + "\n"),
+        _write(folder / "comparison.tex", "".join(f"% {line}\n" for line in lines) + latex_file(tables)),
         _write(folder / "document.tex", latex_document(tables, "comparison")),
         _write_csv(folder / "comparison.csv", [csv(comparison)]),
         results_csv,
     ]
+    for one in passed:
+        path = folder / "strict.json"
+        write_atomically(path, write_seal(one))
+        paths["strict"] = [path]
     if drawn:
         paths["figures"] = drawn
-    html = page("debiasbench", tables, drawn, records, notes=complaints)
+    html = page("debiasbench", tables, drawn, records, notes=[*lines, *complaints])
     paths["report"] = [_write(results_dir / "report.html", html)]
-    return Report(tables, paths, failed, complaints)
+    return Report(tables, paths, failed, complaints, passed[0].line if passed else "")
+
+
+def _compared(
+    table: pd.DataFrame, done: list[Record], measures: list[Measure], reference: str | None
+) -> tuple[list[Table], pd.DataFrame | None]:
+    """The tables of these records, the comparison first, and the tests in it; None for one method."""
+    tables = [comparison_table(table, done, measures)]
+    tables += [selection_table(table, dataset) for dataset in dict.fromkeys(table.dataset)]
+    tables += [part for part in (ranks_table(table, measures), identification_table(done)) if part]
+    methods, tests = list(dict.fromkeys(table.method)), None
+    if len(methods) > 1:
+        tests = compare_by(table, measures, reference=reference if reference in methods else None)
+        tables += [tests_table(tests)] if len(tests) else []
+    return [marked(one, bias_knowing(table)) for one in tables], tests
 
 
 def _chosen(records: list[Record], shown: Shown) -> list[Record]:
@@ -229,6 +295,12 @@ def _chosen(records: list[Record], shown: Shown) -> list[Record]:
         if wanted:
             records = [record for record in records if _names(record.cell, kind) & set(wanted)]
     return records
+
+
+def _chosen_names(cell: Cell, shown: Shown) -> bool:
+    """Whether a cell is of the methods and datasets that are shown."""
+    wanted = {"method": shown.methods, "dataset": shown.datasets}
+    return all(not names or bool(_names(cell, kind) & set(names)) for kind, names in wanted.items())
 
 
 def _names(cell: Cell, kind: str) -> set[str]:
@@ -260,6 +332,87 @@ def _measures(table: pd.DataFrame, shown: Shown) -> list[Measure]:
     return measures
 
 
+# ---- fit to be published --------------------------------------------------------------------------------------------
+
+
+def _check_strictly(
+    records: list[Record],
+    measures: list[Measure],
+    table: pd.DataFrame | None,
+    *,
+    asked: Callable[[], list[Cell]],
+    shown: Shown,
+    commands: Commands,
+    complaints: list[str],
+) -> None:
+    """Refuse tables that are not fit to be published; `asked` gives the cells of the last run.
+
+    Raises:
+        BenchmarkError: all that is wrong.
+    """
+    try:
+        cells = [cell for cell in asked() if _chosen_names(cell, shown)]
+        found = refusals(records, measures, asked=cells, table=table, commands=commands)
+    except BenchmarkError as error:
+        found = [Refusal(f"The cells of the last run cannot be told here ({error}).")]
+    if found or complaints:
+        raise BenchmarkError(message(found, complaints, commands))
+
+
+def _commands(given: Path, shown: Shown, reference: str) -> Commands:
+    """What mends a report on a folder or archive, as the user named it."""
+    options = {name: getattr(shown, name) for name in ("methods", "datasets", "metrics")}
+    return Commands(_trained_into(given), given, options, reference)
+
+
+def _trained_into(given: Path) -> Path:
+    """The results folder in which more cells are trained so that a report on `given` has them as well."""
+    for folder in (given, *given.parents):
+        if folder.stem == "records" and folder.suffix in ("", ".zip"):
+            return folder.parent
+    if given.is_file():
+        return given.parent
+    return given if sources(given) != [given] else given / "more"
+
+
+def _sealed(done: list[Record], tables: list[Table], shown: Shown, reference: str) -> Seal:
+    return seal(done, tables, reference=reference, metrics=shown.metrics, select=shown.select)
+
+
+def verify(file: Path, folder: Path | None = None) -> tuple[bool, list[str]]:
+    """Whether records are those that a sealed table rests on, and what is to be said of it.
+
+    Args:
+        file: `tables/strict.json` of a report that passed.
+        folder: of the records, or an archive of them; default: the results folder that the file is in.
+
+    Raises:
+        BenchmarkError: the file is none of that kind; there is no such folder.
+    """
+    sealed = read_seal(file)
+    if folder is None:
+        folder = file.absolute().parent.parent
+        archive = folder.with_name(f"{folder.name}.zip")  # what a report on an archive wrote is beside it
+        folder = archive if sources(folder) == [folder] and archive.is_file() else folder
+    records, complaints = read_records(*sources(existing(folder)), shorten=shortened)
+    rank = {title: index for index, title in enumerate(sealed.methods)}
+    some = [
+        record for record in without_copies(records)
+        if not record.cell.draw and record.cell.method_title in rank and dataset_title(record.cell) in sealed.datasets
+    ]  # fmt: skip
+    some.sort(key=lambda record: rank[record.cell.method_title])
+    lines = differences(sealed, some)
+    if not lines:
+        table = to_frame(some)
+        measures = _measures(table, Shown(metrics=sealed.metrics, select=sealed.select))
+        tables, _ = _compared(without_settings(table), some, measures, sealed.reference)
+        lines = changed_tables(sealed, shown_in(tables))
+    told = [*lines, *(f"not read: {complaint}" for complaint in complaints)]
+    if lines:
+        return False, [*told, f"Not what {file} was made of: digest {sealed.digest}, {folder}."]
+    return True, [*told, f"Equal: {len(sealed.records):,} records and the tables, digest {sealed.digest}."]
+
+
 # ---- the last grid ---------------------------------------------------------------------------------------------------
 
 MOST_BYTES = 2**20  # of grid.json: what is larger is none
@@ -272,6 +425,22 @@ class LastGrid:
     reference: str | None = None
     order: tuple[str, ...] = ()
     experiment: Experiment | None = field(default=None, metadata={"written": False})
+    asked: Experiment | None = field(default=None, metadata={"written": False})  # None: of a former version
+
+    def cells(self, draws: Collection[str]) -> list[Cell]:
+        """The cells that the last run was to train; none where it was a tuning, some of whose draws have these titles.
+
+        Raises:
+            BenchmarkError: a method or dataset of it is not known here.
+        """
+        if self.asked is None or set(self.order) & set(draws):
+            return []
+        found = []
+        for title in self.order or self.asked.methods:  # "all" was fewer then
+            spec, by_tuning = as_asked(title)
+            cells = grid_cells(self.asked, [spec], self.asked.datasets)
+            found += [replace(cell, method_title=title) if by_tuning else cell for cell in cells]
+        return found
 
 
 def read_grid(results_dir: Path, complaints: list[str]) -> LastGrid:
@@ -284,26 +453,27 @@ def read_grid(results_dir: Path, complaints: list[str]) -> LastGrid:
             raise ValueError("it is no plain file, or too large")
         content = json.loads(path.read_bytes().decode("utf-8-sig"))
         found: LastGrid = from_plain(LastGrid, content)
-        return replace(found, experiment=_experiment(content.get("experiment")))
+        experiment, asked = (_experiment(content.get(name), name) for name in ("experiment", "asked"))
+        return replace(found, experiment=experiment, asked=asked)
     except (OSError, ValueError, RecursionError) as error:
         why = "it is nested too deeply" if isinstance(error, RecursionError) else str(error).partition("\n")[0]
         complaints.append(f"{path}: {why}: reference and order of the last run are not known.")
         return LastGrid()
 
 
-def _experiment(plain: Any) -> Experiment | None:
-    """An experiment from its plain values; ValueError if they are none, or those of another version."""
+def _experiment(plain: Any, key: str) -> Experiment | None:
+    """An experiment from the plain values under a key; ValueError if they are none, or those of another version."""
     if plain is None:
         return None
     kinds = typing.get_type_hints(Experiment)
-    values: dict[str, Any] = from_plain(dict[str, Any], plain, "experiment")
-    strange = [key for key in values if key not in kinds]
-    lacking = [key for key in ("name", "methods", "datasets") if key not in values]
+    values: dict[str, Any] = from_plain(dict[str, Any], plain, key)
+    strange = [name for name in values if name not in kinds]
+    lacking = [name for name in ("name", "methods", "datasets") if name not in values]
     if strange or lacking:
-        raise ValueError(f"experiment has or lacks {', '.join([*strange, *lacking])}")
-    for key, value in values.items():
-        found = from_plain(_in_tuples(kinds[key]), value, f"experiment.{key}")
-        values[key] = list(found) if isinstance(found, tuple) else found
+        raise ValueError(f"{key} has or lacks {', '.join([*strange, *lacking])}")
+    for name, value in values.items():
+        found = from_plain(_in_tuples(kinds[name]), value, f"{key}.{name}")
+        values[name] = list(found) if isinstance(found, tuple) else found
     return Experiment(**values)
 
 
@@ -345,11 +515,7 @@ def draw(
     paths: list[Path] = []
 
     def drawn(make: Callable[..., list[Path]], *given: Any, **options: Any) -> None:
-        stem = next(one for one in given if isinstance(one, Path))
-        try:
-            paths.extend(make(*given, **options))
-        except Exception as error:  # a figure never costs the report of what was trained
-            complaints.append(f"{stem.name} could not be drawn: {type(error).__name__}: {error}")
+        paths.extend(_drawn(make, *given, complaints=complaints, **options))
 
     methods = list(dict.fromkeys(table.method))
     for dataset, name in file_names(table.dataset).items():
@@ -373,6 +539,28 @@ def draw(
                 title=f"Average ranks over {test.n_datasets} datasets (p {p_value(test.p)})",
             )  # fmt: skip
     return paths
+
+
+def _drawn(make: Callable[..., list[Path]], *given: Any, complaints: list[str], **options: Any) -> list[Path]:
+    """The files of a figure; none, and a complaint, where it cannot be drawn."""
+    stem = next(one for one in given if isinstance(one, Path))
+    try:
+        return make(*given, **options)
+    except Exception as error:  # a figure never costs the report of what was trained
+        complaints.append(f"{stem.name} could not be drawn: {type(error).__name__}: {error}")
+        return []
+
+
+def _draw_profile(
+    curves: dict[str, profile.Curves], stem: Path, methods: list[str], reference: str, complaints: list[str]
+) -> list[Path]:
+    from debiasbench.report import figures
+
+    return _drawn(
+        figures.profile_figure, {title: one.methods for title, one in curves.items()},
+        {title: one.aligned for title, one in curves.items()}, stem, complaints=complaints, order=methods,
+        metrics={title: one.metric for title, one in curves.items()}, aligned_label=f"{reference}, aligned samples",
+    )  # fmt: skip
 
 
 def _without_glyphs(records: list[Record]) -> list[str]:

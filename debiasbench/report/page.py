@@ -35,6 +35,7 @@ _FIGURES = {
     "figure3": "Traces of the inverse Fisher information of the final layer, a point a run",
     "figure10": "Histograms of the accuracies of many runs, a panel for each dataset",
     "theorem2": "The one-dimensional example of Theorem 2: the objective, and its minimum at h proportional to |g|",
+    "profile": "Accuracies by the fraction of conflicting training samples, a line a method; grey: on aligned samples",
     "ranks": "Average ranks of the methods; a bar joins those that cannot be told apart",
 }
 MOST_CELLS = 500  # that have a block each, and as many methods on a dataset that show their settings

@@ -11,6 +11,7 @@ from scipy import stats
 from debiasbench.evaluation.selection import SELECTION_RULES, USES_BIAS_LABELS
 from debiasbench.parameters import write_value
 from debiasbench.records import Record
+from debiasbench.report.budgets import declared
 from debiasbench.report.results import (
     Measure,
     data_seed,
@@ -198,8 +199,7 @@ def _recipe_notes(records: list[Record]) -> list[str]:
                 [f"{key} {write_value(values[key])}" for key in cls.search_space() if key in values] if cls else []
             )
             notes.append(f"{cell.method_title} on {cell.dataset_title}: {', '.join(searched)} ({cell.tuned.words}).")
-        tuned = cls.tuned.get(cell.dataset, {}) if cls else {}
-        used = ", ".join(f"{key} {value}" for key, value in tuned.items() if values.get(key) == value)
+        used = ", ".join(f"{key} {value}" for key, value in declared(cell).items())
         if used:
             notes.append(f"{cell.method_title} on {cell.dataset}: tuned with bias knowledge ({used}).")
         if cls and cls.needs_bias_labels:

@@ -225,6 +225,15 @@ def gap_interval(x: np.ndarray, y: np.ndarray, *, seed: int = 0) -> tuple[float,
     return float(result.low), float(result.high)
 
 
+def mean_interval(values: Numbers) -> tuple[float, float]:
+    """95 % interval of t of a mean; nan with fewer than two values or without any spread."""
+    if len(values) < 2 or _flat(values):
+        return NAN, NAN
+    mean, half = float(np.mean(values)), _deviation(values) / math.sqrt(len(values))
+    half *= float(stats.t.ppf(0.975, len(values) - 1))
+    return mean - half, mean + half
+
+
 def _resampled_means(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Means of N_RESAMPLES samples of as many values, drawn with replacement: as `stats.bootstrap` draws them."""
     n = len(values)

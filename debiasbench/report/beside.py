@@ -1,0 +1,117 @@
+"""Published numbers of others beside ours in the comparison, never as if they had been measured here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+
+from debiasbench.datasets import registry as datasets
+from debiasbench.errors import BenchmarkError
+from debiasbench.grid import dataset_from_spec
+from debiasbench.records import Record
+from debiasbench.report.published import NUMBERS, UNRELEASED, generator_of, read_numbers
+from debiasbench.report.results import Measure, dataset_title, headlines
+from debiasbench.report.tables import NOTHING, Entry, Table, count, words
+
+COLUMNS = (*NUMBERS, "source")
+UNIQUE = ("method", "dataset", "generator", "metric", "source")
+
+
+def read(path: Path, metrics: Iterable[str]) -> pd.DataFrame:
+    """The published numbers of a CSV with these columns; datasets by the titles that tables have.
+
+    Args:
+        path: a line a number: accuracies in per cent.
+        metrics: of the records; the headlines of every dataset are known as well.
+
+    Raises:
+        BenchmarkError: what is wrong with it, and in which lines.
+    """
+    known = sorted({*metrics, *(metric for name in datasets.classes() for metric in headlines(name))})
+    lines = read_numbers(path, COLUMNS, unique=UNIQUE, metrics=known)
+    titles, problems = [], []
+    for number, dataset in zip(lines.line, lines.dataset, strict=True):
+        try:
+            titles.append(_title(dataset))
+        except BenchmarkError as error:
+            problems.append(f"{path}, line {number}: {error}")
+    if problems:
+        raise BenchmarkError("\n".join(problems))
+    return lines.assign(dataset=titles)
+
+
+def _title(dataset: str) -> str:
+    """The title of a dataset that is known here, however it is written; that of another as it stands."""
+    if dataset.partition(":")[0] not in {**datasets.classes(), **datasets.aliases()}:
+        return dataset
+    return dataset_from_spec(dataset)[1]
+
+
+def with_published(
+    comparison: Table, lines: pd.DataFrame, measures: Sequence[Measure], records: Iterable[Record], path: Path
+) -> tuple[Table, list[str]]:
+    """The comparison with a row a method and source below ours, and what is to be complained of.
+
+    Args:
+        comparison: of `sections.comparison_table`: for each measure a column, and one of n.
+        lines: of `read`.
+        measures: of the comparison.
+        records: behind it, which tell the generators of our data.
+        path: of the file, for the notes.
+    """
+    shown = list(dict.fromkeys((one.dataset, one.metric) for one in measures))
+    here = lines[[pair in shown for pair in zip(lines.dataset, lines.metric, strict=True)]]
+    if not len(here):
+        columns = ", ".join(f"{dataset} {metric}" for dataset, metric in shown)
+        return comparison, [f"{path}: none of its numbers is of a dataset and metric that are shown: {columns}."]
+    ours: dict[str, set[str]] = {}
+    for record in records:
+        ours.setdefault(dataset_title(record.cell), set()).add(generator_of(record))
+    same = [
+        ours.get(dataset) == {generator} and generator != UNRELEASED
+        for dataset, generator in zip(here.dataset, here.generator, strict=True)
+    ]
+    here = here.assign(same=same)
+    sources = list(dict.fromkeys(here.source))
+    rows = []
+    for method, source in dict.fromkeys(zip(here.method, here.source, strict=True)):
+        some = here[(here.method == method) & (here.source == source)].sort_values("same", ascending=False)
+        row = words(f"{method}, published [{sources.index(source) + 1}]")
+        told = set()  # by which rule an epoch was selected is not: the first column of several rules has the number
+        for measure in measures:
+            pair = (measure.dataset, measure.metric)
+            place = some[(some.dataset == pair[0]) & (some.metric == pair[1])]
+            row += [NOTHING, NOTHING] if pair in told or place.empty else _entries(place)
+            told.add(pair)
+        rows.append(row)
+    listed = "; ".join(f"[{index}] {source}" for index, source in enumerate(sources, 1))
+    notes = [
+        f"published: not measured here, but numbers of others as {path.name} has them, never bold and in no rank or "
+        f"test: {listed}."
+    ]
+    if not all(same):
+        notes.append(
+            "A word before a published number is the generator of its data, where ours are by another one or it is not "
+            "known: different data under one name, whose numbers must not be compared."
+        )
+    if len(here) < len(lines):
+        notes.append(f"{len(lines) - len(here)} of {len(lines)} published numbers are of what is not shown here.")
+    return replace(comparison, rows=[*comparison.rows, *rows], notes=[*comparison.notes, *notes]), []
+
+
+def _entries(place: pd.DataFrame) -> list[Entry]:
+    """The numbers of one place, and n; as values only one that is of our generator."""
+    parts = []
+    for line in place.itertuples():
+        spread = "" if math.isnan(line.std) else f" ± {line.std:.2f}"
+        parts.append(f"{'' if line.same else f'{line.generator}: '}{line.mean:.2f}{spread}")
+    text, first = "; ".join(parts), place.iloc[0]
+    if not first["same"]:
+        return [Entry(None, text), NOTHING]
+    std = None if math.isnan(first["std"]) else first["std"] / 100
+    n = NOTHING if math.isnan(first["n"]) else count(int(first["n"]))
+    return [Entry(first["mean"] / 100, text, std=std), n]

@@ -1,0 +1,89 @@
+"""How the values of a run were chosen: what a fair comparison has equal for all methods."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from debiasbench.cell import Cell
+from debiasbench.evaluation.selection import USES_BIAS_LABELS
+from debiasbench.records import Record
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How the values of a method were chosen for a dataset, as far as a record tells.
+
+    Attributes:
+        draws: how many settings of its search space were compared; 0: none, its values are published ones or defaults;
+            None: some were, and how many is not told.
+        seeds: how many runs each of them had.
+        rule: the rule that chose among them; "" where nothing was chosen, or it is not told.
+        bias_labels: whether that rule used bias labels.
+    """
+
+    draws: int | None = 0
+    seeds: int = 0
+    rule: str = ""
+    bias_labels: bool = False
+
+    @property
+    def words(self) -> str:
+        """For people: `not tuned`, `tuned with bias labels, draws not told`, `16 draws of 1 seed by worst_class`."""
+        if self.draws == 0:
+            return "not tuned"
+        labels = " with bias labels" if self.bias_labels else ""
+        if self.draws is None:
+            return f"tuned{labels}, draws not told"
+        return f"{self.draws:,} draws of {self.seeds} seed{'s' * (self.seeds != 1)} by {self.rule}{labels}"
+
+
+def budget_of(record: Record) -> Budget:
+    """The budget of a record's method for its dataset: by its tuning, else by what its method declares as tuned."""
+    tuned = record.cell.tuned
+    if tuned is not None:
+        return Budget(tuned.draws, len(tuned.seeds), tuned.rule, tuned.rule in USES_BIAS_LABELS)
+    return Budget(None, bias_labels=True) if declared(record.cell) else Budget()
+
+
+def as_asked(title: str) -> tuple[str, bool]:
+    """A method's title as it is asked for, and whether its values were chosen by a tuning: `run --tuned` gives them."""
+    name, _, options = title.partition(":")
+    parts = options.split(",") if options else []
+    kept = [part for part in parts if not part.startswith("tuned=")]
+    return name + (":" + ",".join(kept) if kept else ""), len(kept) < len(parts)
+
+
+def declared(cell: Cell) -> dict[str, Any]:
+    """The values of a cell that its method declares as chosen with bias knowledge (`Method.tuned`).
+
+    Of methods known here.
+    """
+    from debiasbench.methods import registry
+
+    cls = registry.classes().get(cell.method)
+    values = {**cell.recipe, **cell.method_parameters}
+    tuned = cls.tuned.get(cell.dataset, {}) if cls else {}
+    return {key: value for key, value in tuned.items() if values.get(key) == value}
+
+
+def untuned(cell: Cell) -> str | None:
+    """The same method without tuned values, as it is written on the command line.
+
+    None where that cannot be written: they are its defaults as well, or are in its title.
+    """
+    from debiasbench.methods import registry
+    from debiasbench.parameters import split_spec, write_value
+    from debiasbench.plugins import defaults
+
+    own = defaults(registry.get(cell.method)[0])
+    changes: dict[str, str] = {}
+    for key, value in declared(cell).items():
+        if key in own and own[key] == value:
+            return None
+        changes |= {key: write_value(own[key])} if key in own else {"recipes": "shared"}
+    _, given = split_spec(cell.method_title)
+    if not changes or changes.keys() & given.keys():
+        return None
+    parts = [f"{key}={text}" for key, text in changes.items()]
+    return cell.method_title + ("," if given else ":") + ",".join(parts)

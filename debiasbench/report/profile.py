@@ -1,0 +1,164 @@
+"""How hard a benchmark is: whether plain training fails on it, and how far apart methods are, by conflict ratio."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from debiasbench.cell import Cell
+from debiasbench.errors import BenchmarkError
+from debiasbench.records import Record
+from debiasbench.report.results import bias_knowing, dataset_title, headline_of, runs
+from debiasbench.report.statistics import holm, mean_interval, pairwise_welch
+from debiasbench.report.tables import NOTHING, Column, Entry, Table, count, number, percent, words
+
+ALIGNED = "acc_aligned"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One dataset at several conflict ratios: its title without the ratio, and title -> ratio, the lowest first."""
+
+    title: str
+    ratios: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Curves:
+    """What a figure shows of a sweep: method -> ratio -> headline accuracies of its runs, fractions.
+
+    `aligned`: ratio -> accuracies of the reference on aligned samples, where they are known.
+    """
+
+    metric: str
+    methods: dict[str, dict[float, np.ndarray]]
+    aligned: dict[float, np.ndarray]
+
+
+def sweeps(records: Iterable[Record]) -> list[Sweep]:
+    """The datasets that have records at two or more conflict ratios, as their plug-ins tell these.
+
+    Raises:
+        BenchmarkError: there is none.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for cell in {dataset_title(record.cell): record.cell for record in records if record.done}.values():
+        told = _ratio_of(cell)
+        if told is not None:
+            family, ratio = told
+            found.setdefault(family, {})[dataset_title(cell)] = ratio
+    several = [
+        Sweep(family, dict(sorted(ratios.items(), key=lambda pair: pair[1])))
+        for family, ratios in found.items()
+        if len(set(ratios.values())) > 1
+    ]
+    if not several:
+        names = ", ".join(f"{title} ({100 * ratio:g} %)" for one in found.values() for title, ratio in one.items())
+        raise BenchmarkError(
+            "A profile needs records of one dataset at two conflict ratios or more. Ratios are known of: "
+            f"{names or 'none'}. For example: debiasbench run --methods vanilla pgd --datasets "
+            "'cmnist5k:rho=0.005|0.02|0.1|0.3'"
+        )
+    return several
+
+
+def _ratio_of(cell: Cell) -> tuple[str, float] | None:
+    """Title without the parameter that is the conflict ratio, and the ratio; None where it is not known here."""
+    try:
+        dataset = cell.build_dataset()
+        ratio = dataset.conflict_ratio
+    except (BenchmarkError, TypeError):  # a dataset, or parameters of it, that are not known here
+        return None
+    if ratio is None:
+        return None
+    own = {key for key, value in dataset.key().items() if type(value) is float and value == ratio}
+    name, _, options = dataset_title(cell).partition(":")
+    kept = [part for part in options.split(",") if part and part.partition("=")[0] not in own]
+    return name + (":" + ",".join(kept) if kept else ""), ratio
+
+
+def profile(table: pd.DataFrame, found: Sequence[Sweep], reference: str) -> tuple[Table, dict[str, Curves]]:
+    """The table of all sweeps, and what a figure shows of each.
+
+    Args:
+        table: of `to_frame`.
+        found: of `sweeps`.
+        reference: the title of the method that stands for plain training.
+    """
+    rows, curves = [], {}
+    for sweep in found:
+        metric = headline_of(table, next(iter(sweep.ratios)))
+        methods: dict[str, dict[float, np.ndarray]] = {}
+        aligned: dict[float, np.ndarray] = {}
+        for title, ratio in sweep.ratios.items():
+            values = _of_methods(runs(table, title, metric))
+            for method, some in values.items():
+                methods.setdefault(method, {})[ratio] = some
+            pairs = _with_aligned(table, title, metric, reference)
+            if len(pairs):
+                aligned[ratio] = pairs[:, 1]
+            rows.append([*words(sweep.title), Entry(ratio, f"{100 * ratio:g}"),
+                         *_failing(pairs), *_spread(values, bias_knowing(table))])  # fmt: skip
+        curves[sweep.title] = Curves(metric, methods, aligned)
+    columns = [
+        Column("dataset", "dataset", numeric=False), Column("ratio", "conflicts (%)"), Column("n", "n"),
+        Column(reference, f"{reference} (%)", spread=True), Column("aligned", "on aligned (%)", spread=True),
+        Column("shortfall", "shortfall"), Column("interval", "95 % interval"), Column("fails", "fails", numeric=False),
+        Column("best", "best", numeric=False), Column("range", "range"), Column("told apart", "told apart"),
+    ]  # fmt: skip
+    notes = [
+        f"Does {reference} fail? Its headline accuracy and that on aligned test samples (with several biases the mean "
+        "over them), last epoch, mean ± sample standard deviation over n runs. shortfall: by how many points the first "
+        "is lower, over the pairs of each run, with the 95 % interval of t; fails: whether all of that is above 0. How "
+        "far above says how much there is to win.",
+        "How far apart are methods? best: the highest mean; range: from the lowest to the highest mean, in points; "
+        "told apart: of all pairs of methods, those that Welch's one-sided test tells apart (Holm below .05 over both "
+        "directions of all pairs of the row). Methods that know the bias take no part in these.",
+    ]
+    return Table("profile", "How hard the benchmark is, by conflict ratio", columns, rows, notes), curves
+
+
+def _of_methods(chosen: pd.DataFrame) -> dict[str, np.ndarray]:
+    return {method: rows.value.to_numpy() for method, rows in chosen.groupby("method", sort=False)}
+
+
+def _with_aligned(table: pd.DataFrame, title: str, metric: str, method: str) -> np.ndarray:
+    """Headline and accuracy on aligned samples of each run of a method, float (n, 2)."""
+    run = ["seed", "fingerprint"]
+    parts = [name for name in table.columns if name == ALIGNED or name.startswith(f"{ALIGNED}.")]
+    found = [runs(table[table.method == method], title, name)[[*run, "value"]] for name in (metric, *parts)]
+    found = [one.set_index(run).value for one in found if len(one)]
+    if len(found) < 2:
+        return np.empty((0, 2))
+    joined = pd.concat(found, axis=1, join="inner").to_numpy(dtype=float)
+    return np.column_stack([joined[:, 0], joined[:, 1:].mean(axis=1)])
+
+
+def _failing(pairs: np.ndarray) -> list[Entry]:
+    """n, both accuracies, the shortfall, its interval, and whether that is above 0."""
+    if not len(pairs):
+        return [count(0), *[NOTHING] * 5]
+    n, shortfall = len(pairs), pairs[:, 1] - pairs[:, 0]
+    low, high = mean_interval(shortfall)
+    both = [percent(one.mean(), one.std(ddof=1) if n > 1 else 0.0, n) for one in pairs.T]
+    gap = float(shortfall.mean())
+    interval = NOTHING if low != low else Entry(low, f"{100 * low:+.1f} .. {100 * high:+.1f}")
+    fails = NOTHING if low != low else words("yes" if low > 0 else "not shown")[0]
+    return [count(n), *both, number(gap, lambda value: f"{100 * value:+.2f}"), interval, fails]
+
+
+def _spread(values: dict[str, np.ndarray], knowing: set[str]) -> list[Entry]:
+    """The best method, the range of means, and how many pairs a test tells apart."""
+    competing = {method: some for method, some in values.items() if method not in knowing and len(some)}
+    if len(competing) < 2:
+        return [*(words(*competing) or [NOTHING]), NOTHING, NOTHING]
+    means = {method: float(some.mean()) for method, some in competing.items()}
+    span = max(means.values()) - min(means.values())
+    p = pairwise_welch(list(competing.values()))
+    separable = (np.asarray(holm(p.ravel().tolist())) < 0.05).reshape(p.shape)
+    n_pairs, n_apart = len(competing) * (len(competing) - 1) // 2, int(separable.sum())
+    return [*words(max(means, key=means.__getitem__)), Entry(span, f"{100 * span:.2f}"),
+            Entry(n_apart, f"{n_apart} / {n_pairs}")]  # fmt: skip

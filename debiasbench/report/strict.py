@@ -1,0 +1,601 @@
+"""What a table must hold to be published, and the seal that says which records it rests on.
+
+`refusals` looks at records and tells all that is unequal or missing between the rows of a table, each with the command
+that mends it. What passes gets a `Seal`, which `differences` holds against records later, anybody's.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import math
+import shlex
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from debiasbench.about import __version__
+from debiasbench.cell import Cell
+from debiasbench.errors import BenchmarkError
+from debiasbench.evaluation.selection import SELECTION_RULES, USES_BIAS_LABELS
+from debiasbench.grid import expand
+from debiasbench.plain import encodable, from_plain, to_plain
+from debiasbench.records import MOST_BYTES, Brief, Record, read_record
+from debiasbench.report.budgets import Budget, as_asked, budget_of, declared, untuned
+from debiasbench.report.results import Measure, data_seed, dataset_title, runs
+from debiasbench.report.statistics import smallest_p
+from debiasbench.report.tables import MARKED, Table
+from debiasbench.tuning import with_values
+
+LEVEL = 0.05
+ORACLE = "test_oracle"  # an upper bound: never a result
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a table is not to be published: what is wrong in which cells, and commands that mend it."""
+
+    problem: str
+    commands: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, order=True)
+class Place:
+    """Where a cell stands: titles of its dataset (with the data seed) and method, and its training seed."""
+
+    dataset: str
+    method: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Commands:
+    """Command lines for cells of a results folder.
+
+    Attributes:
+        results_dir: where more cells are trained.
+        folder: what the report is of.
+        shown: its options: methods, datasets, metrics.
+        reference: what the others are tested against.
+    """
+
+    results_dir: Path
+    folder: Path
+    shown: Mapping[str, Sequence[str]]
+    reference: str
+
+    def run(self, places: Iterable[Place], *more: str) -> tuple[str, ...]:
+        """One `debiasbench run` for all cells of a dataset that have the same seeds."""
+        return tuple(command for group in _grouped(places) for command in self.grid(*group, *more))
+
+    def grid(
+        self, methods: Sequence[str], datasets: Sequence[str], seeds: Sequence[int], *more: str
+    ) -> tuple[str, ...]:
+        """`debiasbench run` for methods x datasets x seeds; of those with tuned values one of its own."""
+        commands = []
+        for tuned in (False, True):
+            specs = [spec for spec, by_tuning in map(as_asked, methods) if by_tuning == tuned]
+            words = ["run", "--methods", *specs, "--datasets", *datasets, "--seed-list", *map(str, seeds)]
+            words += ["--tuned", str(self.results_dir / "tuned.toml")] if tuned else []
+            commands += [self._command(*words, *more)] if specs else []
+        return tuple(commands)
+
+    def tune(self, methods: Sequence[str], datasets: Sequence[str], budget: Budget) -> str:
+        """`debiasbench tune` with this budget: what is done of it is not trained again."""
+        numbers = "--draws", str(budget.draws), "--seeds", str(budget.seeds), "--rule", budget.rule
+        return self._command("tune", "--methods", *methods, "--datasets", *datasets, *numbers)
+
+    def _command(self, *words: str) -> str:
+        place = () if self.results_dir == Path("results") and words[0] == "run" else (
+            "--results-dir", str(self.results_dir)
+        )  # fmt: skip
+        return shlex.join(["debiasbench", *words, *place])
+
+    def select(self, rule: str) -> str:
+        """The report with another selection rule."""
+        return f"{self.again} {shlex.join(['--select', rule])}"
+
+    @property
+    def again(self) -> str:
+        """The report."""
+        words = [word for name, values in self.shown.items() if values for word in (f"--{name}", *values)]
+        return shlex.join([
+            "debiasbench", "report", str(self.folder), *words, "--reference", self.reference, "--strict"
+        ])  # fmt: skip
+
+    def only(self, methods: Sequence[str]) -> str:
+        """The report of these methods."""
+        like = [method for method in methods if as_asked(method)[0] == as_asked(self.reference)[0]]
+        return replace(self, shown={**self.shown, "methods": methods}, reference=(like or methods)[0]).again
+
+
+def refusals(
+    records: Sequence[Record],
+    measures: Sequence[Measure],
+    *,
+    asked: Iterable[Cell],
+    table: pd.DataFrame | None,
+    commands: Commands,
+) -> list[Refusal]:
+    """All that keeps a table from being published; none where it may be.
+
+    Args:
+        records: all that the report shows, done and failed.
+        measures: its columns.
+        asked: the cells of the last run that the report shows.
+        table: of the finished records; None without any.
+        commands: where cells are mended.
+    """
+    done = [record for record in records if record.done]
+    found = [
+        *_failed(records, commands), *_missing(records, asked, commands), *_rules(measures, commands),
+        *_without_value(done, measures, commands), *_budgets(done, commands), *_data(done, commands),
+        *_not_published(done, commands), *_code(done, commands), *_machines(done, commands),
+        *_few_seeds(done, measures, commands),
+    ]  # fmt: skip
+    if found or table is None:
+        return found
+    return [Refusal(problem) for problem in _mixed(table, measures)]
+
+
+def message(found: Sequence[Refusal], complaints: Sequence[str], commands: Commands) -> str:
+    """All refusals as one text; `complaints`: of files that could not be read, and so may be cells.
+
+    It ends with the same report: a run of a few cells changes what a report takes for the last grid and its reference.
+    """
+    every = [*found, *(Refusal(f"A file could not be read: {complaint}") for complaint in complaints)]
+    lines = ["This is not fit to be published (--methods and --datasets leave out what need not be in it):"]
+    for one in every:
+        lines.append(f"- {one.problem}")
+        lines += [f"    {command}" for command in one.commands]
+    lines.append(f"Then: {commands.again}")
+    return "\n".join(lines)
+
+
+# ---- cells in words --------------------------------------------------------------------------------------------------
+
+
+def place_of(cell: Cell) -> Place:
+    """Where a cell stands."""
+    return Place(cell.dataset_title, cell.method_title, cell.seed)
+
+
+def _places(records: Iterable[Record]) -> list[Place]:
+    return list(dict.fromkeys(place_of(record.cell) for record in records))
+
+
+def _grouped(places: Iterable[Place]) -> Iterator[tuple[list[str], list[str], list[int]]]:
+    """Methods, datasets and seeds of grids that hold these cells and no others."""
+    seeds: dict[tuple[str, str], set[int]] = {}
+    for place in places:
+        seeds.setdefault((place.dataset, place.method), set()).add(place.seed)
+    methods: dict[tuple[str, tuple[int, ...]], list[str]] = {}
+    for (dataset, method), some in seeds.items():
+        methods.setdefault((dataset, tuple(sorted(some))), []).append(method)
+    for (dataset, chosen), names in methods.items():
+        yield names, [dataset], list(chosen)
+
+
+def _named(places: Iterable[Place]) -> str:
+    """`pgd, lff on cmnist5k, seeds 0 to 2; pgd on bar, seed 1`."""
+    return "; ".join(f"{', '.join(methods)} on {datasets[0]}, {_seeds(seeds)}"
+                     for methods, datasets, seeds in _grouped(places))  # fmt: skip
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    """`seed 4`, `seeds 0, 1`, `seeds 0 to 9, 12`."""
+    parts: list[list[int]] = []
+    for seed in seeds:
+        if parts and seed == parts[-1][-1] + 1:
+            parts[-1].append(seed)
+        else:
+            parts.append([seed])
+    texts = [f"{part[0]} to {part[-1]}" if len(part) > 2 else ", ".join(map(str, part)) for part in parts]
+    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(texts)}"
+
+
+# ---- what is looked at -----------------------------------------------------------------------------------------------
+
+
+def _failed(records: Iterable[Record], commands: Commands) -> Iterator[Refusal]:
+    by_cause: dict[str, list[Place]] = {}
+    for record in records:
+        if record.failure is not None:
+            cause = f"{record.failure.type}: {record.failure.message}".partition("\n")[0]
+            by_cause.setdefault(cause, []).append(place_of(record.cell))
+    for cause, places in by_cause.items():
+        yield Refusal(f"Failed: {_named(places)} ({cause}).", commands.run(places, "--rerun", "failed"))
+
+
+def _missing(records: Sequence[Record], asked: Iterable[Cell], commands: Commands) -> Iterator[Refusal]:
+    """Cells that others of the same dataset have, or that the last run was to train."""
+    there = set(_places(records))
+    methods = list(dict.fromkeys(record.cell.method_title for record in records))
+    having = {(dataset_title(record.cell), record.cell.method_title) for record in records}
+    declines = functools.cache(_declines)
+    others: dict[Place, None] = {}
+    for record in records:
+        own, dataset = place_of(record.cell), dataset_title(record.cell)
+        for method in methods:
+            place = replace(own, method=method)
+            if place not in there and ((dataset, method) in having or not declines(method, own.dataset)):
+                others[place] = None
+    if others:
+        yield Refusal(f"No record, while other methods have one: {_named(others)}.", commands.run(others))
+    waiting = [place for place in map(place_of, asked) if place not in there and place not in others]
+    if waiting:
+        yield Refusal(f"No record yet of what the last run was to train: {_named(waiting)}.", commands.run(waiting))
+
+
+def _declines(method: str, dataset: str) -> bool:
+    """Whether a method does not run on a dataset: then it has no cell there."""
+    try:
+        return not expand([as_asked(method)[0]], [dataset], seeds=1).cells
+    except BenchmarkError:  # not known here
+        return False
+
+
+def _rules(measures: Sequence[Measure], commands: Commands) -> Iterator[Refusal]:
+    rules = list(dict.fromkeys(measure.select for measure in measures))
+    if len(rules) > 1:
+        usable = [rule for rule in rules if rule not in USES_BIAS_LABELS] or ["last"]
+        yield Refusal(
+            f"Several selection rules ({', '.join(rules)}): a table has one, so that nobody picks the best of a run.",
+            tuple(map(commands.select, usable)),
+        )
+    if ORACLE in rules:
+        yield Refusal(f"The rule {ORACLE} is {SELECTION_RULES[ORACLE]}.", (commands.select("last"),))
+
+
+def _without_value(done: Sequence[Record], measures: Sequence[Measure], commands: Commands) -> Iterator[Refusal]:
+    for measure in measures:
+        lacking = [
+            place_of(record.cell) for record in done
+            if dataset_title(record.cell) == measure.dataset and not _has_value(record, measure)
+        ]  # fmt: skip
+        if lacking:
+            why = "its group is empty" if measure.select == "last" else "the rule cannot choose, or a group is empty"
+            yield Refusal(
+                f"No {measure.metric} by the rule {measure.select} ({why}): {_named(lacking)}.",
+                () if measure.select == "last" else (commands.select("last"),),
+            )
+
+
+def _has_value(record: Record, measure: Measure) -> bool:
+    selected = record.result.selected(measure.select) if record.result is not None else None
+    return selected is not None and measure.metric in selected.test
+
+
+def _budgets(done: Sequence[Record], commands: Commands) -> Iterator[Refusal]:
+    """Unequal tuning of the methods of a dataset; equal is no tuning at all, or as many draws by one rule."""
+    for dataset, records in _by(done, lambda record: dataset_title(record.cell)):
+        budgets = dict(_by(records, budget_of))
+        if len(budgets) == 1 and next(iter(budgets)).draws is not None:
+            continue
+        parts = []
+        for budget, some in budgets.items():
+            cells = {place_of(record.cell): record.cell for record in some}
+            named = _named(replace(place, method=_with_values(cell)) for place, cell in cells.items())
+            parts.append(f"{named}: {budget.words}")
+        by_draws = sorted((budget for budget in budgets if budget.draws), key=lambda one: -len(budgets[one]))
+        if by_draws:
+            advice, lines = _tuned_alike(dataset, records, budgets[by_draws[0]], by_draws[0], commands)
+        else:
+            cells = {place_of(record.cell): record.cell for record in records if declared(record.cell)}
+            specs = {place: untuned(cell) for place, cell in cells.items()}
+            lines = commands.run(replace(place, method=spec) for place, spec in specs.items() if spec is not None)
+            advice = (
+                "Give all of them equal draws (debiasbench tune)"
+                + (", or compare them untuned: run what follows, and name those methods (--methods)" if lines else "")
+            )  # fmt: skip
+        yield Refusal(f"Unequal budgets. {'. '.join(parts)}. {advice}.", lines)
+
+
+def _tuned_alike(
+    dataset: str, records: Sequence[Record], alike: Sequence[Record], budget: Budget, commands: Commands
+) -> tuple[str, tuple[str, ...]]:
+    """What gives every method of a dataset the budget that some have: advice, and commands."""
+    tuned = list(dict.fromkeys(record.cell.method_title for record in alike))
+    specs = list(dict.fromkeys(as_asked(record.cell.method_title)[0] for record in records))
+    lacking = [spec for spec in specs if spec not in [as_asked(title)[0] for title in tuned]]
+    if not lacking:
+        return "Of each there are runs with equal draws: show these alone", (commands.only(tuned),)
+    places = [place_of(record.cell) for record in records if as_asked(record.cell.method_title)[0] in lacking]
+    places = [replace(place, method=with_values(as_asked(place.method)[0], {"tuned": budget.rule})) for place in places]
+    return (
+        "Give all of them equal draws, run those that lack it, and show the tuned ones alone (--methods)",
+        (commands.tune(specs, [dataset], budget), *commands.run(dict.fromkeys(places))),
+    )
+
+
+def _with_values(cell: Cell) -> str:
+    values = ", ".join(f"{key} {value}" for key, value in declared(cell).items() if cell.tuned is None)
+    return f"{cell.method_title} ({values})" if values else cell.method_title
+
+
+def _data(done: Sequence[Record], commands: Commands) -> Iterator[Refusal]:
+    for (dataset, seed), records in _by(done, lambda one: (dataset_title(one.cell), data_seed(one.cell))):
+        odd, usual = _odd_ones(records, lambda one: one.result.data.fingerprint if one.result else "")
+        if odd:
+            prints = ", ".join(sorted({one.result.data.fingerprint[:12] for one in odd if one.result}))
+            yield Refusal(
+                f"Different data under one name, {dataset} with data seed {seed}: {_named(_places(odd))} (fingerprint "
+                f"{prints}; the others {usual[:12]}). What was not trained on the data that are there now is trained "
+                "again by:",
+                commands.run(_places(records)),
+            )
+
+
+def _not_published(done: Sequence[Record], commands: Commands) -> Iterator[Refusal]:
+    for dataset, records in _by(done, lambda record: dataset_title(record.cell)):
+        odd = [record for record in records if record.result is not None and not record.result.data.official]
+        for first in odd[:1]:
+            assert first.result is not None
+            data = first.result.data
+            counts = ", ".join(f"{split} {part.n:,}" for split, part in data.splits.items())
+            yield Refusal(
+                f"{MARKED} {dataset} is not the published data ({counts}): {_named(_places(odd))}. {data.note}".strip(),
+                (shlex.join(["debiasbench", "prepare", first.cell.dataset]), *commands.run(_places(odd))),
+            )
+
+
+def _code(done: Sequence[Record], commands: Commands) -> Iterator[Refusal]:
+    for method, records in _by(done, lambda record: record.cell.method_title):
+        digests = [(record.provenance.code or {}).get("method") for record in records]
+        if len(set(digests)) == 1 and digests[0] is not None:
+            continue
+        now = _code_now(records[0].cell)
+        known = Counter(digest for digest in digests if digest is not None)
+        wanted = now or (known.most_common(1)[0][0] if known else None)
+        odd = [record for record, digest in zip(records, digests, strict=True) if digest is None or digest != wanted]
+        what = "does not tell its code" if not known else "mixes, or does not tell, digests of its code"
+        yield Refusal(
+            f"The row of {method} {what}. Trained by other code than now, or untold: {_named(_places(odd))}.",
+            commands.run(_places(odd), "--rerun", "all"),
+        )
+
+
+def _code_now(cell: Cell) -> str | None:
+    try:
+        return cell.code()["method"]
+    except BenchmarkError:  # not known here
+        return None
+
+
+def _machines(done: Sequence[Record], commands: Commands) -> Iterator[Refusal]:
+    """Other kinds of device or precisions than most cells have: neither rows nor pairs of runs are alike then."""
+    odd, usual = _odd_ones(done, lambda record: (record.device_kind, record.precision))
+    if odd or (done and not all(usual)):
+        places = _places(odd or done)
+        machines = sorted({_machine(record.device_kind, record.precision) for record in odd or done})
+        told = f"{_named(places)} ran on {', '.join(machines)}" + (f", the others on {_machine(*usual)}" if odd else "")
+        more = ("--device", usual[0]) if usual[0] else ()
+        yield Refusal(f"Not one kind of device and precision: {told}.", commands.run(places, "--rerun", "all", *more))
+
+
+def _machine(kind: str, precision: str) -> str:
+    return f"{kind or 'an unknown kind of device'} in {precision or 'an unknown precision'}"
+
+
+def _few_seeds(done: Sequence[Record], measures: Sequence[Measure], commands: Commands) -> Iterator[Refusal]:
+    """Datasets with fewer runs a method than the sign-flip test needs at the level that the table corrects to."""
+    by_dataset = dict(_by(done, lambda record: dataset_title(record.cell)))
+    methods = {dataset: {record.cell.method_title for record in some} for dataset, some in by_dataset.items()}
+    n_comparisons = sum(len(methods[measure.dataset] - {commands.reference}) for measure in measures)
+    if not n_comparisons:
+        return
+    level = LEVEL / n_comparisons
+    needed = math.ceil(math.log2(n_comparisons / LEVEL))
+    for dataset, records in by_dataset.items():
+        n = len({(one.cell.seed, one.result.data.fingerprint) for one in records if one.result is not None})
+        if smallest_p(n) <= level or not methods[dataset] - {commands.reference}:
+            continue
+        seeds = sorted({record.cell.seed for record in records})
+        drawings = max(1, n // len(seeds))
+        free = (seed for seed in range(needed + max(seeds)) if seed not in seeds)
+        more = [next(free) for _ in range(math.ceil(needed / drawings) - len(seeds))]
+        order = list(dict.fromkeys(record.cell.method_title for record in records))
+        titles = list(dict.fromkeys(record.cell.dataset_title for record in records))
+        yield Refusal(
+            f"Too few seeds: {_named(_places(records))}. {n} pairs of runs cannot reach p < {level:.2g} ({LEVEL:g} "
+            f"over {n_comparisons} comparisons) in the sign-flip test, at best {smallest_p(n):.2g}; it takes {needed}.",
+            commands.grid(order, titles, sorted([*seeds, *more])),
+        )
+
+
+def _mixed(table: pd.DataFrame, measures: Sequence[Measure]) -> Iterator[str]:
+    """What no report puts into one table (versions, settings under one title, runs made twice), as it tells it."""
+    for measure in measures:
+        try:
+            runs(table, measure.dataset, measure.metric, select=measure.select)
+        except BenchmarkError as error:
+            yield str(error)
+
+
+def _by(records: Iterable[Record], key: Callable[[Record], Any]) -> list[tuple[Any, list[Record]]]:
+    groups: dict[Any, list[Record]] = {}
+    for record in records:
+        groups.setdefault(key(record), []).append(record)
+    return list(groups.items())
+
+
+def _odd_ones(records: Sequence[Record], value: Callable[[Record], Any]) -> tuple[list[Record], Any]:
+    """The records whose value is not that of most of them, and that of most; of equally many, of the first."""
+    values = [value(record) for record in records]
+    usual = Counter(values).most_common(1)[0][0] if values else None
+    return [record for record, one in zip(records, values, strict=True) if one != usual], usual
+
+
+# ---- the seal --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sealed:
+    """A record that a table rests on: what its cell is called, and the digest of what must come out equal."""
+
+    title: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Seal:
+    """What a table was that passed, as a file.
+
+    Attributes:
+        suite: version that made it.
+        reference, methods, datasets, metrics, select: what was shown; methods in order, by title.
+        budgets: dataset -> that of all its methods.
+        records: hash of a cell -> its record.
+        tables: key -> rows as they were shown, the headings first.
+        digest: SHA-256 of all others.
+    """
+
+    suite: str
+    reference: str
+    methods: tuple[str, ...]
+    datasets: tuple[str, ...]
+    metrics: tuple[str, ...]
+    select: tuple[str, ...]
+    budgets: dict[str, Budget]
+    records: dict[str, Sealed]
+    tables: dict[str, tuple[tuple[str, ...], ...]]
+    digest: str = ""
+
+    def content(self) -> str:
+        """The digest of what is in it, which `digest` must be."""
+        plain = to_plain(replace(self, digest=""))
+        return hashlib.sha256(_canonical(plain)).hexdigest()
+
+    @property
+    def line(self) -> str:
+        """What is written below the tables."""
+        n = len(self.records)
+        return (
+            f"Passed `debiasbench report --strict`: {n:,} record{'s' if n != 1 else ''}, digest {self.digest}. To "
+            "check the records against it: debiasbench report --verify tables/strict.json."
+        )
+
+
+def _canonical(plain: Any) -> bytes:
+    return json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()
+
+
+def seal(
+    records: Sequence[Record],
+    tables: Sequence[Table],
+    *,
+    reference: str,
+    metrics: Sequence[str],
+    select: Sequence[str],
+) -> Seal:
+    """The seal of tables that were made of these finished records."""
+    titles = dict.fromkeys(dataset_title(record.cell) for record in records)
+    found = Seal(
+        suite=__version__,
+        reference=reference,
+        methods=tuple(dict.fromkeys(record.cell.method_title for record in records)),
+        datasets=tuple(titles),
+        metrics=tuple(metrics),
+        select=tuple(select),
+        budgets={dataset_title(record.cell): budget_of(record) for record in records},
+        records={record.hash: Sealed(record.cell.title, digest_of(record)) for record in records},
+        tables=shown_in(tables),
+    )
+    return replace(found, digest=found.content())
+
+
+def shown_in(tables: Sequence[Table]) -> dict[str, tuple[tuple[str, ...], ...]]:
+    """What tables show, by their keys; whole characters only, as a file has them."""
+    return {
+        encodable(table.key): tuple(
+            tuple(map(encodable, row))
+            for row in ([column.heading for column in table.columns],
+                        *([entry.shown for entry in row] for row in table.rows))
+        )
+        for table in tables
+    }  # fmt: skip
+
+
+def digest_of(record: Record) -> str:
+    """SHA-256 of what a table rests on: the cell, its result, and by what code and kind of machine it was made.
+
+    Where, when and how long it ran, and whether its networks were saved, say nothing of it: a cell that is trained
+    again to the same result has the same digest.
+    """
+    whole = read_record(record.path) if isinstance(record, Brief) and record.path else record
+    result = whole.result and replace(whole.result, weights=None)
+    content = {
+        "hash": whole.hash, "cell": whole.cell.to_record(), "protocol": whole.provenance.protocol, "result": result,
+        "code": whole.provenance.code, "device_kind": whole.device_kind, "precision": whole.precision,
+    }  # fmt: skip
+    return hashlib.sha256(_canonical(to_plain(content))).hexdigest()
+
+
+def write_seal(found: Seal) -> bytes:
+    """The file of a seal."""
+    return (json.dumps(to_plain(found), indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def read_seal(path: Path) -> Seal:
+    """A seal from its file.
+
+    Raises:
+        BenchmarkError: it cannot be read, or is none.
+    """
+    try:
+        if path.is_file() and path.stat().st_size > MOST_BYTES:
+            raise ValueError("it is too large")
+        found: Seal = from_plain(Seal, json.loads(path.read_bytes().decode("utf-8-sig")))
+        return found
+    except (OSError, ValueError, RecursionError) as error:
+        text = error.strerror if isinstance(error, OSError) and error.strerror else str(error).partition("\n")[0]
+        text = "it is nested too deeply" if isinstance(error, RecursionError) else text
+        raise BenchmarkError(
+            f"{path} is no file that `debiasbench report --strict` wrote (tables/strict.json of a results folder): "
+            f"{text}."
+        ) from None
+
+
+def differences(found: Seal, records: Sequence[Record]) -> list[str]:
+    """How records differ from those that a seal rests on, a line each: changed, missing, additional; none if equal.
+
+    Args:
+        found: the seal.
+        records: of the methods and datasets that it shows.
+    """
+    lines = []
+    if found.digest != found.content():
+        lines.append("edited: the file was changed after it was written, as its digest is not that of its content")
+    of_cell: dict[str, list[Record]] = {}
+    for record in records:
+        of_cell.setdefault(record.hash, []).append(record)
+    for name, sealed in found.records.items():
+        some = of_cell.pop(name, [])
+        equal = next((record for record in some if record.done and digest_of(record) == sealed.sha256), None)
+        extra = [record for record in some if record is not equal]
+        if not some:
+            lines.append(f"missing: {sealed.title}")
+        elif equal is None:
+            lines += [f"changed: {sealed.title} ({_why(record)})" for record in some]
+        else:
+            lines += [f"additional: {sealed.title}, once more ({record.path})" for record in extra]
+    lines += [f"additional: {record.cell.title} ({record.path})" for some in of_cell.values() for record in some]
+    return lines
+
+
+def _why(record: Record) -> str:
+    return f"{record.path}" if record.done else f"it failed: {record.path}"
+
+
+def changed_tables(found: Seal, tables: Mapping[str, tuple[tuple[str, ...], ...]]) -> list[str]:
+    """Tables that come out otherwise now, of equal records: a line each."""
+    return [
+        f"otherwise: the table '{key}' comes out otherwise than by version {found.suite}, which sealed it"
+        for key, rows in found.tables.items()
+        if tables.get(key) != rows
+    ]

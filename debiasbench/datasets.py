@@ -17,7 +17,7 @@ from debiasbench.files import is_ignored, to_path
 from debiasbench.parameters import Parameters, above, at_least, between, one_of
 from debiasbench.plugins import Registry, folders
 from debiasbench.recipe import Recipe
-from debiasbench.samples import Samples, Splits
+from debiasbench.samples import INPUTS, Samples, Splits
 
 __all__ = ["Dataset", "NeededFile", "Recipe", "above", "at_least", "between", "one_of", "registry"]
 
@@ -49,7 +49,7 @@ class Dataset(Parameters, ABC):
     aliases: ClassVar[dict[str, dict[str, Any]]] = {}
     presets: ClassVar[dict[str, dict[str, Any]]] = {}  # {preset: {parameter: value, "recipe": {...}}}
     recipe: ClassVar[Recipe] = Recipe()
-    input: ClassVar[str] = "images"  # or "text"
+    input: ClassVar[str] = "images"  # or "text", or "features"
     defines_conflicts: ClassVar[bool] = True  # False: no value of the bias belongs to a label
     group_names: ClassVar[tuple[str, ...]] = ()  # of evaluation groups that overlap (`Samples.groups`)
     headline: ClassVar[tuple[str, ...]] = ("acc_avg",)
@@ -147,7 +147,9 @@ class Dataset(Parameters, ABC):
 
 def _check_types(dataset: Dataset, name: str, samples: Samples) -> None:
     """Refuse columns of other types than `Samples` has: a conversion of them would hide what was meant."""
-    of_x = torch.int32 if dataset.input == "text" else torch.uint8
+    if dataset.input not in INPUTS:
+        raise BenchmarkError(f"{dataset.name}: input must be one of {', '.join(INPUTS)}. Got {dataset.input!r}.")
+    of_x = INPUTS[dataset.input]
     for column, wanted in (("x", of_x), ("y", torch.int64), ("bias", torch.int64), ("conflict", torch.bool)):
         values = getattr(samples, column)
         if values is not None and values.dtype != wanted:
@@ -156,6 +158,16 @@ def _check_types(dataset: Dataset, name: str, samples: Samples) -> None:
                 f"{dataset.name}: {column} of {name} must be {str(wanted).removeprefix('torch.')}{said}. "
                 f"Got {str(values.dtype).removeprefix('torch.')}."
             )
+
+
+def _check_features(dataset: Dataset, name: str, x: torch.Tensor, width: int | None) -> None:
+    """Refuse features that no network can take: float32 (N, D), finite, as many of each sample as in training."""
+    if x.ndim != 2 or not x.shape[1]:
+        raise BenchmarkError(f"{dataset.name}: x of {name} must be (N, D), a row a sample. Got {tuple(x.shape)}.")
+    if x.shape[1] != width:
+        raise BenchmarkError(f"{dataset.name}: {name} has {x.shape[1]:,} features a sample, and train has {width:,}.")
+    if not all(bool(torch.isfinite(end)) for end in torch.aminmax(x)):  # nan is the end of whatever holds one
+        raise BenchmarkError(f"{dataset.name}: x of {name} holds NaN or infinite values.")
 
 
 def check_splits(dataset: Dataset, splits: Splits) -> Splits:
@@ -170,6 +182,8 @@ def check_splits(dataset: Dataset, splits: Splits) -> Splits:
         _check_types(dataset, name, samples)
         if len(samples) == 0:
             raise BenchmarkError(f"{dataset.name}: the {name} split is empty.")
+        if dataset.input == "features":
+            _check_features(dataset, name, samples.x, splits.train.x.shape[-1])
         if int(samples.y.min()) < 0 or int(samples.y.max()) >= dataset.n_classes:
             raise BenchmarkError(
                 f"{dataset.name}: labels of {name} must be in 0..{dataset.n_classes - 1}. "

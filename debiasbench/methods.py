@@ -49,7 +49,7 @@ class Method(Parameters, ABC):
         "learning_rate": around(0.1, 10.0, source="chosen here: a factor of ten around the published value"),
         "weight_decay": choice(0.0, 1e-5, 1e-4, 1e-3, 1e-2, source="the values of the PGD paper's Table 6"),
     }
-    inputs: ClassVar[tuple[str, ...]] = ("images", "text")  # what it runs on
+    inputs: ClassVar[tuple[str, ...]] = ("images", "text", "features")  # what it runs on
     needs_bias_labels: ClassVar[bool] = False  # of the training samples; `task.bias` and `batch.bias` raise without
     trains_on_validation: ClassVar[bool] = False  # with its labels: rules that select on validation do not choose
     selects_on_validation: ClassVar[bool] = False  # reads its labels before it is done, such as to choose an epoch of a

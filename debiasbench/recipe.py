@@ -114,5 +114,5 @@ class Recipe(Parameters):
         return "fp32" if self.precision == "tf32" and device_kind != "cuda" else self.precision
 
     def input_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape (C, H, W) that the network sees, of images of `shape`."""
-        return (*shape[:1], self.size, self.size) if self.size else shape
+        """The shape that the network sees, of samples of `shape`: images (C, H, W) are resized, others stay."""
+        return (*shape[:1], self.size, self.size) if self.size and len(shape) == 3 else shape

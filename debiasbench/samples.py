@@ -14,6 +14,7 @@ from debiasbench.errors import BenchmarkError
 from debiasbench.reading import Rows, read_ahead
 
 ROUNDED_TO = 32  # tokens: few different lengths, little padding
+INPUTS = {"images": torch.uint8, "text": torch.int32, "features": torch.float32}  # what x can hold -> its type
 
 
 @dataclass(frozen=True)
@@ -21,15 +22,15 @@ class Samples:
     """Columns of equal length N.
 
     Attributes:
-        x: uint8 (N, C, H, W) in 0..255 for images; int32 (N, L) for texts, token numbers that are padded with -1. It
-            may stay in the host's memory, or on disk (a mapped tensor), when the other columns are on a device: see
-            `read`.
+        x: uint8 (N, C, H, W) in 0..255 for images; int32 (N, L) for texts, token numbers that are padded with -1;
+            float32 (N, D) for features. It may stay in the host's memory, or on disk (a mapped tensor), when the other
+            columns are on a device: see `read`.
         y: int64 (N,), the label, 0-based.
         bias: int64 (N, A), one column a bias; -1 where it is not known.
         conflict: bool (N, A), for biases whose values are not those of the label; else a sample conflicts if its
             bias is known and differs from its label.
         x_sha256: of the bytes of x, where that is known already (large data are not read to be fingerprinted).
-        length: int64 (N,), on the host: tokens of each text. None for images.
+        length: int64 (N,), on the host: tokens of each text. None for images and features.
         groups: bool (N, G), on the host, of a dataset whose evaluation groups overlap: who is in each of its
             `group_names`. Else groups are (label, bias).
     """
@@ -86,7 +87,7 @@ class Samples:
     def widths(self, plan: Sequence[Tensor | slice]) -> Sequence[int | None]:
         """How many tokens each batch of a plan needs: its longest text, rounded up to a multiple of 32.
 
-        All batches at once, as lengths are on the host and the plan may be on the device. None for images.
+        All batches at once, as lengths are on the host and the plan may be on the device. None for images and features.
         """
         if self.length is None:
             return [None] * len(plan)
@@ -100,7 +101,7 @@ class Samples:
     def map(self, function: Callable[[int, slice | Tensor, Tensor], Tensor], batch_size: int) -> Tensor:
         """`function(number of the batch, rows, x) -> (B, ...)` over all samples, joined in their order.
 
-        Images go in their order; texts of like length go together.
+        Images and features go in their order; texts of like length go together.
         """
         plan: list[Any]
         if self.length is None:

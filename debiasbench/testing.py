@@ -586,6 +586,10 @@ def check_columns(dataset: Dataset, splits: Splits) -> None:
             assert samples.length is not None, f"{where}: texts need their length."
             padded = torch.arange(samples.x.shape[1]) >= samples.length[:, None]
             assert torch.equal(samples.x == -1, padded), f"{where}: texts are padded with -1 after their length."
+        elif dataset.input == "features":
+            assert samples.x.dtype == torch.float32, f"{where}: x must be float32."
+            assert samples.x.ndim == 2, f"{where}: x must be (N, D)."
+            assert bool(torch.isfinite(samples.x).all()), f"{where}: x must be finite."
         else:
             assert samples.x.dtype == torch.uint8, f"{where}: x must be uint8."
             assert samples.x.ndim == 4, f"{where}: x must be (N, C, H, W)."

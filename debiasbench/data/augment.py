@@ -24,7 +24,7 @@ _LUMA = (0.2989, 0.587, 0.114)  # torchvision's grey
 def to_input(x: Tensor, recipe: Recipe) -> Tensor:
     """uint8 (B, C, H, W) in 0..255 -> float32 in [0, 1], resized and normalised by the recipe, channels last.
 
-    Token numbers (B, L) are what a network reads already.
+    Token numbers (B, L) and features (B, D) are what a network reads already.
     """
     if x.ndim == 2:
         return x

@@ -25,7 +25,7 @@ from debiasbench.evaluation.metrics import (
 from debiasbench.evaluation.selection import WORST_PROXY
 from debiasbench.nets.base import evaluating
 from debiasbench.recipe import Recipe
-from debiasbench.samples import Samples, Splits
+from debiasbench.samples import INPUTS, Samples, Splits
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Evaluation:
     """Evaluates predictors on the splits of one dataset."""
 
     def __init__(self, dataset: Dataset, splits: Splits, *, batch_size: int | None = None) -> None:
-        large = splits.train.x.ndim == 2 or splits.train.x[0].numel() > 3 * 64 * 64
+        large = splits.train.x.dtype == INPUTS["text"] or splits.train.x[0].numel() > 3 * 64 * 64
         self.dataset, self.splits, self.batch_size = dataset, splits, batch_size or (100 if large else 500)
         self._columns = {
             name: (samples.y.cpu().numpy(), samples.bias.cpu().numpy(), samples.conflicting.cpu().numpy())

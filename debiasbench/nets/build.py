@@ -8,7 +8,7 @@ from debiasbench.errors import BenchmarkError
 from debiasbench.nets.base import Net
 from debiasbench.nets.pretrained import weights_sha256
 from debiasbench.nets.resnet import ResNet
-from debiasbench.nets.small import MLP, SimConv1, SimConv2
+from debiasbench.nets.small import MLP, Linear, SimConv1, SimConv2
 from debiasbench.parameters import suggestion
 
 
@@ -23,6 +23,7 @@ NETS: dict[str, Callable[[tuple[int, ...], int, str], Net]] = {
     "simconv2": lambda shape, n_classes, _: SimConv2(shape, n_classes),
     "simconv2-pool3": lambda shape, n_classes, _: SimConv2(shape, n_classes, pool=3),
     "mlp": lambda shape, n_classes, _: MLP(shape, n_classes),
+    "linear": lambda shape, n_classes, _: Linear(shape, n_classes),
     "mlp16": lambda shape, n_classes, _: MLP(shape, n_classes, width=16),  # Disen's
     "resnet18": lambda _, n_classes, pretrained: ResNet(n_classes, depth=18, pretrained=pretrained),
     "resnet50": lambda _, n_classes, pretrained: ResNet(n_classes, depth=50, pretrained=pretrained),
@@ -31,6 +32,7 @@ NETS: dict[str, Callable[[tuple[int, ...], int, str], Net]] = {
     ),
     "transformer": _transformer,
 }
+TAKES = {"transformer": ("text",), "linear": ("features",), "mlp": ("images", "features")}  # others: images
 PRETRAINED_NETS = ("resnet18", "resnet50", "transformer")
 
 
@@ -41,8 +43,8 @@ def check_net(name: str, pretrained: str = "none", *, inputs: str | None = None)
     """
     if name not in NETS:
         raise BenchmarkError(f"Unknown net '{name}'.{suggestion(name, NETS)} Known: {', '.join(NETS)}.")
-    if inputs is not None and (name == "transformer") != (inputs == "text"):
-        fitting = [net for net in NETS if (net == "transformer") == (inputs == "text")]
+    if inputs is not None and inputs not in TAKES.get(name, ("images",)):
+        fitting = [net for net in NETS if inputs in TAKES.get(net, ("images",))]
         raise BenchmarkError(f"The net {name} does not take {inputs}. Allowed: {', '.join(fitting)}.")
     if pretrained != "none":
         if name not in PRETRAINED_NETS:
@@ -56,7 +58,7 @@ def check_net(name: str, pretrained: str = "none", *, inputs: str | None = None)
 def build_net(
     name: str, shape: tuple[int, ...], n_classes: int, *, pretrained: str = "none", recompute: bool = False
 ) -> Net:
-    """A new network for samples of `shape` (C, H, W); its start is drawn from torch's global generator.
+    """A new network for samples of `shape`, (C, H, W) or (D,); its start is drawn from torch's global generator.
 
     `pretrained` is "none", "imagenet" or the path of a state dict in torchvision's format. `recompute` is for ResNets.
     """

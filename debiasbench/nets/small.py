@@ -1,6 +1,8 @@
-"""The small networks: SimConv-1, SimConv-2 and the multi-layer perceptron, and the dropout that they share."""
+"""The small networks: SimConv-1, SimConv-2, the multi-layer perceptron and a linear layer; and SimConv's dropout."""
 
 from __future__ import annotations
+
+from math import prod
 
 import torch
 import torch.nn.functional as F
@@ -108,16 +110,30 @@ class SimConv2(Net):
         return self.body(x).mean((2, 3))
 
 
+class Linear(Net):
+    """A linear layer on features (D,) as they are: D x C + C parameters, all of them the head's."""
+
+    def __init__(self, shape: tuple[int, ...], n_classes: int) -> None:
+        super().__init__()
+        (self.n_features,) = shape
+        self.head = nn.Linear(self.n_features, n_classes)
+
+    def features(self, x: Tensor) -> Tensor:
+        """(B, D) -> the same."""
+        return x
+
+
 class MLP(Net):
-    """Three hidden layers on flat pixels, as in the official LfF and Disen code.
+    """Three hidden layers on flat pixels, as in the official LfF and Disen code, or on features (D,).
 
     Their networks divide images that are already in [0, 1] by 255 once more; so does this one, as it is part of
-    what they report.
+    what they report. Features are taken as they are.
     """
 
     def __init__(self, shape: tuple[int, ...], n_classes: int, *, width: int = 100) -> None:
         super().__init__()
-        n_inputs = shape[0] * shape[1] * shape[2]
+        n_inputs = prod(shape)
+        self.divisor = 255 if len(shape) == 3 else 1
         layers: list[nn.Module] = [nn.Flatten()]
         for n_in, n_out in [(n_inputs, 100), (100, 100), (100, width)]:
             layers += [nn.Linear(n_in, n_out), nn.ReLU()]
@@ -126,5 +142,5 @@ class MLP(Net):
         self.head = nn.Linear(width, n_classes)
 
     def features(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) in [0, 1] -> (B, width)."""
-        return self.body(x.contiguous() / 255)
+        """Images (B, C, H, W) in [0, 1], or features (B, D) -> (B, width)."""
+        return self.body(x.contiguous() / self.divisor)

@@ -48,7 +48,8 @@ class Batch(SimpleNamespace):
     """What a loss sees of one step.
 
     Attributes:
-        x: float32 (B, C, H, W), augmented and normalised; for text, token numbers (B, L), -1 where it is padded.
+        x: float32 (B, C, H, W), augmented and normalised; for text, token numbers (B, L), -1 where it is padded; of
+            features, float32 (B, D).
         y: int64 (B,). index: int64 (B,), into the training set.
         step, epoch: int64 (), 0-based in the stage. n_steps: int64 (), steps of the whole stage.
         y_all: int64 (N,), all labels of the training set.

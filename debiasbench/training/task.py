@@ -81,7 +81,7 @@ class Task:
 
     Attributes:
         y: int64 (N,), the labels of the training samples, on the device. x: their images, uint8 (N, C, H, W), or
-            texts, int32 (N, L), on the device or, where they did not fit, on the host.
+            texts, int32 (N, L), or features, float32 (N, D), on the device or, where they did not fit, on the host.
         n_classes, n_samples, recipe, dataset: what the data are and how to train on them.
         journal: what has been done so far.
     """

@@ -55,6 +55,39 @@ def test_mlp_has_the_published_size(name, width, count):
     assert net.n_features == width
 
 
+def test_mlp_takes_features_as_they_are():
+    """They are no pixels: nothing is divided."""
+    net = build_net("mlp", (20,), 3)
+    x = torch.randn(4, 20)
+    torch.testing.assert_close(net.features(x), net.body(x))
+    assert [module.in_features for module in net.modules() if isinstance(module, nn.Linear)] == [20, 100, 100, 100]
+    assert net(x).shape == (4, 3)
+
+
+def test_linear_is_its_head_alone():
+    net = build_net("linear", (20,), 3)
+    x = torch.randn(4, 20)
+    assert net.features(x) is x
+    torch.testing.assert_close(net(x), x @ net.head.weight.T + net.head.bias)
+    assert (net.n_features, sum(p.numel() for p in net.parameters())) == (20, 63)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "takes", "not_these"),
+    [
+        ("images", ["simconv1", "mlp", "mlp16"], ["linear", "transformer"]),
+        ("features", ["mlp", "linear"], ["simconv1", "mlp16", "resnet18", "transformer"]),
+        ("text", ["transformer"], ["simconv1", "mlp", "linear"]),
+    ],
+)
+def test_each_kind_of_input_has_its_networks(inputs, takes, not_these):
+    for name in takes:
+        check_net(name, inputs=inputs)
+    for name in not_these:
+        with pytest.raises(BenchmarkError, match=f"The net {name} does not take {inputs}"):
+            check_net(name, inputs=inputs)
+
+
 def test_simconv1_has_38210_parameters():
     """Trap 16: the count that follows from the paper's table and the official code."""
     assert sum(p.numel() for p in build_net("simconv1", (3, 28, 28), 10).parameters()) == 38_210

@@ -146,7 +146,7 @@ def test_folders_of_plugins_may_begin_with_a_tilde(home, monkeypatch):
 @pytest.mark.parametrize("name", registry.classes())
 def test_the_root_of_every_dataset_may_begin_with_a_tilde(name, home):
     """And is not in its identity: whose home it is changes nothing."""
-    title = {"title": "mine"} if name == "imagefolder" else {}
+    title = {"title": "mine"} if name in ("imagefolder", "features") else {}
     dataset = registry.get(name)[0](root="~/mine", **title)
     places = [dataset.folder(Path("data")), *(file.path for file in dataset.needed_files(Path("data")))]
     assert all(str(path).startswith((str(home / "mine"), "bert-base")) for path in places), places

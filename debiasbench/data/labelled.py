@@ -1,4 +1,4 @@
-"""Labelled image files, as people keep them in folders or in a table; and the names that they give."""
+"""Labelled image files, as people keep them in folders or in a table; tables, and the names that they give."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import csv
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -101,7 +101,7 @@ def from_folders(root: Path) -> Labelled:
         others += inside.others
         for folder in inside.folders:
             if is_missing(folder.name):
-                raise BenchmarkError(f"{folder}: {_no_label(folder.name)} Take the folder out, or name it otherwise.")
+                raise BenchmarkError(f"{folder}: {no_label(folder.name)} Take the folder out, or name it otherwise.")
             below, beside, _ = contents(folder)
             if below and beside:
                 raise BenchmarkError(
@@ -172,23 +172,14 @@ def from_table(root: Path, table: Path) -> Labelled:
     Raises:
         BenchmarkError: the table cannot be read, or lines of it; names them.
     """
-    try:
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, strict=True)
-            columns = [tidied(name).lower() for name in reader.fieldnames or []]
-            reader.fieldnames = columns
-            lines = list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise BenchmarkError(f"{table} cannot be read as a table ({error}).") from None
+    columns, lines = read_table(table)
     missing = [name for name in ("file", "label", "split") if name not in columns]
     if missing:
         raise BenchmarkError(
             f"{table} lacks the columns {', '.join(missing)}. Needed: file, label, split; if known, bias. "
             f"Got {', '.join(columns) or 'nothing'}."
         )
-    twice = [name for name in ("file", "label", "split", "bias") if columns.count(name) > 1]
-    if twice:
-        raise BenchmarkError(f"{table} has several columns {twice[0]}: which is meant cannot be told. Keep one.")
+    refuse_twice(table, columns, ("file", "label", "split", "bias"))
     rows: dict[str, list[Row]] = {split: [] for split in SPLITS}
     problems: list[str] = []
     seen: dict[Path, int] = {}  # the line of each file
@@ -197,7 +188,7 @@ def from_table(root: Path, table: Path) -> Labelled:
         if split is None:
             problems.append(f"line {number}: split must be {', '.join(SPLITS)}. Got {line['split']!r}.")
         elif is_missing(label):
-            problems.append(f"line {number}: {_no_label(label)} Take the line out, or name the class otherwise.")
+            problems.append(f"line {number}: {no_label(label)} Take the line out, or name the class otherwise.")
         elif not path.is_file():
             problems.append(f"line {number}: {absent(path)}")
         elif path in seen:
@@ -205,17 +196,54 @@ def from_table(root: Path, table: Path) -> Labelled:
         else:
             seen[path] = number
             rows[split].append((path, label, line.get("bias") or ""))
+    refuse_lines(table, problems)
+    return _named(rows)
+
+
+def read_table(table: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """The columns of a table, tidied and in lower case, and its lines, each as column -> text.
+
+    Raises:
+        BenchmarkError: it cannot be read.
+    """
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, strict=True)
+            columns = [tidied(name).lower() for name in reader.fieldnames or []]
+            reader.fieldnames = columns
+            return columns, list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise BenchmarkError(f"{table} cannot be read as a table ({error}).") from None
+
+
+def refuse_twice(table: Path, columns: Sequence[str], used: Iterable[str]) -> None:
+    """Refuse a table with several columns of one name.
+
+    Raises:
+        BenchmarkError: one that is used is there twice; names it.
+    """
+    twice = [name for name in used if columns.count(name) > 1]
+    if twice:
+        raise BenchmarkError(f"{table} has several columns {twice[0]}: which is meant cannot be told. Keep one.")
+
+
+def refuse_lines(table: Path, problems: Sequence[str]) -> None:
+    """Tell what is wrong with the lines of a table, the first of them.
+
+    Raises:
+        BenchmarkError: something is.
+    """
     if problems:
         more = f"\n... and {len(problems) - SHOWN} more." if len(problems) > SHOWN else ""
         raise BenchmarkError(f"{table}:\n" + "\n".join(problems[:SHOWN]) + more)
-    return _named(rows)
 
 
 # ---- names ----------------------------------------------------------------------------------------------------------
 
 
-def _no_label(label: str) -> str:
-    return f"{label!r} as a label says that it is missing, and every image needs one."
+def no_label(label: str, what: str = "image") -> str:
+    """What is said of a label that says that it is missing."""
+    return f"{label!r} as a label says that it is missing, and every {what} needs one."
 
 
 def _named(rows: Mapping[str, list[Row]], *notes: str) -> Labelled:
@@ -232,7 +260,17 @@ def _named(rows: Mapping[str, list[Row]], *notes: str) -> Labelled:
             for name in (label, bias) if bias else (label,):
                 written[tidied(name)].add(name)
             named[split].append((path, tidied(label), tidied(bias)))
-    told = list(notes)
+    return Labelled(named, [note for note in [*notes, *remarks_on(written, unknown)] if note])
+
+
+def remarks_on(written: Mapping[str, set[str]], unknown: Mapping[str, int]) -> list[str]:
+    """Sentences for a note on names: those taken for unknown, those that are one, and those that nearly are.
+
+    Args:
+        written: tidied name -> as it was written.
+        unknown: name of a bias that is missing -> how often.
+    """
+    told = []
     if unknown:
         told.append(f"Bias taken for unknown: {', '.join(f'{n:,} {name!r}' for name, n in sorted(unknown.items()))}.")
     told += [
@@ -245,4 +283,4 @@ def _named(rows: Mapping[str, list[Row]], *notes: str) -> Labelled:
         "are written: make them equal if they mean one thing."
         for one in alike(written)
     ]
-    return Labelled(named, [note for note in told if note])
+    return told

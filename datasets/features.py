@@ -154,7 +154,8 @@ class Features(Dataset):
         path = self._root / self.table
         if not path.is_file():
             raise BenchmarkError(absent(path))
-        table = read_metadata(path, self.bias)
+        named = self.bias.split("/") if self.bias else self.embedding.bias_names if self.embedding else ()
+        table = read_metadata(path, named)
         for split in ("train", "test"):
             if not table.y[split]:
                 raise BenchmarkError(f"{path} has no line whose split is {split}.")

@@ -198,6 +198,32 @@ def build_parser() -> argparse.ArgumentParser:
     inspect.add_argument("dataset", type=_text, help="a name, with parameters inline")
     _places(inspect, data=True, results=RESULTS)
 
+    embed = commands.add_parser(
+        "embed",
+        help="features of a dataset by a frozen network, as a folder that the dataset `features` reads",
+        description="Send train, valid and test of a dataset through a frozen network and write what it gives, with "
+        "labels and biases, into a folder: debiasbench run --datasets features:root=FOLDER,title=NAME. Nothing is "
+        "downloaded.",
+    )
+    embed.add_argument("dataset", type=_text, help="a name, with parameters inline")
+    embed.add_argument(
+        "--encoder",
+        required=True,
+        metavar="E",
+        type=_text,
+        help="torchvision:NAME, transformers:FOLDER (or a name in the Hugging Face cache), file:NET.py (a function "
+        "encoder(), which is executed), record:RECORD.json (of a cell run with --save-weights)",
+    )
+    embed.add_argument(
+        "--weights", type=to_path, metavar="FILE", help="of a network of torchvision; default: torch's hub folder"
+    )
+    embed.add_argument(
+        "--output", type=to_path, metavar="FOLDER", help="default: features/DATASET-ENCODER below this folder"
+    )
+    embed.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default auto)")
+    embed.add_argument("--batch-size", type=_number, metavar="B", default=64, help="default 64; changes nothing else")
+    _places(embed, data=True)
+
     prepare = commands.add_parser(
         "prepare",
         help="download datasets, or say how to get them",
@@ -379,7 +405,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, 1 if cells failed, 2 for a mistake in what was asked, 130 if stopped."""
     commands = {
         "run": run_command, "tune": tune_command, "report": report_command, "list": list_command,
-        "inspect": inspect_command, "prepare": prepare_command, "status": status_command, "test": test_command,
+        "inspect": inspect_command, "embed": embed_command, "prepare": prepare_command, "status": status_command,
+        "test": test_command,
         "archive": archive_command, "doctor": doctor_command, "clean": clean_command,
     }  # fmt: skip
     for stream in (sys.stdout, sys.stderr):
@@ -817,6 +844,23 @@ def inspect_command(options: argparse.Namespace) -> int:
         _show_table(console, table)
     if paths:
         console.print("pictures: " + ", ".join(map(str, paths)), soft_wrap=True)
+    return OK
+
+
+def embed_command(options: argparse.Namespace) -> int:
+    """Write the features of a dataset."""
+    _check_names(dataset=[options.dataset])
+    from debiasbench.embedding import embed
+    from debiasbench.parameters import write_value
+
+    made = embed(
+        options.dataset, options.encoder, data_dir=_data_dir(options), output=options.output, weights=options.weights,
+        device=options.device, batch_size=options.batch_size,
+    )  # fmt: skip
+    state = "there already, as it would be made" if made.there else "written"
+    print(printable(f"{made.folder}: {state}. {made.embedding.told()}"))
+    spec = shlex.quote(f"features:root={write_value(str(made.folder))},title=NAME")
+    print(printable(f"To train on it: debiasbench run --methods vanilla pgd --datasets {spec}"))
     return OK
 
 

@@ -481,11 +481,12 @@ def test_what_is_misspelt_or_not_there_is_told_without_importing_torch(tmp_path)
     none = str(tmp_path / "none")
     commands = [
         ["run", "--methods", "pdg", "all", "vanila:x=1", "--datasets", "cmnist5"], ["inspect", "cmnist5"],
+        ["embed", "cmnist5", "--encoder", "file:x.py"],
         ["prepare", "cmnist", "cmnist5"], ["run", "--experiment", "tabel1"], ["run", "--experiment", "none.toml"],
         ["report", none], ["status", none], ["list", "--methods-dir", none],
         ["run", "--datasets-dir", none, "--methods", "pgd", "--datasets", "cmnist5k"],
     ]  # fmt: skip
-    code = f"import sys\nfrom debiasbench.cli import main\nassert [main(one) for one in {commands}] == [2] * 9\n"
+    code = f"import sys\nfrom debiasbench.cli import main\nassert [main(one) for one in {commands}] == [2] * 10\n"
     code += "assert 'torch' not in sys.modules"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, cwd=Path(debiasbench.__file__).parent.parent, text=True,
@@ -495,7 +496,7 @@ def test_what_is_misspelt_or_not_there_is_told_without_importing_torch(tmp_path)
     lines = [line.removeprefix("error: ") for line in done.stderr.splitlines()]
     assert [line.partition(" Known:")[0] for line in lines] == [
         "Unknown method 'pdg'. Did you mean 'pgd'?", "Unknown method 'vanila'. Did you mean 'vanilla'?",
-        *["Unknown dataset 'cmnist5'. Did you mean 'cmnist5k'?"] * 3,
+        *["Unknown dataset 'cmnist5'. Did you mean 'cmnist5k'?"] * 4,
         "Unknown experiment 'tabel1'. Did you mean 'table1'?", "Unknown experiment 'none.toml'.",
         *[f"There is no results folder {none}."] * 2,
         f"--methods-dir: '{none}' is not a folder.", f"--datasets-dir: '{none}' is not a folder.",

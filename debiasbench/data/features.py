@@ -300,12 +300,12 @@ class Table:
     notes: list[str]
 
 
-def read_metadata(path: Path, named: str = "") -> Table:
+def read_metadata(path: Path, named: Sequence[str] = ()) -> Table:
     """A table with the columns y, split, biases and, if it says so, who conflicts.
 
     Args:
         path: of the table.
-        named: the columns that are biases, with / between them; "": all but those of `NO_BIAS`.
+        named: the columns that are biases; by default all but those of `NO_BIAS`.
 
     Raises:
         BenchmarkError: it cannot be read, or columns or lines of it; names them.
@@ -375,17 +375,17 @@ def _of_splits() -> dict[str, list[str]]:
     return {split: [] for split in SPLITS}
 
 
-def _bias_columns(path: Path, columns: Sequence[str], named: str) -> list[str]:
+def _bias_columns(path: Path, columns: Sequence[str], named: Sequence[str]) -> list[str]:
     """The columns that are biases: those that are named, or all that may be."""
     if not named:
         no_bias = {"y", "split", CONFLICT, *NO_BIAS}
         found = [name for name in columns if name not in no_bias and not name.startswith(f"{CONFLICT}.")]
         return list(dict.fromkeys(found))
-    biases = [tidied(name).lower() for name in named.split("/")]
+    biases = [tidied(name).lower() for name in named]
     wrong = [name for name in biases if name not in columns or name in ("y", "split")]
     if wrong or len(set(biases)) < len(biases):
         raise BenchmarkError(
-            f"bias={named} must name columns of {path}, each once: {', '.join(columns)} (but y and split). "
+            f"bias={'/'.join(named)} must name columns of {path}, each once: {', '.join(columns)} (but y and split). "
             f"Wrong: {', '.join(wrong) or 'one is named twice'}."
         )
     return biases
@@ -402,7 +402,8 @@ class Embedding:
         encoder: as it was given. weights_sha256: of its weights and buffers. code_sha256: of its file, if it has one.
         preprocessing: of images: size, mean and std; empty for text.
         dataset: the title of what was embedded. fingerprint, official, note: of its data.
-        class_names: the names of the labels 0, 1, ... files: name -> SHA-256.
+        class_names: the names of the labels 0, 1, ... bias_names: the columns of the table that are biases.
+        files: name -> SHA-256.
         conflict_ratio: that the dataset was built for, where it is known.
         versions: of the packages. device: the encoder ran on.
     """
@@ -416,6 +417,7 @@ class Embedding:
     official: bool
     note: str
     class_names: tuple[str, ...]
+    bias_names: tuple[str, ...]
     files: dict[str, str]
     conflict_ratio: float | None = None
     versions: dict[str, str] = field(default_factory=dict)

@@ -42,7 +42,7 @@ def pretrained_weights(name: str, pretrained: str) -> dict[str, Tensor]:
             refuse_not_finite(state)
             return state
         except Exception as error:  # no network, a wrong checksum, or a damaged file, which raises almost anything
-            file = _hub_file(weights.url)
+            file = hub_file(weights.url)
             raise BenchmarkError(
                 f"The ImageNet weights of {name} could not be downloaded or read ({error}). Fetch {weights.url} "
                 f"elsewhere and put it at {file}, or give pretrained=FILE, or pretrained=none for a random start."
@@ -132,13 +132,14 @@ def _problems(state: dict[str, Any], expected: dict[str, Tensor]) -> list[str]:
     return problems + [f"{key} is not its own" for key in sorted(set(state) - set(expected))]
 
 
-def _hub_file(url: str) -> Path:
+def hub_file(url: str) -> Path:
+    """Where torch's hub keeps what was downloaded from an address."""
     return Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
 
 
 def _check_name(url: str) -> None:
     """The file that torchvision keeps of this address must have the checksum that its name begins to tell."""
-    path = _hub_file(url)
+    path = hub_file(url)
     told = path.stem.rsplit("-", 1)[1]
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()

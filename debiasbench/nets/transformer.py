@@ -59,7 +59,7 @@ def load_encoder(encoder: str, n_classes: int) -> tuple[Any, set[str]]:
 
     folder = whole_folder(encoder)
     try:
-        with _quiet():
+        with quiet():
             model, report = AutoModelForSequenceClassification.from_pretrained(
                 folder, num_labels=n_classes, dtype=torch.float32, output_loading_info=True, local_files_only=True
             )
@@ -159,7 +159,7 @@ def _check_padding(model: Any) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without the library's bars and reports: that the classifier is new is what is meant."""
     from transformers.utils import logging
 

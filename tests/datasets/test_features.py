@@ -511,7 +511,7 @@ def embedding_of(root, **changes):
     made = {
         "encoder": "torchvision:resnet18", "weights_sha256": "ab" * 32, "code_sha256": "", "preprocessing": {},
         "dataset": "bar", "fingerprint": "cd" * 32, "official": False, "note": "A part.",
-        "class_names": ["bird", "dog"], "conflict_ratio": 0.25,
+        "class_names": ["bird", "dog"], "bias_names": ["place"], "conflict_ratio": 0.25,
         "files": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in root.glob("*.npy")},
     }  # fmt: skip
     (root / "embedding.json").write_text(json.dumps(made | changes), encoding="utf-8")

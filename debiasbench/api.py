@@ -217,7 +217,7 @@ def load_predictor(record: str | Path) -> Any:
     """The trained predictor of a cell that was run with `save_weights`: x float (B, C, H, W) -> logits (B, C).
 
     x is as the recipe normalises it (`debiasbench.data.augment.to_input` makes it from uint8 images). Of text, x holds
-    token numbers (B, L) with -1 where it is padded, as in the dataset's `Samples`.
+    token numbers (B, L) with -1 where it is padded, and of features float32 (B, D), as in the dataset's `Samples`.
 
     Raises:
         BenchmarkError: the record has no weights.

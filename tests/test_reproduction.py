@@ -133,6 +133,33 @@ def test_two_epochs_on_each_image_dataset_follow_from_the_records():
             assert text == f"{100 * last_test(record)[metric]:.2f}"
 
 
+def test_celeba_by_features_follows_from_the_records():
+    """And from one embedding, of a part of the data."""
+    by_method = {}
+    for one in records_below("features-celeba"):
+        by_method.setdefault(one.cell.method_title, []).append(one)
+    rows = section("CelebA by features of EfficientNet-Lite0")
+    assert {row[0].strip("`") for row in rows} == set(by_method)
+    assert [float(row[1].split()[0]) for row in rows] == sorted(
+        (float(row[1].split()[0]) for row in rows), reverse=True
+    )
+    for label, *accuracies, seconds in rows:
+        runs_of = by_method[label.strip("`")]
+        assert {one.cell.seed for one in runs_of} == {0, 1, 2}
+        tests = [last_test(one) for one in runs_of]
+        names = ("acc_worst", "acc_avg", "acc_groupmean")
+        assert accuracies == [written(100 * pd.Series([test[name] for test in tests])) for name in names]
+        assert seconds == f"{sum(one.provenance.seconds.total for one in runs_of) / 3:.0f}"
+        for one in runs_of:
+            assert not one.result.data.official
+            assert (
+                "file:lite0.py (weights 7f22105182f93e44) from celeba (data 560f7413f2a35e78)" in one.result.data.note
+            )
+            assert [part.n_conflict for part in one.result.data.splits.values()] == [
+                {"male": 58}, {"male": 12}, {"male": 11},
+            ]  # fmt: skip
+
+
 def test_the_stand_in_of_civilcomments_follows_from_the_records():
     rows = section("CivilComments: three methods on a stand-in, 300 steps")
     records = records_below("short")
@@ -203,7 +230,7 @@ def test_records_are_of_one_protocol_and_one_drawing_of_the_data():
 
 def test_the_records_of_a_grid_are_loose_or_in_an_archive_that_debiasbench_archive_wrote():
     archives = sorted(FOLDER.glob("*.zip"))
-    assert len(archives) == 15
+    assert len(archives) == 16
     assert {one.path.relative_to(FOLDER).parts[0] for one in RECORDS} == {one.name for one in archives} | {
         "cmnist", "cmnist+rho=0.01",
     }  # fmt: skip

@@ -120,7 +120,10 @@ def sides_of(dataset: Dataset, splits: Splits, column: int) -> list[tuple[str, S
 
 
 def contact_sheets(dataset: Dataset, title: str, splits: Splits, folder: Path, *, n_each: int = 4) -> list[Path]:
-    """One sheet a bias: a row a class, and what `sides_of` gives on its left and right."""
+    """One sheet a bias: a row a class, with what `sides_of` gives on its left and right.
+
+    Of more classes than pictures a class: a column a class, with the two above and below.
+    """
     from debiasbench.report.figures import contact_sheet
 
     samples = splits.train
@@ -139,7 +142,11 @@ def contact_sheets(dataset: Dataset, title: str, splits: Splits, folder: Path, *
         names = [name for name, *_ in sides for _ in range(n_each)]
         stem = folder / f"{file_name(title)}-{file_name(bias_name)}"
         heading = f"{title}: label and {bias_name}"
-        paths += contact_sheet(images, names, stem, rows=list(dataset.class_names), title=heading)
+        if dataset.n_classes > 2 * n_each:
+            across, down, images = list(dataset.class_names), names, images.swapaxes(0, 1)
+        else:
+            across, down = names, list(dataset.class_names)
+        paths += contact_sheet(images, across, stem, rows=down, title=heading)
     return paths
 
 

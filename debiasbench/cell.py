@@ -12,8 +12,10 @@ from debiasbench.about import PROTOCOL_VERSION
 from debiasbench.code import digest_of_plugin
 from debiasbench.datasets import Dataset
 from debiasbench.datasets import registry as dataset_registry
+from debiasbench.evaluation.own import digests_of_functions
 from debiasbench.methods import Method
 from debiasbench.methods import registry as method_registry
+from debiasbench.nets.own import own_net
 from debiasbench.plain import from_plain
 from debiasbench.recipe import Recipe
 from debiasbench.tuned import Draw, Tuned
@@ -87,9 +89,19 @@ class Cell:
         return cell
 
     def code(self) -> dict[str, str | None]:
-        """Digests of the source of the method and of the dataset; None where they cannot be told."""
+        """Digests of the source of the method and of the dataset; None where they cannot be told.
+
+        Also of what is outside the suite: the network ("net"), and each metric and rule ("metric brier").
+        """
         classes = {"method": method_registry.get(self.method)[0], "dataset": dataset_registry.get(self.dataset)[0]}
-        return {name: digest_of_plugin(cls) for name, cls in classes.items()}
+        net = own_net(self.recipe["net"])
+        classes |= {"net": net} if net is not None else {}
+        return {name: digest_of_plugin(cls) for name, cls in classes.items()} | digests_of_functions()
+
+    def name_of_part(self, kind: str) -> str:
+        """A key of `code` as people call it: "method pgd", "net mine", "metric brier"."""
+        names = {"method": self.method, "dataset": self.dataset, "net": self.recipe["net"]}
+        return f"{kind} {names[kind]}" if kind in names else kind
 
     def build_method(self) -> Method:
         """The method with this cell's parameters."""

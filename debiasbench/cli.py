@@ -22,13 +22,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from debiasbench.errors import BenchmarkError
 from debiasbench.escaping import never_failing, printable
 from debiasbench.files import default_data_dir, to_path
-from debiasbench.parameters import TOO_LONG, has_too_many_digits, suggestion
+from debiasbench.parameters import TOO_LONG, has_too_many_digits, split_spec, suggestion
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
     from debiasbench.console import PlainConsole
     from debiasbench.experiments import Experiment
+    from debiasbench.plugins import Registry
     from debiasbench.report.make import Report
     from debiasbench.report.tables import Table
     from debiasbench.running.cleaning import Removable
@@ -361,6 +362,12 @@ def _places(parser: argparse.ArgumentParser, *, data: bool = False, results: Pat
         metavar="DIR",
         help="look for datasets in this folder as well; every file there is executed",
     )
+    parser.add_argument(
+        "--nets-dir",
+        type=to_path,
+        metavar="DIR",
+        help="look for networks, metrics and selection rules in this folder; every file there is executed",
+    )
 
 
 def _number(text: str) -> int:
@@ -442,14 +449,26 @@ def _check_names(**specs: Sequence[str]) -> None:
     from debiasbench.plugins import check_names
 
     problems = []
-    for kind, given in specs.items():
-        names = [spec.partition(":")[0].strip() for spec in given]
+    names = {
+        kind: [name for spec in given if (name := spec.partition(":")[0].strip()) != "all"]
+        for kind, given in specs.items()
+    }
+    names["net"] = [net for spec in specs.get("dataset", ()) for net in _nets_of(spec)]
+    for kind, given in names.items():
         try:
-            check_names(kind, [name for name in names if name != "all"])
+            check_names(kind, given)
         except BenchmarkError as error:
             problems.append(str(error))
     if problems:
         raise BenchmarkError("\n".join(problems))
+
+
+def _nets_of(spec: str) -> list[str]:
+    """The networks that a dataset's inline parameters ask for; none where they do not read, which is told later."""
+    try:
+        return split_spec(spec)[1].get("net", [])
+    except BenchmarkError:
+        return []
 
 
 def _check_there(folder: Path) -> None:
@@ -461,7 +480,7 @@ def _check_there(folder: Path) -> None:
 def _add_folders(options: argparse.Namespace) -> None:
     from debiasbench.plugins import add_folder
 
-    for kind in ("method", "dataset"):
+    for kind in ("method", "dataset", "net"):
         if getattr(options, f"{kind}s_dir", None):
             add_folder(kind, getattr(options, f"{kind}s_dir"))
     if getattr(options, "cache_dir", None):
@@ -798,18 +817,20 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def list_command(options: argparse.Namespace) -> int:
-    """Every method and dataset with its parameters."""
+    """Every method and dataset with its parameters; networks, and metrics and rules outside the suite."""
     from debiasbench.datasets import registry as datasets
+    from debiasbench.evaluation.own import own_functions
     from debiasbench.methods import registry as methods
+    from debiasbench.nets.build import NETS
+    from debiasbench.nets.own import registry as nets
     from debiasbench.parameters import write_value
-    from debiasbench.plugins import defaults
+    from debiasbench.plugins import MODELS, defaults
 
     console = _console()
     for registry in (methods, datasets):
         console.print(f"{registry.kind}s", style="bold")
         for name, cls in registry.classes().items():
-            summary = (sys.modules[cls.__module__].__doc__ or cls.__doc__ or "").strip().partition("\n")[0]
-            console.print(f"  {name}: {summary.partition(': ')[2] or summary}")
+            console.print(f"  {name}: {_summary(cls)}")
             values = {key: value for key, value in defaults(cls).items() if key != "root"}
             if values:
                 console.print("    " + ", ".join(f"{k}={write_value(v)}" for k, v in values.items()))
@@ -817,14 +838,35 @@ def list_command(options: argparse.Namespace) -> int:
                 console.print("    presets: " + ", ".join(cls.presets))
         for alias, (name, values) in registry.aliases().items():
             console.print(f"  {alias}: {name}:" + ",".join(f"{k}={write_value(v)}" for k, v in values.items()))
-        for name, problem in registry.unusable.items():
-            console.print(f"  {name}: {problem}", style="red")
-        for name, text in registry.broken.items():
-            cause = text.strip().splitlines()[-1]
-            console.print(f"  {name}: could not be imported ({cause})", style="red")
-            if getattr(options, "tracebacks", False):
-                console.print(text)
+        _show_problems(console, registry, tracebacks=getattr(options, "tracebacks", False))
+    console.print("nets", style="bold")
+    console.print(f"  {', '.join([*NETS, *MODELS])}")
+    for name, cls in nets.classes().items():
+        console.print(f"  {name}: {_summary(cls)}")
+    _show_problems(console, nets, tracebacks=getattr(options, "tracebacks", False))
+    for kind in ("metric", "rule"):
+        functions = {} if nets.broken or nets.unusable else own_functions(kind)
+        if functions:
+            console.print(f"{kind}s", style="bold")
+        for name, function in functions.items():
+            console.print(f"  {name}: {(function.__doc__ or '').strip().partition(chr(10))[0]}")
     return OK
+
+
+def _summary(cls: type[Any]) -> str:
+    """The first line of the documentation of a plug-in's file, or else of its class, without its name."""
+    summary = (sys.modules[cls.__module__].__doc__ or cls.__doc__ or "").strip().partition("\n")[0]
+    return summary.partition(": ")[2] or summary
+
+
+def _show_problems(console: PlainConsole, registry: Registry, *, tracebacks: bool) -> None:
+    for name, problem in registry.unusable.items():
+        console.print(f"  {name}: {problem}", style="red")
+    for name, text in registry.broken.items():
+        cause = text.strip().splitlines()[-1]
+        console.print(f"  {name}: could not be imported ({cause})", style="red")
+        if tracebacks:
+            console.print(text)
 
 
 def inspect_command(options: argparse.Namespace) -> int:

@@ -12,13 +12,14 @@ import hashlib
 import importlib.util
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from debiasbench.about import PACKAGE
 
-PLUGINS = ("debiasbench.methods.", "debiasbench.datasets.")  # modules of the one-file packages are no part of the suite
+# modules of the one-file packages, which are no part of the suite
+PLUGINS = ("debiasbench.methods.", "debiasbench.datasets.", "debiasbench.nets.own.")
 
 
 def digest_of_plugin(cls: type[Any]) -> str | None:
@@ -63,8 +64,13 @@ def files_of_plugin(cls: type[Any]) -> dict[str, Path]:
     Raises:
         OSError, SyntaxError, ValueError: a file cannot be read.
     """
+    return files_of_modules(one.__module__ for one in cls.__mro__)
+
+
+def files_of_modules(modules: Iterable[str]) -> dict[str, Path]:
+    """The same of modules."""
     files: dict[str, Path] = {}
-    for module in dict.fromkeys(one.__module__ for one in cls.__mro__):
+    for module in dict.fromkeys(modules):
         if not _of_suite(module) and not _installed(module, within=""):
             files |= {name: file for name, file, _ in _local_parts(module, packages=True)}
     return files

@@ -31,14 +31,19 @@ def folders(module_file: str, variable: str) -> list[str]:
     """
     beside = Path(module_file).with_suffix("")
     own = beside if beside.is_dir() else beside.parent.parent / beside.name
-    return [str(own), *(str(to_path(folder)) for folder in os.environ.get(variable, "").split(os.pathsep) if folder)]
+    return [str(own), *folders_of(variable)]
+
+
+def folders_of(variable: str) -> list[str]:
+    """The folders that an environment variable names."""
+    return [str(to_path(folder)) for folder in os.environ.get(variable, "").split(os.pathsep) if folder]
 
 
 def add_folder(kind: str, folder: str | Path) -> None:
     """Look for plug-ins in one more folder, here and in worker processes (which inherit the variable).
 
     Args:
-        kind: "method" or "dataset".
+        kind: "method", "dataset" or "net".
 
     Raises:
         BenchmarkError: it is no folder.
@@ -46,7 +51,7 @@ def add_folder(kind: str, folder: str | Path) -> None:
     path = to_path(folder).resolve()
     if not path.is_dir():
         raise BenchmarkError(f"--{kind}s-dir: '{folder}' is not a folder.")
-    package, variable = f"debiasbench.{kind}s", _variable(kind)
+    package, variable = _package(kind), _variable(kind)
     known = os.environ.get(variable, "")
     if package in sys.modules:
         if str(path) in sys.modules[package].__path__:
@@ -56,15 +61,26 @@ def add_folder(kind: str, folder: str | Path) -> None:
         os.environ[variable] = f"{known}{os.pathsep}{path}" if known else str(path)
 
 
+NETS_PACKAGE = "debiasbench.nets.own"  # the suite's networks are modules of debiasbench.nets
+LIBRARIES = ("torchvision", "timm")  # whose models are networks
+MODELS = tuple(f"{library}:NAME" for library in LIBRARIES)  # what these are called in messages
+
+
+def _package(kind: str) -> str:
+    return NETS_PACKAGE if kind == "net" else f"debiasbench.{kind}s"
+
+
 def _variable(kind: str) -> str:
     return f"DEBIASBENCH_{kind.upper()}S_PATH"
 
 
-def _unknown(name: str, kind: str, known: Iterable[str], perhaps: str = "") -> BenchmarkError:
+def unknown(name: str, kind: str, known: Iterable[str], perhaps: str = "") -> BenchmarkError:
+    """The error of a name that no plug-in of the kind has, with the most similar of those that are known."""
     known = sorted(known)
+    place = "a folder of yours, and" if kind == "net" else f"{kind}s/, or"
     return BenchmarkError(
         f"Unknown {kind} '{name}'.{suggestion(name, known)} Known: {', '.join(known) or 'none'}.{perhaps} "
-        f"(To add one: a file in {kind}s/, or --{kind}s-dir.)"
+        f"(To add one: a file in {place} --{kind}s-dir.)"
     )
 
 
@@ -81,20 +97,25 @@ def check_names(kind: str, names: Iterable[str]) -> None:
     """Refuse names that no plug-in can have, as far as their files tell: importing them imports torch, for seconds.
 
     Args:
-        kind: "method" or "dataset". names: of plug-ins, without parameters.
+        kind: "method", "dataset" or "net". names: of plug-ins, without parameters.
 
     Raises:
         BenchmarkError: which are not known.
     """
-    package = f"debiasbench.{kind}s"
-    if package in sys.modules:  # which knows better
+    if _package(kind) in sys.modules:  # which knows better
         return
-    places = folders(str(PACKAGE / f"{kind}s.py"), _variable(kind))
-    known = _written_names(places, package)
+    if kind == "net":
+        places = folders_of(_variable(kind))
+        names = [name for name in names if name.partition(":")[0] not in LIBRARIES]  # these know better
+        of_suite = _nets_of_suite() | {*MODELS}
+    else:
+        places, of_suite = folders(str(PACKAGE / f"{kind}s.py"), _variable(kind)), set()
+    known = _written_names(places, f"debiasbench.{kind}s")
     if known is None:
         return
+    known |= of_suite
     files = {module.name for module in pkgutil.iter_modules(places)}  # of one, importing it says what it lacks
-    problems = [str(_unknown(name, kind, known)) for name in dict.fromkeys(names) if name not in known | files]
+    problems = [str(unknown(name, kind, known)) for name in dict.fromkeys(names) if name not in known | files]
     if problems:
         raise BenchmarkError("\n".join(problems))
 
@@ -120,6 +141,13 @@ def _written_names(places: list[str], group: str) -> set[str] | None:
     except (OSError, SyntaxError, ValueError):
         return None
     return names
+
+
+def _nets_of_suite() -> set[str]:
+    """The names of the suite's networks, as they are written in nets/build.py."""
+    tree = ast.parse((PACKAGE / "nets" / "build.py").read_text(encoding="utf-8"))
+    table = next(one.value for one in tree.body if isinstance(one, ast.AnnAssign) and ast.unparse(one.target) == "NETS")
+    return {ast.literal_eval(key) for key in getattr(table, "keys", ())}
 
 
 def _is_class(node: ast.AST) -> bool:
@@ -148,8 +176,9 @@ def _names_of(node: Any) -> list[str]:
 class Registry:
     """Names -> plug-in classes of one kind; modules are imported when first asked for, and failures are kept."""
 
-    def __init__(self, package: str, contract: str, variable: str) -> None:
-        self.package, self.contract, self.variable = package, contract, variable
+    def __init__(self, package: str, contract: str, variable: str, group: str = "") -> None:
+        """`group`: of entry points; default: the package's name."""
+        self.package, self.contract, self.variable, self.group = package, contract, variable, group or package
         self.kind = contract.lower()
         self.broken: dict[str, str] = {}  # module -> traceback
         self.unusable: dict[str, str] = {}  # name of a class that was imported -> why it cannot be used
@@ -194,7 +223,7 @@ class Registry:
             raise BenchmarkError(f"The {self.kind} '{name}' cannot be used: {self.unusable[name]}")
         broken = [f"{module} ({_last_line(text)})" for module, text in self.broken.items()]
         perhaps = f" It may be in a file that could not be imported: {', '.join(broken)}." if broken else ""
-        raise _unknown(name, self.kind, [*classes, *self._aliases], perhaps)
+        raise unknown(name, self.kind, [*classes, *self._aliases], perhaps)
 
     def _scan(self, package: ModuleType) -> None:
         base = getattr(package, self.contract)
@@ -207,7 +236,7 @@ class Registry:
                 )
             files[name] = where
             self._import(name, f"{self.package}.{name}", base)
-        for entry in entry_points(group=self.package):
+        for entry in entry_points(group=self.group):
             try:
                 self._register(entry.load(), base, entry.value)
             except BenchmarkError:
@@ -223,18 +252,25 @@ class Registry:
             if isinstance(error, TypeError) and "non-frozen dataclass" in str(error):
                 self.broken[name] += f"(remove the line @dataclass: a {self.contract} is a frozen dataclass by itself)"
             return
+        problem = self._take(module, base)
+        if problem:
+            self.broken[name] = problem
+
+    def _take(self, module: ModuleType, base: type[Any]) -> str:
+        """Register the plug-ins that a module defines; returns what is wrong if it has some and none of a name."""
         own: list[Any] = [
             value
             for value in vars(module).values()
-            if inspect.isclass(value) and issubclass(value, base) and value.__module__ == module_name
+            if inspect.isclass(value) and issubclass(value, base) and value.__module__ == module.__name__
         ]
         named = [value for value in own if value.__dict__.get("name")]
         for value in named:
-            self._register(value, base, module_name)
+            self._register(value, base, module.__name__)
         nameless = [value for value in own if not inspect.isabstract(value)]
-        if nameless and not named:
-            has = "has the name of its parent" if nameless[0].name else "has no name"
-            self.broken[name] = f"{nameless[0].__name__} {has}: give it one of its own, name = ..."
+        if not nameless or named:
+            return ""
+        has = "has the name of its parent" if nameless[0].name else "has no name"
+        return f"{nameless[0].__name__} {has}: give it one of its own, name = ..."
 
     def _register(self, cls: type[Any], base: type[Any], where: str) -> None:
         if not isinstance(cls, type) or base not in cls.__mro__:

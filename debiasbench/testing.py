@@ -35,7 +35,7 @@ from debiasbench.errors import BenchmarkError
 from debiasbench.evaluation.evaluation import Evaluation
 from debiasbench.methods import Method
 from debiasbench.nets.base import Nets
-from debiasbench.nets.build import NETS, build_net
+from debiasbench.nets.build import build_net, check_net
 from debiasbench.recipe import Recipe
 from debiasbench.report.inspection import mutual_information
 from debiasbench.running.runner import check_last_row
@@ -568,7 +568,7 @@ def check_dataset_declaration(dataset: Dataset, splits: Splits) -> None:
     assert module.__doc__, f"{cls.name} needs documentation: input, label, bias, splits, source, licence."
     assert dataset.n_classes > 1
     assert dataset.bias_names, f"{cls.name} needs the names of its biases."
-    assert cls.recipe.net in NETS, f"{cls.name}: unknown net {cls.recipe.net}."
+    check_net(cls.recipe.net)
     for preset in cls.presets.values():
         cls(**{key: value for key, value in preset.items() if key != "recipe"})
         Recipe().replace(**preset.get("recipe", {}))

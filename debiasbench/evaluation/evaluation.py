@@ -22,6 +22,7 @@ from debiasbench.evaluation.metrics import (
     overlapping,
     worst_of_proxies,
 )
+from debiasbench.evaluation.own import own_metrics
 from debiasbench.evaluation.selection import WORST_PROXY
 from debiasbench.nets.base import evaluating
 from debiasbench.recipe import Recipe
@@ -110,14 +111,16 @@ class Evaluation:
         loss = nn.functional.cross_entropy(logits, torch.from_numpy(y).to(logits.device)).item()
         correct = logits.argmax(1).cpu().numpy() == y
         groups = self._groups(split)
+        own = own_metrics(split, logits, y, bias, conflict)
         if groups is not None:
-            return {"loss": loss, "n": float(len(y)), "acc_avg": mean_or_nan(correct)} | overlapping(correct, groups)
+            found = {"loss": loss, "n": float(len(y)), "acc_avg": mean_or_nan(correct)}
+            return found | overlapping(correct, groups) | own
         unbiased = split == "test" and self.dataset.unbiased_test
         names = self.dataset.bias_names
         found = accuracies(correct, y, bias, bias_names=names, unbiased=unbiased, conflict=conflict)
         if "acc_adjusted" in self.dataset.headline:
             found["acc_adjusted"] = self._adjusted(self.groups(split, logits))
-        return {"loss": loss} | found
+        return {"loss": loss} | found | own
 
     def correct_by_class(self, split: str, logits: Tensor) -> tuple[int, ...]:
         """How many samples of each class are predicted rightly -> (C,)."""

@@ -29,6 +29,11 @@ SMALLEST = ("val_loss", "class_gap")  # what they go by is best when it is small
 CHOOSING = tuple(rule for rule in SELECTION_RULES if rule not in ("last", "test_oracle"))  # by validation, also of runs
 
 
+def uses_bias_labels(rule: str) -> bool:
+    """Whether a rule reads bias labels, or test; one outside the suite says so by its name."""
+    return rule in USES_BIAS_LABELS or rule.startswith("group_")
+
+
 class Evaluated(Protocol):
     """Metrics of an epoch on validation and on test."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -77,11 +77,13 @@ class Net(nn.Module):
     """A network that is a body and a final head.
 
     Attributes:
+        name: of a network outside the suite, as in `net=NAME`.
         head: from features to logits; the identity in an encoder.
         n_features: D, the width of the head's input.
         input_shape, n_classes: what the network was built for.
     """
 
+    name: ClassVar[str] = ""
     head: nn.Module
     n_features: int
     input_shape: tuple[int, ...]

@@ -1,15 +1,22 @@
-"""Networks by name."""
+"""Networks by name: of the suite, of libraries, and those of other files."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
 
 from debiasbench.errors import BenchmarkError
 from debiasbench.nets.base import Net
+from debiasbench.nets.library import check_model, parts_of
+from debiasbench.nets.own import own_net, registry
 from debiasbench.nets.pretrained import weights_sha256
 from debiasbench.nets.resnet import ResNet
 from debiasbench.nets.small import MLP, Linear, SimConv1, SimConv2
-from debiasbench.parameters import suggestion
+from debiasbench.nets.split import Split
+from debiasbench.plugins import MODELS, unknown
 
 
 def _transformer(_: tuple[int, ...], n_classes: int, pretrained: str) -> Net:
@@ -41,16 +48,24 @@ def check_net(name: str, pretrained: str = "none", *, inputs: str | None = None)
 
     ImageNet weights are downloaded if need be.
     """
-    if name not in NETS:
-        raise BenchmarkError(f"Unknown net '{name}'.{suggestion(name, NETS)} Known: {', '.join(NETS)}.")
-    if inputs is not None and inputs not in TAKES.get(name, ("images",)):
+    registry.check()
+    of_library, is_own = parts_of(name), own_net(name) is not None
+    if of_library is not None:
+        check_model(*of_library)
+    elif not is_own and name not in NETS:
+        raise unknown(name, "net", [*NETS, *registry.classes(), *MODELS])
+    taken = sorted(registry.classes().keys() & NETS.keys())
+    if taken:
+        raise BenchmarkError(f"The suite has a net '{taken[0]}' already: give yours another name.")
+    takes = ("images", "features") if is_own else TAKES.get(name, ("images",))  # one of its own sees the shape
+    if inputs is not None and inputs not in takes:
         fitting = [net for net in NETS if inputs in TAKES.get(net, ("images",))]
         raise BenchmarkError(f"The net {name} does not take {inputs}. Allowed: {', '.join(fitting)}.")
     if pretrained != "none":
-        if name not in PRETRAINED_NETS:
+        if name not in PRETRAINED_NETS and of_library is None:
             raise BenchmarkError(
                 f"There are no pretrained weights for the net {name}: give pretrained=none. "
-                f"Got pretrained={pretrained}; nets with weights: {', '.join(PRETRAINED_NETS)}."
+                f"Got pretrained={pretrained}; nets with weights: {', '.join([*PRETRAINED_NETS, *MODELS])}."
             )
         weights_sha256(name, pretrained)
 
@@ -60,11 +75,75 @@ def build_net(
 ) -> Net:
     """A new network for samples of `shape`, (C, H, W) or (D,); its start is drawn from torch's global generator.
 
-    `pretrained` is "none", "imagenet" or the path of a state dict in torchvision's format. `recompute` is for ResNets.
+    `pretrained` is "none", "imagenet" or the path of a state dict in the library's format. `recompute` is for ResNets.
     """
     check_net(name)
-    net = NETS[name](shape, n_classes, pretrained)
+    of_library, own = parts_of(name), own_net(name)
+    if of_library is not None:
+        net: Net = Split(*of_library, shape, n_classes, pretrained)
+    elif own is not None:
+        net = own(shape, n_classes)  # their contract
+    else:
+        net = NETS[name](shape, n_classes, pretrained)
     if isinstance(net, ResNet):
         net.recompute = recompute
     net.input_shape, net.n_classes = shape, n_classes
     return net
+
+
+ROUNDING = 1e-4  # relative, between two ways to the same logits
+
+
+@functools.lru_cache(maxsize=64)
+def check_fits(name: str, shape: tuple[int, ...], n_classes: int, pretrained: str = "none") -> None:
+    """Refuse a network that does not take samples of `shape` (C, H, W), or is not its head on its features.
+
+    Two samples go through a new one in eval mode, in the layout in which training has them.
+
+    Raises:
+        BenchmarkError: what it gives or how it fails.
+    """
+    size = " x ".join(map(str, shape))
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        try:
+            net = build_net(name, shape, n_classes, pretrained=pretrained).eval()
+            layout = torch.channels_last if len(shape) == 3 else torch.contiguous_format
+            x = torch.rand(2, *shape).contiguous(memory_format=layout)
+            net = net.to(memory_format=layout)
+            features, logits = net.features(x), net(x)
+            whole = net.as_whole(x) if isinstance(net, Split) else logits
+            problem = _problem(net, features, logits, whole, n_classes)
+        except BenchmarkError:
+            raise
+        except Exception as error:  # a network of anybody's may raise anything
+            said = str(error).strip().partition("\n")[0] or "no message"
+            raise BenchmarkError(
+                f"The net {name} does not take samples of {size} ({type(error).__name__}: {said}). Give another net, "
+                "or another size of its input (size=224, say)."
+            ) from None
+    if problem:
+        raise BenchmarkError(f"The net {name} cannot be used for samples of {size} and {n_classes} classes: {problem}.")
+
+
+def _problem(net: Net, features: Tensor, logits: Tensor, whole: Tensor, n_classes: int) -> str:
+    """What is wrong with what a network gives for two samples; "" if nothing is."""
+    width = getattr(net, "n_features", None)
+    if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != 2:
+        return f"features(x) must be of shape (B, D), here (2, D), and is {_shape(features)}"
+    if width != features.shape[1]:
+        return f"n_features must be the width of its features, {features.shape[1]}, and is {width}"
+    head = net.head
+    if not isinstance(head, nn.Linear) or head.bias is None:
+        return f"head must be torch.nn.Linear with a bias, which methods read, and is {head}"
+    if head.in_features != width or head.out_features != n_classes:
+        return f"head must be torch.nn.Linear({width}, {n_classes}), and is {head}"
+    if not isinstance(logits, Tensor) or logits.shape != (2, n_classes):
+        return f"its output must be of shape (2, {n_classes}) for two samples, and is {_shape(logits)}"
+    for other in (head(features), whole):
+        if not torch.allclose(logits, other, rtol=ROUNDING, atol=ROUNDING):
+            return "its output is not head(features(x)), by which methods compute their scores"
+    return ""
+
+
+def _shape(found: object) -> str:
+    return str(tuple(found.shape)) if isinstance(found, Tensor) else f"a {type(found).__name__}"

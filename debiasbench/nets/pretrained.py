@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import pickle
@@ -16,29 +17,32 @@ from torch import Tensor
 from debiasbench.errors import BenchmarkError
 from debiasbench.files import to_path
 from debiasbench.nets.base import refuse_not_finite
+from debiasbench.nets.library import bare_model, last_linear, parts_of
 
-HEAD = "fc."  # torchvision's last layer, which is never taken over
 SHOWN = 3  # entries named in one message
 
 
 @functools.lru_cache(maxsize=2)
 def pretrained_weights(name: str, pretrained: str) -> dict[str, Tensor]:
-    """The state dict of a torchvision network: "imagenet" (its IMAGENET1K_V1 weights) or the path of a file.
+    """The state dict of a library's model: "imagenet" (torchvision's IMAGENET1K_V1 weights) or of a file.
+
+    Args:
+        name: "resnet18" (torchvision's), "torchvision:convnext_tiny", "timm:resnet26".
+        pretrained: "imagenet", or the path of a file of torch.save, or of safetensors.
 
     Raises:
         BenchmarkError: the file cannot be read, is of another network, or holds values that are not finite; the
             download failed. Never a random start instead.
     """
-    import torchvision
-
-    with torch.device("meta"):  # names, shapes and types alone: nothing is drawn
-        expected = torchvision.models.get_model(name, weights=None).state_dict()
+    library, model = parts_of(name) or ("torchvision", name)
+    bare = bare_model(name)
+    expected, head = bare.state_dict(), f"{last_linear(bare)}."
     if pretrained == "imagenet":
-        weights = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"]
+        weights = _imagenet(library, model)
         try:
             contents: Any = weights.get_state_dict(progress=False, check_hash=True)
             _check_name(weights.url)  # what was there already is not checked by torchvision
-            state = _network_in(contents, expected)
+            state = _network_in(contents, expected, head)
             refuse_not_finite(state)
             return state
         except Exception as error:  # no network, a wrong checksum, or a damaged file, which raises almost anything
@@ -48,7 +52,7 @@ def pretrained_weights(name: str, pretrained: str) -> dict[str, Tensor]:
                 f"elsewhere and put it at {file}, or give pretrained=FILE, or pretrained=none for a random start."
             ) from None
     try:
-        contents = torch.load(to_path(pretrained), map_location="cpu", weights_only=True)
+        contents = _read(to_path(pretrained))
     except BenchmarkError:
         raise
     except Exception as error:  # what is no state dict makes torch raise almost anything
@@ -60,12 +64,12 @@ def pretrained_weights(name: str, pretrained: str) -> dict[str, Tensor]:
                 reason = f"it holds {found[1]} beside tensors, and reading Python objects could run any code"
         raise BenchmarkError(
             f"pretrained={pretrained} cannot be read as a state dict ({reason}). Give a file made by torch.save of "
-            "a torchvision network's state_dict(), or imagenet, or none."
+            f"a {library} network's state_dict(), or imagenet, or none."
         ) from None
     try:
-        state = _network_in(contents, expected)
+        state = _network_in(contents, expected, head)
     except ValueError as error:
-        raise BenchmarkError(f"pretrained={pretrained} does not hold torchvision's {name}: {error}.") from None
+        raise BenchmarkError(f"pretrained={pretrained} does not hold {library}'s {model}: {error}.") from None
     try:
         refuse_not_finite(state)
     except ValueError as error:
@@ -73,12 +77,38 @@ def pretrained_weights(name: str, pretrained: str) -> dict[str, Tensor]:
     return state
 
 
-def _network_in(contents: Any, expected: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The entries of a torchvision network in what a file holds, under the names and in the types of `expected`.
+def _imagenet(library: str, model: str) -> Any:
+    """Torchvision's entry of the ImageNet weights of a model.
+
+    Raises:
+        BenchmarkError: there are none of this name.
+    """
+    if library == "torchvision":
+        import torchvision
+
+        with contextlib.suppress(KeyError):
+            return torchvision.models.get_model_weights(model)["IMAGENET1K_V1"]
+    raise BenchmarkError(
+        f"pretrained=imagenet is of torchvision's IMAGENET1K_V1 weights, and {library}'s {model} has none: give "
+        "pretrained=FILE, or pretrained=none for a random start."
+    )
+
+
+def _read(path: Path) -> Any:
+    """What a file of weights holds."""
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _network_in(contents: Any, expected: dict[str, Tensor], head: str) -> dict[str, Tensor]:
+    """The entries of a library's network in what a file holds, under the names and in the types of `expected`.
 
     Training scripts wrap them: in a dictionary beside the optimiser's state ("state_dict", "model"), and in modules
     that put a word before every name ("module.", "backbone."). Whatever these are called, the one place with a whole
-    network is meant. What stands beside it is not used; the last layer (`fc`) need not be there, as the head is new.
+    network is meant. What stands beside it is not used; the last layer, `head`, need not be there: here it is new.
 
     Raises:
         ValueError: no place holds a whole network, or several do.
@@ -90,7 +120,7 @@ def _network_in(contents: Any, expected: dict[str, Tensor]) -> dict[str, Tensor]
         for prefix in prefixes | {""}:
             inside = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
             places[f"{name}{prefix}"] = inside
-    problems = {place: _problems(inside, expected) for place, inside in places.items()}
+    problems = {place: _problems(inside, expected, head) for place, inside in places.items()}
     whole = [place for place, complaints in problems.items() if not complaints]
     if len(whole) > 1:
         shown = ", ".join(repr(place.rstrip(".")) for place in sorted(whole))
@@ -117,17 +147,17 @@ def _dictionaries(contents: Any, name: str = "") -> Iterator[tuple[str, dict[str
         yield name, {}
 
 
-def _problems(state: dict[str, Any], expected: dict[str, Tensor]) -> list[str]:
+def _problems(state: dict[str, Any], expected: dict[str, Tensor], head: str) -> list[str]:
     """What keeps entries from being those of the network, one by one."""
     problems = []
     for key, wanted in expected.items():
         value = state.get(key)
         if value is None:
-            if not key.startswith(HEAD) and not key.endswith("num_batches_tracked"):  # older files lack the latter
+            if not key.startswith(head) and not key.endswith("num_batches_tracked"):  # older files lack the latter
                 problems.append(f"{key} is missing")
         elif not isinstance(value, Tensor) or value.is_floating_point() != wanted.is_floating_point():
             problems.append(f"{key} is no tensor of {'decimals' if wanted.is_floating_point() else 'whole numbers'}")
-        elif value.shape != wanted.shape and not key.startswith(HEAD):
+        elif value.shape != wanted.shape and not key.startswith(head):
             problems.append(f"{key} has the shape {tuple(value.shape)} instead of {tuple(wanted.shape)}")
     return problems + [f"{key} is not its own" for key in sorted(set(state) - set(expected))]
 

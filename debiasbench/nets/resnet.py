@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from debiasbench.nets.base import Net
-from debiasbench.nets.pretrained import HEAD, pretrained_weights
+from debiasbench.nets.pretrained import pretrained_weights
+
+HEAD = "fc."  # torchvision's last layer, which is never taken over
 
 
 class ResNet(Net):

@@ -41,6 +41,7 @@ from debiasbench.report.results import (
     dataset_title,
     existing,
     headline_of,
+    metrics_in,
     runs,
     scores_of,
     shortened,
@@ -312,15 +313,14 @@ def _names(cell: Cell, kind: str) -> set[str]:
 
 def _measures(table: pd.DataFrame, shown: Shown) -> list[Measure]:
     """What is compared; a metric that a dataset does not have is left out there."""
-    known = [name for name in table.columns if name.startswith("acc_")]
+    known = metrics_in(table)
+    rules = list(dict.fromkeys([*SELECTION_RULES, *table["select"].dropna()]))
     for name in shown.metrics:
         if name not in known:
             raise BenchmarkError(f"No metric '{name}'.{suggestion(name, known)} Known: {', '.join(known)}.")
     for rule in shown.select:
-        if rule not in SELECTION_RULES:
-            raise BenchmarkError(
-                f"No selection rule '{rule}'.{suggestion(rule, SELECTION_RULES)} Known: {', '.join(SELECTION_RULES)}."
-            )
+        if rule not in rules:
+            raise BenchmarkError(f"No selection rule '{rule}'.{suggestion(rule, rules)} Known: {', '.join(rules)}.")
     measures = []
     for dataset in dict.fromkeys(table.dataset):
         has = [name for name in shown.metrics if table.loc[table.dataset == dataset, name].notna().any()]
@@ -633,6 +633,7 @@ def _cause_of_staleness(record: Record) -> str:
     """
     from debiasbench.datasets import registry as datasets
     from debiasbench.methods import registry as methods
+    from debiasbench.nets.own import registry as own_nets
 
     cell = record.cell
     if record.provenance.protocol != PROTOCOL_VERSION:
@@ -642,9 +643,12 @@ def _cause_of_staleness(record: Record) -> str:
         return f"version {cell.method_version} of the method, now {current}"
     if data is not None and (current := version_of(data)) != cell.dataset_version:
         return f"version {cell.dataset_version} of the dataset, now {current}"
-    then, now = (record.provenance.code or {}).get("method"), digest_of_plugin(cls) if cls else None
-    if cls is not None and not is_shipped(cls) and then is not None and now is not None and then != now:
-        return "its code has changed: --rerun changed or --keep-changed"
+    net = own_nets.classes().get(cell.recipe.get("net", ""))
+    for kind, one in (("method", cls), ("net", net)):
+        then, now = (record.provenance.code or {}).get(kind), digest_of_plugin(one) if one else None
+        if one is not None and not is_shipped(one) and then is not None and now is not None and then != now:
+            of = "its code" if kind == "method" else f"the code of its net {one.name}"
+            return f"{of} has changed: --rerun changed or --keep-changed"
     return ""
 
 

@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from debiasbench.cell import Cell
-from debiasbench.evaluation.selection import SELECTION_RULES
 from debiasbench.parameters import write_value
 from debiasbench.records import Brief, Metrics, Record, Result
 from debiasbench.report.figures import MOST_CURVES, learning_curves
-from debiasbench.report.results import VALIDATED, data_seed, dataset_title, distinct, headlines
+from debiasbench.report.results import VALIDATED, data_seed, dataset_title, distinct, headlines, rules_of
 from debiasbench.wording import duration
 
 if TYPE_CHECKING:
@@ -332,7 +331,7 @@ def _settings(cell: Cell) -> list[tuple[str, Pairs]]:
 
 def _outcome(cell: Cell, result: Result, metric: str) -> list[tuple[str, Pairs]]:
     selected = []
-    for rule in SELECTION_RULES:
+    for rule in rules_of(result):
         row = result.selected(rule)
         if row is not None:
             selected.append((rule, f"epoch {row.epoch}, {_number(metric, row.test.get(metric))}"))

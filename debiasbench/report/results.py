@@ -13,10 +13,11 @@ import pandas as pd
 
 from debiasbench.cell import Cell
 from debiasbench.errors import BenchmarkError
+from debiasbench.evaluation.own import is_own_metric
 from debiasbench.evaluation.selection import SELECTION_RULES
 from debiasbench.files import to_path
 from debiasbench.parameters import suggestion
-from debiasbench.records import Metrics, Record, in_brief, read_records, read_scores, without_copies
+from debiasbench.records import Metrics, Record, Result, in_brief, read_records, read_scores, without_copies
 from debiasbench.report.statistics import compare as compare_runs
 from debiasbench.report.statistics import holm, pairwise_welch, ranks_with_ties, welch
 
@@ -154,12 +155,27 @@ def _rows(record: Record) -> Iterator[tuple[Place, Metrics]]:
         yield (None, None, None), {}
         return
     for split in SPLITS:
-        for rule in SELECTION_RULES:
+        for rule in rules_of(record.result):
             selected = record.result.selected(rule)
             if selected is None:
                 yield (split, rule, None), {}
             else:
                 yield (split, rule, selected.epoch), selected.test if split == "test" else selected.valid
+
+
+def rules_of(result: Result) -> list[str]:
+    """The selection rules that a record can be read by: those of the suite, and others that it was made with."""
+    return list(dict.fromkeys([*SELECTION_RULES, *result.selection]))
+
+
+def text_of(rule: str) -> str:
+    """What a rule chooses."""
+    return SELECTION_RULES.get(rule, "as the function of that name does, which is outside the suite")
+
+
+def metrics_in(table: pd.DataFrame) -> list[str]:
+    """The metrics of a table by which methods can be compared: accuracies, and those outside the suite."""
+    return [name for name in table.columns if name.startswith("acc_") or is_own_metric(name)]
 
 
 def load_results(path: str | Path) -> pd.DataFrame:
@@ -196,7 +212,7 @@ def runs(table: pd.DataFrame, dataset: str, metric: str, *, split: str = "test",
     missing = [name for name in REQUIRED if name not in table]
     if missing:
         raise BenchmarkError(f"This is no table of results: it lacks the columns {', '.join(missing)}.")
-    metrics = [name for name in table.columns if name.startswith("acc_")]
+    metrics = metrics_in(table)
     if metric not in table:
         raise BenchmarkError(f"No metric '{metric}'.{suggestion(metric, metrics)} Known: {', '.join(metrics)}.")
     chosen = table[

@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from debiasbench.evaluation.selection import SELECTION_RULES, USES_BIAS_LABELS
+from debiasbench.evaluation.own import is_own_metric
+from debiasbench.evaluation.selection import SELECTION_RULES, uses_bias_labels
 from debiasbench.parameters import write_value
 from debiasbench.records import Record
 from debiasbench.report.budgets import declared
@@ -23,6 +24,7 @@ from debiasbench.report.results import (
     ranks,
     runs,
     summaries,
+    text_of,
 )
 from debiasbench.report.statistics import FEWEST_DATASETS, FEWEST_METHODS, rank_test, smallest_p
 from debiasbench.report.tables import (
@@ -76,15 +78,13 @@ def comparison_table(table: pd.DataFrame, records: list[Record], measures: list[
     for measure in measures:
         heads.append(Column(_key(measure), f"{_head(table, measure)} (%)", spread=True))
         heads.append(Column(f"{_key(measure)} n", "n"))
-    rules = "; ".join(
-        dict.fromkeys("last epoch" if one.select == "last" else SELECTION_RULES[one.select] for one in measures)
-    )
+    rules = "; ".join(dict.fromkeys("last epoch" if one.select == "last" else text_of(one.select) for one in measures))
     notes = [
         f"Test split, {rules}. Mean ± sample standard deviation (n - 1) over n runs; best in bold. "
         f"{TIE}: statistically indistinguishable from the best (one-sided Welch test of the best against it, chosen "
         "after the fact, p of at least .05 after Holm's correction over this table)."
     ]
-    if any(measure.select in USES_BIAS_LABELS for measure in measures):
+    if any(uses_bias_labels(measure.select) for measure in measures):
         notes.append(f"{ORACLE} selects with bias labels or on the test split: never a headline.")
     notes += _untested(found) + _few_runs(found) + _machine_notes(table) + _recipe_notes(records) + _data_notes(records)
     return Table("comparison", "Comparison", heads, rows, notes)
@@ -98,7 +98,7 @@ def _head(table: pd.DataFrame, measure: Measure) -> str:
     """`cmnist5k acc_unbiased`, marked where the data are not the published ones; with the rule where it is no last."""
     mark = "" if table[table.dataset == measure.dataset].official.all() else MARKED
     rule = "" if measure.select == "last" else f", {measure.select}"
-    rule += ORACLE if measure.select in USES_BIAS_LABELS else ""
+    rule += ORACLE if uses_bias_labels(measure.select) else ""
     return f"{measure.dataset}{mark} {measure.metric}{rule}"
 
 
@@ -236,13 +236,18 @@ def _data_notes(records: list[Record]) -> list[str]:
 def selection_table(table: pd.DataFrame, dataset: str) -> Table:
     """One dataset: every selection rule, and the accuracies on aligned and conflicting samples at the last epoch."""
     metric = headline_of(table, dataset)
+    there = table.loc[table.dataset == dataset, "select"].dropna().unique()
     rules = [
         rule
-        for rule in SELECTION_RULES
+        for rule in dict.fromkeys([*SELECTION_RULES, *there])
         if table[(table.dataset == dataset) & (table["select"] == rule)][metric].notna().any()
     ]
     others = headlines(table.loc[table.dataset == dataset, "dataset.name"].iloc[0])[1:]
-    parts = [name for name in table.columns if name.startswith(("acc_aligned", "acc_conflict")) or name in others]
+    parts = [
+        name
+        for name in table.columns
+        if name.startswith(("acc_aligned", "acc_conflict")) or name in others or is_own_metric(name)
+    ]
     parts = [name for name in parts if table[table.dataset == dataset][name].notna().any()]
     shown = [*((rule, metric) for rule in rules), *(("last", name) for name in parts)]
     found = [dict(list(runs(table, dataset, name, select=rule).groupby("method"))) for rule, name in shown]
@@ -260,12 +265,12 @@ def selection_table(table: pd.DataFrame, dataset: str) -> Table:
                 entry = replace(entry, text=f"{entry.text} (n {chosen.n_worst.min():.0f})")
             row.append(entry)
         rows.append(row)
-    marks = {rule: ORACLE if rule in USES_BIAS_LABELS else "" for rule in rules}
+    marks = {rule: ORACLE if uses_bias_labels(rule) else "" for rule in rules}
     columns = [METHOD, *(Column(rule, f"{rule}{marks[rule]}", spread=True) for rule in rules)]
     columns += [Column(f"{name} last", f"{name}, last", spread=True) for name in parts]
     notes = [
         f"Test {metric} (%) of the epoch that each rule selects. "
-        + "; ".join(f"{rule}: {SELECTION_RULES[rule]}" for rule in rules)
+        + "; ".join(f"{rule}: {text_of(rule)}" for rule in rules)
         + "."
     ]
     if any(marks.values()):

@@ -37,15 +37,17 @@ def other_versions(expected: Mapping[str, str] | None) -> str:
 
 
 def other_code(cell: Cell, expected: Mapping[str, str | None] | None) -> str:
-    """Why a cell may not be trained here: its method or dataset is other code than that of the run; "" if it may."""
-    for kind, digest in (expected or {}).items():
-        try:
-            here = cell.code()[kind]
-        except BenchmarkError as error:
-            return f"On {socket.gethostname()}: {error}"
-        if here != digest:
-            name = cell.method if kind == "method" else cell.dataset
-            return f"The {kind} {name} on {socket.gethostname()} is other code than that of the run: make them equal."
+    """Why a cell may not be trained here: it consists of other code than that of the run; "" if it may."""
+    if not expected:
+        return ""
+    try:
+        here = cell.code()
+    except BenchmarkError as error:
+        return f"On {socket.gethostname()}: {error}"
+    for kind in {**expected, **here}:
+        if here.get(kind) != expected.get(kind):
+            what = cell.name_of_part(kind)
+            return f"The {what} on {socket.gethostname()} is other code than that of the run: make them equal."
     return ""
 
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from debiasbench.cell import Cell
 from debiasbench.errors import BenchmarkError, raised_by
+from debiasbench.evaluation.rehearsal import rehearse
 from debiasbench.grid import Grid
-from debiasbench.nets.build import check_net
+from debiasbench.nets.build import check_fits, check_net
 from debiasbench.nets.pretrained import weights_sha256
 from debiasbench.plugins import is_shipped
 from debiasbench.records import Failure, Record, Result, found_record, record_path, running_path
@@ -48,7 +49,7 @@ class Plan:
             return False
         return record.result is None or (
             _is_whole(record, cell, self.fingerprints[data_key(cell)], weights=self.weights)
-            and not has_other_code(record, cell)
+            and not changed_code(record, cell)
         )
 
 
@@ -67,8 +68,9 @@ def plan(
     A cell is finished if a record of an equal cell is done and was made with equal data and by equal code. Failed cells
     run again with `rerun="failed"`; everything with `rerun="all"`; with `weights` also what has none beside its record.
 
-    Where the code of a method outside the suite has changed since, its cells run again with `rerun="changed"`, and
-    count as finished with `keep_changed`. Of shipped files the version decides, and of datasets the fingerprint.
+    Where the code of a method, network, metric or rule outside the suite has changed since, its cells run again with
+    `rerun="changed"`, and count as finished with `keep_changed`. Of shipped files the version decides, and of datasets
+    the fingerprint. Where a metric or rule is new since, they run again with `rerun="changed"`, and else count.
 
     What was run on another kind of device than `device_kind` ("cpu", "cuda"; None: any), or in another precision than
     the recipe has there, counts as finished, and a notice says so.
@@ -86,10 +88,12 @@ def plan(
     for net, pretrained, inputs in dict.fromkeys(nets):
         check_net(net, pretrained, inputs=inputs)
     built = build_all(datasets, data_dir)
+    _refuse_unfit(grid, datasets, built)
     fingerprints = {key: one.fingerprint for key, one in built.items()}
     _refuse_equal_draws(grid, fingerprints)
     to_run, finished, failed = [], {}, {}
-    changed: dict[str, list[Cell]] = {}
+    changed: dict[str, list[Cell]] = {}  # what has changed, "method pgd" -> finished cells
+    lacking: dict[str, int] = {}  # metric or rule -> finished cells without it
     elsewhere: dict[tuple[str, str], int] = {}
     before = {}
     for cell in grid.cells:
@@ -100,17 +104,24 @@ def plan(
         elif record.result is None:
             (to_run.append(cell) if rerun == "failed" else failed.update({cell.hash: record.path}))
         elif not _is_whole(record, cell, fingerprints[data_key(cell)], weights=weights) or (
-            has_other_code(record, cell) and rerun == "changed" and not is_shipped(type(cell.build_method()))
+            rerun == "changed" and (_is_outdated(record, cell) or new_functions(record, cell))
         ):
             to_run.append(cell)
         else:
             finished[cell.hash] = record.path
-            if has_other_code(record, cell):
-                changed.setdefault(cell.method, []).append(cell)
+            for kind in changed_code(record, cell):
+                changed.setdefault(cell.name_of_part(kind), []).append(cell)
+            for kind in new_functions(record, cell):
+                lacking[kind] = lacking.get(kind, 0) + 1
             machines = _machines(record, cell, device_kind) if device_kind else None
             if machines is not None:
                 elsewhere[machines] = elsewhere.get(machines, 0) + 1
     notices = _of_data(grid, built) + _of_changed_code(changed, keep=keep_changed) + _of_other_machines(elsewhere)
+    notices += [
+        f"{n} finished cell{' was' if n == 1 else 's were'} run without the {kind}, and will show none. To run "
+        f"{'it' if n == 1 else 'them'} again: --rerun changed."
+        for kind, n in lacking.items()
+    ]
     grid = replace(grid, notices=[*grid.notices, *notices])
     unvalidated = frozenset(key for key, one in built.items() if one.valid_is_test)
     return Plan(grid, to_run, finished, failed, before, fingerprints, unvalidated, weights)
@@ -135,6 +146,26 @@ def _of_data(grid: Grid, built: dict[str, Built]) -> list[str]:
     return list(dict.fromkeys(told))
 
 
+def _refuse_unfit(grid: Grid, datasets: dict[str, Dataset], built: dict[str, Built]) -> None:
+    """Refuse networks that do not take the data.
+
+    Raises:
+        BenchmarkError: which, and why.
+    """
+    cells = {(data_key(one), *(one.recipe[key] for key in ("net", "size", "pretrained"))): one for one in grid.cells}
+    problems = []
+    for cell in cells.values():
+        dataset, recipe, shape = datasets[data_key(cell)], cell.build_recipe(), built[data_key(cell)].shape
+        if dataset.input == "text" or not shape:
+            continue  # an encoder was tried already
+        try:
+            check_fits(recipe.net, recipe.input_shape(shape), dataset.n_classes, recipe.pretrained)
+        except BenchmarkError as error:
+            problems.append(f"{cell.dataset_title}: {error}")
+    if problems:
+        raise BenchmarkError("\n".join(dict.fromkeys(problems)))
+
+
 def _refuse_equal_draws(grid: Grid, fingerprints: dict[str, str]) -> None:
     """Refuse several data seeds of data in which nothing is drawn: equal runs would be counted as new samples.
 
@@ -153,22 +184,42 @@ def _refuse_equal_draws(grid: Grid, fingerprints: dict[str, str]) -> None:
             )
 
 
-def has_other_code(record: Record, cell: Cell) -> bool:
-    """Whether a record was made by other code of its method than there is now; no, where either is not known."""
-    then, now = (record.provenance.code or {}).get("method"), cell.code()["method"]
-    return then is not None and now is not None and then != now
+def changed_code(record: Record, cell: Cell) -> list[str]:
+    """Of what a record was made by other code than there is now, as keys of `Cell.code`; of a dataset the data tell.
+
+    What is not known, then or now, has not changed.
+    """
+    then = record.provenance.code or {}
+    return [
+        kind
+        for kind, now in cell.code().items()
+        if kind != "dataset" and now is not None and then.get(kind) not in (None, now)
+    ]
+
+
+def new_functions(record: Record, cell: Cell) -> list[str]:
+    """Metrics and rules outside the suite that a record was made without, as keys of `Cell.code`."""
+    then = record.provenance.code or {}
+    return [kind for kind in cell.code() if kind.startswith(("metric ", "rule ")) and kind not in then]
+
+
+def _is_outdated(record: Record, cell: Cell) -> bool:
+    """Whether something outside the suite has changed since; of a shipped method its version tells."""
+    changed = changed_code(record, cell)
+    return changed not in ([], ["method"]) or (bool(changed) and not is_shipped(type(cell.build_method())))
 
 
 def _of_changed_code(changed: dict[str, list[Cell]], *, keep: bool) -> list[str]:
-    """Notices of methods whose code has changed since records were made that count as finished.
+    """Notices of what has changed since records were made that count as finished: "method pgd" -> their cells.
 
     Raises:
         BenchmarkError: some are not of the suite, and are not to be kept.
     """
     notices, problems = [], []
-    for name, cells in changed.items():
+    for what, cells in changed.items():
+        name = what.removeprefix("method ") if what.startswith("method ") else f"the {what}"
         n = f"{len(cells)} finished cell{'s' if len(cells) > 1 else ''}"
-        if is_shipped(type(cells[0].build_method())):
+        if what.startswith("method ") and is_shipped(type(cells[0].build_method())):
             notices.append(f"{name}: its file has changed since {n}, and its version has not: they count as finished.")
         elif keep:
             notices.append(f"{name}: its code has changed since {n}, which are kept as they are.")
@@ -244,11 +295,17 @@ def data_key(cell: Cell) -> str:
 
 
 class Built(NamedTuple):
-    """Of data that were built: their fingerprint, what is to be said of them, whether validation is the test split."""
+    """Of data that were built.
+
+    Attributes:
+        fingerprint: of them. note: what is to be said of them. valid_is_test: whether validation is the test split.
+        shape: of the x of a sample; () where it is not known.
+    """
 
     fingerprint: str
     note: str = ""
     valid_is_test: bool = False
+    shape: tuple[int, ...] = ()
 
 
 def build_all(datasets: dict[str, Dataset], data_dir: Path) -> dict[str, Built]:
@@ -260,7 +317,9 @@ def build_all(datasets: dict[str, Dataset], data_dir: Path) -> dict[str, Built]:
         try:
             with raised_by(f"The data of {dataset.name} cannot be built"):
                 splits = check_splits(dataset, dataset.build(data_dir))
-                built[key] = Built(splits.fingerprint(), splits.note, splits.valid_is_test)
+                shape = tuple(splits.train.x.shape[1:])
+                built[key] = Built(splits.fingerprint(), splits.note, splits.valid_is_test, shape)
+                rehearse(dataset, splits)
         except BenchmarkError as error:
             problems.append(str(error))
     if problems:

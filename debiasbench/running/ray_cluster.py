@@ -23,8 +23,10 @@ from typing import Any
 
 from debiasbench.about import with_package
 from debiasbench.cell import Cell
-from debiasbench.code import PLUGINS, files_of_plugin
+from debiasbench.code import PLUGINS, files_of_modules, files_of_plugin
 from debiasbench.errors import BenchmarkError
+from debiasbench.evaluation.own import own_functions
+from debiasbench.nets.own import own_net
 from debiasbench.plugins import is_shipped
 from debiasbench.running.executor import Settings
 from debiasbench.running.nodes import other_versions, shared_folders, unreachable, versions
@@ -219,18 +221,23 @@ def train(
 def plugin_files(cells: Sequence[Cell]) -> dict[str, bytes]:
     """The source files of the cells' plug-ins that are not of the suite, and of the local modules that they import.
 
+    Networks, metrics and rules among them.
+
     Returns:
         "methods/mine.py", "modules/helpers/__init__.py" -> content.
     """
-    found: dict[str, bytes] = {}
-    classes = {type(one) for cell in cells for one in (cell.build_method(), cell.build_dataset())}
+    classes: set[type[Any]] = {type(one) for cell in cells for one in (cell.build_method(), cell.build_dataset())}
+    classes |= {net for cell in cells if (net := own_net(cell.recipe["net"])) is not None}
+    functions = [one for kind in ("metric", "rule") for one in own_functions(kind).values()]
+    files = files_of_modules(one.__module__ for one in functions)
     for cls in classes:
-        if is_shipped(cls):
-            continue
-        for module, file in files_of_plugin(cls).items():
-            within = module.removeprefix("debiasbench.") if module.startswith(PLUGINS) else f"modules.{module}"
-            place = within.replace(".", "/")
-            found[f"{place}/__init__.py" if file.name == "__init__.py" else f"{place}.py"] = file.read_bytes()
+        if not is_shipped(cls):
+            files |= files_of_plugin(cls)
+    found: dict[str, bytes] = {}
+    for module, file in files.items():
+        within = module.removeprefix("debiasbench.") if module.startswith(PLUGINS) else f"modules.{module}"
+        place = within.replace(".", "/")
+        found[f"{place}/__init__.py" if file.name == "__init__.py" else f"{place}.py"] = file.read_bytes()
     return found
 
 
@@ -242,7 +249,7 @@ def unpacked(files: Mapping[str, bytes], folder: Path) -> dict[str, str]:
         place.write_bytes(content)
     places = {
         "DEBIASBENCH_METHODS_PATH": folder / "methods", "DEBIASBENCH_DATASETS_PATH": folder / "datasets",
-        "PYTHONPATH": folder / "modules",
+        "DEBIASBENCH_NETS_PATH": folder / "nets" / "own", "PYTHONPATH": folder / "modules",
     }  # fmt: skip
     before = os.environ.get("PYTHONPATH", "")
     variables = {name: str(place) if place.is_dir() else "" for name, place in places.items()}

@@ -27,6 +27,7 @@ from debiasbench.cell import Cell
 from debiasbench.datasets import Dataset, check_splits
 from debiasbench.errors import BenchmarkError
 from debiasbench.evaluation.metrics import identification
+from debiasbench.evaluation.own import own_selection
 from debiasbench.evaluation.selection import select
 from debiasbench.nets.pretrained import weights_sha256
 from debiasbench.records import (
@@ -241,7 +242,8 @@ def result_of(task: Task) -> tuple[Result, dict[str, Tensor]]:
     result = Result(
         data=data_facts(dataset, splits),
         pretrained_sha256=weights_sha256(task.recipe.net, task.recipe.pretrained),
-        selection=select(journal.epochs, dataset.headline, validation=validation),
+        selection=select(journal.epochs, dataset.headline, validation=validation)
+        | own_selection([one.valid for one in journal.epochs], validation=validation),
         identification={
             name: present(identification(column, splits.train, dataset.bias_names))
             for name, column in (journal.columns.items() if conflicts_known else ())
@@ -339,6 +341,8 @@ def provenance(
         "debiasbench": __version__, "protocol": PROTOCOL_VERSION, "python": platform.python_version(),
         **{name: _version(name) for name in ("torch", "torchvision", "numpy")},
     }  # fmt: skip
+    if cell.recipe["net"].startswith("timm:"):
+        versions["timm"] = _version("timm")
     if kind == "cuda":
         versions["cuda"] = str(torch.version.cuda)
     return Provenance(

@@ -28,7 +28,7 @@ import torch
 from torch import nn
 
 from debiasbench.about import PROTOCOL_VERSION
-from debiasbench.code import digest_of_module, digest_of_suite, is_local
+from debiasbench.code import digest_of_module, digest_of_plugin, digest_of_suite, is_local
 from debiasbench.files import write_atomically
 from debiasbench.training.digests import digest_of, name_of
 from debiasbench.training.ends import StageEnd
@@ -147,7 +147,7 @@ def facts_of_noise(name: str, distribution: torch.distributions.Distribution) ->
 
 
 def facts_of_nets(nets: Mapping[str, nn.Module]) -> dict[str, Any]:
-    """Form, start weights and buffers of networks, and which of them are trained.
+    """Form, source, start weights and buffers of networks, and which of them are trained.
 
     Raises:
         DeclinedReuse: a network has hooks, which may do anything.
@@ -158,5 +158,7 @@ def facts_of_nets(nets: Mapping[str, nn.Module]) -> dict[str, Any]:
             if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks:
                 raise DeclinedReuse(f"the network {name} has hooks, which may do anything")
         trained = {key for key, parameter in net.named_parameters() if parameter.requires_grad}
-        facts[name] = [repr(net), [(key, digest_of(value), key in trained) for key, value in net.state_dict().items()]]
+        code = digest_of_plugin(type(net))  # None of the suite's networks and of libraries
+        weights = [(key, digest_of(value), key in trained) for key, value in net.state_dict().items()]
+        facts[name] = [repr(net), code, weights]
     return facts

@@ -1,0 +1,79 @@
+"""Networks outside the suite, one file each, and what else such files hold (metrics and selection rules).
+
+Like `debiasbench/methods.py`, this file is a one-file package: `debiasbench.nets.own.<file>` is the file of that name
+in a folder of $DEBIASBENCH_NETS_PATH, which `--nets-dir` adds to. The suite's own networks are no modules of it.
+"""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+from typing import Any
+
+from debiasbench.code import digest_of_module
+from debiasbench.errors import BenchmarkError
+from debiasbench.nets.base import Net
+from debiasbench.plugins import NETS_PACKAGE, Registry, folders_of
+
+__all__ = ["Net", "registry"]
+
+__path__ = folders_of("DEBIASBENCH_NETS_PATH")
+
+
+class Networks(Registry):
+    """Classes of networks by name; `modules`: all that were imported, which may hold functions as well."""
+
+    def __init__(self) -> None:
+        super().__init__(NETS_PACKAGE, "Net", "DEBIASBENCH_NETS_PATH", group="debiasbench.nets")
+        self.modules: list[ModuleType] = []
+        self._files: list[str] = []
+
+    def check(self) -> None:
+        """Refuse files of the folders that cannot be used: what they hold may count for every cell.
+
+        What an installed package brings is left alone, as it may be nobody's wish.
+
+        Raises:
+            BenchmarkError: all of them.
+        """
+        self.classes()
+        problems = [
+            f"The file {name}.py of --nets-dir cannot be used: {self.broken[name].strip().splitlines()[-1]}. Correct "
+            "it, or move it out of that folder."
+            for name in self._files
+            if name in self.broken
+        ]
+        problems += [f"The net '{name}' cannot be used: {why}" for name, why in self.unusable.items()]
+        if problems:
+            raise BenchmarkError("\n".join(problems))
+
+    def _scan(self, package: ModuleType) -> None:
+        self.modules, self._files = [], []
+        super()._scan(package)
+
+    def _import(self, name: str, module_name: str, base: type[Any]) -> None:
+        self._files.append(name)
+        super()._import(name, module_name, base)
+        if name not in self.broken:
+            self.modules.append(sys.modules[module_name])
+            digest_of_module(module_name)  # of the source as it is now, also where it holds functions alone
+
+    def _register(self, cls: type[Any], base: type[Any], where: str) -> None:
+        if isinstance(cls, ModuleType):  # of an entry point
+            self._take(cls, base)
+            self.modules.append(cls)
+        else:
+            super()._register(cls, base, where)
+
+    def _problem_of(self, cls: type[Any], aliases: Any) -> str | None:
+        if cls.features is Net.features:
+            return f"{cls.__name__} ({cls.__module__}) lacks features(self, x), from images to what the head reads."
+        return super()._problem_of(cls, aliases)
+
+
+registry = Networks()
+
+
+def own_net(name: str) -> type[Net] | None:
+    """The class of a network outside the suite; None where there is none of this name."""
+    return registry.classes().get(name)

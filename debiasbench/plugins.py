@@ -77,9 +77,11 @@ def _variable(kind: str) -> str:
 def unknown(name: str, kind: str, known: Iterable[str], perhaps: str = "") -> BenchmarkError:
     """The error of a name that no plug-in of the kind has, with the most similar of those that are known."""
     known = sorted(known)
+    of_library = kind == "net" and ":" in name
+    similar = suggestion(f"{name.partition(':')[0]}:NAME", MODELS) if of_library else suggestion(name, known)
     place = "a folder of yours, and" if kind == "net" else f"{kind}s/, or"
     return BenchmarkError(
-        f"Unknown {kind} '{name}'.{suggestion(name, known)} Known: {', '.join(known) or 'none'}.{perhaps} "
+        f"Unknown {kind} '{name}'.{similar} Known: {', '.join(known) or 'none'}.{perhaps} "
         f"(To add one: a file in {place} --{kind}s-dir.)"
     )
 

@@ -3,6 +3,7 @@
 import functools
 import os
 import sys
+import textwrap
 from pathlib import Path
 
 # one thread a process, also in those that tests start: `pytest -n auto` has a process for each core
@@ -11,9 +12,12 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import pytest
 import torch
 
+from debiasbench import code
 from debiasbench.data.colouring import PGD_PALETTE, colour
 from debiasbench.datasets import registry as datasets
 from debiasbench.methods import registry as methods
+from debiasbench.nets import own
+from debiasbench.nets.build import check_fits
 from debiasbench.samples import Samples, Splits
 from debiasbench.training.journal import Journal
 from debiasbench.training.task import Task
@@ -114,3 +118,35 @@ def make_task(new_method):
 def make_splits():
     """A function that builds splits of coloured shapes: `make_splits(n, ratio=...)`."""
     return shape_splits
+
+
+@pytest.fixture
+def own_files(tmp_path, monkeypatch):
+    """A function that writes files of networks, metrics and rules into a folder, known as by --nets-dir.
+
+    It may be called again, with other texts of the same files.
+    """
+    folder = tmp_path / "own nets"
+    folder.mkdir()
+    package = sys.modules["debiasbench.nets.own"]
+    monkeypatch.setattr(package, "__path__", [str(folder)])
+    monkeypatch.setenv("DEBIASBENCH_NETS_PATH", str(folder))
+
+    def forget():
+        own.registry._scanned = None
+        code.digest_of_module.cache_clear()
+        code._digest_of.cache_clear()
+        check_fits.cache_clear()
+        for file in folder.rglob("*.py*"):
+            sys.modules.pop(f"debiasbench.nets.own.{file.name.partition('.')[0]}", None)
+            if file.suffix == ".pyc":
+                file.unlink()
+
+    def write(**texts):
+        forget()
+        for name, text in texts.items():
+            (folder / f"{name}.py").write_text(textwrap.dedent(text), encoding="utf-8")
+        return folder
+
+    yield write
+    forget()

@@ -109,10 +109,7 @@ def check_fits(name: str, shape: tuple[int, ...], n_classes: int, pretrained: st
             net = build_net(name, shape, n_classes, pretrained=pretrained).eval()
             layout = torch.channels_last if len(shape) == 3 else torch.contiguous_format
             x = torch.rand(2, *shape).contiguous(memory_format=layout)
-            net = net.to(memory_format=layout)
-            features, logits = net.features(x), net(x)
-            whole = net.as_whole(x) if isinstance(net, Split) else logits
-            problem = _problem(net, features, logits, whole, n_classes)
+            problem = _problem(net.to(memory_format=layout), x, n_classes)
         except BenchmarkError:
             raise
         except Exception as error:  # a network of anybody's may raise anything
@@ -125,21 +122,23 @@ def check_fits(name: str, shape: tuple[int, ...], n_classes: int, pretrained: st
         raise BenchmarkError(f"The net {name} cannot be used for samples of {size} and {n_classes} classes: {problem}.")
 
 
-def _problem(net: Net, features: Tensor, logits: Tensor, whole: Tensor, n_classes: int) -> str:
-    """What is wrong with what a network gives for two samples; "" if nothing is."""
-    width = getattr(net, "n_features", None)
+def _problem(net: Net, x: Tensor, n_classes: int) -> str:
+    """What is wrong with a network and what it gives for two samples; "" if nothing is."""
+    features = net.features(x)
     if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != 2:
         return f"features(x) must be of shape (B, D), here (2, D), and is {_shape(features)}"
+    width, head = getattr(net, "n_features", None), net.head
     if width != features.shape[1]:
         return f"n_features must be the width of its features, {features.shape[1]}, and is {width}"
-    head = net.head
     if not isinstance(head, nn.Linear) or head.bias is None:
-        return f"head must be torch.nn.Linear with a bias, which methods read, and is {head}"
+        has = "has no bias" if isinstance(head, nn.Linear) else f"is a {type(head).__name__}"
+        return f"head must be torch.nn.Linear with a bias, which methods read, and {has}"
     if head.in_features != width or head.out_features != n_classes:
         return f"head must be torch.nn.Linear({width}, {n_classes}), and is {head}"
+    logits = net(x)
     if not isinstance(logits, Tensor) or logits.shape != (2, n_classes):
         return f"its output must be of shape (2, {n_classes}) for two samples, and is {_shape(logits)}"
-    for other in (head(features), whole):
+    for other in (head(features), *([net.as_whole(x)] if isinstance(net, Split) else [])):
         if not torch.allclose(logits, other, rtol=ROUNDING, atol=ROUNDING):
             return "its output is not head(features(x)), by which methods compute their scores"
     return ""

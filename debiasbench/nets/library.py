@@ -32,22 +32,23 @@ def check_model(library: str, model: str) -> None:
         raise BenchmarkError(
             f"net=timm:{model} needs the package timm, which is not installed: pip install 'debiasbench[timm]'."
         )
-    known = _models_of(library)
-    if model.partition(".")[0] not in known or (library == "torchvision" and model not in known):
+    known = _models_of(library, tagged="." in model)
+    if model not in known:
         raise BenchmarkError(
             f"{library} has no classification model '{model}'.{suggestion(model, known)} {len(known)} are known, such "
             f"as {', '.join(known[:3])}."
         )
 
 
-def _models_of(library: str) -> list[str]:
+def _models_of(library: str, *, tagged: bool) -> list[str]:
+    """Their names; `tagged`: those of timm with their weights' origin, "vit_tiny_patch16_224.augreg_in21k"."""
     if library == "torchvision":
         import torchvision
 
         return torchvision.models.list_models(module=torchvision.models)  # segmentation, video, ... are in others
     import timm
 
-    return timm.list_models()
+    return timm.list_pretrained() if tagged else timm.list_models()
 
 
 def new_model(library: str, model: str, n_channels: int = 3) -> nn.Module:

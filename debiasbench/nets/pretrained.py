@@ -35,10 +35,10 @@ def pretrained_weights(name: str, pretrained: str) -> dict[str, Tensor]:
             download failed. Never a random start instead.
     """
     library, model = parts_of(name) or ("torchvision", name)
+    weights = _imagenet(library, model) if pretrained == "imagenet" else None
     bare = bare_model(name)
     expected, head = bare.state_dict(), f"{last_linear(bare)}."
-    if pretrained == "imagenet":
-        weights = _imagenet(library, model)
+    if weights is not None:
         try:
             contents: Any = weights.get_state_dict(progress=False, check_hash=True)
             _check_name(weights.url)  # what was there already is not checked by torchvision

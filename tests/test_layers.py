@@ -21,6 +21,7 @@ METHOD_DOORS = {
     "ensembles", "errors", "losses", "methods", "parameters", "randomness", "recipe", "samples", "schedule", "search",
 }  # fmt: skip
 DOORS = {"methods": METHOD_DOORS, "datasets": METHOD_DOORS - {"search"} | {"datasets", "data"}}
+NET_DOORS = {"evaluation.own", "nets.own"}  # of networks, metrics and rules
 
 IMPORTS = {
     "plain": "import {}\n",
@@ -145,6 +146,8 @@ def _is_open(module, kind):
     top, *parts = module.split(".")
     if top != "debiasbench":
         return True
+    if kind == "nets":
+        return ".".join(parts) in NET_DOORS
     return len(parts) > 0 and parts[0] in DOORS[kind] and (len(parts) == 1 or parts[0] == "data")
 
 
@@ -153,6 +156,16 @@ def test_plugins_import_public_doors_only(kind):
     files = [*(ROOT / kind).glob("*.py"), *(ROOT / "examples" / kind).glob("*.py")]
     assert len(files) > 5
     assert [complaint for path in sorted(files) for complaint in closed_doors(path, kind)] == []
+
+
+def test_networks_metrics_and_rules_import_public_doors_only(tmp_path):
+    files = sorted((ROOT / "examples" / "nets").glob("*.py"))
+    assert len(files) == 3
+    for path in files:
+        assert closed_doors(path, "nets") == []
+        planted = tmp_path / path.name
+        planted.write_text("import debiasbench.nets.build\n" + path.read_text(encoding="utf-8"), encoding="utf-8")
+        assert closed_doors(planted, "nets") == [f"{path.name}:1 imports debiasbench.nets.build"]
 
 
 @pytest.mark.parametrize("kind", IMPORTS)

@@ -27,6 +27,7 @@ from debiasbench.code import digest_of_module
 from debiasbench.errors import BenchmarkError
 from debiasbench.evaluation.selection import SELECTION_RULES, uses_bias_labels
 from debiasbench.nets.own import registry
+from debiasbench.plain import shown
 
 GIVEN = {  # what a metric may ask for, by the names of its arguments
     "logits": "float32 (N, C)", "predictions": "int64 (N,)", "y": "int64 (N,)",
@@ -149,7 +150,7 @@ def own_metrics(
         if number is None or not math.isfinite(number):
             raise BenchmarkError(
                 f"The metric {name} must return a finite number, or None where it has no value. On {split} it returned "
-                f"{result!r:.80}."
+                f"{shown(result)}."
             )
         found[name] = number
     return found
@@ -184,7 +185,7 @@ def own_selection(valid: Sequence[Mapping[str, float]], *, validation: bool = Tr
         if result is not None and (index is None or not 0 <= index < len(valid)):
             raise BenchmarkError(
                 f"The rule {name} must return the index of a row, here 0..{len(valid) - 1}, or None where it cannot "
-                f"choose. It returned {result!r:.80}."
+                f"choose. It returned {shown(result)}."
             )
         chosen[name] = index
     return chosen
@@ -200,8 +201,9 @@ def _called(what: str, where: str, function: Callable[..., Any], *values: Any, *
         with _apart():
             return function(*values, **named)
     except (Exception, SystemExit) as error:
+        said = str(error).strip().partition("\n")[0].rstrip(".")
         raise BenchmarkError(
-            f"The {what} failed on {where}: {type(error).__name__}: {error}".rstrip(": ") + "."
+            f"The {what} failed on {where}: {type(error).__name__}{': ' * bool(said)}{said}."
         ) from error
 
 

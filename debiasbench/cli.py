@@ -313,10 +313,10 @@ def _training(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--rerun", choices=("missing", "failed", "changed", "all"), default="missing",
-        help="which cells to run; changed: also those of methods whose code has changed since",
+        help="which cells to run; changed: also those of methods (nets, metrics, rules) that have changed since",
     )  # fmt: skip
     parser.add_argument(
-        "--keep-changed", action="store_true", help="count cells as finished although their method's code has changed"
+        "--keep-changed", action="store_true", help="count cells as finished although their code has changed"
     )
     parser.add_argument("--no-reuse", action="store_true", help="train equal first stages in every cell that has them")
     parser.add_argument(

@@ -7,6 +7,7 @@ in a folder of $DEBIASBENCH_NETS_PATH, which `--nets-dir` adds to. The suite's o
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -29,7 +30,7 @@ class Networks(Registry):
         self._files: list[str] = []
 
     def check(self) -> None:
-        """Refuse files of the folders that cannot be used: what they hold may count for every cell.
+        """Refuse folders and files in them that cannot be used: what they hold may count for every cell.
 
         What an installed package brings is left alone, as it may be nobody's wish.
 
@@ -38,6 +39,11 @@ class Networks(Registry):
         """
         self.classes()
         problems = [
+            f"There is no folder {folder}: correct $DEBIASBENCH_NETS_PATH, which names it."
+            for folder in sys.modules[self.package].__path__
+            if not Path(folder).is_dir()
+        ]
+        problems += [
             f"The file {name}.py of --nets-dir cannot be used: {self.broken[name].strip().splitlines()[-1]}. Correct "
             "it, or move it out of that folder."
             for name in self._files

@@ -170,7 +170,7 @@ def rules_of(result: Result) -> list[str]:
 
 def text_of(rule: str) -> str:
     """What a rule chooses."""
-    return SELECTION_RULES.get(rule, "as the function of that name does, which is outside the suite")
+    return SELECTION_RULES.get(rule, f"by {rule}, a function outside the suite")
 
 
 def metrics_in(table: pd.DataFrame) -> list[str]:

@@ -153,6 +153,20 @@ def test_packages_offer_classes_and_modules(own_files, monkeypatch):
         assert isinstance(build_net("mine", (3, 2, 2), 2).head, nn.Linear)
 
 
+def test_a_folder_that_is_not_there_is_told(own_files, tmp_path, monkeypatch, capsys):
+    """A metric in it would be missing without a word."""
+    from debiasbench.cli import main
+
+    own_files(some_file=NET)
+    place, package = str(tmp_path / "gone"), sys.modules["debiasbench.nets.own"]
+    assert main(["list", "--nets-dir", place]) == 2
+    assert f"--nets-dir: '{place}' is not a folder." in capsys.readouterr().err
+    monkeypatch.setattr(package, "__path__", [*package.__path__, place])
+    for name in ("mine", "mlp"):
+        with pytest.raises(BenchmarkError, match=r"There is no folder \S+gone: correct \$DEBIASBENCH_NETS_PATH"):
+            check_net(name)
+
+
 # ---- names, before torch is imported ---------------------------------------------------------------------------------
 
 

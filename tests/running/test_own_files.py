@@ -93,7 +93,7 @@ def test_a_run_has_them_in_its_records_and_tables(own_files, tmp_path):
         assert f"{title} {metric} (%)" in heads
         assert f"{title} {metric}, first (%)" in heads
         assert f"{title} {metric}, group_first§ (%)" in heads
-    assert "as the function of that name does, which is outside the suite" in comparison.notes[0]
+    assert "by first, a function outside the suite; by group_first, a function" in comparison.notes[0]
     heads = [column.heading for column in selection.columns]
     assert heads[-1] == "sureness, last"
     assert {"first", "group_first§", "last"} <= {*heads}

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from debiasbench.code import digest_of_module
 from debiasbench.errors import BenchmarkError
-from debiasbench.evaluation.selection import SELECTION_RULES, uses_bias_labels
+from debiasbench.evaluation.selection import SELECTION_RULES, WORST_PROXY, uses_bias_labels
 from debiasbench.nets.own import registry
 from debiasbench.plain import shown
 
@@ -34,7 +34,7 @@ GIVEN = {  # what a metric may ask for, by the names of its arguments
     "bias": "int64 (N, A), -1 where unknown", "conflicting": "bool (N, A)",
 }  # fmt: skip
 OF_BIAS = ("bias", "conflicting")
-WITHOUT_BIAS = ("loss", "acc_avg", "n")  # metrics of the suite that read no bias label
+WITHOUT_BIAS = ("loss", "acc_avg", "n", WORST_PROXY)  # metrics of the suite that read no bias label
 # names of other columns of the tables of results
 TAKEN = (
     "loss", "n", "method", "dataset", "seed", "data_seed", "status", "split", "select", "epoch", "seconds",

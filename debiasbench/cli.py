@@ -845,7 +845,7 @@ def list_command(options: argparse.Namespace) -> int:
         console.print(f"  {name}: {_summary(cls)}")
     _show_problems(console, nets, tracebacks=getattr(options, "tracebacks", False))
     for kind in ("metric", "rule"):
-        functions = {} if nets.broken or nets.unusable else own_functions(kind)
+        functions = own_functions(kind)
         if functions:
             console.print(f"{kind}s", style="bold")
         for name, function in functions.items():

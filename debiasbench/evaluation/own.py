@@ -105,9 +105,9 @@ def own_functions(kind: str) -> dict[str, Callable[..., Any]]:
     """The metrics or the rules outside the suite, by name: `kind` is "metric" or "rule".
 
     Raises:
-        BenchmarkError: a file cannot be used, or two define the same name.
+        BenchmarkError: two files define the same name.
     """
-    registry.check()
+    registry.classes()  # imports them
     found: dict[str, Callable[..., Any]] = {}
     for module in registry.modules:
         for value in vars(module).values():
@@ -136,8 +136,9 @@ def own_metrics(
     """The metrics outside the suite of one split, by name; nan where one has no value.
 
     Raises:
-        BenchmarkError: one fails, or returns something else than a finite number or None.
+        BenchmarkError: one fails, or returns something else than a finite number or None; a file cannot be used.
     """
+    registry.check()
     found = {}
     for name, function in own_functions("metric").items():
         values = {"y": y, "bias": bias, "conflicting": conflicting, "logits": logits.cpu().numpy()}

@@ -10,6 +10,7 @@ from debiasbench.evaluation.evaluation import Evaluation
 from debiasbench.evaluation.own import TAKEN, digests_of_functions, is_own_metric, own_functions, own_selection
 from debiasbench.evaluation.rehearsal import rehearse
 from debiasbench.evaluation.selection import uses_bias_labels
+from debiasbench.nets.build import check_net
 
 HEAD = "import numpy as np\nfrom debiasbench.evaluation.own import metric, rule\n"
 FUNCTIONS = """
@@ -191,7 +192,8 @@ def wild(rows):
 def test_what_cannot_be_one_is_refused_with_its_file(own_files, text, said):
     own_files(mine=f"{HEAD}\n{text}\n")
     with pytest.raises(BenchmarkError, match=rf"(?s)^The file mine\.py of --nets-dir cannot be used: .*{said}"):
-        own_functions("metric")
+        check_net("mlp")
+    assert own_functions("metric") == own_functions("rule") == {}
 
 
 def test_a_name_is_defined_once(own_files):

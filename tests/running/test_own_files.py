@@ -159,6 +159,15 @@ def test_a_metric_that_fails_later_is_a_failure_in_words(own_files, tmp_path):
     assert record.failure.message == "The metric bad failed on test: AssertionError: few are aligned."
 
 
+def test_a_file_that_breaks_meanwhile_is_a_failure_in_words(own_files, tmp_path):
+    own_files(net=NET, functions=FUNCTIONS)
+    ready = planned(tmp_path, "mine")
+    own_files(functions="import no_such_package")
+    run_grid(ready, lambda _: None)
+    record = read_record(find_record(tmp_path / "results", ready.plan.grid.cells[0]))
+    assert record.failure.message.startswith("The file functions.py of --nets-dir cannot be used: ModuleNotFoundError")
+
+
 def test_what_cannot_be_is_told_before_anything_trains(own_files, tmp_path, capsys):
     folder = own_files(net=NET.replace("nn.Linear(6, n_classes)", "nn.Linear(6, 3)"))
     arguments = ["run", "--methods", "vanilla", "--results-dir", str(tmp_path / "r"), "--nets-dir", str(folder)]

@@ -22,7 +22,7 @@ import pandas as pd
 from debiasbench.about import __version__
 from debiasbench.cell import Cell
 from debiasbench.errors import BenchmarkError
-from debiasbench.evaluation.selection import SELECTION_RULES, USES_BIAS_LABELS
+from debiasbench.evaluation.selection import SELECTION_RULES, uses_bias_labels
 from debiasbench.grid import expand
 from debiasbench.plain import encodable, from_plain, to_plain
 from debiasbench.records import MOST_BYTES, Brief, Record, read_record
@@ -135,7 +135,8 @@ def refusals(
     found = [
         *_failed(records, commands), *_missing(records, asked, commands), *_rules(measures, commands),
         *_without_value(done, measures, commands), *_budgets(done, commands), *_data(done, commands),
-        *_not_published(done, commands), *_code(done, commands), *_machines(done, commands),
+        *_not_published(done, commands), *_code(done, commands), *_nets(done, commands),
+        *_machines(done, commands),
         *_few_seeds(done, measures, commands),
     ]  # fmt: skip
     if found or table is None:
@@ -243,7 +244,7 @@ def _declines(method: str, dataset: str) -> bool:
 def _rules(measures: Sequence[Measure], commands: Commands) -> Iterator[Refusal]:
     rules = list(dict.fromkeys(measure.select for measure in measures))
     if len(rules) > 1:
-        usable = [rule for rule in rules if rule not in USES_BIAS_LABELS] or ["last"]
+        usable = [rule for rule in rules if not uses_bias_labels(rule)] or ["last"]
         yield Refusal(
             f"Several selection rules ({', '.join(rules)}): a table has one, so that nobody picks the best of a run.",
             tuple(map(commands.select, usable)),
@@ -358,6 +359,18 @@ def _code(done: Sequence[Record], commands: Commands) -> Iterator[Refusal]:
             f"The row of {method} {what}. Trained by other code than now, or untold: {_named(_places(odd))}.",
             commands.run(_places(odd), "--rerun", "all"),
         )
+
+
+def _nets(done: Sequence[Record], commands: Commands) -> Iterator[Refusal]:
+    """A network outside the suite has one source in all records of a dataset; one of the suite has no digest."""
+    for (dataset, net), records in _by(done, lambda one: (dataset_title(one.cell), one.cell.recipe.get("net"))):
+        odd, _ = _odd_ones(records, lambda record: (record.provenance.code or {}).get("net"))
+        if odd:
+            yield Refusal(
+                f"The net {net} on {dataset} mixes, or does not tell, digests of its code. Unlike most: "
+                f"{_named(_places(odd))}.",
+                commands.run(_places(odd), "--rerun", "all"),
+            )
 
 
 def _code_now(cell: Cell) -> str | None:

@@ -193,6 +193,11 @@ def other_code(folder):
     spoil(folder, record(of("pgd"), code={"method": "f" * 64}))
 
 
+def other_net(folder):
+    spoilt = record(of("pgd"))
+    spoil(folder, record(of("pgd"), code={**spoilt.provenance.code, "net": "f" * 64}))
+
+
 def untold_code(folder):
     spoil(folder, record(of("pgd"), code=None))
 
@@ -259,6 +264,8 @@ SPOILT = {
                "stand-in.", PGD, {}),
     other_code: ("The row of pgd mixes, or does not tell, digests of its code. Trained by other code than now, or "
                  "untold: pgd on cmnist5k, seed 2.", PGD, {"rerun": "all"}),
+    other_net: ("The net simconv1 on cmnist5k mixes, or does not tell, digests of its code. Unlike most: pgd on "
+                "cmnist5k, seed 2.", PGD, {"rerun": "all"}),
     untold_code: ("The row of pgd mixes, or does not tell", PGD, {"rerun": "all"}),
     other_device: ("Not one kind of device and precision: pgd on cmnist5k, seed 2 ran on cuda in fp32, the others on "
                    "cpu in fp32.", PGD, {"rerun": "all", "device": "cpu"}),

@@ -76,6 +76,13 @@ def test_a_name_of_the_suite_cannot_be_taken(own_files, name):
             check_net(asked)
 
 
+def test_features_are_for_it_as_well(own_files):
+    own_files(some_file=NET.replace("shape[0] * shape[1] * shape[2]", "shape[0]"))
+    check_net("mine", inputs="features")
+    check_fits("mine", (12,), 4)
+    assert build_net("mine", (12,), 4)(torch.rand(3, 12)).shape == (3, 4)
+
+
 def test_text_and_pretrained_weights_are_not_for_it(own_files):
     own_files(some_file=NET)
     with pytest.raises(BenchmarkError, match="The net mine does not take text"):

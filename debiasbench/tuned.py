@@ -10,7 +10,7 @@ from typing import Any
 
 from debiasbench.about import __version__
 from debiasbench.errors import BenchmarkError
-from debiasbench.evaluation.selection import CHOOSING, SELECTION_RULES, SMALLEST, USES_BIAS_LABELS
+from debiasbench.evaluation.selection import CHOOSING, SELECTION_RULES, SMALLEST, uses_bias_labels
 from debiasbench.files import check_writable, read_toml, write_atomically
 from debiasbench.parameters import suggestion
 from debiasbench.plain import from_plain
@@ -41,7 +41,7 @@ class Tuned:
     @property
     def words(self) -> str:
         """For a line below a table."""
-        labels = "with" if self.rule in USES_BIAS_LABELS else "without"
+        labels = "with" if uses_bias_labels(self.rule) else "without"
         seeds = f"seed{'s' * (len(self.seeds) > 1)} {', '.join(map(str, self.seeds))}"
         which = f"draw {self.draw} of {self.draws}" if self.draw else f"the defaults among {self.draws} draws"
         return f"{which}, chosen by {self.rule} on validation {labels} bias labels, {seeds}"
@@ -140,7 +140,7 @@ def write_tuned(path: Path, tuned: TunedValues) -> None:
         "# method's defaults. none stands for no value.",
         f"version = {_toml(tuned.version)}",
         f"rule = {_toml(tuned.rule)}  # {SELECTION_RULES[tuned.rule].partition(';')[0]}",
-        f"uses_bias_labels = {_toml(tuned.rule in USES_BIAS_LABELS)}",
+        f"uses_bias_labels = {_toml(uses_bias_labels(tuned.rule))}",
         f"draws = {tuned.draws}  # of each method on each dataset",
         f"seeds = {_toml(tuned.seeds)}",
     ]

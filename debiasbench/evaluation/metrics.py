@@ -117,7 +117,7 @@ def identification(column: Tensor, samples: Samples, bias_names: tuple[str, ...]
                 f"recall{suffix}": found / n_true if n_true else NAN,
             }
             continue
-        total = float(values.sum(dtype=np.float64))
+        total = float(values.sum(dtype=np.float64)) if values.min() >= 0 else 0.0  # of signed scores it is no fraction
         highest = np.argsort(-values, kind="stable")[:n_true]
         result |= {
             f"auroc{suffix}": float(roc_auc_score(truth, values)) if 0 < n_true < len(truth) else NAN,

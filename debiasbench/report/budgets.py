@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from debiasbench.cell import Cell
-from debiasbench.evaluation.selection import USES_BIAS_LABELS
+from debiasbench.evaluation.selection import uses_bias_labels
 from debiasbench.records import Record
 
 
@@ -42,7 +42,7 @@ def budget_of(record: Record) -> Budget:
     """The budget of a record's method for its dataset: by its tuning, else by what its method declares as tuned."""
     tuned = record.cell.tuned
     if tuned is not None:
-        return Budget(tuned.draws, len(tuned.seeds), tuned.rule, tuned.rule in USES_BIAS_LABELS)
+        return Budget(tuned.draws, len(tuned.seeds), tuned.rule, uses_bias_labels(tuned.rule))
     return Budget(None, bias_labels=True) if declared(record.cell) else Budget()
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from debiasbench.evaluation.selection import SELECTION_RULES, USES_BIAS_LABELS
+from debiasbench.evaluation.selection import SELECTION_RULES, uses_bias_labels
 from debiasbench.files import file_names, write_atomically
 from debiasbench.plain import encodable
 from debiasbench.records import Record, read_records, sources
@@ -76,7 +76,7 @@ def draws_table(found: Sequence[Tried], rule: str) -> Table:
         if one.reason:
             notes.append(f"Draw {trial.number} of {trial.method} on {trial.dataset}: {one.reason}.")
     n_seeds = max(len(one.trial.cells) for one in found)
-    labels = "with" if rule in USES_BIAS_LABELS else "without"
+    labels = "with" if uses_bias_labels(rule) else "without"
     first = (
         f"{measure(rule)}, of the epoch with the best, {labels} bias labels of validation; mean over {n_seeds} "
         f"seed{'s' * (n_seeds > 1)}. Draw 0 is the method's defaults. In bold: chosen; of equals the earlier. "

@@ -474,6 +474,10 @@ def test_what_cannot_be_judged_is_nan():
     zero = identification(torch.zeros(200), conflicts(), ("bias",))
     assert math.isnan(zero["conflict_mass"])
     assert zero["auroc"] == 0.5
+    for signed in (torch.randn(200), torch.rand(200) - 1e-3, -torch.rand(200)):  # no fraction of a total
+        found = identification(signed, conflicts(), ("bias",))
+        assert math.isnan(found["conflict_mass"])
+        assert not math.isnan(found["auroc"])
 
 
 # --- mutual information

@@ -102,7 +102,8 @@ class Evaluation:
         if proxies is not None:
             y = self._columns["valid"][0]
             correct = logits["valid"].argmax(1).cpu().numpy() == y
-            metrics["valid"][WORST_PROXY] = worst_of_proxies(correct, y, proxies)
+            worst = worst_of_proxies(correct, y, proxies)
+            metrics["valid"] |= {} if worst is None else {WORST_PROXY: worst}
         return Row(**metrics, correct_by_class={split: self.correct_by_class(split, logits[split]) for split in logits})
 
     def metrics(self, split: str, logits: Tensor) -> dict[str, float]:

@@ -138,14 +138,14 @@ def spearman(score: np.ndarray, n_conflicts: np.ndarray) -> float:
     return float(spearmanr(score, n_conflicts).statistic)
 
 
-def worst_of_proxies(correct: np.ndarray, y: np.ndarray, proxy: np.ndarray) -> float:
+def worst_of_proxies(correct: np.ndarray, y: np.ndarray, proxy: np.ndarray) -> float | None:
     """The lowest accuracy among the (label, proxy) cells of ten samples and more, bool (N,), int (N,) each.
 
-    nan where no class has two of them: then it would be an accuracy of classes.
+    None where no class has two of them: then it would be an accuracy of classes.
     """
     cells, cell, n = np.unique(np.stack([y, proxy], 1), axis=0, return_inverse=True, return_counts=True)
     usable = n >= FEWEST
     labels = cells[usable, 0]
     if len(np.unique(labels)) == len(labels):
-        return NAN
+        return None
     return float((np.bincount(cell.ravel(), weights=correct) / n)[usable].min())

@@ -59,6 +59,7 @@ NEEDED_FOR = {
     "wandb": "--log wandb",
     "ray": "--executor ray",
     "submitit": "--executor slurm",
+    "timm": "net=timm:NAME",
 }
 NOT_FOR_THE_DEMO = frozenset(
     {"torchvision", "matplotlib", "transformers", "huggingface-hub", "wilds", "pooch", "requests"}

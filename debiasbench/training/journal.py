@@ -273,7 +273,7 @@ class Journal:
     def report_epoch(self, run: StageRun, epoch: int, epochs: int) -> None:
         """Tell that an epoch of a run has ended, and its numbers."""
         stage = f"stage {self.stages.index(run) + 1}"
-        curve = [(f"{stage}/train_loss", run.losses[-1], len(run.losses))]
+        curve = [(f"{stage}/train_loss", run.losses[-1], len(run.losses))] if run.losses else []
         if run.rows and run.rows[-1].epoch == epoch:
             curve += points_of(run.rows[-1])
         self._told = time.monotonic()

@@ -114,7 +114,7 @@ class Loop:
             if self._noted:
                 self._end_epoch(epoch, rate)
                 run.losses = self.losses
-            self.journal.report(run, epoch, run.epochs)
+            self.journal.report_epoch(run, epoch, run.epochs)
         run.seconds = time.perf_counter() - started
 
     def _end_epoch(self, epoch: int, rate: float) -> None:

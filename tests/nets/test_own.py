@@ -193,7 +193,7 @@ def test_unknown_networks_are_refused_before_torch_is_imported(own_files):
         "    main(['run', '--methods', 'vanilla', '--datasets', 'cmnist5k:net=' + net, *places])",
         "assert 'torch' not in sys.modules",
     ]
-    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, encoding="utf-8", timeout=60)
     assert done.returncode == 0, done.stderr
     said = [line.partition(" Known: ")[0] for line in done.stderr.splitlines()]
     assert said == [

@@ -286,7 +286,7 @@ def interrupted(results, cell, after=2):
     settle_torch(1)
     told = []
 
-    def progress(stage, epoch, epochs):
+    def progress(stage, epoch, epochs, curve):
         told.append(epoch)
         if len(told) == after:
             runner.stop()

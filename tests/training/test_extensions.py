@@ -655,7 +655,7 @@ def test_a_column_stands_in_for_the_images(make_task, monkeypatch):
     encoder, head = task.new_net(), task.new_head(64, 10)
     features = task.each(lambda x, _: encoder.features(x))
     plain = copy.deepcopy(head)
-    monkeypatch.setattr(Samples, "rows", lambda *_: pytest.fail("images were gathered"))
+    monkeypatch.setattr(Samples, "read", lambda *_: pytest.fail("images were gathered"))
     seen = []
 
     def loss(nets, batch, state):
@@ -719,7 +719,7 @@ def test_a_loop_tells_its_progress_and_diverges_in_words(make_task):
     loop = task.batches()
     for _ in loop:
         loop.note(torch.tensor(1.0))
-    assert told == [("stage 1", 1, 2), ("stage 1", 2, 2)]
+    assert told == [("stage 1", epoch, 2, [("stage 1/train_loss", 1.0, epoch)]) for epoch in (1, 2)]
     loop = task.batches(epochs=1)
 
     def all_of_it():

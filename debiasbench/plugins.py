@@ -433,6 +433,8 @@ def display_of(plugin: Any, title: str) -> str:
     cls: Any = plugin if isinstance(plugin, type) else type(plugin)
     words: dict[str, str] = {} if plugin is cls else plugin.in_words()
     name, given = split_spec(title)
+    if name != cls.name:  # no title that the suite gave
+        return title
     options = {key: write_value(values[0]) for key, values in given.items() if key not in words}
     display = (plugin.display if "display" in vars(cls) else "") or name  # not that of a parent, which is another
     for alias, values in vars(cls).get("aliases", {}).items():

@@ -175,6 +175,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="what columns of the comparison stand together by (default: dataset)",
     )
     report.add_argument(
+        "--export", type=to_path, metavar="FILE", help="the long table of results as .parquet, .csv or .json as well"
+    )
+    report.add_argument(
         "--beside",
         type=to_path,
         metavar="CSV",
@@ -809,6 +812,7 @@ def report_command(options: argparse.Namespace) -> int:
     shown = replace(shown, **{name: getattr(options, name) for name in ("order", "by") if getattr(options, name)})
     report = make(
         folder, reference=options.reference, shown=shown, data_dir=_data_dir(options), strict=options.strict,
+        export=options.export,
     )  # fmt: skip
     _show_report(_console(), report)
     return FAILED if report.failed else OK
@@ -816,7 +820,7 @@ def report_command(options: argparse.Namespace) -> int:
 
 def _verify(options: argparse.Namespace) -> int:
     """Whether records are still those that a sealed table rests on."""
-    named = ("methods", "datasets", "metrics", "reference", "order", "by")
+    named = ("methods", "datasets", "metrics", "reference", "order", "by", "export")
     flags = ("beside", "profile", "strict", "bibtex")
     beside = [f"--{name}" for name in (*named, *flags) if getattr(options, name)]
     if beside:

@@ -33,6 +33,7 @@ from debiasbench.plugins import is_shipped, version_of
 from debiasbench.records import Record, read_records, sources, without_copies
 from debiasbench.report import beside, profile
 from debiasbench.report.budgets import as_asked
+from debiasbench.report.export import check_export, write_export
 from debiasbench.report.outcomes import outcome
 from debiasbench.report.page import page
 from debiasbench.report.phrases import Displays, display_titles, displayed
@@ -150,6 +151,7 @@ def make(  # noqa: PLR0913 - the report's options
     experiment: Experiment | None = None,
     data_dir: Path | None = None,
     strict: bool = False,
+    export: Path | None = None,
 ) -> Report:
     """Read the records below `results_dir` and write tables, figures and `report.html` beside them.
 
@@ -163,11 +165,14 @@ def make(  # noqa: PLR0913 - the report's options
         experiment: whose table and figure are made as well, beside the paper's numbers.
         data_dir: for experiments that look at the data again.
         strict: refuse what is not fit to be published (see `strict`), and seal what is in `tables/strict.json`.
+        export: a file for the long table of results (see `export`).
 
     Raises:
         BenchmarkError: no records; records that must not be mixed; a name that is not there; with `strict` all that
             keeps the tables from being published, and nothing was written then.
     """
+    if export is not None:
+        check_export(export)
     given, source = results_dir, sources(existing(results_dir))
     if results_dir.is_file():  # an archive: what is made of it goes into a folder of its name
         results_dir = results_dir.with_suffix("")
@@ -232,9 +237,10 @@ def make(  # noqa: PLR0913 - the report's options
         measures = _measures(full, shown)
     folder = results_dir / "tables"
     results_csv = _write_csv(folder / "results.csv", frame_csv(full))
+    exported = [write_export(export, full)] if export is not None else []
     table = without_settings(full)  # of what follows, all asks for runs again and again
     del full
-    paths: dict[str, list[Path]] = {"records": source}
+    paths: dict[str, list[Path]] = {"records": source} | ({"export": exported} if exported else {})
     methods = list(dict.fromkeys(table.method))
     tables, tests = _compared(table, done, measures, reference, by=shown.by)
     if tests is not None:

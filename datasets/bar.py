@@ -38,6 +38,7 @@ class BAR(Dataset):
     """Biased Action Recognition in its authors' split."""
 
     name = "bar"
+    display = "BAR"
     class_names = ACTIONS
     bias_names = ("place",)
     headline = ("acc_avg",)

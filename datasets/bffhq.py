@@ -35,6 +35,7 @@ class BFFHQ(Dataset):
     """Biased FFHQ from the official archive's folders."""
 
     name = "bffhq"
+    display = "BFFHQ"
     class_names = ("attr0=0", "attr0=1")
     bias_names = ("attr1",)
     n_bias_values = 2
@@ -52,6 +53,9 @@ class BFFHQ(Dataset):
     @property
     def conflict_ratio(self) -> float:
         return float(self.part.removesuffix("pct")) / 100
+
+    def in_words(self) -> dict[str, str]:
+        return {"part": f"{100 * self.conflict_ratio:g} %"}
 
     def needed_files(self, data_dir: Path) -> list[NeededFile]:
         """The training folders, and the flat folders of validation and test."""

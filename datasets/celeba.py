@@ -83,6 +83,7 @@ class CelebA(Dataset):
     """Blond hair in CelebA, biased by gender; or any attribute by any other."""
 
     name = "celeba"
+    display = "CelebA"
     n_bias_values = 2
     headline = ("acc_worst", "acc_avg", "acc_groupmean")
     official_counts = {"train": 162_770, "valid": 19_867, "test": 19_962}

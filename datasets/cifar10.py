@@ -32,6 +32,7 @@ class CIFAR10(Dataset):
     """CIFAR-10, of which no bias is known."""
 
     name = "cifar10"
+    display = "CIFAR-10"
     class_names = CLASS_NAMES
     headline = ("acc_avg",)
     official_counts = COUNTS

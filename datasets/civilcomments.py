@@ -53,6 +53,7 @@ class CivilComments(Dataset):
     """Toxic comments, biased by the identities that they mention."""
 
     name = "civilcomments"
+    display = "CivilComments"
     input = "text"
     class_names = ("non-toxic", "toxic")
     n_bias_values = 2

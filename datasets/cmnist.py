@@ -41,6 +41,7 @@ class CMNIST(Dataset):
     """Colored MNIST by the official PGD (or LfF) generator."""
 
     name = "cmnist"
+    display = "Colored MNIST"
     class_names = tuple("0123456789")
     bias_names = ("bias",)
     n_bias_values = 10
@@ -76,6 +77,9 @@ class CMNIST(Dataset):
     @property
     def conflict_ratio(self) -> float:
         return self.rho
+
+    def in_words(self) -> dict[str, str]:
+        return {"rho": f"{100 * self.rho:g} %"}
 
     def folder(self, data_dir: Path) -> Path:
         """As torchvision lays MNIST out."""

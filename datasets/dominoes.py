@@ -77,6 +77,7 @@ class Dominoes(Dataset):
     """A digit or a garment above a photograph: two features, each as predictive as wanted."""
 
     name = "dominoes"
+    display = "Dominoes"
     version = 1
     unbiased_test = True
     headline = ("acc_unbiased",)

@@ -74,6 +74,13 @@ class Features(Dataset):
             )
 
     @property
+    def display(self) -> str:
+        return self.title
+
+    def in_words(self) -> dict[str, str]:
+        return {"title": "", "rho": "" if self.rho is None else f"{100 * self.rho:g} %"}
+
+    @property
     def class_names(self) -> tuple[str, ...]:
         if not self.root:
             return ()

@@ -64,6 +64,13 @@ class ImageFolder(Dataset):
             )
 
     @property
+    def display(self) -> str:
+        return self.title
+
+    def in_words(self) -> dict[str, str]:
+        return {"title": "", "rho": "" if self.rho is None else f"{100 * self.rho:g} %"}
+
+    @property
     def class_names(self) -> tuple[str, ...]:
         return tuple(sorted({label for rows in self.rows.values() for _, label, _ in rows})) if self.root else ()
 

@@ -62,6 +62,7 @@ class MBMNIST(Dataset):
     """Multi-bias MNIST: seven biases in images of four tiles."""
 
     name = "mbmnist"
+    display = "Multi-bias MNIST"
     version = 1
     class_names = tuple("0123456789")
     bias_names = ("fashion", "kana", "letter", "digit_colour", "fashion_colour", "kana_colour", "letter_colour")
@@ -81,6 +82,9 @@ class MBMNIST(Dataset):
     def conflict_ratio(self) -> float:
         """Of each of the seven biases."""
         return self.rho
+
+    def in_words(self) -> dict[str, str]:
+        return {"rho": f"{100 * self.rho:g} %"}
 
     def folder(self, data_dir: Path) -> Path:
         """The folder that holds MNIST/raw, FashionMNIST/raw, KMNIST/raw and EMNIST/raw, as torchvision has them."""

@@ -56,6 +56,7 @@ class Waterbirds(Dataset):
     """Waterbirds and landbirds, biased by the place that they are shown in."""
 
     name = "waterbirds"
+    display = "Waterbirds"
     class_names = ("landbird", "waterbird")
     bias_names = ("place",)
     n_bias_values = 2

@@ -165,6 +165,19 @@ def build_parser() -> argparse.ArgumentParser:
         "--select", nargs="+", metavar="R", default=["last"], help="selection rules of the comparison (default: last)"
     )
     report.add_argument(
+        "--order", choices=("given", "score", "name"),
+        help="of methods: given (as --methods or the run named them; the default), score (best first, by the first "
+        "column) or name",
+    )  # fmt: skip
+    report.add_argument(
+        "--by",
+        choices=("dataset", "metric"),
+        help="what columns of the comparison stand together by (default: dataset)",
+    )
+    report.add_argument(
+        "--export", type=to_path, metavar="FILE", help="the long table of results as .parquet, .csv or .json as well"
+    )
+    report.add_argument(
         "--beside",
         type=to_path,
         metavar="CSV",
@@ -796,15 +809,20 @@ def report_command(options: argparse.Namespace) -> int:
         return OK
     methods, datasets, metrics = (tuple(getattr(options, name) or ()) for name in ("methods", "datasets", "metrics"))
     shown = Shown(methods, datasets, metrics, tuple(options.select), options.beside, options.profile)
-    report = make(folder, reference=options.reference, shown=shown, data_dir=_data_dir(options), strict=options.strict)
+    shown = replace(shown, **{name: getattr(options, name) for name in ("order", "by") if getattr(options, name)})
+    report = make(
+        folder, reference=options.reference, shown=shown, data_dir=_data_dir(options), strict=options.strict,
+        export=options.export,
+    )  # fmt: skip
     _show_report(_console(), report)
     return FAILED if report.failed else OK
 
 
 def _verify(options: argparse.Namespace) -> int:
     """Whether records are still those that a sealed table rests on."""
-    names = ("methods", "datasets", "metrics", "reference", "beside", "profile", "strict", "bibtex")
-    beside = [f"--{name}" for name in names if getattr(options, name)]
+    named = ("methods", "datasets", "metrics", "reference", "order", "by", "export")
+    flags = ("beside", "profile", "strict", "bibtex")
+    beside = [f"--{name}" for name in (*named, *flags) if getattr(options, name)]
     if beside:
         raise BenchmarkError(f"--verify looks at what its file says was shown: leave out {', '.join(beside)}.")
     if options.folder:

@@ -1,7 +1,7 @@
 """Digests of source code: what a plug-in is made of, whatever its comments say.
 
-Docstrings, comments and layout do not count, so equal code has an equal digest, on every version of Python. Digests are
-taken when a plug-in is imported and kept: what is on disk later may differ from what runs.
+Docstrings, comments, layout and display titles do not count, so equal code has an equal digest, on every version of
+Python. Digests are taken when a plug-in is imported and kept: what is on disk later may differ from what runs.
 """
 
 from __future__ import annotations
@@ -115,6 +115,8 @@ def _words(node: ast.AST) -> Iterator[str]:
         parts = value if isinstance(value, list) else [value]
         if name == "body" and parts and _is_text(parts[0]):  # a docstring
             parts = parts[1:]
+        if name == "body" and isinstance(node, ast.ClassDef):
+            parts = [part for part in parts if not _only_names(part)]
         if name in ("kind", "type_comment", "type_ignores", "ctx") or not parts or value is None:
             continue
         yield f"{name}("
@@ -130,6 +132,12 @@ def _words(node: ast.AST) -> Iterator[str]:
 
 def _is_text(node: Any) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+
+def _only_names(node: Any) -> bool:
+    """Whether a statement of a class says what papers call it, and nothing else."""
+    names = {getattr(target, "id", "") for target in node.targets} if isinstance(node, ast.Assign) else set()
+    return bool(names) and names <= {"display", "alias_display"}
 
 
 def _imported(tree: ast.AST, module: str) -> list[str]:

@@ -47,6 +47,7 @@ class Dataset(Parameters, ABC):
     version: ClassVar[int] = 1  # a change of the data is a new version, never a silent fix
     citation: ClassVar[str] = ""
     aliases: ClassVar[dict[str, dict[str, Any]]] = {}
+    alias_display: ClassVar[dict[str, str]] = {}
     presets: ClassVar[dict[str, dict[str, Any]]] = {}  # {preset: {parameter: value, "recipe": {...}}}
     recipe: ClassVar[Recipe] = Recipe()
     input: ClassVar[str] = "images"  # or "text", or "features"
@@ -59,6 +60,11 @@ class Dataset(Parameters, ABC):
     root: str | None = None  # where this dataset's files are, instead of its place below the data folder
 
     # A class attribute in most datasets; a property where the parameters decide.
+
+    @property
+    def display(self) -> str:
+        """As papers write it, "Colored MNIST": for LaTeX and figures; default: its name."""
+        return ""
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -99,6 +105,13 @@ class Dataset(Parameters, ABC):
     def has_bias_labels(self) -> bool:
         """Whether the bias of the training samples is known."""
         return True
+
+    def in_words(self) -> dict[str, str]:
+        """What display titles say of parameters, whatever their values: {"rho": "0.5 %"}; "" where nothing is said.
+
+        Others are shown as on the command line, where they are not the default.
+        """
+        return {}
 
     def folder(self, data_dir: Path) -> Path:
         """Where this dataset's files are."""

@@ -81,6 +81,11 @@ def latex(text: str) -> str:
     return _LIGATURES.sub(r"\g<0>{}", "".join(_LATEX.get(one, one) for one in one_line(text)))
 
 
+def latex_label(text: str) -> str:
+    r"""Text as a `\label`: letters and digits of ASCII and points, and a hyphen for whatever is between them."""
+    return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-") or "table"
+
+
 def beyond_pdflatex(text: str) -> str:
     """The characters of a text in LaTeX that pdflatex does not know, each once, in order."""
     return "".join(sorted(set(text) - _LATIN))

@@ -39,7 +39,9 @@ class Method(Parameters, ABC):
     name: ClassVar[str] = ""  # as on the command line
     version: ClassVar[int] = 1  # raised when a change moves numbers: older records no longer count as finished
     citation: ClassVar[str] = ""  # BibTeX
+    display: ClassVar[str] = ""  # as papers write it, "PGD": for LaTeX and figures; default: its name
     aliases: ClassVar[dict[str, dict[str, Any]]] = {}  # {"pgd-loss": {"score": "loss"}}
+    alias_display: ClassVar[dict[str, str]] = {}  # {"dpr": "DPR"}
     presets: ClassVar[dict[str, dict[str, Any]]] = {}  # {"official": {parameter: value, "recipes": {...}}}
     by_dataset: ClassVar[dict[str, dict[str, Any]]] = {}  # {dataset: {parameter: value}}, each with its source
     recipes: ClassVar[dict[str, dict[str, Any]]] = {}  # {dataset: {recipe field: value}}, each with its source

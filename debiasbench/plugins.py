@@ -20,8 +20,18 @@ from typing import Any
 from debiasbench.about import PACKAGE
 from debiasbench.code import digest_of_plugin
 from debiasbench.errors import BenchmarkError
+from debiasbench.escaping import one_line
 from debiasbench.files import to_path
-from debiasbench.parameters import Parameters, default_of, field_types, fields_of, read_value, suggestion, write_value
+from debiasbench.parameters import (
+    Parameters,
+    default_of,
+    field_types,
+    fields_of,
+    read_value,
+    split_spec,
+    suggestion,
+    write_value,
+)
 
 
 def folders(module_file: str, variable: str) -> list[str]:
@@ -305,6 +315,17 @@ class Registry:
                     f"a name is at most 60 letters, digits, '-', '_' or '.', begins with a letter or digit, and is not "
                     f"'all', as it names options and folders. {cls.__name__} ({cls.__module__}) has {name!r}."
                 )
+        return self._problem_of_display(cls, aliases)
+
+    def _problem_of_display(self, cls: type[Any], aliases: Mapping[str, Any]) -> str | None:
+        """Why what papers are to call it cannot be used, or None if it can."""
+        own, of_aliases = vars(cls).get("display", ""), vars(cls).get("alias_display", {})
+        if not isinstance(of_aliases, dict) or not set(of_aliases) <= set(aliases):
+            known = ", ".join(aliases) or "none"
+            return f"alias_display says what papers call its aliases ({known}). Got {of_aliases!r}."
+        for one in [own, *of_aliases.values()]:
+            if not isinstance(one, str | property) or (isinstance(one, str) and one != one_line(one).strip()):
+                return f'a display title is text on one line, such as "PGD". {cls.__name__} has {one!r}.'
         return None
 
 
@@ -400,6 +421,28 @@ def title_of(name: str, values: Mapping[str, Any], bases: Mapping[str, Mapping[s
         parts += [f"{key}={write_value(value)}" for key, value in values.items() if base.get(key) != value]
         texts.append((len(parts), name + (":" + ",".join(parts) if parts else "")))
     return min(texts)[1]
+
+
+def display_of(plugin: Any, title: str) -> str:
+    """What a paper calls a method or dataset with these parameters: `PGD, norm=l1`, `Colored MNIST, 0.5 %`.
+
+    Args:
+        plugin: a method's class; a dataset with its values.
+        title: as `title_of` has it, which tells the values that are no default.
+    """
+    cls: Any = plugin if isinstance(plugin, type) else type(plugin)
+    words: dict[str, str] = {} if plugin is cls else plugin.in_words()
+    name, given = split_spec(title)
+    if name != cls.name:  # no title that the suite gave
+        return title
+    options = {key: write_value(values[0]) for key, values in given.items() if key not in words}
+    display = (plugin.display if "display" in vars(cls) else "") or name  # not that of a parent, which is another
+    for alias, values in vars(cls).get("aliases", {}).items():
+        stands_for = {key: write_value(value) for key, value in values.items()}
+        if alias in cls.alias_display and stands_for.items() <= options.items():
+            display = cls.alias_display[alias]
+            options = {key: value for key, value in options.items() if key not in stands_for}
+    return ", ".join([display, *filter(None, words.values()), *(f"{key}={value}" for key, value in options.items())])
 
 
 def defaults(cls: type[Parameters]) -> dict[str, Any]:

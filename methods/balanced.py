@@ -59,7 +59,9 @@ class RWY(Balanced):
     """Plain training with all classes equally often."""
 
     name = "rwy"
+    display = "RWY"
     citation = CITATION
+    alias_display = {"suby": "SUBY"}
     aliases = {"suby": {"use": "subset"}}
 
     def groups_of(self, task: Task) -> Tensor:
@@ -71,8 +73,10 @@ class RWG(Balanced):
     """Plain training with all groups of label and bias equally often."""
 
     name = "rwg"
+    display = "RWG"
     needs_bias_labels = True
     citation = CITATION
+    alias_display = {"subg": "SUBG"}
     aliases = {"subg": {"use": "subset"}}
 
     groups: str = one_of("cells", "sides", default="cells")  # (label, bias), or aligned and conflicting

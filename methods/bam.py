@@ -30,6 +30,7 @@ class BAM(Method):
     """Bias amplification: what is hard is memorised outside the network, whose mistakes then come more often."""
 
     name = "bam"
+    display = "BAM"
     citation = """@article{li2024bam,
   title={Bias Amplification Enhances Minority Group Performance},
   author={Li, Gaotang and Liu, Jiarui and Hu, Wei},

@@ -31,6 +31,7 @@ class BPA(Method):
     """Bias pseudo-attributes: cluster-weighted training."""
 
     name = "bpa"
+    display = "BPA"
     version = 2
     cost = 2.0
     citation = """@inproceedings{seo2022bpa,

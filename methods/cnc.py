@@ -64,6 +64,7 @@ class CNC(Method):
     """Contrastive learning across what a first network gets right and wrong."""
 
     name = "cnc"
+    display = "CNC"
     version = 3  # 1 had one set a step; 2 drew anchors by frequency
     cost = 1.2
     citation = """@inproceedings{zhang2022cnc,

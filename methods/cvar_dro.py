@@ -23,6 +23,7 @@ class CVaRDRO(Method):
     """The mean of the worst fraction of the losses."""
 
     name = "cvar-dro"
+    display = "CVaR-DRO"
     citation = """@inproceedings{levy2020large,
   title={Large-Scale Methods for Distributionally Robust Optimization},
   author={Levy, Daniel and Carmon, Yair and Duchi, John C and Sidford, Aaron},

@@ -43,6 +43,7 @@ class DFR(Method):
     """A new last layer from group-balanced validation data."""
 
     name = "dfr"
+    display = "DFR"
     version = 2
     needs_bias_labels = True
     trains_on_validation = True

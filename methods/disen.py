@@ -52,12 +52,14 @@ class Disen(Method):
     """Disentangled feature augmentation."""
 
     name = "disen"
+    display = "Disen"
     cost = 2.2
     inputs = ("images",)  # published for convolutional encoders alone
     citation = """@inproceedings{lee2021disen,
   title={Learning Debiased Representation via Disentangled Feature Augmentation},
   author={Lee, Jungsoo and Kim, Eungyeup and Lee, Juyoung and Lee, Jihyeon and Choo, Jaegul},
   booktitle={Advances in Neural Information Processing Systems}, year={2021}}"""
+    alias_display = {"disen-be": "Disen + BiasEnsemble"}
     aliases = {"disen-be": {"ensemble": 5}}  # BiasEnsemble
     recipes = {"cmnist": ADAM, "cmnist5k": ADAM}
     by_dataset = {

@@ -44,6 +44,7 @@ class EIIL(Method):
     """Environment inference for invariant learning, with GroupDRO."""
 
     name = "eiil"
+    display = "EIIL"
     cost = 1.1
     citation = """@inproceedings{creager2021eiil,
   title={Environment Inference for Invariant Learning},

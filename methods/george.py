@@ -49,6 +49,7 @@ class George(Method):
     """Clusters of a first network's features as groups for GroupDRO."""
 
     name = "george"
+    display = "GEORGE"
     version = 2  # 1 had features as they are, of the last epoch, and compared a part with its cluster
     cost = 2.0
     selects_on_validation = True

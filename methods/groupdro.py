@@ -25,6 +25,7 @@ class GroupDRO(Method):
     """Group distributionally robust optimisation, with true bias labels."""
 
     name = "groupdro"
+    display = "GroupDRO"
     needs_bias_labels = True
     citation = """@inproceedings{sagawa2020groupdro,
   title={Distributionally Robust Neural Networks for Group Shifts: On the Importance of Regularization for Worst-Case

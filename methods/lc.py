@@ -33,6 +33,7 @@ class LC(Method):
     """Cross-entropy on logits that are corrected by what a biased network knows."""
 
     name = "lc"
+    display = "LC"
     cost = 2.0
     citation = """@inproceedings{liu2023lc,
   title={Avoiding Spurious Correlations via Logit Correction},

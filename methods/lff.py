@@ -54,11 +54,13 @@ class LfF(Method):
     """Learning from failure."""
 
     name = "lff"
+    display = "LfF"
     cost = 2.0
     citation = """@inproceedings{nam2020lff,
   title={Learning from Failure: De-biasing Classifier from Biased Classifier},
   author={Nam, Junhyun and Cha, Hyuntak and Ahn, Sungsoo and Lee, Jaeho and Shin, Jinwoo},
   booktitle={Advances in Neural Information Processing Systems}, year={2020}}"""
+    alias_display = {"lff-be": "LfF + BiasEnsemble"}
     aliases = {
         "lff-grad": {"score": "gradnorm"},  # Table 10 of the PGD paper
         "lff-be": {"ensemble": 5},  # BiasEnsemble

@@ -104,6 +104,7 @@ class LLR(LastLayer):
     """A class-balanced last layer."""
 
     name = "llr"
+    display = "LLR"
     citation = """@inproceedings{labonte2023llr,
   title={Towards Last-layer Retraining for Group Robustness with Fewer Annotations},
   author={LaBonte, Tyler and Muthukumar, Vidya and Kumar, Abhishek},
@@ -119,6 +120,7 @@ class AFR(LastLayer):
     """Automatic feature reweighting: a last layer from what the network is unsure of."""
 
     name = "afr"
+    display = "AFR"
     citation = """@inproceedings{qiu2023afr,
   title={Simple and Fast Group Robustness by Automatic Feature Reweighting},
   author={Qiu, Shikai and Potapczynski, Andres and Izmailov, Pavel and Wilson, Andrew Gordon},
@@ -140,6 +142,7 @@ class SELF(LastLayer):
     """Selective last-layer finetuning: a last layer from samples that were learnt late."""
 
     name = "self"
+    display = "SELF"
     citation = LLR.citation
 
     search = {

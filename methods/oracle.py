@@ -17,6 +17,7 @@ class ResampleOracle(Method):
     """Sampling in which conflicting samples have a fixed fraction."""
 
     name = "resample-oracle"
+    display = "Oracle resampling"
     needs_bias_labels = True
 
     search = {"share": uniform(0.1, 0.9, source="chosen here: both kinds of samples are drawn")}

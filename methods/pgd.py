@@ -42,11 +42,13 @@ class PGD(Method):
     """Per-sample gradient-norm based debiasing, with its ablations as parameters."""
 
     name = "pgd"
+    display = "PGD"
     cost = 2.0
     citation = """@inproceedings{ahn2023pgd,
   title={Mitigating Dataset Bias by Using Per-Sample Gradient},
   author={Ahn, Sumyeong and Kim, Seongyoon and Yun, Se-Young},
   booktitle={International Conference on Learning Representations}, year={2023}}"""
+    alias_display = {"dpr": "DPR"}
     aliases = {
         "dpr": {"score": "disagreement"},
         "pgd-loss": {"score": "loss"}, "pgd-reweight": {"use": "reweight"},  # Tables 10 and 9

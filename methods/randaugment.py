@@ -22,6 +22,7 @@ class RandAugment(Method):
     """Cross-entropy on strongly augmented images."""
 
     name = "randaugment"
+    display = "RandAugment"
     inputs = ("images",)
     citation = """@inproceedings{cubuk2020randaugment,
   title={RandAugment: Practical Automated Data Augmentation with a Reduced Search Space},

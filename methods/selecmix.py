@@ -40,6 +40,7 @@ class SelecMix(Method):
     """Mixing of contradicting pairs."""
 
     name = "selecmix"
+    display = "SelecMix"
     cost = 2.0
     inputs = ("images",)  # tokens cannot be mixed
     citation = """@inproceedings{hwang2022selecmix,
@@ -82,6 +83,7 @@ class SelecMixLfF(SelecMix):
     """Mixing of contradicting pairs in LfF."""
 
     name = "selecmix-lff"
+    display = "SelecMix + LfF"
     cost = 4.0
     recipes = {"cmnist": ADAM, "cmnist5k": ADAM}
     tuned = {"cmnist": {"learning_rate": 0.01}, "cmnist5k": {"learning_rate": 0.01}}

@@ -15,6 +15,7 @@ class Vanilla(Method):
     """Cross-entropy, and nothing against the bias."""
 
     name = "vanilla"
+    display = "Vanilla"
 
     def fit(self, task: Task) -> Predict:
         """One network, one stage."""

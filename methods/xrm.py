@@ -33,6 +33,7 @@ class XRM(Method):
     """Cross-risk minimisation: environments from twins' mistakes, with GroupDRO."""
 
     name = "xrm"
+    display = "XRM"
     cost = 3.0
     citation = """@inproceedings{pezeshki2024xrm,
   title={Discovering Environments with {XRM}},

@@ -8,6 +8,7 @@ import pytest
 from debiasbench import plugins
 from debiasbench.datasets import registry as datasets
 from debiasbench.errors import BenchmarkError
+from debiasbench.grid import expand
 from debiasbench.methods import registry as methods
 
 
@@ -84,3 +85,79 @@ def test_a_folder_that_the_environment_names_may_be_given_as_well(tmp_path, monk
             plugins.add_folder("method", tmp_path)
             plugins.add_folder("method", f"{tmp_path}{os.sep}.")
             assert os.environ["DEBIASBENCH_METHODS_PATH"] == str(tmp_path)
+
+
+# ---- what papers call them -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("spec", "display"),
+    [
+        ("pgd", "PGD"), ("pgd:norm=l1", "PGD, norm=l1"), ("dpr", "DPR"), ("dpr:tau=2", "DPR, tau=2"),
+        ("pgd-loss", "PGD, score=loss"), ("suby", "SUBY"), ("subg", "SUBG"), ("lff-be", "LfF + BiasEnsemble"),
+        ("pgd:preset=official,learning_rate=0.1", "PGD, preset=official, learning_rate=0.1"), ("george", "GEORGE"),
+    ],
+)  # fmt: skip
+def test_what_papers_call_a_method(spec, display):
+    cls, _ = methods.get(spec.partition(":")[0])
+    if cls.name == "george":  # of an extra
+        assert plugins.display_of(cls, "george") == display
+        return
+    (cell,) = expand([spec], ["cmnist5k"], seeds=1).cells
+    assert plugins.display_of(cls, cell.method_title) == display
+
+
+@pytest.mark.parametrize(
+    ("spec", "display"),
+    [
+        ("cmnist", "Colored MNIST, 0.5 %"), ("cmnist:rho=0.07", "Colored MNIST, 7 %"),
+        ("cmnist5k:rho=0,epochs=3", "Colored MNIST (5,000), 0 %, epochs=3"), ("mbmnist", "Multi-bias MNIST, 10 %"),
+        ("ccifar:level=4,rho=0.01", "Corrupted CIFAR-10, 1 %, level=4"), ("bffhq:part=2pct", "BFFHQ, 2 %"),
+        ("celeba:target=Smiling", "CelebA, target=Smiling"), ("waterbirds", "Waterbirds"),
+        ('imagefolder:root=x,title="great, tits",rho=0.1', "great, tits, 10 %"), ("imagefolder", "imagefolder"),
+        ("features:root=x,title=birds by DINO,rho=0.05", "birds by DINO, 5 %"), ("features", "features"),
+    ],
+)  # fmt: skip
+def test_what_papers_call_a_dataset(spec, display):
+    (cell,) = expand(["vanilla"], [spec], seeds=1, data_seeds=1).cells
+    assert plugins.display_of(cell.build_dataset(), cell.data_title) == display
+
+
+@pytest.mark.parametrize("registry", [methods, datasets])
+def test_everything_that_is_shipped_has_a_display_title_of_its_own(registry):
+    shipped = [cls for name, cls in registry.classes().items() if plugins.is_shipped(cls)]
+    shipped = [cls for cls in shipped if cls.name not in ("imagefolder", "features")]  # called what their title says
+    displays = [cls.display for cls in shipped] + [one for cls in shipped for one in cls.alias_display.values()]
+    assert all("display" in vars(cls) and cls.display for cls in shipped)
+    assert len(set(displays)) == len(displays)
+
+
+def test_a_plugin_without_a_display_title_is_called_by_its_name():
+    """Also one whose parent has one: it is another method."""
+    pgd, _ = methods.get("pgd")
+    for space in ({}, {"display": ""}):
+        mine = type("Mine", (pgd,), {"name": "mine", "__module__": __name__, **space})
+        assert plugins.display_of(mine, "mine:score=disagreement") == "mine, score=disagreement"
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("display = 3", "has 3"), ("display = 'A\\nB'", "on one line"), ("display = ' A'", "has ' A'"),
+        ("alias_display = {'aa': 'AA'}", "(none)"), ("alias_display = 'AA'", "Got 'AA'"),
+        ("aliases = {'aa': {}}\n    alias_display = {'aa': None}", "has None"),
+    ],
+)  # fmt: skip
+def test_a_display_title_that_cannot_be_shown_is_told(tmp_path, line, told):
+    text = f"from debiasbench.methods import Method\n\nclass A(Method):\n    name = 'a-own'\n    {line}\n"
+    (tmp_path / "own_display.py").write_text(f"{text}    def fit(self, task): ...\n", encoding="utf-8")
+    package = sys.modules["debiasbench.methods"]
+    before = list(package.__path__)
+    package.__path__.append(str(tmp_path))
+    try:
+        with pytest.raises(BenchmarkError, match="'a-own' cannot be used") as refused:
+            methods.get("a-own")
+        assert told in str(refused.value)
+    finally:
+        package.__path__[:] = before
+        sys.modules.pop("debiasbench.methods.own_display", None)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import codecs
 import functools
 import json
+import math
 import operator
 import types
 import typing
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +33,10 @@ from debiasbench.plugins import is_shipped, version_of
 from debiasbench.records import Record, read_records, sources, without_copies
 from debiasbench.report import beside, profile
 from debiasbench.report.budgets import as_asked
+from debiasbench.report.export import check_export, write_export
 from debiasbench.report.outcomes import outcome
 from debiasbench.report.page import page
+from debiasbench.report.phrases import Displays, display_titles, displayed
 from debiasbench.report.published import cells as grid_cells
 from debiasbench.report.results import (
     Measure,
@@ -82,9 +86,10 @@ from debiasbench.report.tables import (
     latex_file,
     markdown,
     p_value,
+    with_display_titles,
     words,
 )
-from debiasbench.report.tuning import draw_tuning, draws_table
+from debiasbench.report.tuning import cells_of, draw_tuning, draws_table
 from debiasbench.tuning import tried_by
 from debiasbench.wording import duration
 
@@ -119,6 +124,8 @@ class Report:
 class Shown:
     """What the comparison shows: its datasets and methods (titles; none: all), metrics (none: headlines), rules.
 
+    What is named stands in the order of the names. `order`: of the methods: "given", "score" (the mean in the first
+    column, best first) or "name". `by`: what columns stand together by, "dataset" or "metric".
     `beside`: a CSV of published numbers that stand beside ours. `profile`: whether how hard a benchmark is, by conflict
     ratio, is shown as well.
     """
@@ -129,6 +136,8 @@ class Shown:
     select: tuple[str, ...] = ("last",)
     beside: Path | None = None
     profile: bool = False
+    order: str = "given"
+    by: str = "dataset"
 
 
 def make(  # noqa: PLR0913 - the report's options
@@ -142,6 +151,7 @@ def make(  # noqa: PLR0913 - the report's options
     experiment: Experiment | None = None,
     data_dir: Path | None = None,
     strict: bool = False,
+    export: Path | None = None,
 ) -> Report:
     """Read the records below `results_dir` and write tables, figures and `report.html` beside them.
 
@@ -150,16 +160,19 @@ def make(  # noqa: PLR0913 - the report's options
             the folder of its name beside it).
         reference: the method that the others are tested against; default: the first.
         keep: which records take part (those of one grid, say); default: all.
-        order: method titles in the order wanted; others follow.
+        order: method titles in the order wanted; others follow. What `shown` names goes before it.
         shown: methods, datasets, metrics and selection rules of the comparison.
         experiment: whose table and figure are made as well, beside the paper's numbers.
         data_dir: for experiments that look at the data again.
         strict: refuse what is not fit to be published (see `strict`), and seal what is in `tables/strict.json`.
+        export: a file for the long table of results (see `export`).
 
     Raises:
         BenchmarkError: no records; records that must not be mixed; a name that is not there; with `strict` all that
             keeps the tables from being published, and nothing was written then.
     """
+    if export is not None:
+        check_export(export)
     given, source = results_dir, sources(existing(results_dir))
     if results_dir.is_file():  # an archive: what is made of it goes into a folder of its name
         results_dir = results_dir.with_suffix("")
@@ -185,7 +198,7 @@ def make(  # noqa: PLR0913 - the report's options
     rank = {title: index for index, title in enumerate(order)}
     records.sort(key=lambda record: rank.get(record.cell.method_title, len(rank)))
     limited = bool(shown.methods or shown.datasets)
-    records = _chosen(records, shown)
+    records = _in_order(_chosen(records, shown), shown)
     known = list(dict.fromkeys(record.cell.method_title for record in records))
     if reference is None and saved.reference in known:
         reference = saved.reference
@@ -215,23 +228,35 @@ def make(  # noqa: PLR0913 - the report's options
         check(measures, full)
     for dataset in dict.fromkeys(full.dataset):
         runs(full, dataset, headline_of(full, dataset))  # refuses what must not be mixed
+    reference = reference or full.method.iloc[0]
+    if shown.order != "given":
+        rank = _rank(full, measures[0], shown.order)
+        for some in (records, done):
+            some.sort(key=lambda record: rank.get(record.cell.method_title, len(rank)))
+        full = full.sort_values("method", key=lambda titles: titles.map(rank), kind="stable", ignore_index=True)
+        measures = _measures(full, shown)
     folder = results_dir / "tables"
     results_csv = _write_csv(folder / "results.csv", frame_csv(full))
+    exported = [write_export(export, full)] if export is not None else []
     table = without_settings(full)  # of what follows, all asks for runs again and again
     del full
-    paths: dict[str, list[Path]] = {"records": source}
+    paths: dict[str, list[Path]] = {"records": source} | ({"export": exported} if exported else {})
     methods = list(dict.fromkeys(table.method))
-    tables, tests = _compared(table, done, measures, reference)
+    tables, tests = _compared(table, done, measures, reference, by=shown.by)
     if tests is not None:
         paths["tests"] = [_write_csv(folder / "tests.csv", frame_csv(tests))]
-    passed = [_sealed(done, tables, shown, reference or methods[0])] if strict else []
+    passed = [_sealed(done, tables, shown, reference)] if strict else []
     if others is not None and shown.beside:
         tables[0], told = beside.with_published(tables[0], others, measures, done, shown.beside)
         complaints += told
     comparison = tables[0]
-    drawn = draw(table, done, measures, results_dir / "figures", complaints) if figures else []
-    for rule in dict.fromkeys(record.cell.tuned.rule for record in done if record.cell.tuned) if draws else ():
-        found = tried_by(draws, rule)
+    rules = dict.fromkeys(record.cell.tuned.rule for record in done if record.cell.tuned) if draws else {}
+    tunings = {rule: tried_by(draws, rule) for rule in rules}
+    displays = display_titles(
+        [*(record.cell for record in done), *chain.from_iterable(map(cells_of, tunings.values()))]
+    )
+    drawn = draw(table, done, measures, displays, results_dir / "figures", complaints) if figures else []
+    for rule, found in tunings.items():
         tables.append(draws_table(found, rule))
         drawn += draw_tuning(found, done, rule, results_dir / "figures", complaints) if figures else []
     if experiment is not None:
@@ -243,18 +268,19 @@ def make(  # noqa: PLR0913 - the report's options
             path = folder / f"{file_name(experiment.name)}.csv"
             paths["beside the paper"] = [_write_csv(path, frame_csv(ran.lines))]
     if sweeps:
-        base = reference or methods[0]
-        shown_by_ratio, curves = profile.profile(table, sweeps, base)
+        shown_by_ratio, curves = profile.profile(table, sweeps, reference)
         tables.append(shown_by_ratio)
         paths["profile"] = [_write_csv(folder / "profile.csv", [csv(shown_by_ratio)])]
         if figures:
-            drawn += _draw_profile(curves, results_dir / "figures" / "profile", methods, base, complaints)
+            stem = results_dir / "figures" / "profile"
+            drawn += _draw_profile(curves, stem, methods, reference, displays, complaints)
     complaints = list(dict.fromkeys([*complaints, *(_without_glyphs(done) if drawn else ())]))
     lines = [one.line for one in passed]
+    in_paper = [with_display_titles(one, displays) for one in tables]
     paths["tables"] = [
         _write(folder / "comparison.md", "\n\n".join([*map(markdown, tables), *map(markdown_line, lines)]) + "\n"),
-        _write(folder / "comparison.tex", "".join(f"% {line}\n" for line in lines) + latex_file(tables)),
-        _write(folder / "document.tex", latex_document(tables, "comparison")),
+        _write(folder / "comparison.tex", "".join(f"% {line}\n" for line in lines) + latex_file(in_paper)),
+        _write(folder / "document.tex", latex_document(in_paper, "comparison")),
         _write_csv(folder / "comparison.csv", [csv(comparison)]),
         results_csv,
     ]
@@ -270,10 +296,10 @@ def make(  # noqa: PLR0913 - the report's options
 
 
 def _compared(
-    table: pd.DataFrame, done: list[Record], measures: list[Measure], reference: str | None
+    table: pd.DataFrame, done: list[Record], measures: list[Measure], reference: str | None, *, by: str
 ) -> tuple[list[Table], pd.DataFrame | None]:
     """The tables of these records, the comparison first, and the tests in it; None for one method."""
-    tables = [comparison_table(table, done, measures)]
+    tables = [comparison_table(table, done, measures, by=by)]
     tables += [selection_table(table, dataset) for dataset in dict.fromkeys(table.dataset)]
     tables += [part for part in (ranks_table(table, measures), identification_table(done)) if part]
     methods, tests = list(dict.fromkeys(table.method)), None
@@ -296,6 +322,34 @@ def _chosen(records: list[Record], shown: Shown) -> list[Record]:
         if wanted:
             records = [record for record in records if _names(record.cell, kind) & set(wanted)]
     return records
+
+
+def _in_order(records: list[Record], shown: Shown) -> list[Record]:
+    """The records, those of a method together: methods, and the datasets of each, in the order of the names."""
+
+    def place(cell: Cell, kind: str, wanted: tuple[str, ...]) -> int:
+        return next((index for index, name in enumerate(wanted) if name in _names(cell, kind)), len(wanted))
+
+    methods = list(dict.fromkeys(record.cell.method_title for record in records))
+    rank = {title: index for index, title in enumerate(methods)}
+    return sorted(
+        records,
+        key=lambda one: (
+            place(one.cell, "method", shown.methods), rank[one.cell.method_title],
+            place(one.cell, "dataset", shown.datasets),
+        ),
+    )  # fmt: skip
+
+
+def _rank(table: pd.DataFrame, first: Measure, order: str) -> dict[str, int]:
+    """Place of each method by the mean in the first column, best first and those without one last; or by title."""
+    methods = list(dict.fromkeys(table.method))
+    if order == "name":
+        methods.sort(key=lambda title: (title.casefold(), title))
+    else:
+        means = dict(zip(methods, means_of(table, [first])[0].tolist(), strict=True))
+        methods.sort(key=lambda title: -means[title] if means[title] == means[title] else math.inf)
+    return {title: index for index, title in enumerate(methods)}
 
 
 def _chosen_names(cell: Cell, shown: Shown) -> bool:
@@ -327,6 +381,9 @@ def _measures(table: pd.DataFrame, shown: Shown) -> list[Measure]:
         metrics = has if shown.metrics else [headline_of(table, dataset)]
         measures += [Measure(dataset, metric, rule) for metric in metrics for rule in shown.select]
     measures = list(dict.fromkeys(measures))
+    if shown.by == "metric":
+        columns = list(dict.fromkeys((one.metric, one.select) for one in measures))
+        measures.sort(key=lambda one: columns.index((one.metric, one.select)))
     if not measures:
         raise BenchmarkError(f"No dataset here has {', '.join(shown.metrics)}. Known: {', '.join(known)}.")
     return measures
@@ -362,6 +419,9 @@ def _check_strictly(
 def _commands(given: Path, shown: Shown, reference: str) -> Commands:
     """What mends a report on a folder or archive, as the user named it."""
     options = {name: getattr(shown, name) for name in ("methods", "datasets", "metrics")}
+    options |= {
+        name: (getattr(shown, name),) for name in ("order", "by") if getattr(shown, name) != getattr(Shown, name)
+    }
     return Commands(_trained_into(given), given, options, reference)
 
 
@@ -376,7 +436,8 @@ def _trained_into(given: Path) -> Path:
 
 
 def _sealed(done: list[Record], tables: list[Table], shown: Shown, reference: str) -> Seal:
-    return seal(done, tables, reference=reference, metrics=shown.metrics, select=shown.select)
+    by = None if shown.by == Shown.by else shown.by
+    return seal(done, tables, reference=reference, metrics=shown.metrics, select=shown.select, by=by)
 
 
 def verify(file: Path, folder: Path | None = None) -> tuple[bool, list[str]]:
@@ -400,12 +461,14 @@ def verify(file: Path, folder: Path | None = None) -> tuple[bool, list[str]]:
         record for record in without_copies(records)
         if not record.cell.draw and record.cell.method_title in rank and dataset_title(record.cell) in sealed.datasets
     ]  # fmt: skip
-    some.sort(key=lambda record: rank[record.cell.method_title])
+    datasets = sealed.datasets
+    some.sort(key=lambda one: (rank[one.cell.method_title], datasets.index(dataset_title(one.cell))))
     lines = differences(sealed, some)
     if not lines:
         table = to_frame(some)
-        measures = _measures(table, Shown(metrics=sealed.metrics, select=sealed.select))
-        tables, _ = _compared(without_settings(table), some, measures, sealed.reference)
+        by = sealed.by or Shown.by
+        measures = _measures(table, Shown(metrics=sealed.metrics, select=sealed.select, by=by))
+        tables, _ = _compared(without_settings(table), some, measures, sealed.reference, by=by)
         lines = changed_tables(sealed, shown_in(tables))
     told = [*lines, *(f"not read: {complaint}" for complaint in complaints)]
     if lines:
@@ -504,11 +567,17 @@ def _write_csv(path: Path, parts: Iterable[str]) -> Path:
 
 
 def draw(
-    table: pd.DataFrame, records: list[Record], measures: list[Measure], folder: Path, complaints: list[str]
+    table: pd.DataFrame,
+    records: list[Record],
+    measures: list[Measure],
+    displays: Displays,
+    folder: Path,
+    complaints: list[str],
 ) -> list[Path]:
     """Scores of aligned and conflicting samples (first seed), accuracies of all runs, and ranks if tested.
 
-    `complaints` grows by what could not be read or drawn.
+    Files are named by titles, what they show is called as papers do. `complaints` grows by what could not be read or
+    drawn.
     """
     from debiasbench.report import figures
 
@@ -517,17 +586,22 @@ def draw(
     def drawn(make: Callable[..., list[Path]], *given: Any, **options: Any) -> None:
         paths.extend(_drawn(make, *given, complaints=complaints, **options))
 
-    methods = list(dict.fromkeys(table.method))
+    named, on_data = displays["method"], displays["dataset"]
+    methods = [named[method] for method in dict.fromkeys(table.method)]
     for dataset, name in file_names(table.dataset).items():
         scores = _scores([record for record in records if dataset_title(record.cell) == dataset], complaints)
         if scores:
-            drawn(figures.score_histogram, scores, folder / f"scores-{name}", title=f"Per-sample scores on {dataset}")
+            scores = {named[method]: one for method, one in scores.items()}
+            title = f"Per-sample scores on {on_data[dataset]}"
+            drawn(figures.score_histogram, scores, folder / f"scores-{name}", title=title)
         metric = headline_of(table, dataset)
         chosen = runs(table, dataset, metric)
-        values = {method: chosen[chosen.method == method].value.to_numpy() for method in dict.fromkeys(chosen.method)}
+        values = {
+            named[method]: chosen[chosen.method == method].value.to_numpy() for method in dict.fromkeys(chosen.method)
+        }
         stem = folder / f"accuracies-{name}"
         if values:
-            drawn(figures.accuracy_figure, values, stem, metric=metric, title=dataset, order=methods)
+            drawn(figures.accuracy_figure, values, stem, metric=metric, title=on_data[dataset], order=methods)
     datasets = one_a_dataset(measures)
     if len(datasets) > 1:
         test = rank_test(means_of(table, datasets))
@@ -552,14 +626,25 @@ def _drawn(make: Callable[..., list[Path]], *given: Any, complaints: list[str], 
 
 
 def _draw_profile(
-    curves: dict[str, profile.Curves], stem: Path, methods: list[str], reference: str, complaints: list[str]
+    curves: dict[str, profile.Curves],
+    stem: Path,
+    methods: list[str],
+    reference: str,
+    displays: Displays,
+    complaints: list[str],
 ) -> list[Path]:
     from debiasbench.report import figures
 
+    named = displays["method"]
+    curves = {displayed(profile.family(title), displays): one for title, one in curves.items()}
+    of_methods = {
+        title: {named[method]: values for method, values in one.methods.items()} for title, one in curves.items()
+    }
     return _drawn(
-        figures.profile_figure, {title: one.methods for title, one in curves.items()},
-        {title: one.aligned for title, one in curves.items()}, stem, complaints=complaints, order=methods,
-        metrics={title: one.metric for title, one in curves.items()}, aligned_label=f"{reference}, aligned samples",
+        figures.profile_figure, of_methods, {title: one.aligned for title, one in curves.items()}, stem,
+        complaints=complaints, order=[named[method] for method in methods],
+        metrics={title: one.metric for title, one in curves.items()},
+        aligned_label=f"{named.get(reference, reference)}, aligned samples",
     )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from debiasbench.experiments import Experiment
 from debiasbench.files import file_name
 from debiasbench.records import Record
 from debiasbench.report import published
+from debiasbench.report.phrases import Displays, display_titles
 from debiasbench.report.results import dataset_title, headlines, scores_of
 from debiasbench.report.statistics import score_bins, welch
 from debiasbench.report.tables import Column, Entry, Table, count, number, words
@@ -78,6 +79,18 @@ def _values(records: list[Record]) -> dict[str, dict[str, np.ndarray]]:
         of_dataset = lists.setdefault(dataset_title(record.cell), {})
         of_dataset.setdefault(record.cell.method_title, []).append(published.accuracy(record))
     return {name: {method: np.array(runs) for method, runs in one.items()} for name, one in lists.items()}
+
+
+def _values_displayed(values: dict[str, dict[str, np.ndarray]], displays: Displays) -> dict[str, dict[str, np.ndarray]]:
+    """The same by what papers call the datasets and methods."""
+    return {
+        displays["dataset"][dataset]: {displays["method"][method]: runs for method, runs in one.items()}
+        for dataset, one in values.items()
+    }
+
+
+def _displayed(order: list[str], displays: Displays) -> list[str]:
+    return [displays["method"].get(method, method) for method in order]
 
 
 def _bins(
@@ -148,8 +161,11 @@ def _fisher(
     left_out = len(records) - len(with_weights)
     if left_out:
         notes.append(f"{left_out} runs have no weights and are left out.")
-    figures = fisher_figure(found, stem, order=order)
-    figures += fisher_figure(found, stem.with_name(f"{stem.name}-in-rank"), in_rank=True, order=order)
+    displays = display_titles(record.cell for record in records)
+    order = _displayed(order, displays)
+    shown = [one | {kind: displays[kind].get(one[kind], one[kind]) for kind in ("dataset", "method")} for one in found]
+    figures = fisher_figure(shown, stem, order=order)
+    figures += fisher_figure(shown, stem.with_name(f"{stem.name}-in-rank"), in_rank=True, order=order)
     figures += theorem_figure(stem.with_name("theorem2"))
     table = Table(experiment.name, f"{experiment.name}: {experiment.title}", columns, rows, notes)
     return Outcome([table], figures, complaints)
@@ -164,7 +180,9 @@ def _norms(
     del data_dir
     title = f"{experiment.title}{' (smoke run)' if experiment.smoke else ''}"
     metric = headlines(records[0].cell.dataset)[0]
-    return Outcome(figures=parameter_figure(_values(records), stem, metric=metric, title=title, order=order))
+    displays = display_titles(record.cell for record in records)
+    values, order = _values_displayed(_values(records), displays), _displayed(order, displays)
+    return Outcome(figures=parameter_figure(values, stem, metric=metric, title=title, order=order))
 
 
 def _trials(
@@ -183,4 +201,7 @@ def _trials(
             p_values[dataset] = welch(others[0], reference)
     title = f"{experiment.title}{' (smoke run)' if experiment.smoke else ''}; p: Welch, one-sided"
     metric = headlines(records[0].cell.dataset)[0]
+    displays = display_titles(record.cell for record in records)
+    values, order = _values_displayed(values, displays), _displayed(order, displays)
+    p_values = {displays["dataset"][dataset]: p for dataset, p in p_values.items()}
     return Outcome(figures=trials_histogram(values, stem, metric=metric, p_values=p_values, title=title, order=order))

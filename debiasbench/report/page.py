@@ -18,6 +18,7 @@ from debiasbench.cell import Cell
 from debiasbench.parameters import write_value
 from debiasbench.records import Brief, Metrics, Record, Result
 from debiasbench.report.figures import MOST_CURVES, learning_curves
+from debiasbench.report.phrases import Displays, display_titles
 from debiasbench.report.results import VALIDATED, data_seed, dataset_title, distinct, headlines, rules_of
 from debiasbench.wording import duration
 
@@ -66,7 +67,8 @@ def page(
     failed = [record for record in records if not record.done]
     metrics = {_dataset(record): headlines(record.cell.dataset)[0] for record in records}
     by_dataset = {name: [record for record in done if _dataset(record) == name] for name in metrics}
-    charts, lost = _charts(by_dataset, metrics, {_method(record) for record in done})
+    displays = display_titles(record.cell for record in records)
+    charts, lost = _charts(by_dataset, metrics, {_method(record) for record in done}, displays)
     return template.render(
         title=title,
         notes=[*notes, *lost],
@@ -77,7 +79,7 @@ def page(
         tables=tables,
         charts=charts,
         figures=[_figure(path) for path in figures if path.suffix in _MEDIA],
-        cells=_cells(by_dataset, metrics, len(done)),
+        cells=[(_heading(name, displays), *rest) for name, *rest in _cells(by_dataset, metrics, len(done))],
     )
 
 
@@ -87,6 +89,12 @@ def _method(record: Record) -> str:
 
 def _dataset(record: Record) -> str:
     return dataset_title(record.cell)
+
+
+def _heading(dataset: str, displays: Displays) -> str:
+    """What papers call a dataset, and the title by which tables and commands know it."""
+    display = displays["dataset"][dataset]
+    return display if display == dataset else f"{display} ({dataset})"
 
 
 def _value(entry: Entry) -> str:
@@ -173,32 +181,38 @@ class Chart:
 
 
 def _charts(
-    by_dataset: dict[str, list[Record]], metrics: dict[str, str], methods: set[str]
+    by_dataset: dict[str, list[Record]], metrics: dict[str, str], methods: set[str], displays: Displays
 ) -> tuple[list[Chart], list[str]]:
     """A chart for each dataset with finished records, and a complaint about each that could not be drawn."""
     charts, lost = [], []
     for index, (name, group) in enumerate(by_dataset.items(), 1):
         try:
-            charts += [_chart(name, distinct(group), metrics[name], methods, f"curve-{index}")] if group else []
+            if group:
+                charts.append(_chart(name, distinct(group), metrics[name], methods, f"curve-{index}", displays))
         except Exception as error:  # a chart never costs the tables
             lost.append(f"The learning curves on {name} could not be drawn: {type(error).__name__}: {error}")
     return charts, lost
 
 
-def _chart(dataset: str, records: list[Record], metric: str, order: Iterable[str], name: str) -> Chart:
+def _chart(
+    dataset: str, records: list[Record], metric: str, order: Iterable[str], name: str, displays: Displays
+) -> Chart:
     """Curves of the epochs that were evaluated. order: all methods of the page; name: of the chart in it."""
     from markupsafe import Markup
 
+    named = displays["method"]
     test: dict[str, list[dict[int, float]]] = {}
     validation: dict[str, list[dict[int, float]]] = {}
     for record in records:
-        test.setdefault(_method(record), []).append(_by_epoch(record, "test", metric))
+        method = named[_method(record)]
+        test.setdefault(method, []).append(_by_epoch(record, "test", metric))
         # where no rule may select on validation, it is the test split, or was trained on
         if record.result is not None and record.result.selected("val_acc") is not None:
-            validation.setdefault(_method(record), []).append(_by_epoch(record, "valid", VALIDATED))
+            validation.setdefault(method, []).append(_by_epoch(record, "valid", VALIDATED))
+    order = [named[method] for method in order]
     element = learning_curves(test, validation, metric=metric, order=order, name=name)
     return Chart(
-        dataset, metric, name, Markup(element),
+        _heading(dataset, displays), metric, name, Markup(element),
         has_runs=any(1 < len(runs) <= MOST_CURVES for runs in test.values()),
         has_bands=any(len(runs) > MOST_CURVES for runs in test.values()),
         has_validation=any(map(any, validation.values())),

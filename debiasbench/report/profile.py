@@ -11,6 +11,7 @@ import pandas as pd
 from debiasbench.cell import Cell
 from debiasbench.errors import BenchmarkError
 from debiasbench.records import Record
+from debiasbench.report.phrases import Phrase
 from debiasbench.report.results import bias_knowing, dataset_title, headline_of, runs
 from debiasbench.report.statistics import holm, mean_interval, pairwise_welch
 from debiasbench.report.tables import NOTHING, Column, Entry, Table, count, number, percent, words
@@ -48,11 +49,11 @@ def sweeps(records: Iterable[Record]) -> list[Sweep]:
     for cell in {dataset_title(record.cell): record.cell for record in records if record.done}.values():
         told = _ratio_of(cell)
         if told is not None:
-            family, ratio = told
-            found.setdefault(family, {})[dataset_title(cell)] = ratio
+            title, ratio = told
+            found.setdefault(title, {})[dataset_title(cell)] = ratio
     several = [
-        Sweep(family, dict(sorted(ratios.items(), key=lambda pair: pair[1])))
-        for family, ratios in found.items()
+        Sweep(title, dict(sorted(ratios.items(), key=lambda pair: pair[1])))
+        for title, ratios in found.items()
         if len(set(ratios.values())) > 1
     ]
     if not several:
@@ -100,25 +101,35 @@ def profile(table: pd.DataFrame, found: Sequence[Sweep], reference: str) -> tupl
             pairs = _with_aligned(table, title, metric, reference)
             if len(pairs):
                 aligned[ratio] = pairs[:, 1]
-            rows.append([*words(sweep.title), Entry(ratio, f"{100 * ratio:g}"),
+            rows.append([Entry(sweep.title, family(sweep.title)), Entry(ratio, f"{100 * ratio:g}"),
                          *_failing(pairs), *_spread(values, bias_knowing(table))])  # fmt: skip
         curves[sweep.title] = Curves(metric, methods, aligned)
     columns = [
         Column("dataset", "dataset", numeric=False), Column("ratio", "conflicts (%)"), Column("n", "n"),
-        Column(reference, f"{reference} (%)", spread=True), Column("aligned", "on aligned (%)", spread=True),
+        Column(reference, Phrase("{method} (%)", method=reference), spread=True),
+        Column("aligned", "on aligned (%)", spread=True),
         Column("shortfall", "shortfall"), Column("interval", "95 % interval"), Column("fails", "fails", numeric=False),
         Column("best", "best", numeric=False), Column("range", "range"), Column("told apart", "told apart"),
     ]  # fmt: skip
+    asked = (
+        "Does {method} fail? Its headline accuracy and that on aligned test samples (with several biases the mean over "
+        "them), last epoch, mean ± sample standard deviation over n runs. shortfall: by how many points the first is "
+        "lower, over the pairs of each run, with the 95 % interval of t; fails: whether all of that is above 0. How "
+        "far above says how much there is to win."
+    )
     notes = [
-        f"Does {reference} fail? Its headline accuracy and that on aligned test samples (with several biases the mean "
-        "over them), last epoch, mean ± sample standard deviation over n runs. shortfall: by how many points the first "
-        "is lower, over the pairs of each run, with the 95 % interval of t; fails: whether all of that is above 0. How "
-        "far above says how much there is to win.",
+        Phrase(asked, method=reference),
         "How far apart are methods? best: the highest mean; range: from the lowest to the highest mean, in points; "
         "told apart: of all pairs of methods, those that Welch's one-sided test tells apart (Holm below .05 over both "
         "directions of all pairs of the row). Methods that know the bias take no part in these.",
     ]
-    return Table("profile", "How hard the benchmark is, by conflict ratio", columns, rows, notes), curves
+    title = "How hard the benchmark is, by conflict ratio"
+    return Table("profile", title, columns, rows, notes, in_caption=len(notes)), curves
+
+
+def family(title: str) -> Phrase:
+    """The title of a sweep in text: as that of a dataset it would be the one of its default ratio."""
+    return Phrase("{dataset_name}", dataset_name=title)
 
 
 def _of_methods(chosen: pd.DataFrame) -> dict[str, np.ndarray]:

@@ -13,6 +13,7 @@ from debiasbench.evaluation.selection import SELECTION_RULES, uses_bias_labels
 from debiasbench.parameters import write_value
 from debiasbench.records import Record
 from debiasbench.report.budgets import declared
+from debiasbench.report.phrases import Phrase, joined
 from debiasbench.report.results import (
     Measure,
     data_seed,
@@ -28,8 +29,10 @@ from debiasbench.report.results import (
 )
 from debiasbench.report.statistics import FEWEST_DATASETS, FEWEST_METHODS, rank_test, smallest_p
 from debiasbench.report.tables import (
+    KNOWS,
     MARKED,
     NOTHING,
+    ORACLE,
     TIE,
     Column,
     Entry,
@@ -41,7 +44,6 @@ from debiasbench.report.tables import (
     words,
 )
 
-ORACLE, KNOWS = "§", "‡"
 METHOD, DATASET = (Column(key, key, numeric=False) for key in ("method", "dataset"))
 
 
@@ -58,8 +60,10 @@ def marked(table: Table, knowing: set[str]) -> Table:
     return replace(table, rows=rows)
 
 
-def comparison_table(table: pd.DataFrame, records: list[Record], measures: list[Measure]) -> Table:
-    """Methods x measures: mean and spread on test, and n."""
+def comparison_table(
+    table: pd.DataFrame, records: list[Record], measures: list[Measure], *, by: str = "dataset"
+) -> Table:
+    """Methods x measures: mean and spread on test, and n. `by`: "dataset" or "metric", what columns have in common."""
     methods = list(dict.fromkeys(table.method))
     found = summaries(table, measures)
     rows = []
@@ -76,18 +80,28 @@ def comparison_table(table: pd.DataFrame, records: list[Record], measures: list[
         rows.append(row)
     heads = [METHOD]
     for measure in measures:
-        heads.append(Column(_key(measure), f"{_head(table, measure)} (%)", spread=True))
-        heads.append(Column(f"{_key(measure)} n", "n"))
+        of_data, of_metric = _parts_of_head(table, measure)
+        heading = Phrase("{} {} (%)", of_data, of_metric)
+        of_metric = f"{of_metric} (%)"
+        group, part = (of_data, of_metric) if by == "dataset" else (of_metric, of_data)
+        heads.append(Column(_key(measure), heading, spread=True, group=group, part=part))
+        heads.append(Column(f"{_key(measure)} n", "n", counts_runs=True, group=group, part="n"))
     rules = "; ".join(dict.fromkeys("last epoch" if one.select == "last" else text_of(one.select) for one in measures))
+    counts = {int(n) for one in found.values() for n in one["count"]}
     notes = [
-        f"Test split, {rules}. Mean ± sample standard deviation (n - 1) over n runs; best in bold. "
+        f"Test split, {rules}. Mean ± sample standard deviation (n - 1) over {_n_runs(counts)}; best in bold. "
         f"{TIE}: statistically indistinguishable from the best (one-sided Welch test of the best against it, chosen "
         "after the fact, p of at least .05 after Holm's correction over this table)."
     ]
     if any(uses_bias_labels(measure.select) for measure in measures):
         notes.append(f"{ORACLE} selects with bias labels or on the test split: never a headline.")
     notes += _untested(found) + _few_runs(found) + _machine_notes(table) + _recipe_notes(records) + _data_notes(records)
-    return Table("comparison", "Comparison", heads, rows, notes)
+    return Table("comparison", "Comparison", heads, rows, notes, in_caption=1)
+
+
+def _n_runs(counts: set[int]) -> str:
+    """`n = 5 runs`; without the number where it is not the same everywhere."""
+    return "n runs" if len(counts) != 1 else f"n = {min(counts)} run{'' if counts == {1} else 's'}"
 
 
 def _key(measure: Measure) -> str:
@@ -96,10 +110,14 @@ def _key(measure: Measure) -> str:
 
 def _head(table: pd.DataFrame, measure: Measure) -> str:
     """`cmnist5k acc_unbiased`, marked where the data are not the published ones; with the rule where it is no last."""
+    return Phrase("{} {}", *_parts_of_head(table, measure))
+
+
+def _parts_of_head(table: pd.DataFrame, measure: Measure) -> tuple[str, str]:
     mark = "" if table[table.dataset == measure.dataset].official.all() else MARKED
     rule = "" if measure.select == "last" else f", {measure.select}"
     rule += ORACLE if uses_bias_labels(measure.select) else ""
-    return f"{measure.dataset}{mark} {measure.metric}{rule}"
+    return Phrase("{dataset}{}", mark, dataset=measure.dataset), f"{measure.metric}{rule}"
 
 
 def ranks_table(table: pd.DataFrame, measures: list[Measure]) -> Table | None:
@@ -136,7 +154,7 @@ def ranks_table(table: pd.DataFrame, measures: list[Measure]) -> Table | None:
         )
     heads = [METHOD, *(Column(_key(measure), _head(table, measure)) for measure in measures)]
     heads += [Column("average", "average")] if several else []
-    return Table("ranks", "Ranks", heads, rows, notes)
+    return Table("ranks", "Ranks", heads, rows, notes, in_caption=len(notes))
 
 
 def one_a_dataset(measures: list[Measure]) -> list[Measure]:
@@ -155,22 +173,22 @@ def _untested(found: dict[Measure, pd.DataFrame]) -> list[str]:
     """Where no ~ says nothing, as the best was not tested against a method."""
     parts = []
     for measure, one in found.items():
-        names = ", ".join(one.index[one.untested])
-        where = f" ({_key(measure)})" if len(found) > 1 else ""
-        parts += [f"{names}{where}"] if names else []
-    return (
-        [f"No test of the best against {'; '.join(parts)}: it takes two runs of both, and a spread."] if parts else []
-    )
+        names = joined(", ", (Phrase("{method}", method=method) for method in one.index[one.untested]))
+        where = Phrase(" ({dataset}{})", _key(measure).removeprefix(measure.dataset), dataset=measure.dataset)
+        parts += [Phrase("{}{}", names, where if len(found) > 1 else "")] if names else []
+    told = "No test of the best against {}: it takes two runs of both, and a spread."
+    return [Phrase(told, joined("; ", parts))] if parts else []
 
 
 def _machine_notes(table: pd.DataFrame) -> list[str]:
     """Datasets whose runs come from several kinds of device, or precisions."""
-    notes = []
+    notes: list[str] = []
     for dataset, rows in table.groupby("dataset", sort=False):
         machines = machines_of(rows)
         if len(machines) > 1:
             listed = ", ".join(machines[:-1])
-            notes.append(f"{dataset}: runs {listed} and {machines[-1]} stand together here; they are not paired.")
+            told = "{dataset}: runs {} and {} stand together here; they are not paired."
+            notes.append(Phrase(told, listed, machines[-1], dataset=dataset))
     return notes
 
 
@@ -187,46 +205,50 @@ def _recipe_notes(records: list[Record]) -> list[str]:
     """Where a method trains otherwise than its dataset, or was tuned with bias knowledge."""
     from debiasbench.methods import registry
 
-    notes = []
+    notes: list[str] = []
     for cell in (record.cell for record in records):
+        method, on_data = cell.method_title, {"method": cell.method_title, "dataset_name": cell.dataset}
         if cell.recipe_changes:
             changes = ", ".join(f"{key} {value}" for key, value in cell.recipe_changes.items())
-            notes.append(f"{cell.method_title} on {cell.dataset} trains with its own {changes}.")
+            notes.append(Phrase("{method} on {dataset_name} trains with its own {}.", changes, **on_data))
         cls = registry.classes().get(cell.method)
         values = {**cell.recipe, **cell.method_parameters}
         if cell.tuned:
             searched = (
                 [f"{key} {write_value(values[key])}" for key in cls.search_space() if key in values] if cls else []
             )
-            notes.append(f"{cell.method_title} on {cell.dataset_title}: {', '.join(searched)} ({cell.tuned.words}).")
+            where = {"method": method, "dataset": cell.dataset_title}
+            notes.append(Phrase("{method} on {dataset}: {} ({}).", ", ".join(searched), cell.tuned.words, **where))
         used = ", ".join(f"{key} {value}" for key, value in declared(cell).items())
         if used:
-            notes.append(f"{cell.method_title} on {cell.dataset}: tuned with bias knowledge ({used}).")
+            notes.append(Phrase("{method} on {dataset_name}: tuned with bias knowledge ({}).", used, **on_data))
         if cls and cls.needs_bias_labels:
-            where = ", and on the validation samples" if cls.trains_on_validation else ""
-            notes.append(
-                f"{KNOWS} {cell.method_title} trains with bias labels{where}: an oracle baseline, not a competitor."
-            )
+            more = ", and on the validation samples" if cls.trains_on_validation else ""
+            told = f"{KNOWS} {{method}} trains with bias labels{more}: an oracle baseline, not a competitor."
+            notes.append(Phrase(told, method=method))
     return list(dict.fromkeys(notes))
 
 
 def _data_notes(records: list[Record]) -> list[str]:
-    counted, notes = distinct(records), []
+    counted, notes = distinct(records), list[str]()
     for name in dict.fromkeys(dataset_title(record.cell) for record in records):
         n_all, n_counted = (sum(dataset_title(one.cell) == name for one in some) for some in (records, counted))
         if n_counted < n_all:
-            notes.append(
-                f"{name}: nothing is drawn by some data seeds. Runs of one method and seed on equal data count once: "
-                f"{n_counted:,} of {n_all:,}."
+            told = (
+                "{dataset}: nothing is drawn by some data seeds. Runs of one method and seed on equal data count once: "
             )
+            notes.append(Phrase(told + f"{n_counted:,} of {n_all:,}.", dataset=name))
     for record in counted:
         assert record.result is not None
         data, name = record.result.data, dataset_title(record.cell)
         if not data.official:
             counts = ", ".join(f"{split} {part.n:,}" for split, part in data.splits.items())
-            notes.append(f"{MARKED} {name}: not the published data ({counts}). {data.note}".strip())
+            note = f" {data.note}" if data.note.strip() else ""
+            notes.append(
+                Phrase(f"{MARKED} {{dataset}}: not the published data ({{}}).{{}}", counts, note, dataset=name)
+            )
         elif data.note:
-            notes.append(f"{name}: {data.note}")
+            notes.append(Phrase("{dataset}: {}", data.note, dataset=name))
     seeds = {data_seed(record.cell) for record in counted}
     if len(seeds) == 1:
         notes.append(f"All runs share one drawing of the data (data seed {seeds.pop()}): inference is about that one.")
@@ -268,14 +290,15 @@ def selection_table(table: pd.DataFrame, dataset: str) -> Table:
     marks = {rule: ORACLE if uses_bias_labels(rule) else "" for rule in rules}
     columns = [METHOD, *(Column(rule, f"{rule}{marks[rule]}", spread=True) for rule in rules)]
     columns += [Column(f"{name} last", f"{name}, last", spread=True) for name in parts]
+    counts = {len(runs_of) for of_method in found for runs_of in of_method.values()}
     notes = [
-        f"Test {metric} (%) of the epoch that each rule selects. "
-        + "; ".join(f"{rule}: {text_of(rule)}" for rule in rules)
-        + "."
+        f"Test {metric} (%) of the epoch that each rule selects, mean ± sample standard deviation (n - 1) over "
+        f"{_n_runs(counts)}. " + "; ".join(f"{rule}: {text_of(rule)}" for rule in rules) + "."
     ]
     if any(marks.values()):
         notes.append(f"{ORACLE} selects with bias labels or on the test split: never a headline.")
-    return Table(f"selection-{dataset}", f"Selection rules on {dataset}", columns, rows, notes)
+    title = Phrase("Selection rules on {dataset}", dataset=dataset)
+    return Table(f"selection-{dataset}", title, columns, rows, notes, in_caption=1)
 
 
 def identification_table(records: list[Record]) -> Table | None:
@@ -300,7 +323,7 @@ def identification_table(records: list[Record]) -> Table | None:
         "Per-sample values against the true conflicts of the training set, mean over runs. conflict_mass: fraction "
         "of the total score on conflicting samples. precision_at_n: among the n highest, n the number of conflicts."
     ]
-    return Table("identification", "Bias identification", columns, rows, notes)
+    return Table("identification", "Bias identification", columns, rows, notes, in_caption=1)
 
 
 def tests_table(tests: pd.DataFrame) -> Table:
@@ -325,13 +348,18 @@ def tests_table(tests: pd.DataFrame) -> Table:
     }  # fmt: skip
     columns = [DATASET, METHOD, *(Column(key, heading) for key, heading in headings.items())]
     metrics = ", ".join(tests.metric.unique())
+    asked = "Is the method better than {method}? Gaps in points of {}. One-sided tests; Welch is "
     notes = [
-        f"Is the method better than {tests.reference.iloc[0]}? Gaps in points of {metrics}. One-sided tests; Welch is "
-        "the headline, the others are of pairs by seed on equal data; Holm over the comparisons of this table.",
+        Phrase(
+            asked
+            + "the headline, the others are of pairs by seed on equal data; Holm over the comparisons of this table.",
+            metrics,
+            method=tests.reference.iloc[0],
+        ),
         "g: Hedges' effect size. detectable: the smallest gap in points that these runs find with 80 % power after "
         "correction. r: correlation of the pairs.",
     ]
-    return Table("tests", "Tests against the reference", columns, rows, notes + _dashes(tests))
+    return Table("tests", "Tests against the reference", columns, rows, notes + _dashes(tests), in_caption=2)
 
 
 def _dashes(tests: pd.DataFrame) -> list[str]:

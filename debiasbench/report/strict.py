@@ -461,7 +461,8 @@ class Seal:
 
     Attributes:
         suite: version that made it.
-        reference, methods, datasets, metrics, select: what was shown; methods in order, by title.
+        reference, methods, datasets, metrics, select: what was shown; methods and datasets in order, by title.
+        by: what columns stand together by, where it is not the dataset.
         budgets: dataset -> that of all its methods.
         records: hash of a cell -> its record.
         tables: key -> rows as they were shown, the headings first.
@@ -477,6 +478,7 @@ class Seal:
     budgets: dict[str, Budget]
     records: dict[str, Sealed]
     tables: dict[str, tuple[tuple[str, ...], ...]]
+    by: str | None = None
     digest: str = ""
 
     def content(self) -> str:
@@ -505,6 +507,7 @@ def seal(
     reference: str,
     metrics: Sequence[str],
     select: Sequence[str],
+    by: str | None = None,
 ) -> Seal:
     """The seal of tables that were made of these finished records."""
     titles = dict.fromkeys(dataset_title(record.cell) for record in records)
@@ -518,6 +521,7 @@ def seal(
         budgets={dataset_title(record.cell): budget_of(record) for record in records},
         records={record.hash: Sealed(record.cell.title, digest_of(record)) for record in records},
         tables=shown_in(tables),
+        by=by,
     )
     return replace(found, digest=found.content())
 

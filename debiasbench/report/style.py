@@ -36,23 +36,29 @@ DASHES: tuple[tuple[float, ...], ...] = (  # in line widths, on and off; () is s
 def look(method: str, order: Iterable[str]) -> tuple[str, str, tuple[float, ...]]:
     """How a method looks in every figure: its colour, marker and dashes.
 
-    A method known here by its name looks the same in every report: its place among all of them decides. Other labels,
-    such as variants, follow in the alphabet of the report. Any two of the first 12 differ in colour and any two of 8
-    that follow each other in all three; any two of 96 in the pair of colour and marker, and of colour and dashes.
+    A method known here looks the same in every report, by its name and by its display title: its place among all of
+    them decides. Other labels, such as variants, follow in the alphabet of the report. Any two of the first 12 differ
+    in colour and any two of 8 that follow each other in all three; any two of 96 in the pair of colour and marker, and
+    of colour and dashes.
 
     `order`: all methods of the report, in any order.
     """
     known = _known()
-    places = [*known, *sorted(set(order) - set(known))]
-    turn, index = divmod(places.index(method), len(PALETTE))
+    others = sorted(set(order) - set(known))
+    place = known[method] if method in known else max(known.values(), default=-1) + 1 + others.index(method)
+    turn, index = divmod(place, len(PALETTE))
     other = (index + 3 * turn) % len(MARKERS)  # 3 and 8 share no factor: eight turns without a pair twice
     return PALETTE[index], MARKERS[other], DASHES[other]
 
 
-def _known() -> list[str]:
+def _known() -> dict[str, int]:
+    """Name, or display title, of each method that is known here -> its place among all names."""
     from debiasbench.methods import registry
 
-    return sorted(registry.classes())
+    classes = registry.classes()
+    places = {name: place for place, name in enumerate(sorted(classes))}
+    displays = {vars(cls).get("display"): places[name] for name, cls in classes.items()}
+    return {display: place for display, place in displays.items() if display} | places
 
 
 def plainly(function: Callable[P, R]) -> Callable[P, R]:

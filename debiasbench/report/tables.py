@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import csv as csv_files
 import io
+import itertools
 import math
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
 from debiasbench import escaping
+from debiasbench.report.phrases import Displays, Phrase, displayed
 
 ROWS_AT_ONCE = 10_000
 _TO_QUOTE = re.compile('[",\r\n]')
 MARKED = "†"  # data that are not the published ones
 TIE = "~"  # statistically indistinguishable from the best
+ORACLE, KNOWS = "§", "‡"
+SIGNS = {
+    MARKED: "not the published data",
+    KNOWS: "trains with bias labels: an oracle baseline, not a competitor",
+    ORACLE: "selected with bias labels or on the test split",
+}
+# The columns whose values are titles, and of what
+_TITLED = {"method": "method", "best": "method", "dataset": "dataset"}
 
 
 @dataclass(frozen=True)
@@ -55,19 +65,25 @@ class Column:
         heading: its name for people.
         numeric: whether its values are numbers.
         spread: whether its entries have a standard deviation, which is a column of its own in a CSV.
+        counts_runs: whether it is the n of the column before it: in LaTeX it is left out where every n is equal.
+        group: what it has in common with its neighbours, a heading over theirs in LaTeX; `part`: its own below that.
     """
 
     key: str
     heading: str
     numeric: bool = True
     spread: bool = False
+    counts_runs: bool = False
+    group: str = ""
+    part: str = ""
 
 
 @dataclass(frozen=True)
 class Table:
     """Rows of entries, one a column; the first names the row. Notes follow below it.
 
-    `key` is what a table is found by ("comparison", "tests"), `title` is for people.
+    `key` is what a table is found by ("comparison", "tests"), `title` is for people. The first `in_caption` notes say
+    what it shows: in LaTeX they are in the caption.
     """
 
     key: str
@@ -75,6 +91,7 @@ class Table:
     columns: list[Column]
     rows: list[list[Entry]]
     notes: list[str]
+    in_caption: int = 0
 
 
 NOTHING = Entry(None, "-")
@@ -129,15 +146,54 @@ def _tex_entry(entry: Entry) -> str:
     return rf"\textbf{{{text}}}" if entry.best else text
 
 
+def with_display_titles(table: Table, displays: Displays) -> Table:
+    """The table as it stands in a paper: with display titles, and without counts of runs that are all equal."""
+    counts = [index for index, column in enumerate(table.columns) if column.counts_runs]
+    alike = len({row[index].text for row in table.rows for index in counts}) == 1
+    kept = [index for index in range(len(table.columns)) if not (alike and index in counts)]
+    columns = [table.columns[index] for index in kept]
+    titles = [displays.get(_TITLED.get(column.key, ""), {}) for column in columns]
+    return replace(
+        table,
+        title=displayed(table.title, displays),
+        columns=[
+            replace(one, heading=displayed(one.heading, displays), group=displayed(one.group, displays),
+                    part=displayed(one.part, displays))
+            for one in columns
+        ],
+        rows=[
+            [replace(row[index], text=_named(row[index].text, names, displays))
+             for index, names in zip(kept, titles, strict=True)]
+            for row in table.rows
+        ],
+        notes=[displayed(note, displays) for note in table.notes],
+    )  # fmt: skip
+
+
+def _named(text: str, names: Mapping[str, str], displays: Displays) -> str:
+    return displayed(text, displays) if isinstance(text, Phrase) else names.get(text, text)
+
+
 def latex_file(tables: list[Table]) -> str:
-    r"""All tables as LaTeX to be `\input`, and in comments what it takes."""
-    body = "\n\n".join(map(latex, tables)) + "\n"
+    r"""All tables as LaTeX to be `\input`, and in comments what it takes and what they are referred to by."""
+    labels = _labels(tables)
+    body = "\n\n".join(latex(table, label) for table, label in zip(tables, labels, strict=True)) + "\n"
     needs = ["% needs \\usepackage{booktabs, graphicx}\n"]
     if strange := escaping.beyond_pdflatex(body):
         needs.append(f"% has {strange}: needs lualatex or xelatex, and a font that has them\n")
     if letters := escaping.only_in_t1(body):
         needs.append(f"% has {letters}: needs, with pdflatex, \\usepackage[T1]{{fontenc}}\n")
     return "".join(needs) + body
+
+
+def _labels(tables: list[Table]) -> list[str]:
+    """The label of each table, no two alike."""
+    labels: list[str] = []
+    for table in tables:
+        label = escaping.latex_label(table.key)
+        n = sum(one == label or one.startswith(f"{label}--") for one in labels)
+        labels.append(f"{label}--{n + 1}" if n else label)  # two hyphens: no label of a key has them
+    return labels
 
 
 def latex_document(tables: list[Table], name: str) -> str:
@@ -159,18 +215,52 @@ def latex_document(tables: list[Table], name: str) -> str:
     return "\n".join([*lines, r"\begin{document}", rf"\input{{{name}}}", r"\end{document}", ""])
 
 
-def latex(table: Table) -> str:
-    """A table as LaTeX, at most as wide as the line; needs booktabs and graphicx."""
+def latex(table: Table, label: str | None = None) -> str:
+    """A table as LaTeX, at most as wide as the line; needs booktabs and graphicx.
+
+    Args:
+        table: its title, and the notes that are said to be of the caption, are its caption; other notes stand below.
+        label: by which a paper refers to it, `tab:` before it; default: made of the table's key.
+    """
     rows = [" & ".join(map(_tex_entry, row)) for row in table.rows]
-    notes = rf"  \par\smallskip\parbox{{\linewidth}}{{\footnotesize {escaping.latex(' '.join(table.notes))}}}"
+    below = table.notes[table.in_caption :]
+    notes = rf"  \par\smallskip\parbox{{\linewidth}}{{\footnotesize {escaping.latex(' '.join(below))}}}"
     return "\n".join([
-        r"\begin{table}[htbp]", r"  \centering", rf"  \caption{{{escaping.latex(table.title)}}}",
+        r"\begin{table}[htbp]", r"  \centering", f"  {_caption(table)}",
+        rf"  \label{{tab:{label or escaping.latex_label(table.key)}}}",
         r"  \resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
         rf"  \begin{{tabular}}{{l{'r' * (len(table.columns) - 1)}}}", r"    \toprule",
-        "    " + " & ".join(escaping.latex(column.heading) for column in table.columns) + r" \\", r"    \midrule",
+        *(f"    {line}" for line in _headings(table.columns)), r"    \midrule",
         *(f"    {row} \\\\" for row in rows), r"    \bottomrule", r"  \end{tabular}}",
-        *([notes] if table.notes else []), r"\end{table}",
+        *([notes] if below else []), r"\end{table}",
     ])  # fmt: skip
+
+
+def _caption(table: Table) -> str:
+    r"""`\caption`, with a short one for the list of tables where it says more than the title."""
+    title, told = escaping.latex(table.title), table.notes[: table.in_caption]
+    if not told:
+        return rf"\caption{{{title}}}"
+    shown = "".join([*(column.heading for column in table.columns), *(one.shown for row in table.rows for one in row)])
+    signs = [f"{sign}: {meaning}." for sign, meaning in SIGNS.items() if sign in shown]
+    return rf"\caption[{title}]{{{title}. {escaping.latex(' '.join([*told, *signs]))}}}"
+
+
+def _headings(columns: list[Column]) -> list[str]:
+    """The line of headings; two where neighbours have a heading in common."""
+    groups = [list(some) for _, some in itertools.groupby(columns, key=lambda column: column.group)]
+    if all(len(some) == 1 or not some[0].group for some in groups):
+        return [" & ".join(escaping.latex(column.heading) for column in columns) + r" \\"]
+    above, rules, below, first = [], [], [], 1
+    for some in groups:
+        if some[0].group:
+            above.append(rf"\multicolumn{{{len(some)}}}{{c}}{{{escaping.latex(some[0].group)}}}")
+            rules.append(rf"\cmidrule(lr){{{first}-{first + len(some) - 1}}}")
+        else:
+            above += [""] * len(some)
+        below += [escaping.latex(column.part if column.group else column.heading) for column in some]
+        first += len(some)
+    return [" & ".join(above) + r" \\", " ".join(rules), " & ".join(below) + r" \\"]
 
 
 def csv(table: Table) -> str:

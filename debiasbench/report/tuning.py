@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from debiasbench.cell import Cell
 from debiasbench.evaluation.selection import SELECTION_RULES, uses_bias_labels
 from debiasbench.files import file_names, write_atomically
 from debiasbench.plain import encodable
 from debiasbench.records import Record, read_records, sources
+from debiasbench.report.phrases import Phrase, display_titles
 from debiasbench.report.results import headlines, shortened
 from debiasbench.report.sections import DATASET, METHOD
 from debiasbench.report.tables import NOTHING, Column, Entry, Table, count, csv, markdown, words
@@ -63,7 +65,7 @@ def conclude(
 def draws_table(found: Sequence[Tried], rule: str) -> Table:
     """A row a draw: what it was run as, what the rule went by, and the seconds of its runs."""
     best = {id(one) for one in choose(found)}
-    rows, notes = [], []
+    rows, notes = [], list[str]()
     for one in found:
         trial, unit = one.trial, 1 if rule == "val_loss" else 100
         value = NOTHING
@@ -74,7 +76,8 @@ def draws_table(found: Sequence[Tried], rule: str) -> Table:
         row = [*words(trial.dataset, trial.method), count(trial.number), *words(trial.cells[0].method_title)]
         rows.append([*row, value, seconds])
         if one.reason:
-            notes.append(f"Draw {trial.number} of {trial.method} on {trial.dataset}: {one.reason}.")
+            told, where = "Draw {} of {method} on {dataset}: {}.", {"method": trial.method, "dataset": trial.dataset}
+            notes.append(Phrase(told, str(trial.number), one.reason, **where))
     n_seeds = max(len(one.trial.cells) for one in found)
     labels = "with" if uses_bias_labels(rule) else "without"
     first = (
@@ -84,7 +87,13 @@ def draws_table(found: Sequence[Tried], rule: str) -> Table:
     )
     columns = [DATASET, METHOD, Column("draw", "draw"), Column("run as", "run as", numeric=False)]
     columns += [Column(rule, rule if rule == "val_loss" else f"{rule} (%)"), Column("seconds", "seconds")]
-    return Table(f"tuning-{rule}", f"Draws, chosen by {rule}", columns, rows, [first, *notes])
+    return Table(f"tuning-{rule}", f"Draws, chosen by {rule}", columns, rows, [first, *notes], in_caption=1)
+
+
+def cells_of(found: Iterable[Tried]) -> list[Cell]:
+    """A cell a draw, called as its method and dataset were asked for."""
+    trials = [one.trial for one in found]
+    return [replace(one.cells[0], method_title=one.method, dataset_title=one.dataset) for one in trials]
 
 
 def measure(rule: str) -> str:
@@ -115,6 +124,8 @@ def draw_tuning(
             for title in {cell.dataset_title, cell.data_title}:
                 runs.setdefault((title, cell.method_title), []).append(abs(value))
     best = {id(one) for one in choose(found)}
+    displays = display_titles(cells_of(found))
+    named = displays["method"]
     paths: list[Path] = []
     datasets = dict.fromkeys(one.trial.dataset for one in found)
     for dataset, name in file_names(datasets).items():
@@ -123,7 +134,7 @@ def draw_tuning(
             some = [one for one in found if (one.trial.dataset, one.trial.method) == (dataset, method)]
             there = [one for one in some if one.value is not None]
             if there:
-                shown[method] = figures.Draws(
+                shown[named[method]] = figures.Draws(
                     np.array([abs(one.value or 0.0) for one in there]),
                     default=next((place for place, one in enumerate(there) if one.trial.number == 0), None),
                     chosen=next(place for place, one in enumerate(there) if id(one) in best),
@@ -134,7 +145,8 @@ def draw_tuning(
         try:
             paths += figures.tuning_figure(
                 shown, folder / f"tuning-{rule}-{name}", rule=rule, percent=rule != "val_loss",
-                title=f"Draws and seeds on {dataset}", order=list(dict.fromkeys(one.trial.method for one in found)),
+                title=f"Draws and seeds on {displays['dataset'][dataset]}",
+                order=[named[method] for method in dict.fromkeys(one.trial.method for one in found)],
             )  # fmt: skip
         except Exception as error:  # a figure never costs what was trained
             complaints.append(f"tuning-{rule}-{name} could not be drawn: {type(error).__name__}: {error}")

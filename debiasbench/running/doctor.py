@@ -57,6 +57,7 @@ NEEDED_FOR = {
     "gdown": "downloads from Google Drive (prepare celeba)",
     "tensorboard": "--log tensorboard",
     "wandb": "--log wandb",
+    "pyarrow": "report --export FILE.parquet",
     "ray": "--executor ray",
     "submitit": "--executor slurm",
     "timm": "net=timm:NAME",

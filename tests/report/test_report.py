@@ -22,8 +22,8 @@ from debiasbench.cli import main
 from debiasbench.errors import BenchmarkError
 from debiasbench.experiments import Experiment, names, read_experiment, write_grid
 from debiasbench.grid import expand
-from debiasbench.records import EpochFacts, StageFacts, arrays_path, record_path, write_record
-from debiasbench.report import figures, outcomes, page, published, tables
+from debiasbench.records import EpochFacts, StageFacts, arrays_path, read_records, record_path, write_record
+from debiasbench.report import figures, outcomes, page, phrases, published, tables
 from debiasbench.report import make as report
 from debiasbench.report.results import Measure, load_results, ranks
 from debiasbench.running.plan import plan
@@ -282,10 +282,13 @@ def test_the_latex_compiles_as_it_stands(folder, tmp_path):
     texts += [r"$\frac{1}{$", r"\input{/etc/passwd}", "a\n\nb\x00", "ą ħ – €", "--a ,,b'' ``c ?`"]
     columns = [tables.Column(text, text) for text in texts]
     strange = tables.Table("strange", "\n\n".join(texts), columns, [tables.words(*texts)] * 2, texts)
-    for shown in (made.tables, [*made.tables, strange]):
+    records, _ = read_records(folder)
+    displays = phrases.display_titles(one.cell for one in records)
+    in_paper = [tables.with_display_titles(one, displays) for one in made.tables]
+    for shown in (in_paper, [*in_paper, strange, strange]):
         (tmp_path / "comparison.tex").write_text(tables.latex_file(shown), encoding="utf-8")
         (tmp_path / "document.tex").write_text(tables.latex_document(shown, "comparison"), encoding="utf-8")
-        if shown is made.tables:
+        if shown is in_paper:
             for name in ("document.tex", "comparison.tex"):  # what the report wrote
                 assert (tmp_path / name).read_bytes() == (folder / "tables" / name).read_bytes()
         words = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "document.tex"]
@@ -295,6 +298,7 @@ def test_the_latex_compiles_as_it_stands(folder, tmp_path):
         )  # fmt: skip
         assert done.returncode == 0, done.stdout[-2000:]
         assert "Overfull \\hbox" not in done.stdout
+        assert "multiply defined" not in done.stdout
         assert (tmp_path / "document.pdf").stat().st_size > 10_000
 
 

@@ -759,9 +759,9 @@ def test_the_csv_has_the_raw_numbers(made):
 def test_the_latex_table_holds_the_same_numbers(made):
     folder, _ = made
     text = (folder / "tables" / "comparison.tex").read_text(encoding="utf-8")
-    assert rf"pgd:score=loss & \textbf{{{shown(PGD).replace('±', '$' + chr(92) + 'pm$')}}} & 5 \\" in text
-    assert rf"lff & {shown(LFF).replace('±', '$' + chr(92) + 'pm$')} $\sim$ & 5 \\" in text
-    assert r"method & cmnist5k acc\_unbiased (\%) & n \\" in text
+    assert rf"PGD, score=loss & \textbf{{{shown(PGD).replace('±', '$' + chr(92) + 'pm$')}}} \\" in text
+    assert rf"LfF & {shown(LFF).replace('±', '$' + chr(92) + 'pm$')} $\sim$ \\" in text
+    assert r"method & Colored MNIST (5,000), 2 \% acc\_unbiased (\%) \\" in text
     assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 4
     for part in text.split(r"\begin{tabular}")[1:]:
         n_columns = len(re.match(r"\{(l?r*)\}", part)[1])
@@ -816,7 +816,10 @@ def test_data_that_are_not_the_published_ones_are_marked_with_their_counts(tmp_p
     text = (tmp_path / "tables" / "comparison.md").read_text(encoding="utf-8")
     assert "cmnist5k† acc_unbiased (%)" in text
     assert "† cmnist5k: not the published data (train 4,000, valid 500, test 1,234). A subset." in text
-    assert r"cmnist5k$\dagger$ acc\_unbiased" in (tmp_path / "tables" / "comparison.tex").read_text(encoding="utf-8")
+    in_latex = (tmp_path / "tables" / "comparison.tex").read_text(encoding="utf-8")
+    assert r"Colored MNIST (5,000), 2 \%$\dagger$ acc\_unbiased" in in_latex
+    assert r"$\dagger$: not the published data." in next(line for line in in_latex.splitlines() if "caption" in line)
+    assert r"$\dagger$ Colored MNIST (5,000), 2 \%: not the published data (train 4,000" in in_latex
 
 
 def test_what_the_data_say_of_themselves_is_in_the_report_without_a_mark(tmp_path):

@@ -595,8 +595,8 @@ def test_tables_that_come_out_otherwise_are_told(sealed, capsys, monkeypatch):
     folder, file = sealed
     made = report._compared
 
-    def otherwise(*given):
-        tables, tests = made(*given)
+    def otherwise(*given, **options):
+        tables, tests = made(*given, **options)
         return [replace(tables[0], rows=tables[0].rows[::-1]), *tables[1:]], tests
 
     monkeypatch.setattr(report, "_compared", otherwise)

@@ -475,6 +475,16 @@ def test_comments_docstrings_and_layout_do_not_count(own_files, same):
     assert own_files(own_helper=same) == own_files()
 
 
+@pytest.mark.parametrize("name", ["display", "alias_display"])
+def test_what_papers_call_a_class_does_not_count(own_files, name):
+    """Records made before a method had its display title stand in one row with those made after."""
+    plain = own_files(own_helper="class K:\n    k = 1\n")
+    assert own_files(own_helper=f"class K:\n    {name} = 'K'\n    k = 1\n") == plain
+    assert own_files(own_helper=f"class K:\n    {name} = k = 1\n") != plain  # which sets something else as well
+    assert own_files(own_helper=f"class K:\n    {name}: str = 'K'\n    k = 1\n") != plain  # a parameter
+    assert own_files(own_helper=f"{name} = 'K'\nclass K:\n    k = 1\n") != plain
+
+
 @pytest.mark.parametrize("other", ['K = {"k": 1.0}\n', 'K = {"k": True}\n', 'K = {"k": "1"}\n', 'J = {"k": 1}\n'])
 def test_every_value_and_name_counts(own_files, other):
     assert own_files(own_helper=other) != own_files()

@@ -1,0 +1,97 @@
+"""Text that holds titles of methods and datasets, and can be said again with what papers call them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from debiasbench.cell import Cell
+from debiasbench.plugins import display_of
+from debiasbench.report.results import dataset_title
+
+Displays = Mapping[str, Mapping[str, str]]  # kind -> title -> display title; kinds: "method", "dataset", "dataset_name"
+
+
+class Phrase(str):
+    """Text made of parts, as by `str.format`: those that are given by name are titles of that kind.
+
+    A `str` for whoever only reads it; `displayed` makes the same text with display titles.
+    """
+
+    template: str
+    parts: tuple[str, ...]
+    titles: dict[str, str]
+
+    def __new__(cls, template: str, *parts: str, **titles: str) -> Phrase:
+        """The text of `template`, in which nothing of a user's may stand, but in parts and titles."""
+        self = super().__new__(cls, template.format(*parts, **titles))
+        self.template, self.parts, self.titles = template, parts, titles
+        return self
+
+
+def joined(separator: str, parts: Iterable[str]) -> Phrase:
+    """As `separator.join(parts)`."""
+    parts = list(parts)
+    return Phrase(separator.join(["{}"] * len(parts)), *parts)
+
+
+def displayed(text: str, displays: Displays) -> str:
+    """The text with display titles in place of the titles that are known as such; text that is no phrase as it is."""
+    if not isinstance(text, Phrase):
+        return text
+    parts = (displayed(part, displays) for part in text.parts)
+    titles = {kind: displays.get(kind, {}).get(title, title) for kind, title in text.titles.items()}
+    return text.template.format(*parts, **titles)
+
+
+def display_titles(cells: Iterable[Cell]) -> Displays:
+    """What papers call the methods and datasets of these cells, where they are known here; others by their titles.
+
+    Looked up and not kept in records: a display title that is given or mended later then holds for all records. What
+    two would be called alike by keep their titles.
+    """
+    from debiasbench.datasets import registry as datasets
+    from debiasbench.methods import registry as methods
+
+    known, of_data = methods.classes(), datasets.classes()
+    cells = list(cells)
+    by_method = {cell.method_title: cell for cell in cells}
+    by_dataset = {title: cell for cell in cells for title in (cell.dataset_title, dataset_title(cell))}
+    names = {cell.dataset: cell for cell in cells}
+    return {
+        "method": _apart({title: _or(title, _of_method, known, cell) for title, cell in by_method.items()}),
+        "dataset": _apart({title: _or(title, _of_dataset, cell, title) for title, cell in by_dataset.items()}),
+        "dataset_name": _apart({name: _or(name, _of_class, of_data, cell) for name, cell in names.items()}),
+    }
+
+
+def _of_method(known: Mapping[str, Any], cell: Cell) -> str:
+    return display_of(known[cell.method], cell.method_title)
+
+
+def _of_dataset(cell: Cell, title: str) -> str:
+    return display_of(cell.build_dataset(), title)
+
+
+def _of_class(known: Mapping[str, Any], cell: Cell) -> str:
+    display = vars(known[cell.dataset]).get("display")
+    return display if isinstance(display, str) and display else cell.dataset
+
+
+def _or(title: str, look_up: Callable[..., str], *given: Any) -> str:
+    """What is looked up; the title where that cannot be: not known here, or with other parameters now."""
+    try:
+        return look_up(*given)
+    except Exception:  # what a plug-in of others calls itself never costs the report
+        return title
+
+
+def _apart(displays: Mapping[str, str]) -> dict[str, str]:
+    """Display titles, no two of them equal: titles in place of those that are."""
+    apart = dict(displays)
+    while True:
+        twice = {display for display, n in Counter(apart.values()).items() if n > 1}
+        if not twice:
+            return apart
+        apart = {title: title if display in twice else display for title, display in apart.items()}

@@ -54,24 +54,32 @@ def run(  # noqa: PLR0913 - the command line's options
     """Run a grid and return its results as one tidy table (see `debiasbench.report.results.to_frame`).
 
     Args:
-        methods, datasets: names with inline parameters, as on the command line: "pgd:norm=l1,alpha=0.9".
+        methods: names with inline parameters, as on the command line: "pgd:norm=l1,alpha=0.9".
+        datasets: likewise: "cmnist:rho=0.01".
         seeds: how many (0, 1, ...), or which.
-        data_dir: default: $DEBIASBENCH_DATA, or `data`. results_dir: finished cells in it are not run again.
-        device: "auto", "cpu", "cuda", ... workers: processes; default: one a core or GPU.
+        data_dir: default: $DEBIASBENCH_DATA, or `data`.
+        results_dir: finished cells in it are not run again.
+        device: "auto", "cpu", "cuda", ...
+        workers: processes; default: one a core or GPU; 0: this process.
         per_device: cells that share a GPU at a time.
         executor: what trains the cells: "local" (this machine), "ray" or "ray:HOST:PORT", "slurm".
         slurm: what a SLURM job has: "partition=gpu", "time=8h", "gpus=1", ..., or a .toml file.
-        cache_dir: for decoded images; default: $DEBIASBENCH_CACHE, or a folder of the user's own.
         epochs: replaces the epochs of each stage that follows the recipe.
+        data_seeds: how many draws of each dataset; default: one.
+        shared_recipes: train every method by the dataset's recipe.
         rerun: which cells run: "missing", "failed", "changed" (also of methods whose code has changed) or "all".
         keep_changed: count cells as finished although their method's code has changed.
-        reuse: train equal stages of several cells once. shard: (i, n), only the i-th of n parts of the grid, from 1.
-        checkpoint_every: seconds between checkpoints within a stage.
-        cell_timeout, silence_timeout: seconds after which a cell is ended, in all or without progress; default: never.
+        save_weights: keep the trained networks, for `load_predictor`.
+        reuse: train equal stages of several cells once.
         download: fetch missing data first, as `debiasbench prepare` does.
         skip_missing: leave out datasets whose data are missing (still), with a warning for each.
+        shard: (i, n), only the i-th of n parts of the grid, from 1.
+        checkpoint_every: seconds between checkpoints within a stage.
+        cell_timeout: seconds after which a cell is ended; default: never.
+        silence_timeout: seconds without progress after which a cell is ended; default: never.
         reference: the method that a report tests the others against; default: the first.
         tuned: a file of `tune`: the methods run with the values that were chosen, and their titles say so.
+        cache_dir: for decoded images; default: $DEBIASBENCH_CACHE, or a folder of the user's own.
         progress: show the live display.
 
     Raises:
@@ -130,12 +138,15 @@ def tune(  # noqa: PLR0913 - the command line's options
     """Choose the hyper-parameters of methods by validation, each among the same number of draws.
 
     Args:
-        methods, datasets: names with inline parameters, which stay as they are: "pgd:norm=l1".
-        draws: of each method on each dataset; the first are its defaults. seeds: runs of each, 1000, 1001, ...
+        methods: names with inline parameters, which stay as they are: "pgd:norm=l1".
+        datasets: likewise.
+        draws: of each method on each dataset; the first are its defaults.
+        seeds: runs of each, 1000, 1001, ...
         rule: chooses the epoch of a run, and by the same measure the draw: "val_loss", "val_acc", "worst_class",
             "class_gap", or "group_val", which uses the bias labels of validation.
         output: what was chosen, for `run(tuned=...)`; default: `tuned.toml` in `results_dir`.
-        The others are those of `run`.
+
+    The other arguments are those of `run`.
 
     Returns:
         A row for each draw: dataset, method (titles as asked for), draw, run_as, a column for each value, value (what

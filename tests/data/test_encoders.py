@@ -57,6 +57,7 @@ def save(tmp_path):
 
 
 @pytest.mark.parametrize("family", ["bert", "gpt2", "llama", "llama of old", "deberta", "t5"])
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # by transformers of some versions
 def test_encoders_without_tokens_for_padding_or_masks_are_used(family, save):
     folder = save(family)
     tokens = tokenizer_of(folder, 20)("the day is nice")["input_ids"]

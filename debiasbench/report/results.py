@@ -17,6 +17,7 @@ from debiasbench.evaluation.own import is_own_metric
 from debiasbench.evaluation.selection import SELECTION_RULES
 from debiasbench.files import to_path
 from debiasbench.parameters import suggestion
+from debiasbench.plain import encodable
 from debiasbench.records import Metrics, Record, Result, in_brief, read_records, read_scores, without_copies
 from debiasbench.report.statistics import compare as compare_runs
 from debiasbench.report.statistics import holm, pairwise_welch, ranks_with_ties, welch
@@ -146,7 +147,8 @@ def _of_cell(record: Record) -> tuple[dict[str, Any], dict[str, Any]]:
     tail |= {"dataset.name": cell.dataset, "dataset.version": cell.dataset_version}
     tail |= {f"dataset.{key}": value for key, value in cell.dataset_parameters.items()}
     tail |= {f"recipe.{key}": tuple(v) if isinstance(v, list) else v for key, v in cell.recipe.items()}
-    return head, tail
+    # pandas keeps text in Arrow where that is installed, which has no halves of characters, as in a path of odd bytes
+    return head, {name: encodable(value) if isinstance(value, str) else value for name, value in tail.items()}
 
 
 def _rows(record: Record) -> Iterator[tuple[Place, Metrics]]:

@@ -61,6 +61,8 @@ NEEDED_FOR = {
     "ray": "--executor ray",
     "submitit": "--executor slurm",
     "timm": "net=timm:NAME",
+    "mkdocs-material": "the site of documents",
+    "mkdocstrings": "the site of documents",
 }
 NOT_FOR_THE_DEMO = frozenset(
     {"torchvision", "matplotlib", "transformers", "huggingface-hub", "wilds", "pooch", "requests"}

@@ -74,26 +74,25 @@ class Evaluation:
 
     def proxies(
         self, function: Callable[[Tensor, Tensor], Tensor], nets: Iterable[nn.Module], recipe: Recipe
-    ) -> NDArray[np.uint8]:
-        """`function(x, y) -> int64 (B,)` of all validation samples -> uint8 (N,): a kind of sample each, 0..255."""
+    ) -> NDArray[np.uint16]:
+        """`function(x, y) -> int64 (B,)` of all validation samples -> uint16 (N,): a kind of sample each, 0..65535."""
         valid = self.splits.valid
         with torch.no_grad(), evaluating(list(nets)):
             proxy = valid.map(lambda _, rows, x: function(to_input(x, recipe), valid.y[rows]), self.batch_size)
         fits = proxy.shape == valid.y.shape and not proxy.is_floating_point()
-        if not fits or int(proxy.min()) < 0 or int(proxy.max()) > 255:
+        if not fits or int(proxy.min()) < 0 or int(proxy.max()) > 65_535:
             raise BenchmarkError(
-                f"proxy= must give each validation sample one whole number in 0..255. Got {tuple(proxy.shape)}, "
+                f"proxy= must give each validation sample one whole number in 0..65535. Got {tuple(proxy.shape)}, "
                 f"{proxy.dtype}, for {len(valid)} samples."
             )
-        found: NDArray[np.uint8] = proxy.to("cpu", torch.uint8).numpy()
-        return found
+        return proxy.cpu().numpy().astype(np.uint16)
 
     def row(
         self,
         predict: Callable[[Tensor], Tensor],
         nets: Iterable[nn.Module],
         recipe: Recipe,
-        proxies: NDArray[np.uint8] | None = None,
+        proxies: NDArray[np.uint16] | None = None,
     ) -> Row:
         """Evaluate a predictor on validation and test; `proxies` of validation samples: for the rule worst_proxy."""
         nets, named = list(nets), self.splits.named()

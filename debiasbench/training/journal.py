@@ -56,7 +56,7 @@ class StageRun:
     seconds: float = 0.0  # training alone; of a reused stage, of the training that took place
     evaluation_seconds: float = 0.0
     rows: list[EvaluatedEpoch] = field(default_factory=list)  # its evaluated epochs
-    proxies: str = ""  # of validation samples, a byte each, in hexadecimal digits
+    proxies: str = ""  # of validation samples, two bytes each, in hexadecimal digits
 
 
 @dataclass(frozen=True)

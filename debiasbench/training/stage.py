@@ -45,7 +45,7 @@ from debiasbench.training.reuse import DeclinedReuse, Reuse, facts_of_loss, fact
 from debiasbench.training.updates import Terms, Update
 from debiasbench.training.updates import total as total_of
 
-Proxies = NDArray[np.uint8]  # (N,), a kind of each validation sample
+Proxies = NDArray[np.uint16]  # (N,), a kind of each validation sample
 Evaluate = Callable[[Callable[[Tensor], Tensor], Recipe, Proxies | None], Row]
 
 
@@ -268,7 +268,7 @@ class Stage:
     def _evaluate_epoch(self, run: StageRun, rate: float) -> None:
         """An epoch that selection rules choose from."""
         started = time.perf_counter()
-        proxies = np.frombuffer(bytes.fromhex(self.proxies), np.uint8) if self.proxies else None
+        proxies = np.frombuffer(bytes.fromhex(self.proxies), np.uint16) if self.proxies else None
         row = self.evaluate(bound(self.predict, {**self.nets, **self.frozen}), self.recipe, proxies)
         self.journal.evaluated(run, EvaluatedEpoch(self.epoch, row, rate, run.losses[-1]))
         run.evaluation_seconds += time.perf_counter() - started

@@ -183,14 +183,24 @@ def test_proxies_take_no_number_and_no_draw():
 
 @pytest.mark.parametrize(
     "proxy",
-    [lambda _, y: y.float(), lambda _, y: y - 1, lambda _, y: y + 256, lambda _, y: y[:1], lambda x, _: x],
+    [lambda _, y: y.float(), lambda _, y: y - 1, lambda _, y: y + 65_536, lambda _, y: y[:1], lambda x, _: x],
     ids=["fractions", "negative", "large", "too few", "images"],
 )
 def test_proxies_are_whole_numbers_a_sample(proxy):
     task = squares()
     net = task.new_net()
-    with pytest.raises(BenchmarkError, match=r"one whole number in 0\.\.255"):
+    with pytest.raises(BenchmarkError, match=r"one whole number in 0\.\.65535"):
         task.train(net, ce, predict=net, proxy=proxy)
+
+
+def test_there_may_be_more_proxies_than_a_byte_tells_apart():
+    """As of a dataset with a thousand classes."""
+    task = squares()
+    net = task.new_net()
+    task.train(net, ce, predict=net, proxy=lambda _, y: 256 * (torch.arange(len(y)) % 2) + 60_000)
+    predicted = predictions(net, task.splits.valid, task.recipe)
+    worst = slow_worst(task, predicted, 256 * (torch.arange(len(predicted)) % 2))
+    assert task.journal.epochs[-1].valid["acc_worst_proxy"] == pytest.approx(worst)
 
 
 def test_proxies_go_with_a_predictor():

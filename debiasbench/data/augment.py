@@ -28,6 +28,8 @@ def to_input(x: Tensor, recipe: Recipe) -> Tensor:
     """
     if x.ndim == 2:
         return x
+    if _keeps_size(x, recipe):
+        x = x.contiguous(memory_format=torch.channels_last)  # bytes are laid out anew sooner than floats
     image = _resized(x.to(torch.float32).div_(255), recipe)
     return _normalised(image, recipe).contiguous(memory_format=torch.channels_last)
 
@@ -62,9 +64,13 @@ def augments(recipe: Recipe) -> bool:
     return recipe.augment and any(random)
 
 
+def _keeps_size(image: Tensor, recipe: Recipe) -> bool:
+    return recipe.size is None or image.shape[2:] == (recipe.size, recipe.size)
+
+
 def _resized(image: Tensor, recipe: Recipe) -> Tensor:
     """Torchvision's Resize to a square, on the device: bilinear, with antialiasing."""
-    if recipe.size is None or image.shape[2:] == (recipe.size, recipe.size):
+    if _keeps_size(image, recipe):
         return image
     return F.interpolate(image, (recipe.size, recipe.size), mode="bilinear", antialias=True)
 

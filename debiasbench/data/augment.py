@@ -70,7 +70,7 @@ def _keeps_size(image: Tensor, recipe: Recipe) -> bool:
 
 def _resized(image: Tensor, recipe: Recipe) -> Tensor:
     """Torchvision's Resize to a square, on the device: bilinear, with antialiasing."""
-    if _keeps_size(image, recipe):
+    if recipe.size is None or _keeps_size(image, recipe):
         return image
     return F.interpolate(image, (recipe.size, recipe.size), mode="bilinear", antialias=True)
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from debiasbench.about import __version__
 from debiasbench.data.augment import to_input
 from debiasbench.data.cache import shown
-from debiasbench.data.encoders import PADDING, WEIGHTS, first_line
+from debiasbench.data.encoders import PADDING, first_line, model_folder
 from debiasbench.data.features import CONFLICT, EMBEDDING, Embedding, conflict_column, read_embedding
 from debiasbench.data.labelled import tidied
 from debiasbench.datasets import Dataset, check_splits
@@ -193,17 +193,9 @@ def _of_transformers(given: str) -> Encoder:
 
 
 def _folder_of(given: str) -> Path | None:
-    """The folder of a model of transformers, or where the hub's cache has it; None if it is not there whole."""
-    folder = to_path(given)
-    if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-
-        try:
-            folder = Path(snapshot_download(given, local_files_only=True))
-        except Exception:  # no such folder, no name of the hub, nothing in its cache: not there
-            return None
-    weights = any((folder / name).is_file() for name in WEIGHTS)
-    return folder if weights and (folder / "config.json").is_file() else None
+    """The folder of a model of transformers, with its settings; None if it is not there whole."""
+    folder = model_folder(given)
+    return folder if folder is not None and (folder / "config.json").is_file() else None
 
 
 def _preprocessing(folder: Path, given: str) -> dict[str, Any]:

@@ -139,8 +139,8 @@ def difficulty(
         "biased_loss": smoothed(state["biased_loss"], batch.index, biased, smoothing),
         "debiased_loss": smoothed(state["debiased_loss"], batch.index, debiased, smoothing),
     }
-    tables_of_both = tables["biased_loss"], tables["debiased_loss"]
-    return relative_difficulty(*tables_of_both, batch.index, batch.y_all, n_classes), tables
+    b, d = tables["biased_loss"], tables["debiased_loss"]
+    return relative_difficulty(b, d, batch.index, batch.y_all, n_classes), tables
 
 
 def difficulty_of_all(tables: dict[str, Tensor], y: Tensor, n_classes: int) -> Tensor:

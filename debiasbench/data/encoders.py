@@ -41,19 +41,25 @@ SHIFTED = (
 # ---- where encoders are ---------------------------------------------------------------------------------------------
 
 
-def encoder_folder(encoder: str) -> Path | None:
-    """The folder of an encoder: `encoder` itself, or where the hub's cache has it. None if it is not there whole."""
-    folder = to_path(encoder)
+def model_folder(given: str) -> Path | None:
+    """The folder of a model of transformers: `given` itself, or where the hub's cache has it. None without weights."""
+    folder = to_path(given)
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
 
         try:
-            folder = Path(snapshot_download(encoder, local_files_only=True))
+            folder = Path(snapshot_download(given, local_files_only=True))
         except Exception:  # no such folder, no name of the hub, nothing in its cache: not there
             return None
-        if not any((folder / name).is_file() for name in TOKENIZERS):
-            return None  # fetched by somebody who needed the network alone
     return folder if any((folder / name).is_file() for name in WEIGHTS) else None  # without: begun, and broken off
+
+
+def encoder_folder(encoder: str) -> Path | None:
+    """The folder of an encoder, as of `model_folder`; None if it is not there whole."""
+    folder = model_folder(encoder)
+    if folder is None or to_path(encoder).is_dir() or any((folder / name).is_file() for name in TOKENIZERS):
+        return folder
+    return None  # fetched by somebody who needed the network alone
 
 
 def _is_a_place(encoder: str) -> bool:

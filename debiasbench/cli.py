@@ -119,7 +119,7 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--save-weights", action="store_true", help="keep the trained networks beside the records")
     run.add_argument("--shard", type=_part, metavar="I/N", help="only the I-th of N parts of the grid, such as 2/8")
     run.add_argument(
-        "--log", nargs="+", metavar="L", default=[], help="log finished cells: tensorboard, wandb (extra packages)"
+        "--log", nargs="+", metavar="L", default=[], help="show curves live: tensorboard, wandb (extra packages)"
     )
     _training(run)
     run.add_argument("--list", action="store_true", help="list methods and datasets, and stop")

@@ -539,6 +539,8 @@ def run_command(options: argparse.Namespace) -> int:
         told=lambda text: print(text, file=sys.stderr),
     )
     console = _console()
+    if asked.about and ready.plan.to_run:
+        console.print(f"{asked.about.strip()}\n")
     _show_plan(console, ready, every_cell=options.dry_run)
     if options.dry_run:
         return OK
@@ -671,7 +673,10 @@ def _asked(options: argparse.Namespace) -> Experiment:
         "epochs": options.epochs, "reference": options.reference, "data_seeds": options.data_seeds,
         "shared_recipes": options.recipes == "shared",
     }  # fmt: skip
-    return replace(asked, **{key: value for key, value in given.items() if value is not None})
+    replaced = {key: value for key, value in given.items() if value is not None and value is not False}
+    if replaced:  # then it is another grid than its words tell of
+        asked = replace(asked, about="", then="")
+    return replace(asked, **replaced)
 
 
 def _show_plan(console: PlainConsole, ready: GridRun, *, every_cell: bool) -> None:
@@ -747,6 +752,8 @@ def _report_grid(console: PlainConsole, ready: GridRun, *, n_failed: int) -> int
     if ready.options.shard is not None:
         index, count = ready.options.shard
         console.print(f"This is part {index} of {count}. All together: debiasbench report FOLDER of their records.")
+    if asked.then:
+        console.print(asked.then.strip(), soft_wrap=True)
     lost = len(cells) - len(wanted)
     return FAILED if report.failed or lost or n_failed else OK
 
@@ -761,17 +768,26 @@ def _show_report(console: PlainConsole, report: Report) -> None:
         text = f"failed: {record.cell.title}: {record.failure.type}: {record.failure.message}"
         text += f"\n  (traceback in {record.path})"
         console.print(text, style="red", soft_wrap=True)
-    _show_paths(console, [], report.paths)
+    *others, (kind, pages) = report.paths.items()
+    _show_paths(console, [], dict(others))
+    console.print()
     if report.passed:
         console.print(report.passed, style="bold green", soft_wrap=True)
+    for verdict in report.verdicts:
+        console.print(verdict, style="bold", soft_wrap=True)
+    _show_paths(console, [], {kind: pages})
 
 
 def _show_paths(console: PlainConsole, complaints: Sequence[str], paths: dict[str, list[Path]]) -> None:
     for complaint in complaints:
         console.print(f"left out: {complaint}")
     for kind, some in paths.items():
-        if some:
-            console.print(f"{kind}: " + ", ".join(map(str, some)), soft_wrap=True)
+        if len(some) == 1:
+            console.print(f"{kind}: {some[0]}", soft_wrap=True)
+            continue
+        for folder in dict.fromkeys(path.parent for path in some):
+            names = ", ".join(path.name for path in some if path.parent == folder)
+            console.print(f"{kind} in {folder}: {names}", soft_wrap=True)
 
 
 def _show_table(console: PlainConsole, table: Table) -> None:

@@ -29,7 +29,8 @@ _GRID: dict[str, tuple[Any, str]] = {  # key -> its type, and the words for it
 }
 SMOKE = _GRID | {"instead": (dict[str, str], "a table of dataset = stand-in")}
 KEYS = _GRID | {
-    "title": (str, "text"), "reference": (str, "text"), "paper": (str, "text"), "show": (str, "text"),
+    "title": (str, "text"), "about": (str, "text"), "then": (str, "text"), "reference": (str, "text"),
+    "paper": (str, "text"), "show": (str, "text"),
     "smoke": (dict[str, Any], "a table, [smoke]"),
 }  # fmt: skip
 
@@ -40,6 +41,7 @@ class Experiment:
 
     Attributes:
         methods, datasets: with parameters inline. seeds: how many, or which.
+        about: what a newcomer is told before it runs. then: and afterwards, what to try next.
         paper: the stem of the file in `experiments/paper/` whose numbers it regenerates; "" for none.
         show: what is made of it: accuracy (tables), cost (seconds by step), bins (counts of scores), fisher (traces of
             the inverse Fisher information), norms (variants over datasets), trials (distributions over seeds).
@@ -51,6 +53,8 @@ class Experiment:
     methods: list[str]
     datasets: list[str]
     title: str = ""
+    about: str = ""
+    then: str = ""
     seeds: int | list[int] = 3
     epochs: int | None = None
     reference: str | None = None

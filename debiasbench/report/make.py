@@ -90,6 +90,7 @@ from debiasbench.report.tables import (
     words,
 )
 from debiasbench.report.tuning import cells_of, draw_tuning, draws_table
+from debiasbench.report.verdict import verdicts
 from debiasbench.tuning import tried_by
 from debiasbench.wording import duration
 
@@ -103,6 +104,7 @@ class Report:
         failed: records of cells that have no result.
         complaints: one for each file that was left out and each figure that could not be drawn.
         passed: what is said below tables that are fit to be published, with their digest; "" where nobody asked.
+        verdicts: who is best in each column of the comparison, and whether that is certain.
     """
 
     tables: list[Table]
@@ -110,6 +112,7 @@ class Report:
     failed: list[Record]
     complaints: list[str]
     passed: str = ""
+    verdicts: list[str] = field(default_factory=list)
 
     def table(self, key: str) -> Table:
         """The table of this key.
@@ -292,7 +295,8 @@ def make(  # noqa: PLR0913 - the report's options
         paths["figures"] = drawn
     html = page("debiasbench", tables, drawn, records, notes=[*lines, *complaints])
     paths["report"] = [_write(results_dir / "report.html", html)]
-    return Report(tables, paths, failed, complaints, passed[0].line if passed else "")
+    told = verdicts(table, measures, tests)
+    return Report(tables, paths, failed, complaints, passed[0].line if passed else "", told)
 
 
 def _compared(

@@ -42,7 +42,8 @@ def test_contributing_is_short():
 
 @pytest.mark.parametrize("document", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.name)
 def test_links_lead_to_files(document):
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", document.read_text(encoding="utf-8")):
+    text = document.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", text) + re.findall(r'<img src="([^"]+)"', text):
         assert (document.parent / target).exists() or (ROOT / target).exists(), f"{document.name}: {target}"
 
 
@@ -58,9 +59,23 @@ def test_every_dataset_has_a_row(document):
     assert sorted(found) == sorted(name for name, cls in registry.classes().items() if is_shipped(cls))
 
 
-def test_every_option_of_the_readme_exists():
+@pytest.mark.parametrize("document", ["README.md", "docs/command-line.md", "docs/quick-start.md", "docs/tuning.md"])
+def test_every_option_that_a_document_names_exists(document):
     from debiasbench.cli import build_parser
 
     known = set(build_parser()._every_option())
-    for option in set(re.findall(r"`(--[a-z-]+)", (ROOT / "README.md").read_text(encoding="utf-8"))):
-        assert option in known, f"README names {option}"
+    for option in set(re.findall(r"[` ](--[a-z][a-z-]*)", (ROOT / document).read_text(encoding="utf-8"))):
+        assert option in known, f"{document} names {option}"
+
+
+def test_every_command_and_option_of_run_has_a_row():
+    from debiasbench.cli import build_parser
+
+    text = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
+    parser = build_parser()
+    (commands,) = [one for one in parser._actions if hasattr(one, "choices") and isinstance(one.choices, dict)]
+    for command in commands.choices:
+        assert f"`debiasbench {command}" in text, f"docs/command-line.md does not name {command}"
+    options = {name for one in commands.choices["run"]._actions for name in one.option_strings if name.startswith("--")}
+    lacking = sorted(name for name in options - {"--help"} if f"`{name}" not in text and f" {name}" not in text)
+    assert not lacking, f"docs/command-line.md does not name {', '.join(lacking)}"

@@ -13,6 +13,7 @@ from scipy import stats
 from debiasbench.datasets import registry as datasets
 from debiasbench.grid import expand
 from debiasbench.methods import registry as methods
+from debiasbench.plugins import is_shipped
 from debiasbench.records import find_record, read_records, record_path
 from debiasbench.report.results import Measure, ranks, to_frame
 
@@ -20,6 +21,7 @@ ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "docs" / "reproduction" / "records"
 RECORDS, COMPLAINTS = read_records(FOLDER)
 DOCUMENT = (ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def section(title):
@@ -294,6 +296,33 @@ def test_every_method_in_one_run_follows_from_the_records():
         assert conflicting == written(100 * pd.Series([last_test(one)["acc_conflict"] for one in runs_of]))
         assert int(shared) == rank[method]
         assert seconds == f"{sum(one.provenance.seconds.total for one in runs_of) / 3:.0f}"
+
+
+def test_the_table_of_the_readme_follows_from_the_records():
+    """Every method of the suite has a row, and those that are told the bias are marked and come last."""
+    rows = re.findall(r"(?m)^\| `([\w-]+)`( ‡)? \| [^|]+ \| ([\d.]+ ± [\d.]+) \| ([\d.]+ ± [\d.]+) \|$", README)
+    assert sorted(row[0] for row in rows) == sorted(name for name, cls in methods.classes().items() if is_shipped(cls))
+    found = [
+        *records_below("field"),
+        *(one for one in records_below("cnc-george") if one.cell.method_title == "george"),
+    ]
+    for method, mark, accuracy, conflicting in rows:
+        runs_of = [one for one in found if one.cell.method_title == method and one.cell.dataset_title == "cmnist5k"]
+        assert sorted(one.cell.seed for one in runs_of) == [0, 1, 2]
+        version = str(methods.get(method)[0].version)  # with its parent's behind it
+        assert {str(one.cell.method_version).partition(",")[0] for one in runs_of} == {version}
+        assert accuracy == written(100 * pd.Series([last_test(one)["acc_unbiased"] for one in runs_of]))
+        assert conflicting == written(100 * pd.Series([last_test(one)["acc_conflict"] for one in runs_of]))
+        assert bool(mark) == methods.get(method)[0].needs_bias_labels
+    order = [(bool(mark), -float(accuracy.split()[0])) for _, mark, accuracy, _ in rows]
+    assert order == sorted(order)
+
+
+def test_full_colored_mnist_in_the_readme_is_that_of_the_document():
+    rows = re.findall(r"(?m)^\| `(\w+)` \| ([\d.]+ ± [\d.]+) \| (\d+) \| ([\d.]+ ± [\d.]+) \|$", README)
+    document = {row[0]: tuple(row[1:4]) for row in section("Colored MNIST, 0.5 % conflicts")}
+    assert {method: document[method] for method, *_ in rows} == {method: tuple(rest) for method, *rest in rows}
+    assert {method for method, *_ in rows} == {"vanilla", "lff", "jtt", "disen", "pgd"}
 
 
 def test_methods_as_published_follow_from_the_records():

@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from debiasbench.running.run import GridRun, RunOptions
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
-FOLLOWED = 1.0  # seconds between two looks at a run
 RESULTS, TUNING = Path("results"), Path("results/tuning")
 KINDS_TO_CLEAN = ("reuse", "checkpoints", "cache", "temporary")
 
@@ -1048,43 +1047,16 @@ def status_command(options: argparse.Namespace) -> int:
 
 def _follow(console: PlainConsole, folder: Path) -> int:
     """Show how far the run is that was started last, until it has ended; Ctrl-C leaves it alone."""
-    from rich.console import Group
-    from rich.live import Live
-    from rich.text import Text
-
-    from debiasbench.running.following import Following
-    from debiasbench.wording import duration
-
-    following = Following.of(folder)
-    n_told = 0
-
-    def line(running: int) -> str:
-        n_done, n_failed, left = len(following.done), len(following.failed), following.seconds_left
-        parts = [f"{n_done} of {n_done + n_failed + len(following.waiting)} cells done"]
-        parts += [f"{n_failed} failed"] if n_failed else []
-        parts += [f"{running or 'none'} running"] if following.waiting else []
-        return ", ".join(parts) + (f", about {duration(left)} left" if left else "")
+    from debiasbench.running.watch import summary, watch
 
     try:
-        with Live(console=console, refresh_per_second=4, transient=True) as live:
-            while True:
-                running = following.look()
-                now = line(len(running))
-                if console.is_terminal:
-                    rows = [
-                        f"  {where}: {holder.stage or 'started'} {holder.epoch}/{holder.epochs} ({holder.host})"
-                        for where, holder in running
-                    ]
-                    live.update(Group(*(Text(printable(text)) for text in [now, *rows])))
-                elif n_told != (n_told := len(following.done) + len(following.failed)):
-                    console.print(now)
-                if not following.waiting:
-                    break
-                time.sleep(FOLLOWED)
+        following = watch(console, folder)
     except KeyboardInterrupt:
         console.print("No longer followed; the run goes on.")
         return OK
-    console.print(f"{line(0)}. The tables: debiasbench report {folder}")
+    for title, reason in following.failed.items():
+        console.print(f"failed  {title}: {reason}", style="red", soft_wrap=True)
+    console.print(f"{summary(following, 0)}. The tables: debiasbench report {folder}", soft_wrap=True)
     return FAILED if following.failed else OK
 
 

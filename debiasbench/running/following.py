@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from dataclasses import dataclass, field
@@ -26,18 +27,53 @@ def tell_cells(results_dir: Path, planned: Plan) -> None:
 
 
 @dataclass
+class Seen:
+    """A cell that was seen to be trained.
+
+    Attributes:
+        name: where its record will be, below the folder of records. holder: who trains it, and how far it has come.
+        started: when it was first seen. n_epochs: epochs, of all stages, that have ended since.
+    """
+
+    name: str
+    holder: Holder
+    started: float = field(default_factory=time.monotonic)
+    n_epochs: int = 0
+
+    def see(self, holder: Holder) -> None:
+        """Another look at it."""
+        if holder.stage == self.holder.stage:
+            self.n_epochs += max(holder.epoch - self.holder.epoch, 0)
+        elif self.holder.stage:  # the next stage; what was left of the one before was not seen
+            self.n_epochs += holder.epoch
+        self.holder = holder
+
+    @property
+    def seconds(self) -> float:
+        """Since it was first seen."""
+        return time.monotonic() - self.started
+
+    @property
+    def seconds_an_epoch(self) -> float | None:
+        """As it was seen, evaluation and all; None while no epoch has ended."""
+        return self.seconds / self.n_epochs if self.n_epochs else None
+
+
+@dataclass
 class Following:
     """How far the run is that was started last on a folder.
 
     Attributes:
         waiting: records that are not written yet -> their states when the run was started.
-        done, failed: titles of cells, in the order in which they were seen to end.
+        done: titles of cells, in the order in which they were seen to end. failed: such titles -> why, in a line.
+        running: cells that were being trained at the last look, by name.
     """
 
     results_dir: Path
     waiting: dict[str, States]
     done: list[str] = field(default_factory=list)
-    failed: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    running: dict[str, Seen] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
     sign: float = field(default_factory=time.monotonic)  # when a run was last seen at work
     n_before: int = 0  # cells that had ended when it was first looked at
@@ -59,8 +95,8 @@ class Following:
         following.n_before = len(following.done) + len(following.failed)
         return following
 
-    def look(self) -> list[tuple[str, Holder]]:
-        """Look for new records; returns what is running: cell and who trains it.
+    def look(self) -> list[Seen]:
+        """Look for new records; returns what is running.
 
         Raises:
             BenchmarkError: no run was at work for a while, and records are missing.
@@ -75,13 +111,16 @@ class Following:
             except BenchmarkError:
                 continue  # another look will tell
             del self.waiting[name]
-            is_failed = record.failure is not None or now[1] not in (None, before[1])  # it may have been cleared
-            (self.failed if is_failed else self.done).append(record.cell.title)
-        folder = self.results_dir / "running"
-        running = [
-            (path.relative_to(folder).with_suffix("").as_posix(), holder)
-            for path, holder in running_cells(self.results_dir)
-        ]
+            if record.failure is None and now[1] in (None, before[1]):  # it may have been cleared
+                self.done.append(record.cell.title)
+            else:
+                self.failed[record.cell.title] = _reason(path)
+        folder, running = self.results_dir / "running", {}
+        for path, holder in running_cells(self.results_dir):
+            name = path.relative_to(folder).with_suffix("").as_posix()
+            running[name] = self.running.get(name, Seen(name, holder))
+            running[name].see(holder)
+        self.running = running
         if running or is_at_work(self.results_dir):
             self.sign = time.monotonic()
         elif self.waiting and time.monotonic() - self.sign > LEASE:  # a run that is told to begin takes a while
@@ -93,13 +132,23 @@ class Following:
                     "command goes on with them."
                 )
             self.sign = time.monotonic()
-        return running
+        return list(running.values())
 
     @property
     def seconds_left(self) -> float | None:
         """By the cells that have ended since this was made; None while none has."""
         ended = len(self.done) + len(self.failed) - self.n_before
         return (time.monotonic() - self.started) / ended * len(self.waiting) if ended else None
+
+
+def _reason(record: Path) -> str:
+    """Why a cell failed: the failure beside a finished record, else in it."""
+    for path in (failure_beside(record), record):
+        with contextlib.suppress(BenchmarkError):
+            failure = read_record(path).failure
+            if failure is not None:
+                return f"{failure.type}: {failure.message}".partition("\n")[0]
+    return "the record cannot be read"
 
 
 def name_of(results_dir: Path, cell: Cell) -> str:

@@ -8,12 +8,11 @@ import sys
 import pytest
 import torch
 
-from debiasbench import cli
 from debiasbench.cli import main
 from debiasbench.errors import BenchmarkError
 from debiasbench.experiments import Experiment
 from debiasbench.records import record_path
-from debiasbench.running import claims, local, runner, slurm_queue
+from debiasbench.running import claims, local, runner, slurm_queue, watch
 from debiasbench.running import following as following_module
 from debiasbench.running import run as run_module
 from debiasbench.running.claims import Claims, Work
@@ -99,14 +98,14 @@ def grid(results, seeds=2, **options):
 
 
 def test_a_run_is_followed_by_its_files(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(cli, "FOLLOWED", 0.01)
+    monkeypatch.setattr(watch, "EVERY", 0.01)
     ready = grid(tmp_path)
     seen = []
 
     def handle(event):
         if event.kind == "epoch":
             running = following[0].look() if following else []
-            seen.append((len(following[0].done), [holder.stage for _, holder in running]))
+            seen.append((len(following[0].done), [one.holder.stage for one in running]))
 
     following = []
 
@@ -120,7 +119,7 @@ def test_a_run_is_followed_by_its_files(tmp_path, capsys, monkeypatch):
     assert all(len(stages) == 1 for _, stages in seen)
     following[0].look()
     assert len(following[0].done) == 2
-    assert (following[0].waiting, following[0].failed) == ({}, [])
+    assert (following[0].waiting, following[0].failed) == ({}, {})
     assert following[0].seconds_left == 0
     assert main(["status", "--follow", str(tmp_path)]) == 0
     assert "2 of 2 cells done. The tables: debiasbench report" in capsys.readouterr().out
@@ -222,4 +221,4 @@ def test_a_failure_that_is_cleared_is_none_of_the_run(tmp_path):
     assert len(following.waiting) == 1
     run_grid(again, lambda _: failure.unlink(missing_ok=True))
     following.look()
-    assert (following.done, following.failed) == ([cell.title], [])
+    assert (following.done, following.failed) == ([cell.title], {})

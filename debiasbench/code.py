@@ -10,6 +10,7 @@ import ast
 import functools
 import hashlib
 import importlib.util
+import site
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator
@@ -173,8 +174,9 @@ def _installed(module: str, *, within: str) -> bool:
 
 @functools.cache
 def _places_of_packages() -> frozenset[Path]:
-    paths = sysconfig.get_paths()
-    return frozenset(Path(paths[name]).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+    paths = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    paths += [*site.getsitepackages(), site.getusersitepackages()]  # Debian's dist-packages, and those of the user
+    return frozenset(Path(path).resolve() for path in paths)
 
 
 def _file_of(module: str) -> Path | None:

@@ -18,6 +18,7 @@ import hashlib
 import inspect
 import json
 import platform
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,7 +159,17 @@ def facts_of_nets(nets: Mapping[str, nn.Module]) -> dict[str, Any]:
             if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks:
                 raise DeclinedReuse(f"the network {name} has hooks, which may do anything")
         trained = {key for key, parameter in net.named_parameters() if parameter.requires_grad}
-        code = digest_of_plugin(type(net))  # None of the suite's networks and of libraries
         weights = [(key, digest_of(value), key in trained) for key, value in net.state_dict().items()]
-        facts[name] = [repr(net), code, weights]
+        facts[name] = [repr(net), _source_of(type(net)), weights]
     return facts
+
+
+def _source_of(net: type[nn.Module]) -> str | None:
+    """Digest of the source of a network's class, None of the suite's; of an installed package its version.
+
+    A digest would be of all modules of the package: a minute for torch.
+    """
+    if is_local(net.__module__):
+        return digest_of_plugin(net)
+    package = net.__module__.partition(".")[0]
+    return f"{package} {getattr(sys.modules.get(package), '__version__', '')}"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 
 import debiasbench
 from debiasbench import code
@@ -19,7 +20,7 @@ from debiasbench.methods import Method
 from debiasbench.records import read_records
 from debiasbench.training import reuse
 from debiasbench.training.ends import StageEnd
-from debiasbench.training.reuse import Reuse
+from debiasbench.training.reuse import Reuse, facts_of_nets
 
 FAMILY = ["pgd", "pgd:norm=l1", "pgd-loss"]
 QUICK = "cmnist5k:steps=6,batch_size=64"
@@ -353,6 +354,25 @@ def test_tied_weights_are_kept_as_well(fitted):
     assert reused(second) == [True, False]
     for one, other in zip(first.all_nets(), second.all_nets(), strict=True):
         assert all(torch.equal(value, other.state_dict()[name]) for name, value in one.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("make", "package"),
+    [
+        (lambda: torch.nn.Linear(3, 2), torch),
+        (lambda: torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3)), torch),
+        (lambda: torchvision.models.squeezenet1_1(num_classes=2), torchvision),
+    ],
+    ids=["a layer", "several", "torchvision"],
+)
+def test_a_network_of_a_library_is_told_by_its_version(monkeypatch, make, package):
+    """Not by all the source files of the library, which take a minute to read."""
+    monkeypatch.setattr(code, "_local_parts", lambda *_, **__: pytest.fail("sources were read"))
+    net = make()
+    before = facts_of_nets({"net": net})
+    assert before == facts_of_nets({"net": net})
+    monkeypatch.setattr(package, "__version__", "another")
+    assert before != facts_of_nets({"net": net})
 
 
 def tied_loss(nets, batch, state):

@@ -232,7 +232,7 @@ def test_records_are_of_one_protocol_and_one_drawing_of_the_data():
 
 def test_the_records_of_a_grid_are_loose_or_in_an_archive_that_debiasbench_archive_wrote():
     archives = sorted(FOLDER.glob("*.zip"))
-    assert len(archives) == 16
+    assert len(archives) == 17
     assert {one.path.relative_to(FOLDER).parts[0] for one in RECORDS} == {one.name for one in archives} | {
         "cmnist", "cmnist+rho=0.01",
     }  # fmt: skip
@@ -296,6 +296,28 @@ def test_every_method_in_one_run_follows_from_the_records():
         assert conflicting == written(100 * pd.Series([last_test(one)["acc_conflict"] for one in runs_of]))
         assert int(shared) == rank[method]
         assert seconds == f"{sum(one.provenance.seconds.total for one in runs_of) / 3:.0f}"
+
+
+def test_tuned_beside_untuned_follows_from_the_records():
+    found = records_below("tuned")
+    counts = re.findall(
+        r"(\w+) (\d+)(?:,| have)", DOCUMENT.partition("of 16 draws each, ")[2].partition("highest value")[0]
+    )
+    for method, chosen, default, value, before, after, change in section("Tuned beside untuned on cmnist5k"):
+        name = method.strip("`")
+        draws = [one for one in found if one.cell.method == name and one.cell.draw]
+        values = {one.cell.draw.number: one.result.criterion("worst_class", "acc_unbiased") for one in draws}
+        assert sorted(values) == list(range(16))
+        assert {one.cell.seed for one in draws} == {1000}
+        tuned = [one for one in found if one.cell.method == name and one.cell.tuned]
+        assert [(one.cell.seed, one.cell.tuned.draw) for one in tuned] == [(seed, int(chosen)) for seed in range(3)]
+        assert int(chosen) == min(number for number, one in values.items() if one == max(values.values()))
+        assert (default, value) == (f"{100 * values[0]:.0f}", f"{100 * values[int(chosen)]:.0f}")
+        untuned = [one for one in records_below("field") if one.cell.method_title == name]
+        sides = [100 * pd.Series([last_test(one)["acc_unbiased"] for one in side]) for side in (untuned, tuned)]
+        assert (before, after) == tuple(map(written, sides))
+        assert change == f"{sides[1].mean() - sides[0].mean():+.2f}"
+        assert (name, str(sum(one == max(values.values()) for one in values.values()))) in counts
 
 
 def test_the_table_of_the_readme_follows_from_the_records():

@@ -64,16 +64,24 @@ class _Parser(argparse.ArgumentParser):
         if unknown and not words.strip():
             message += "an empty one"
         for word in words.split():
-            if word.startswith("-"):
-                message += suggestion(word.partition("=")[0], self._every_option())
+            option = word.partition("=")[0]
+            if having := self._commands_with(option):
+                message += f" (an option of {', '.join(having)})."
+            elif word.startswith("-"):
+                message += suggestion(option, self._every_option())
         raise BenchmarkError(f"{message}\nSee {self.prog} --help.")
+
+    def _commands(self) -> dict[str, argparse.ArgumentParser]:
+        choices = [one.choices for one in self._actions if isinstance(one, argparse._SubParsersAction)]
+        return {name: parser for some in choices for name, parser in some.items()}
+
+    def _commands_with(self, option: str) -> list[str]:
+        return [name for name, parser in self._commands().items() if option in parser._option_string_actions]
 
     def _every_option(self) -> list[str]:
         options = list(self._option_string_actions)
-        for action in self._actions:
-            if isinstance(action, argparse._SubParsersAction):
-                for parser in action.choices.values():
-                    options += parser._option_string_actions
+        for parser in self._commands().values():
+            options += parser._option_string_actions
         return options
 
 
@@ -730,7 +738,7 @@ def _cost(planned: Plan, results_dir: Path, n_workers: int) -> str:
             for cell in planned.to_run
         )
         return f"about {duration(seconds / n_workers)} with {n_workers} workers, by what the finished cells took"
-    return f"estimated cost: {cost:.0f} vanilla runs on {n_workers} workers"
+    return f"estimated cost: {cost:.3g} vanilla runs on {n_workers} workers"
 
 
 def _report_grid(console: PlainConsole, ready: GridRun, *, n_failed: int) -> int:

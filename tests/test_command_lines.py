@@ -330,6 +330,9 @@ def test_references_are_of_all_records(words, capsys):
         (["prepare"], "Name a dataset"),
         (["list", ""], "unrecognized arguments: an empty one"),
         (["list", "x"], "unrecognized arguments: x"),
+        (["status", "--results-dir", "x"], "--results-dir (an option of run, tune,"),
+        (["report", "--seeds=3"], "--seeds=3 (an option of run, tune)."),
+        (["list", "--follow"], "--follow (an option of status)."),
         ([], "COMMAND"),
     ],
 )

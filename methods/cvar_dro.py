@@ -5,10 +5,10 @@ It is at least the mean loss of any group that makes up this fraction of the dat
 1. the cross-entropies of the batch are sorted, the highest first;
 2. the loss is the mean of the first alpha B of them; where that is no whole number, the last one counts in part.
 
-This is the paper's estimator by batches: that of a batch is below that of all data, by less the larger the batch is. No
-value of alpha is published for these datasets, and none is tuned here. Expected: above plain training in the worst
-group, and below what looks for groups; the hardest samples are wrongly labelled or unusual ones as well. Ours on
-cmnist5k: docs/reproduction.md.
+This is the paper's estimator by batches: on average that of a batch is below that of all data, by less the larger the
+batch is. No value of alpha is published for these datasets, and none is tuned here. Expected: above plain training in
+the worst group, and below what looks for groups; the hardest samples are wrongly labelled or unusual ones as well. Ours
+on cmnist5k: docs/reproduction.md.
 """
 
 import torch

@@ -11,8 +11,8 @@ Two networks learn together. The biased network's prediction is a sample's *prox
 
 Where ours departs: the table begins at 1 / C, and the row of a proxy that is not in a batch stays; the partner is drawn
 within the batch, and a sample without one stays as it is; the ramp is a fraction of the stage, where the authors count
-epochs (50 on Waterbirds). The GCE is the paper's of PGD, with its exponent of 0.7; the authors have 0.8 on Waterbirds,
-and a temperature of 0.1 that is left out. One optimiser holds both networks, and it is the dataset's. Tokens cannot be
+epochs (50 on Waterbirds). The GCE is the paper's of PGD, with its exponent of 0.7; the authors have 0.8 on Waterbirds.
+Their `tau`, 0.1 there, is left out. One optimiser holds both networks, and it is the dataset's. Tokens cannot be
 mixed: on texts there is no step 3 (`mix=false`).
 
 Expected with LfF's generator of Colored MNIST, whose numbers are not ours, at 0.5 / 1 / 2 / 5 %: 63.5 / 78.4 / 83.6 /

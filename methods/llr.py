@@ -6,14 +6,14 @@
    AFR: in proportion to exp(-gamma p_y) / N_y, so that those count of which the network is unsure (Qiu, Potapczynski,
    Izmailov, Wilson; ICML 2023);
    SELF (of LLR's paper): only the `points` of them on which the network differs most from what it was after an early
-   epoch, by the Kullback-Leibler divergence of the early prediction from the final one; these balanced as in LLR.
+   epoch, by the Kullback-Leibler divergence KL(final | early) of its predictions; these balanced as in LLR.
 3. Go on with the last layer on their features, by gradient descent on all of them at once: weighted cross-entropy, plus
    `penalty` times the squared distance to the layer as it was.
 
 Written from the papers' descriptions. Where ours departs: all three hold out a fifth of each class, as AFR, where LLR
 and SELF took half of the validation split or a small part of the training samples. All go on from the trained layer, on
-whole batches with AFR's rate, steps and clipping, where LLR and SELF draw class-balanced batches (SELF's are 250 steps
-at a rate between 0.0001 and 0.01).
+all held-out samples at once, with AFR's rate of 0.01 and its clipping, where LLR and SELF draw class-balanced batches.
+LLR has AFR's 500 steps; SELF its own 250, for which its authors try rates between 0.0001 and 0.01.
 
 The authors choose AFR's gamma and penalty, SELF's points, rate and early epoch, and the epochs of all three on
 *group-labelled validation* samples, and their numbers rest on it. Here they are fixed, untuned values, and no bias

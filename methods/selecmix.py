@@ -42,7 +42,7 @@ class SelecMix(Method):
     name = "selecmix"
     display = "SelecMix"
     cost = 2.0
-    inputs = ("images",)  # tokens cannot be mixed
+    inputs = ("images",)  # tokens cannot be mixed, and on features that are given the encoder has nothing to learn
     citation = """@inproceedings{hwang2022selecmix,
   title={SelecMix: Debiased Learning by Contradicting-pair Sampling},
   author={Hwang, Inwoo and Lee, Sangjun and Kwak, Yunhyeok and Oh, Seong Joon and Teney, Damien and Kim, Jin-Hwa and
@@ -50,7 +50,7 @@ class SelecMix(Method):
   booktitle={Advances in Neural Information Processing Systems}, year={2022}}"""
 
     search = {
-        "temperature": log_uniform(0.01, 1, source="chosen here: a factor of ten around the published value"),
+        "temperature": log_uniform(0.01, 1, source="chosen here: a factor of ten around the default"),
         "q": uniform(0.1, 0.9, source="chosen here: as alpha of LfF"),
     }
 

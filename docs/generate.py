@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from debiasbench.cell import Cell
+from debiasbench.datasets import registry as datasets
 from debiasbench.grid import expand
 from debiasbench.methods import Method
 from debiasbench.methods import registry as methods
@@ -24,6 +25,7 @@ from debiasbench.records import SCHEMA, Record, read_records
 
 DOCS = Path(__file__).parent
 DATASET, SEEDS = "cmnist5k", 3
+WITHOUT_RATIO = "celeba"  # its biases are known, and its conflict ratio is not
 HEAD = f"""# The methods
 
 Written by `python docs/generate.py` from the files of the methods and the records in `docs/reproduction/records`.
@@ -81,6 +83,8 @@ def _knows(cls: type[Method]) -> str:
     known = []
     if cls.needs_bias_labels:
         known.append("bias labels of train")
+    if "conflict ratio" in (cls().decline(datasets.get(WITHOUT_RATIO)[0]()) or ""):  # asked for what it lacks
+        known.append("conflict ratio")
     if cls.trains_on_validation:
         known.append("trains on validation")
     if cls.selects_on_validation:

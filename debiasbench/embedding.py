@@ -36,9 +36,10 @@ from debiasbench.errors import BenchmarkError, raised_by
 from debiasbench.files import check_writable, explained_errors, file_name, open_for_writing, to_path
 from debiasbench.grid import dataset_from_spec
 from debiasbench.nets.base import Net, refuse_not_finite
-from debiasbench.nets.pretrained import hub_file, pretrained_weights
+from debiasbench.nets.library import check_model
+from debiasbench.nets.pretrained import hub_file
+from debiasbench.nets.split import Split
 from debiasbench.nets.transformer import quiet
-from debiasbench.parameters import suggestion
 from debiasbench.plain import to_plain
 from debiasbench.recipe import Recipe
 from debiasbench.records import read_record
@@ -62,7 +63,8 @@ class Encoder:
 
     Attributes:
         name: for people and for `embedding.json`; it names no place on a machine.
-        network: whose weights are told apart. features: x as the network has it -> (B, D).
+        network: whose weights are told apart.
+        features: images (B, 3, H, W) as `preprocessing` makes them, or tokens (B, L) with -1 where padded -> (B, D).
         preprocessing: of images: size (pixels a side, or None), mean and std (or None); None of text.
         code_sha256: of the file that makes the network, if there is one.
         folder: of text, whose tokens the network reads.
@@ -85,7 +87,7 @@ class Encoder:
         return Recipe(augment=False, **(self.preprocessing or {}))
 
     def weights_sha256(self) -> str:
-        """Of all parameters and buffers.
+        """SHA-256 of all parameters and buffers: names, types, shapes and bytes.
 
         Raises:
             BenchmarkError: some are not finite.
@@ -126,9 +128,7 @@ def _of_torchvision(name: str, weights: Path | None) -> Encoder:
     """A classification model of torchvision without its last linear layer."""
     import torchvision
 
-    models = torchvision.models.list_models(torchvision.models)
-    if name not in models:
-        raise BenchmarkError(f"torchvision has no classification model '{name}'.{suggestion(name, models)}")
+    check_model("torchvision", name)
     entries = {entry.name: entry for entry in torchvision.models.get_model_weights(name)}
     if weights is None and "IMAGENET1K_V1" not in entries:
         raise BenchmarkError(
@@ -140,28 +140,20 @@ def _of_torchvision(name: str, weights: Path | None) -> Encoder:
             f"The ImageNet weights of {name} are not there ({hub_file(entry.url)}), and nothing is downloaded here. "
             f"Fetch {entry.url} and put it there, or name a file of weights: --weights FILE."
         )
-    state = pretrained_weights(name, "imagenet" if weights is None else str(weights))
+    preset = entry.transforms()
+    size = preset.crop_size[0]
     with torch.random.fork_rng(devices=[]):
-        network = torchvision.models.get_model(name, weights=None)
-    layers = [place for place, part in network.named_modules() if isinstance(part, nn.Linear)]
-    if not layers:
-        raise BenchmarkError(
-            f"torchvision's {name} does not end in a linear layer: what its features are is not known."
-        )
-    network.set_submodule(layers[-1], nn.Identity())
-    network.load_state_dict({key: value for key, value in state.items() if not key.startswith(f"{layers[-1]}.")})
-    shown_as = entry.transforms()
-    preprocessing = {
-        "size": shown_as.crop_size[0], "mean": tuple(shown_as.mean), "std": tuple(shown_as.std),
-    }  # fmt: skip
+        pretrained = "imagenet" if weights is None else str(weights)
+        network = Split("torchvision", name, (3, size, size), 1, pretrained).body
+    preprocessing = {"size": size, "mean": tuple(preset.mean), "std": tuple(preset.std)}
     return Encoder(f"torchvision:{name}", network, network, preprocessing)
 
 
 def _of_transformers(given: str) -> Encoder:
     """A model of the library transformers: of images or of text, as its configuration says.
 
-    Images: the projection of CLIP and its like, else what the pooler gives, else the first token. Text: the mean of the
-    last hidden states over the tokens.
+    Images: the projection of CLIP and its like, else what the pooler gives, else the first token, or the average over
+    the image of networks that have none. Text: the mean of the last hidden states over the tokens.
     """
     folder = _folder_of(given)
     if folder is None:
@@ -297,7 +289,13 @@ def _of_record(given: str) -> Encoder:
 
 @dataclass(frozen=True)
 class Embedded:
-    """What was made: the folder, how, and whether it was there already."""
+    """What was made.
+
+    Attributes:
+        folder: that the dataset `features` reads.
+        embedding: how it was made.
+        there: whether it was there already, so that nothing was computed.
+    """
 
     folder: Path
     embedding: Embedding
@@ -317,9 +315,13 @@ def embed(
     """Write the features of train, valid and test of a dataset, a table of labels and biases, and how they were made.
 
     Args:
-        spec: a dataset, with parameters inline. encoder_spec: one of `KINDS`.
+        spec: a dataset, with parameters inline.
+        encoder_spec: one of `KINDS`.
+        data_dir: where the files of datasets are.
         output: default: features/DATASET-ENCODER. It appears when it is whole.
-        weights: of a network of torchvision, in a file. device: "auto", "cpu", "cuda", "cuda:1", ...
+        weights: of a network of torchvision, in a file.
+        device: "auto", "cpu", "cuda", "cuda:1", ...
+        batch_size: how many samples go through the encoder at once.
 
     Raises:
         BenchmarkError: what cannot be embedded or written; nothing has been computed then, unless values that the

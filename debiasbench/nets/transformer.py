@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from debiasbench.data.encoders import PADDING, first_line, padding_token, whole_folder
 from debiasbench.errors import BenchmarkError
 from debiasbench.nets.base import Net, refuse_not_finite
+from debiasbench.nets.library import last_linear
 
 MEND = "Name the folder of a transformers encoder: encoder=FOLDER."
 PADDING_TOLERANCE = 0.01  # by how much padding may change an answer; exact networks differ by rounding alone
@@ -101,10 +102,11 @@ def _last_layer(model: Any, n_classes: int) -> tuple[str, nn.Linear]:
     Raises:
         ValueError: it is not the last linear layer.
     """
-    layers = [(name, part) for name, part in model.named_modules() if isinstance(part, nn.Linear)]
-    if not layers or layers[-1][1].out_features != n_classes:
+    place = last_linear(model)
+    layer = None if place is None else model.get_submodule(place)
+    if layer is None or layer.out_features != n_classes:
         raise ValueError("its last linear layer is not the one that gives a number for each class")
-    return layers[-1]
+    return place, layer
 
 
 def _output(model: Any, x: Tensor, *, ready_mask: bool = False) -> Tensor:

@@ -27,7 +27,8 @@ def aligned_by_vote(task: Task, loss: Loss, *, networks: int, steps: int) -> Ten
     Args:
         task: trains the networks, at the first rate of its recipe.
         loss: of `nets.net`; a function of a module, so that equal ensembles are trained once.
-        networks: how many vote. steps: of each.
+        networks: how many vote.
+        steps: of each.
 
     Raises:
         RuntimeError: no sample is aligned.

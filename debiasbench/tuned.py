@@ -29,7 +29,9 @@ class Tuned:
     """How the values of a cell were chosen.
 
     Attributes:
-        rule: by which, on validation. draws: among how many. seeds: that each of them was trained with.
+        rule: by which, on validation.
+        draws: among how many.
+        seeds: that each of them was trained with.
         draw: which of them it is; 0: the method's defaults.
     """
 
@@ -49,11 +51,15 @@ class Tuned:
 
 @dataclass(frozen=True)
 class Chosen:
-    """What was chosen for a method on a dataset (titles).
+    """What was chosen for a method on a dataset.
 
     Attributes:
-        draw: its number; 0: the defaults. values: of what was searched, None as "none".
-        value: what the rule went by, of this draw; default: of the defaults, None where they failed.
+        dataset: its title.
+        method: its title.
+        draw: its number; 0: the defaults.
+        value: what the rule went by, of this draw: an accuracy, or a difference of two, as a fraction; or a loss.
+        default: the same of the defaults; None where they failed.
+        values: of what was searched, None as "none".
     """
 
     dataset: str
@@ -66,7 +72,16 @@ class Chosen:
 
 @dataclass(frozen=True)
 class TunedValues:
-    """The content of a file: how was chosen, and what. version: of the suite that wrote it."""
+    """The content of a file: how was chosen, and what.
+
+    Attributes:
+        version: of the suite that wrote it.
+        rule: by which was chosen, one of `CHOOSING`.
+        draws: of each method on each dataset.
+        seeds: that each draw was trained with.
+        chosen: what, for each method on each dataset.
+        path: of the file, where it was read from one.
+    """
 
     version: str
     rule: str

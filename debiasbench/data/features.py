@@ -399,13 +399,20 @@ class Embedding:
     """How the features of a folder were made: `embedding.json`, as `debiasbench embed` writes it beside them.
 
     Attributes:
-        encoder: as it was given. weights_sha256: of its weights and buffers. code_sha256: of its file, if it has one.
+        encoder: its kind and name; no place on a machine.
+        weights_sha256: of its weights and buffers.
+        code_sha256: of its file, if it has one.
         preprocessing: of images: size, mean and std; empty for text.
-        dataset: the title of what was embedded. fingerprint, official, note: of its data.
-        class_names: the names of the labels 0, 1, ... bias_names: the columns of the table that are biases.
+        dataset: the title of what was embedded.
+        fingerprint: of its data.
+        official: whether these are the published ones.
+        note: of its data.
+        class_names: the names of the labels 0, 1, ...
+        bias_names: the columns of the table that are biases.
         files: name -> SHA-256.
         conflict_ratio: that the dataset was built for, where it is known.
-        versions: of the packages. device: the encoder ran on.
+        versions: of the packages.
+        device: the kind that the encoder ran on.
     """
 
     encoder: str

@@ -103,10 +103,9 @@ def _last_layer(model: Any, n_classes: int) -> tuple[str, nn.Linear]:
         ValueError: it is not the last linear layer.
     """
     place = last_linear(model)
-    layer = None if place is None else model.get_submodule(place)
-    if layer is None or layer.out_features != n_classes:
+    if place is None or model.get_submodule(place).out_features != n_classes:
         raise ValueError("its last linear layer is not the one that gives a number for each class")
-    return place, layer
+    return place, model.get_submodule(place)
 
 
 def _output(model: Any, x: Tensor, *, ready_mask: bool = False) -> Tensor:

@@ -461,7 +461,11 @@ class Seal:
 
     Attributes:
         suite: version that made it.
-        reference, methods, datasets, metrics, select: what was shown; methods and datasets in order, by title.
+        reference: the title of what the others were tested against.
+        methods: titles, in order.
+        datasets: titles, in order.
+        metrics: that were shown.
+        select: selection rules that were shown.
         by: what columns stand together by, where it is not the dataset.
         budgets: dataset -> that of all its methods.
         records: hash of a cell -> its record.
@@ -509,7 +513,16 @@ def seal(
     select: Sequence[str],
     by: str | None = None,
 ) -> Seal:
-    """The seal of tables that were made of these finished records."""
+    """The seal of tables.
+
+    Args:
+        records: the finished ones that the tables were made of.
+        tables: as they were shown.
+        reference: the title of what the others were tested against.
+        metrics: that were shown.
+        select: selection rules that were shown.
+        by: what columns stand together by, where it is not the dataset.
+    """
     titles = dict.fromkeys(dataset_title(record.cell) for record in records)
     found = Seal(
         suite=__version__,

@@ -24,9 +24,13 @@ from debiasbench.wording import duration
 
 @dataclass(frozen=True)
 class Conclusion:
-    """What a tuning came to: its draws, what was chosen, and the files that were written (kind -> paths).
+    """What a tuning came to.
 
     Attributes:
+        found: the draws, and what became of each.
+        values: what was chosen.
+        table: of the draws.
+        paths: files that were written, by what they hold.
         lacking: methods on datasets of which no draw has a value.
         complaints: one for each figure that could not be drawn.
     """
@@ -42,7 +46,16 @@ class Conclusion:
 def conclude(
     trials: Sequence[Trial], results_dir: Path, *, rule: str, draws: int, seeds: Sequence[int], output: Path
 ) -> Conclusion:
-    """Choose among draws by their records, and write what was chosen, the table of the draws and figures."""
+    """Choose among draws by their records, and write what was chosen, the table of the draws and figures.
+
+    Args:
+        trials: the draws.
+        results_dir: where their records are, and tables and figures go.
+        rule: by which is chosen.
+        draws: of each method on each dataset.
+        seeds: that each draw was trained with.
+        output: the file of what was chosen.
+    """
     found = tried(trials, results_dir, rule)
     best = choose(found)
     values = tuned_values(rule, draws, seeds, (as_chosen(one, found) for one in best))
@@ -108,8 +121,10 @@ def draw_tuning(
     """A figure a dataset: the draws of each method, and below them the runs with what was chosen, if there are any.
 
     Args:
-        found: the draws. records: among them those of runs with tuned values.
+        found: the draws.
+        records: among them those of runs with tuned values.
         rule: by which was chosen: its value is what is shown.
+        folder: of the figures.
         complaints: grows by what could not be drawn.
     """
     from debiasbench.report import figures

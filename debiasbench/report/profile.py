@@ -13,7 +13,7 @@ from debiasbench.errors import BenchmarkError
 from debiasbench.records import Record
 from debiasbench.report.phrases import Phrase
 from debiasbench.report.results import bias_knowing, dataset_title, headline_of, runs
-from debiasbench.report.statistics import holm, mean_interval, pairwise_welch
+from debiasbench.report.statistics import LEVEL, holm, mean_interval, pairwise_welch
 from debiasbench.report.tables import NOTHING, Column, Entry, Table, count, number, percent, words
 
 ALIGNED = "acc_aligned"
@@ -169,7 +169,7 @@ def _spread(values: dict[str, np.ndarray], knowing: set[str]) -> list[Entry]:
     means = {method: float(some.mean()) for method, some in competing.items()}
     span = max(means.values()) - min(means.values())
     p = pairwise_welch(list(competing.values()))
-    separable = (np.asarray(holm(p.ravel().tolist())) < 0.05).reshape(p.shape)
+    separable = (np.asarray(holm(p.ravel().tolist())) < LEVEL).reshape(p.shape)
     n_pairs, n_apart = len(competing) * (len(competing) - 1) // 2, int(separable.sum())
     return [*words(max(means, key=means.__getitem__)), Entry(span, f"{100 * span:.2f}"),
             Entry(n_apart, f"{n_apart} / {n_pairs}")]  # fmt: skip

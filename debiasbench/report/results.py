@@ -19,8 +19,8 @@ from debiasbench.files import to_path
 from debiasbench.parameters import suggestion
 from debiasbench.plain import encodable
 from debiasbench.records import Metrics, Record, Result, in_brief, read_records, read_scores, without_copies
+from debiasbench.report.statistics import LEVEL, holm, pairwise_welch, ranks_with_ties, welch
 from debiasbench.report.statistics import compare as compare_runs
-from debiasbench.report.statistics import holm, pairwise_welch, ranks_with_ties, welch
 
 TESTS = ("welch", "paired", "wilcoxon", "sign_flip")
 
@@ -38,9 +38,9 @@ def to_frame(records: Iterable[Record]) -> pd.DataFrame:
 
     Columns: method, dataset (titles), seed, data_seed, status, split, select, epoch, every metric (fractions in
     [0, 1], nan where it has no value), seconds, device_kind ("cpu", "cuda", "" where nothing tells), precision ("fp32",
-    "bf16", ""), official, fingerprint, protocol, hash, path, and the parameters as `method.<name>`, `dataset.<name>`
-    and `recipe.<name>`. Of the draws of a tuning `draw`, their number; of runs with the values that were chosen
-    `method.tuned`, how.
+    "tf32", "bf16", ""), official, fingerprint, protocol, hash, path, and the parameters as `method.<name>`,
+    `dataset.<name>` and `recipe.<name>`. Of the draws of a tuning `draw`, their number; of runs with the values that
+    were chosen `method.tuned`, how.
     """
     cells: list[dict[str, Any]] = []  # what all rows of a record have in common, kept once
     index: list[int] = []  # of the cell of each row
@@ -438,7 +438,7 @@ def summaries(table: pd.DataFrame, measures: Sequence[Measure], *, split: str = 
         one = results[measure]
         results[measure] = one.assign(
             best=one.index == best,
-            tied=[p.get(name, math.nan) >= 0.05 for name in one.index],
+            tied=[p.get(name, math.nan) >= LEVEL for name in one.index],
             untested=[math.isnan(p.get(name, 0.0)) for name in one.index],
         )
     return results
@@ -466,7 +466,7 @@ def ranks(table: pd.DataFrame, measures: Sequence[Measure], *, split: str = "tes
         values[measure] = [chosen[chosen.method == method].value.to_numpy() for method in methods]
         tests.append(pairwise_welch(values[measure]))
     corrected = np.asarray(holm(np.concatenate([p.ravel() for p in tests]).tolist())) if tests else np.empty(0)
-    separable = (corrected < 0.05).reshape(len(measures), len(methods), len(methods))
+    separable = (corrected < LEVEL).reshape(len(measures), len(methods), len(methods))
     means = [[float(one.mean()) if len(one) else float("nan") for one in values[measure]] for measure in measures]
     found = [ranks_with_ties(*pair) for pair in zip(means, separable, strict=True)]
     return pd.DataFrame(dict(zip(measures, found, strict=True)), index=methods)

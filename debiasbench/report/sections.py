@@ -27,7 +27,7 @@ from debiasbench.report.results import (
     summaries,
     text_of,
 )
-from debiasbench.report.statistics import FEWEST_DATASETS, FEWEST_METHODS, rank_test, smallest_p
+from debiasbench.report.statistics import FEWEST_DATASETS, FEWEST_METHODS, LEVEL, rank_test, smallest_p
 from debiasbench.report.tables import (
     KNOWS,
     MARKED,
@@ -381,7 +381,7 @@ def _dashes(tests: pd.DataFrame) -> list[str]:
     paired = tested[tested.n_pairs >= 2]
     if paired.paired.isna().any():
         notes.append("A dash for p paired: the differences are all equal, so there is no spread to test by.")
-    level = 0.05 / len(tests)
+    level = LEVEL / len(tests)
     for n in sorted(paired.n_pairs.unique()):
         if smallest_p(n) > level:
             notes.append(

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike
 from scipy import optimize, stats
 
 NAN = float("nan")
+LEVEL = 0.05  # of every test, over all comparisons of its table
 SAME = 1e-12  # numbers this close are equal, up to what floats make of equal fractions
 FEWEST_METHODS, FEWEST_DATASETS = 3, 6  # for a test of ranks over datasets: see `enough`
 MOST_EXACT, N_DRAWS = 14, 19_999  # pairs up to which all sign patterns are counted; patterns drawn beyond
@@ -75,7 +76,7 @@ def compare(
         return Comparison(len(x), len(y), gap, *[NAN] * 9)
     pooled = math.sqrt(((len(x) - 1) * _deviation(x) ** 2 + (len(y) - 1) * _deviation(y) ** 2) / (len(x) + len(y) - 2))
     low, high = gap_interval(x, y)
-    level = 0.05 / n_comparisons
+    level = LEVEL / n_comparisons
     return Comparison(
         n_a=len(x),
         n_b=len(y),
@@ -128,7 +129,7 @@ def paired_t(pairs: Sequence[tuple[float, float]]) -> float:
     return float(stats.ttest_1samp(difference, 0, alternative="greater").pvalue)
 
 
-def wilcoxon(pairs: Sequence[tuple[float, float]], *, level: float = 0.05) -> float:
+def wilcoxon(pairs: Sequence[tuple[float, float]], *, level: float = LEVEL) -> float:
     """P of the one-sided signed-rank test; nan where even all pairs of one sign could not reach `level`."""
     difference = _differences(pairs)
     if smallest_p(len(difference)) > level or not difference.any():
@@ -136,7 +137,7 @@ def wilcoxon(pairs: Sequence[tuple[float, float]], *, level: float = 0.05) -> fl
     return float(stats.wilcoxon(difference, alternative="greater").pvalue)
 
 
-def sign_flip(pairs: Sequence[tuple[float, float]], *, level: float = 0.05, seed: int = 0) -> float:
+def sign_flip(pairs: Sequence[tuple[float, float]], *, level: float = LEVEL, seed: int = 0) -> float:
     """P of the one-sided permutation test of the mean difference for a > b.
 
     Were the two methods alike, each difference could as well have the other sign. p is the fraction of all sign
@@ -242,7 +243,7 @@ def _resampled_means(values: np.ndarray, rng: np.random.Generator) -> np.ndarray
     ])  # fmt: skip
 
 
-def detectable_gap(n_a: int, n_b: int, *, level: float = 0.05, power: float = 0.8) -> float:
+def detectable_gap(n_a: int, n_b: int, *, level: float = LEVEL, power: float = 0.8) -> float:
     """The gap, in standard deviations, that a one-sided t-test with these n finds with this power.
 
     n = 3 a side: 2.5 at level .05. nan with fewer than two runs a side.
@@ -370,7 +371,7 @@ def friedman(scores: np.ndarray) -> tuple[float, float, float]:
     return chi_square, f, max(p, math.exp(-(n_datasets - 1) * math.lgamma(n_methods + 1)))
 
 
-def nemenyi_difference(n_datasets: int, n_methods: int, *, level: float = 0.05) -> float:
+def nemenyi_difference(n_datasets: int, n_methods: int, *, level: float = LEVEL) -> float:
     """By how much average ranks of two of M methods must differ, all pairs being tested (Nemenyi; Demsar 2006)."""
     quantile = float(stats.studentized_range.ppf(1 - level, n_methods, np.inf)) / math.sqrt(2)
     return quantile * math.sqrt(n_methods * (n_methods + 1) / (6 * n_datasets))
@@ -414,7 +415,7 @@ class RankTest:
     cliques: list[list[int]]
 
 
-def rank_test(scores: np.ndarray, *, level: float = 0.05) -> RankTest:
+def rank_test(scores: np.ndarray, *, level: float = LEVEL) -> RankTest:
     """Average ranks from scores (D, M), higher is better, and the test of them where there is `enough`.
 
     Only datasets on which all methods have a score take part. Whether two methods are separated depends on the others

@@ -28,12 +28,11 @@ from debiasbench.plain import encodable, from_plain, to_plain
 from debiasbench.records import MOST_BYTES, Brief, Record, read_record
 from debiasbench.report.budgets import Budget, as_asked, budget_of, declared, untuned
 from debiasbench.report.results import Measure, data_seed, dataset_title, runs
-from debiasbench.report.statistics import smallest_p
+from debiasbench.report.statistics import LEVEL, smallest_p
 from debiasbench.report.tables import MARKED, Table
 from debiasbench.tuning import with_values
 
-LEVEL = 0.05
-ORACLE = "test_oracle"  # an upper bound: never a result
+TEST_ORACLE = "test_oracle"  # an upper bound: never a result
 
 
 @dataclass(frozen=True)
@@ -249,8 +248,8 @@ def _rules(measures: Sequence[Measure], commands: Commands) -> Iterator[Refusal]
             f"Several selection rules ({', '.join(rules)}): a table has one, so that nobody picks the best of a run.",
             tuple(map(commands.select, usable)),
         )
-    if ORACLE in rules:
-        yield Refusal(f"The rule {ORACLE} is {SELECTION_RULES[ORACLE]}.", (commands.select("last"),))
+    if TEST_ORACLE in rules:
+        yield Refusal(f"The rule {TEST_ORACLE} is {SELECTION_RULES[TEST_ORACLE]}.", (commands.select("last"),))
 
 
 def _without_value(done: Sequence[Record], measures: Sequence[Measure], commands: Commands) -> Iterator[Refusal]:

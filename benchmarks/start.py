@@ -87,18 +87,9 @@ def main():
         by_workers = {}
         for n in (1, 2, 1, 2):
             results = str(Path(folder, f"workers-{time.time_ns()}"))
-            command = (
-                "run",
-                "--methods",
-                "vanilla",
-                "--datasets",
-                "cmnist5k",
-                "--device",
-                "cpu",
-                "--results-dir",
-                results,
-            )
-            one = seconds(*suite, *command, "--seeds", str(options.cells), "--workers", str(n))
+            command = ("run", "--methods", "vanilla", "--datasets", "cmnist5k", "--device", "cpu")
+            more = ("--seeds", str(options.cells), "--workers", str(n), "--results-dir", results)
+            one = seconds(*suite, *command, *more)
             by_workers.setdefault(n, []).append(one)
     result = {
         "device": f"cpu ({platform.machine()})", "torch": torch.__version__, "rounds": options.rounds,

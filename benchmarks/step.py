@@ -70,7 +70,7 @@ def main():
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "torch": torch.__version__,
         "step_ms": 1000 * full,
-        "augmentation_share_of_step": timed(lambda: augmented(x, recipe, generator)) / full,
+        "augmentation_fraction_of_step": timed(lambda: augmented(x, recipe, generator)) / full,
     }
     ours = timed(lambda: step(net, images))
     plain = plain.to(memory_format=torch.channels_last)

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from debiasbench.about import __version__
 from debiasbench.data.augment import to_input
-from debiasbench.data.cache import shown
+from debiasbench.data.cache import with_progress
 from debiasbench.data.encoders import PADDING, first_line, model_folder
 from debiasbench.data.features import CONFLICT, EMBEDDING, Embedding, conflict_column, read_embedding
 from debiasbench.data.labelled import tidied
@@ -489,7 +489,7 @@ def _write_features(path: Path, samples: Samples, encoder: Encoder, device: torc
     note = f"Embedding {len(samples):,} samples of {path.stem}"
     batches = samples.to(device, with_x=False).read(plan)
     with open_for_writing(path) as file, torch.inference_mode():
-        for rows, x in zip(shown(plan, note), batches, strict=True):
+        for rows, x in zip(with_progress(plan, note), batches, strict=True):
             block = _features_of(encoder, recipe, x, f"{path.stem}, from {rows.start + 1:,} on")
             if width is None:
                 width = block.shape[1]

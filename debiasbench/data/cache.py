@@ -87,7 +87,7 @@ def cached(
         return Cached(mapped(path).view(shape), found["sha256"], found.get("counts", {}))
 
 
-def shown(parts: Sequence[Part], note: str) -> Iterable[Part]:
+def with_progress(parts: Sequence[Part], note: str) -> Iterable[Part]:
     """The parts, one by one, of something that is made once: a bar on a terminal, a line elsewhere."""
     from rich.markup import escape
     from rich.progress import track

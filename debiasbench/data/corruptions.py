@@ -100,10 +100,10 @@ def corrupted(
 
     The randomness of image i follows from `numbers` and i alone. `note` names the data to the user, who has to wait.
     """
-    from debiasbench.data.cache import shown  # both import torch, which the corruptions do without
+    from debiasbench.data.cache import with_progress  # both import torch, which the corruptions do without
     from debiasbench.randomness import derived_seed
 
-    for first in shown(range(0, len(images), BLOCK), f"Corrupting {len(images):,} images of {note}"):
+    for first in with_progress(range(0, len(images), BLOCK), f"Corrupting {len(images):,} images of {note}"):
         block = np.empty_like(images[first : first + BLOCK])
         for row in range(len(block)):
             seed = derived_seed("data", *numbers, first + row)

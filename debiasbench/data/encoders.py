@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from debiasbench.data.cache import Cached, cached, shown
+from debiasbench.data.cache import Cached, cached, with_progress
 from debiasbench.datasets import NeededFile
 from debiasbench.errors import BenchmarkError
 from debiasbench.files import to_path
@@ -200,7 +200,7 @@ def tokenised(name: str, text_sha256: str, texts: Any, n: int, tokenizer: Any, m
 
 
 def _blocks(name: str, texts: Sequence[str], tokenizer: Any, max_length: int) -> Iterator[np.ndarray]:
-    for start in shown(range(0, len(texts), BLOCK), f"Tokenising {len(texts):,} texts of {name}"):
+    for start in with_progress(range(0, len(texts), BLOCK), f"Tokenising {len(texts):,} texts of {name}"):
         some = list(texts[start : start + BLOCK])
         rows = tokenizer(
             some, truncation=True, max_length=max_length, return_attention_mask=False, return_token_type_ids=False

@@ -16,7 +16,7 @@ import numpy as np
 import PIL
 from PIL import Image, UnidentifiedImageError, features
 
-from debiasbench.data.cache import Cached, cached, shown
+from debiasbench.data.cache import Cached, cached, with_progress
 from debiasbench.errors import BenchmarkError
 from debiasbench.files import is_ignored
 
@@ -310,7 +310,7 @@ def _decoded(
 
     blocks = [paths[start : start + BLOCK] for start in range(0, len(paths), BLOCK)]
     with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None) as pool:
-        for block in shown(blocks, f"Decoding {len(paths):,} images of {name}"):
+        for block in with_progress(blocks, f"Decoding {len(paths):,} images of {name}"):
             images = [image for image in pool.map(one, block) if image is not None]
             if not problems:  # go on reading after a bad file, so that all bad files are told at once
                 yield np.stack(images)

@@ -138,7 +138,7 @@ def _is_text(node: Any) -> bool:
 def _only_names(node: Any) -> bool:
     """Whether a statement of a class says what papers call it, and nothing else."""
     names = {getattr(target, "id", "") for target in node.targets} if isinstance(node, ast.Assign) else set()
-    return bool(names) and names <= {"display", "alias_display"}
+    return bool(names) and names <= {"display", "alias_display", "alias_citation"}
 
 
 def _imported(tree: ast.AST, module: str) -> list[str]:

@@ -8,6 +8,7 @@ may have an `__init__.py`: a package would be found before this file.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from debiasbench.datasets import Dataset
@@ -42,6 +43,7 @@ class Method(Parameters, ABC):
     display: ClassVar[str] = ""  # as papers write it, "PGD": for LaTeX and figures; default: its name
     aliases: ClassVar[dict[str, dict[str, Any]]] = {}  # {"pgd-loss": {"score": "loss"}}
     alias_display: ClassVar[dict[str, str]] = {}  # {"dpr": "DPR"}
+    alias_citation: ClassVar[dict[str, str]] = {}  # {"dpr": BibTeX}, of aliases that are another paper's
     presets: ClassVar[dict[str, dict[str, Any]]] = {}  # {"official": {parameter: value, "recipes": {...}}}
     by_dataset: ClassVar[dict[str, dict[str, Any]]] = {}  # {dataset: {parameter: value}}, each with its source
     recipes: ClassVar[dict[str, dict[str, Any]]] = {}  # {dataset: {recipe field: value}}, each with its source
@@ -62,6 +64,13 @@ class Method(Parameters, ABC):
     def access(self) -> Access:
         """What it may see, by what it declares."""
         return Access(self.name, self.needs_bias_labels, self.trains_on_validation)
+
+    @classmethod
+    def citations(cls, values: Mapping[str, Any]) -> list[str]:
+        """BibTeX of what a method with these parameters is: the class's, and that of the aliases which they hold."""
+        of_aliases = [cls.alias_citation[alias] for alias, stands_for in cls.aliases.items()
+                      if alias in cls.alias_citation and stands_for.items() <= values.items()]  # fmt: skip
+        return [one for one in (cls.citation, *of_aliases) if one]
 
     @classmethod
     def search_space(cls) -> dict[str, Range]:

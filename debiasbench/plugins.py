@@ -318,7 +318,7 @@ class Registry:
         return self._problem_of_display(cls, aliases)
 
     def _problem_of_display(self, cls: type[Any], aliases: Mapping[str, Any]) -> str | None:
-        """Why what papers are to call it cannot be used, or None if it can."""
+        """Why what papers are to call it and its aliases, or cite, cannot be used; None if it can."""
         own, of_aliases = vars(cls).get("display", ""), vars(cls).get("alias_display", {})
         if not isinstance(of_aliases, dict) or not set(of_aliases) <= set(aliases):
             known = ", ".join(aliases) or "none"
@@ -326,6 +326,9 @@ class Registry:
         for one in [own, *of_aliases.values()]:
             if not isinstance(one, str | property) or (isinstance(one, str) and one != one_line(one).strip()):
                 return f'a display title is text on one line, such as "PGD". {cls.__name__} has {one!r}.'
+        cited = vars(cls).get("alias_citation", {})
+        if not isinstance(cited, dict) or not set(cited) <= set(aliases) or set(map(type, cited.values())) - {str}:
+            return f"alias_citation is the BibTeX of its aliases ({', '.join(aliases) or 'none'}). Got {cited!r}."
         return None
 
 

@@ -20,6 +20,7 @@ from debiasbench.datasets import registry as datasets
 from debiasbench.grid import expand
 from debiasbench.methods import Method
 from debiasbench.methods import registry as methods
+from debiasbench.parameters import write_value
 from debiasbench.plugins import is_shipped
 from debiasbench.records import SCHEMA, Record, read_records
 
@@ -39,6 +40,12 @@ was tuned. All parameters: `debiasbench list`.
 | method | idea | knows | cost | accuracy | paper |
 | --- | --- | --- | --- | --- | --- |
 """
+ALIASES = """
+Other names, for settings of one of them:
+
+| name | stands for | cost | accuracy | paper |
+| --- | --- | --- | --- | --- |
+"""
 
 
 def page() -> str:
@@ -50,22 +57,28 @@ def page() -> str:
     names = sorted(name for name, cls in methods.classes().items() if is_shipped(cls))
     aliases = {name: owner for name, (owner, _) in methods.aliases().items() if owner in names}
     lines = [_row(name, methods.get(name)[0], accuracies) for name in names]
-    known = "".join(
-        f"- {owner}: {', '.join(f'`{name}`' for name, of in aliases.items() if of == owner)}\n"
-        for owner in dict.fromkeys(sorted(aliases.values()))
-    )
-    return (
-        f"{HEAD}{''.join(lines)}\nOther names, for settings of one of them (`debiasbench list` shows which):\n\n{known}"
-    )
+    lines += [ALIASES, *(_alias_row(name, owner, accuracies) for name, owner in sorted(aliases.items()))]
+    return f"{HEAD}{''.join(lines)}"
 
 
 def _row(name: str, cls: type[Method], accuracies: dict[str, float]) -> str:
+    cells = [f"`{name}`", _idea(cls), _knows(cls), *_measured(name, accuracies), _paper(cls.citation)]
+    return f"| {' | '.join(cells)} |\n"
+
+
+def _alias_row(name: str, owner: str, accuracies: dict[str, float]) -> str:
+    cls = methods.get(owner)[0]
+    values = ",".join(f"{key}={write_value(value)}" for key, value in cls.aliases[name].items())
+    paper = _paper(cls.alias_citation.get(name, cls.citation))
+    return f"| {' | '.join([f'`{name}`', f'`{owner}:{values}`', *_measured(name, accuracies), paper])} |\n"
+
+
+def _measured(name: str, accuracies: dict[str, float]) -> tuple[str, str]:
+    """Cost and accuracy."""
     grid = expand([name], [DATASET], seeds=SEEDS)
     values = [accuracies[key] for cell in grid.cells if (key := _key(cell)) in accuracies]
     accuracy = f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}" if len(values) == SEEDS else "-"
-    cost = f"{grid.relative_costs[grid.cells[0].hash]:.1f}" if grid.cells else "-"
-    cells = [f"`{name}`", _idea(cls), _knows(cls), cost, accuracy, _paper(cls)]
-    return f"| {' | '.join(cells)} |\n"
+    return f"{grid.relative_costs[grid.cells[0].hash]:.1f}" if grid.cells else "-", accuracy
 
 
 def _key(cell: Cell) -> str:
@@ -92,9 +105,8 @@ def _knows(cls: type[Method]) -> str:
     return ", ".join(known) or "nothing"
 
 
-def _paper(cls: type[Method]) -> str:
-    """First author and year, with the title, of its BibTeX."""
-    entry = cls.citation
+def _paper(entry: str) -> str:
+    """First author and year, with the title, of BibTeX."""
     field = {key: " ".join(re.sub(r"[{}]", "", value).split()) for key, value in _fields(entry)}
     if "title" not in field:
         return "-"

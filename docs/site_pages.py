@@ -100,6 +100,7 @@ def made_pages() -> dict[str, str | bytes]:
 def measured_rows() -> dict[str, str]:
     """Method -> heading and row of it in the table of docs/methods.md, as a table."""
     text = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    text = text[text.index("| method ") :].partition("\n\n")[0]  # not the table of other names
     head, *rows = re.findall(r"(?m)^\| method .*\n\| ---.*$|^\| `.*$", text)
     return {row.split("`")[1]: f"{head}\n{row}" for row in rows}
 
@@ -110,8 +111,9 @@ def method_page(cls: type[Any], row: str) -> str:
         f"# {cls.name}", described(cls), "## Measured",
         f"{row}\n\nWhat the columns mean, and all methods: [methods](../methods.md).", *declared(cls),
     ]  # fmt: skip
-    if cls.citation:
-        parts += ["## Citation", f"```bibtex\n{cls.citation.strip()}\n```"]
+    citations = [one for one in (cls.citation, *cls.alias_citation.values()) if one]
+    if citations:
+        parts += ["## Citation", *(f"```bibtex\n{one.strip()}\n```" for one in citations)]
     return "\n\n".join(parts) + "\n"
 
 

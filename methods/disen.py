@@ -60,6 +60,12 @@ class Disen(Method):
   author={Lee, Jungsoo and Kim, Eungyeup and Lee, Juyoung and Lee, Jihyeon and Choo, Jaegul},
   booktitle={Advances in Neural Information Processing Systems}, year={2021}}"""
     alias_display = {"disen-be": "Disen + BiasEnsemble"}
+    alias_citation = {
+        "disen-be": """@inproceedings{lee2023biasensemble,
+  title={Revisiting the Importance of Amplifying Bias for Debiasing},
+  author={Lee, Jungsoo and Park, Jeonghoon and Kim, Daeyoung and Lee, Juyoung and Choi, Edward and Choo, Jaegul},
+  booktitle={AAAI Conference on Artificial Intelligence}, year={2023}}"""
+    }
     aliases = {"disen-be": {"ensemble": 5}}  # BiasEnsemble
     recipes = {"cmnist": ADAM, "cmnist5k": ADAM}
     by_dataset = {

@@ -61,6 +61,12 @@ class LfF(Method):
   author={Nam, Junhyun and Cha, Hyuntak and Ahn, Sungsoo and Lee, Jaeho and Shin, Jinwoo},
   booktitle={Advances in Neural Information Processing Systems}, year={2020}}"""
     alias_display = {"lff-be": "LfF + BiasEnsemble"}
+    alias_citation = {
+        "lff-be": """@inproceedings{lee2023biasensemble,
+  title={Revisiting the Importance of Amplifying Bias for Debiasing},
+  author={Lee, Jungsoo and Park, Jeonghoon and Kim, Daeyoung and Lee, Juyoung and Choi, Edward and Choo, Jaegul},
+  booktitle={AAAI Conference on Artificial Intelligence}, year={2023}}"""
+    }
     aliases = {
         "lff-grad": {"score": "gradnorm"},  # Table 10 of the PGD paper
         "lff-be": {"ensemble": 5},  # BiasEnsemble

@@ -49,6 +49,12 @@ class PGD(Method):
   author={Ahn, Sumyeong and Kim, Seongyoon and Yun, Se-Young},
   booktitle={International Conference on Learning Representations}, year={2023}}"""
     alias_display = {"dpr": "DPR"}
+    alias_citation = {
+        "dpr": """@inproceedings{han2024dpr,
+  title={Mitigating Spurious Correlations via Disagreement Probability},
+  author={Han, Hyeonggeun and Kim, Sehwan and Joo, Hyungjun and Hong, Sangwoo and Lee, Jungwoo},
+  booktitle={Advances in Neural Information Processing Systems}, year={2024}}"""
+    }
     aliases = {
         "dpr": {"score": "disagreement"},
         "pgd-loss": {"score": "loss"}, "pgd-reweight": {"use": "reweight"},  # Tables 10 and 9

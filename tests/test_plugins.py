@@ -146,6 +146,8 @@ def test_a_plugin_without_a_display_title_is_called_by_its_name():
         ("display = 3", "has 3"), ("display = 'A\\nB'", "on one line"), ("display = ' A'", "has ' A'"),
         ("alias_display = {'aa': 'AA'}", "(none)"), ("alias_display = 'AA'", "Got 'AA'"),
         ("aliases = {'aa': {}}\n    alias_display = {'aa': None}", "has None"),
+        ("alias_citation = {'aa': '@book{}'}", "(none)"), ("alias_citation = '@book{}'", "Got '@book{}'"),
+        ("aliases = {'aa': {}}\n    alias_citation = {'aa': None}", "the BibTeX of its aliases (aa)"),
     ],
 )  # fmt: skip
 def test_a_display_title_that_cannot_be_shown_is_told(tmp_path, line, told):

@@ -692,9 +692,12 @@ def bibtex(folder: Path) -> str:
     if not records:
         raise _no_records(folder, complaints)
     cells = [record.cell for record in records]
-    classes = [methods.classes().get(name) for name in sorted({cell.method for cell in cells}, reverse=True)]
-    classes += [datasets.classes().get(name) for name in sorted({cell.dataset for cell in cells}, reverse=True)]
-    return "\n\n".join(dict.fromkeys(cls.citation for cls in classes if cls and cls.citation))
+    known, of_data = methods.classes(), datasets.classes()
+    by_method = sorted(cells, key=lambda cell: cell.method, reverse=True)
+    found = [one for cell in by_method if cell.method in known
+             for one in known[cell.method].citations(cell.method_parameters)]  # fmt: skip
+    names = sorted({cell.dataset for cell in cells} & of_data.keys(), reverse=True)
+    return "\n\n".join(dict.fromkeys([*found, *(of_data[name].citation for name in names if of_data[name].citation)]))
 
 
 def _no_records(folder: Path, complaints: list[str]) -> BenchmarkError:

@@ -1083,6 +1083,13 @@ def test_references_are_given_once_for_what_was_used(tmp_path):
     assert re.findall(r"@\w+\{(\w+),", text) == ["ahn2023pgd", "nam2020lff"]
 
 
+def test_an_alias_of_another_paper_is_cited_with_its_own(tmp_path):
+    records = records_of({"lff:ensemble=5": LFF[:1], "pgd:score=disagreement,tau=2": PGD[:1], "disen": PGD[:1]})
+    text = report.bibtex(store(tmp_path, records))
+    found = ["ahn2023pgd", "han2024dpr", "nam2020lff", "lee2023biasensemble", "lee2021disen"]
+    assert re.findall(r"@\w+\{(\w+),", text) == found
+
+
 def test_a_csv_of_results_reads_as_the_table_that_was_written(made):
     folder, _ = made
     again = pd.read_csv(io.StringIO((folder / "tables" / "results.csv").read_text(encoding="utf-8")))

@@ -495,7 +495,7 @@ def test_comments_docstrings_and_layout_do_not_count(own_files, same):
     assert own_files(own_helper=same) == own_files()
 
 
-@pytest.mark.parametrize("name", ["display", "alias_display"])
+@pytest.mark.parametrize("name", ["display", "alias_display", "alias_citation"])
 def test_what_papers_call_a_class_does_not_count(own_files, name):
     """Records made before a method had its display title stand in one row with those made after."""
     plain = own_files(own_helper="class K:\n    k = 1\n")

@@ -40,6 +40,7 @@ class BFFHQ(Dataset):
     bias_names = ("attr1",)
     n_bias_values = 2
     unbiased_test = True
+    ratio_parameters = ("part",)
     headline = ("acc_unbiased",)
     official_counts = {"train": 19_200, "valid": 1_000, "test": 1_000}
     recipe = Recipe(

@@ -46,6 +46,7 @@ class CMNIST2(Dataset):
     bias_names = ("colour",)
     n_bias_values = 2
     headline = ("acc_avg",)
+    ratio_parameters = ("first", "second")
     citation = """@article{arjovsky2019invariant,
   title={Invariant Risk Minimization},
   author={Arjovsky, Martin and Bottou, L{\\'e}on and Gulrajani, Ishaan and Lopez-Paz, David},

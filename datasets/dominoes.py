@@ -80,6 +80,7 @@ class Dominoes(Dataset):
     display = "Dominoes"
     version = 1
     unbiased_test = True
+    ratio_parameters = ("bias_strength",)
     headline = ("acc_unbiased",)
     citation = """@inproceedings{shah2020pitfalls,
   title={The Pitfalls of Simplicity Bias in Neural Networks},

@@ -55,6 +55,7 @@ class Dataset(Parameters, ABC):
     group_names: ClassVar[tuple[str, ...]] = ()  # of evaluation groups that overlap (`Samples.groups`)
     headline: ClassVar[tuple[str, ...]] = ("acc_avg",)
     unbiased_test: ClassVar[bool] = False  # True: in the test split the bias is independent of the label
+    ratio_parameters: ClassVar[tuple[str, ...]] = ()  # that set the conflict ratio; default: those that equal it
 
     data_seed: int = at_least(0, default=0)
     root: str | None = None  # where this dataset's files are, instead of its place below the data folder

@@ -67,7 +67,7 @@ def sweeps(records: Iterable[Record]) -> list[Sweep]:
 
 
 def _ratio_of(cell: Cell) -> tuple[str, float] | None:
-    """Title without the parameter that is the conflict ratio, and the ratio; None where it is not known here."""
+    """Title without the parameters that set the conflict ratio, and the ratio; None where it is not known here."""
     try:
         dataset = cell.build_dataset()
         ratio = dataset.conflict_ratio
@@ -75,7 +75,8 @@ def _ratio_of(cell: Cell) -> tuple[str, float] | None:
         return None
     if ratio is None:
         return None
-    own = {key for key, value in dataset.key().items() if type(value) is float and value == ratio}
+    equal = {key for key, value in dataset.key().items() if type(value) is float and value == ratio}
+    own = dataset.ratio_parameters or equal
     name, _, options = dataset_title(cell).partition(":")
     kept = [part for part in options.split(",") if part and part.partition("=")[0] not in own]
     return name + (":" + ",".join(kept) if kept else ""), ratio

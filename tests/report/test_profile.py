@@ -131,6 +131,30 @@ def test_sweeps_are_of_one_dataset_that_differs_in_its_ratio_alone(tmp_path):
     }
 
 
+@pytest.mark.parametrize(
+    ("specs", "found"),
+    [
+        (["dominoes", "dominoes:bias_strength=0.6", "dominoes:bias_strength=0.6,label_noise=0.1"],
+         {"dominoes": {"dominoes": 0.05, "dominoes:bias_strength=0.6": 0.2}}),
+        (["dominoes:bias_strength=0.8,label_noise=0.1", "dominoes:bias_strength=0.4,label_noise=0.1"],
+         {"dominoes:label_noise=0.1": {"dominoes:bias_strength=0.8,label_noise=0.1": 0.18,
+                                       "dominoes:bias_strength=0.4,label_noise=0.1": 0.34}}),
+        (["cmnist2", "cmnist2:first=0.95,second=0.95", "cmnist2:label_noise=0.05,first=0.95,second=0.95",
+          "cmnist2:label_noise=0.05"],
+         {"cmnist2": {"cmnist2": 0.15, "cmnist2:first=0.95,second=0.95": 0.05},
+          "cmnist2:label_noise=0.05": {"cmnist2:first=0.95,second=0.95,label_noise=0.05": 0.05,
+                                       "cmnist2:label_noise=0.05": 0.15}}),
+        (["bffhq", "bffhq:part=2pct"], {"bffhq": {"bffhq": 0.005, "bffhq:part=2pct": 0.02}}),
+    ],
+)  # fmt: skip
+def test_the_ratio_may_follow_from_other_parameters(specs, found):
+    """Also where it equals one that has nothing to do with it."""
+    rows = [EpochFacts(1, {"acc_avg": 0.9}, {"acc_avg": 0.9})]
+    records = [made_record(cell, rows, {"last": 0}) for cell in expand(["vanilla"], specs, seeds=1).cells]
+    swept = {sweep.title: sweep.ratios for sweep in profile.sweeps(records)}
+    assert swept == {title: pytest.approx(ratios) for title, ratios in found.items()}
+
+
 @pytest.mark.parametrize("datasets", [["cmnist5k"], ["cmnist5k", "cmnist:rho=0.05"]])
 def test_without_a_sweep_there_is_one_error_and_nothing_is_written(tmp_path, capsys, datasets):
     fill(tmp_path, ["vanilla", "pgd"], datasets, seeds=[0])

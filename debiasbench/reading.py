@@ -40,7 +40,7 @@ class Lane:
 
 
 def page_locked(x: Tensor, rows: Rows) -> Tensor:
-    """Some rows of x, gathered into page-locked memory."""
+    """Some rows of x (N, ...), gathered into page-locked memory: (B, ...)."""
     n = len(range(*rows.indices(len(x)))) if isinstance(rows, slice) else len(rows)
     gathered = torch.empty((n, *x.shape[1:]), dtype=x.dtype, pin_memory=True)
     if isinstance(rows, slice):
@@ -49,7 +49,13 @@ def page_locked(x: Tensor, rows: Rows) -> Tensor:
 
 
 def read_ahead(xs: Sequence[Tensor], plan: Sequence[Rows], device: torch.device) -> Iterator[Tensor]:
-    """The rows of each batch of a plan, on a GPU, of x on the host: (N, ...) a batch, as texts are cut to a length."""
+    """The rows of each batch of a plan, on a GPU.
+
+    Args:
+        xs: a column on the host for each batch, (N, ...): views of one, as texts are cut to what a batch needs.
+        plan: the rows of each batch.
+        device: the GPU.
+    """
     lane = Lane(device)
 
     def send(number: int) -> tuple[Tensor, torch.cuda.Event]:

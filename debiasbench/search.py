@@ -1,6 +1,6 @@
 """Ranges of hyper-parameters, from which fair tuning draws: `search = {"alpha": uniform(0.1, 0.9, source="...")}`.
 
-Each range says where it comes from, and is checked where it is declared.
+Each range says where it comes from, and is checked where it is declared: what is none is a BenchmarkError.
 """
 
 from __future__ import annotations

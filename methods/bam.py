@@ -11,9 +11,9 @@ validation, which is the selection rule class_gap (docs/metrics.md), while the l
 recipe's number of epochs unless it is given, and mu is 1 / (conflict ratio), as JTT's lambda_up; in the paper both are
 chosen on validation. An empty error set is an error.
 
-The amplification is the paper's (on Waterbirds, with T = 20, mu = 140 and 150 epochs). How fast b memorises depends on
-the optimiser: by SGD with rate r and batches of B, a visit moves amplification b_i by about amplification^2 r / B times
-the error, ten times that with momentum 0.9.
+The amplification is the paper's (on Waterbirds, with T = 20, mu = 140 and 150 epochs). b has the network's optimiser,
+its decay included. How fast it memorises depends on that: by SGD with rate r and batches of B, a visit moves
+amplification b_i by about amplification^2 r / B times the error, ten times that with momentum 0.9.
 
 Expected in the worst group of Waterbirds: about JTT's or some points above it (the paper). Ours on cmnist5k, where
 the amplification hardly matters from 0.3 to 50: docs/reproduction.md.

@@ -133,9 +133,8 @@ class CNC(Method):
     def loss(self, nets: Nets, batch: Batch, state: State) -> Tensor:
         """Step 3 on a few sets, one after the other, each of `n_parts` times `n_each` samples."""
         features = nets.net.features(batch.x).float()
-        with torch.autocast(
-            features.device.type, enabled=False
-        ):  # similarities of 8 bits, over a temperature, are rough
+        # similarities of 8 bits, over a temperature, are rough
+        with torch.autocast(features.device.type, enabled=False):
             return self.loss_of(nets.net.head(features), features, batch.y)
 
     def loss_of(self, logits: Tensor, features: Tensor, y: Tensor) -> Tensor:

@@ -90,7 +90,7 @@ class Net(nn.Module):
     n_classes: int
 
     def features(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, D)."""
+        """Images (B, C, H, W), tokens (B, L) or features (B, D), as the network takes them -> (B, n_features)."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:

@@ -46,7 +46,13 @@ PRETRAINED_NETS = ("resnet18", "resnet50", "transformer")
 def check_net(name: str, pretrained: str = "none", *, inputs: str | None = None) -> None:
     """Refuse a network that does not exist or is not made for such inputs, and weights that cannot be had.
 
-    ImageNet weights are downloaded if need be.
+    Args:
+        name: as of `build_net`.
+        pretrained: as of `build_net`. ImageNet weights are downloaded if need be.
+        inputs: "images", "text" or "features"; None: whatever it takes.
+
+    Raises:
+        BenchmarkError: why, and what there is instead.
     """
     registry.check()
     of_library, is_own = parts_of(name), own_net(name) is not None
@@ -73,9 +79,18 @@ def check_net(name: str, pretrained: str = "none", *, inputs: str | None = None)
 def build_net(
     name: str, shape: tuple[int, ...], n_classes: int, *, pretrained: str = "none", recompute: bool = False
 ) -> Net:
-    """A new network for samples of `shape`, (C, H, W) or (D,); its start is drawn from torch's global generator.
+    """A new network; its start is drawn from torch's global generator.
 
-    `pretrained` is "none", "imagenet" or the path of a state dict in the library's format. `recompute` is for ResNets.
+    Args:
+        name: of the suite ("resnet18"), of a library ("timm:resnet26"), or of another file.
+        shape: of the samples, (C, H, W) or (D,).
+        n_classes: width of its head.
+        pretrained: "none", "imagenet", or the path of a state dict in the library's format; of a transformer, the
+            encoder.
+        recompute: blocks of ResNets are computed again in the backward pass.
+
+    Raises:
+        BenchmarkError: there is no such network, or its weights cannot be had.
     """
     check_net(name)
     of_library, own = parts_of(name), own_net(name)
@@ -96,7 +111,7 @@ ROUNDING = 1e-4  # relative, between two ways to the same logits
 
 @functools.lru_cache(maxsize=64)
 def check_fits(name: str, shape: tuple[int, ...], n_classes: int, pretrained: str = "none") -> None:
-    """Refuse a network that does not take samples of `shape` (C, H, W), or is not its head on its features.
+    """Refuse a network that does not take samples of `shape`, (C, H, W) or (D,), or is not its head on its features.
 
     Two samples go through a new one in eval mode, in the layout in which training has them.
 

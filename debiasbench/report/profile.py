@@ -43,7 +43,7 @@ def sweeps(records: Iterable[Record]) -> list[Sweep]:
     """The datasets that have records at two or more conflict ratios, as their plug-ins tell these.
 
     Raises:
-        BenchmarkError: there is none.
+        BenchmarkError: there is none; one has several datasets of one ratio.
     """
     found: dict[str, dict[str, float]] = {}
     for cell in {dataset_title(record.cell): record.cell for record in records if record.done}.values():
@@ -63,7 +63,22 @@ def sweeps(records: Iterable[Record]) -> list[Sweep]:
             f"{names or 'none'}. For example: debiasbench run --methods vanilla pgd --datasets "
             "'cmnist5k:rho=0.005|0.02|0.1|0.3'"
         )
+    for sweep in several:
+        _refuse_equal_ratios(sweep)
     return several
+
+
+def _refuse_equal_ratios(sweep: Sweep) -> None:
+    """One place on the axis is of one set of data."""
+    of_ratio: dict[float, list[str]] = {}
+    for title, ratio in sweep.ratios.items():
+        of_ratio.setdefault(ratio, []).append(title)
+    for ratio, titles in of_ratio.items():
+        if len(titles) > 1:
+            raise BenchmarkError(
+                f"A profile has one dataset at each conflict ratio. At {100 * ratio:g} % are {', '.join(titles)}: "
+                "leave out all but one (--datasets)."
+            )
 
 
 def _ratio_of(cell: Cell) -> tuple[str, float] | None:

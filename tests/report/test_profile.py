@@ -155,6 +155,17 @@ def test_the_ratio_may_follow_from_other_parameters(specs, found):
     assert swept == {title: pytest.approx(ratios) for title, ratios in found.items()}
 
 
+def test_two_datasets_of_one_sweep_and_ratio_are_told():
+    specs = ["cmnist2", "cmnist2:first=0.95,second=0.75", "cmnist2:first=0.6"]
+    rows = [EpochFacts(1, {"acc_avg": 0.9}, {"acc_avg": 0.9})]
+    records = [made_record(cell, rows, {"last": 0}) for cell in expand(["vanilla"], specs, seeds=1).cells]
+    with pytest.raises(
+        BenchmarkError, match=r"At 15 % are cmnist2, cmnist2:first=0\.95,second=0\.75: leave out all but"
+    ):
+        profile.sweeps(records)
+    assert [sweep.title for sweep in profile.sweeps(records[1:])] == ["cmnist2"]
+
+
 @pytest.mark.parametrize("datasets", [["cmnist5k"], ["cmnist5k", "cmnist:rho=0.05"]])
 def test_without_a_sweep_there_is_one_error_and_nothing_is_written(tmp_path, capsys, datasets):
     fill(tmp_path, ["vanilla", "pgd"], datasets, seeds=[0])

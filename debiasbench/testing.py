@@ -568,6 +568,8 @@ def check_dataset_declaration(dataset: Dataset, splits: Splits) -> None:
     assert module.__doc__, f"{cls.name} needs documentation: input, label, bias, splits, source, licence."
     assert dataset.n_classes > 1
     assert dataset.bias_names, f"{cls.name} needs the names of its biases."
+    strange = [name for name in dataset.ratio_parameters if name not in dataset.values()]
+    assert not strange, f"{cls.name}: ratio_parameters names {', '.join(strange)}, which is no parameter of it."
     check_net(cls.recipe.net)
     for preset in cls.presets.values():
         cls(**{key: value for key, value in preset.items() if key != "recipe"})

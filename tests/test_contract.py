@@ -75,6 +75,19 @@ def test_a_test_split_with_the_bias_of_training_is_no_unbiased_one():
         testing.check_bias_says_nothing_in_test(Tiny(), changed(splits, "test", bias=splits.test.y[:, None]))
 
 
+class Misspelt(Tiny):
+    """Says that its conflict ratio follows from what it does not have."""
+
+    name = "misspelt"
+    ratio_parameters = ("rho", "ratio")
+
+
+def test_the_parameters_of_the_ratio_are_parameters():
+    splits = Tiny().build(NO_DATA)
+    with pytest.raises(AssertionError, match="ratio_parameters names ratio, which is no parameter of it"):
+        testing.check_dataset_declaration(Misspelt(), splits)
+
+
 class Still(Tiny):
     """Reads its data as they are, no image of which is there twice."""
 

@@ -10,9 +10,8 @@ import pandas as pd
 from debiasbench.evaluation.selection import uses_bias_labels
 from debiasbench.report.phrases import Phrase, joined
 from debiasbench.report.results import Measure, bias_knowing, summaries
+from debiasbench.report.statistics import LEVEL
 from debiasbench.report.tables import p_value
-
-LEVEL = 0.05  # of p after Holm's correction, as in the tables
 
 
 def verdicts(table: pd.DataFrame, measures: Sequence[Measure], tests: pd.DataFrame | None) -> list[str]:

@@ -1,4 +1,4 @@
-"""Figures for papers: PDF and PNG, readable at one column, safe for colour-blind readers; and the page's charts.
+"""Figures for papers, readable at one column, safe for colour-blind readers; and the page's charts.
 
 Names of methods, datasets and classes are shown as they are (`parse_math=False`), also where they hold dollars.
 """
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from debiasbench.drawing import plain_settings
-from debiasbench.report.style import PALETTE, headline, in_lines, legend, look, new_figure, plainly, save, svg
+from debiasbench.report.style import PALETTE, headline, in_lines, legend, look, new_figure, plainly, svg
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,7 +24,7 @@ FEWEST_FOR_HISTOGRAM = 10  # runs of some method: bins of fewer show where they 
 
 
 @plainly
-def score_histogram(scores: dict[str, tuple[np.ndarray, np.ndarray]], stem: Path, *, title: str = "") -> list[Path]:
+def score_histogram(scores: dict[str, tuple[np.ndarray, np.ndarray]], *, title: str = "") -> Figure:
     """Per-sample scores of aligned and conflicting samples, as the paper's Figure 9.
 
     scores: method -> (scores (N,), whether conflicting (N,)); each is divided by its maximum. Counts are on a
@@ -45,13 +45,13 @@ def score_histogram(scores: dict[str, tuple[np.ndarray, np.ndarray]], stem: Path
         axis.legend(fontsize=6, frameon=False, loc="upper right")
     axes[-1].set_xlabel("score / largest score", fontsize=8)
     headline(figure, title)
-    return save(figure, stem)
+    return figure
 
 
 @plainly
 def accuracy_figure(
-    values: dict[str, np.ndarray], stem: Path, *, metric: str, title: str = "", order: list[str] | None = None
-) -> list[Path]:
+    values: dict[str, np.ndarray], *, metric: str, title: str = "", order: list[str] | None = None
+) -> Figure:
     """Accuracies of the runs of each method: points where all have fewer than ten, else histograms.
 
     Points: a row a method, each run a dot (a little apart, so that equal runs are seen), a line at the mean.
@@ -59,7 +59,6 @@ def accuracy_figure(
 
     Args:
         values: method -> fractions (n,); nan are left out.
-        stem: path without an ending.
         metric: name for the axis.
         title: above the figure.
         order: all methods of the report, so that colours stay the same everywhere.
@@ -68,7 +67,7 @@ def accuracy_figure(
     few = max(map(len, percents.values())) < FEWEST_FOR_HISTOGRAM
     figure = (_accuracy_points if few else _accuracy_histograms)(percents, metric, order or list(values))
     headline(figure, title)
-    return save(figure, stem)
+    return figure
 
 
 def _accuracy_points(percents: dict[str, np.ndarray], metric: str, order: list[str]) -> Figure:
@@ -126,13 +125,12 @@ class Draws:
 @plainly
 def tuning_figure(
     draws: Mapping[str, Draws],
-    stem: Path,
     *,
     rule: str,
     percent: bool = True,
     title: str = "",
     order: list[str] | None = None,
-) -> list[Path]:
+) -> Figure:
     """How far the draws of each method spread, beside the spread over seeds of runs with what was chosen.
 
     A pair of rows a method: above its draws, a dot each, a cross for its defaults and a ring around what was chosen;
@@ -140,7 +138,6 @@ def tuning_figure(
 
     Args:
         draws: method -> its draws and runs, in the same measure.
-        stem: path without an ending.
         rule: by which was chosen: names the axis.
         percent: whether values are fractions.
         title: above the figure.
@@ -182,7 +179,7 @@ def tuning_figure(
     legend(figure, [Line2D([], [], linestyle="none", label=label, **mark) for label, mark in marks.items()],
            handle_length=1)  # fmt: skip
     headline(figure, title)
-    return save(figure, stem)
+    return figure
 
 
 def _apart(n: int) -> np.ndarray:
@@ -313,9 +310,7 @@ def _over(runs: Sequence[Curve], summed: Callable[[list[float]], float]) -> Curv
 
 
 @plainly
-def fisher_figure(
-    numbers: list[dict[str, Any]], stem: Path, *, in_rank: bool = False, order: list[str] | None = None
-) -> list[Path]:
+def fisher_figure(numbers: list[dict[str, Any]], *, in_rank: bool = False, order: list[str] | None = None) -> Figure:
     """The trace of the inverse Fisher information of each method, as the paper's Figure 3; less is better.
 
     numbers: what `debiasbench.fisher.of_record` returns of each run. A panel for each dataset, network and damping,
@@ -355,13 +350,13 @@ def fisher_figure(
         for face, label in (("black", "own h"), ("white", "same network, uniform h"))
     ]
     figure.legend(handles=marks, loc="outside lower center", ncols=2, fontsize=7, frameon=False)
-    return save(figure, stem)
+    return figure
 
 
 @plainly
 def theorem_figure(
-    stem: Path, *, a: float = 1.0, sizes: tuple[tuple[int, int], ...] = ((90, 10), (95, 5), (99, 1)), title: str = ""
-) -> list[Path]:
+    *, a: float = 1.0, sizes: tuple[tuple[int, int], ...] = ((90, 10), (95, 5), (99, 1)), title: str = ""
+) -> Figure:
     """Theorem 2: the objective of the one-dimensional example, and its minimum at h proportional to |g|.
 
     a: half of the distance of the two sets' optima, not 0. sizes: |M| and |m|, for each of which uniform sampling is
@@ -388,7 +383,7 @@ def theorem_figure(
     axis.set_ylabel(r"$\mathrm{Tr}\,(\hat{I}_h)^{-1}$", fontsize=8)
     axis.legend(fontsize=6, frameon=False, loc="upper center")
     axis.set_title(title or f"One-dimensional example, a = {a:g}", fontsize=8, loc="left", pad=3)
-    return save(figure, stem)
+    return figure
 
 
 @plainly
@@ -396,11 +391,10 @@ def critical_difference(
     ranks: dict[str, float],
     difference: float,
     cliques: Sequence[Sequence[str]],
-    stem: Path,
     *,
     title: str = "",
     order: list[str] | None = None,
-) -> list[Path]:
+) -> Figure:
     """Average ranks of methods, and who cannot be separated: Demsar's (2006) diagram with a row a method.
 
     The rows leave room for long names and two dozen methods in one column of a paper, where names on both sides of
@@ -410,7 +404,6 @@ def critical_difference(
         ranks: method -> average rank, from 1 (best).
         difference: by how much average ranks must differ, drawn as a bar; nan where no test was made: no bar then.
         cliques: groups of methods that cannot be separated, each joined by a line beside its rows.
-        stem: path without an ending.
         title: above the figure.
         order: all methods of the report, for colours and markers.
     """
@@ -446,7 +439,7 @@ def critical_difference(
     axis.spines["left"].set_bounds(len(methods) - 0.3, -0.5)
     figure.supxlabel("average rank" + ("; joined: not separated" if rows else ""), fontsize=8)
     headline(figure, title)
-    return save(figure, stem)
+    return figure
 
 
 def _levels(intervals: Sequence[tuple[float, float]]) -> list[int]:
@@ -466,20 +459,18 @@ def _levels(intervals: Sequence[tuple[float, float]]) -> list[int]:
 @plainly
 def parameter_figure(
     values: dict[str, dict[str, np.ndarray]],
-    stem: Path,
     *,
     metric: str,
     published: dict[str, dict[str, float]] | None = None,
     title: str = "",
     order: list[str] | None = None,
-) -> list[Path]:
+) -> Figure:
     """A few variants of a method on several datasets, as the paper's Figure 2: a panel a dataset, each on its scale.
 
     The mean as a marker, the sample standard deviation as bars, each run as a dot; no bar for a single run.
 
     Args:
         values: dataset -> variant -> fractions (n,); nan are left out.
-        stem: path without an ending.
         metric: name for the axis.
         published: dataset -> variant -> fraction, shown as an open marker beside ours.
         title: above the figure.
@@ -524,7 +515,7 @@ def parameter_figure(
         )  # fmt: skip
     legend(figure, handles, handle_length=1)
     headline(figure, title)
-    return save(figure, stem)
+    return figure
 
 
 _GREY: dict[str, Any] = {"color": "0.45", "linestyle": (0, (4, 2)), "linewidth": 1}
@@ -540,12 +531,11 @@ def _line(method: str, order: list[str]) -> dict[str, Any]:
 def profile_figure(
     curves: dict[str, dict[str, dict[float, np.ndarray]]],
     aligned: dict[str, dict[float, np.ndarray]],
-    stem: Path,
     *,
     metrics: dict[str, str],
     aligned_label: str,
     order: list[str] | None = None,
-) -> list[Path]:
+) -> Figure:
     """Accuracies against the fraction of conflicting samples: a panel a dataset, a line a method.
 
     The mean as a marker, the sample standard deviation as bars; no bar for a single run. Dashed in grey: the reference
@@ -554,7 +544,6 @@ def profile_figure(
     Args:
         curves: dataset -> method -> fraction of conflicting samples -> accuracies of the runs, fractions (n,).
         aligned: dataset -> fraction of conflicting samples -> the same of the reference on aligned samples.
-        stem: path without an ending.
         metrics: dataset -> name for its axis.
         aligned_label: name of the grey line.
         order: all methods of the report, for colours and markers.
@@ -587,24 +576,22 @@ def profile_figure(
     if any(aligned.values()):
         handles.append(Line2D([], [], label=aligned_label, **_GREY))
     legend(figure, handles, handle_length=2.5)
-    return save(figure, stem)
+    return figure
 
 
 @plainly
 def trials_histogram(
     values: dict[str, dict[str, np.ndarray]],
-    stem: Path,
     *,
     metric: str,
     p_values: dict[str, float] | None = None,
     title: str = "",
     order: list[str] | None = None,
-) -> list[Path]:
+) -> Figure:
     """Many runs of two (or three) methods over each other, as the paper's Figure 10: a panel a dataset.
 
     Args:
         values: dataset -> method -> fractions (n,); nan are left out, and each dataset has a number.
-        stem: path without an ending.
         metric: name for the axis.
         p_values: dataset -> p of whatever test the title or caption names; nan and missing ones are left out.
         title: above the figure.
@@ -650,4 +637,4 @@ def trials_histogram(
         handles.append(Patch(facecolor=face, edgecolor=edge, linestyle=(0, dashes), label=label))
     legend(figure, handles, handle_length=3)
     headline(figure, title)
-    return save(figure, stem)
+    return figure

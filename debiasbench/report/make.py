@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -36,7 +36,8 @@ from debiasbench.report.budgets import as_asked
 from debiasbench.report.export import check_export, write_export
 from debiasbench.report.outcomes import outcome
 from debiasbench.report.page import page
-from debiasbench.report.phrases import Displays, display_titles, displayed
+from debiasbench.report.phrases import Displays, display_titles
+from debiasbench.report.pictures import accuracy_picture, profile_picture, rank_picture, score_picture
 from debiasbench.report.published import cells as grid_cells
 from debiasbench.report.results import (
     Measure,
@@ -57,12 +58,10 @@ from debiasbench.report.sections import (
     identification_table,
     marked,
     means_of,
-    one_a_dataset,
     ranks_table,
     selection_table,
     tests_table,
 )
-from debiasbench.report.statistics import rank_test
 from debiasbench.report.strict import (
     Commands,
     Refusal,
@@ -76,6 +75,7 @@ from debiasbench.report.strict import (
     shown_in,
     write_seal,
 )
+from debiasbench.report.style import save
 from debiasbench.report.tables import (
     Column,
     Table,
@@ -85,7 +85,6 @@ from debiasbench.report.tables import (
     latex_document,
     latex_file,
     markdown,
-    p_value,
     with_display_titles,
     words,
 )
@@ -93,6 +92,9 @@ from debiasbench.report.tuning import cells_of, draw_tuning, draws_table
 from debiasbench.report.verdict import verdicts
 from debiasbench.tuning import tried_by
 from debiasbench.wording import duration
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -276,7 +278,7 @@ def make(  # noqa: PLR0913 - the report's options
         paths["profile"] = [_write_csv(folder / "profile.csv", [csv(shown_by_ratio)])]
         if figures:
             stem = results_dir / "figures" / "profile"
-            drawn += _draw_profile(curves, stem, methods, reference, displays, complaints)
+            drawn += _drawn(stem, complaints, profile_picture, table, curves, reference, displays)
     complaints = list(dict.fromkeys([*complaints, *(_without_glyphs(done) if drawn else ())]))
     lines = [one.line for one in passed]
     in_paper = [with_display_titles(one, displays) for one in tables]
@@ -583,73 +585,29 @@ def draw(
     Files are named by titles, what they show is called as papers do. `complaints` grows by what could not be read or
     drawn.
     """
-    from debiasbench.report import figures
-
     paths: list[Path] = []
 
-    def drawn(make: Callable[..., list[Path]], *given: Any, **options: Any) -> None:
-        paths.extend(_drawn(make, *given, complaints=complaints, **options))
+    def drawn(stem: str, picture: Callable[..., Figure | None], *given: Any) -> None:
+        paths.extend(_drawn(folder / stem, complaints, picture, *given))
 
-    named, on_data = displays["method"], displays["dataset"]
-    methods = [named[method] for method in dict.fromkeys(table.method)]
     for dataset, name in file_names(table.dataset).items():
         scores = _scores([record for record in records if dataset_title(record.cell) == dataset], complaints)
         if scores:
-            scores = {named[method]: one for method, one in scores.items()}
-            title = f"Per-sample scores on {on_data[dataset]}"
-            drawn(figures.score_histogram, scores, folder / f"scores-{name}", title=title)
-        metric = headline_of(table, dataset)
-        chosen = runs(table, dataset, metric)
-        values = {
-            named[method]: chosen[chosen.method == method].value.to_numpy() for method in dict.fromkeys(chosen.method)
-        }
-        stem = folder / f"accuracies-{name}"
-        if values:
-            drawn(figures.accuracy_figure, values, stem, metric=metric, title=on_data[dataset], order=methods)
-    datasets = one_a_dataset(measures)
-    if len(datasets) > 1:
-        test = rank_test(means_of(table, datasets))
-        if test.tested:
-            cliques = [[methods[index] for index in clique] for clique in test.cliques]
-            averages = dict(zip(methods, map(float, test.ranks), strict=True))
-            drawn(
-                figures.critical_difference, averages, test.difference, cliques, folder / "ranks", order=methods,
-                title=f"Average ranks over {test.n_datasets} datasets (p {p_value(test.p)})",
-            )  # fmt: skip
+            drawn(f"scores-{name}", score_picture, scores, dataset, displays)
+        measure = Measure(dataset, headline_of(table, dataset))
+        drawn(f"accuracies-{name}", accuracy_picture, table, measure, displays)
+    drawn("ranks", rank_picture, table, measures, displays)
     return paths
 
 
-def _drawn(make: Callable[..., list[Path]], *given: Any, complaints: list[str], **options: Any) -> list[Path]:
-    """The files of a figure; none, and a complaint, where it cannot be drawn."""
-    stem = next(one for one in given if isinstance(one, Path))
+def _drawn(stem: Path, complaints: list[str], picture: Callable[..., Figure | None], *given: Any) -> list[Path]:
+    """The files of a figure; none where there is nothing to draw, and none and a complaint where it cannot be drawn."""
     try:
-        return make(*given, **options)
+        figure = picture(*given)
+        return save(figure, stem) if figure is not None else []
     except Exception as error:  # a figure never costs the report of what was trained
         complaints.append(f"{stem.name} could not be drawn: {type(error).__name__}: {error}")
         return []
-
-
-def _draw_profile(
-    curves: dict[str, profile.Curves],
-    stem: Path,
-    methods: list[str],
-    reference: str,
-    displays: Displays,
-    complaints: list[str],
-) -> list[Path]:
-    from debiasbench.report import figures
-
-    named = displays["method"]
-    curves = {displayed(profile.family(title), displays): one for title, one in curves.items()}
-    of_methods = {
-        title: {named[method]: values for method, values in one.methods.items()} for title, one in curves.items()
-    }
-    return _drawn(
-        figures.profile_figure, of_methods, {title: one.aligned for title, one in curves.items()}, stem,
-        complaints=complaints, order=[named[method] for method in methods],
-        metrics={title: one.metric for title, one in curves.items()},
-        aligned_label=f"{named.get(reference, reference)}, aligned samples",
-    )  # fmt: skip
 
 
 def _without_glyphs(records: list[Record]) -> list[str]:

@@ -16,6 +16,7 @@ from debiasbench.report import published
 from debiasbench.report.phrases import Displays, display_titles
 from debiasbench.report.results import dataset_title, headlines, scores_of
 from debiasbench.report.statistics import score_bins, welch
+from debiasbench.report.style import save
 from debiasbench.report.tables import Column, Entry, Table, count, number, words
 
 
@@ -164,9 +165,10 @@ def _fisher(
     displays = display_titles(record.cell for record in records)
     order = _displayed(order, displays)
     shown = [one | {kind: displays[kind].get(one[kind], one[kind]) for kind in ("dataset", "method")} for one in found]
-    figures = fisher_figure(shown, stem, order=order)
-    figures += fisher_figure(shown, stem.with_name(f"{stem.name}-in-rank"), in_rank=True, order=order)
-    figures += theorem_figure(stem.with_name("theorem2"))
+    figures = save(fisher_figure(shown, order=order), stem)
+    in_rank = fisher_figure(shown, in_rank=True, order=order)
+    figures += save(in_rank, stem.with_name(f"{stem.name}-in-rank"))
+    figures += save(theorem_figure(), stem.with_name("theorem2"))
     table = Table(experiment.name, f"{experiment.name}: {experiment.title}", columns, rows, notes)
     return Outcome([table], figures, complaints)
 
@@ -182,7 +184,7 @@ def _norms(
     metric = headlines(records[0].cell.dataset)[0]
     displays = display_titles(record.cell for record in records)
     values, order = _values_displayed(_values(records), displays), _displayed(order, displays)
-    return Outcome(figures=parameter_figure(values, stem, metric=metric, title=title, order=order))
+    return Outcome(figures=save(parameter_figure(values, metric=metric, title=title, order=order), stem))
 
 
 def _trials(
@@ -204,4 +206,5 @@ def _trials(
     displays = display_titles(record.cell for record in records)
     values, order = _values_displayed(values, displays), _displayed(order, displays)
     p_values = {displays["dataset"][dataset]: p for dataset, p in p_values.items()}
-    return Outcome(figures=trials_histogram(values, stem, metric=metric, p_values=p_values, title=title, order=order))
+    figure = trials_histogram(values, metric=metric, p_values=p_values, title=title, order=order)
+    return Outcome(figures=save(figure, stem))

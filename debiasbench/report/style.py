@@ -123,13 +123,14 @@ def headline(figure: Figure, title: str, size: float = 8) -> None:
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:
-    """Write a figure as `stem`.pdf and `stem`.png."""
+    """Write a figure as `stem`.pdf and `stem`.png; stem: a path without an ending."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     paths = [stem.with_name(stem.name + ending) for ending in (".pdf", ".png")]
-    for path in paths:
-        metadata = {"CreationDate": None} if path.suffix == ".pdf" else None  # equal records, equal bytes
-        figure.savefig(path, dpi=200, metadata=metadata)
-        figure.set_layout_engine("none")  # laid out by the first; doing it again is half of the second's time
+    with plain_settings():
+        for path in paths:
+            metadata = {"CreationDate": None} if path.suffix == ".pdf" else None  # equal records, equal bytes
+            figure.savefig(path, dpi=200, metadata=metadata)
+            figure.set_layout_engine("none")  # laid out by the first; doing it again is half of the second's time
     return paths
 
 

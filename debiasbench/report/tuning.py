@@ -16,6 +16,7 @@ from debiasbench.records import Record, read_records, sources
 from debiasbench.report.phrases import Phrase, display_titles
 from debiasbench.report.results import headlines, shortened
 from debiasbench.report.sections import DATASET, METHOD
+from debiasbench.report.style import save
 from debiasbench.report.tables import NOTHING, Column, Entry, Table, count, csv, markdown, words
 from debiasbench.tuned import TunedValues, tuned_values, write_tuned
 from debiasbench.tuning import Trial, Tried, as_chosen, choose, tried, with_values
@@ -158,11 +159,12 @@ def draw_tuning(
         if not shown:
             continue
         try:
-            paths += figures.tuning_figure(
-                shown, folder / f"tuning-{rule}-{name}", rule=rule, percent=rule != "val_loss",
+            figure = figures.tuning_figure(
+                shown, rule=rule, percent=rule != "val_loss",
                 title=f"Draws and seeds on {displays['dataset'][dataset]}",
                 order=[named[method] for method in dict.fromkeys(one.trial.method for one in found)],
             )  # fmt: skip
+            paths += save(figure, folder / f"tuning-{rule}-{name}")
         except Exception as error:  # a figure never costs what was trained
             complaints.append(f"tuning-{rule}-{name} could not be drawn: {type(error).__name__}: {error}")
     return paths

@@ -26,6 +26,7 @@ from debiasbench.report.fisher import (
     of_record,
     optimal_sampling,
 )
+from debiasbench.report.style import save
 from debiasbench.weights import weights_path
 
 
@@ -368,11 +369,11 @@ def test_figure_3_is_drawn(tmp_path):
         *(invented("pgd", value, 20 * value) for value in (3e4, 5e4, 6e4)),
         invented("pgd", 1e3, 2e3, dataset="mbmnist", net="simconv2", dimension=1161),
     ]
-    check_figure(fisher_figure(numbers, tmp_path / "new" / "fisher"))
+    check_figure(save(fisher_figure(numbers), tmp_path / "new" / "fisher"))
     numbers = [one | {"objective_in_rank": 1e3, "uniform_in_rank": 2e3} for one in numbers]
-    check_figure(fisher_figure(numbers, tmp_path / "in-rank", in_rank=True))
+    check_figure(save(fisher_figure(numbers, in_rank=True), tmp_path / "in-rank"))
 
 
 def test_theorem_2_is_drawn(tmp_path):
-    check_figure(theorem_figure(tmp_path / "theorem"))
-    check_figure(theorem_figure(tmp_path / "other", a=0.5, sizes=((3, 8),), title="Two sets"))
+    check_figure(save(theorem_figure(), tmp_path / "theorem"))
+    check_figure(save(theorem_figure(a=0.5, sizes=((3, 8),), title="Two sets"), tmp_path / "other"))

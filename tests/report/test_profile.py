@@ -15,6 +15,7 @@ from debiasbench.records import EpochFacts, read_records
 from debiasbench.report import figures, page, profile
 from debiasbench.report import make as report
 from debiasbench.report.statistics import mean_interval
+from debiasbench.report.style import save
 
 MEANS = {"vanilla": 0.30, "pgd": 0.85, "lff": 0.84, "groupdro": 0.92}
 RATIOS = [0.005, 0.02, 0.1, 0.3]
@@ -214,20 +215,17 @@ def test_the_interval_of_a_mean():
     assert np.isnan(mean_interval([0.1, 0.1])).all()
 
 
-def test_the_figure_has_a_panel_a_dataset_and_a_line_a_method(tmp_path, monkeypatch):
-    drawn = []
-    save = figures.save
-    monkeypatch.setattr(figures, "save", lambda figure, stem: drawn.append(figure) or save(figure, stem))
+def test_the_figure_has_a_panel_a_dataset_and_a_line_a_method(tmp_path):
     curves = {
         name: {method: {ratio: np.array([0.5, 0.6]) for ratio in (0.0, *RATIOS)} for method in ("vanilla", "a$b$")}
         for name in ("one", "two")
     }
-    paths = figures.profile_figure(
-        curves, {"one": {0.02: np.array([0.99]), 0.1: np.array([0.98])}}, tmp_path / "profile",
+    figure = figures.profile_figure(
+        curves, {"one": {0.02: np.array([0.99]), 0.1: np.array([0.98])}},
         metrics={"one": "acc_unbiased", "two": "acc_worst"}, aligned_label="vanilla, aligned samples",
     )  # fmt: skip
-    assert [path.name for path in paths] == ["profile.pdf", "profile.png"]
-    one, two = drawn[0].axes
+    assert [path.name for path in save(figure, tmp_path / "profile")] == ["profile.pdf", "profile.png"]
+    one, two = figure.axes
     assert one.get_xscale() == "log"
     assert [label.get_text() for label in one.get_xticklabels()] == ["0.5", "2", "10", "30"]
     assert (one.get_ylabel(), two.get_ylabel()) == ("acc_unbiased (%)", "acc_worst (%)")
@@ -235,7 +233,7 @@ def test_the_figure_has_a_panel_a_dataset_and_a_line_a_method(tmp_path, monkeypa
         line.get_xdata() for line in two.lines if len(line.get_xdata()) == len(RATIOS) and line.get_marker() not in "_|"
     ]
     assert [list(line) for line in points[:1]] == [[100 * ratio for ratio in RATIOS]]  # 0 has no place there
-    (legend,) = drawn[0].legends
+    (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["vanilla", "a$b$", "vanilla, aligned samples"]
 
 

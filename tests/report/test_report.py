@@ -218,7 +218,7 @@ def values(table, dataset, method):
 
 def test_ranks_over_enough_datasets_are_tested_and_drawn(tmp_path, monkeypatch):
     for other in ("score_histogram", "accuracy_figure"):  # which take their time
-        monkeypatch.setattr(figures, other, lambda *_, **__: [])
+        monkeypatch.setattr(figures, other, lambda *_, **__: None)
     datasets = [f"cmnist5k:rho={rho}" for rho in (0.01, 0.03, 0.05, 0.1, 0.2, 0.3, 0.4)]
     fill(tmp_path, list(MEANS), datasets, seeds=range(2))
     made = report.make(tmp_path)
@@ -349,7 +349,7 @@ def test_a_single_run_and_no_run_leave_fields_of_a_csv_empty(tmp_path):
     ],
 )
 def test_damaged_arrays_are_one_complaint(tmp_path, capsys, monkeypatch, content, message):
-    monkeypatch.setattr(figures, "accuracy_figure", lambda *_, **__: [])  # it takes its time
+    monkeypatch.setattr(figures, "accuracy_figure", lambda *_, **__: None)  # it takes its time
     content = content if isinstance(content, bytes) else to_bytes(content)
     fill(tmp_path, ["vanilla", "pgd"], ["cmnist5k"], seeds=[0])
     path = arrays_path(next(tmp_path.glob("records/cmnist5k/pgd/s0-*.json")))
@@ -373,7 +373,7 @@ def test_damaged_arrays_are_one_complaint(tmp_path, capsys, monkeypatch, content
 
 def test_a_damaged_record_of_an_experiment_is_one_complaint(tmp_path, monkeypatch):
     for other in ("score_histogram", "accuracy_figure"):  # which take their time
-        monkeypatch.setattr(figures, other, lambda *_, **__: [])
+        monkeypatch.setattr(figures, other, lambda *_, **__: None)
     trials = Experiment("t", ["vanilla", "pgd"], ["cmnist5k"], paper="table1", show="trials", seeds=2)
     fill(tmp_path, trials.methods, trials.datasets, seeds=range(2))
     path = next(tmp_path.glob("records/cmnist5k/pgd/s1-*.json"))
@@ -577,7 +577,7 @@ def test_columns_asked_for_twice_are_shown_once(folder):
 
 def test_several_columns_of_one_dataset_are_no_datasets(tmp_path, monkeypatch):
     for other in ("score_histogram", "accuracy_figure"):  # which take their time
-        monkeypatch.setattr(figures, other, lambda *_, **__: [])
+        monkeypatch.setattr(figures, other, lambda *_, **__: None)
     fill(tmp_path, list(MEANS), ["cmnist5k"])
     metrics = ("acc_unbiased", "acc_conflict", "acc_aligned", "acc_worst")
     made = report.make(tmp_path, shown=report.Shown(metrics=metrics, select=("last", "val_loss")))

@@ -1,0 +1,69 @@
+"""The figures that a report draws of a table of results, by what papers call methods and datasets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from debiasbench.report import figures
+from debiasbench.report.phrases import Displays, displayed
+from debiasbench.report.profile import Curves, family
+from debiasbench.report.results import Measure, runs
+from debiasbench.report.sections import means_of, one_a_dataset
+from debiasbench.report.statistics import rank_test
+from debiasbench.report.tables import p_value
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def names_of(table: pd.DataFrame, displays: Displays) -> list[str]:
+    """What papers call the methods of a table, in its order."""
+    return [displays["method"][method] for method in dict.fromkeys(table.method)]
+
+
+def score_picture(scores: Mapping[str, tuple[np.ndarray, np.ndarray]], dataset: str, displays: Displays) -> Figure:
+    """Per-sample scores on a dataset: method -> (scores (N,), whether conflicting (N,))."""
+    named = {displays["method"][method]: one for method, one in scores.items()}
+    return figures.score_histogram(named, title=f"Per-sample scores on {displays['dataset'][dataset]}")
+
+
+def accuracy_picture(table: pd.DataFrame, measure: Measure, displays: Displays) -> Figure | None:
+    """The accuracies of all runs on a dataset; None where there are none."""
+    chosen = runs(table, measure.dataset, measure.metric, select=measure.select)
+    values = {
+        displays["method"][method]: chosen[chosen.method == method].value.to_numpy()
+        for method in dict.fromkeys(chosen.method)
+    }
+    if not values:
+        return None
+    title = displays["dataset"][measure.dataset]
+    return figures.accuracy_figure(values, metric=measure.metric, title=title, order=names_of(table, displays))
+
+
+def rank_picture(table: pd.DataFrame, measures: Sequence[Measure], displays: Displays) -> Figure | None:
+    """Average ranks over datasets; None where they cannot be tested."""
+    datasets = one_a_dataset(list(measures))
+    test = rank_test(means_of(table, datasets)) if len(datasets) > 1 else None
+    if test is None or not test.tested:
+        return None
+    methods = names_of(table, displays)
+    cliques = [[methods[index] for index in clique] for clique in test.cliques]
+    averages = dict(zip(methods, map(float, test.ranks), strict=True))
+    title = f"Average ranks over {test.n_datasets} datasets (p {p_value(test.p)})"
+    return figures.critical_difference(averages, test.difference, cliques, order=methods, title=title)
+
+
+def profile_picture(table: pd.DataFrame, curves: Mapping[str, Curves], reference: str, displays: Displays) -> Figure:
+    """Accuracies by conflict ratio: what `profile.profile` has of each sweep, and its reference."""
+    named = displays["method"]
+    shown = {displayed(family(title), displays): one for title, one in curves.items()}
+    return figures.profile_figure(
+        {title: {named[method]: values for method, values in one.methods.items()} for title, one in shown.items()},
+        {title: one.aligned for title, one in shown.items()},
+        metrics={title: one.metric for title, one in shown.items()},
+        aligned_label=f"{named.get(reference, reference)}, aligned samples", order=names_of(table, displays),
+    )  # fmt: skip

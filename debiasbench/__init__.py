@@ -3,10 +3,12 @@
 import debiasbench
 table = debiasbench.run(methods=["vanilla", "pgd"], datasets=["cmnist5k"], seeds=3)
 debiasbench.compare(table)
+debiasbench.figures.accuracies(table)
 """
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import sys
 from typing import TYPE_CHECKING, Any
@@ -14,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 from debiasbench.about import PROTOCOL_VERSION, __version__
 
 if TYPE_CHECKING:
+    from debiasbench import figures
     from debiasbench.api import compare, load_predictor, load_results, run, tune
 
-__all__ = ["PROTOCOL_VERSION", "__version__", "compare", "load_predictor", "load_results", "run", "tune"]
+__all__ = ["PROTOCOL_VERSION", "__version__", "compare", "figures", "load_predictor", "load_results", "run", "tune"]
 
 
 def _hide_bare_datasets_folder() -> None:
@@ -44,4 +47,6 @@ def __getattr__(name: str) -> Any:
         from debiasbench import api
 
         return getattr(api, name)
+    if name == "figures":
+        return importlib.import_module("debiasbench.figures")
     raise AttributeError(f"module 'debiasbench' has no attribute '{name}'")

@@ -149,8 +149,9 @@ def tune(  # noqa: PLR0913 - the command line's options
     The other arguments are those of `run`.
 
     Returns:
-        A row for each draw: dataset, method (titles as asked for), draw, run_as, a column for each value, value (what
-        the rule went by, as a mean over seeds; nan where it has none), seconds, chosen, reason (why it has no value).
+        A row for each draw: dataset, method (titles as asked for), draw, run_as, a column for each value, rule, value
+        (what the rule went by, as a mean over seeds; nan where it has none), seconds, chosen, reason (why it has no
+        value).
 
     Raises:
         BenchmarkError: as `run`; a rule that reads the test split or chooses nothing; methods or data of which nothing
@@ -180,7 +181,7 @@ def tune(  # noqa: PLR0913 - the command line's options
     return pd.DataFrame([
         {"dataset": one.trial.dataset, "method": one.trial.method, "draw": one.trial.number,
          "run_as": one.trial.cells[0].method_title, **one.trial.values,
-         "value": math.nan if one.value is None else abs(one.value), "seconds": one.seconds,
+         "rule": rule, "value": math.nan if one.value is None else abs(one.value), "seconds": one.seconds,
          "chosen": chosen.get((one.trial.dataset, one.trial.method)) == one.trial.number, "reason": one.reason}
         for one in found.found
     ])  # fmt: skip

@@ -638,3 +638,45 @@ def trials_histogram(
     legend(figure, handles, handle_length=3)
     headline(figure, title)
     return figure
+
+
+@plainly
+def curve_figure(
+    curves: Mapping[str, Sequence[Mapping[int, float]]],
+    *,
+    metric: str,
+    title: str = "",
+    order: list[str] | None = None,
+) -> Figure:
+    """Methods on one dataset, epoch by epoch: thick the mean over the runs, at the epochs that all have; thin each run.
+
+    Args:
+        curves: method -> its runs, each epoch -> fraction.
+        metric: name for the axis.
+        title: above the figure.
+        order: all methods of the report, for colours and markers.
+    """
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import MaxNLocator
+
+    figure, (axis,) = new_figure(1, 2.3)
+    handles = []
+    for index, (method, runs) in enumerate(curves.items()):
+        style = _line(method, order or list(curves))
+        for run in runs if len(runs) > 1 else ():
+            axis.plot(
+                list(run), [100 * value for value in run.values()], color=style["color"], linewidth=0.5, alpha=0.4
+            )
+        epochs = sorted(set(runs[0]).intersection(*runs))
+        means = [100 * sum(run[epoch] for run in runs) / len(runs) for epoch in epochs]
+        step = max(1, len(epochs) // 6)  # about six marks, apart so that they do not hide each other
+        axis.plot(epochs, means, markevery=(index * step // len(curves), step), **style)
+        handles.append(Line2D([], [], label=method, **style))
+    axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axis.set_xlabel("epoch", fontsize=8)
+    axis.set_ylabel(in_lines(f"{metric} (%)", 30), fontsize=7, parse_math=False)
+    axis.grid(axis="y", color="0.9", linewidth=0.5)
+    axis.set_axisbelow(True)
+    legend(figure, handles, handle_length=2.5)
+    headline(figure, title)
+    return figure

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import pandas as pd
+
 from debiasbench.cell import Cell
 from debiasbench.plugins import display_of
 from debiasbench.report.results import dataset_title
@@ -58,11 +60,33 @@ def display_titles(cells: Iterable[Cell]) -> Displays:
     cells = list(cells)
     by_method = {cell.method_title: cell for cell in cells}
     by_dataset = {title: cell for cell in cells for title in (cell.dataset_title, dataset_title(cell))}
-    names = {cell.dataset: cell for cell in cells}
+    names = dict.fromkeys(cell.dataset for cell in cells)
     return {
         "method": _apart({title: _or(title, _of_method, known, cell) for title, cell in by_method.items()}),
         "dataset": _apart({title: _or(title, _of_dataset, cell, title) for title, cell in by_dataset.items()}),
-        "dataset_name": _apart({name: _or(name, _of_class, of_data, cell) for name, cell in names.items()}),
+        "dataset_name": _apart({name: _or(name, _of_class, of_data, name) for name in names}),
+    }
+
+
+def display_titles_in(table: pd.DataFrame) -> Displays:
+    """The same of the methods and datasets of a table with their titles, such as that of `results.to_frame`."""
+    from debiasbench.datasets import registry as datasets
+    from debiasbench.grid import dataset_from_spec
+    from debiasbench.methods import registry as methods
+
+    known, of_data = methods.classes(), datasets.classes()
+
+    def of_method(title: str) -> str:
+        return display_of(known[title.partition(":")[0]], title)
+
+    def of_dataset(title: str) -> str:
+        return display_of(dataset_from_spec(title)[0], title)
+
+    names = dict.fromkeys(title.partition(":")[0] for title in table.dataset)
+    return {
+        "method": _apart({title: _or(title, of_method, title) for title in dict.fromkeys(table.method)}),
+        "dataset": _apart({title: _or(title, of_dataset, title) for title in dict.fromkeys(table.dataset)}),
+        "dataset_name": _apart({name: _or(name, _of_class, of_data, name) for name in names}),
     }
 
 
@@ -74,9 +98,9 @@ def _of_dataset(cell: Cell, title: str) -> str:
     return display_of(cell.build_dataset(), title)
 
 
-def _of_class(known: Mapping[str, Any], cell: Cell) -> str:
-    display = vars(known[cell.dataset]).get("display")
-    return display if isinstance(display, str) and display else cell.dataset
+def _of_class(known: Mapping[str, Any], name: str) -> str:
+    display = vars(known[name]).get("display")
+    return display if isinstance(display, str) and display else name
 
 
 def _or(title: str, look_up: Callable[..., str], *given: Any) -> str:

@@ -33,14 +33,10 @@ def score_picture(scores: Mapping[str, tuple[np.ndarray, np.ndarray]], dataset: 
 
 def accuracy_picture(table: pd.DataFrame, measure: Measure, displays: Displays) -> Figure | None:
     """The accuracies of all runs on a dataset; None where there are none."""
-    chosen = runs(table, measure.dataset, measure.metric, select=measure.select)
-    values = {
-        displays["method"][method]: chosen[chosen.method == method].value.to_numpy()
-        for method in dict.fromkeys(chosen.method)
-    }
+    title = displays["dataset"][measure.dataset]
+    values = values_by_dataset(table, [measure], displays).get(title)
     if not values:
         return None
-    title = displays["dataset"][measure.dataset]
     return figures.accuracy_figure(values, metric=measure.metric, title=title, order=names_of(table, displays))
 
 
@@ -67,3 +63,26 @@ def profile_picture(table: pd.DataFrame, curves: Mapping[str, Curves], reference
         metrics={title: one.metric for title, one in shown.items()},
         aligned_label=f"{named.get(reference, reference)}, aligned samples", order=names_of(table, displays),
     )  # fmt: skip
+
+
+def curve_picture(
+    curves: Mapping[str, Sequence[Mapping[int, float]]], table: pd.DataFrame, measure: Measure, displays: Displays
+) -> Figure:
+    """Learning curves on a dataset: method -> its runs, each epoch -> fraction."""
+    named = {displays["method"][method]: some for method, some in curves.items()}
+    title = f"Test accuracy by epoch on {displays['dataset'][measure.dataset]}"
+    return figures.curve_figure(named, metric=measure.metric, title=title, order=names_of(table, displays))
+
+
+def values_by_dataset(
+    table: pd.DataFrame, measures: Sequence[Measure], displays: Displays
+) -> dict[str, dict[str, np.ndarray]]:
+    """Dataset -> method -> fractions (n,) of its runs, by display titles."""
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for measure in measures:
+        chosen = runs(table, measure.dataset, measure.metric, select=measure.select)
+        of_methods = dict(list(chosen.groupby("method", sort=False).value))
+        named = {displays["method"][method]: values.to_numpy() for method, values in of_methods.items()}
+        if named:
+            found[displays["dataset"][measure.dataset]] = named
+    return found

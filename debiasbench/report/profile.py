@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
 
-from debiasbench.cell import Cell
+from debiasbench.datasets import Dataset
 from debiasbench.errors import BenchmarkError
+from debiasbench.grid import dataset_from_spec
 from debiasbench.records import Record
 from debiasbench.report.phrases import Phrase
 from debiasbench.report.results import bias_knowing, dataset_title, headline_of, runs
@@ -45,12 +47,25 @@ def sweeps(records: Iterable[Record]) -> list[Sweep]:
     Raises:
         BenchmarkError: there is none; one has several datasets of one ratio.
     """
+    return _sweeps({dataset_title(record.cell): record.cell.build_dataset for record in records if record.done})
+
+
+def sweeps_in(table: pd.DataFrame) -> list[Sweep]:
+    """The same of the datasets of a table of results."""
+    return _sweeps({title: partial(_dataset_of, title) for title in dict.fromkeys(table.dataset)})
+
+
+def _dataset_of(title: str) -> Dataset:
+    return dataset_from_spec(title)[0]
+
+
+def _sweeps(datasets: Mapping[str, Callable[[], Dataset]]) -> list[Sweep]:
     found: dict[str, dict[str, float]] = {}
-    for cell in {dataset_title(record.cell): record.cell for record in records if record.done}.values():
-        told = _ratio_of(cell)
+    for of, build in datasets.items():
+        told = _ratio_of(of, build)
         if told is not None:
             title, ratio = told
-            found.setdefault(title, {})[dataset_title(cell)] = ratio
+            found.setdefault(title, {})[of] = ratio
     several = [
         Sweep(title, dict(sorted(ratios.items(), key=lambda pair: pair[1])))
         for title, ratios in found.items()
@@ -81,10 +96,10 @@ def _refuse_equal_ratios(sweep: Sweep) -> None:
             )
 
 
-def _ratio_of(cell: Cell) -> tuple[str, float] | None:
+def _ratio_of(title: str, build: Callable[[], Dataset]) -> tuple[str, float] | None:
     """Title without the parameters that set the conflict ratio, and the ratio; None where it is not known here."""
     try:
-        dataset = cell.build_dataset()
+        dataset = build()
         ratio = dataset.conflict_ratio
     except (BenchmarkError, TypeError):  # a dataset, or parameters of it, that are not known here
         return None
@@ -92,7 +107,7 @@ def _ratio_of(cell: Cell) -> tuple[str, float] | None:
         return None
     equal = {key for key, value in dataset.key().items() if type(value) is float and value == ratio}
     own = dataset.ratio_parameters or equal
-    name, _, options = dataset_title(cell).partition(":")
+    name, _, options = title.partition(":")
     kept = [part for part in options.split(",") if part and part.partition("=")[0] not in own]
     return name + (":" + ",".join(kept) if kept else ""), ratio
 

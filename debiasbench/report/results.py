@@ -30,6 +30,7 @@ PLACE = ("split", "select", "epoch")
 Place = tuple[str | None, str | None, int | None]
 REQUIRED = (
     "method", "dataset", "seed", "data_seed", "status", "split", "select", "fingerprint", "device_kind", "precision",
+    "protocol", "method.name", "method.version", "dataset.name", "dataset.version",
 )  # fmt: skip
 
 
@@ -203,6 +204,29 @@ def existing(results: Path) -> Path:
     return results
 
 
+def check_table(table: object) -> None:
+    """Refuse what is no table of results, as `to_frame` makes it, or no part of its rows.
+
+    Raises:
+        BenchmarkError: it is none.
+    """
+    wanted = "as debiasbench.run and debiasbench.load_results return it"
+    if not isinstance(table, pd.DataFrame):
+        raise BenchmarkError(f"A table of results is needed, {wanted}. Got: {type(table).__name__}.")
+    missing = [name for name in REQUIRED if name not in table]
+    if missing:
+        raise BenchmarkError(f"This is no table of results, {wanted}: it lacks the columns {', '.join(missing)}.")
+    twice = sorted({str(name) for name in table.columns[table.columns.duplicated()]})
+    if twice:
+        raise BenchmarkError(f"This is no table of results, {wanted}: it has several columns {', '.join(twice)}.")
+    for name in ("method", "dataset", "method.name", "dataset.name"):
+        strange = [value for value in table[name].unique().tolist() if not isinstance(value, str)]
+        if strange:
+            raise BenchmarkError(
+                f"This is no table of results, {wanted}: its column {name} has {strange[0]!r} in place of a name."
+            )
+
+
 def runs(table: pd.DataFrame, dataset: str, metric: str, *, split: str = "test", select: str = "last") -> pd.DataFrame:
     """The finished runs of one dataset with the chosen metric as `value`.
 
@@ -211,9 +235,7 @@ def runs(table: pd.DataFrame, dataset: str, metric: str, *, split: str = "test",
     Raises:
         BenchmarkError: the table lacks the metric, or mixes versions or data that must not be mixed.
     """
-    missing = [name for name in REQUIRED if name not in table]
-    if missing:
-        raise BenchmarkError(f"This is no table of results: it lacks the columns {', '.join(missing)}.")
+    check_table(table)
     metrics = metrics_in(table)
     if metric not in table:
         raise BenchmarkError(f"No metric '{metric}'.{suggestion(metric, metrics)} Known: {', '.join(metrics)}.")
@@ -241,7 +263,11 @@ def runs(table: pd.DataFrame, dataset: str, metric: str, *, split: str = "test",
     run = ["method", "seed", "fingerprint"]
     chosen = chosen[chosen.data_seed == chosen.groupby(run).data_seed.transform("min")]
     columns = [*run, "data_seed", "device_kind", "precision", "value", *({"n_worst"} & set(chosen.columns))]
-    return chosen.assign(value=chosen[metric].astype(float)).dropna(subset=["value"])[columns]
+    try:
+        values = chosen[metric].astype(float)
+    except (TypeError, ValueError):
+        raise BenchmarkError(f"The column '{metric}' has no numbers. Metrics: {', '.join(metrics)}.") from None
+    return chosen.assign(value=values).dropna(subset=["value"])[columns]
 
 
 def without_settings(table: pd.DataFrame) -> pd.DataFrame:
@@ -343,8 +369,9 @@ def compare(
         could not reach the corrected level.
 
     Raises:
-        BenchmarkError: no such reference; different data or versions under one name.
+        BenchmarkError: no table of results; no such reference; different data or versions under one name.
     """
+    check_table(table)
     methods = list(dict.fromkeys(table.method))
     reference = reference or methods[0]
     if reference not in methods:

@@ -99,10 +99,11 @@ def new_figure(
         The figure, and its axes (n_panels,).
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+
+    from debiasbench.report.canvas import OwnFigure
 
     n_rows = math.ceil(n_panels / n_columns)
-    figure = Figure(figsize=(width, height * n_rows + around), layout="constrained")
+    figure = OwnFigure(figsize=(width, height * n_rows + around), layout="constrained")
     FigureCanvasAgg(figure)  # without pyplot: no display, no global state
     axes = figure.subplots(n_rows, n_columns, squeeze=False).ravel()
     for axis in axes[n_panels:]:

@@ -1,0 +1,305 @@
+"""The figures of a report, from a table of results: for notebooks and scripts.
+
+Each function takes a table as `debiasbench.run` and `debiasbench.load_results` return it, all of it or a part of its
+rows, and returns a `matplotlib.figure.Figure`, with the titles that papers use. Nothing is shown, saved or set, and
+whatever backend, style or settings file the environment names changes nothing. A notebook shows the figure that a cell
+ends with; `figure.savefig("figure.pdf")` saves it.
+
+    import debiasbench
+
+    table = debiasbench.load_results("results")
+    debiasbench.figures.accuracies(table[table.dataset == "cmnist5k"])
+
+Raises:
+    BenchmarkError: (each of them) no table of results, no finished run in it, a name that is not there, or versions,
+        data or settings that must not be mixed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from debiasbench.archives import is_there
+from debiasbench.errors import BenchmarkError
+from debiasbench.evaluation.selection import SELECTION_RULES
+from debiasbench.parameters import suggestion
+from debiasbench.records import read_record, read_scores
+from debiasbench.report import figures, pictures
+from debiasbench.report.phrases import display_titles_in
+from debiasbench.report.profile import profile as profile_of
+from debiasbench.report.profile import sweeps_in
+from debiasbench.report.results import Measure, check_table, distinct, headline_of, metrics_in, runs
+from debiasbench.report.statistics import FEWEST_DATASETS, FEWEST_METHODS, welch
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["accuracies", "curves", "profile", "ranks", "scores", "trials", "tuning", "variants"]
+
+
+def accuracies(
+    table: pd.DataFrame, *, dataset: str | None = None, metric: str | None = None, select: str = "last"
+) -> Figure:
+    """The accuracies of all runs on a dataset, on the test split: a dot a run, or histograms where they are many.
+
+    Args:
+        table: the results.
+        dataset: its title; default: the only one of the table.
+        metric: a column of the table; default: the dataset's headline metric.
+        select: the rule that selected the epoch: "last", "val_acc", ...
+    """
+    table = _finished(table)
+    (measure,) = _measures(table, [_dataset(table, dataset)], metric, select)
+    figure = pictures.accuracy_picture(table, measure, display_titles_in(table))
+    if figure is None:
+        raise BenchmarkError(_no_value([measure]))
+    return _shown(figure)
+
+
+def curves(table: pd.DataFrame, *, dataset: str | None = None, metric: str | None = None) -> Figure:
+    """Learning curves on a dataset, on the test split: of each method the mean over its runs, and each run.
+
+    Read from the records, which must still be where the table's column `path` says.
+
+    Args:
+        table: the results.
+        dataset: its title; default: the only one of the table.
+        metric: which; default: the dataset's headline metric.
+    """
+    table = _finished(table)
+    (measure,) = _measures(table, [_dataset(table, dataset)], metric, "last")
+    runs(table, measure.dataset, measure.metric)  # refuses what must not be mixed
+    found: dict[str, list[dict[int, float]]] = {}
+    for record in distinct([read_record(path) for path in _paths(table, measure.dataset)]):
+        epochs = record.result.epochs if record.result is not None else ()
+        curve = {one.epoch: one.test[measure.metric] for one in epochs if measure.metric in one.test}
+        if curve:
+            found.setdefault(record.cell.method_title, []).append(curve)
+    if not found:
+        raise BenchmarkError(_no_value([measure]))
+    return _shown(pictures.curve_picture(found, table, measure, display_titles_in(table)))
+
+
+def scores(table: pd.DataFrame, *, dataset: str | None = None) -> Figure:
+    """Per-sample scores of aligned and of conflicting samples: a histogram a method, of its first run that has them.
+
+    Read from the arrays beside the records, which must still be where the table's column `path` says. Methods that
+    score no samples are left out.
+
+    Args:
+        table: the results.
+        dataset: its title; default: the only one of the table.
+    """
+    table = _finished(table)
+    dataset = _dataset(table, dataset)
+    found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    for method, rows in table.groupby("method", sort=False):
+        some = (read_scores(path) for path in _paths(rows, dataset))
+        first = next((one for one in some if one is not None), None)
+        if first is not None:
+            found[str(method)] = first
+    if not found:
+        raise BenchmarkError(
+            f"No method of this table keeps per-sample scores on {dataset}: {', '.join(dict.fromkeys(table.method))}. "
+            "The accuracies of the runs: debiasbench.figures.accuracies(table)."
+        )
+    return _shown(pictures.score_picture(found, dataset, display_titles_in(table)))
+
+
+def ranks(table: pd.DataFrame, *, metric: str | None = None, select: str = "last") -> Figure:
+    """Average ranks of the methods over all datasets of the table, and which of them no test tells apart.
+
+    It takes three methods with runs on each of six datasets.
+
+    Args:
+        table: the results.
+        metric: a column of the table; default: each dataset's headline metric.
+        select: the rule that selected the epoch: "last", "val_acc", ...
+    """
+    table = _finished(table)
+    datasets = list(dict.fromkeys(table.dataset))
+    figure = pictures.rank_picture(table, _measures(table, datasets, metric, select), display_titles_in(table))
+    if figure is None:
+        raise BenchmarkError(
+            f"Ranks take at least {FEWEST_METHODS} methods with runs on each of at least {FEWEST_DATASETS} datasets. "
+            f"Here there are {table.method.nunique()} methods and {len(datasets)} datasets."
+        )
+    return _shown(figure)
+
+
+def profile(table: pd.DataFrame, *, reference: str | None = None) -> Figure:
+    """Accuracies by the fraction of conflicting training samples: a panel a dataset, a line a method.
+
+    Args:
+        table: the results, of one dataset at two conflict ratios or more.
+        reference: the method, by its title, whose accuracy on aligned samples is shown in grey; default: the first.
+    """
+    table = _finished(table)
+    reference = _method(table, reference)
+    _, of_sweeps = profile_of(table, sweeps_in(table), reference)
+    return _shown(pictures.profile_picture(table, of_sweeps, reference, display_titles_in(table)))
+
+
+def variants(table: pd.DataFrame, *, metric: str | None = None, select: str = "last") -> Figure:
+    """Variants of a method over datasets, a panel a dataset: mean, standard deviation and every run.
+
+    Args:
+        table: the results, of a few methods.
+        metric: a column of the table; default: each dataset's headline metric.
+        select: the rule that selected the epoch: "last", "val_acc", ...
+    """
+    values, options = _by_dataset(table, metric, select)
+    return _shown(figures.parameter_figure(values, **options))
+
+
+def trials(
+    table: pd.DataFrame, *, reference: str | None = None, metric: str | None = None, select: str = "last"
+) -> Figure:
+    """Histograms of many runs of a few methods over each other, a panel a dataset.
+
+    With two methods, p is that of Welch's one-sided test of the other against the reference.
+
+    Args:
+        table: the results.
+        reference: a method's title; default: the first.
+        metric: a column of the table; default: each dataset's headline metric.
+        select: the rule that selected the epoch: "last", "val_acc", ...
+    """
+    values, options = _by_dataset(table, metric, select)
+    table = _finished(table)
+    named = display_titles_in(table)["method"]
+    base = named[_method(table, reference)]
+    p_values = {}
+    for on, of_methods in values.items():
+        others = [some for method, some in of_methods.items() if method != base]
+        if base in of_methods and len(others) == 1:
+            p_values[on] = welch(others[0], of_methods[base])
+    title = "p: Welch, one-sided" if p_values else ""
+    return _shown(figures.trials_histogram(values, p_values=p_values, title=title, **options))
+
+
+def tuning(table: pd.DataFrame, *, dataset: str | None = None) -> Figure:
+    """How far the draws of a tuning spread, with each method's defaults and what was chosen.
+
+    Args:
+        table: as `debiasbench.tune` returns it.
+        dataset: its title; default: the only one of the table.
+    """
+    columns = ("dataset", "method", "draw", "run_as", "rule", "value", "chosen")
+    lacking = [name for name in columns if not (isinstance(table, pd.DataFrame) and name in table)]
+    if lacking:
+        got = (
+            f"lacks the columns {', '.join(lacking)}"
+            if isinstance(table, pd.DataFrame)
+            else f"is a {type(table).__name__}"
+        )
+        raise BenchmarkError(f"A table of draws is needed, as debiasbench.tune returns it. This {got}.")
+    dataset = _dataset(table, dataset)
+    displays = display_titles_in(table)
+    table = table[(table.dataset == dataset) & table.value.notna()]
+    draws = {}
+    for method, rows in table.groupby("method", sort=False):
+        chosen, default = (np.flatnonzero(where) for where in (rows.chosen, rows.draw == 0))
+        if len(chosen):
+            first = int(default[0]) if len(default) else None
+            values = rows.value.to_numpy(dtype=float)
+            draws[displays["method"][method]] = figures.Draws(values, first, int(chosen[0]), np.empty(0))
+    if not draws:
+        raise BenchmarkError(f"No draw on {dataset} has a value: nothing was chosen there.")
+    rule, title = str(table.rule.iloc[0]), f"Draws on {displays['dataset'][dataset]}"
+    return _shown(figures.tuning_figure(draws, rule=rule, percent=rule != "val_loss", title=title))
+
+
+# ---- what is asked of a table ----------------------------------------------------------------------------------------
+
+
+def _shown(figure: Figure) -> Figure:
+    """As large where a notebook's own backend shows it as where it shows itself."""
+    from debiasbench.report.canvas import PIXELS
+
+    figure.set_dpi(PIXELS)
+    return figure
+
+
+def _finished(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of finished runs, without the draws of a tuning, which are no results."""
+    check_table(table)
+    results = table[table.draw.isna()] if "draw" in table else table
+    done = results[results.status == "done"]
+    if not len(done):
+        told = "failed runs" if len(results) else "draws of a tuning" if len(table) else "no rows"
+        raise BenchmarkError(f"There is nothing to draw: the table has {told}{' alone' * bool(len(table))}.")
+    return done
+
+
+def _dataset(table: pd.DataFrame, dataset: str | None) -> str:
+    there = list(dict.fromkeys(table.dataset))
+    if dataset is None and len(there) == 1:
+        return str(there[0])
+    if dataset is None:
+        raise BenchmarkError(
+            f"The table has results on {len(there)} datasets: name one, as by dataset={there[0]!r}. There are: "
+            f"{', '.join(there)}."
+        )
+    if dataset not in there:
+        raise BenchmarkError(
+            f"No results on the dataset '{dataset}'.{suggestion(dataset, there)} There are: {', '.join(there)}."
+        )
+    return dataset
+
+
+def _method(table: pd.DataFrame, reference: str | None) -> str:
+    there = list(dict.fromkeys(table.method))
+    if reference is not None and reference not in there:
+        raise BenchmarkError(
+            f"No results of the reference '{reference}'.{suggestion(reference, there)} There are: {', '.join(there)}."
+        )
+    return reference or str(there[0])
+
+
+def _measures(table: pd.DataFrame, datasets: list[str], metric: str | None, select: str) -> list[Measure]:
+    """What is drawn of each dataset."""
+    known = metrics_in(table)
+    if metric is not None and metric not in table:
+        raise BenchmarkError(f"No metric '{metric}'.{suggestion(metric, known)} Known: {', '.join(known)}.")
+    rules = list(dict.fromkeys([*SELECTION_RULES, *table["select"].dropna()]))
+    if select not in rules:
+        raise BenchmarkError(f"No selection rule '{select}'.{suggestion(select, rules)} Known: {', '.join(rules)}.")
+    return [Measure(dataset, metric or headline_of(table, dataset), select) for dataset in datasets]
+
+
+def _by_dataset(
+    table: pd.DataFrame, metric: str | None, select: str
+) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, Any]]:
+    """Dataset -> method -> fractions of its runs; and the name of the axis and the order of methods."""
+    table = _finished(table)
+    measures = _measures(table, list(dict.fromkeys(table.dataset)), metric, select)
+    displays = display_titles_in(table)
+    values = pictures.values_by_dataset(table, measures, displays)
+    if not values:
+        raise BenchmarkError(_no_value(measures))
+    names = ", ".join(dict.fromkeys(measure.metric for measure in measures))
+    return values, {"metric": names, "order": pictures.names_of(table, displays)}
+
+
+def _no_value(measures: list[Measure]) -> str:
+    told = "; ".join(f"{one.metric} on {one.dataset}" for one in measures)
+    return f"No run of the table has a value on the test split, by the rule '{measures[0].select}', of {told}."
+
+
+def _paths(table: pd.DataFrame, dataset: str) -> list[Path]:
+    """The records of the runs on a dataset."""
+    rows = table[table.dataset == dataset]
+    paths = [Path(path) for path in dict.fromkeys(rows.get("path", ())) if isinstance(path, str) and path]
+    lost = [path for path in paths if not is_there(path)]
+    if lost or not paths:
+        told = f"{lost[0]} is not there" if lost else "the table does not name them, in a column path"
+        raise BenchmarkError(
+            f"This figure is read from the records, and {told}. Load the table again, where the records are: "
+            "debiasbench.load_results(FOLDER)."
+        )
+    return paths

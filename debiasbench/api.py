@@ -49,9 +49,11 @@ def run(  # noqa: PLR0913 - the command line's options
     reference: str | None = None,
     tuned: str | Path | None = None,
     cache_dir: str | Path | None = None,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> pd.DataFrame:
-    """Run a grid and return its results as one tidy table (see `debiasbench.report.results.to_frame`).
+    """Run a grid and return its results as one tidy table, a row a cell x split x selection rule.
+
+    A notebook shows progress while it runs, and the table as the report's comparison.
 
     Args:
         methods: names with inline parameters, as on the command line: "pgd:norm=l1,alpha=0.9".
@@ -80,12 +82,13 @@ def run(  # noqa: PLR0913 - the command line's options
         reference: the method that a report tests the others against; default: the first.
         tuned: a file of `tune`: the methods run with the values that were chosen, and their titles say so.
         cache_dir: for decoded images; default: $DEBIASBENCH_CACHE, or a folder of the user's own.
-        progress: show the live display.
+        progress: show the live display; default: in a notebook.
 
     Raises:
         BenchmarkError: something asked for cannot be run; nothing has been trained then.
     """
-    from debiasbench.report.results import to_frame
+    from debiasbench.report.notebook import Results
+    from debiasbench.report.results import shortened
     from debiasbench.running.run import RunOptions, plan_grid
 
     asked = Experiment(
@@ -104,7 +107,7 @@ def run(  # noqa: PLR0913 - the command line's options
     ready = plan_grid(asked, options)
     _train(ready, progress=progress)
     paths = [path for cell in ready.plan.grid.cells if (path := find_record(results, cell))]
-    return to_frame(read_record(path) for path in paths)
+    return Results.of([shortened(read_record(path)) for path in paths])
 
 
 def tune(  # noqa: PLR0913 - the command line's options
@@ -133,7 +136,7 @@ def tune(  # noqa: PLR0913 - the command line's options
     cell_timeout: float | None = None,
     silence_timeout: float | None = None,
     cache_dir: str | Path | None = None,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> pd.DataFrame:
     """Choose the hyper-parameters of methods by validation, each among the same number of draws.
 
@@ -196,13 +199,14 @@ def _words(slurm: Sequence[str]) -> tuple[str, ...]:
     return (slurm,) if isinstance(slurm, str) else tuple(slurm)
 
 
-def _train(ready: GridRun, *, progress: bool) -> None:
+def _train(ready: GridRun, *, progress: bool | None) -> None:
     """Run what is not finished; a warning for each dataset that is left out."""
+    from debiasbench.console import in_a_notebook
     from debiasbench.running.run import run_grid
 
     for data, reason in ready.left_out.items():
         warnings.warn(f"Left out: {data}. {reason}", stacklevel=3)
-    if progress:
+    if in_a_notebook() if progress is None else progress:
         from debiasbench.running.progress import Display
 
         with Display(ready.plan) as display:
@@ -212,17 +216,57 @@ def _train(ready: GridRun, *, progress: bool) -> None:
 
 
 def load_results(path: str | Path) -> pd.DataFrame:
-    """All records below a folder as one tidy table; see `debiasbench.report.results.load_results`."""
-    from debiasbench.report.results import load_results as load
+    """All records below a folder as one tidy table, a row a cell x split x selection rule, without copies.
 
-    return load(path)
+    A notebook shows it as the report's comparison. What is made of it, such as a part of its rows, is a plain data
+    frame.
+
+    Args:
+        path: a results folder, any folder of records, or an archive of them.
+
+    Returns:
+        The columns are told in docs/publication.md: accuracies are fractions in [0, 1].
+
+    Raises:
+        BenchmarkError: there is no such folder, or it holds no record that can be read.
+    """
+    from debiasbench.report.notebook import Results
+    from debiasbench.report.results import records_in
+
+    return Results.of(records_in(path))
 
 
-def compare(table: pd.DataFrame, **options: Any) -> pd.DataFrame:
-    """Test methods against a reference; see `debiasbench.report.results.compare`."""
+def compare(
+    table: pd.DataFrame,
+    *,
+    reference: str | None = None,
+    metric: str | None = None,
+    split: str = "test",
+    select: str = "last",
+) -> pd.DataFrame:
+    """Test on each dataset whether each method is better than a reference; a notebook shows the report's table of it.
+
+    Args:
+        table: from `run` or `load_results`, all of it or a part of its rows.
+        reference: a method's title; default: the first method of the table.
+        metric: a column of the table; default: each dataset's headline metric.
+        split: "test" or "valid".
+        select: the rule that selected the epoch: "last", "val_acc", ...
+
+    Returns:
+        A row for each dataset and method: dataset, metric, split, select, method, reference, n_a, n_b and n_pairs
+        (runs), gap (a fraction), p values, the same after Holm's correction, effect_size, the interval of the gap
+        (low, high), and the gap that this many runs could detect; see `debiasbench.report.results.compare`.
+
+    Raises:
+        BenchmarkError: no table of results; no such reference, metric or dataset; versions, data or settings that must
+            not be mixed.
+    """
+    from debiasbench.report.notebook import Tests
     from debiasbench.report.results import compare as compare_table
 
-    return compare_table(table, **options)
+    tests = compare_table(table, reference=reference, metric=metric, split=split, select=select)
+    return Tests.of(tests, table)
 
 
 def load_predictor(record: str | Path) -> Any:

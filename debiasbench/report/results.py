@@ -182,7 +182,12 @@ def metrics_in(table: pd.DataFrame) -> list[str]:
 
 
 def load_results(path: str | Path) -> pd.DataFrame:
-    """All records below a folder as one tidy table (see `to_frame`), without copies (see `records.without_copies`).
+    """The records below a folder as one tidy table; see `to_frame` and `records_in`."""
+    return to_frame(records_in(path))
+
+
+def records_in(path: str | Path) -> list[Record]:
+    """All records below a folder in brief, without copies (see `records.without_copies`).
 
     Raises:
         BenchmarkError: there is no such folder, or it holds no record that can be read.
@@ -190,7 +195,7 @@ def load_results(path: str | Path) -> pd.DataFrame:
     records, complaints = read_records(existing(to_path(path)), shorten=shortened)
     if not records:
         raise BenchmarkError("\n".join([f"There are no records in {path}.", *complaints]))
-    return to_frame(without_copies(records))
+    return without_copies(records)
 
 
 def existing(results: Path) -> Path:

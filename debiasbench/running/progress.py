@@ -1,4 +1,4 @@
-"""Progress: a live display on a terminal, plain lines elsewhere, one each minute at least."""
+"""Progress: a live display on a terminal and in a notebook, plain lines elsewhere, one each minute at least."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
 from rich.console import Group
-from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from debiasbench.console import PlainConsole, console
+from debiasbench.console import PlainConsole, console, live
 from debiasbench.records import read_record
 from debiasbench.running.plan import Plan
 from debiasbench.wording import duration
@@ -98,15 +97,15 @@ class Display:
             _words("  {task.fields[title]}"), _words("{task.fields[stage]}", "dim"), BarColumn(20),
             _words("epoch {task.completed:.0f}/{task.total:.0f}"), console=self.console,
         )  # fmt: skip
-        self.live = Live(Group(self.grid_bar, self.cell_bars), console=self.console, refresh_per_second=4)
+        self.live = live(Group(self.grid_bar, self.cell_bars), self.console)
 
     def __enter__(self) -> Self:
-        if self.console.is_terminal:
+        if self.live is not None:
             self.live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.console.is_terminal:
+        if self.live is not None:
             self.live.stop()
 
     def handle(self, event: Event) -> None:
@@ -152,7 +151,7 @@ class Display:
         if problem:
             self.n_failed += 1
             self.console.print(f"failed  {event.cell.title} ({took}): {problem}", style="red")
-        elif not self.console.is_terminal:
+        elif self.live is None:
             n_done = int(self.grid_bar.tasks[0].completed)
             total = int(self.grid_bar.tasks[0].total or 0)
             left = self._left()
@@ -160,7 +159,7 @@ class Display:
 
     def _tell_now_and_then(self) -> None:
         """Where nothing is drawn: how far the grid and its running cells are."""
-        if self.console.is_terminal or time.monotonic() - self.told < EVERY:
+        if self.live is not None or time.monotonic() - self.told < EVERY:
             return
         self.told = time.monotonic()
         bar = self.grid_bar.tasks[0]

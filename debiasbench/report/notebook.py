@@ -1,0 +1,114 @@
+"""Data frames that a notebook shows as the report's tables, with the numbers, titles and marks of the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from debiasbench.errors import BenchmarkError
+from debiasbench.escaping import printable
+from debiasbench.records import Record
+from debiasbench.report.results import Measure, bias_knowing, headline_of, to_frame, without_settings
+from debiasbench.report.sections import comparison_table, marked, tests_table
+from debiasbench.report.tables import Table
+
+MOST_FAILURES = 10  # that are told one by one
+
+
+class Results(pd.DataFrame):
+    """The results of records (`results.to_frame`), which a notebook shows as their comparison.
+
+    A data frame as any other; what is made of it (a part of its rows, say) is a plain one.
+    """
+
+    _metadata = ("records",)  # what pandas takes for an attribute, and not for a column
+    records: Sequence[Record]
+
+    @classmethod
+    def of(cls, records: Sequence[Record]) -> Results:
+        """The table of these records."""
+        found = cls(to_frame(records))
+        found.records = records
+        return found
+
+    def _repr_html_(self) -> str | None:
+        return _html(self, super()._repr_html_, lambda: _comparison(self, self.records))
+
+
+class Tests(pd.DataFrame):
+    """Tests of methods against a reference (`results.compare`), which a notebook shows as the report's table of them.
+
+    A data frame as any other; what is made of it is a plain one.
+    """
+
+    _metadata = ("knowing",)
+    knowing: set[str]
+
+    @classmethod
+    def of(cls, tests: pd.DataFrame, results: pd.DataFrame) -> Tests:
+        """These tests, which are of methods in these results."""
+        found = cls(tests)
+        found.knowing = bias_knowing(results)
+        return found
+
+    def _repr_html_(self) -> str | None:
+        return _html(self, super()._repr_html_, lambda: ([marked(tests_table(self), self.knowing)], []))
+
+
+def _html(
+    frame: pd.DataFrame, plain: Callable[[], str | None], shown: Callable[[], tuple[list[Table], list[str]]]
+) -> str | None:
+    """What a notebook shows of a frame; where its user wants data frames as text, or it was changed, as any other."""
+    if not pd.get_option("display.notebook_repr_html"):
+        return None
+    if not len(frame):
+        return plain()
+    try:
+        tables, lines = shown()
+    except BenchmarkError as error:  # what must not stand in one table: the reason, and the rows
+        return _rendered([], [str(error)]) + (plain() or "")
+    except (AttributeError, KeyError):  # columns were taken from it
+        return plain()
+    size = f"A data frame of {len(frame):,} rows and {frame.shape[1]:,} columns"
+    return _rendered(tables, [*lines, f"{size}: .head() shows it."])
+
+
+def _comparison(frame: pd.DataFrame, records: Sequence[Record]) -> tuple[list[Table], list[str]]:
+    """The comparison of the finished runs in a frame, and a line for each run that failed."""
+    there = set(frame.hash)
+    records = [record for record in records if record.hash in there]
+    results = [record for record in records if not record.cell.draw]
+    done = [record for record in results if record.done]
+    failed = [record for record in results if not record.done]
+    lines = [_failure(record) for record in failed[:MOST_FAILURES]]
+    lines += [f"failed: {len(failed) - MOST_FAILURES:,} more."] if len(failed) > MOST_FAILURES else []
+    n_draws = sum(record.cell.draw is not None for record in records)
+    lines += [f"{n_draws:,} draws of a tuning, which are no results."] if n_draws else []
+    if not done:
+        return [], lines
+    table = without_settings(frame[frame.hash.isin([record.hash for record in done])])
+    measures = [Measure(dataset, headline_of(table, dataset)) for dataset in dict.fromkeys(table.dataset)]
+    return [marked(comparison_table(table, done, measures), bias_knowing(table))], lines
+
+
+def _failure(record: Record) -> str:
+    assert record.failure is not None
+    return f"failed: {record.cell.title}: {record.failure.type}: {record.failure.message}"
+
+
+def _rendered(tables: list[Table], lines: list[str]) -> str:
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, finalize=_printable
+    )
+    template = environment.from_string(Path(__file__).with_name("notebook.html").read_text(encoding="utf-8"))
+    return template.render(tables=tables, lines=lines)
+
+
+def _printable(value: Any) -> Any:
+    """Text without control characters and halves of characters, which a notebook's file cannot hold."""
+    return printable(value) if isinstance(value, str) else value

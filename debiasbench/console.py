@@ -15,7 +15,7 @@ from rich.text import Text
 from debiasbench.escaping import never_failing, printable
 
 EACH = 0.5  # seconds between two looks at what changes, in a notebook
-_HTML = '<pre style="white-space: pre; overflow-x: auto; line-height: normal">{code}</pre>'
+_HTML = '<pre style="white-space: pre; overflow-x: auto; line-height: normal; font-family: monospace">{code}</pre>'
 
 
 class PlainConsole(Console):

@@ -102,7 +102,7 @@ def test_a_notebook_shows_a_figure_whatever_backend_and_settings_are_named(name,
         assert draw(name, table, one)._repr_png_() == plain
         assert dict(matplotlib.rcParams.copy()) == before
     with Image.open(io.BytesIO(plain)) as image:
-        assert image.width == round(200 * COLUMN)
+        assert image.width == round(150 * COLUMN)
     figure = draw(name, table, one)
     assert figure.canvas.manager is None  # pyplot does not know it
     assert pickle.loads(pickle.dumps(figure))._repr_png_() == plain

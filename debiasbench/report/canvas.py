@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from debiasbench.drawing import plain_settings
 
-PIXELS = 200  # an inch, where a notebook shows a figure: a column of a paper is 670 wide
+PIXELS = 150  # an inch, where a notebook shows a figure: a column of a paper is 502 wide
 
 
 class OwnFigure(Figure):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
 
@@ -24,7 +24,7 @@ class Results(pd.DataFrame):
     A data frame as any other; what is made of it (a part of its rows, say) is a plain one.
     """
 
-    _metadata = ("records",)  # what pandas takes for an attribute, and not for a column
+    _metadata: ClassVar[list[str]] = ["records"]  # what pandas takes for an attribute, and not for a column
     records: Sequence[Record]
 
     @classmethod
@@ -44,7 +44,7 @@ class Tests(pd.DataFrame):
     A data frame as any other; what is made of it is a plain one.
     """
 
-    _metadata = ("knowing",)
+    _metadata: ClassVar[list[str]] = ["knowing"]
     knowing: set[str]
 
     @classmethod
@@ -111,4 +111,5 @@ def _rendered(tables: list[Table], lines: list[str]) -> str:
 
 def _printable(value: Any) -> Any:
     """Text without control characters and halves of characters, which a notebook's file cannot hold."""
-    return printable(value) if isinstance(value, str) else value
+    is_markup = hasattr(value, "__html__")  # of the template itself
+    return printable(value) if isinstance(value, str) and not is_markup else value

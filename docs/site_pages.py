@@ -39,6 +39,7 @@ TOP = {  # file at the top of the repository: its page
 }  # fmt: skip
 REFERENCE = {  # page: its title, and what it documents
     "run": ("Running and loading", ["api"]),
+    "figures": ("Figures", ["figures"]),
     "methods": ("Methods", ["methods.Method", "training.task.Task", "training.stage.Stage", "training.batches.Batch"]),
     "networks": ("Networks", ["nets.own", "nets.base"]),
     "datasets": ("Datasets", ["datasets.Dataset", "datasets.NeededFile", "samples"]),

@@ -168,6 +168,7 @@ def test_a_wheel_runs_from_another_directory(tmp_path):
         assert len(numbers("table1"))
         code = main(["run", "--methods", "vanilla", "--datasets", "cmnist5k:eval_every=1", "--seeds", "1", "--epochs",
                      "1", "--results-dir", "results", "--device", "cpu", "--workers", "1"])
+        assert "Comparison" in debiasbench.load_results("results")._repr_html_()
         print("exit", code)
     """
     assert python(code.format(site=str(site)), cwd=tmp_path, path=site).endswith("exit 0")

@@ -26,19 +26,22 @@ import pandas as pd
 from debiasbench.archives import is_there
 from debiasbench.errors import BenchmarkError
 from debiasbench.evaluation.selection import SELECTION_RULES
+from debiasbench.files import default_data_dir, to_path
 from debiasbench.parameters import suggestion
 from debiasbench.records import read_record, read_scores
 from debiasbench.report import figures, pictures
+from debiasbench.report.fisher import of_record
 from debiasbench.report.phrases import display_titles_in
 from debiasbench.report.profile import profile as profile_of
 from debiasbench.report.profile import sweeps_in
 from debiasbench.report.results import Measure, check_table, distinct, headline_of, metrics_in, runs
 from debiasbench.report.statistics import FEWEST_DATASETS, FEWEST_METHODS, welch
+from debiasbench.weights import has_weights
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["accuracies", "curves", "profile", "ranks", "scores", "trials", "tuning", "variants"]
+__all__ = ["accuracies", "curves", "fisher", "profile", "ranks", "scores", "trials", "tuning", "variants"]
 
 
 def accuracies(
@@ -180,6 +183,33 @@ def trials(
             p_values[on] = welch(others[0], of_methods[base])
     title = "p: Welch, one-sided" if p_values else ""
     return _shown(figures.trials_histogram(values, p_values=p_values, title=title, **options))
+
+
+def fisher(table: pd.DataFrame, *, data_dir: str | Path | None = None, in_rank: bool = False) -> Figure:
+    """The trace of the inverse Fisher information of the final layer of trained networks; less is better.
+
+    Computed from the networks and the data, which takes seconds a run, and minutes where the layer is large. Runs
+    without weights (`save_weights=True`) are left out.
+
+    Args:
+        table: the results.
+        data_dir: where the data are; default: $DEBIASBENCH_DATA, or `data`.
+        in_rank: without the directions in which no sample has a gradient, such as those of dead units.
+    """
+    table = _finished(table)
+    paths = [path for name in dict.fromkeys(table.dataset) for path in _paths(table, name)]
+    saved = [path for path in paths if has_weights(read_record(path))]
+    if not saved:
+        raise BenchmarkError(
+            "This figure is computed from trained networks, and none of these runs has any: run them again with "
+            'save_weights=True and rerun="all".'
+        )
+    displays = display_titles_in(table)
+    numbers = [of_record(path, to_path(data_dir) if data_dir else default_data_dir()) for path in saved]
+    named = [
+        one | {kind: displays[kind].get(one[kind], one[kind]) for kind in ("dataset", "method")} for one in numbers
+    ]
+    return _shown(figures.fisher_figure(named, in_rank=in_rank, order=pictures.names_of(table, displays)))
 
 
 def tuning(table: pd.DataFrame, *, dataset: str | None = None) -> Figure:

@@ -16,7 +16,7 @@ from PIL import Image
 import debiasbench
 from debiasbench.errors import BenchmarkError
 from debiasbench.grid import expand
-from debiasbench.records import EpochFacts
+from debiasbench.records import EpochFacts, read_record
 from debiasbench.report.style import COLUMN
 
 METHODS = ["vanilla", "pgd:norm=l1", "lff"]
@@ -67,12 +67,25 @@ def draws():
     })  # fmt: skip
 
 
-DRAWN = ("accuracies", "curves", "scores", "ranks", "profile", "variants", "trials")
+DRAWN = ("accuracies", "curves", "fisher", "scores", "ranks", "profile", "variants", "trials")
+
+
+@pytest.fixture(autouse=True)
+def with_weights(monkeypatch):
+    """As if the networks were there: what is computed from them is another test's."""
+
+    def of_record(path, data_dir):
+        cell = read_record(path).cell
+        names = {"dataset": cell.dataset_title, "method": cell.method_title, "net": "mlp", "damping": 0.1}
+        return names | {"dimension": 9, "objective": 1.0 + cell.seed, "uniform": 2.0}
+
+    monkeypatch.setattr(debiasbench.figures, "of_record", of_record)
+    monkeypatch.setattr(debiasbench.figures, "has_weights", lambda _: True)
 
 
 def draw(name, table, one):
     """The figure of this name, of all datasets where it has them all."""
-    return getattr(debiasbench.figures, name)(one if name in ("accuracies", "curves", "scores") else table)
+    return getattr(debiasbench.figures, name)(one if name in ("accuracies", "curves", "fisher", "scores") else table)
 
 
 def texts(figure):
@@ -132,6 +145,18 @@ def test_trials_of_two_methods_have_the_p_of_the_other(one):
     figure = debiasbench.figures.trials(two, reference="pgd:norm=l1")
     assert figure.axes[0].get_title(loc="right") == f"p = {p:.4f}".replace("0.", ".", 1)
     assert debiasbench.figures.trials(one).axes[0].get_title(loc="right") == ""
+
+
+def test_fisher_shows_every_run_and_says_what_lacks_weights(one, monkeypatch):
+    (axis,) = debiasbench.figures.fisher(one).axes
+    found = sorted(value for line in axis.lines if line.get_marker() != "None" for value in line.get_xdata())
+    assert found == [*[1.0] * 3, *[2.0] * 9]
+    monkeypatch.setattr(debiasbench.figures, "has_weights", lambda record: record.cell.seed == 0)
+    (axis,) = debiasbench.figures.fisher(one).axes
+    assert sum(len(line.get_xdata()) for line in axis.lines) == 6
+    monkeypatch.undo()
+    with pytest.raises(BenchmarkError, match="save_weights=True"):
+        debiasbench.figures.fisher(one)
 
 
 def test_draws_show_what_was_chosen(draws):

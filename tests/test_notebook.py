@@ -251,10 +251,14 @@ def test_a_notebook_shows_progress_unless_told_otherwise(function, given, notebo
         asked.append(type(getattr(handle, "__self__", None)) is Display)
         raise AskedError
 
+    grid = expand(["vanilla"], ["cmnist5k"], seeds=1)
+    ready = SimpleNamespace(left_out={}, plan=SimpleNamespace(grid=grid, to_run=grid.cells))
+    monkeypatch.setattr("debiasbench.running.run.plan_grid", lambda *_: ready)
+    monkeypatch.setattr("debiasbench.running.run.plan_tuning", lambda *_, **__: SimpleNamespace(ready=ready))
     monkeypatch.setattr("debiasbench.running.run.run_grid", run_grid)
     monkeypatch.setattr(console, "in_a_notebook", lambda: notebook)
     with pytest.raises(AskedError):
-        getattr(debiasbench, function)(["vanilla"], ["cmnist5k"], results_dir=tmp_path, workers=0, progress=given)
+        getattr(debiasbench, function)(["vanilla"], ["cmnist5k"], results_dir=tmp_path, progress=given)
     assert asked == [displayed]
 
 

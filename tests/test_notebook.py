@@ -95,7 +95,9 @@ def test_a_notebook_shows_the_table_of_the_terminal(folder, kind):
     assert [text for text in page.paragraphs if text in notes] == notes
     assert made.table(kind).title in html
     assert "‡" in html
-    assert f"A data frame of {len(frame):,} rows" in html
+    assert f"A data frame of {len(frame):,} rows and" in html
+    two = table[(table.dataset == "cmnist5k") & (table.method != "groupdro")]
+    assert "A data frame of 1 row and" in debiasbench.compare(two)._repr_html_()
     if kind == "comparison":
         assert "†" in html
         assert "a &lt;part&gt; of it" in html

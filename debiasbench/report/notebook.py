@@ -72,7 +72,7 @@ def _html(
         return _rendered([], [str(error)]) + (plain() or "")
     except (AttributeError, KeyError):  # columns were taken from it
         return plain()
-    size = f"A data frame of {len(frame):,} rows and {frame.shape[1]:,} columns"
+    size = f"A data frame of {len(frame):,} row{'s' * (len(frame) != 1)} and {frame.shape[1]:,} columns"
     return _rendered(tables, [*lines, f"{size}: .head() shows it."])
 
 

@@ -1,6 +1,8 @@
 """What notebooks show: tables, the display of a run, and examples/quickstart.ipynb as it is run."""
 
 import pickle
+import subprocess
+import sys
 import textwrap
 from html.parser import HTMLParser
 from pathlib import Path
@@ -325,3 +327,11 @@ def test_the_example_is_short_and_without_outputs():
     assert len(code) <= 6
     assert not any(cell.outputs or cell.execution_count for cell in code)
     assert NOTEBOOK.stat().st_size < 10_000
+
+
+def test_importing_the_suite_imports_nothing_large():
+    code = "import sys, debiasbench; print({'torch', 'pandas', 'matplotlib', 'rich', 'IPython'} & set(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, encoding="utf-8"
+    )
+    assert done.stdout.strip() == "set()"

@@ -27,6 +27,7 @@ from debiasbench.report.figures import (
     accuracy_figure,
     contact_sheet,
     critical_difference,
+    curve_figure,
     fisher_figure,
     learning_curves,
     parameter_figure,
@@ -71,6 +72,10 @@ EXAMPLES = {
     "trials": lambda names: trials_histogram(
         {names[0]: {name: runs(0.9) for name in names[:2]}, "other": {names[1]: runs(0.8)}},
         metric="acc", p_values={names[0]: 0.01572}, title="trials",
+    ),
+    "curves": lambda names: curve_figure(
+        {name: [{1: 0.5, 2: 0.6 + 0.01 * place}, {1: 0.4, 2: 0.7}] for place, name in enumerate(names)},
+        metric="acc", title="curves", order=names,
     ),
     "tuning": lambda names: tuning_figure(
         {name: Draws(runs(0.9, 16), default=0, chosen=3, runs=runs(0.9, 3)) for name in names},
@@ -126,6 +131,7 @@ NAMED = {
     "ranks": lambda name: critical_difference({name: 1.0, "other": 2.0}, 1.5, [], title=name),
     "parameters": lambda name: parameter_figure({name: {name: runs(0.9)}}, metric="acc", title=name),
     "trials": lambda name: trials_histogram({name: {name: runs(0.9)}}, metric="acc", title=name),
+    "curves": lambda name: curve_figure({name: [{1: 0.5}]}, metric="acc", title=name),
     "tuning": lambda name: tuning_figure(
         {name: Draws(runs(0.9), default=None, chosen=0, runs=runs(0.9, 0))}, rule="val_acc", title=name
     ),

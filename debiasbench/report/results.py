@@ -33,6 +33,8 @@ REQUIRED = (
     "protocol", "method.name", "method.version", "dataset.name", "dataset.version",
 )  # fmt: skip
 
+WANTED = "as debiasbench.run and debiasbench.load_results return it"
+
 
 def to_frame(records: Iterable[Record]) -> pd.DataFrame:
     """One row for each cell x split x selection rule; a failed cell has one row without metrics.
@@ -215,20 +217,17 @@ def check_table(table: object) -> None:
     Raises:
         BenchmarkError: it is none.
     """
-    wanted = "as debiasbench.run and debiasbench.load_results return it"
     if not isinstance(table, pd.DataFrame):
-        raise BenchmarkError(f"A table of results is needed, {wanted}. Got: {type(table).__name__}.")
-    missing = [name for name in REQUIRED if name not in table]
-    if missing:
-        raise BenchmarkError(f"This is no table of results, {wanted}: it lacks the columns {', '.join(missing)}.")
+        raise BenchmarkError(f"A table of results is needed, {WANTED}. Got: {type(table).__name__}.")
+    _refuse_lacking(table)
     twice = sorted({str(name) for name in table.columns[table.columns.duplicated()]})
     if twice:
-        raise BenchmarkError(f"This is no table of results, {wanted}: it has several columns {', '.join(twice)}.")
+        raise BenchmarkError(f"This is no table of results, {WANTED}: it has several columns {', '.join(twice)}.")
     for name in ("method", "dataset", "method.name", "dataset.name"):
         strange = [value for value in table[name].unique().tolist() if not isinstance(value, str)]
         if strange:
             raise BenchmarkError(
-                f"This is no table of results, {wanted}: its column {name} has {strange[0]!r} in place of a name."
+                f"This is no table of results, {WANTED}: its column {name} has {strange[0]!r} in place of a name."
             )
 
 
@@ -240,7 +239,7 @@ def runs(table: pd.DataFrame, dataset: str, metric: str, *, split: str = "test",
     Raises:
         BenchmarkError: the table lacks the metric, or mixes versions or data that must not be mixed.
     """
-    check_table(table)
+    _refuse_lacking(table)
     metrics = metrics_in(table)
     if metric not in table:
         raise BenchmarkError(f"No metric '{metric}'.{suggestion(metric, metrics)} Known: {', '.join(metrics)}.")
@@ -273,6 +272,12 @@ def runs(table: pd.DataFrame, dataset: str, metric: str, *, split: str = "test",
     except (TypeError, ValueError):
         raise BenchmarkError(f"The column '{metric}' has no numbers. Metrics: {', '.join(metrics)}.") from None
     return chosen.assign(value=values).dropna(subset=["value"])[columns]
+
+
+def _refuse_lacking(table: pd.DataFrame) -> None:
+    missing = [name for name in REQUIRED if name not in table]
+    if missing:
+        raise BenchmarkError(f"This is no table of results, {WANTED}: it lacks the columns {', '.join(missing)}.")
 
 
 def without_settings(table: pd.DataFrame) -> pd.DataFrame:

@@ -13,12 +13,14 @@ import importlib.util
 import sys
 from typing import TYPE_CHECKING, Any
 
-from debiasbench.about import PROTOCOL_VERSION, __version__
+from debiasbench import about
+from debiasbench.about import PROTOCOL_VERSION
 
 if TYPE_CHECKING:
     from debiasbench import figures
     from debiasbench.api import compare, load_predictor, load_results, run, tune
 
+__version__: str
 __all__ = ["PROTOCOL_VERSION", "__version__", "compare", "figures", "load_predictor", "load_results", "run", "tune"]
 
 
@@ -42,7 +44,9 @@ _hide_bare_datasets_folder()
 
 
 def __getattr__(name: str) -> Any:
-    """The Python interface, imported when first used: `import debiasbench` stays quick."""
+    """The Python interface and the version, found when first used: `import debiasbench` stays quick."""
+    if name == "__version__":
+        return about.version()
     if name in ("compare", "load_predictor", "load_results", "run", "tune"):
         from debiasbench import api
 

@@ -19,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from debiasbench import about
 from debiasbench.errors import BenchmarkError
 from debiasbench.escaping import never_failing, printable
 from debiasbench.files import default_data_dir, to_path
@@ -85,9 +86,18 @@ class _Parser(argparse.ArgumentParser):
         return options
 
 
+class _Version(argparse.Action):
+    """`--version`: git is asked for it when it is wanted."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        print(f"debiasbench {about.version()}")
+        parser.exit()
+
+
 def build_parser() -> argparse.ArgumentParser:
     """All commands and options."""
     parser = _Parser(prog="debiasbench", description="A benchmark suite for mitigating dataset bias.")
+    parser.add_argument("--version", action=_Version, nargs=0, help="tell the version of the suite, and stop")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
 
     run = commands.add_parser(

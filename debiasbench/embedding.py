@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from debiasbench.about import __version__
+from debiasbench import about
 from debiasbench.data.augment import to_input
 from debiasbench.data.cache import with_progress
 from debiasbench.data.encoders import PADDING, first_line, model_folder
@@ -441,7 +441,7 @@ def _described(
     import transformers
 
     versions = {
-        "debiasbench": __version__, "torch": torch.__version__, "torchvision": torchvision.__version__,
+        "debiasbench": about.version(), "torch": torch.__version__, "torchvision": torchvision.__version__,
         "transformers": transformers.__version__,
     }  # fmt: skip
     note = splits.note

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from debiasbench.about import __version__
+from debiasbench import about
 from debiasbench.errors import BenchmarkError
 from debiasbench.evaluation.selection import CHOOSING, SELECTION_RULES, SMALLEST, uses_bias_labels
 from debiasbench.files import check_writable, read_toml, write_atomically
@@ -170,7 +170,7 @@ def write_tuned(path: Path, tuned: TunedValues) -> None:
 def tuned_values(rule: str, draws: int, seeds: Iterable[int], chosen: Iterable[Chosen]) -> TunedValues:
     """What this version of the suite has chosen, in the order of the file."""
     in_order = sorted(chosen, key=lambda one: (one.dataset, one.method))
-    return TunedValues(__version__, rule, draws, tuple(seeds), tuple(in_order))
+    return TunedValues(about.version(), rule, draws, tuple(seeds), tuple(in_order))
 
 
 def _toml(value: Any) -> str:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from debiasbench.about import __version__
+from debiasbench import about
 from debiasbench.errors import BenchmarkError
 from debiasbench.files import alone, check_space, explained_errors, readable_size
 
@@ -57,7 +57,7 @@ def _http_sources(urls: Sequence[str], path: Path, sha256: str | None, size: int
             bar = _Bar(show)
             pooch.HTTPDownloader(
                 progressbar=bar, chunk_size=CHUNK, timeout=TIMEOUT, hooks={"response": _refusing(path, size)},
-                headers={"User-Agent": f"debiasbench/{__version__}", "Accept-Encoding": "identity"},
+                headers={"User-Agent": f"debiasbench/{about.version()}", "Accept-Encoding": "identity"},
             )(url, file, None)  # fmt: skip
         found = Path(file).stat().st_size
         if found != (expected := size or bar.total or found):

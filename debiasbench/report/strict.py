@@ -19,7 +19,7 @@ from typing import Any
 
 import pandas as pd
 
-from debiasbench.about import __version__
+from debiasbench import about
 from debiasbench.cell import Cell
 from debiasbench.errors import BenchmarkError
 from debiasbench.evaluation.selection import SELECTION_RULES, uses_bias_labels
@@ -524,7 +524,7 @@ def seal(
     """
     titles = dict.fromkeys(dataset_title(record.cell) for record in records)
     found = Seal(
-        suite=__version__,
+        suite=about.version(),
         reference=reference,
         methods=tuple(dict.fromkeys(record.cell.method_title for record in records)),
         datasets=tuple(titles),

@@ -23,7 +23,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from debiasbench.about import PACKAGE, __version__
+from debiasbench import about
+from debiasbench.about import PACKAGE
 from debiasbench.errors import BenchmarkError
 from debiasbench.files import disk_is_full, nearest_there, readable_size
 
@@ -164,7 +165,7 @@ def of_suite() -> Finding:
         from debiasbench.running.runner import git_commit
 
         commit = git_commit()
-    return Finding("debiasbench", f"{__version__}{f', commit {commit}' if commit else ''}, in {PACKAGE.parent}")
+    return Finding("debiasbench", f"{about.version()}{f', commit {commit}' if commit else ''}, in {PACKAGE.parent}")
 
 
 def of_python(version: str, allowed: str) -> Finding:

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from debiasbench.about import __version__
 from debiasbench.cell import Cell
 from debiasbench.code import digest_of_suite
 from debiasbench.errors import BenchmarkError
@@ -17,8 +16,9 @@ INSTALLED = ("torch", "torchvision", "numpy")  # results follow from them
 
 
 def versions() -> dict[str, str]:
-    """What numbers follow from besides data and plug-ins: the suite, with a digest of its source, and packages."""
-    found = {"debiasbench": f"{__version__} ({digest_of_suite()[:12]})"}
+    """What numbers follow from besides data and plug-ins: the suite, by a digest of its source, and packages."""
+    # not its version, which tells of commits that leave the source as it is, and says little of a copy without git
+    found = {"debiasbench": f"source {digest_of_suite()[:12]}"}
     for name in INSTALLED:
         try:
             found[name] = version(name)

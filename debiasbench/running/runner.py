@@ -12,7 +12,7 @@ import subprocess
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from debiasbench import weights
-from debiasbench.about import PACKAGE, PROTOCOL_VERSION, __version__
+from debiasbench import about, weights
+from debiasbench.about import PROTOCOL_VERSION
 from debiasbench.cell import Cell
 from debiasbench.datasets import Dataset, check_splits
 from debiasbench.errors import BenchmarkError
@@ -338,7 +338,7 @@ def provenance(
     """
     kind = "cuda" if device.startswith("cuda") and torch.cuda.is_available() else "cpu"
     versions: dict[str, str | int] = {
-        "debiasbench": __version__, "protocol": PROTOCOL_VERSION, "python": platform.python_version(),
+        "debiasbench": about.version(), "protocol": PROTOCOL_VERSION, "python": platform.python_version(),
         **{name: _version(name) for name in ("torch", "torchvision", "numpy")},
     }  # fmt: skip
     if cell.recipe["net"].startswith("timm:"):
@@ -403,20 +403,9 @@ def git_commit() -> str:
 
 
 def _ask_git() -> str:
-    root = PACKAGE.parent
-    if not (root / ".git").exists():
-        return ""
-    git: Callable[..., str] = lambda *words: subprocess.run(  # noqa: E731
-        ["git", "-C", str(root), *words],
-        capture_output=True,
-        encoding="utf-8",
-        errors="replace",
-        check=True,
-        timeout=20,
-    ).stdout.strip()
     try:
-        code = ["debiasbench", "methods", "datasets"]
-        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--", *code) else "")
+        changes = about.git("status", "--porcelain", "--", "debiasbench", "methods", "datasets")
+        return about.git("rev-parse", "HEAD") + ("+changes" if changes else "")
     except (OSError, subprocess.SubprocessError):
         return ""
 

@@ -147,9 +147,12 @@ def test_a_wheel_runs_from_another_directory(tmp_path):
         "LICENSE",
     ):
         (source / name).symlink_to(ROOT / name)
-    if subprocess.run([sys.executable, "-c", "import setuptools"], capture_output=True, check=False).returncode:
+    tools = [sys.executable, "-c", "import setuptools, setuptools_scm"]
+    if subprocess.run(tools, capture_output=True, check=False).returncode:
         build.remove("--no-build-isolation")
-    subprocess.run([*build, "--wheel-dir", str(tmp_path), str(source)], check=True, capture_output=True, timeout=300)
+    environment = os.environ | {"SETUPTOOLS_SCM_PRETEND_VERSION_FOR_DEBIASBENCH": "9.8.7"}
+    words = [*build, "--wheel-dir", str(tmp_path), str(source)]
+    subprocess.run(words, check=True, capture_output=True, timeout=300, env=environment)
     (wheel,) = tmp_path.glob("*.whl")
     site = tmp_path / "site"
     words = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site), str(wheel)]
@@ -157,11 +160,13 @@ def test_a_wheel_runs_from_another_directory(tmp_path):
     assert not (site / "datasets").exists()  # it would mix with Hugging Face's
     assert not (site / "methods").exists()
     code = """
+        from pathlib import Path
         import debiasbench
         from debiasbench.methods import registry
         from debiasbench.cli import main
         from debiasbench.experiments import read_experiment
         from debiasbench.report.published import numbers
+        from debiasbench.records import read_records
         assert str(debiasbench.__file__).startswith({site!r}), debiasbench.__file__
         assert {{"pgd", "vanilla"}} <= set(registry.classes()), registry.broken
         assert read_experiment("demo").datasets == ["cmnist5k"]
@@ -169,9 +174,10 @@ def test_a_wheel_runs_from_another_directory(tmp_path):
         code = main(["run", "--methods", "vanilla", "--datasets", "cmnist5k:eval_every=1", "--seeds", "1", "--epochs",
                      "1", "--results-dir", "results", "--device", "cpu", "--workers", "1"])
         assert "Comparison" in debiasbench.load_results("results")._repr_html_()
-        print("exit", code)
+        (record,), _ = read_records(Path("results"))
+        print("exit", code, "version", debiasbench.__version__, record.provenance.versions["debiasbench"])
     """
-    assert python(code.format(site=str(site)), cwd=tmp_path, path=site).endswith("exit 0")
+    assert python(code.format(site=str(site)), cwd=tmp_path, path=site).endswith("exit 0 version 9.8.7 9.8.7")
 
 
 def test_without_the_results_folder_nothing_of_the_suite_is_gone(tmp_path):

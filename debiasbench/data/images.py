@@ -18,7 +18,7 @@ from PIL import Image, UnidentifiedImageError, features
 
 from debiasbench.data.cache import Cached, cached, with_progress
 from debiasbench.errors import BenchmarkError
-from debiasbench.files import is_ignored
+from debiasbench.files import absent, is_ignored
 
 Image.init()
 # What Pillow reads, but for PostScript, which is a program that another program would run, and for formats that it
@@ -74,13 +74,6 @@ def contents(folder: Path) -> Contents:
         more = f" So do {len(broken) - 1:,} more in {folder}." if len(broken) > 1 else ""
         raise BenchmarkError(f"{absent(broken[0])}{more} Mend the link, or take it out.")
     return found
-
-
-def absent(path: Path, what: str = "file") -> str:
-    """What is said of a path at which nothing is: a link that leads nowhere names its aim."""
-    if path.is_symlink() and not path.exists():
-        return f"{path} is a link to {path.readlink()}, which is not there."
-    return f"There is no {what} {path}."
 
 
 def image_files(*folders: Path, below: bool = False) -> list[Path]:

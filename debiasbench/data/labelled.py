@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from debiasbench.data.images import absent, contents, has_images, image_files, left_out
+from debiasbench.data.images import contents, has_images, image_files, left_out
 from debiasbench.errors import BenchmarkError
+from debiasbench.files import absent
 
 SPLITS: Mapping[str, tuple[str, ...]] = {  # the usual names of each, in any case
     "train": ("train", "training"),
@@ -226,8 +227,10 @@ def read_table(table: Path) -> tuple[list[str], list[dict[str, str]]]:
     """The columns of a table, tidied and in lower case, and its lines, each as column -> text.
 
     Raises:
-        BenchmarkError: it cannot be read.
+        BenchmarkError: it is not there, or cannot be read.
     """
+    if not table.is_file():
+        raise BenchmarkError(absent(table))
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, strict=True)

@@ -434,7 +434,9 @@ def test_a_folder_of_other_files_says_what_they_are(tmp_path):
         image_files(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["__MACOSX", "lost+found", "@eaDir", ".Trash", "$RECYCLE.BIN", "__pycache__"])
+@pytest.mark.parametrize(
+    "name", ["__MACOSX", "lost+found", "@eaDir", ".Trash", "$RECYCLE.BIN", "__pycache__", "#recycle", "@tmp"]
+)
 def test_folders_of_the_system_are_left_alone(tmp_path, name):
     folder = folder_of(tmp_path)
     (folder / name).mkdir()

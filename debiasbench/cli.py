@@ -589,7 +589,9 @@ def tune_command(options: argparse.Namespace) -> int:
         shared_recipes=options.recipes == "shared",
     )  # fmt: skip
     output = options.output or options.results_dir / "tuned.toml"
-    if not options.dry_run:
+    if (
+        options.output and not options.dry_run
+    ):  # the usual file is in the results folder, which is tried as that of a run
         check_output(output)
     tuning = plan_tuning(
         asked, _run_options(options), draws=options.draws, told=lambda text: print(text, file=sys.stderr)

@@ -324,6 +324,10 @@ def test_references_are_of_all_records(words, capsys):
         (["test", "cmnist5k:rho=nan"], "and not nan"),
         (["inspect", "cmnist5k", "--results-dir", "file"], "file/inspect cannot be written"),
         (["inspect", "cmnist5k:rho=0.1|0.2"], "One dataset is wanted here"),
+        (["tune", *GRID[1:], "--results-dir", "file"], "The results folder file cannot be written"),
+        (["tune", *GRID[1:], "--results-dir", "file/x"], "another folder with --results-dir"),
+        (["tune", *GRID[1:], "--output", "file/x.toml"], "another folder with --output"),
+        (["tune", *GRID[1:], "--seeds", "1000000000"], "16,000,000,000 cells"),
         (["archive", ".", "--output", "file/x.zip"], "cannot be written"),
         (["archive", ".", "--output", "x.tar"], "--output must end in .zip"),
         (["list", "--methods-dir", "file"], "is not a folder"),
@@ -357,6 +361,17 @@ def test_a_results_folder_that_cannot_be_written_is_told_before_data_are_built(w
     told = answer_to([*GRID, "--results-dir", where], capsys)
     assert told.startswith(f"error: The results folder {where} cannot be written (")
     assert "give another folder with --results-dir" in told
+
+
+@pytest.mark.parametrize("where", ["with/tables", "with/figures", "with"])
+def test_a_report_that_cannot_be_written_is_told_before_records_are_read(where, capsys, monkeypatch):
+    """The last is beside an archive, whose report goes into a folder of its name."""
+    monkeypatch.setattr("debiasbench.report.make.read_records", None)
+    Path(where).parent.mkdir(exist_ok=True)
+    Path(where).touch()
+    Path("with.zip").touch()
+    told = answer_to(["report", "with.zip" if where == "with" else "with"], capsys)
+    assert told.startswith("error: The results folder with cannot be written (")
 
 
 LINKED = [

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from debiasbench import cli
+from debiasbench import api, cli
 from debiasbench.errors import BenchmarkError
 from debiasbench.experiments import read_experiment
 from debiasbench.grid import expand
@@ -95,6 +95,27 @@ def test_numbers_out_of_proportion_are_refused(words, answer, capsys):
 def test_seeds_of_a_script_are_checked_alike(seeds):
     with pytest.raises(BenchmarkError, match="Seeds must be different whole numbers of at least 0"):
         expand(["vanilla"], ["cmnist5k"], seeds=seeds)
+
+
+@pytest.mark.parametrize("function", [api.run, api.tune])
+@pytest.mark.parametrize(
+    ("methods", "datasets", "answer"),
+    [
+        ("nobody", ["cmnist5k"], "Unknown method 'nobody'"),
+        (["vanilla"], "nothing", "Unknown dataset 'nothing'"),
+        ("vanilla:x=1", "cmnist5k", "Unknown parameter 'x' of vanilla"),
+    ],
+)
+def test_a_script_may_give_a_single_name(function, methods, datasets, answer):
+    """It is not taken apart into its letters."""
+    with pytest.raises(BenchmarkError, match=answer):
+        function(methods, datasets)
+
+
+@pytest.mark.parametrize("seeds", [range(10**9), range(1, 10**12), iter(range(10**12))])
+def test_seeds_of_a_script_are_not_listed_before_they_are_counted(seeds):
+    with pytest.raises(BenchmarkError, match="The number of seeds must be at most 1000000"):
+        api.run(["vanilla"], ["cmnist5k"], seeds=seeds)
 
 
 def test_a_large_grid_resolves_its_settings_once(monkeypatch):

@@ -83,20 +83,26 @@ def file_names(titles: Iterable[str]) -> dict[str, str]:
 def to_path(given: str | Path) -> Path:
     """The path that a setting means: every path that a user gives comes through here, and stays as given until then.
 
-    `~` and `~user` are homes: a shell leaves them alone inside `root=~/x`, and files and environment variables know no
-    shell. `$NAME` is not replaced: shells do that everywhere, and a folder may be called so. Where the locale cannot
-    write the text, file names are UTF-8.
-
     Raises:
-        BenchmarkError: it begins with `~`, and there is no such home; or a link in it leads nowhere.
+        BenchmarkError: as `expanded`; or a link in it leads nowhere.
     """
-    path = _expanded(str(given))
+    path = expanded(given)
     if broken_link(path) is not None:  # of a disk that is not mounted, say: nothing is there, and nothing can be made
         raise BenchmarkError(f"{absent(path)} Mend the link, or give another path.")
     return path
 
 
-def _expanded(text: str) -> Path:
+def expanded(given: str | Path) -> Path:
+    """As `to_path`, of data whose lack is told with all that is missing (`NeededFile`) or does not matter.
+
+    `~` and `~user` are homes: a shell leaves them alone inside `root=~/x`, and files and environment variables know no
+    shell. `$NAME` is not replaced: shells do that everywhere, and a folder may be called so. Where the locale cannot
+    write the text, file names are UTF-8.
+
+    Raises:
+        BenchmarkError: it begins with `~`, and there is no such home.
+    """
+    text = str(given)
     try:
         os.fsencode(text)
     except UnicodeEncodeError:
@@ -262,5 +268,4 @@ DATA_VARIABLE = "DEBIASBENCH_DATA"
 
 def default_data_dir() -> Path:
     """$DEBIASBENCH_DATA, or `data` below the current folder."""
-    given = os.environ.get(DATA_VARIABLE)
-    return to_path(given) if given else Path("data")
+    return expanded(os.environ.get(DATA_VARIABLE) or "data")

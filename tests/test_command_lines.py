@@ -7,10 +7,12 @@ import pytest
 from debiasbench import api, cli
 from debiasbench.errors import BenchmarkError
 from debiasbench.experiments import read_experiment
+from debiasbench.files import default_data_dir
 from debiasbench.grid import expand
 from debiasbench.parameters import read_value
 from debiasbench.records import check_writable
 from debiasbench.running import plan, run
+from debiasbench.running.preparation import with_data
 
 GRID = ["run", "--methods", "vanilla", "--datasets", "cmnist5k", "--device", "cpu"]
 LONG, LONGER = "9" * 400, "9" * 5000  # Python itself reads no number of 5,000 digits
@@ -397,7 +399,7 @@ def test_a_report_that_cannot_be_written_is_told_before_records_are_read(where, 
 
 LINKED = [
     [*GRID, "--results-dir", "link"], [*GRID, "--results-dir", "link/below"], [*GRID, "--data-dir", "link"],
-    grid(datasets="bar:root=link/bar"), grid(datasets="imagefolder:root=link,title=x"),
+    grid(datasets="imagefolder:root=link,title=x"),
     grid(datasets="cmnist5k:net=resnet18,pretrained=link/w.pth"), ["run", "--experiment", "link/x.toml"],
     ["run", "--methods-dir", "link", *GRID[1:]], ["run", "--tuned", "link", *GRID[1:]], ["status", "link"],
     ["report", "link/records"], ["archive", "link"],
@@ -417,10 +419,29 @@ def test_so_may_the_folder_that_nobody_gave(words, capsys):
     assert "results is a link to nowhere/at/all, which is not there" in answer_to(words, capsys)
 
 
-def test_the_data_folder_of_the_environment_may_be_a_link_that_leads_nowhere(capsys, monkeypatch):
-    Path("link").symlink_to("nowhere/at/all")
-    monkeypatch.setenv("DEBIASBENCH_DATA", "link/data")
-    assert "link is a link to nowhere/at/all, which is not there." in answer_to(grid(datasets="bar"), capsys)
+@pytest.mark.parametrize(
+    ("given", "dataset", "named"),
+    [
+        ("", "bar", "data"),
+        ("link/data", "bar", "link"),
+        ("linked", "bar", "linked/BAR"),
+        ("x", "bar:root=link", "link"),
+    ],
+)
+def test_data_behind_a_link_that_leads_nowhere_are_missing_and_it_is_named(given, dataset, named, capsys, monkeypatch):
+    """Of the usual folder, of that of the environment, of a dataset in it, of a root; what needs no data runs."""
+    Path("linked").mkdir()
+    for link in ("link", "data", "linked/BAR"):
+        Path(link).symlink_to("nowhere/at/all")
+    monkeypatch.setenv("DEBIASBENCH_DATA", given)
+    assert cli.main(grid(datasets=dataset)) == 2
+    told = f"from: {named} is a link to nowhere/at/all, which is not there. Mend the link; or the repository"
+    assert capsys.readouterr().err.count(told) == 2
+    rest, left_out = with_data(
+        expand(["vanilla"], ["cmnist5k", dataset], seeds=1), default_data_dir(), skip_missing=True
+    )
+    assert [cell.dataset for cell in rest.cells] == ["cmnist5k"]
+    assert f"{named} is a link to nowhere/at/all" in "".join(left_out.values())
 
 
 @pytest.mark.parametrize("words", [["status"], ["report"], ["run", "--tuned"], [*GRID, "--data-dir"]], ids=" ".join)

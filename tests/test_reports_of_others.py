@@ -89,6 +89,7 @@ REPORTS = {
         "test_a_link_that_leads_nowhere_names_itself",
         "test_a_link_in_a_table_that_leads_nowhere_names_itself",
         "test_a_path_through_a_link_that_leads_nowhere_names_the_link",
+        "test_data_behind_a_link_that_leads_nowhere_are_missing_and_it_is_named",
         "test_a_file_that_is_a_link_that_leads_nowhere_names_itself",
     ],
     "a number with digits too many": [

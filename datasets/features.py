@@ -41,7 +41,6 @@ import torch
 from torch import Tensor
 
 from debiasbench.data.features import Embedding, Rows, Table, features, read_arrays, read_embedding, read_metadata
-from debiasbench.data.images import absent
 from debiasbench.data.labelled import SPLITS
 from debiasbench.datasets import Dataset, NeededFile, Recipe, between, one_of
 from debiasbench.errors import BenchmarkError
@@ -159,8 +158,6 @@ class Features(Dataset):
     def metadata(self) -> Table:
         """What the table says."""
         path = self._root / self.table
-        if not path.is_file():
-            raise BenchmarkError(absent(path))
         named = self.bias.split("/") if self.bias else self.embedding.bias_names if self.embedding else ()
         table = read_metadata(path, named)
         for split in ("train", "test"):

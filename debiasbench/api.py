@@ -6,12 +6,14 @@ import math
 import os
 import warnings
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from debiasbench.data.cache import CACHE_VARIABLE
 from debiasbench.experiments import Experiment
 from debiasbench.files import default_data_dir, to_path
+from debiasbench.grid import MOST_CELLS
 from debiasbench.records import find_record, read_record
 from debiasbench.tuned import check_output, check_rule, read_tuned
 
@@ -92,14 +94,15 @@ def run(  # noqa: PLR0913 - the command line's options
     from debiasbench.running.run import RunOptions, plan_grid
 
     asked = Experiment(
-        "", list(methods), list(datasets), seeds=seeds if isinstance(seeds, int) else list(seeds), epochs=epochs,
+        "", _words(methods), _words(datasets), epochs=epochs,
+        seeds=seeds if isinstance(seeds, int) else list(islice(seeds, MOST_CELLS + 1)),  # a range may fill the memory
         reference=reference, shared_recipes=shared_recipes, data_seeds=data_seeds,
     )  # fmt: skip
     results = to_path(results_dir)
     _cache_in(cache_dir)
     options = RunOptions(
         data_dir=to_path(data_dir) if data_dir else default_data_dir(), results_dir=results, device=device,
-        workers=workers, per_device=per_device, executor=executor, slurm=_words(slurm), rerun=rerun,
+        workers=workers, per_device=per_device, executor=executor, slurm=tuple(_words(slurm)), rerun=rerun,
         keep_changed=keep_changed, save_weights=save_weights, reuse=reuse, download=download,
         skip_missing=skip_missing, shard=shard, checkpoint_every=checkpoint_every, cell_timeout=cell_timeout,
         silence_timeout=silence_timeout, tuned=read_tuned(to_path(tuned)) if tuned else None,
@@ -169,11 +172,11 @@ def tune(  # noqa: PLR0913 - the command line's options
     results = to_path(results_dir)
     path = to_path(output) if output else results / "tuned.toml"
     check_output(path)
-    asked = Experiment("", list(methods), list(datasets), seeds=seeds, epochs=epochs, shared_recipes=shared_recipes)
+    asked = Experiment("", _words(methods), _words(datasets), seeds=seeds, epochs=epochs, shared_recipes=shared_recipes)
     _cache_in(cache_dir)
     options = RunOptions(
         data_dir=to_path(data_dir) if data_dir else default_data_dir(), results_dir=results, device=device,
-        workers=workers, per_device=per_device, executor=executor, slurm=_words(slurm), rerun=rerun,
+        workers=workers, per_device=per_device, executor=executor, slurm=tuple(_words(slurm)), rerun=rerun,
         keep_changed=keep_changed, reuse=reuse, download=download, skip_missing=skip_missing,
         checkpoint_every=checkpoint_every, cell_timeout=cell_timeout, silence_timeout=silence_timeout,
     )  # fmt: skip
@@ -195,8 +198,9 @@ def _cache_in(cache_dir: str | Path | None) -> None:
         os.environ[CACHE_VARIABLE] = str(to_path(cache_dir).absolute())  # workers inherit it
 
 
-def _words(slurm: Sequence[str]) -> tuple[str, ...]:
-    return (slurm,) if isinstance(slurm, str) else tuple(slurm)
+def _words(given: Sequence[str]) -> list[str]:
+    """Several words, or a single one, which is a sequence of letters to Python."""
+    return [given] if isinstance(given, str) else list(given)
 
 
 def _train(ready: GridRun, *, progress: bool | None) -> None:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from debiasbench import about
 from debiasbench.errors import BenchmarkError
 from debiasbench.escaping import never_failing, printable
-from debiasbench.files import default_data_dir, to_path
+from debiasbench.files import absent, default_data_dir, to_path
 from debiasbench.parameters import TOO_LONG, has_too_many_digits, split_spec, suggestion
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--reference", type=_text, metavar="M", help="test the others against this method (default: the first)"
     )
     run.add_argument(
-        "--tuned", type=to_path, metavar="FILE", help="with the values that `debiasbench tune` chose and wrote there"
+        "--tuned", type=_path, metavar="FILE", help="with the values that `debiasbench tune` chose and wrote there"
     )
     run.add_argument("--save-weights", action="store_true", help="keep the trained networks beside the records")
     run.add_argument("--shard", type=_part, metavar="I/N", help="only the I-th of N parts of the grid, such as 2/8")
@@ -165,13 +165,13 @@ def build_parser() -> argparse.ArgumentParser:
     tune.add_argument("--epochs", type=_number, metavar="E", help="replace the epochs of each stage of the recipes")
     tune.add_argument("--recipes", choices=("own", "shared"), default="own", help="shared: ignore methods' own recipes")
     tune.add_argument(
-        "--output", type=to_path, metavar="FILE", help="for `run --tuned` (default: tuned.toml in the results folder)"
+        "--output", type=_path, metavar="FILE", help="for `run --tuned` (default: tuned.toml in the results folder)"
     )
     _training(tune)
     _places(tune, data=True, results=TUNING)
 
     report = commands.add_parser("report", help="tables and figures from records alone")
-    report.add_argument("folder", nargs="?", type=to_path, help="a results folder, or records (default: results)")
+    report.add_argument("folder", nargs="?", type=_path, help="a results folder, or records (default: results)")
     report.add_argument(
         "--reference", type=_text, metavar="M", help="test the others against this method (default: the first)"
     )
@@ -192,11 +192,11 @@ def build_parser() -> argparse.ArgumentParser:
         help="what columns of the comparison stand together by (default: dataset)",
     )
     report.add_argument(
-        "--export", type=to_path, metavar="FILE", help="the long table of results as .parquet, .csv or .json as well"
+        "--export", type=_path, metavar="FILE", help="the long table of results as .parquet, .csv or .json as well"
     )
     report.add_argument(
         "--beside",
-        type=to_path,
+        type=_path,
         metavar="CSV",
         help="published numbers for the comparison, marked as not measured here (columns: method, dataset, generator, "
         "metric, mean, std, n, source)",
@@ -214,7 +214,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     report.add_argument(
         "--verify",
-        type=to_path,
+        type=_path,
         metavar="FILE",
         help="hold records against a sealed table (tables/strict.json), and stop",
     )
@@ -246,10 +246,10 @@ def build_parser() -> argparse.ArgumentParser:
         "encoder(), which is executed), record:RECORD.json (of a cell run with --save-weights)",
     )
     embed.add_argument(
-        "--weights", type=to_path, metavar="FILE", help="of a network of torchvision; default: torch's hub folder"
+        "--weights", type=_path, metavar="FILE", help="of a network of torchvision; default: torch's hub folder"
     )
     embed.add_argument(
-        "--output", type=to_path, metavar="FOLDER", help="default: features/DATASET-ENCODER below this folder"
+        "--output", type=_path, metavar="FOLDER", help="default: features/DATASET-ENCODER below this folder"
     )
     embed.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default auto)")
     embed.add_argument("--batch-size", type=_number, metavar="B", default=64, help="default 64; changes nothing else")
@@ -279,11 +279,11 @@ def build_parser() -> argparse.ArgumentParser:
         description="Put the records below a folder, with their arrays and weights, into one .zip beside it, which "
         "`report`, `status` and `run` read as they read the folder. The folder stays: delete it when you like.",
     )
-    archive.add_argument("folder", type=to_path, help="a folder of records: results/records, or one below it")
-    archive.add_argument("--output", type=to_path, metavar="FILE", help="default: FOLDER.zip")
+    archive.add_argument("folder", type=_path, help="a folder of records: results/records, or one below it")
+    archive.add_argument("--output", type=_path, metavar="FILE", help="default: FOLDER.zip")
 
     status = commands.add_parser("status", help="what a results folder holds, also while it grows")
-    status.add_argument("folder", nargs="?", type=to_path, default=Path("results"))
+    status.add_argument("folder", nargs="?", type=_path, default=Path("results"))
     status.add_argument("--follow", action="store_true", help="until the run that was started last has ended")
 
     doctor = commands.add_parser(
@@ -303,11 +303,11 @@ def build_parser() -> argparse.ArgumentParser:
         description="Show what may be deleted, how big it is and what that costs; with --yes, or when you say so on a "
         "terminal, delete it. Never records, weights, logs, tables, figures or data, and nothing that a process uses.",
     )
-    clean.add_argument("folder", nargs="?", type=to_path, default=Path("results"), help="a results folder")
+    clean.add_argument("folder", nargs="?", type=_path, default=Path("results"), help="a results folder")
     clean.add_argument("--what", nargs="+", choices=KINDS_TO_CLEAN, default=[], help="only these (default: all)")
     clean.add_argument("--yes", action="store_true", help="delete without asking")
     clean.add_argument(
-        "--cache-dir", type=to_path, metavar="DIR", help="of decoded images; default: $DEBIASBENCH_CACHE, or ~/.cache"
+        "--cache-dir", type=_path, metavar="DIR", help="of decoded images; default: $DEBIASBENCH_CACHE, or ~/.cache"
     )
     return parser
 
@@ -371,30 +371,30 @@ def _training(parser: argparse.ArgumentParser) -> None:
 
 def _places(parser: argparse.ArgumentParser, *, data: bool = False, results: Path | None = None) -> None:
     if data:
-        parser.add_argument("--data-dir", type=to_path, metavar="DIR", help="default: $DEBIASBENCH_DATA, or ./data")
+        parser.add_argument("--data-dir", type=_path, metavar="DIR", help="default: $DEBIASBENCH_DATA, or ./data")
         parser.add_argument(
             "--cache-dir",
-            type=to_path,
+            type=_path,
             metavar="DIR",
             help="for decoded images; default: $DEBIASBENCH_CACHE, or ~/.cache",
         )
     if results:
-        parser.add_argument("--results-dir", type=to_path, metavar="DIR", default=results, help=f"default: ./{results}")
+        parser.add_argument("--results-dir", type=_path, metavar="DIR", default=results, help=f"default: ./{results}")
     parser.add_argument(
         "--methods-dir",
-        type=to_path,
+        type=_path,
         metavar="DIR",
         help="look for methods in this folder as well; every file there is executed",
     )
     parser.add_argument(
         "--datasets-dir",
-        type=to_path,
+        type=_path,
         metavar="DIR",
         help="look for datasets in this folder as well; every file there is executed",
     )
     parser.add_argument(
         "--nets-dir",
-        type=to_path,
+        type=_path,
         metavar="DIR",
         help="look for networks, metrics and selection rules in this folder; every file there is executed",
     )
@@ -407,6 +407,14 @@ def _number(text: str) -> int:
         return int(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"must be a whole number. Got {text!r}") from None
+
+
+def _path(text: str) -> Path:
+    """A path; argparse would put words of its own in place of our error's."""
+    try:
+        return to_path(text)
+    except BenchmarkError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _part(text: str) -> tuple[int, int]:
@@ -504,7 +512,7 @@ def _nets_of(spec: str) -> list[str]:
 def _check_there(folder: Path) -> None:
     """Refuse a folder of results that is not there, before torch is imported."""
     if not folder.exists():
-        raise BenchmarkError(f"There is no results folder {folder}.")
+        raise BenchmarkError(absent(folder, "results folder"))
 
 
 def _add_folders(options: argparse.Namespace) -> None:
@@ -591,7 +599,9 @@ def tune_command(options: argparse.Namespace) -> int:
         shared_recipes=options.recipes == "shared",
     )  # fmt: skip
     output = options.output or options.results_dir / "tuned.toml"
-    if not options.dry_run:
+    if (
+        options.output and not options.dry_run
+    ):  # the usual file is in the results folder, which is tried as that of a run
         check_output(output)
     tuning = plan_tuning(
         asked, _run_options(options), draws=options.draws, told=lambda text: print(text, file=sys.stderr)

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 
 from debiasbench.errors import BenchmarkError
-from debiasbench.files import is_ignored, to_path
+from debiasbench.files import absent, broken_link, expanded, is_ignored
 from debiasbench.parameters import Parameters, above, at_least, between, one_of
 from debiasbench.plugins import Registry, folders
 from debiasbench.recipe import Recipe
@@ -34,6 +34,11 @@ class NeededFile:
     source: str  # an address, or a sentence on how to get it
     downloads: bool = False  # True: `debiasbench prepare` fetches it by itself
     for_x_alone: bool = False  # True: labels, biases and groups are read without it (`Dataset.build_labels`)
+
+    def __post_init__(self) -> None:
+        """Where a link leads nowhere, the file is there perhaps, on a disk that is not mounted: that is told first."""
+        if broken_link(self.path) is not None:
+            object.__setattr__(self, "source", f"{absent(self.path)} Mend the link; or {self.source}")
 
 
 class Dataset(Parameters, ABC):
@@ -116,7 +121,7 @@ class Dataset(Parameters, ABC):
 
     def folder(self, data_dir: Path) -> Path:
         """Where this dataset's files are."""
-        return to_path(self.root) if self.root else data_dir / self.name
+        return expanded(self.root) if self.root else data_dir / self.name
 
     def needed_files(self, data_dir: Path) -> list[NeededFile]:
         """The files that are needed and not there. Asked before anything trains."""

@@ -104,7 +104,8 @@ def csv_field(value: object) -> object:
     if not isinstance(value, str):
         return value
     text = one_line(value)
-    return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@")) and not _is_number(text) else text
+    begins = unicodedata.normalize("NFKC", text.lstrip()[:1])  # some take signs of full width as well
+    return f"'{text}" if begins in ("=", "+", "-", "@") and not _is_number(text) else text
 
 
 def _is_number(text: str) -> bool:

@@ -45,8 +45,8 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
 
 # what archivers, disks and file managers leave in folders
 SYSTEM_ENTRIES = frozenset({
-    "__macosx", "lost+found", "$recycle.bin", "system volume information", "@eadir", "__pycache__", "thumbs.db",
-    "ehthumbs.db", "desktop.ini", "icon\r",
+    "__macosx", "lost+found", "$recycle.bin", "system volume information", "@eadir", "@tmp", "@recycle", "#recycle",
+    "#snapshot", "__pycache__", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r",
 })  # fmt: skip
 
 
@@ -83,6 +83,18 @@ def file_names(titles: Iterable[str]) -> dict[str, str]:
 def to_path(given: str | Path) -> Path:
     """The path that a setting means: every path that a user gives comes through here, and stays as given until then.
 
+    Raises:
+        BenchmarkError: as `expanded`; or a link in it leads nowhere.
+    """
+    path = expanded(given)
+    if broken_link(path) is not None:  # of a disk that is not mounted, say: nothing is there, and nothing can be made
+        raise BenchmarkError(f"{absent(path)} Mend the link, or give another path.")
+    return path
+
+
+def expanded(given: str | Path) -> Path:
+    """As `to_path`, of data whose lack is told with all that is missing (`NeededFile`) or does not matter.
+
     `~` and `~user` are homes: a shell leaves them alone inside `root=~/x`, and files and environment variables know no
     shell. `$NAME` is not replaced: shells do that everywhere, and a folder may be called so. Where the locale cannot
     write the text, file names are UTF-8.
@@ -107,6 +119,19 @@ def to_path(given: str | Path) -> Path:
         ) from None
 
 
+def broken_link(path: Path) -> Path | None:
+    """The link that leads nowhere, if there is one: the path itself or a folder above it."""
+    return next((one for one in (path, *path.parents) if os.path.islink(one) and not os.path.exists(one)), None)  # noqa: PTH110, PTH114 - these raise nothing
+
+
+def absent(path: Path, what: str = "file") -> str:
+    """What is said of a path at which nothing is: a link that leads nowhere names itself and its aim."""
+    link = broken_link(path)
+    if link is not None:
+        return f"{link} is a link to {link.readlink()}, which is not there."
+    return f"There is no {what} {path}."
+
+
 def read_toml(path: Path, what: str) -> dict[str, Any]:
     """The content of a TOML file. what: it is called in the message, with a capital letter.
 
@@ -121,8 +146,10 @@ def read_toml(path: Path, what: str) -> dict[str, Any]:
         raise BenchmarkError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8.") from None
     except RecursionError:
         raise BenchmarkError(f"{path} is no valid TOML: it is nested too deeply.") from None
-    except ValueError as error:  # TOML's own, or Python's of a number with thousands of digits
+    except tomllib.TOMLDecodeError as error:
         raise BenchmarkError(f"{path} is no valid TOML: {error}") from None
+    except ValueError:  # Python reads none of thousands of digits
+        raise BenchmarkError(f"{path} is no valid TOML: it has a number of thousands of digits.") from None
 
 
 # ---- where nothing can be written -----------------------------------------------------------------------------------
@@ -139,6 +166,11 @@ def check_writable(folder: Path, option: str, *, what: str = "") -> None:
     Raises:
         BenchmarkError: neither the folder nor the nearest one above it that is there can be written.
     """
+    if broken_link(folder) is not None:
+        raise BenchmarkError(
+            f"{what or folder} cannot be written ({absent(folder).rstrip('.')}): mend the link, or give another folder "
+            f"with {option}."
+        )
     with explained_errors(what or str(folder), option):
         place = nearest_there(folder)
         try:
@@ -236,4 +268,4 @@ DATA_VARIABLE = "DEBIASBENCH_DATA"
 
 def default_data_dir() -> Path:
     """$DEBIASBENCH_DATA, or `data` below the current folder."""
-    return to_path(os.environ.get(DATA_VARIABLE) or "data")
+    return expanded(os.environ.get(DATA_VARIABLE) or "data")

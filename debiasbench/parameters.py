@@ -265,7 +265,7 @@ def split_spec(spec: str) -> tuple[str, dict[str, list[str]]]:
         if key in options:
             raise BenchmarkError(f"'{key}' is given twice in '{spec}'; write a sweep as {key}=a|b.")
         options[key] = [_unquote(choice.strip()) for choice in _split_outside_quotes(value, "|")]
-        if not all(options[key]):
+        if not all(choice.strip() for choice in options[key]):
             raise BenchmarkError(f"'{key}' has an empty value in '{spec}'; write {key}=value or {key}=a|b.")
     return name.strip(), options
 

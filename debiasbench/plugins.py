@@ -21,7 +21,7 @@ from debiasbench.about import PACKAGE
 from debiasbench.code import digest_of_plugin
 from debiasbench.errors import BenchmarkError
 from debiasbench.escaping import one_line
-from debiasbench.files import to_path
+from debiasbench.files import absent, broken_link, to_path
 from debiasbench.parameters import (
     Parameters,
     default_of,
@@ -247,6 +247,9 @@ class Registry:
                     f"Two files define the {self.kind} module '{name}': {files[name]} and {where}. Rename one."
                 )
             files[name] = where
+            if broken_link(file := Path(where, f"{name}.py")):
+                self.broken[name] = absent(file)
+                continue
             self._import(name, f"{self.package}.{name}", base)
         for entry in entry_points(group=self.group):
             try:

@@ -16,7 +16,7 @@ from typing import Any
 from debiasbench.cell import Cell
 from debiasbench.datasets import registry as dataset_registry
 from debiasbench.errors import BenchmarkError
-from debiasbench.grid import Grid, Skip, expand, named_all
+from debiasbench.grid import MOST_CELLS, Grid, Skip, expand, named_all
 from debiasbench.methods import Method
 from debiasbench.methods import registry as method_registry
 from debiasbench.parameters import MOST_SETTINGS, expand_sweeps, split_spec, write_value
@@ -90,11 +90,13 @@ def expand_draws(
     """
     if not 1 <= draws <= MOST_SETTINGS:
         raise BenchmarkError(f"--draws must be from 1 to {MOST_SETTINGS}. Got {draws}.")
+    _refuse_too_many(draws * seeds)  # before the seeds are listed, which could fill the memory
     options: dict[str, Any] = {
         "seeds": [FIRST_SEED + number for number in range(seeds)] if seeds > 0 else seeds,
         "epochs": epochs, "shared_recipes": shared_recipes,
     }  # fmt: skip
     asked = expand(methods, datasets, **options)  # every mistake, in one message
+    _refuse_too_many(draws * len(asked.cells))
     grids, skips, trials = [], list(asked.skips), []
     seen: set[tuple[str, str]] = set()
     for dataset in _singles(datasets, dataset_registry):
@@ -118,6 +120,13 @@ def expand_draws(
         reasons = [f"{skip.method_title} on {skip.dataset_title}: {skip.reason}." for skip in skips]
         raise BenchmarkError("\n".join(["There is nothing to tune.", *reasons]))
     return _together(grids, skips, asked.notices), trials
+
+
+def _refuse_too_many(n_cells: int) -> None:
+    if n_cells > MOST_CELLS:
+        raise BenchmarkError(
+            f"{n_cells:,} cells (methods x datasets x draws x seeds) are too many: at most {MOST_CELLS:,}."
+        )
 
 
 def _draws(

@@ -4,13 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from debiasbench import cli
+from debiasbench import api, cli
 from debiasbench.errors import BenchmarkError
 from debiasbench.experiments import read_experiment
+from debiasbench.files import default_data_dir
 from debiasbench.grid import expand
 from debiasbench.parameters import read_value
 from debiasbench.records import check_writable
 from debiasbench.running import plan, run
+from debiasbench.running.preparation import with_data
 
 GRID = ["run", "--methods", "vanilla", "--datasets", "cmnist5k", "--device", "cpu"]
 LONG, LONGER = "9" * 400, "9" * 5000  # Python itself reads no number of 5,000 digits
@@ -95,6 +97,27 @@ def test_numbers_out_of_proportion_are_refused(words, answer, capsys):
 def test_seeds_of_a_script_are_checked_alike(seeds):
     with pytest.raises(BenchmarkError, match="Seeds must be different whole numbers of at least 0"):
         expand(["vanilla"], ["cmnist5k"], seeds=seeds)
+
+
+@pytest.mark.parametrize("function", [api.run, api.tune])
+@pytest.mark.parametrize(
+    ("methods", "datasets", "answer"),
+    [
+        ("nobody", ["cmnist5k"], "Unknown method 'nobody'"),
+        (["vanilla"], "nothing", "Unknown dataset 'nothing'"),
+        ("vanilla:x=1", "cmnist5k", "Unknown parameter 'x' of vanilla"),
+    ],
+)
+def test_a_script_may_give_a_single_name(function, methods, datasets, answer):
+    """It is not taken apart into its letters."""
+    with pytest.raises(BenchmarkError, match=answer):
+        function(methods, datasets)
+
+
+@pytest.mark.parametrize("seeds", [range(10**9), range(1, 10**12), iter(range(10**12))])
+def test_seeds_of_a_script_are_not_listed_before_they_are_counted(seeds):
+    with pytest.raises(BenchmarkError, match="The number of seeds must be at most 1000000"):
+        api.run(["vanilla"], ["cmnist5k"], seeds=seeds)
 
 
 def test_a_large_grid_resolves_its_settings_once(monkeypatch):
@@ -225,7 +248,7 @@ FILES = [
     (b"methods = [", "is no valid TOML"),
     (LEAST + "methods = []", "is no valid TOML"),
     ("methods = " + "[" * 5000 + "]" * 5000, "is no valid TOML: it is nested too deeply"),
-    (LEAST + f"seeds = {LONGER}", "is no valid TOML: Exceeds the limit"),
+    (LEAST + f"seeds = {LONGER}", "is no valid TOML: it has a number of thousands of digits."),
     (LEAST + f"seeds = {LONG}", "'seeds' must be a whole number or a list of them. Got 9999"),
     (LEAST + "paper = 'tabel1'", "there are no numbers of the paper called 'tabel1'. Did you mean 'table1'?"),
     (LEAST + "paper = '../table1'", "there are no numbers of the paper called '../table1'"),
@@ -324,6 +347,10 @@ def test_references_are_of_all_records(words, capsys):
         (["test", "cmnist5k:rho=nan"], "and not nan"),
         (["inspect", "cmnist5k", "--results-dir", "file"], "file/inspect cannot be written"),
         (["inspect", "cmnist5k:rho=0.1|0.2"], "One dataset is wanted here"),
+        (["tune", *GRID[1:], "--results-dir", "file"], "The results folder file cannot be written"),
+        (["tune", *GRID[1:], "--results-dir", "file/x"], "another folder with --results-dir"),
+        (["tune", *GRID[1:], "--output", "file/x.toml"], "another folder with --output"),
+        (["tune", *GRID[1:], "--seeds", "1000000000"], "16,000,000,000 cells"),
         (["archive", ".", "--output", "file/x.zip"], "cannot be written"),
         (["archive", ".", "--output", "x.tar"], "--output must end in .zip"),
         (["list", "--methods-dir", "file"], "is not a folder"),
@@ -346,11 +373,10 @@ def test_the_other_commands_answer_alike(words, answer, capsys):
 
 
 @pytest.mark.parametrize(
-    "where", ["file", "file/below", "file/far/below", "link", "with/records", "with/logs", "with/reuse", "with/tables"]
+    "where", ["file", "file/below", "file/far/below", "with/records", "with/logs", "with/reuse", "with/tables"]
 )
 def test_a_results_folder_that_cannot_be_written_is_told_before_data_are_built(where, capsys):
     Path("file").touch()
-    Path("link").symlink_to("nowhere/at/all")
     Path("with").mkdir()
     if where.startswith("with/"):
         Path(where).touch()
@@ -358,6 +384,72 @@ def test_a_results_folder_that_cannot_be_written_is_told_before_data_are_built(w
     told = answer_to([*GRID, "--results-dir", where], capsys)
     assert told.startswith(f"error: The results folder {where} cannot be written (")
     assert "give another folder with --results-dir" in told
+
+
+@pytest.mark.parametrize("where", ["with/tables", "with/figures", "with"])
+def test_a_report_that_cannot_be_written_is_told_before_records_are_read(where, capsys, monkeypatch):
+    """The last is beside an archive, whose report goes into a folder of its name."""
+    monkeypatch.setattr("debiasbench.report.make.read_records", None)
+    Path(where).parent.mkdir(exist_ok=True)
+    Path(where).touch()
+    Path("with.zip").touch()
+    told = answer_to(["report", "with.zip" if where == "with" else "with"], capsys)
+    assert told.startswith("error: The results folder with cannot be written (")
+
+
+LINKED = [
+    [*GRID, "--results-dir", "link"], [*GRID, "--results-dir", "link/below"], [*GRID, "--data-dir", "link"],
+    grid(datasets="imagefolder:root=link,title=x"),
+    grid(datasets="cmnist5k:net=resnet18,pretrained=link/w.pth"), ["run", "--experiment", "link/x.toml"],
+    ["run", "--methods-dir", "link", *GRID[1:]], ["run", "--tuned", "link", *GRID[1:]], ["status", "link"],
+    ["report", "link/records"], ["archive", "link"],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("words", LINKED, ids=" ".join)
+def test_a_path_through_a_link_that_leads_nowhere_names_the_link(words, capsys):
+    """As where a disk is not mounted: without, the data would only be missing, and the way there be right."""
+    Path("link").symlink_to("nowhere/at/all")
+    assert "link is a link to nowhere/at/all, which is not there. Mend" in answer_to(words, capsys)
+
+
+@pytest.mark.parametrize("words", [GRID, ["status"], ["report"], ["inspect", "cmnist5k"]], ids=" ".join)
+def test_so_may_the_folder_that_nobody_gave(words, capsys):
+    Path("results").symlink_to("nowhere/at/all")
+    assert "results is a link to nowhere/at/all, which is not there" in answer_to(words, capsys)
+
+
+@pytest.mark.parametrize(
+    ("given", "dataset", "named"),
+    [
+        ("", "bar", "data"),
+        ("link/data", "bar", "link"),
+        ("linked", "bar", "linked/BAR"),
+        ("x", "bar:root=link", "link"),
+    ],
+)
+def test_data_behind_a_link_that_leads_nowhere_are_missing_and_it_is_named(given, dataset, named, capsys, monkeypatch):
+    """Of the usual folder, of that of the environment, of a dataset in it, of a root; what needs no data runs."""
+    Path("linked").mkdir()
+    for link in ("link", "data", "linked/BAR"):
+        Path(link).symlink_to("nowhere/at/all")
+    monkeypatch.setenv("DEBIASBENCH_DATA", given)
+    assert cli.main(grid(datasets=dataset)) == 2
+    told = f"from: {named} is a link to nowhere/at/all, which is not there. Mend the link; or the repository"
+    assert capsys.readouterr().err.count(told) == 2
+    rest, left_out = with_data(
+        expand(["vanilla"], ["cmnist5k", dataset], seeds=1), default_data_dir(), skip_missing=True
+    )
+    assert [cell.dataset for cell in rest.cells] == ["cmnist5k"]
+    assert f"{named} is a link to nowhere/at/all" in "".join(left_out.values())
+
+
+@pytest.mark.parametrize("words", [["status"], ["report"], ["run", "--tuned"], [*GRID, "--data-dir"]], ids=" ".join)
+def test_what_is_wrong_with_a_path_is_said_in_our_words(words, capsys):
+    """Argparse has some of its own for whatever a type refuses."""
+    assert "The path ~no-such-user/x begins with ~no-such-user, and no such home" in answer_to(
+        [*words, "~no-such-user/x"], capsys
+    )
 
 
 def test_a_folder_below_one_that_is_read_only_is_refused(tmp_path, monkeypatch):

@@ -118,6 +118,11 @@ def test_a_csv_leaves_numbers_in_words_and_harmless_text_alone(text):
     assert escaping.csv_field(text) == (text if text != "-" else "'-")
 
 
+@pytest.mark.parametrize("text", ["\uff1dcmd", "\uff0b1+1", "\uff0d1+1", "\uff20SUM(A1)", " \uff1dcmd"])
+def test_signs_of_full_width_begin_no_formula_either(text):
+    assert escaping.csv_field(text) == f"'{text}"
+
+
 # ---- terminals -------------------------------------------------------------------------------------------------------
 
 

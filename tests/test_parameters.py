@@ -86,9 +86,11 @@ def test_what_is_no_key_and_value_is_refused_and_quoted(spec):
     assert "key=value" in str(error.value)
 
 
-def test_an_empty_quoted_value_is_refused():
+@pytest.mark.parametrize("value", ["''", "' '", '"\t"', "1|'  '"])
+def test_an_empty_quoted_value_is_refused(value):
+    """So is one of blanks alone, which names nothing either."""
     with pytest.raises(BenchmarkError, match="'key' has an empty value"):
-        split_spec("a:key=''")
+        split_spec(f"a:key={value}")
 
 
 def test_a_key_given_twice_is_refused_and_the_sweep_is_shown():

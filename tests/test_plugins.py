@@ -163,3 +163,13 @@ def test_a_display_title_that_cannot_be_shown_is_told(tmp_path, line, told):
     finally:
         package.__path__[:] = before
         sys.modules.pop("debiasbench.methods.own_display", None)
+
+
+@pytest.mark.parametrize("target", ["gone.py", "/no/such/folder/mine.py", "mine.py"])
+def test_a_file_that_is_a_link_that_leads_nowhere_names_itself(tmp_path, target):
+    """The last leads to itself."""
+    (tmp_path / "mine.py").symlink_to(target)
+    registry = plugins.Registry("debiasbench.methods", "Method", "SOME_PATH")
+    package = type("Package", (), {"__path__": [str(tmp_path)], "Method": methods.get("vanilla")[0].__mro__[1]})
+    registry._scan(package)
+    assert registry.broken == {"mine": f"{tmp_path / 'mine.py'} is a link to {target}, which is not there."}

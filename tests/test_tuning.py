@@ -366,6 +366,23 @@ def test_what_cannot_be_drawn_is_refused(specs, words):
     assert words in str(error.value)
 
 
+@pytest.mark.parametrize("seeds", [0, -3])
+def test_a_draw_has_one_seed_at_least(seeds):
+    with pytest.raises(BenchmarkError, match="The number of seeds must be at least 1"):
+        drawn(["plain"], seeds=seeds)
+
+
+@pytest.mark.parametrize(
+    ("specs", "draws", "seeds"),
+    [(["plain"], 1, 10**9), (["plain"], 1, 10**15), (["plain"], 10_000, 101), (["plain", "pgd"], 1000, 501)],
+)
+def test_draws_and_seeds_together_have_a_limit(specs, draws, seeds, monkeypatch):
+    """Before they are listed: a list of far too many fills the memory."""
+    monkeypatch.setattr("debiasbench.tuning._draws", None)  # nothing is drawn before
+    with pytest.raises(BenchmarkError, match=r"cells \(methods x datasets x draws x seeds\) are too many: at most 1,0"):
+        drawn(specs, draws=draws, seeds=seeds)
+
+
 @pytest.mark.parametrize("draws", [0, -3, 10_001])
 def test_the_number_of_draws_has_limits(draws):
     with pytest.raises(BenchmarkError, match="--draws must be from 1 to 10000"):

@@ -18,7 +18,7 @@ from PIL import Image, UnidentifiedImageError, features
 
 from debiasbench.data.cache import Cached, cached, with_progress
 from debiasbench.errors import BenchmarkError
-from debiasbench.files import is_ignored
+from debiasbench.files import absent, is_ignored
 
 Image.init()
 # What Pillow reads, but for PostScript, which is a program that another program would run, and for formats that it
@@ -74,13 +74,6 @@ def contents(folder: Path) -> Contents:
         more = f" So do {len(broken) - 1:,} more in {folder}." if len(broken) > 1 else ""
         raise BenchmarkError(f"{absent(broken[0])}{more} Mend the link, or take it out.")
     return found
-
-
-def absent(path: Path, what: str = "file") -> str:
-    """What is said of a path at which nothing is: a link that leads nowhere names its aim."""
-    if path.is_symlink() and not path.exists():
-        return f"{path} is a link to {path.readlink()}, which is not there."
-    return f"There is no {what} {path}."
 
 
 def image_files(*folders: Path, below: bool = False) -> list[Path]:
@@ -185,7 +178,7 @@ def _problem(path: Path, error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return absent(path)
     if isinstance(error, UnidentifiedImageError):
-        return f"{path} is no image."
+        return f"{path} is no image, or of a kind that Pillow does not read."
     return f"{path} cannot be read ({str(error).strip() or type(error).__name__})."
 
 
@@ -209,6 +202,7 @@ def _orientation(file: Image.Image) -> int:
 
 
 def _rgb(file: Image.Image, done: list[str]) -> Image.Image:
+    _refuse_without_white(file)
     if file.mode in ("I", "F") or file.mode.startswith("I;16"):
         return Image.fromarray(_scaled(file, done)).convert("RGB")
     if file.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in file.info:
@@ -221,19 +215,28 @@ def _rgb(file: Image.Image, done: list[str]) -> Image.Image:
     return file.convert("RGB")
 
 
-def _scaled(file: Image.Image, done: list[str]) -> np.ndarray:
-    """Grey values of more than 8 bits as uint8 (H, W): their upper 8 bits, as Pillow does with colours.
+def _refuse_without_white(file: Image.Image) -> None:
+    """Refuse values of which nothing says how high they go.
 
     Raises:
-        BenchmarkError: nothing says how high the values go, so which of them is white is not known.
+        BenchmarkError: which of them is white is not known.
     """
-    values = np.asarray(file)
-    if file.mode == "F" or (file.mode == "I" and file.format not in ("PNG", "PPM")):  # whose values are of 16 bits
+    wide = file.mode == "I" and file.format not in ("PNG", "PPM")  # whose values are of 16 bits
+    signed = file.format == "TIFF" and 2 in file.tag_v2.get(339, ())  # type: ignore[attr-defined]
+    # a FITS file holds measurements, with a sign; Pillow takes the two bytes of each in the wrong order
+    measured = file.format == "FITS" and file.mode.startswith("I;16")
+    if file.mode == "F" or wide or signed or measured:
         kind = "floating-point values" if file.mode == "F" else "whole numbers of 32 bits or with a sign"
+        values = np.asarray(file)
+        reach = f" ({values.min():g} to {values.max():g})" if file.mode in ("I", "F") else ""  # others are misread
         raise BenchmarkError(
-            f"holds {kind} ({values.min():g} to {values.max():g}), and nothing says which is white. Save it with 8 or "
-            "16 bits, or take it out."
+            f"holds {kind}{reach}, and nothing says which is white. Save it with 8 or 16 bits, or take it out."
         )
+
+
+def _scaled(file: Image.Image, done: list[str]) -> np.ndarray:
+    """Grey values of more than 8 bits as uint8 (H, W): their upper 8 bits, as Pillow does with colours."""
+    values = np.asarray(file)
     tags = file.tag_v2 if file.format == "TIFF" else {}  # type: ignore[attr-defined]
     bits = tags.get(258, (16,))[0]
     done.append("deep")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import re
 import unicodedata
 from collections import Counter, defaultdict
@@ -11,8 +12,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from debiasbench.data.images import absent, contents, has_images, image_files, left_out
+from debiasbench.data.images import contents, has_images, image_files, left_out
 from debiasbench.errors import BenchmarkError
+from debiasbench.files import absent
 
 SPLITS: Mapping[str, tuple[str, ...]] = {  # the usual names of each, in any case
     "train": ("train", "training"),
@@ -20,12 +22,14 @@ SPLITS: Mapping[str, tuple[str, ...]] = {  # the usual names of each, in any cas
     "test": ("test", "testing", "eval", "evaluation"),
 }
 ALSO_SPLITS = ("holdout", "heldout", "hold-out", "held-out", "hold_out", "held_out", "extra", "unseen")  # not read
-MISSING = frozenset({  # how tables and people write that a value is not known, in any case
-    "", "nan", "na", "n/a", "n.a.", "<na>", "#na", "#n/a", "nat", "null", "nil", "none", "-1", "-1.0", "?", "-", "--",
-    "unknown", "unk", "missing", "undefined", "not available",
+MISSING = frozenset({  # how tables and people write that a value is not known, in any case and without brackets
+    "na", "n/a", "n.a.", "#na", "#n/a", "#n/a n/a", "nat", "null", "#null!", r"\n", "nil", "none", "1.#ind", "-1.#ind",
+    "1.#qnan", "-1.#qnan", "unknown", "not known", "unk", "missing", "undefined", "undetermined", "not available",
+    "not applicable", "unlabeled", "unlabelled", "no label", "n.d.",
 })  # fmt: skip
 SHOWN = 10  # mistakes told in one message
-BLANKS = r"[\s\u200b\u2060\ufeff]+"  # those without width, too, which Python does not take for blanks
+# What nobody sees, too, which Python does not take for blanks: without width, or turning the direction of writing
+BLANKS = r"[\s\u00ad\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff]+"
 Row = tuple[Path, str, str]  # the file, its label, and its bias or ""
 
 
@@ -52,8 +56,15 @@ def tidied(name: str) -> str:
 
 @lru_cache(maxsize=10_000)
 def is_missing(name: str) -> bool:
-    """Whether a value says that it is not known."""
-    return tidied(name).lower() in MISSING
+    """Whether a value says that it is not known: by a word, by a mark such as - or ?, as no number, or as -1."""
+    word = tidied(name).lower().strip("<>()[]")
+    if word in MISSING or re.fullmatch(r"[-\u2013\u2014?.]*", word):
+        return True
+    try:
+        number = float(word)
+    except ValueError:
+        return False
+    return number == -1 or math.isnan(number)
 
 
 def alike(names: Iterable[str]) -> list[list[str]]:
@@ -152,10 +163,22 @@ def _splits(root: Path) -> tuple[dict[str, Path], list[Path]]:
 
 
 def _looks_like_split(folder: Path, classes: set[str]) -> bool:
-    """Whether a folder with images is called nearly like a split, or has folders of classes."""
+    """Whether a folder with images is called nearly like a split, or it or a folder below it has folders of classes."""
+    return has_images(folder) and (_is_nearly_split(folder.name) or _has_classes(folder, classes))
+
+
+def _has_classes(folder: Path, classes: set[str]) -> bool:
+    return any(
+        tidied(inner.name) in classes or _is_nearly_split(inner.name) or _has_classes(inner, classes)
+        for inner in contents(folder).folders
+        if has_images(inner)
+    )
+
+
+def _is_nearly_split(name: str) -> bool:
+    """Whether the name of a split is a word of a name: val2017, my-test, val_set, testset."""
     words = "|".join([*(name for names in SPLITS.values() for name in names), *ALSO_SPLITS])
-    named = re.fullmatch(rf"({words})([^a-z].*)?", tidied(folder.name).lower(), re.DOTALL) is not None
-    return has_images(folder) and (named or any(tidied(one.name) in classes for one in contents(folder).folders))
+    return re.search(rf"(?<![a-z])({words})(sets?)?(?![a-z])", tidied(name).lower()) is not None
 
 
 def _allowed() -> str:
@@ -204,8 +227,10 @@ def read_table(table: Path) -> tuple[list[str], list[dict[str, str]]]:
     """The columns of a table, tidied and in lower case, and its lines, each as column -> text.
 
     Raises:
-        BenchmarkError: it cannot be read.
+        BenchmarkError: it is not there, or cannot be read.
     """
+    if not table.is_file():
+        raise BenchmarkError(absent(table))
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, strict=True)

@@ -68,8 +68,9 @@ def pretrained_weights(name: str, pretrained: str) -> dict[str, Tensor]:
         ) from None
     try:
         state = _network_in(contents, expected, head)
-    except ValueError as error:
-        raise BenchmarkError(f"pretrained={pretrained} does not hold {library}'s {model}: {error}.") from None
+    except (ValueError, RecursionError) as error:
+        reason = "a dictionary in it is in itself, or too deep" if isinstance(error, RecursionError) else str(error)
+        raise BenchmarkError(f"pretrained={pretrained} does not hold {library}'s {model}: {reason}.") from None
     try:
         refuse_not_finite(state)
     except ValueError as error:

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from debiasbench.errors import BenchmarkError
-from debiasbench.files import atomic_file
+from debiasbench.files import atomic_file, check_writable
 from debiasbench.parameters import write_value
 from debiasbench.plain import encodable, to_plain
 from debiasbench.report.tables import frame_csv
@@ -24,7 +24,8 @@ def check_export(path: Path) -> None:
     """Refuse a file that cannot be written, before anything is read.
 
     Raises:
-        BenchmarkError: its ending is none of `ENDINGS`, it is a folder, or a package is missing.
+        BenchmarkError: its ending is none of `ENDINGS`, it is a folder, its folder cannot be written, or a package
+            is missing.
     """
     if path.suffix.lower() not in ENDINGS:
         raise BenchmarkError(
@@ -38,6 +39,7 @@ def check_export(path: Path) -> None:
             f"--export {path.name} needs the package pyarrow, which is not installed: pip install "
             "'debiasbench[parquet]'. Or name the file .csv or .json, which need nothing."
         )
+    check_writable(path.parent, "--export")
 
 
 def write_export(path: Path, table: pd.DataFrame) -> Path:

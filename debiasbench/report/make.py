@@ -26,7 +26,7 @@ from debiasbench.errors import BenchmarkError
 from debiasbench.escaping import markdown_line
 from debiasbench.evaluation.selection import SELECTION_RULES
 from debiasbench.experiments import Experiment
-from debiasbench.files import atomic_file, file_name, file_names, write_atomically
+from debiasbench.files import atomic_file, check_writable, file_name, file_names, write_atomically
 from debiasbench.parameters import suggestion
 from debiasbench.plain import encodable, from_plain
 from debiasbench.plugins import is_shipped, version_of
@@ -181,6 +181,10 @@ def make(  # noqa: PLR0913 - the report's options
     given, source = results_dir, sources(existing(results_dir))
     if results_dir.is_file():  # an archive: what is made of it goes into a folder of its name
         results_dir = results_dir.with_suffix("")
+    for part in ("tables", "figures"):  # before thousands of records are read
+        check_writable(
+            results_dir / part, "debiasbench report (a copy of the records)", what=f"The results folder {results_dir}"
+        )
     shown = shown or Shown()
     records, complaints = read_records(*source, shorten=shortened)
     records = without_copies([record for record in records if keep is None or keep(record)])

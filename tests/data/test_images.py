@@ -128,6 +128,29 @@ def test_values_without_a_known_white_are_refused_by_name(tmp_path, name, kind, 
         read_image(tmp_path / name)
 
 
+def fits(path, offset):
+    """A picture in FITS, of 16 bits: the values are written without `offset`, which a card of the header tells."""
+    cards = ["SIMPLE  = T", "BITPIX  = 16", "NAXIS   = 2", "NAXIS1  = 4", "NAXIS2  = 3", f"BZERO   = {offset}", "END"]
+    head = "".join(card.ljust(80) for card in cards).encode().ljust(2880)
+    path.write_bytes(head + (RAMP.astype(int) * 128 - offset).astype(">i2").tobytes().ljust(2880, b"\0"))
+
+
+MISREAD = {
+    "signed.tif": lambda path: Image.fromarray(RAMP).save(path, tiffinfo={339: 2}),
+    "signed.tiff": lambda path: Image.fromarray(RAMP).save(path, tiffinfo={339: 2}, compression="tiff_lzw"),
+    "plain.fits": lambda path: fits(path, 0),
+    "offset.fit": lambda path: fits(path, 32768),
+}
+
+
+@pytest.mark.parametrize("name", MISREAD)
+def test_values_that_pillow_takes_for_others_are_refused_by_name(tmp_path, name):
+    """It drops the sign of 8 bits, and takes the two bytes of a value in FITS in the wrong order."""
+    MISREAD[name](tmp_path / name)
+    with pytest.raises(BenchmarkError, match=rf"{name} holds .* with a sign, .* Save it with 8 or 16 bits"):
+        read_image(tmp_path / name)
+
+
 def faded(mode):
     """Red in RGB, white in grey; from left to right transparent, half, opaque, opaque."""
     image = Image.new(mode[:-1], (4, 2), (255, 0, 0) if mode == "RGBA" else 100)
@@ -411,7 +434,9 @@ def test_a_folder_of_other_files_says_what_they_are(tmp_path):
         image_files(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["__MACOSX", "lost+found", "@eaDir", ".Trash", "$RECYCLE.BIN", "__pycache__"])
+@pytest.mark.parametrize(
+    "name", ["__MACOSX", "lost+found", "@eaDir", ".Trash", "$RECYCLE.BIN", "__pycache__", "#recycle", "@tmp"]
+)
 def test_folders_of_the_system_are_left_alone(tmp_path, name):
     folder = folder_of(tmp_path)
     (folder / name).mkdir()

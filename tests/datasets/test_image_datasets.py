@@ -730,7 +730,11 @@ def both(label, bias=""):
     return [f"{label},{split},{bias}" for split in ("train", "valid", "test")]
 
 
-MISSING = ["nan", "NaN", "NA", "N/A", "null", "None", "-1", "?", "unknown", " nan ", "<NA>", "-1.0", "missing"]
+MISSING = [
+    "nan", "NaN", "NA", "N/A", "null", "None", "-1", "?", "unknown", " nan ", "<NA>", "-1.0", "missing",
+    "-nan", "-1.", "-1.00", "#N/A N/A", "-1.#IND", "\\N", "(null)", "[UNK]", "???", "--", "\u2014", ".", "unlabeled",
+]  # fmt: skip
+PRESENT = ["0", "1", "-2", "-10", "inf", "+", "no", "none of these", "nano", "(0)", "n", "black-1"]  # values as others
 
 
 @pytest.mark.parametrize("written", MISSING)
@@ -747,6 +751,13 @@ def test_a_bias_that_is_missing_is_unknown_however_it_is_written(tmp_path, writt
 def test_a_label_that_is_missing_is_refused(tmp_path, written):
     with pytest.raises(BenchmarkError, match=r"line 8: .* as a label says that it is missing"):
         of_table(tmp_path, [*both("a"), *both("b"), f"{written},train,"])
+
+
+@pytest.mark.parametrize("written", PRESENT)
+def test_what_only_looks_missing_is_a_value(tmp_path, written):
+    dataset, splits = of_table(tmp_path, [*both("a", written), *both("b", "other")])
+    assert dataset.n_bias_values == 2
+    assert (splits.train.bias >= 0).all()
 
 
 @pytest.mark.parametrize("written", ["nan", "NA", "-1", "unknown"])
@@ -795,7 +806,22 @@ def test_two_folders_of_one_split_are_refused(tmp_path):
 
 @pytest.mark.parametrize(
     "place",
-    ["train2/a", "holdout", "extra/sea", "test_old", "val-2/land", "Training set/land", "more/land", "more/water "],
+    [
+        "train2/a",
+        "holdout",
+        "extra/sea",
+        "test_old",
+        "val-2/land",
+        "Training set/land",
+        "more/land",
+        "more/water ",
+        "valset",
+        "my_test",
+        "images-val",
+        "data/val/land",
+        "more/of/land",
+        "more/old/test2",
+    ],
 )
 def test_folders_that_look_like_splits_and_are_not_read_are_refused(tmp_path, place):
     """By their name, or as they have folders of classes; one without images is nobody's split."""
@@ -810,7 +836,9 @@ def test_folders_that_look_like_splits_and_are_not_read_are_refused(tmp_path, pl
         new("imagefolder", root=str(root), title="x", size=16).build(tmp_path)
 
 
-@pytest.mark.parametrize("place", ["masks", "results/figures", "trainer/photos", "developers"])
+@pytest.mark.parametrize(
+    "place", ["masks", "results/figures", "trainer/photos", "developers", "retrained", "contest/a"]
+)
 def test_other_folders_are_left_alone(tmp_path, place):
     """Such as what a run in the folder of the images has written there."""
     write_folders(tmp_path, with_bias=False)
@@ -842,7 +870,7 @@ def test_images_outside_of_their_folders_are_refused(tmp_path, place, said):
         new("imagefolder", root=str(tmp_path / "photos"), title="x").build(tmp_path)
 
 
-@pytest.mark.parametrize("blank", [" ", "\t", "\u00a0", "\ufeff", "\u200b"])
+@pytest.mark.parametrize("blank", [" ", "\t", "\u00a0", "\ufeff", "\u200b", "\u200e", "\u00ad", "\u202c"])
 def test_blanks_around_names_do_not_count(tmp_path, blank):
     """In labels, bias and the heading; where two spellings meet it is said."""
     rows = [*both("0", "0"), *both("1", "1"), *both(f"0{blank}", f"{blank}1")]
@@ -869,6 +897,7 @@ ALIKE = {  # two spellings, and how the second is shown
     "Unicode": ("caf\u00e9", "cafe\u0301", r"'cafe\u0301'"),
     "width": ("A", "\uff21", r"'\uff21'"),
     "numbers": ("1", "1.0", "'1.0'"),
+    "what nobody sees": ("ab", "a\u200db", r"'a\u200db'"),
 }
 
 

@@ -471,6 +471,16 @@ def test_what_is_wrong_with_weights_is_named(change, words, tmp_path):
         check_net("resnet18", path)
 
 
+@pytest.mark.parametrize("kind", ["itself", "each other", "beside a network"])
+def test_weights_in_themselves_are_refused(kind, tmp_path):
+    """As a checkpoint that holds its trainer may be."""
+    contents = resnet18_state() if kind == "beside a network" else {}
+    contents["trainer"] = {"checkpoint": contents} if kind == "each other" else contents
+    path = saved(contents, tmp_path / "weights.pth")
+    with pytest.raises(BenchmarkError, match="does not hold torchvision's resnet18: a dictionary in it is in itself"):
+        check_net("resnet18", path)
+
+
 @pytest.mark.parametrize(
     ("value", "kind"), [("nan", "no last layer"), ("inf", "state_dict"), ("-inf", "half precision")]
 )

@@ -80,6 +80,14 @@ def test_an_export_that_cannot_be_written_is_refused_before_anything_is_read(tmp
         report.make(tmp_path / "nowhere", export=tmp_path / "is.csv")
 
 
+@pytest.mark.parametrize("name", ["file/x.csv", "file/far/x.json", "link/x.csv", "link/far/x.parquet"])
+def test_an_export_into_a_folder_that_cannot_be_written_is_refused_before_anything_is_read(tmp_path, name):
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(BenchmarkError, match=r"cannot be written .* another folder with --export"):
+        report.make(tmp_path / "nowhere", export=tmp_path / name)
+
+
 def test_parquet_without_its_package_says_how_to_get_it(tmp_path, monkeypatch):
     found = importlib.util.find_spec
     monkeypatch.setattr(

@@ -1,8 +1,8 @@
 """A worker process: `python -m debiasbench.running.worker` reads cells as JSON lines and answers with events.
 
 It receives plain values, never live objects, and the caller's main module is never imported again. Whatever a cell
-prints goes to its log, and its standard input is empty. Where the caller is gone, or asks it by SIGTERM, the running
-cell ends at its next step, with a checkpoint.
+prints goes to its log, and its standard input is empty. Where the caller is gone, or somebody asks it to stop by a
+signal, the running cell ends at its next step, with a checkpoint.
 """
 
 from __future__ import annotations
@@ -35,7 +35,11 @@ def main() -> None:
     os.dup2(2, 1)  # what a method prints must not get between the events
     settle_streams()
 
+    process = os.getpid()
+
     def send(**event: Any) -> None:
+        if os.getpid() != process:
+            os._exit(0)  # a copy of it, which a cell has forked and let return: it speaks for no cell
         with contextlib.suppress(OSError):  # whoever asked is gone: then the requests end as well, see _read
             out.write(json.dumps(event) + "\n")
 
@@ -63,7 +67,10 @@ def main() -> None:
         memory_fraction=settings["memory_fraction"],
         executor=settings["executor"],
     )
-    signal.signal(signal.SIGTERM, lambda *_: runner.stop())
+    for ending in ("SIGTERM", "SIGINT", "SIGHUP"):
+        number = getattr(signal, ending, None)  # Windows has no SIGHUP
+        if number is not None:
+            signal.signal(number, lambda *_: runner.stop())
     lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(requests, lines, runner.stop), daemon=True).start()
 
@@ -86,6 +93,9 @@ def main() -> None:
         except StoppedError:
             send(event="stopped")
             break
+        except KeyboardInterrupt:  # raised by the cell itself: the signal has a handler here
+            send(event="lost", message="The cell raised KeyboardInterrupt.")
+            continue
         except OSError as error:  # the log or the record itself could not be written
             send(event="lost", message=str(not_written(error, "The record", "--results-dir")))
             continue

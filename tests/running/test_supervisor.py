@@ -52,6 +52,18 @@ class LeavesChild(Plain):
     name = "leaves-child"
     def before(self, task): subprocess.Popen(["sleep", "600"])
 
+class ForksAndReturns(Plain):
+    name = "forks-and-returns"
+    def before(self, task): os.fork()
+
+class ClosesOutput(Plain):
+    name = "closes-output"
+    def before(self, task): sys.stdout.close()
+
+class Interrupts(Plain):
+    name = "interrupts"
+    def before(self, task): raise KeyboardInterrupt
+
 class Exits(Plain):
     name = "exits"
     def before(self, task): os._exit(3)
@@ -136,6 +148,9 @@ def test_what_a_cell_does_to_its_process_is_recorded_and_hangs_nothing(tmp_path)
         "reads-input",
         "leaves-thread",
         "leaves-child",
+        "forks-and-returns",
+        "closes-output",
+        "interrupts",
         "exits",
         "says",
         "half-a-character",
@@ -144,10 +159,13 @@ def test_what_a_cell_does_to_its_process_is_recorded_and_hangs_nothing(tmp_path)
     ]
     records = run(tmp_path, *names, handle=events.append)
     failures = {name: record.failure for name, record in records.items() if record.failure is not None}
-    assert failures.keys() == {"reads-input", "exits", "says", "half-a-character"}
+    assert failures.keys() == {"reads-input", "interrupts", "exits", "says", "half-a-character"}
     assert failures["reads-input"].type == "EOFError"
     assert (failures["exits"].type, failures["exits"].message) == (
         "LostWorker", "The worker process died: exit code 3.",
+    )  # fmt: skip
+    assert (failures["interrupts"].type, failures["interrupts"].message) == (
+        "LostWorker", "The cell raised KeyboardInterrupt.",
     )  # fmt: skip
     assert (failures["says"].type, failures["says"].message) == ("SystemExit", "no licence found")
     assert failures["half-a-character"].message == r"a file named \udc80"

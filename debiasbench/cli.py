@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from debiasbench.errors import BenchmarkError
 from debiasbench.escaping import never_failing, printable
-from debiasbench.files import default_data_dir, to_path
+from debiasbench.files import default_data_dir, disk_is_full, to_path
 from debiasbench.parameters import TOO_LONG, has_too_many_digits, split_spec, suggestion
 
 if TYPE_CHECKING:
@@ -455,8 +455,18 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED if options.command in ("run", "tune") else OK
     except OSError as error:
-        _tell(_shortened(f"error: {error.strerror}: {error.filename}"))
+        _tell(_shortened(f"error: {_refused(error)}"))
         return USAGE
+
+
+def _refused(error: OSError) -> str:
+    """What the system refused, and of which file, as far as it tells."""
+    if disk_is_full(error):
+        return (
+            f"{error.filename or 'A file'} cannot be written: the disk is full. Make room, and run the same command "
+            "again: what is finished is kept."
+        )
+    return ": ".join(str(one) for one in (error.strerror or error, error.filename) if one)
 
 
 def _shortened(message: str) -> str:

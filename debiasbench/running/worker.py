@@ -69,7 +69,7 @@ def main() -> None:
     )
     for ending in ("SIGTERM", "SIGINT", "SIGHUP"):
         number = getattr(signal, ending, None)  # Windows has no SIGHUP
-        if number is not None:
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
             signal.signal(number, lambda *_: runner.stop())
     lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(requests, lines, runner.stop), daemon=True).start()

@@ -442,6 +442,7 @@ def main(arguments: list[str] | None = None) -> int:
         options = build_parser().parse_args(arguments)
         options.given = sys.argv[1:] if arguments is None else arguments
         _add_folders(options)
+        _end_as_ctrl_c()
         return commands[options.command](options)
     except BenchmarkError as error:
         _tell(_shortened(f"error: {error}"))
@@ -538,7 +539,6 @@ def run_command(options: argparse.Namespace) -> int:
     """Plan, run and report a grid."""
     if options.list:
         return list_command(options)
-    _end_as_ctrl_c()
     asked = _asked(options)
     _check_names(method=asked.methods, dataset=asked.datasets)
     tuned = None
@@ -580,7 +580,6 @@ def tune_command(options: argparse.Namespace) -> int:
     """Run the draws of methods, and choose one of each."""
     from debiasbench.tuned import check_output, check_rule
 
-    _end_as_ctrl_c()
     check_rule(options.rule)
     _check_names(method=options.methods, dataset=options.datasets)
     from debiasbench.experiments import Experiment
@@ -624,7 +623,7 @@ def tune_command(options: argparse.Namespace) -> int:
 
 
 def _end_as_ctrl_c() -> None:
-    """SIGTERM and SIGHUP do as Ctrl-C from now on: workers write a checkpoint, records stay."""
+    """SIGTERM and SIGHUP do as Ctrl-C from now on: workers write a checkpoint, and no file is left half written."""
     for ending in ("SIGTERM", "SIGHUP"):
         number = getattr(signal, ending, None)  # Windows has no SIGHUP
         if number is None or threading.current_thread() is not threading.main_thread():

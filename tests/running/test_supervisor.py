@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from debiasbench.errors import BenchmarkError
 from debiasbench.experiments import Experiment
 from debiasbench.records import find_record, read_record
 from debiasbench.running import claims, process, supervision
-from debiasbench.running.claims import Claims, Holder, claim_path, read_claim, running_cells
+from debiasbench.running.claims import Claims, Holder, Presence, claim_path, read_claim, running_cells
 from debiasbench.running.process import WorkerProcess
 from debiasbench.running.run import RunOptions, part_of, plan_grid, run_grid
 from debiasbench.running.runner import Runner, failed_record, settle_torch
@@ -222,6 +223,37 @@ def test_a_deleted_results_folder_ends_the_run_at_once(tmp_path, monkeypatch):
 
     with pytest.raises(BenchmarkError, match=r"results was deleted or replaced while its cells ran"):
         run(results, "sleeps", workers=1, handle=handle)
+
+
+@pytest.mark.parametrize("gone", ["deleted", "moved", "replaced"])
+def test_a_deleted_results_folder_ends_a_cell_of_this_process_at_its_next_step(tmp_path, gone):
+    results, epochs = tmp_path / "results", []
+
+    def handle(event):
+        if event.kind == "epoch":
+            epochs.append(event.epoch)
+        if len(epochs) == 1 and results.exists():
+            shutil.rmtree(results) if gone == "deleted" else results.rename(tmp_path / "elsewhere")
+            if gone == "replaced":
+                results.mkdir()
+
+    with pytest.raises(BenchmarkError, match=r"results was deleted or replaced while its cells ran"):
+        run(results, "plain", data=LONG, workers=0, handle=handle)
+    assert len(epochs) == 1
+    assert not list(results.rglob("records/**/*.json"))
+
+
+def test_a_run_that_sleeps_keeps_its_mark(tmp_path):
+    """Another run that starts meanwhile removes those of runs that were killed a week ago, and no others."""
+    with Presence(tmp_path) as asleep:
+        marks = {age: asleep._mark.with_name(f".present-{age}") for age in (claims.LEASE + 1, 8 * 86_400)}
+        for age, mark in marks.items():
+            mark.touch()
+            os.utime(mark, (time.time() - age,) * 2)
+        os.utime(asleep._mark, (time.time() - 86_400,) * 2)
+        with Presence(tmp_path):
+            asleep.check()
+        assert [mark.exists() for mark in marks.values()] == [True, False]
 
 
 def test_an_error_of_a_worker_thread_ends_the_run(tmp_path, monkeypatch):

@@ -22,6 +22,7 @@ from debiasbench.running.executor import POLL, Event, Settings, elsewhere
 from debiasbench.running.process import GRACE
 
 SILENCE = 300.0  # seconds without a sign of life, after which it is told, and told again
+OF_PROCESS = ("ready", "refused")  # messages that are of no cell
 TIMES_AGAIN = 3  # that a cell goes on after its process was ended by others, as with its machine
 
 
@@ -257,7 +258,9 @@ class Worker(threading.Thread):
                     self._tell("note", cell, message=f"{cell.title}: no progress reported for {now - heard:.0f} s.")
                 continue
             heard = now
-            kind = message.pop("event")
+            kind = message.pop("event", "")
+            if kind not in OF_PROCESS and message.pop("cell", "") != cell.hash:
+                continue  # whatever the cell has written into the pipe
             if kind == "epoch":
                 self.work.claims.tell(cell, message["stage"], message["epoch"], message["epochs"])
                 self._tell("epoch", cell, **message)

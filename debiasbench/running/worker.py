@@ -75,7 +75,7 @@ def main() -> None:
     threading.Thread(target=_read, args=(requests, lines, runner.stop), daemon=True).start()
 
     def told(stage: str, epoch: int, epochs: int, curve: Curve) -> None:
-        send(event="epoch", stage=stage, epoch=epoch, epochs=epochs, curve=list(curve))
+        send(event="epoch", cell=cell.hash, stage=stage, epoch=epoch, epochs=epochs, curve=list(curve))
 
     send(event="ready")
     while not runner.stopping and (line := lines.get()) is not None:
@@ -91,15 +91,15 @@ def main() -> None:
             with log.open("ab") as file, _output_to(file):
                 path = runner.run(cell, told)
         except StoppedError:
-            send(event="stopped")
+            send(event="stopped", cell=cell.hash)
             break
         except KeyboardInterrupt:  # raised by the cell itself: the signal has a handler here
-            send(event="lost", message="The cell raised KeyboardInterrupt.")
+            send(event="lost", cell=cell.hash, message="The cell raised KeyboardInterrupt.")
             continue
         except OSError as error:  # the log or the record itself could not be written
-            send(event="lost", message=str(not_written(error, "The record", "--results-dir")))
+            send(event="lost", cell=cell.hash, message=str(not_written(error, "The record", "--results-dir")))
             continue
-        send(event="finished", path=str(path), leaves=bool(runner.changed))
+        send(event="finished", cell=cell.hash, path=str(path), leaves=bool(runner.changed))
         if runner.changed:  # it was put back; on any doubt the next cell gets a process of its own
             break
     sys.stdout.flush()

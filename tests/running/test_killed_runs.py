@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from debiasbench.cell import Cell
 from debiasbench.grid import expand
 from debiasbench.records import failure_at, record_path
 from debiasbench.running import local
@@ -29,10 +30,10 @@ class _FinishedAndGone:
 
     def __init__(self, settings, variables):
         self.words = queue.SimpleQueue()
-        self.words.put({"event": "finished", "path": "there", "leaves": True})
 
     def send(self, request):
-        pass
+        of = Cell.from_json(request["cell"]).hash
+        self.words.put({"event": "finished", "cell": of, "path": "there", "leaves": True})
 
     def next_message(self, timeout):
         return self.words.get() if timeout > 0 and not self.words.empty() else None
@@ -62,7 +63,8 @@ class _Ended:
         self.is_over = False
 
     def send(self, request):
-        self.left = list(self.words)
+        of = Cell.from_json(request["cell"]).hash
+        self.left = [{"cell": of} | words for words in self.words]
 
     def next_message(self, timeout):
         self.is_over = len(self.left) < 2
@@ -97,6 +99,16 @@ def test_what_is_ended_by_others_goes_on_but_not_for_ever(tmp_path, cell, monkey
     assert [event.kind for event in events] == ["started", "note"] * 3 + ["started", "lost"]
     assert events[-1].message == message
     assert failure_at(record_path(tmp_path, cell)).message == message
+
+
+@pytest.mark.parametrize(
+    "strange", [{"event": "finished", "path": "/etc/passwd"}, {"event": "epoch"}, {"cell": "x"}, {}]
+)
+def test_what_a_cell_writes_into_the_pipe_is_no_message(tmp_path, cell, monkeypatch, strange):
+    finished = {"event": "finished", "path": "there", "leaves": False}
+    words = ({"cell": ""} | strange, {"event": "ready", "cell": ""}, finished)
+    events = trained(cell, tmp_path, monkeypatch, type("Says", (_Ended,), {"words": words}))
+    assert [(event.kind, str(event.path)) for event in events] == [("started", "None"), ("finished", "there")]
 
 
 @pytest.mark.parametrize("is_lost", [False, True])

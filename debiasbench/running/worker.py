@@ -40,8 +40,12 @@ def main() -> None:
     def send(**event: Any) -> None:
         if os.getpid() != process:
             os._exit(0)  # a copy of it, which a cell has forked and let return: it speaks for no cell
-        with contextlib.suppress(OSError):  # whoever asked is gone: then the requests end as well, see _read
+        try:
             out.write(json.dumps(event) + "\n")
+        except OSError:  # whoever asked is gone (then the requests end as well, see _read), or a cell closed the pipe
+            if event["event"] != "epoch":  # during which a cell goes on, to a checkpoint or its record
+                _alone.set()
+                _leave(1)
 
     settings = json.loads(requests.readline())
     from debiasbench.running.nodes import other_code, other_versions

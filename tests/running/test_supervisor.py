@@ -61,6 +61,14 @@ class ClosesOutput(Plain):
     name = "closes-output"
     def before(self, task): sys.stdout.close()
 
+class ClosesPipes(Plain):
+    name = "closes-pipes"
+    def before(self, task):
+        for name in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else ():
+            if int(name) > 2 and os.path.exists(f"/proc/self/fd/{name}"):
+                if os.readlink(f"/proc/self/fd/{name}").startswith("pipe:"):
+                    os.close(int(name))
+
 class Interrupts(Plain):
     name = "interrupts"
     def before(self, task): raise KeyboardInterrupt
@@ -151,6 +159,7 @@ def test_what_a_cell_does_to_its_process_is_recorded_and_hangs_nothing(tmp_path)
         "leaves-child",
         "forks-and-returns",
         "closes-output",
+        "closes-pipes",
         "interrupts",
         "exits",
         "says",

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from debiasbench import about
 from debiasbench.errors import BenchmarkError
 from debiasbench.escaping import never_failing, printable
-from debiasbench.files import absent, default_data_dir, to_path
+from debiasbench.files import absent, default_data_dir, disk_is_full, to_path
 from debiasbench.parameters import TOO_LONG, has_too_many_digits, split_spec, suggestion
 
 if TYPE_CHECKING:
@@ -460,6 +460,7 @@ def main(arguments: list[str] | None = None) -> int:
         options = build_parser().parse_args(arguments)
         options.given = sys.argv[1:] if arguments is None else arguments
         _add_folders(options)
+        _end_as_ctrl_c()
         return commands[options.command](options)
     except BenchmarkError as error:
         _tell(_shortened(f"error: {error}"))
@@ -473,8 +474,18 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED if options.command in ("run", "tune") else OK
     except OSError as error:
-        _tell(_shortened(f"error: {error.strerror}: {error.filename}"))
+        _tell(_shortened(f"error: {_refused(error)}"))
         return USAGE
+
+
+def _refused(error: OSError) -> str:
+    """What the system refused, and of which file, as far as it tells."""
+    if disk_is_full(error):
+        return (
+            f"{error.filename or 'A file'} cannot be written: the disk is full. Make room, and run the same command "
+            "again: what is finished is kept."
+        )
+    return ": ".join(str(one) for one in (error.strerror or error, error.filename) if one)
 
 
 def _shortened(message: str) -> str:
@@ -546,7 +557,6 @@ def run_command(options: argparse.Namespace) -> int:
     """Plan, run and report a grid."""
     if options.list:
         return list_command(options)
-    _end_as_ctrl_c()
     asked = _asked(options)
     _check_names(method=asked.methods, dataset=asked.datasets)
     tuned = None
@@ -588,7 +598,6 @@ def tune_command(options: argparse.Namespace) -> int:
     """Run the draws of methods, and choose one of each."""
     from debiasbench.tuned import check_output, check_rule
 
-    _end_as_ctrl_c()
     check_rule(options.rule)
     _check_names(method=options.methods, dataset=options.datasets)
     from debiasbench.experiments import Experiment
@@ -634,7 +643,7 @@ def tune_command(options: argparse.Namespace) -> int:
 
 
 def _end_as_ctrl_c() -> None:
-    """SIGTERM and SIGHUP do as Ctrl-C from now on: workers write a checkpoint, records stay."""
+    """SIGTERM and SIGHUP do as Ctrl-C from now on: workers write a checkpoint, and no file is left half written."""
     for ending in ("SIGTERM", "SIGHUP"):
         number = getattr(signal, ending, None)  # Windows has no SIGHUP
         if number is None or threading.current_thread() is not threading.main_thread():

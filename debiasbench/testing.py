@@ -42,7 +42,7 @@ from debiasbench.running.runner import check_last_row
 from debiasbench.samples import Samples, Splits
 from debiasbench.training.batches import Batch, Contents, Layout, Loss, State
 from debiasbench.training.checkpoints import Checkpoints
-from debiasbench.training.digests import name_of
+from debiasbench.training.digests import digest_of, name_of
 from debiasbench.training.ends import StaleJournalError
 from debiasbench.training.journal import Journal, StageRun
 from debiasbench.training.stage import Stage
@@ -339,15 +339,21 @@ def compare_with_interrupted(method: Method) -> None:
     }
     same &= whole.values == again.journal.values and whole.columns.keys() == again.journal.columns.keys()
     same &= all(torch.equal(column, again.journal.columns[name]) for name, column in whole.columns.items())
+    same &= list(map(_values, whole.nets)) == list(map(_values, again.journal.nets))  # what would be saved
     assert same, (
         f"{method.name} comes to another result if it is interrupted and goes on: something that it keeps between "
         "calls is not a function of what the calls return."
     )
 
 
-def losses_of(run: StageRun) -> tuple[list[float], dict[str, Any]]:
+def losses_of(run: StageRun) -> tuple[list[float], dict[str, Any], str]:
     """What a run of a stage gave, without its seconds."""
-    return run.losses, run.end
+    return run.losses, run.end, run.proxies
+
+
+def _values(net: nn.Module) -> dict[str, str]:
+    """A digest of each weight and buffer of a network."""
+    return {name: digest_of(value) for name, value in net.state_dict().items()}
 
 
 class _InterruptedError(BaseException):

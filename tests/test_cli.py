@@ -1,5 +1,6 @@
 """The whole way through the command line: what a user types, and what is on the disk and the screen afterwards."""
 
+import errno
 import gzip
 import json
 import os
@@ -8,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from pathlib import Path
@@ -321,6 +323,24 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path, plugins):
     (record,) = records_of(tmp_path).values()
     assert record["status"] == "done"
     assert not list(tmp_path.rglob(".s*"))  # no half-written files
+
+
+@pytest.mark.parametrize("refused", ["grid.json", "cells.json", "s1000-", "tuned.toml"])
+def test_a_full_disk_is_one_clear_error_wherever_it_is_met(tmp_path, plugins, monkeypatch, capsys, refused):
+    make = tempfile.mkstemp
+
+    def full(*, prefix, **where):
+        if prefix.startswith(f".{refused}"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return make(prefix=prefix, **where)
+
+    monkeypatch.setattr(tempfile, "mkstemp", full)
+    words = ["tune", *plugins, "--methods", "vanilla", "--datasets", "small", "--draws", "1", "--workers", "0"]
+    assert main([*words, "--device", "cpu", "--results-dir", str(tmp_path)]) == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert re.fullmatch(
+        rf"error: {tmp_path}/\S*{refused}\S* cannot be written: the disk is full\. Make room, .* is kept\.", told
+    )
 
 
 SECOND_INTERRUPTION = """

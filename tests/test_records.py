@@ -192,8 +192,9 @@ def test_a_write_that_fails_leaves_the_old_file_whole_and_nothing_else(tmp_path,
         path.write_bytes(b"old and whole")
     with monkeypatch.context() as patch:
         break_it(patch)
-        with pytest.raises((OSError, KeyboardInterrupt)):
+        with pytest.raises((OSError, KeyboardInterrupt)) as caught:
             write_atomically(path, b"new " * 1000)
+    assert getattr(caught.value, "filename", str(path)) == str(path)  # not a temporary one, and not none
     assert {entry.name: entry.read_bytes() for entry in tmp_path.iterdir()} == (
         {"s0-abc.json": b"old and whole"} if existing else {}
     )

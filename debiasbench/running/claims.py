@@ -35,6 +35,7 @@ from debiasbench.records import Record, read_record, record_path, running_path
 RecordState = tuple[int, int] | None  # of the file: when it was written, and which it is
 BEAT = 5.0  # seconds
 LEASE = 150.0
+FORGOTTEN = 7 * 86_400.0  # after which the mark of a run that was killed is removed; that of one that sleeps is missed
 POLL = 1.0
 PRESENT = ".present-"  # begins the names of the marks of runs
 
@@ -238,7 +239,7 @@ class Presence:
         self._mark.touch()
         for other in folder.glob(f"{PRESENT}*"):  # of runs that were killed
             with contextlib.suppress(OSError):
-                if self._mark.stat().st_mtime - other.stat().st_mtime > LEASE:
+                if self._mark.stat().st_mtime - other.stat().st_mtime > FORGOTTEN:
                     other.unlink()
         return self
 

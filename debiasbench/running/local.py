@@ -99,6 +99,7 @@ def run_cells_here(work: Work, settings: Settings, handle: Callable[[Event], Non
     """
     from debiasbench.records import read_record
     from debiasbench.running.runner import Runner
+    from debiasbench.training.journal import StoppedError
 
     state = GlobalState()
     runner = Runner(
@@ -120,9 +121,16 @@ def run_cells_here(work: Work, settings: Settings, handle: Callable[[Event], Non
             def told(stage: str, epoch: int, epochs: int, curve: Curve, cell: Cell = cell) -> None:
                 work.claims.tell(cell, stage, epoch, epochs)
                 handle(Event("epoch", cell, 0, stage=stage, epoch=epoch, epochs=epochs, curve=curve))
+                try:
+                    there.check()
+                except BenchmarkError:
+                    runner.stop()  # what is raised here would be the cell's failure
 
             try:
                 path = runner.run(cell, told)
+            except StoppedError:
+                there.check()
+                raise
             finally:
                 work.claims.release(cell)
             failure = read_record(path).failure

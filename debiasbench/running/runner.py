@@ -104,7 +104,7 @@ class Runner:
         except (KeyboardInterrupt, StoppedError):
             raise
         except BaseException as error:  # whatever a method does wrong, sys.exit included: the other cells go on
-            failure = Failure(type(error).__name__, _said(error), traceback.format_exc())
+            failure = Failure(type(error).__name__, _cut(_said(error)), _cut(traceback.format_exc()))
             path = failed_path(path)
         finally:
             self.changed = state.put_back()
@@ -220,8 +220,14 @@ def _said(error: BaseException) -> str:
     """The message of an error; of one whose own code for it fails, that it does."""
     try:
         return str(error)
-    except Exception as of_message:
+    except BaseException as of_message:
         return f"(its message cannot be made: {type(of_message).__name__})"
+
+
+def _cut(text: str, most: int = 20_000) -> str:
+    """A text without its middle where it is longer: a message may hold all of the data, and would be shown whole."""
+    half = most // 2
+    return text if len(text) <= most else f"{text[:half]}... ({len(text) - most:,} characters) ...{text[-half:]}"
 
 
 def result_of(task: Task) -> tuple[Result, dict[str, Tensor]]:

@@ -22,7 +22,8 @@ from debiasbench.running.executor import POLL, Event, Settings, elsewhere
 from debiasbench.running.process import GRACE
 
 SILENCE = 300.0  # seconds without a sign of life, after which it is told, and told again
-TIMES_ELSEWHERE = 3  # that a cell goes on elsewhere when its machine is lost
+OF_PROCESS = ("ready", "refused")  # messages that are of no cell
+TIMES_AGAIN = 3  # that a cell goes on after its process was ended by others, as with its machine
 
 
 class Process(Protocol):
@@ -67,9 +68,9 @@ class Supervisor(ABC):
     """An executor whose cells are trained by processes that this one talks to.
 
     A process that dies takes one cell with it ("lost"); a new one takes its place. A cell whose process was killed from
-    outside, as a rule for want of memory, is tried once more when all others are done, alone; one whose machine was
-    lost goes on elsewhere. To stop, processes are asked to, write a checkpoint, and are killed if they do not; on a
-    second KeyboardInterrupt they are killed at once.
+    outside, as a rule for want of memory, is tried once more when all others are done, alone; one whose process was
+    lost with its machine, or asked to stop by others, goes on, three times. To stop, processes are asked to, write a
+    checkpoint, and are killed if they do not; on a second KeyboardInterrupt they are killed at once.
     """
 
     devices: tuple[str, ...]
@@ -124,7 +125,7 @@ class Supervisor(ABC):
         """See `Executor`."""
         self.work, self.settings = work, settings
         self.queue: queue.Queue[Event | Exception | None] = queue.Queue()  # None: a worker has nothing left to do
-        self.lost: Counter[str] = Counter()  # cell hash -> how often its machine was
+        self.ended: Counter[str] = Counter()  # cell hash -> how often others ended its process
         self._killed: list[tuple[Cell, str]] = []
         n_workers = min(len(self.devices), len(work.cells))
         self._start(n_workers, spare=self._killed if n_workers > 1 else None)
@@ -257,7 +258,9 @@ class Worker(threading.Thread):
                     self._tell("note", cell, message=f"{cell.title}: no progress reported for {now - heard:.0f} s.")
                 continue
             heard = now
-            kind = message.pop("event")
+            kind = message.pop("event", "")
+            if kind not in OF_PROCESS and message.pop("cell", "") != cell.hash:
+                continue  # whatever the cell has written into the pipe
             if kind == "epoch":
                 self.work.claims.tell(cell, message["stage"], message["epoch"], message["epochs"])
                 self._tell("epoch", cell, **message)
@@ -275,28 +278,38 @@ class Worker(threading.Thread):
                 return
             elif kind == "refused":
                 raise BenchmarkError(message["message"])
-            elif kind == "stopped":  # if not by this run, by somebody who signals every process
+            elif kind == "stopped":  # if not by this run, by somebody who signals every process, or by the cell
                 self._close()
                 if not self.stopped:
-                    self.work.put_back(cell)
+                    self._go_on(cell, "Its process was asked to stop, and not by this run")
                 return
         if not self.stopped:
             self._died(cell, process)
 
     def _died(self, cell: Cell, process: Process) -> None:
         """What becomes of a cell whose process has ended without a word."""
-        cause = process.cause_of_death()
+        cause = f"The worker process died: {process.cause_of_death()}"
         was_killed, is_lost = process.was_killed_by_others, process.is_lost
         self._close()
-        lost = self.supervisor.lost
-        if is_lost and lost[cell.hash] < TIMES_ELSEWHERE:
-            lost[cell.hash] += 1
-            self._tell("note", cell, message=f"{cell.title}: {cause}. It goes on elsewhere.")
-            self.work.put_back(cell)
+        path = self.work.new_record(cell)
+        if path is not None:  # all but the word was done
+            self._tell("finished", cell, path=path)
+        elif is_lost:
+            self._go_on(cell, cause)
         elif was_killed and self.killed is not None:
-            self.killed.append((cell, f"The worker process died: {cause}"))
+            self.killed.append((cell, cause))
         else:
-            self._lose(cell, "LostWorker", f"The worker process died: {cause}.")
+            self._lose(cell, "LostWorker", f"{cause}.")
+
+    def _go_on(self, cell: Cell, cause: str) -> None:
+        """Put back a cell whose process others have ended; not for ever, as the cell itself may be what ends it."""
+        ended = self.supervisor.ended
+        ended[cell.hash] += 1
+        if ended[cell.hash] > TIMES_AGAIN:
+            self._lose(cell, "LostWorker", f"{cause}.")
+            return
+        self._tell("note", cell, message=f"{cell.title}: {cause}. It goes on where it stood.")
+        self.work.put_back(cell)
 
     def _lose(self, cell: Cell, kind: str, message: str) -> None:
         """Record a failure that no worker could, before the claim is given back."""

@@ -1,8 +1,8 @@
 """A worker process: `python -m debiasbench.running.worker` reads cells as JSON lines and answers with events.
 
 It receives plain values, never live objects, and the caller's main module is never imported again. Whatever a cell
-prints goes to its log, and its standard input is empty. Where the caller is gone, or asks it by SIGTERM, the running
-cell ends at its next step, with a checkpoint.
+prints goes to its log, and its standard input is empty. Where the caller is gone, or somebody asks it to stop by a
+signal, the running cell ends at its next step, with a checkpoint.
 """
 
 from __future__ import annotations
@@ -35,9 +35,17 @@ def main() -> None:
     os.dup2(2, 1)  # what a method prints must not get between the events
     settle_streams()
 
+    process = os.getpid()
+
     def send(**event: Any) -> None:
-        with contextlib.suppress(OSError):  # whoever asked is gone: then the requests end as well, see _read
+        if os.getpid() != process:
+            os._exit(0)  # a copy of it, which a cell has forked and let return: it speaks for no cell
+        try:
             out.write(json.dumps(event) + "\n")
+        except OSError:  # whoever asked is gone (then the requests end as well, see _read), or a cell closed the pipe
+            if event["event"] != "epoch":  # during which a cell goes on, to a checkpoint or its record
+                _alone.set()
+                _leave(1)
 
     settings = json.loads(requests.readline())
     from debiasbench.running.nodes import other_code, other_versions
@@ -63,12 +71,15 @@ def main() -> None:
         memory_fraction=settings["memory_fraction"],
         executor=settings["executor"],
     )
-    signal.signal(signal.SIGTERM, lambda *_: runner.stop())
+    for ending in ("SIGTERM", "SIGINT", "SIGHUP"):
+        number = getattr(signal, ending, None)  # Windows has no SIGHUP
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, lambda *_: runner.stop())
     lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(requests, lines, runner.stop), daemon=True).start()
 
     def told(stage: str, epoch: int, epochs: int, curve: Curve) -> None:
-        send(event="epoch", stage=stage, epoch=epoch, epochs=epochs, curve=list(curve))
+        send(event="epoch", cell=cell.hash, stage=stage, epoch=epoch, epochs=epochs, curve=list(curve))
 
     send(event="ready")
     while not runner.stopping and (line := lines.get()) is not None:
@@ -84,12 +95,15 @@ def main() -> None:
             with log.open("ab") as file, _output_to(file):
                 path = runner.run(cell, told)
         except StoppedError:
-            send(event="stopped")
+            send(event="stopped", cell=cell.hash)
             break
-        except OSError as error:  # the log or the record itself could not be written
-            send(event="lost", message=str(not_written(error, "The record", "--results-dir")))
+        except KeyboardInterrupt:  # raised by the cell itself: the signal has a handler here
+            send(event="lost", cell=cell.hash, message="The cell raised KeyboardInterrupt.")
             continue
-        send(event="finished", path=str(path), leaves=bool(runner.changed))
+        except OSError as error:  # the log or the record itself could not be written
+            send(event="lost", cell=cell.hash, message=str(not_written(error, "The record", "--results-dir")))
+            continue
+        send(event="finished", cell=cell.hash, path=str(path), leaves=bool(runner.changed))
         if runner.changed:  # it was put back; on any doubt the next cell gets a process of its own
             break
     sys.stdout.flush()

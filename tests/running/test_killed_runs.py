@@ -9,10 +9,13 @@ import time
 
 import pytest
 
+from debiasbench.cell import Cell
 from debiasbench.grid import expand
+from debiasbench.records import failure_at, record_path
 from debiasbench.running import local
 from debiasbench.running.claims import Work
 from debiasbench.running.executor import Settings
+from debiasbench.running.runner import failed_record
 
 
 @pytest.fixture
@@ -27,10 +30,10 @@ class _FinishedAndGone:
 
     def __init__(self, settings, variables):
         self.words = queue.SimpleQueue()
-        self.words.put({"event": "finished", "path": "there", "leaves": True})
 
     def send(self, request):
-        pass
+        of = Cell.from_json(request["cell"]).hash
+        self.words.put({"event": "finished", "cell": of, "path": "there", "leaves": True})
 
     def next_message(self, timeout):
         return self.words.get() if timeout > 0 and not self.words.empty() else None
@@ -47,6 +50,80 @@ def test_a_worker_that_finishes_and_leaves_at_once_has_finished(tmp_path, cell, 
     executor = local.LocalExecutor("cpu", 1)
     executor.submit(Work([cell], tmp_path), Settings(tmp_path, tmp_path, ("cpu",)))
     assert [event.kind for event in executor.events() if event] == ["started", "finished"]
+
+
+class _Ended:
+    """A worker that says `words` and ends, whatever it is asked."""
+
+    is_lost = was_killed_by_others = waits = False
+    words: tuple[dict, ...] = ()
+
+    def __init__(self, settings, variables):
+        self.left = []
+        self.is_over = False
+
+    def send(self, request):
+        of = Cell.from_json(request["cell"]).hash
+        self.left = [{"cell": of} | words for words in self.words]
+
+    def next_message(self, timeout):
+        self.is_over = len(self.left) < 2
+        return dict(self.left.pop(0)) if self.left else None
+
+    def end(self):
+        pass
+
+    def cause_of_death(self):
+        return "SIGTERM"
+
+
+def trained(cell, results, monkeypatch, process):
+    """The events of a cell whose worker is `process`."""
+    monkeypatch.setattr(local, "WorkerProcess", process)
+    executor = local.LocalExecutor("cpu", 1)
+    executor.submit(Work([cell], results), Settings(results, results, ("cpu",)))
+    return [event for event in executor.events() if event]
+
+
+@pytest.mark.parametrize(
+    ("of", "message"),
+    [
+        ({"words": ({"event": "stopped"},)}, "Its process was asked to stop, and not by this run."),
+        ({"is_lost": True}, "The worker process died: SIGTERM."),
+    ],
+    ids=["asked to stop", "lost with its machine"],
+)
+def test_what_is_ended_by_others_goes_on_but_not_for_ever(tmp_path, cell, monkeypatch, of, message):
+    """A cell may send the signal to its own process, again and again."""
+    events = trained(cell, tmp_path, monkeypatch, type("Ends", (_Ended,), of))
+    assert [event.kind for event in events] == ["started", "note"] * 3 + ["started", "lost"]
+    assert events[-1].message == message
+    assert failure_at(record_path(tmp_path, cell)).message == message
+
+
+@pytest.mark.parametrize(
+    "strange", [{"event": "finished", "path": "/etc/passwd"}, {"event": "epoch"}, {"cell": "x"}, {}]
+)
+def test_what_a_cell_writes_into_the_pipe_is_no_message(tmp_path, cell, monkeypatch, strange):
+    finished = {"event": "finished", "path": "there", "leaves": False}
+    words = ({"cell": ""} | strange, {"event": "ready", "cell": ""}, finished)
+    events = trained(cell, tmp_path, monkeypatch, type("Says", (_Ended,), {"words": words}))
+    assert [(event.kind, str(event.path)) for event in events] == [("started", "None"), ("finished", "there")]
+
+
+@pytest.mark.parametrize("is_lost", [False, True])
+@pytest.mark.parametrize("was_killed_by_others", [False, True])
+def test_a_worker_that_dies_after_its_record_has_finished(tmp_path, cell, monkeypatch, is_lost, was_killed_by_others):
+    class Dies(_Ended):
+        def send(self, request):
+            failed_record(cell, tmp_path, "ValueError", "of the method", "cpu")
+
+    Dies.is_lost, Dies.was_killed_by_others = is_lost, was_killed_by_others
+    events = trained(cell, tmp_path, monkeypatch, Dies)
+    assert [(event.kind, event.path) for event in events] == [
+        ("started", None), ("finished", record_path(tmp_path, cell)),
+    ]  # fmt: skip
+    assert failure_at(record_path(tmp_path, cell)).message == "of the method"
 
 
 def is_running(pid):

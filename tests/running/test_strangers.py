@@ -143,6 +143,14 @@ ENDS = {
         "raise type('Odd', (Exception,), {'__str__': lambda self: 1 / 0})()",
         "(its message cannot be made: ZeroDivisionError)",
     ),
+    "a message that ends": (
+        "raise type('Odd', (Exception,), {'__str__': lambda self: (_ for _ in ()).throw(KeyboardInterrupt())})()",
+        "(its message cannot be made: KeyboardInterrupt)",
+    ),
+    "a message with all of the data": (
+        "raise ValueError('x' * 10**6)",
+        f"{'x' * 10_000}... (980,000 characters) ...{'x' * 10_000}",
+    ),
 }
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from debiasbench.errors import BenchmarkError
 from debiasbench.experiments import Experiment
 from debiasbench.records import find_record, read_record
 from debiasbench.running import claims, process, supervision
-from debiasbench.running.claims import Claims, Holder, claim_path, read_claim, running_cells
+from debiasbench.running.claims import Claims, Holder, Presence, claim_path, read_claim, running_cells
 from debiasbench.running.process import WorkerProcess
 from debiasbench.running.run import RunOptions, part_of, plan_grid, run_grid
 from debiasbench.running.runner import Runner, failed_record, settle_torch
@@ -51,6 +52,26 @@ class LeavesThread(Plain):
 class LeavesChild(Plain):
     name = "leaves-child"
     def before(self, task): subprocess.Popen(["sleep", "600"])
+
+class ForksAndReturns(Plain):
+    name = "forks-and-returns"
+    def before(self, task): os.fork()
+
+class ClosesOutput(Plain):
+    name = "closes-output"
+    def before(self, task): sys.stdout.close()
+
+class ClosesPipes(Plain):
+    name = "closes-pipes"
+    def before(self, task):
+        for name in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else ():
+            if int(name) > 2 and os.path.exists(f"/proc/self/fd/{name}"):
+                if os.readlink(f"/proc/self/fd/{name}").startswith("pipe:"):
+                    os.close(int(name))
+
+class Interrupts(Plain):
+    name = "interrupts"
+    def before(self, task): raise KeyboardInterrupt
 
 class Exits(Plain):
     name = "exits"
@@ -136,6 +157,10 @@ def test_what_a_cell_does_to_its_process_is_recorded_and_hangs_nothing(tmp_path)
         "reads-input",
         "leaves-thread",
         "leaves-child",
+        "forks-and-returns",
+        "closes-output",
+        "closes-pipes",
+        "interrupts",
         "exits",
         "says",
         "half-a-character",
@@ -144,10 +169,13 @@ def test_what_a_cell_does_to_its_process_is_recorded_and_hangs_nothing(tmp_path)
     ]
     records = run(tmp_path, *names, handle=events.append)
     failures = {name: record.failure for name, record in records.items() if record.failure is not None}
-    assert failures.keys() == {"reads-input", "exits", "says", "half-a-character"}
+    assert failures.keys() == {"reads-input", "interrupts", "exits", "says", "half-a-character"}
     assert failures["reads-input"].type == "EOFError"
     assert (failures["exits"].type, failures["exits"].message) == (
         "LostWorker", "The worker process died: exit code 3.",
+    )  # fmt: skip
+    assert (failures["interrupts"].type, failures["interrupts"].message) == (
+        "LostWorker", "The cell raised KeyboardInterrupt.",
     )  # fmt: skip
     assert (failures["says"].type, failures["says"].message) == ("SystemExit", "no licence found")
     assert failures["half-a-character"].message == r"a file named \udc80"
@@ -204,6 +232,37 @@ def test_a_deleted_results_folder_ends_the_run_at_once(tmp_path, monkeypatch):
 
     with pytest.raises(BenchmarkError, match=r"results was deleted or replaced while its cells ran"):
         run(results, "sleeps", workers=1, handle=handle)
+
+
+@pytest.mark.parametrize("gone", ["deleted", "moved", "replaced"])
+def test_a_deleted_results_folder_ends_a_cell_of_this_process_at_its_next_step(tmp_path, gone):
+    results, epochs = tmp_path / "results", []
+
+    def handle(event):
+        if event.kind == "epoch":
+            epochs.append(event.epoch)
+        if len(epochs) == 1 and results.exists():
+            shutil.rmtree(results) if gone == "deleted" else results.rename(tmp_path / "elsewhere")
+            if gone == "replaced":
+                results.mkdir()
+
+    with pytest.raises(BenchmarkError, match=r"results was deleted or replaced while its cells ran"):
+        run(results, "plain", data=LONG, workers=0, handle=handle)
+    assert len(epochs) == 1
+    assert not list(results.rglob("records/**/*.json"))
+
+
+def test_a_run_that_sleeps_keeps_its_mark(tmp_path):
+    """Another run that starts meanwhile removes those of runs that were killed a week ago, and no others."""
+    with Presence(tmp_path) as asleep:
+        marks = {age: asleep._mark.with_name(f".present-{age}") for age in (claims.LEASE + 1, 8 * 86_400)}
+        for age, mark in marks.items():
+            mark.touch()
+            os.utime(mark, (time.time() - age,) * 2)
+        os.utime(asleep._mark, (time.time() - 86_400,) * 2)
+        with Presence(tmp_path):
+            asleep.check()
+        assert [mark.exists() for mark in marks.values()] == [True, False]
 
 
 def test_an_error_of_a_worker_thread_ends_the_run(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Figures for papers, readable at one column, safe for colour-blind readers; and the page's charts.
+"""Figures for papers, readable at one column, safe for colour-blind readers.
 
 Names of methods, datasets and classes are shown as they are (`parse_math=False`), also where they hold dollars.
 """
@@ -6,15 +6,14 @@ Names of methods, datasets and classes are shown as they are (`parse_math=False`
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from debiasbench.drawing import plain_settings
-from debiasbench.report.style import PALETTE, headline, in_lines, legend, look, new_figure, plainly, svg
+from debiasbench.report.style import PALETTE, headline, in_lines, legend, look, new_figure, plainly
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -214,99 +213,6 @@ def contact_sheet(images: np.ndarray, names: list[str], stem: Path, *, rows: lis
     path = stem.with_name(f"{stem.name}.png")  # a title may hold a point
     figure.savefig(path, dpi=150)
     return [path]
-
-
-MOST_CURVES = 20  # of a method: of more runs, a band is drawn
-Curve = Mapping[int, float]  # epoch -> fraction, without the epochs that lack it
-
-
-def learning_curves(
-    test: Mapping[str, Sequence[Curve]],
-    validation: Mapping[str, Sequence[Curve]],
-    *,
-    metric: str,
-    order: Iterable[str],
-    name: str,
-) -> str:
-    """Methods on one dataset, epoch by epoch, for a page: the means over runs, and each run.
-
-    Thick, with marks: the mean on the test split. Thin: each run, where a method has several, and of more than
-    MOST_CURVES a band from the lowest to the highest. Dashed, with hollow marks: the mean on the validation split.
-    Means and bands are over the epochs that all runs have, as they would jump where one of them ends.
-
-    Args:
-        test: method -> its runs.
-        validation: the same on the validation split, of the methods that are to have such a curve.
-        metric: name for the axis.
-        order: all methods of the report, for colours and markers.
-        name: of the figure, unlike that of any other on the page.
-
-    Returns:
-        An `<svg>` element, as `style.svg` writes it.
-    """
-    methods, order = list(test), list(order)
-    with plain_settings():  # whatever fonts are here: readers have others
-        from matplotlib.lines import Line2D
-        from matplotlib.ticker import MaxNLocator
-
-        figure, (axis,) = new_figure(1, 2.7, width=4.4)
-        handles = []
-        for index, method in enumerate(methods):
-            colour, marker, _ = look(method, order)  # not its dashes: here they mean validation
-            runs = test[method]
-            if len(runs) > MOST_CURVES and _mean(runs):
-                (epochs, lowest), (_, highest) = (_percent(_over(runs, end)) for end in (min, max))
-                outline = [*epochs, *reversed(epochs)], [*lowest, *reversed(highest)]
-                axis.fill(*outline, color=colour, alpha=0.15, linewidth=0, clip_on=False)
-            for run in filter(None, runs if 1 < len(runs) <= MOST_CURVES else ()):
-                point = "." if len(run) == 1 else ""
-                axis.plot(*_percent(run), point, color=colour, linewidth=0.6, alpha=0.45, markersize=4, clip_on=False)
-            mark: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 4, "markeredgewidth": 0.8}
-            for curve, style in (
-                (_mean(validation.get(method, ())), {"mfc": "white", "linewidth": 0.8, "dashes": (4, 3), "zorder": 3}),
-                (_mean(test[method]), {"linewidth": 1.4, "zorder": 4}),
-            ):
-                if curve:  # a line without points would stand in the corner when the figure is laid out
-                    step = -(-len(curve) // 6)  # about six marks
-                    start = index * step // len(methods)  # apart, so that they do not hide each other
-                    axis.plot(*_percent(curve), markevery=(start, step), clip_on=False, **mark, **style)
-            handles.append(Line2D([], [], linewidth=1.4, label=method, **mark))
-        first, low, last, high = axis.dataLim.extents
-        if first > last:  # no curve has a point
-            first, low, last, high = 1, 0, 1, 100
-        if low == high:
-            low, high = max(low - 1, 0), min(high + 1, 100)
-        heights = MaxNLocator(6, steps=[1, 2, 5, 10]).tick_values(low, high)
-        axis.set_yticks(heights)
-        axis.set_ylim(heights[0], heights[-1])
-        axis.set_xlim(first, max(last, first + 1))
-        axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        axis.tick_params(labelsize=9)
-        axis.tick_params(axis="y", length=0)
-        axis.spines["left"].set_visible(False)
-        axis.grid(axis="y", color="0.9", linewidth=0.6)
-        for line in axis.get_ygridlines():
-            line.set_clip_on(False)
-        axis.set_axisbelow(True)
-        axis.set_title(in_lines(f"{metric} (%)", 60), fontsize=9, loc="left", pad=8, parse_math=False)
-        axis.set_xlabel("epoch", fontsize=9)
-        legend(figure, handles, handle_length=3, size=9)
-        return svg(figure, name)
-
-
-def _percent(curve: Curve) -> tuple[list[int], list[float]]:
-    return list(curve), [100 * fraction for fraction in curve.values()]
-
-
-def _mean(runs: Sequence[Curve]) -> Curve:
-    """The mean over runs, at the epochs that all of them have."""
-    return _over(runs, lambda values: sum(values) / len(values))
-
-
-def _over(runs: Sequence[Curve], summed: Callable[[list[float]], float]) -> Curve:
-    """What sums up the values of all runs, at the epochs that all of them have."""
-    epochs = [epoch for epoch in (runs[0] if runs else ()) if all(epoch in run for run in runs)]
-    return {epoch: summed([run[epoch] for run in runs]) for epoch in epochs}
 
 
 @plainly

@@ -299,9 +299,9 @@ def make(  # noqa: PLR0913 - the report's options
         paths["strict"] = [path]
     if drawn:
         paths["figures"] = drawn
-    html = page("debiasbench", tables, drawn, records, notes=[*lines, *complaints])
-    paths["report"] = [_write(results_dir / "report.html", html)]
     told = verdicts(table, measures, tests)
+    html = page("debiasbench", tables, drawn, records, notes=[*lines, *complaints], verdicts=told)
+    paths["report"] = [_write(results_dir / "report.html", html)]
     return Report(tables, paths, failed, complaints, passed[0].line if passed else "", told)
 
 

@@ -1,7 +1,8 @@
-"""The report as one HTML page: tables that sort, figures, learning curves, and every cell.
+"""The report as one HTML page: the comparison and its tests first, then failures, learning curves, and every cell.
 
 The page is whole in itself (styles, script and figures are in it, nothing is loaded), and equal inputs give equal
-bytes. Its text, styles and script are in `page.html`, a Jinja template that escapes whatever it is given.
+bytes. Its text, styles and script are in `page.html`, a Jinja template that escapes whatever it is given. Without a
+script all of it is shown; with one, tables sort, and what is told of a method or dataset can be hidden.
 """
 
 from __future__ import annotations
@@ -9,28 +10,29 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from debiasbench.cell import Cell
+from debiasbench.files import file_names
 from debiasbench.parameters import write_value
 from debiasbench.records import Brief, Metrics, Record, Result
-from debiasbench.report.figures import MOST_CURVES, learning_curves
-from debiasbench.report.phrases import Displays, display_titles
+from debiasbench.report.charts import FRAME, Panels, Rows, learning_curves, rows_of_runs
+from debiasbench.report.phrases import Displays, display_titles, displayed, titles_in
 from debiasbench.report.results import VALIDATED, data_seed, dataset_title, distinct, headlines, rules_of
+from debiasbench.report.tables import Column, Entry, Table, with_display_titles
 from debiasbench.wording import duration
 
 if TYPE_CHECKING:
     from markupsafe import Markup
 
-    from debiasbench.report.tables import Entry, Table
-
 # What the figures show, by how their file names begin: "scores-<dataset>.png"
 _FIGURES = {
     "scores": "Histograms of the per-sample scores of aligned and of conflicting samples, a panel for each method",
-    "accuracies": "Histograms of the runs' test accuracies, a panel for each method, with every run as a tick",
+    "accuracies": "The runs' test accuracies: each run, and the means; of many runs histograms",
     "figure2": "Variants of a method over datasets: mean, standard deviation and every run",
     "figure3": "Traces of the inverse Fisher information of the final layer, a point a run",
     "figure10": "Histograms of the accuracies of many runs, a panel for each dataset",
@@ -39,12 +41,18 @@ _FIGURES = {
     "ranks": "Average ranks of the methods; a bar joins those that cannot be told apart",
 }
 MOST_CELLS = 500  # that have a block each, and as many methods on a dataset that show their settings
-MOST_FAILURES = 100  # that have one
+MOST_FAILURES = 100  # of different reasons that have one
 _MEDIA = {".png": "image/png", ".svg": "image/svg+xml"}
 
 
 def page(
-    title: str, tables: list[Table], figures: list[Path], records: list[Record], *, notes: Sequence[str] = ()
+    title: str,
+    tables: list[Table],
+    figures: list[Path],
+    records: list[Record],
+    *,
+    notes: Sequence[str] = (),
+    verdicts: Sequence[str] = (),
 ) -> str:
     """The whole page as text, to be written as UTF-8.
 
@@ -54,6 +62,7 @@ def page(
         figures: PNG or SVG files, which become part of the page; others (the PDFs beside them) are left out.
         records: as `read_records` gives them, done and failed, in the order wanted; colours are those of the figures.
         notes: what the reader should know first, such as files that could not be read.
+        verdicts: who is best, and whether that is certain.
 
     Raises:
         OSError: a figure cannot be read.
@@ -68,18 +77,31 @@ def page(
     metrics = {_dataset(record): headlines(record.cell.dataset)[0] for record in records}
     by_dataset = {name: [record for record in done if _dataset(record) == name] for name in metrics}
     displays = display_titles(record.cell for record in records)
-    charts, lost = _charts(by_dataset, metrics, {_method(record) for record in done}, displays)
+    kept = _Kept(list(dict.fromkeys(map(_method, records))), list(metrics))
+    charts, lost = _charts(by_dataset, metrics, list(dict.fromkeys(map(_method, done))), displays)
+    reasons = _reasons(failed, metrics)
+    first, further = _by_place(tables)
+    there = [name for name, group in by_dataset.items() if group]
+    environment.globals |= {"kept": kept.mark, "displays": displays}
     return template.render(
         title=title,
+        frame=FRAME,
         notes=[*notes, *lost],
         summary=_summary(records),
         facts=_facts(records),
-        failed=[_block(record, metrics[_dataset(record)]) for record in failed[:MOST_FAILURES]],
-        more_failed=[_failure_line(record) for record in failed[MOST_FAILURES:]],
-        tables=tables,
+        verdicts=[(displayed(one, displays), kept.mark(**kept.of(one, kinds=["dataset"]))) for one in verdicts],
+        n_cells=len(records),
+        n_failed=len(failed),
+        kinds=[f"{kind} ({n:,})" if n > 1 else kind for kind, n in Counter(map(_kind_of_failure, failed)).items()],
+        reasons=reasons[:MOST_FAILURES],
+        more_reasons=reasons[MOST_FAILURES:],
+        first=[_shown(one, displays, kept) for one in first],
+        further=[_shown(one, displays, kept) for one in further],
         charts=charts,
-        figures=[_figure(path) for path in figures if path.suffix in _MEDIA],
-        cells=[(_heading(name, displays), *rest) for name, *rest in _cells(by_dataset, metrics, len(done))],
+        figures=[_figure(path, there, displays) for path in figures if path.suffix in _MEDIA],
+        choices=[(kind, titles) for kind, titles in kept.titles.items() if len(titles) > 1],
+        cells=_cells(by_dataset, metrics, len(done)),
+        heading=lambda dataset: _heading(dataset, displays),
     )
 
 
@@ -98,7 +120,9 @@ def _heading(dataset: str, displays: Displays) -> str:
 
 
 def _value(entry: Entry) -> str:
-    """An entry's value as the script reads it."""
+    """An entry's value as the script reads it: of words those that are shown, as it is them that stand in order."""
+    if isinstance(entry.value, str):
+        return entry.text
     return str(entry.value).replace("inf", "Infinity") if isinstance(entry.value, float) else str(entry.value)
 
 
@@ -154,68 +178,129 @@ def _short_commit(commit: str) -> str:
     return digits[:12] + plus + changes
 
 
+# ---- tables ----------------------------------------------------------------------------------------------------------
+
+
+class _Kept:
+    """What is of one method or dataset, and is hidden where the reader wants to see others: marked by numbers."""
+
+    def __init__(self, methods: list[str], datasets: list[str]) -> None:
+        self.titles = {"method": methods, "dataset": datasets}
+        self._numbers = {kind: {title: n for n, title in enumerate(some)} for kind, some in self.titles.items()}
+
+    def mark(self, **titles: str | None) -> Markup:
+        """The attributes of an element of this method, dataset or both; none for titles that no cell has."""
+        from markupsafe import Markup
+
+        numbers = ((kind, self._numbers[kind].get(title or "")) for kind, title in titles.items())
+        return Markup("".join(f' data-{kind}="{n}"' for kind, n in numbers if n is not None))
+
+    def of(self, *texts: str, kinds: Iterable[str] = ("method", "dataset")) -> dict[str, str]:
+        """Kind -> the only title of this kind that is in the texts, where there is only one."""
+        found = {kind: set().union(*(titles_in(text, kind) for text in texts)) for kind in kinds}
+        return {kind: some.pop() for kind, some in found.items() if len(some) == 1}
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """A table as the page shows it, with display titles. Marks: of the table, each column, row and note."""
+
+    table: Table
+    mark: Markup
+    columns: list[tuple[Column, Markup]]
+    rows: list[tuple[list[Entry], Markup]]
+    notes: list[tuple[str, Markup]]
+
+    @property
+    def marks(self) -> dict[str, str]:
+        """Behind the titles in the first column."""
+        return {str(row[0].value): row[0].mark for row, _ in self.rows}
+
+
+def _by_place(tables: list[Table]) -> tuple[list[Table], list[Table]]:
+    """The tables that a reader looks for, up to the comparison, its tests and ranks; and all others."""
+    places = {"comparison": 1, "tests": 2, "ranks": 3}
+    index = next((n for n, one in enumerate(tables) if one.key == "comparison"), len(tables))
+    place = [0 if n < index else places.get(one.key, 4) for n, one in enumerate(tables)]
+    ordered = sorted(zip(place, tables, strict=True), key=lambda pair: pair[0])
+    return [one for n, one in ordered if n < 4], [one for n, one in ordered if n == 4]
+
+
+def _shown(table: Table, displays: Displays, kept: _Kept) -> _Shown:
+    given = {column.key: column for column in table.columns}
+    shown = with_display_titles(table, displays)
+    titled = [column.key if column.key in kept.titles else "" for column in shown.columns]
+    of_columns = (kept.of(one.heading, one.group, one.part) for one in (given[column.key] for column in shown.columns))
+    rows = []
+    for row in shown.rows:
+        titles = {kind: str(entry.value) for kind, entry in zip(titled, row, strict=True) if kind}
+        rows.append((row, kept.mark(**titles)))
+    of_notes = [{} if n < table.in_caption else kept.of(note) for n, note in enumerate(table.notes)]
+    return _Shown(
+        shown, kept.mark(**kept.of(table.title)),
+        [(column, kept.mark(**titles)) for column, titles in zip(shown.columns, of_columns, strict=True)],
+        rows, [(note, kept.mark(**titles)) for note, titles in zip(shown.notes, of_notes, strict=True)],
+    )  # fmt: skip
+
+
 # ---- figures ---------------------------------------------------------------------------------------------------------
 
 
-def _figure(path: Path) -> dict[str, str]:
+def _figure(path: Path, datasets: list[str], displays: Displays) -> dict[str, str]:
     kind, _, name = path.stem.partition("-")
-    what = _FIGURES.get(kind, kind) + (f": {name.replace('+', ':', 1)}" if name else "")
+    title = {name: title for title, name in file_names(datasets).items()}.get(name, name.replace("+", ":", 1))
+    what = _FIGURES.get(kind, kind) + (f": {displays['dataset'].get(title, title)}" if name else "")
     data = base64.b64encode(path.read_bytes()).decode()
-    return {"source": f"data:{_MEDIA[path.suffix]};base64,{data}", "what": what}
+    return {"source": f"data:{_MEDIA[path.suffix]};base64,{data}", "what": what, "dataset": title}
 
 
-# ---- learning curves -------------------------------------------------------------------------------------------------
+# ---- charts ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Chart:
-    """The learning curves of one dataset: an `<svg>` element, and what its caption tells."""
+    """The runs and learning curves of one dataset. methods: display titles, by which both call them -> titles."""
 
     dataset: str
     metric: str
-    name: str
-    svg: Markup
-    has_runs: bool
-    has_bands: bool
-    has_validation: bool
+    methods: Mapping[str, str]
+    runs: Rows
+    curves: Panels
 
 
 def _charts(
-    by_dataset: dict[str, list[Record]], metrics: dict[str, str], methods: set[str], displays: Displays
+    by_dataset: dict[str, list[Record]], metrics: dict[str, str], methods: list[str], displays: Displays
 ) -> tuple[list[Chart], list[str]]:
     """A chart for each dataset with finished records, and a complaint about each that could not be drawn."""
     charts, lost = [], []
-    for index, (name, group) in enumerate(by_dataset.items(), 1):
+    for name, group in by_dataset.items():
         try:
             if group:
-                charts.append(_chart(name, distinct(group), metrics[name], methods, f"curve-{index}", displays))
+                charts.append(_chart(name, distinct(group), metrics[name], methods, displays))
         except Exception as error:  # a chart never costs the tables
             lost.append(f"The learning curves on {name} could not be drawn: {type(error).__name__}: {error}")
     return charts, lost
 
 
-def _chart(
-    dataset: str, records: list[Record], metric: str, order: Iterable[str], name: str, displays: Displays
-) -> Chart:
-    """Curves of the epochs that were evaluated. order: all methods of the page; name: of the chart in it."""
-    from markupsafe import Markup
-
-    named = displays["method"]
+def _chart(dataset: str, records: list[Record], metric: str, methods: list[str], displays: Displays) -> Chart:
+    """Runs at their last epoch, of all methods of the page, and curves of the epochs that were evaluated."""
+    named = {title: displays["method"][title] for title in methods}
     test: dict[str, list[dict[int, float]]] = {}
     validation: dict[str, list[dict[int, float]]] = {}
+    last: dict[str, list[float]] = {display: [] for display in named.values()}
     for record in records:
+        assert record.result is not None
         method = named[_method(record)]
         test.setdefault(method, []).append(_by_epoch(record, "test", metric))
+        value = record.result.epochs[-1].test.get(metric)
+        last[method] += [] if value is None else [value]
         # where no rule may select on validation, it is the test split, or was trained on
-        if record.result is not None and record.result.selected("val_acc") is not None:
+        if record.result.selected("val_acc") is not None:
             validation.setdefault(method, []).append(_by_epoch(record, "valid", VALIDATED))
-    order = [named[method] for method in order]
-    element = learning_curves(test, validation, metric=metric, order=order, name=name)
+    order = list(named.values())
     return Chart(
-        _heading(dataset, displays), metric, name, Markup(element),
-        has_runs=any(1 < len(runs) <= MOST_CURVES for runs in test.values()),
-        has_bands=any(len(runs) > MOST_CURVES for runs in test.values()),
-        has_validation=any(map(any, validation.values())),
+        dataset, metric, {display: title for title, display in named.items()},
+        rows_of_runs(last, order=order), learning_curves(test, validation, order=order),
     )  # fmt: skip
 
 
@@ -301,9 +386,30 @@ def _line(record: Record, metric: str) -> tuple[str, str, str]:
     return seed, value, duration(record.provenance.seconds.total)
 
 
-def _failure_line(record: Record) -> tuple[str, str]:
+@dataclass(frozen=True)
+class Reason:
+    """Why cells failed: their equal errors, what was run as (method, dataset, seed), and the first one's block."""
+
+    cells: list[tuple[str, str, str]]
+    block: dict[str, Any]
+
+
+def _kind_of_failure(record: Record) -> str:
     assert record.failure is not None
-    return record.cell.title, f"{record.failure.type}: {record.failure.message}"
+    return record.failure.type
+
+
+def _reasons(failed: list[Record], metrics: dict[str, str]) -> list[Reason]:
+    """The failures, those of an equal error together, in the order of the first of each."""
+    found: dict[tuple[str, str], list[Record]] = {}
+    for record in failed:
+        assert record.failure is not None
+        found.setdefault((record.failure.type, record.failure.message), []).append(record)
+    return [
+        Reason([(_method(one), _dataset(one), _line(one, "")[0]) for one in some],
+               _block(some[0], metrics[_dataset(some[0])]))
+        for some in found.values()
+    ]  # fmt: skip
 
 
 def _block(record: Record, metric: str) -> dict[str, Any]:

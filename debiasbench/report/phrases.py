@@ -47,6 +47,14 @@ def displayed(text: str, displays: Displays) -> str:
     return text.template.format(*parts, **titles)
 
 
+def titles_in(text: str, kind: str) -> set[str]:
+    """The titles of a kind that are in a text as such: none in one that is no phrase."""
+    if not isinstance(text, Phrase):
+        return set()
+    own = {text.titles[kind]} if kind in text.titles else set()
+    return own.union(*(titles_in(part, kind) for part in text.parts))
+
+
 def display_titles(cells: Iterable[Cell]) -> Displays:
     """What papers call the methods and datasets of these cells, where they are known here; others by their titles.
 

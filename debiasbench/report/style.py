@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import functools
-import io
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
-from xml.etree import ElementTree
 
 from debiasbench.drawing import plain_settings
 from debiasbench.escaping import one_line
@@ -133,53 +131,6 @@ def save(figure: Figure, stem: Path) -> list[Path]:
             figure.savefig(path, dpi=200, metadata=metadata)
             figure.set_layout_engine("none")  # laid out by the first; doing it again is half of the second's time
     return paths
-
-
-_NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
-
-
-def svg(figure: Figure, name: str) -> str:
-    """A figure as an `<svg>` element to stand in an HTML page, which scales it.
-
-    Its text stays text, laid out in DejaVu Sans: a page may show it in most other fonts, as these are narrower. It
-    loads nothing, and equal figures of equal names are equal text.
-
-    Args:
-        figure: what to show.
-        name: unlike that of any other figure on the page, so that no id is there twice.
-    """
-    import matplotlib
-
-    file = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "font.sans-serif": ["DejaVu Sans"]}):
-        figure.savefig(file, format="svg", metadata={"Date": None})
-    root = ElementTree.fromstring(_NOT_XML.sub("\ufffd", file.getvalue()))
-    for parent in list(root.iter()):
-        for child in parent.findall("{*}metadata") + parent.findall("{*}style"):  # the style would be all of the page's
-            parent.remove(child)
-    for element in root.iter():
-        element.tag = _local(element.tag)
-        element.tail = None
-        if element.tag != "text":
-            element.text = None
-        if element.tag == "g":  # matplotlib counts these anew in each figure
-            element.attrib.pop("id", None)
-        element.attrib = {_local(key): value for key, value in element.attrib.items()}
-        for key in {"d", "x", "y"} & set(element.attrib):
-            element.attrib[key] = _shorter(element.attrib[key])
-    root.attrib = {"viewBox": root.attrib["viewBox"], "stroke-linejoin": "round"}
-    return ElementTree.tostring(root, encoding="unicode")
-
-
-def _local(name: str) -> str:
-    """A name without its namespace: within HTML an SVG element needs none."""
-    return name.rpartition("}")[2]
-
-
-def _shorter(path: str) -> str:
-    """The numbers of a path to a hundredth of a point, and no space around its letters."""
-    path = re.sub(r"-?\d+\.\d+", lambda number: f"{round(float(number[0]), 2) + 0.0:g}", path)
-    return re.sub(r"\s*([A-Za-z])\s*", r"\1", path)
 
 
 def legend(figure: Figure, handles: list[Any], *, handle_length: float, size: float = 6.5) -> None:

@@ -11,7 +11,7 @@ from debiasbench.errors import BenchmarkError
 from debiasbench.grid import expand
 from debiasbench.records import EpochFacts
 from debiasbench.report import make as report
-from debiasbench.report import page, published
+from debiasbench.report import published
 
 HEAD = "method,dataset,generator,metric,mean,std,n,source"
 GOOD = f"""{HEAD}
@@ -21,13 +21,6 @@ LC,cmnist,lff,acc_unbiased,63.5,1.1,5,LC
 pgd,cmnist,pgd,acc_avg,99.99,,,"PGD, Table 1"
 CNC,celeba,natural,acc_worst,88.8,0.9,3,CNC
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_charts():
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(page, "learning_curves", lambda *_, **__: "<svg></svg>")
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,6 @@ from debiasbench.errors import BenchmarkError
 from debiasbench.grid import expand
 from debiasbench.records import EpochFacts
 from debiasbench.report import make as report
-from debiasbench.report import page
 from debiasbench.report.export import write_export
 from debiasbench.report.results import load_results
 
@@ -30,7 +29,6 @@ def folder(tmp_path_factory):
 
 @pytest.mark.parametrize("name", ["all.csv", "all.JSON", "deep/all.parquet"])
 def test_the_long_table_is_exported(folder, tmp_path, name, capsys, monkeypatch):
-    monkeypatch.setattr(page, "learning_curves", lambda *_, **__: "<svg></svg>")
     monkeypatch.setattr(report, "draw", lambda *_: [])
     path = tmp_path / name
     if name.endswith("parquet"):

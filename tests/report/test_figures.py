@@ -3,12 +3,10 @@
 import itertools
 import math
 import os
-import re
 import subprocess
 import sys
 import warnings
 from pathlib import Path
-from xml.etree import ElementTree
 
 import matplotlib
 import numpy as np
@@ -29,7 +27,6 @@ from debiasbench.report.figures import (
     critical_difference,
     curve_figure,
     fisher_figure,
-    learning_curves,
     parameter_figure,
     score_histogram,
     trials_histogram,
@@ -306,135 +303,6 @@ def test_intervals_on_one_level_never_touch(seed):
     assert figures._levels([]) == []
 
 
-# --- learning curves
-
-
-@pytest.fixture
-def curves(monkeypatch):
-    """Draws learning curves, and gives the figure as it was when it became an element."""
-    kept = []
-    monkeypatch.setattr(figures, "svg", lambda figure, _: kept.append(figure))
-
-    def draw(test, validation, **options):
-        learning_curves(test, validation, **{"metric": "acc", "order": test, "name": "one", **options})
-        return kept[-1]
-
-    return draw
-
-
-def element(labels=("a", "b"), name="one"):
-    runs = [{epoch: 0.5 + 0.01 * epoch * run for epoch in range(1, 21)} for run in range(3)]
-    test = dict.fromkeys(labels, runs)
-    return learning_curves(test, {labels[0]: test[labels[0]]}, metric="acc", order=labels, name=name)
-
-
-def drawn_curves(axis):
-    """Kind -> [(colour, marker, epochs, percents)], by how the lines look."""
-    found = {"run": [], "validation": [], "mean": []}
-    for line in axis.lines:
-        kind = "run" if line.get_alpha() else "validation" if line.is_dashed() else "mean"
-        found[kind].append((line.get_color(), line.get_marker(), *map(list, line.get_data())))
-    return found
-
-
-def test_learning_curves_are_means_runs_and_validation(curves):
-    test = {"x": [{2: 0.5, 4: 0.6, 6: 0.7}, {2: 0.3, 4: 0.8}], "y": [{2: 0.25, 4: 0.5}]}
-    percents = [50, 60, 70], [30, 80]
-    figure = curves(test, {"x": [{2: 0.5, 4: 0.6}, {2: 0.7, 4: 1.0}]}, metric="acc_worst", order="xyz")
-    (axis,) = figure.axes
-    x, y = (look(method, "xyz")[:2] for method in "xy")
-    assert drawn_curves(axis) == {
-        "run": [(x[0], "None", [2, 4, 6][: len(run)], pytest.approx(run)) for run in percents],
-        "validation": [(*x, [2, 4], pytest.approx([60, 80]))],
-        "mean": [(*x, [2, 4], pytest.approx([40, 70])), (*y, [2, 4], pytest.approx([25, 50]))],
-    }
-    hollow = [line.get_markerfacecolor() == "white" for line in axis.lines if line.is_dashed()]
-    assert hollow == [True]
-    assert [line.get_label() for line in figure.legends[0].get_lines()] == ["x", "y"]
-    assert [(line.get_color(), line.get_marker()) for line in figure.legends[0].get_lines()] == [x, y]
-    assert axis.get_xlim() == (2, 6)
-    assert (axis.get_ylim(), axis.get_yticks().tolist()) == ((20, 80), [20, 30, 40, 50, 60, 70, 80])
-    assert (axis.get_title(loc="left"), axis.get_xlabel()) == ("acc_worst (%)", "epoch")
-
-
-def test_means_lie_over_validation_and_that_over_runs(curves):
-    run = {1: 0.5, 2: 0.6}
-    (axis,) = curves({"x": [run, run], "y": [run, run]}, {"x": [run], "y": [run]}).axes
-    heights = {kind: set() for kind in ("run", "validation", "mean")}
-    for line in axis.lines:
-        heights["run" if line.get_alpha() else "validation" if line.is_dashed() else "mean"].add(line.get_zorder())
-    assert max(heights["run"]) < min(heights["validation"]) <= max(heights["validation"]) < min(heights["mean"])
-
-
-def test_the_marks_of_methods_do_not_hide_each_other(curves):
-    run = {epoch: 0.5 for epoch in range(1, 61)}
-    (axis,) = curves({method: [run] for method in "abcd"}, {}).axes
-    marks = [list(run)[slice(*line.get_markevery()[:1], None, line.get_markevery()[1])] for line in axis.lines]
-    assert [len(places) for places in marks] == [6] * 4
-    assert len(set(itertools.chain(*marks))) == 24
-
-
-@pytest.mark.parametrize(
-    ("runs", "limits"),
-    [([{1: 0.5}], (49, 51)), ([{1: 1.0, 2: 1.0}], (99, 100)), ([{1: 0.0, 2: 0.0}], (0, 1)), ([{}], (0, 100)),
-     ([], (0, 100)), ([{1: 0.2}, {2: 0.4}], (20, 40))],
-)  # fmt: skip
-def test_learning_curves_of_little(curves, runs, limits):
-    figure = curves({"x": runs}, {"x": [{}]})
-    (axis,) = figure.axes
-    low, high = axis.get_ylim()
-    assert (low, high) == pytest.approx(limits)
-    assert axis.get_xlim() == (1, 2)
-    assert all(len(line.get_xdata()) for line in axis.lines)
-    points = [line.get_marker() for line in axis.lines if line.get_alpha()]
-    assert points == ["."] * (len(runs) if len(runs) > 1 else 0)  # a run of one epoch has no line
-    no_text_lies_outside(figure)
-    assert axis.get_window_extent().height > 0.5 * figure.bbox.height
-
-
-@pytest.mark.parametrize("names", [METHODS, [LONG, LONG + ",seed=1"], ["x" * 120, "a"]], ids=["24", "long", "unbroken"])
-def test_no_text_of_learning_curves_lies_outside(curves, names):
-    run = {1: 0.5, 2: 0.6}
-    figure = curves({name: [run] for name in names}, {})
-    no_text_lies_outside(figure)
-    lines = [line.get_window_extent() for line in figure.legends[0].get_lines()]
-    assert all(box.x0 >= 0 for box in lines)
-    assert figure.axes[0].get_window_extent().height > 150
-
-
-def test_an_element_stands_for_itself():
-    text = element()
-    root = ElementTree.fromstring(text)  # which knows no namespaces: none are left
-    assert root.tag == "svg"
-    assert {one.tag for one in root.iter()} == {"svg", "g", "defs", "path", "use", "text"}  # no style, no metadata
-    assert not re.search(r"http|url\(|matplotlib|<!|<\?", text, re.IGNORECASE)
-    ids = [one.get("id") for one in root.iter() if one.get("id")]
-    assert len(ids) == len(set(ids)) > 3
-    assert {one.get("href") for one in root.iter("use")} == {f"#{name}" for name in ids}
-
-
-def test_elements_of_other_names_share_no_id():
-    ids = [set(re.findall(r' id="(.+?)"', element(name=name))) for name in ("one", "two", "one")]
-    assert ids[0] == ids[2]
-    assert not ids[0] & ids[1]
-
-
-@pytest.mark.parametrize(
-    "label", ["<script>x</script>", r"$\frac{1}{$", "$x$", 'a&b "c"', "方法 😀", "\x01"], ids=ascii
-)
-def test_labels_are_text_whatever_they_hold(label):
-    texts = [one.text for one in ElementTree.fromstring(element(["a", label])).iter("text")]
-    assert texts[-1] == label.replace("\x01", r"\x01")  # by its code, as XML has no way to write it
-
-
-def test_an_element_follows_no_settings_and_leaves_none():
-    before = element()
-    with matplotlib.rc_context({"font.size": 30, "lines.linewidth": 9, "axes.facecolor": "red", "svg.hashsalt": "x"}):
-        mine = dict(matplotlib.rcParams.copy())
-        assert element() == before
-        assert dict(matplotlib.rcParams.copy()) == mine
-
-
 # --- what the environment asks for
 
 MINE = (
@@ -462,16 +330,13 @@ def test_a_figure_follows_no_settings_and_leaves_none(name, tmp_path, monkeypatc
     assert [path.read_bytes() for path in again] == [path.read_bytes() for path in paths]
 
 
-CURVE = {"test": {"a": [{1: 0.5, 2: 0.6}]}, "validation": {}, "metric": "acc", "order": "a", "name": "one"}
-PROGRAM = f"""
+PROGRAM = """
 import sys
 from pathlib import Path
 import numpy as np
-from debiasbench.report.figures import learning_curves, score_histogram
+from debiasbench.report.figures import score_histogram
 from debiasbench.report.style import save
-save(score_histogram({{"a": (np.arange(9) / 9, np.arange(9) > 6)}}), Path(sys.argv[1]))
-if len(sys.argv) > 2:  # it asks for all methods, which takes seconds
-    print(learning_curves(**{CURVE!r}))
+save(score_histogram({"a": (np.arange(9) / 9, np.arange(9) > 6)}), Path(sys.argv[1]))
 sys.exit("matplotlib.pyplot" in sys.modules)
 """
 
@@ -493,21 +358,17 @@ def settings_and_a_damaged_style(folder):
 
 
 @pytest.mark.parametrize(
-    ("made", "more"),
-    [
-        (backend_of_a_notebook, []), (settings_of_another_encoding_and_no_home, []),
-        (settings_and_a_damaged_style, ["curves"]),
-    ],
-)  # fmt: skip
-def test_a_figure_needs_nothing_of_the_environment(made, more, tmp_path):
+    "made", [backend_of_a_notebook, settings_of_another_encoding_and_no_home, settings_and_a_damaged_style]
+)
+def test_a_figure_needs_nothing_of_the_environment(made, tmp_path):
     scores = {"a": (np.arange(9) / 9, np.arange(9) > 6)}
     environment = {name: value for name, value in os.environ.items() if name != "DISPLAY"} | made(tmp_path)
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, tmp_path / "other", *more],
+        [sys.executable, "-c", PROGRAM, tmp_path / "other"],
         capture_output=True, text=True, env=environment, check=False, encoding="utf-8",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == (learning_curves(**CURVE) if more else "")
+    assert done.stdout == ""
     for path in save(score_histogram(scores), tmp_path / "figure"):
         assert path.with_stem("other").read_bytes() == path.read_bytes()
 
@@ -548,7 +409,6 @@ def test_names_of_metrics_are_text_too(metric):
     accuracy_figure({name: runs(0.9) for name in METHODS[:2]}, metric=metric)
     parameter_figure({"data": few}, metric=metric)
     trials_histogram({"data": few}, metric=metric)
-    ElementTree.fromstring(learning_curves(**CURVE | {"metric": metric}))
 
 
 @pytest.fixture

@@ -22,14 +22,6 @@ DATASETS = ["cmnist:rho=0.01", "cmnist5k"]
 MEANS = {"vanilla": 0.4, "pgd": 0.8, "groupdro": 0.9, "lff": 0.6}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def no_charts():
-    """The page's charts take their time."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(page, "learning_curves", lambda *_, **__: "<svg></svg>")
-        yield
-
-
 def record(cell, **facts):
     """A finished record by hand."""
     value = MEANS.get(cell.method, 0.5) + 0.01 * (cell.seed % 4) - 0.1 * ("disagreement" in cell.method_title)
@@ -298,7 +290,10 @@ def test_figures_show_display_titles_and_their_files_are_named_as_before(folder,
 
 def test_headings_of_the_page_say_both_titles_and_curves_are_called_as_in_figures(folder, monkeypatch):
     seen = []
-    monkeypatch.setattr(page, "learning_curves", lambda test, *_, **__: seen.append(list(test)) or "<svg></svg>")
+    draw = page.learning_curves
+    monkeypatch.setattr(
+        page, "learning_curves", lambda test, *rest, **more: seen.append(list(test)) or draw(test, *rest, **more)
+    )
     made = report.make(folder, figures=False)
     text = made.paths["report"][0].read_text(encoding="utf-8").replace("<wbr>", "")
     headings = re.findall(r"<h3[^>]*>(.*?)</h3>", text)

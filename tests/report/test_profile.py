@@ -12,7 +12,7 @@ from debiasbench import cli
 from debiasbench.errors import BenchmarkError
 from debiasbench.grid import expand
 from debiasbench.records import EpochFacts, read_records
-from debiasbench.report import figures, page, profile
+from debiasbench.report import figures, profile
 from debiasbench.report import make as report
 from debiasbench.report.statistics import mean_interval
 from debiasbench.report.style import save
@@ -20,13 +20,6 @@ from debiasbench.report.style import save
 MEANS = {"vanilla": 0.30, "pgd": 0.85, "lff": 0.84, "groupdro": 0.92}
 RATIOS = [0.005, 0.02, 0.1, 0.3]
 SEEDS = range(4)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_charts():
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(page, "learning_curves", lambda *_, **__: "<svg></svg>")
-        yield
 
 
 def value_of(method, ratio, seed):

@@ -23,7 +23,7 @@ from debiasbench.errors import BenchmarkError
 from debiasbench.experiments import Experiment, names, read_experiment, write_grid
 from debiasbench.grid import expand
 from debiasbench.records import EpochFacts, StageFacts, arrays_path, read_records, record_path, write_record
-from debiasbench.report import figures, outcomes, page, phrases, published, tables
+from debiasbench.report import figures, outcomes, phrases, published, tables
 from debiasbench.report import make as report
 from debiasbench.report.results import Measure, load_results, ranks
 from debiasbench.running.plan import plan
@@ -73,14 +73,6 @@ def fill(folder, methods, datasets, *, seeds=SEEDS, epochs=None, shift=0.0):
             }  # fmt: skip
             stored(folder, record(cell, value), arrays)
     return folder
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_charts():
-    """The page's charts take their time, and test_page and test_figures look at them; here a page only has a place."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(page, "learning_curves", lambda *_, **__: "<svg></svg>")
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -264,14 +256,15 @@ def test_methods_that_know_the_bias_are_marked_and_never_the_best(tmp_path):
 
 
 def test_the_page_is_written_beside_the_tables(folder, monkeypatch):
-    monkeypatch.setattr(page, "learning_curves", figures.learning_curves)
     made = report.make(folder)
     (path,) = made.paths["report"]
     text = path.read_text(encoding="utf-8").replace("<wbr>", "")
     assert path == folder / "report.html"
+    displays = phrases.display_titles(one.cell for one in read_records(folder)[0])
     for one in made.tables:
-        assert one.title in text
-    assert text.count('<figure class="chart">') == text.count("<svg viewBox=") == 2
+        assert f">{phrases.displayed(one.title, displays)}</h3>" in text
+    assert text.count('class="panels"') == text.count('<figure class="runs"') == 2
+    assert text.count('<div class="panel"') == 2 * len(MEANS)
     assert text.count("data:image/png;base64") == len([path for path in made.paths["figures"] if path.suffix == ".png"])
 
 

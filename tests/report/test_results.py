@@ -22,8 +22,8 @@ from debiasbench.evaluation.selection import LATER, SELECTION_RULES, select
 from debiasbench.experiments import Experiment, write_grid
 from debiasbench.grid import expand
 from debiasbench.records import EpochFacts, GroupFacts, Seconds, SplitFacts, StageFacts
-from debiasbench.report import figures, page, tables
 from debiasbench.report import make as report
+from debiasbench.report import page, tables
 from debiasbench.report.results import compare, headline_of, load_results, runs, summary, to_frame
 from debiasbench.report.statistics import detectable_gap, gap_interval
 
@@ -35,14 +35,6 @@ LFF = [0.809, 0.851, 0.797, 0.811, 0.838]
 DISEN = [0.620, 0.655, 0.590, 0.701, 0.644]
 VALUES = {"vanilla": VANILLA, "pgd:score=loss": PGD, "lff": LFF, "disen": DISEN}
 N_EPOCHS = 3
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_charts():
-    """The page's charts take their time, and test_page and test_figures look at them; here a page only has a place."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(page, "learning_curves", lambda *_, **__: "<svg></svg>")
-        yield
 
 
 @functools.cache
@@ -1005,7 +997,6 @@ def no_other_fonts(monkeypatch):
 
 def test_labels_of_others_go_through_a_whole_report(tmp_path, capsys, monkeypatch, no_other_fonts):
     """Methods and datasets of every nasty title, on the command line, with figures, tables and page."""
-    monkeypatch.setattr(page, "learning_curves", figures.learning_curves)
     values = iter(np.linspace(0.3, 0.9, 50))
     for title in NASTY:
         one = record("vanilla", 0, next(values))

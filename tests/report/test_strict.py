@@ -15,7 +15,6 @@ from debiasbench.experiments import Experiment, write_grid
 from debiasbench.grid import expand
 from debiasbench.records import EpochFacts, pack, read_records, record_path, write_record
 from debiasbench.report import make as report
-from debiasbench.report import page
 from debiasbench.report.budgets import Budget, budget_of, untuned
 from debiasbench.tuned import Draw, Tuned
 from debiasbench.tuning import with_values
@@ -24,14 +23,6 @@ METHODS = ["vanilla", "pgd", "disen"]
 DATASETS, OTHER = ["cmnist5k"], "cmnist5k:rho=0.05"
 SEEDS = list(range(6))  # 2^-6 is below .05 over two or three comparisons
 MADE_ON = {"device_kind": "cpu", "precision": "fp32"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_charts():
-    """The page's charts take their time, and other tests look at them."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(page, "learning_curves", lambda *_, **__: "<svg></svg>")
-        yield
 
 
 def record(cell, **provenance):

@@ -18,7 +18,7 @@ from debiasbench.report.make import Shown, make
 
 DOCS = Path(__file__).parent
 METHODS = ("vanilla", "lff", "jtt", "disen", "pgd")  # as in the demo
-WIDTH, HEIGHT = 1100, 900  # of the screenshot, pixels
+WIDTH, HEIGHT = 1100, 1295  # of the screenshot, pixels
 
 
 def main() -> None:

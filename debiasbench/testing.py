@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from debiasbench.data.colouring import PGD_PALETTE, bernoulli_conflicts, colour
 from debiasbench.datasets import Dataset, between, check_splits
-from debiasbench.errors import BenchmarkError
+from debiasbench.errors import BenchmarkError, DivergedError
 from debiasbench.evaluation.evaluation import Evaluation
 from debiasbench.methods import Method
 from debiasbench.nets.base import Nets
@@ -111,7 +111,7 @@ def make_task(
 def default_method(cls: type[Method], dataset: Dataset) -> Method:
     """The method with its defaults for the tiny dataset; skips the calling test if it declines that."""
     method = cls(**cls.by_dataset.get(dataset.name, {}))
-    reason = method.decline(dataset)
+    reason = method.decline(dataset) or method.decline_recipe(dataset.recipe)
     if reason is not None:
         import pytest
 
@@ -416,6 +416,26 @@ def check_decline_is_a_reason(cls: type[Method]) -> None:
         assert reason is None or (isinstance(reason, str) and reason), f"{cls.name}: decline gives None or a reason."
 
 
+def check_recipe_is_trained_or_declined(cls: type[Method]) -> None:
+    """A recipe that adds up gradients or smooths labels is one to train by, or is declined before training."""
+    method = default_method(cls, Tiny())
+    taken: dict[str, Any] = {}
+    for key, value in {"accumulate": 2, "label_smoothing": 0.1}.items():
+        reason = method.decline_recipe(Tiny.recipe.replace(**{key: value}))
+        assert reason is None or (isinstance(reason, str) and reason), (
+            f"{cls.name}: decline_recipe gives None or a reason. Got {reason!r}."
+        )
+        taken |= {key: value} if reason is None else {}
+    try:
+        _fit_method(method, recipe=Tiny.recipe.replace(**taken))
+    except (BenchmarkError, DivergedError) as error:
+        fields = ", ".join(f"{key}={value}" for key, value in taken.items())
+        raise AssertionError(
+            f"{cls.name} cannot be trained with {fields}, and says so in training alone: {error} Say it before, in "
+            "decline_recipe(self, recipe)."
+        ) from error
+
+
 def check_losses_are_pure(cls: type[Method]) -> None:
     """Every loss of the method is a pure function of tensors (see `lint_loss`)."""
     task = _default_fit(cls).task
@@ -558,6 +578,7 @@ METHOD_CHECKS: list[Callable[[type[Method]], None]] = [
     check_goes_on_after_an_interruption,
     check_easy_data,
     check_decline_is_a_reason,
+    check_recipe_is_trained_or_declined,
     check_losses_are_pure,
 ]
 
@@ -743,7 +764,7 @@ class Finding:
 
 def examine_method(cls: type[Method]) -> Iterator[Finding]:
     """Run every check on a method, one after the other."""
-    reason = cls().decline(Tiny())
+    reason = cls().decline(Tiny()) or cls().decline_recipe(Tiny.recipe)
     for check in METHOD_CHECKS:
         fits = check not in (check_declaration, check_decline_is_a_reason)
         yield _skipped(check, f"it declines the small data: {reason}") if reason and fits else _found(check, cls)

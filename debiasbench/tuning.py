@@ -92,7 +92,7 @@ def expand_draws(
         raise BenchmarkError(f"--draws must be from 1 to {MOST_SETTINGS}. Got {draws}.")
     _refuse_too_many(draws * seeds)  # before the seeds are listed, which could fill the memory
     options: dict[str, Any] = {
-        "seeds": [FIRST_SEED + number for number in range(seeds)] if seeds > 0 else seeds,
+        "seeds": range(FIRST_SEED, FIRST_SEED + seeds) if seeds > 0 else seeds,
         "epochs": epochs, "shared_recipes": shared_recipes,
     }  # fmt: skip
     asked = expand(methods, datasets, **options)  # every mistake, in one message

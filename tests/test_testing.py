@@ -27,6 +27,7 @@ from debiasbench.testing import (
     check_goes_on_after_an_interruption,
     check_losses_are_pure,
     check_other_seed_other_result,
+    check_recipe_is_trained_or_declined,
     check_same_seed_same_result,
     check_valid_and_test_do_not_train,
     check_what_is_returned_was_evaluated,
@@ -353,6 +354,39 @@ class NeedsARatioToDecline(Honest):
         return "too many conflicts" if dataset.conflict_ratio > 0.5 else None
 
 
+@breaks(
+    check_recipe_is_trained_or_declined,
+    "with accumulate=2, label_smoothing=0.1, and says so in training alone: It has",
+)
+class TakesNoParts(Honest):
+    def fit(self, task):
+        if task.recipe.accumulate > 1:
+            raise BenchmarkError("It has its own optimiser.")
+        return super().fit(task)
+
+
+@breaks(check_recipe_is_trained_or_declined, "does not use debiasbench.losses.cross_entropy")
+class SmoothsNoLabels(Honest):
+    def loss(self, nets, batch, state):
+        return torch.nn.functional.cross_entropy(nets.net(batch.x), batch.y)
+
+
+@breaks(check_recipe_is_trained_or_declined, "a training loop of its own")
+class HasALoop(Honest):
+    def fit(self, task):
+        task.batches(epochs=1)
+        return super().fit(task)
+
+    def decline_recipe(self, recipe):
+        return "it steps itself" if recipe.accumulate > 1 else None
+
+
+@breaks(check_recipe_is_trained_or_declined, "decline_recipe gives None or a reason. Got True")
+class DeclinesARecipeWithoutReason(Honest):
+    def decline_recipe(self, recipe):
+        return recipe.accumulate > 1 or None
+
+
 # ---- losses ----------------------------------------------------------------------------------------------------------
 
 
@@ -532,7 +566,15 @@ def test_the_fit_with_class_defaults_is_made_once():
     for check in METHOD_CHECKS:
         if check is not check_goes_on_after_an_interruption:  # has as many as there are checkpoints, and each is short
             check(Counted)
-    assert sorted(seeds) == [0, 0, 0, 0, 0, 1]  # default, again, blind, other labels, easy data; another seed
+    assert sorted(seeds) == [
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        1,
+    ]  # default, again, blind, other labels, easy data, recipe; another seed
 
 
 def test_a_class_that_was_patched_is_fitted_anew(monkeypatch):

@@ -389,6 +389,12 @@ def test_the_number_of_draws_has_limits(draws):
         drawn(["plain"], draws=draws)
 
 
+@pytest.mark.parametrize(("seeds", "got"), [(0, "0"), (-1, "-1"), (10**9, "1000000000"), (10**15, str(10**15))])
+def test_the_number_of_seeds_has_limits_and_is_looked_at_before_seeds_are_made(seeds, got):
+    with pytest.raises(BenchmarkError, match=f"The number of seeds must be at .*Got {got}"):
+        drawn(["plain"], draws=2, seeds=seeds)
+
+
 def test_a_method_that_cannot_be_tuned_is_skipped_with_the_reason():
     grid, trials = drawn(["plain", "dfr"])
     assert {trial.method for trial in trials} == {"plain"}

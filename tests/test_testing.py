@@ -14,6 +14,7 @@ import torch
 from debiasbench.errors import BenchmarkError
 from debiasbench.losses import cross_entropy, mean_cross_entropy
 from debiasbench.methods import Method
+from debiasbench.search import around, uniform
 from debiasbench.testing import (
     METHOD_CHECKS,
     check_bias_labels_are_not_read,
@@ -29,6 +30,7 @@ from debiasbench.testing import (
     check_other_seed_other_result,
     check_recipe_is_trained_or_declined,
     check_same_seed_same_result,
+    check_search,
     check_valid_and_test_do_not_train,
     check_what_is_returned_was_evaluated,
 )
@@ -385,6 +387,28 @@ class HasALoop(Honest):
 class DeclinesARecipeWithoutReason(Honest):
     def decline_recipe(self, recipe):
         return recipe.accumulate > 1 or None
+
+
+@breaks(check_search, "search names 'gama', which is no parameter of it and no field of the recipe")
+class SearchesWhatItLacks(Honest):
+    search: ClassVar = {"gama": uniform(0, 1, source="a test")}
+
+
+@breaks(check_search, "search draws a 'weight_decay' that cannot be: .* at least 0")
+class SearchesBeyondTheLimits(Honest):
+    search: ClassVar = {"weight_decay": uniform(-2, -1, source="a test")}
+
+
+@breaks(check_search, r"needs a default above 0\. Got 0")
+class SearchesAroundNothing(Honest):
+    search: ClassVar = {"factor": around(0.1, 10, source="a test")}
+
+    factor: float = 0.0
+
+
+@breaks(check_search, "must be a dictionary of ranges", BenchmarkError)
+class SearchesWithoutRanges(Honest):
+    search: ClassVar = {"learning_rate": (0.1, 1.0)}
 
 
 # ---- losses ----------------------------------------------------------------------------------------------------------

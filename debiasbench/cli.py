@@ -614,7 +614,11 @@ def tune_command(options: argparse.Namespace) -> int:
     ):  # the usual file is in the results folder, which is tried as that of a run
         check_output(output)
     tuning = plan_tuning(
-        asked, _run_options(options), draws=options.draws, told=lambda text: print(text, file=sys.stderr)
+        asked,
+        _run_options(options),
+        draws=options.draws,
+        rule=options.rule,
+        told=lambda text: print(text, file=sys.stderr),
     )
     ready = tuning.ready
     console = _console()

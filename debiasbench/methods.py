@@ -90,6 +90,11 @@ class Method(Parameters, ABC):
             space |= declared
         return space
 
+    @property
+    def gives_proxies(self) -> bool:
+        """Whether its predictor is trained with `proxy=`, so that the rule worst_proxy can choose among its epochs."""
+        return False
+
     def decline(self, dataset: Dataset) -> str | None:
         """Why this method cannot run on that dataset, or None if it can. Asked before anything trains."""
         del dataset

@@ -453,6 +453,15 @@ def check_recipe_is_trained_or_declined(cls: type[Method]) -> None:
         ) from error
 
 
+def check_proxies_are_declared(cls: type[Method]) -> None:
+    """Whether it gives proxies is told before anything trains: `debiasbench tune --rule worst_proxy` asks for it."""
+    given, declared = _default_fit(cls).task.has_proxies, default_method(cls, Tiny()).gives_proxies
+    assert given == declared, (
+        f"{cls.name}: gives_proxies is {declared}, and task.train is given {'a' if given else 'no'} proxy=. Write "
+        f"gives_proxies = {given}."
+    )
+
+
 def check_losses_are_pure(cls: type[Method]) -> None:
     """Every loss of the method is a pure function of tensors (see `lint_loss`)."""
     task = _default_fit(cls).task
@@ -467,10 +476,12 @@ class _NotingTask(Task):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.seen: list[tuple[dict[str, nn.Module], Loss, Contents, State, Layout | None]] = []
+        self.has_proxies = False
 
     def stage(self, nets: Any, loss: Loss, **options: Any) -> Stage:
         stage = super().stage(nets, loss, **options)
         layout = stage.sample if callable(stage.sample) else None
+        self.has_proxies |= stage.find_proxies is not None
         state = {name: value.clone() for name, value in stage.state.items()}  # as it begins, whatever the loss does
         self.seen.append(({**stage.nets, **stage.frozen}, loss, stage.contents, state, layout))
         return stage
@@ -597,6 +608,7 @@ METHOD_CHECKS: list[Callable[[type[Method]], None]] = [
     check_easy_data,
     check_decline_is_a_reason,
     check_recipe_is_trained_or_declined,
+    check_proxies_are_declared,
     check_losses_are_pure,
 ]
 

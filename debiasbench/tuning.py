@@ -75,6 +75,7 @@ def expand_draws(
     *,
     draws: int,
     seeds: int = 1,
+    rule: str = "worst_class",
     epochs: int | None = None,
     shared_recipes: bool = False,
 ) -> tuple[Grid, list[Trial]]:
@@ -84,6 +85,7 @@ def expand_draws(
         methods, datasets: with parameters inline, which stay as they are and are not searched.
         draws: of each method on each dataset, the defaults being the first.
         seeds: how many runs of each draw, with seeds 1000, 1001, ...
+        rule: by which will be chosen.
 
     Raises:
         BenchmarkError: everything that is wrong with names, parameters and numbers; no method can be tuned.
@@ -108,8 +110,8 @@ def expand_draws(
             if pair in seen:
                 continue
             seen.add(pair)
-            if method.cls.trains_on_validation:
-                reason = "it trains on the validation samples, so no rule on validation can choose its values"
+            reason = _why_not(found.cells[0].build_method(), rule)
+            if reason:
                 skips.append(Skip(pair[1], pair[0], reason))
                 continue
             for number, (values, grid) in enumerate(_draws(method, dataset, found, draws, options)):
@@ -127,6 +129,15 @@ def _refuse_too_many(n_cells: int) -> None:
         raise BenchmarkError(
             f"{n_cells:,} cells (methods x datasets x draws x seeds) are too many: at most {MOST_CELLS:,}."
         )
+
+
+def _why_not(method: Method, rule: str) -> str:
+    """Why no values of a method can be chosen by a rule; "" if they can."""
+    if method.trains_on_validation:
+        return "it trains on the validation samples, so no rule on validation can choose its values"
+    if rule == "worst_proxy" and not method.gives_proxies:
+        return "it gives no proxies (a biased network before the one that predicts), which worst_proxy chooses by"
+    return ""
 
 
 def _draws(

@@ -68,6 +68,7 @@ class CNC(Method):
     display = "CNC"
     version = 3  # 1 had one set a step; 2 drew anchors by frequency
     cost = 1.2
+    gives_proxies = True
     citation = """@inproceedings{zhang2022cnc,
   title={Correct-N-Contrast: A Contrastive Approach for Improving Robustness to Spurious Correlations},
   author={Zhang, Michael and Sohoni, Nimit S and Zhang, Hongyang R and Finn, Chelsea and R{\\'e}, Christopher},

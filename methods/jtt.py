@@ -43,6 +43,7 @@ class JTT(Method):
 
     name = "jtt"
     display = "JTT"
+    gives_proxies = True
     citation = """@inproceedings{liu2021jtt,
   title={Just Train Twice: Improving Group Robustness without Training Group Information},
   author={Liu, Evan Z and Haghgoo, Behzad and Chen, Annie S and Raghunathan, Aditi and Koh, Pang Wei and

@@ -135,7 +135,9 @@ class AFR(LastLayer):
         """In proportion to exp(-gamma p_y) / N_y."""
         task.train(net, mean_cross_entropy, sample=(~held).long(), reuse=True)
         p_y = task.each(lambda x, y: (-cross_entropy(net(x), y)).exp()).double()
-        weight = balanced(task.y, held) * (self.gamma * (p_y[held].min() - p_y)).exp()  # not 0 for any gamma
+        weight = (
+            balanced(task.y, held) * (self.gamma * (p_y[held].min() - p_y)).clamp_max(0).exp()
+        )  # finite for any gamma
         return weight / weight.sum()
 
 

@@ -107,6 +107,11 @@ class PGD(Method):
                 f"Got score={self.score}, tau={self.tau:g}."
             )
 
+    @property
+    def gives_proxies(self) -> bool:
+        """In turns, no network is there before the one that predicts."""
+        return self.use != "single-stage"
+
     def decline_recipe(self, recipe: Recipe) -> str | None:
         """A rate that falls to zero leaves nothing to go on with."""
         if not self.restart_lr and recipe.schedule == "linear":

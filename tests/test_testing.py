@@ -28,6 +28,7 @@ from debiasbench.testing import (
     check_goes_on_after_an_interruption,
     check_losses_are_pure,
     check_other_seed_other_result,
+    check_proxies_are_declared,
     check_recipe_is_trained_or_declined,
     check_same_seed_same_result,
     check_search,
@@ -354,6 +355,26 @@ class DeclinesWithoutReason(Honest):
 class NeedsARatioToDecline(Honest):
     def decline(self, dataset):
         return "too many conflicts" if dataset.conflict_ratio > 0.5 else None
+
+
+@breaks(check_proxies_are_declared, r"gives_proxies is False, and task.train is given a proxy=\. Write .* = True")
+class GivesProxies(Honest):
+    def fit(self, task):
+        net = task.new_net()
+        task.train(net, self.loss, columns={"weight": task.column(1.0)}, predict=net, proxy=net)
+        return net
+
+
+@breaks(check_proxies_are_declared, "given no proxy=. Write gives_proxies = False")
+class PromisesProxies(Honest):
+    gives_proxies = True
+
+
+@breaks(check_proxies_are_declared, "given no proxy=")
+class PromisesProxiesAsAProperty(Honest):
+    @property
+    def gives_proxies(self):
+        return True
 
 
 @breaks(

@@ -109,6 +109,7 @@ DATA = '''
 """Small data."""
 import dataclasses
 
+from debiasbench.samples import Samples
 from debiasbench.testing import Tiny
 
 
@@ -125,6 +126,17 @@ class OnTest(Small):
     def build(self, data_dir):
         splits = super().build(data_dir)
         return dataclasses.replace(splits, valid=splits.test)
+
+
+class Alone(Small):
+    """Its validation split has one class."""
+
+    name = "alone"
+
+    def build(self, data_dir):
+        splits = super().build(data_dir)
+        valid, some = splits.valid, splits.valid.y == 0
+        return dataclasses.replace(splits, valid=Samples(valid.x[some], valid.y[some], valid.bias[some]))
 '''
 
 
@@ -401,6 +413,15 @@ def test_a_method_that_cannot_be_tuned_is_skipped_with_the_reason():
     assert [(skip.method_title, skip.reason.partition(",")[0]) for skip in grid.skips] == [
         ("dfr", "it trains on the validation samples")
     ]
+
+
+def test_worst_proxy_tunes_methods_that_give_proxies_alone():
+    specs = ["plain", "jtt", "lff", "pgd", "pgd:use=single-stage"]
+    grid, trials = drawn(specs, draws=2, rule="worst_proxy")
+    assert {trial.method for trial in trials} == {"jtt", "pgd"}
+    assert {skip.method_title for skip in grid.skips} == {"plain", "lff", "pgd:use=single-stage"}
+    assert all("it gives no proxies" in skip.reason for skip in grid.skips)
+    assert drawn(specs, draws=2, rule="val_loss")[0].skips == []
 
 
 def test_sweeps_are_methods_and_datasets_of_their_own():
@@ -754,6 +775,13 @@ def test_a_failed_draw_is_shown_and_the_command_says_so(tmp_path, capsys):
         (["--seeds", "0"], "number of seeds must be at least 1"),
         (["--methods", "dfr"], "There is nothing to tune"),
         (["--datasets", "ontest"], "ontest has no validation split apart from its test split"),
+        (["--rule", "worst_proxy"], "plain on small: it gives no proxies"),
+        (["--rule", "group_val"], "The rule group_val has no value on the validation split of small: too few samples"),
+        (["--datasets", "alone"], "The rule worst_class has no value on the validation split of alone: it has samples"),
+        (
+            ["--datasets", "small", "alone", "--rule", "class_gap"],
+            "class_gap has no value on the validation split of al",
+        ),
         (["--datasets", "smal"], "Unknown dataset 'smal'. Did you mean 'small'?"),
         (["--executor", "cloud"], "Unknown executor 'cloud'"),
         (["--output", "tuned.json"], "--output must be a file that ends in .toml. Got tuned.json."),

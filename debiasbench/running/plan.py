@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from debiasbench.cell import Cell
 from debiasbench.errors import BenchmarkError, raised_by
-from debiasbench.evaluation.rehearsal import rehearse
+from debiasbench.evaluation.rehearsal import rehearse, without_value
 from debiasbench.grid import Grid
 from debiasbench.nets.build import check_fits, check_net
 from debiasbench.nets.pretrained import weights_sha256
@@ -31,7 +31,8 @@ class Plan:
     Attributes:
         before: cell hash -> what was there of its record when it was looked at.
         fingerprints: of the data, by `data_key`. unvalidated: the keys of data without a validation split apart from
-            test. weights: whether a record without networks beside it does not count.
+            test. without_value: by `data_key`, the rules that have no value on its validation split.
+        weights: whether a record without networks beside it does not count.
     """
 
     grid: Grid
@@ -41,6 +42,7 @@ class Plan:
     before: dict[str, RecordState] = field(default_factory=dict)
     fingerprints: dict[str, str] = field(default_factory=dict)
     unvalidated: frozenset[str] = frozenset()
+    without_value: dict[str, frozenset[str]] = field(default_factory=dict)
     weights: bool = False
 
     def accepts(self, cell: Cell, record: Record) -> bool:
@@ -124,7 +126,8 @@ def plan(
     ]
     grid = replace(grid, notices=[*grid.notices, *notices])
     unvalidated = frozenset(key for key, one in built.items() if one.valid_is_test)
-    return Plan(grid, to_run, finished, failed, before, fingerprints, unvalidated, weights)
+    valueless = {key: one.without_value for key, one in built.items()}
+    return Plan(grid, to_run, finished, failed, before, fingerprints, unvalidated, valueless, weights)
 
 
 def _is_whole(record: Record, cell: Cell, fingerprint: str, *, weights: bool) -> bool:
@@ -299,13 +302,14 @@ class Built(NamedTuple):
 
     Attributes:
         fingerprint: of them. note: what is to be said of them. valid_is_test: whether validation is the test split.
-        shape: of the x of a sample; () where it is not known.
+        shape: of the x of a sample; () where it is not known. without_value: rules that cannot choose there.
     """
 
     fingerprint: str
     note: str = ""
     valid_is_test: bool = False
     shape: tuple[int, ...] = ()
+    without_value: frozenset[str] = frozenset()
 
 
 def build_all(datasets: dict[str, Dataset], data_dir: Path) -> dict[str, Built]:
@@ -318,8 +322,9 @@ def build_all(datasets: dict[str, Dataset], data_dir: Path) -> dict[str, Built]:
             with raised_by(f"The data of {dataset.name} cannot be built"):
                 splits = check_splits(dataset, dataset.build(data_dir))
                 shape = tuple(splits.train.x.shape[1:])
-                built[key] = Built(splits.fingerprint(), splits.note, splits.valid_is_test, shape)
                 rehearse(dataset, splits)
+                rules = without_value(dataset, splits)
+                built[key] = Built(splits.fingerprint(), splits.note, splits.valid_is_test, shape, rules)
         except BenchmarkError as error:
             problems.append(str(error))
     if problems:

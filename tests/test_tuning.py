@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import tomllib
@@ -584,6 +585,13 @@ def test_the_file_reads_as_it_was_written_and_is_the_same_in_any_order(tmp_path)
         (lambda text: text.replace("seeds = [1000, 1001]", 'seeds = ["a"]'), "must be a whole number"),
         (lambda text: text + text[text.index("[[chosen]]") :], "each pair of a dataset and a method once"),
         (lambda text: text.replace("kind =", "when = 2026-01-01\nkind ="), "must be a plain value"),
+        (lambda text: text.replace("alpha = 0.25", "alpha = 0.3"), "was changed after it was written"),
+        (lambda text: text.replace("draw = 2", "draw = 1"), "was changed after it was written"),
+        (lambda text: text.replace("draws = 4", "draws = 16"), "was changed after it was written"),
+        (lambda text: text.replace("seeds = [1000, 1001]", "seeds = []"), "was changed after it was written"),
+        (lambda text: text.replace('rule = "worst_class"', 'rule = "group_val"'), "was changed after it was written"),
+        (lambda text: text[: text.rindex("\n", 0, -1) + 1], "was changed after it was written"),  # broke off
+        (lambda text: re.sub("digest = .*\n", "", text), "was changed after it was written"),
     ],
 )
 def test_a_damaged_or_foreign_file_is_one_clear_error(tmp_path, change, words):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from debiasbench.evaluation.rehearsal import rehearse, without_value
 from debiasbench.grid import Grid
 from debiasbench.nets.build import check_fits, check_net
 from debiasbench.nets.pretrained import weights_sha256
+from debiasbench.parameters import write_value
 from debiasbench.plugins import is_shipped
 from debiasbench.records import Failure, Record, Result, found_record, record_path, running_path
 from debiasbench.running.claims import RecordState, state_of
@@ -279,7 +281,9 @@ def missing(dataset: Dataset, needed: Sequence[NeededFile], data_dir: Path) -> s
     lines = [f"The data of {dataset.name} are not complete. Needed:"]
     lines += [f"  {file.path} ({file.size}) from: {file.source}" for file in needed]
     if all(file.downloads for file in needed):
-        lines.append(f"  To download them: debiasbench prepare {dataset.name} --data-dir {data_dir}")
+        root = f":root={write_value(dataset.root)}" if dataset.root is not None else ""
+        place = [] if root else ["--data-dir", str(data_dir)]
+        lines.append(f"  To download them: {shlex.join(['debiasbench', 'prepare', dataset.name + root, *place])}")
     else:
         lines.append(f"  Put them there, or name their place: --data-dir DIR, or {dataset.name}:root=DIR.")
     return "\n".join(lines)

@@ -326,7 +326,7 @@ def expand_tuned(
         there = ", ".join(f"{one.method} on {one.dataset}" for one in tuned.chosen) or "nothing"
         raise BenchmarkError(
             f"{tuned.path} has no values of {', '.join(dict.fromkeys(lacking))}. It has: {there}. Ask for these, or "
-            "tune the others as well: debiasbench tune."
+            "tune all of them in one command (what is trained is not trained again): debiasbench tune."
         )
     return _together(grids, asked.skips, asked.notices)
 

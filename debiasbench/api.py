@@ -180,7 +180,7 @@ def tune(  # noqa: PLR0913 - the command line's options
         keep_changed=keep_changed, reuse=reuse, download=download, skip_missing=skip_missing,
         checkpoint_every=checkpoint_every, cell_timeout=cell_timeout, silence_timeout=silence_timeout,
     )  # fmt: skip
-    tuning = plan_tuning(asked, options, draws=draws)
+    tuning = plan_tuning(asked, options, draws=draws, rule=rule)
     _train(tuning.ready, progress=progress)
     found = conclude(tuning.trials, results, rule=rule, draws=draws, seeds=tuning.seeds, output=path)
     chosen = {(one.dataset, one.method): one.draw for one in found.values.chosen}

@@ -267,10 +267,11 @@ def build_parser() -> argparse.ArgumentParser:
 
     test = commands.add_parser(
         "test",
-        help="check a method or dataset of your own: what every one of them must hold",
-        description="Run the contract suite on a method or a dataset: what each check protects from and what it found.",
+        help="check a method, dataset or network of your own: what every one of them must hold",
+        description="Run the contract suite on a method, a dataset or a network outside the suite: what each check "
+        "protects from and what it found.",
     )
-    test.add_argument("name", type=_text, help="of a method, or of a dataset with parameters inline")
+    test.add_argument("name", type=_text, help="of a method or network, or of a dataset with parameters inline")
     _places(test, data=True)
 
     archive = commands.add_parser(
@@ -613,7 +614,11 @@ def tune_command(options: argparse.Namespace) -> int:
     ):  # the usual file is in the results folder, which is tried as that of a run
         check_output(output)
     tuning = plan_tuning(
-        asked, _run_options(options), draws=options.draws, told=lambda text: print(text, file=sys.stderr)
+        asked,
+        _run_options(options),
+        draws=options.draws,
+        rule=options.rule,
+        told=lambda text: print(text, file=sys.stderr),
     )
     ready = tuning.ready
     console = _console()
@@ -1015,10 +1020,17 @@ def test_command(options: argparse.Namespace) -> int:
     from debiasbench.datasets import registry as datasets
     from debiasbench.grid import dataset_from_spec
     from debiasbench.methods import registry as methods
+    from debiasbench.nets.own import registry as nets
     from debiasbench.running.plan import check_data
 
     name, _, parameters = options.name.partition(":")
-    if name in {**methods.classes(), **methods.aliases()} or name not in {**datasets.classes(), **datasets.aliases()}:
+    is_method, is_dataset = (name in {**kind.classes(), **kind.aliases()} for kind in (methods, datasets))
+    if not (is_method or is_dataset) and name in {*nets.classes(), *nets.broken, *nets.unusable}:
+        cls, _ = nets.get(name)
+        if parameters:
+            raise BenchmarkError(f"A net has no parameters: debiasbench test {name}. Got '{options.name}'.")
+        findings = testing.examine_net(cls)
+    elif is_method or not is_dataset:
         cls, _ = methods.get(name)
         if parameters:
             raise BenchmarkError(

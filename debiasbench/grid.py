@@ -306,7 +306,7 @@ def _resolve(method: _Choice, dataset: _Choice, seed: int, epochs: int | None) -
     )
     return (
         cell,
-        _declined(built, data),
+        _declined(built, data, recipe),
         built.relative_cost(data) * _length(recipe, data) / _length(data.own_recipe, data),
     )
 
@@ -316,11 +316,11 @@ def _always_shown(base: dict[str, Any], recipe: dict[str, Any]) -> dict[str, Any
     return {**base, **dict.fromkeys(recipe, MISSING)}
 
 
-def _declined(method: Method, data: Dataset) -> str | None:
-    """Why a method cannot run on a dataset, or None."""
+def _declined(method: Method, data: Dataset, recipe: Recipe) -> str | None:
+    """Why a method cannot run on a dataset by a recipe, or None."""
     if data.input not in method.inputs:
         return f"{method.name} is made for {', '.join(method.inputs)} only, and {data.name} is {data.input}"
-    return method.decline(data)
+    return method.decline(data) or method.decline_recipe(recipe)
 
 
 def _length(recipe: Recipe, data: Dataset) -> float:

@@ -17,6 +17,7 @@ from debiasbench.nets.base import Net, Nets
 from debiasbench.parameters import Parameters, above, at_least, between, one_of
 from debiasbench.plain import shown
 from debiasbench.plugins import Registry, folders
+from debiasbench.recipe import Recipe
 from debiasbench.search import Range, around, choice
 from debiasbench.training.batches import Batch, Sample, State
 from debiasbench.training.task import Access, Predict, Task
@@ -89,9 +90,23 @@ class Method(Parameters, ABC):
             space |= declared
         return space
 
+    @property
+    def gives_proxies(self) -> bool:
+        """Whether its predictor is trained with `proxy=`, so that the rule worst_proxy can choose among its epochs."""
+        return False
+
     def decline(self, dataset: Dataset) -> str | None:
         """Why this method cannot run on that dataset, or None if it can. Asked before anything trains."""
         del dataset
+        return None
+
+    def decline_recipe(self, recipe: Recipe) -> str | None:
+        """Why this method cannot be trained by that recipe (which it may change), or None if it can.
+
+        Asked before anything trains. Of what needs the samples of a batch together, or steps itself, it declines
+        `recipe.accumulate > 1`; of a loss without the suite's cross-entropy, `recipe.label_smoothing`.
+        """
+        del recipe
         return None
 
     def version_for(self, dataset: Dataset) -> int:

@@ -98,17 +98,33 @@ class Samples:
             lengths = tuple(self.length[rows] for rows in plan)
         return [min(-(-int(some.max()) // ROUNDED_TO) * ROUNDED_TO, self.x.shape[1]) for some in lengths]
 
-    def map(self, function: Callable[[int, slice | Tensor, Tensor], Tensor], batch_size: int) -> Tensor:
+    def map(
+        self,
+        function: Callable[[int, slice | Tensor, Tensor], Tensor],
+        batch_size: int,
+        what: str = "The function must return (B, ...)",
+    ) -> Tensor:
         """`function(number of the batch, rows, x) -> (B, ...)` over all samples, joined in their order.
 
-        Images and features go in their order; texts of like length go together.
+        Images and features go in their order; texts of like length go together. `what`: what it must do.
+
+        Raises:
+            BenchmarkError: it returns something else than a tensor with a row a sample.
         """
         plan: list[Any]
         if self.length is None:
             plan = [slice(start, start + batch_size) for start in range(0, len(self), batch_size)]
         else:
             plan = list(self.length.argsort(descending=True, stable=True).split(batch_size))
-        parts = [function(number, plan[number], x) for number, x in enumerate(self.read(plan))]
+        parts = []
+        for number, x in enumerate(self.read(plan)):
+            part: Any = function(number, plan[number], x)
+            if not isinstance(part, Tensor) or part.ndim == 0 or len(part) != len(x):
+                raise BenchmarkError(
+                    f"{what}: a tensor with a row for each sample, here {len(x)}. Got "
+                    f"{tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__}."
+                )
+            parts.append(part)
         joined = torch.cat(parts)
         if self.length is None:
             return joined

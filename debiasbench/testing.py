@@ -1,4 +1,4 @@
-"""What every method and every dataset must hold, for ours and for third parties' plug-ins.
+"""What every method, dataset and network must hold, for ours and for third parties' plug-ins.
 
 In a test file of your own:
 
@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import math
+import random
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -31,11 +32,12 @@ from torch import Tensor, nn
 
 from debiasbench.data.colouring import PGD_PALETTE, bernoulli_conflicts, colour
 from debiasbench.datasets import Dataset, between, check_splits
-from debiasbench.errors import BenchmarkError
+from debiasbench.errors import BenchmarkError, DivergedError
 from debiasbench.evaluation.evaluation import Evaluation
+from debiasbench.losses import cross_entropy
 from debiasbench.methods import Method
-from debiasbench.nets.base import Nets
-from debiasbench.nets.build import build_net, check_net
+from debiasbench.nets.base import Net, Nets
+from debiasbench.nets.build import build_net, check_made, check_net
 from debiasbench.recipe import Recipe
 from debiasbench.report.inspection import mutual_information
 from debiasbench.running.runner import check_last_row
@@ -111,7 +113,7 @@ def make_task(
 def default_method(cls: type[Method], dataset: Dataset) -> Method:
     """The method with its defaults for the tiny dataset; skips the calling test if it declines that."""
     method = cls(**cls.by_dataset.get(dataset.name, {}))
-    reason = method.decline(dataset)
+    reason = method.decline(dataset) or method.decline_recipe(dataset.recipe)
     if reason is not None:
         import pytest
 
@@ -209,6 +211,21 @@ def check_declaration(cls: type[Method]) -> None:
     for changes in cls.recipes.values():
         Recipe().replace(**changes)
     assert cls.relative_cost(cls(), Tiny()) > 0, f"{cls.name}: relative_cost must be above 0."
+
+
+def check_search(cls: type[Method]) -> None:
+    """What fair tuning draws from is its parameters or fields of the recipe, which take each of the values."""
+    own = cls().values()
+    for key, one in cls.search_space().items():
+        assert key in own or key in Tiny.recipe.values(), (
+            f"{cls.name}: search names '{key}', which is no parameter of it and no field of the recipe."
+        )
+        for number in range(20):
+            try:
+                value = one.draw(random.Random(number), {**Tiny.recipe.values(), **own}[key])
+                _ = cls(**{key: value}) if key in own else Tiny.recipe.replace(**{key: value})
+            except BenchmarkError as error:
+                raise AssertionError(f"{cls.name}: search draws a '{key}' that cannot be: {error}") from None
 
 
 def check_fit_returns_logits(cls: type[Method]) -> None:
@@ -416,6 +433,35 @@ def check_decline_is_a_reason(cls: type[Method]) -> None:
         assert reason is None or (isinstance(reason, str) and reason), f"{cls.name}: decline gives None or a reason."
 
 
+def check_recipe_is_trained_or_declined(cls: type[Method]) -> None:
+    """A recipe that adds up gradients or smooths labels is one to train by, or is declined before training."""
+    method = default_method(cls, Tiny())
+    taken: dict[str, Any] = {}
+    for key, value in {"accumulate": 2, "label_smoothing": 0.1}.items():
+        reason = method.decline_recipe(Tiny.recipe.replace(**{key: value}))
+        assert reason is None or (isinstance(reason, str) and reason), (
+            f"{cls.name}: decline_recipe gives None or a reason. Got {reason!r}."
+        )
+        taken |= {key: value} if reason is None else {}
+    try:
+        _fit_method(method, recipe=Tiny.recipe.replace(**taken))
+    except (BenchmarkError, DivergedError) as error:
+        fields = ", ".join(f"{key}={value}" for key, value in taken.items())
+        raise AssertionError(
+            f"{cls.name} cannot be trained with {fields}, and says so in training alone: {error} Say it before, in "
+            "decline_recipe(self, recipe)."
+        ) from error
+
+
+def check_proxies_are_declared(cls: type[Method]) -> None:
+    """Whether it gives proxies is told before anything trains: `debiasbench tune --rule worst_proxy` asks for it."""
+    given, declared = _default_fit(cls).task.has_proxies, default_method(cls, Tiny()).gives_proxies
+    assert given == declared, (
+        f"{cls.name}: gives_proxies is {declared}, and task.train is given {'a' if given else 'no'} proxy=. Write "
+        f"gives_proxies = {given}."
+    )
+
+
 def check_losses_are_pure(cls: type[Method]) -> None:
     """Every loss of the method is a pure function of tensors (see `lint_loss`)."""
     task = _default_fit(cls).task
@@ -430,10 +476,12 @@ class _NotingTask(Task):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.seen: list[tuple[dict[str, nn.Module], Loss, Contents, State, Layout | None]] = []
+        self.has_proxies = False
 
     def stage(self, nets: Any, loss: Loss, **options: Any) -> Stage:
         stage = super().stage(nets, loss, **options)
         layout = stage.sample if callable(stage.sample) else None
+        self.has_proxies |= stage.find_proxies is not None
         state = {name: value.clone() for name, value in stage.state.items()}  # as it begins, whatever the loss does
         self.seen.append(({**stage.nets, **stage.frozen}, loss, stage.contents, state, layout))
         return stage
@@ -546,6 +594,7 @@ class _Whole(nn.Module):
 
 METHOD_CHECKS: list[Callable[[type[Method]], None]] = [
     check_declaration,
+    check_search,
     check_fit_returns_logits,
     check_same_seed_same_result,
     check_other_seed_other_result,
@@ -558,8 +607,119 @@ METHOD_CHECKS: list[Callable[[type[Method]], None]] = [
     check_goes_on_after_an_interruption,
     check_easy_data,
     check_decline_is_a_reason,
+    check_recipe_is_trained_or_declined,
+    check_proxies_are_declared,
     check_losses_are_pure,
 ]
+
+
+# ---- networks --------------------------------------------------------------------------------------------------------
+
+N_CLASSES = 4
+SHAPES = ((3, 28, 28), (3, 32, 32), (3, 64, 64), (3, 224, 224), (1, 28, 28), (64,))  # of what a network may be made for
+
+
+def check_net_declaration(cls: type[Net]) -> None:
+    """Name and documentation can be used."""
+    assert cls.name.islower(), f"{cls.__name__} needs a name in lower case."
+    module = inspect.getmodule(cls)
+    assert (module and module.__doc__) or cls.__dict__.get("__doc__"), f"{cls.name} needs documentation."
+
+
+def check_net_takes_samples(cls: type[Net]) -> None:
+    """It takes small or large images, or features; its head is the last layer, and reads what `features` gives."""
+    _shape_of(cls)
+
+
+def check_net_follows_the_seed(cls: type[Net]) -> None:
+    """Its start is drawn from torch's global generator and from nothing else."""
+    first, again, other = (_new_net(cls, seed).state_dict() for seed in (0, 0, 1))
+    assert all(torch.equal(value, again[key]) for key, value in first.items()), (
+        f"{cls.name}: two networks of one seed differ. Draw its start from torch's global generator alone."
+    )
+    differs = any(not torch.equal(value, other[key]) for key, value in first.items())
+    assert differs, f"{cls.name}: networks of two seeds are equal."
+
+
+def check_net_looks_at_each_sample_alone(cls: type[Net]) -> None:
+    """In eval mode the logits of a sample do not depend on what else is in its batch."""
+    net, x = _new_net(cls).eval(), _samples_for(cls)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        together, alone = net(x), torch.cat([net(one) for one in x.split(1)])
+    assert torch.allclose(together, alone, rtol=1e-3, atol=1e-4), (
+        f"{cls.name}: in eval mode the logits of a sample depend on the others of its batch: evaluation would "
+        "depend on the order of the samples."
+    )
+
+
+def check_net_is_its_state(cls: type[Net]) -> None:
+    """What it is after training is in its state_dict, so that it can be saved, resumed and reused."""
+    net, x, y = _new_net(cls), _samples_for(cls), torch.arange(len(_samples_for(cls))) % N_CLASSES
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    with torch.random.fork_rng(devices=[]):
+        for _ in range(2):
+            optimizer.zero_grad()
+            cross_entropy(net.train()(x), y).mean().backward()
+            optimizer.step()
+        other = _new_net(cls, 1)
+        other.load_state_dict(net.state_dict())
+        with torch.no_grad():
+            one, same = net.eval()(x), other.eval()(x)
+    assert torch.equal(one, same), (
+        f"{cls.name}: a network that is loaded from the state_dict of another gives other logits: keep all that it "
+        "learns in parameters and buffers."
+    )
+
+
+def check_net_learns(cls: type[Net]) -> None:
+    """Cross-entropy has a gradient for its head and for parameters of its body."""
+    net, x = _new_net(cls).train(), _samples_for(cls)
+    with torch.random.fork_rng(devices=[]):
+        cross_entropy(net(x), torch.arange(len(x)) % N_CLASSES).mean().backward()
+    head = {id(parameter) for parameter in net.head.parameters()}
+    body = [parameter for parameter in net.parameters() if id(parameter) not in head]
+    for what, some in (("head", list(net.head.parameters())), ("body", body)):
+        moved = not some or any(one.grad is not None and bool(one.grad.any()) for one in some)
+        assert moved, f"{cls.name}: no parameter of its {what} has a gradient."
+
+
+NET_CHECKS: list[Callable[[type[Net]], None]] = [
+    check_net_declaration,
+    check_net_takes_samples,
+    check_net_follows_the_seed,
+    check_net_looks_at_each_sample_alone,
+    check_net_is_its_state,
+    check_net_learns,
+]
+
+
+def _shape_of(cls: type[Net]) -> tuple[int, ...]:
+    """The first of the shapes that it takes."""
+    reasons = []
+    for shape in SHAPES:
+        try:
+            check_made(cls.name, partial(_made, cls, shape), shape, N_CLASSES)
+        except BenchmarkError as error:
+            reasons.append(str(error))
+        else:
+            return shape
+    raise AssertionError("\n".join(reasons))
+
+
+def _made(cls: type[Any], shape: tuple[int, ...]) -> Net:
+    net: Net = cls(shape, N_CLASSES)  # their contract
+    return net
+
+
+def _new_net(cls: type[Net], seed: int = 0) -> Net:
+    shape = _shape_of(cls)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return _made(cls, shape)
+
+
+def _samples_for(cls: type[Net]) -> Tensor:
+    return torch.rand(6, *_shape_of(cls), generator=torch.Generator().manual_seed(0))
 
 
 # ---- datasets -------------------------------------------------------------------------------------------------------
@@ -743,10 +903,16 @@ class Finding:
 
 def examine_method(cls: type[Method]) -> Iterator[Finding]:
     """Run every check on a method, one after the other."""
-    reason = cls().decline(Tiny())
+    reason = cls().decline(Tiny()) or cls().decline_recipe(Tiny.recipe)
     for check in METHOD_CHECKS:
-        fits = check not in (check_declaration, check_decline_is_a_reason)
+        fits = check not in (check_declaration, check_search, check_decline_is_a_reason)
         yield _skipped(check, f"it declines the small data: {reason}") if reason and fits else _found(check, cls)
+
+
+def examine_net(cls: type[Net]) -> Iterator[Finding]:
+    """Run every check on a network, one after the other."""
+    for check in NET_CHECKS:
+        yield _found(check, cls)
 
 
 def examine_dataset(dataset: Dataset, data_dir: Path) -> Iterator[Finding]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -13,7 +14,7 @@ from debiasbench.errors import BenchmarkError
 from debiasbench.evaluation.selection import CHOOSING, SELECTION_RULES, SMALLEST, uses_bias_labels
 from debiasbench.files import check_writable, read_toml, write_atomically
 from debiasbench.parameters import suggestion
-from debiasbench.plain import from_plain
+from debiasbench.plain import from_plain, to_plain
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ class TunedValues:
         draws: of each method on each dataset.
         seeds: that each draw was trained with.
         chosen: what, for each method on each dataset.
+        digest: SHA-256 of all before, as the file has it.
         path: of the file, where it was read from one.
     """
 
@@ -88,11 +90,22 @@ class TunedValues:
     draws: int
     seeds: tuple[int, ...]
     chosen: tuple[Chosen, ...] = ()
+    digest: str = field(default="", compare=False)
     path: Path | None = field(default=None, compare=False, metadata={"written": False})
 
     def of(self, dataset: str, method: str) -> Chosen | None:
         """What was chosen for a method on a dataset; None where the file says nothing of them."""
         return next((one for one in self.chosen if (one.dataset, one.method) == (dataset, method)), None)
+
+    @property
+    def in_order(self) -> tuple[Chosen, ...]:
+        """What was chosen, in the order of the file."""
+        return tuple(sorted(self.chosen, key=lambda one: (one.dataset, one.method)))
+
+    def content(self) -> str:
+        """What `digest` must be."""
+        plain = to_plain(replace(self, digest="", chosen=self.in_order))
+        return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
     def __post_init__(self) -> None:
         if self.rule not in CHOOSING:
@@ -143,6 +156,12 @@ def read_tuned(path: Path) -> TunedValues:
             f"{path} is no file that `debiasbench tune` wrote, or was changed: {error}. Write it again: the same "
             "debiasbench tune trains nothing anew."
         ) from None
+    if found.digest != found.content():
+        raise BenchmarkError(
+            f"{path} was changed after it was written: its digest is not that of its content. Values of your own are "
+            "no tuned ones: give them inline, as in pgd:alpha=0.5. Or write it again: the same debiasbench tune trains "
+            "nothing anew."
+        )
     return replace(found, path=path)
 
 
@@ -158,8 +177,9 @@ def write_tuned(path: Path, tuned: TunedValues) -> None:
         f"uses_bias_labels = {_toml(uses_bias_labels(tuned.rule))}",
         f"draws = {tuned.draws}  # of each method on each dataset",
         f"seeds = {_toml(tuned.seeds)}",
+        f"digest = {_toml(tuned.content())}",
     ]
-    for one in sorted(tuned.chosen, key=lambda one: (one.dataset, one.method)):
+    for one in tuned.in_order:
         lines += ["", "[[chosen]]", f"dataset = {_toml(one.dataset)}", f"method = {_toml(one.method)}"]
         lines += [f"draw = {one.draw}", f"value = {_toml(one.value)}"]
         lines += [f"default = {_toml(one.default)}"] if one.default is not None else []
@@ -169,8 +189,8 @@ def write_tuned(path: Path, tuned: TunedValues) -> None:
 
 def tuned_values(rule: str, draws: int, seeds: Iterable[int], chosen: Iterable[Chosen]) -> TunedValues:
     """What this version of the suite has chosen, in the order of the file."""
-    in_order = sorted(chosen, key=lambda one: (one.dataset, one.method))
-    return TunedValues(about.version(), rule, draws, tuple(seeds), tuple(in_order))
+    found = TunedValues(about.version(), rule, draws, tuple(seeds), tuple(chosen))
+    return replace(found, chosen=found.in_order)
 
 
 def _toml(value: Any) -> str:

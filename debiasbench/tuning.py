@@ -75,6 +75,7 @@ def expand_draws(
     *,
     draws: int,
     seeds: int = 1,
+    rule: str = "worst_class",
     epochs: int | None = None,
     shared_recipes: bool = False,
 ) -> tuple[Grid, list[Trial]]:
@@ -84,6 +85,7 @@ def expand_draws(
         methods, datasets: with parameters inline, which stay as they are and are not searched.
         draws: of each method on each dataset, the defaults being the first.
         seeds: how many runs of each draw, with seeds 1000, 1001, ...
+        rule: by which will be chosen.
 
     Raises:
         BenchmarkError: everything that is wrong with names, parameters and numbers; no method can be tuned.
@@ -92,7 +94,7 @@ def expand_draws(
         raise BenchmarkError(f"--draws must be from 1 to {MOST_SETTINGS}. Got {draws}.")
     _refuse_too_many(draws * seeds)  # before the seeds are listed, which could fill the memory
     options: dict[str, Any] = {
-        "seeds": [FIRST_SEED + number for number in range(seeds)] if seeds > 0 else seeds,
+        "seeds": range(FIRST_SEED, FIRST_SEED + seeds) if seeds > 0 else seeds,
         "epochs": epochs, "shared_recipes": shared_recipes,
     }  # fmt: skip
     asked = expand(methods, datasets, **options)  # every mistake, in one message
@@ -108,8 +110,8 @@ def expand_draws(
             if pair in seen:
                 continue
             seen.add(pair)
-            if method.cls.trains_on_validation:
-                reason = "it trains on the validation samples, so no rule on validation can choose its values"
+            reason = _why_not(found.cells[0].build_method(), rule)
+            if reason:
                 skips.append(Skip(pair[1], pair[0], reason))
                 continue
             for number, (values, grid) in enumerate(_draws(method, dataset, found, draws, options)):
@@ -127,6 +129,15 @@ def _refuse_too_many(n_cells: int) -> None:
         raise BenchmarkError(
             f"{n_cells:,} cells (methods x datasets x draws x seeds) are too many: at most {MOST_CELLS:,}."
         )
+
+
+def _why_not(method: Method, rule: str) -> str:
+    """Why no values of a method can be chosen by a rule; "" if they can."""
+    if method.trains_on_validation:
+        return "it trains on the validation samples, so no rule on validation can choose its values"
+    if rule == "worst_proxy" and not method.gives_proxies:
+        return "it gives no proxies (a biased network before the one that predicts), which worst_proxy chooses by"
+    return ""
 
 
 def _draws(
@@ -315,7 +326,7 @@ def expand_tuned(
         there = ", ".join(f"{one.method} on {one.dataset}" for one in tuned.chosen) or "nothing"
         raise BenchmarkError(
             f"{tuned.path} has no values of {', '.join(dict.fromkeys(lacking))}. It has: {there}. Ask for these, or "
-            "tune the others as well: debiasbench tune."
+            "tune all of them in one command (what is trained is not trained again): debiasbench tune."
         )
     return _together(grids, asked.skips, asked.notices)
 

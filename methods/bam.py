@@ -31,6 +31,7 @@ class BAM(Method):
 
     name = "bam"
     display = "BAM"
+    gives_proxies = True
     citation = """@article{li2024bam,
   title={Bias Amplification Enhances Minority Group Performance},
   author={Li, Gaotang and Liu, Jiarui and Hu, Wei},

@@ -34,6 +34,7 @@ class BPA(Method):
     display = "BPA"
     version = 2
     cost = 2.0
+    gives_proxies = True
     citation = """@inproceedings{seo2022bpa,
   title={Unsupervised Learning of Debiased Representations with Pseudo-Attributes},
   author={Seo, Seonguk and Lee, Joon-Young and Han, Bohyung},

@@ -46,6 +46,7 @@ from torch import Tensor
 
 from debiasbench.losses import cross_entropy, mean_cross_entropy
 from debiasbench.methods import Batch, Dataset, Method, Nets, Predict, State, Task, above, at_least, between, one_of
+from debiasbench.recipe import Recipe
 from debiasbench.search import log_uniform, uniform, whole
 
 # the authors' README
@@ -67,6 +68,7 @@ class CNC(Method):
     display = "CNC"
     version = 3  # 1 had one set a step; 2 drew anchors by frequency
     cost = 1.2
+    gives_proxies = True
     citation = """@inproceedings{zhang2022cnc,
   title={Correct-N-Contrast: A Contrastive Approach for Improving Robustness to Spurious Correlations},
   author={Zhang, Michael and Sohoni, Nimit S and Zhang, Hongyang R and Finn, Chelsea and R{\\'e}, Christopher},
@@ -100,6 +102,12 @@ class CNC(Method):
     sets: int | None = at_least(1, default=None)  # in a step; none: as many as fill a batch of the recipe
     epoch: str = one_of("data", "anchors", default="data")  # what its length is counted in
     anchor_fraction: float = between(0, 1, default=1.0)  # of the smallest slice, an epoch; of epoch=anchors
+
+    def decline_recipe(self, recipe: Recipe) -> str | None:
+        """Anchors, positives and negatives are compared within a batch."""
+        if recipe.accumulate > 1:
+            return f"accumulate={recipe.accumulate} would take its sets of samples apart: it trains with accumulate=1"
+        return None
 
     def relative_cost(self, dataset: Dataset) -> float:
         """Step 1, and the second training; with epoch=anchors as of equally large slices."""

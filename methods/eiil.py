@@ -46,6 +46,7 @@ class EIIL(Method):
     name = "eiil"
     display = "EIIL"
     cost = 1.1
+    gives_proxies = True
     citation = """@inproceedings{creager2021eiil,
   title={Environment Inference for Invariant Learning},
   author={Creager, Elliot and Jacobsen, J{\\"o}rn-Henrik and Zemel, Richard},

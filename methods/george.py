@@ -53,6 +53,7 @@ class George(Method):
     version = 2  # 1 had features as they are, of the last epoch, and compared a part with its cluster
     cost = 2.0
     selects_on_validation = True
+    gives_proxies = True
     citation = """@inproceedings{sohoni2020george,
   title={No Subclass Left Behind: Fine-Grained Robustness in Coarse-Grained Classification Problems},
   author={Sohoni, Nimit and Dunnmon, Jared and Angus, Geoffrey and Gu, Albert and R{\\'e}, Christopher},

@@ -31,6 +31,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from debiasbench.errors import BenchmarkError
 from debiasbench.losses import cross_entropy
 from debiasbench.methods import Batch, Dataset, Method, Net, Nets, Predict, State, Task, above, at_least, one_of
 from debiasbench.recipe import Recipe
@@ -42,6 +43,7 @@ class JTT(Method):
 
     name = "jtt"
     display = "JTT"
+    gives_proxies = True
     citation = """@inproceedings{liu2021jtt,
   title={Just Train Twice: Improving Group Robustness without Training Group Information},
   author={Liu, Evan Z and Haghgoo, Behzad and Chen, Annie S and Raghunathan, Aditi and Koh, Pang Wei and
@@ -95,6 +97,14 @@ class JTT(Method):
             )
         return None
 
+    def decline_recipe(self, recipe: Recipe) -> str | None:
+        """Step 1 may have smaller batches."""
+        try:
+            self.recipe_of_first(recipe)
+        except BenchmarkError as error:
+            return f"of its first training: {error}"
+        return None
+
     def version_for(self, dataset: Dataset) -> int:
         """One more for a fractional lambda_up: see above."""
         ratio = dataset.conflict_ratio
@@ -141,15 +151,17 @@ class JTT(Method):
 
     def errors_after(self, task: Task, net: Net) -> Tensor:
         """E by one clean pass after T epochs -> bool (N,)."""
-        task.stage(net, self.loss, recipe=self.recipe_of_first(task)).run(epochs=self.T)
+        task.stage(net, self.loss, recipe=self.recipe_of_first(task.recipe)).run(epochs=self.T)
         return task.each(lambda x, y: net(x).argmax(1) != y)
 
     def errors_during(self, task: Task, net: Net) -> Tensor:
         """E as collected while epoch index T is trained, in train mode -> bool (N,)."""
-        stage = task.stage(net, self.noting_loss, state={"wrong": task.column(0)}, recipe=self.recipe_of_first(task))
+        stage = task.stage(
+            net, self.noting_loss, state={"wrong": task.column(0)}, recipe=self.recipe_of_first(task.recipe)
+        )
         return stage.run(epochs=self.T + 1)["wrong"] > 0
 
-    def recipe_of_first(self, task: Task) -> Recipe:
+    def recipe_of_first(self, recipe: Recipe) -> Recipe:
         """The recipe of step 1."""
         changes: dict[str, Any] = {"learning_rate": self.first_learning_rate, "batch_size": self.first_batch_size}
         changes = {key: value for key, value in changes.items() if value is not None}
@@ -158,7 +170,7 @@ class JTT(Method):
                 "optimizer": "sgd", "momentum": 0.9, "weight_decay": self.first_weight_decay, "schedule": "constant",
                 "clip_norm": None,
             }  # fmt: skip
-        return task.recipe.replace(**changes)
+        return recipe.replace(**changes)
 
     def loss(self, nets: Nets, batch: Batch, state: State) -> Tensor:
         """Mean cross-entropy."""

@@ -32,6 +32,7 @@ from torch import Tensor
 from debiasbench.errors import BenchmarkError
 from debiasbench.losses import balancing, cross_entropy, mean_cross_entropy
 from debiasbench.methods import Method, Net, Predict, Task, above, at_least, between
+from debiasbench.recipe import Recipe
 from debiasbench.samples import stratified
 from debiasbench.search import choice, log_uniform, uniform
 
@@ -134,7 +135,9 @@ class AFR(LastLayer):
         """In proportion to exp(-gamma p_y) / N_y."""
         task.train(net, mean_cross_entropy, sample=(~held).long(), reuse=True)
         p_y = task.each(lambda x, y: (-cross_entropy(net(x), y)).exp()).double()
-        weight = balanced(task.y, held) * (self.gamma * (p_y[held].min() - p_y)).exp()  # not 0 for any gamma
+        weight = (
+            balanced(task.y, held) * (self.gamma * (p_y[held].min() - p_y)).clamp_max(0).exp()
+        )  # finite for any gamma
         return weight / weight.sum()
 
 
@@ -155,10 +158,24 @@ class SELF(LastLayer):
     points: int = at_least(1, default=100)  # of the held-out samples; 20, 100 or 500
     early: float = between(0, 1, default=0.2)  # fraction of the epochs after which the network is the early one
 
+    def decline_recipe(self, recipe: Recipe) -> str | None:
+        """The early network is not the final one; of a recipe that counts steps, the data tell how many epochs."""
+        n_early = self.early_of(recipe.epochs)
+        if recipe.steps is None and n_early >= recipe.epochs:
+            return (
+                f"it compares a network with what it was after an earlier epoch, and of {recipe.epochs} epochs "
+                f"{n_early} would be early (early={self.early:g}): give more epochs, or a smaller fraction"
+            )
+        return None
+
+    def early_of(self, n_epochs: int) -> int:
+        """How many of the epochs are early."""
+        return max(1, round(self.early * n_epochs))
+
     def weigh(self, task: Task, net: Net, held: Tensor) -> Tensor:
         """The classes the same among the samples of highest divergence, without a look at their labels."""
         stage = task.stage(net, mean_cross_entropy, sample=(~held).long())
-        n_early = max(1, round(self.early * stage.n_epochs))
+        n_early = self.early_of(stage.n_epochs)
         if n_early >= stage.n_epochs:
             raise BenchmarkError(
                 f"self compares a network with what it was after an earlier epoch. Of {stage.n_epochs} epochs here "

@@ -31,7 +31,8 @@ from torch import Tensor
 
 from debiasbench.errors import BenchmarkError
 from debiasbench.losses import cross_entropy, gradient_norm, mean_gce, scale_gradient
-from debiasbench.methods import Batch, Dataset, Method, Net, Nets, Predict, State, Task, above, between, one_of
+from debiasbench.methods import Batch, Method, Net, Nets, Predict, State, Task, above, between, one_of
+from debiasbench.recipe import Recipe
 from debiasbench.schedule import learning_rate_at
 from debiasbench.search import choice, uniform
 
@@ -106,10 +107,15 @@ class PGD(Method):
                 f"Got score={self.score}, tau={self.tau:g}."
             )
 
-    def decline(self, dataset: Dataset) -> str | None:
+    @property
+    def gives_proxies(self) -> bool:
+        """In turns, no network is there before the one that predicts."""
+        return self.use != "single-stage"
+
+    def decline_recipe(self, recipe: Recipe) -> str | None:
         """A rate that falls to zero leaves nothing to go on with."""
-        if not self.restart_lr and dataset.own_recipe.schedule == "linear":
-            return f"on {dataset.name} the rate falls to zero in step 1: restart_lr=false has nothing to go on with"
+        if not self.restart_lr and recipe.schedule == "linear":
+            return "the recipe's rate falls to zero in step 1 (linear): restart_lr=false has nothing to go on with"
         return None
 
     def fit(self, task: Task) -> Predict:

@@ -15,6 +15,7 @@ cmnist5k: docs/reproduction.md.
 from debiasbench.errors import BenchmarkError
 from debiasbench.losses import mean_cross_entropy
 from debiasbench.methods import Method, Predict, Task, between
+from debiasbench.recipe import Recipe
 from debiasbench.search import whole
 
 
@@ -36,6 +37,10 @@ class RandAugment(Method):
 
     operations: int = between(1, 14, default=2)  # N, of each image
     magnitude: int = between(0, 30, default=9)
+
+    def decline_recipe(self, recipe: Recipe) -> str | None:
+        """Without augmentation it would be plain training."""
+        return None if recipe.augment else "it is plain training with augmentation, and the recipe has augment=false"
 
     def fit(self, task: Task) -> Predict:
         """One network, one stage, with another recipe."""

@@ -35,6 +35,7 @@ class XRM(Method):
     name = "xrm"
     display = "XRM"
     cost = 3.0
+    gives_proxies = True
     citation = """@inproceedings{pezeshki2024xrm,
   title={Discovering Environments with {XRM}},
   author={Pezeshki, Mohammad and Bouchacourt, Diane and Ibrahim, Mark and Ballas, Nicolas and Vincent, Pascal and

@@ -5,6 +5,7 @@ import gzip
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from debiasbench.cli import main
 from debiasbench.datasets import registry as datasets
 from debiasbench.errors import BenchmarkError
 from debiasbench.evaluation.selection import SELECTION_RULES
+from debiasbench.grid import dataset_from_spec
 from debiasbench.methods import registry as methods
 from debiasbench.report import make as report
 
@@ -303,6 +305,18 @@ def test_damaged_files_are_told_before_anything_trains(damage, tmp_path, capsys,
     assert shown.count(file.name) == 1  # one message, not one a cell
     assert "debiasbench prepare" in shown
     assert not (tmp_path / "results" / "logs").exists()
+
+
+@pytest.mark.parametrize("name", ["celeba", "waterbirds", "cmnist2"])
+@pytest.mark.parametrize("folder", ["there", "a place, odd"])
+def test_the_command_that_fetches_what_is_missing_fetches_it_where_it_is_looked_for(name, folder, tmp_path, capsys):
+    root, places = tmp_path / folder, ["--data-dir", str(tmp_path), "--dry-run"]
+    assert main(["run", "--methods", "vanilla", "--datasets", f'{name}:root="{root}"', *places]) == 2
+    told = next(line for line in capsys.readouterr().err.splitlines() if "To download them: " in line)
+    *_, spec = shlex.split(told.partition(": ")[2])
+    assert dataset_from_spec(spec)[0].root == str(root)
+    assert main(["run", "--methods", "vanilla", "--datasets", name, *places]) == 2
+    assert f"debiasbench prepare {name} --data-dir {tmp_path}" in capsys.readouterr().err
 
 
 def test_ctrl_c_keeps_what_is_finished(tmp_path, plugins):

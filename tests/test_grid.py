@@ -1,6 +1,7 @@
 """From what was asked to cells: precedence, identity, labels, what is declined, and all mistakes at once."""
 
 import json
+import re
 import sys
 
 import pytest
@@ -357,6 +358,31 @@ def test_a_method_that_declines_a_dataset_is_left_out_with_its_reason():
     accepted = expand(["jtt:lambda_up=50"], ["cmnist5k:rho=0"], seeds=[0])
     assert [cell.method_parameters["lambda_up"] for cell in accepted.cells] == [50.0]
     assert accepted.skips == []
+
+
+@pytest.mark.parametrize(
+    ("method", "recipe", "words"),
+    [
+        ("cnc", "accumulate=2", "accumulate=2 would take its sets of samples apart"),
+        ("randaugment", "augment=false", "the recipe has augment=false"),
+        ("jtt:first_batch_size=2", "accumulate=8", "of its first training: .* at most 1 with batch_size=2. Got 8"),
+        ("pgd:restart_lr=false", "schedule=linear", "restart_lr=false has nothing to go on with"),
+        ("self", "epochs=1", "of 1 epochs 1 would be early"),
+        ("self:early=0.9", "epochs=4", "of 4 epochs 4 would be early"),
+    ],
+)
+def test_a_method_that_declines_a_recipe_is_left_out_with_its_reason(method, recipe, words):
+    key = recipe.partition("=")[0]
+    grid = expand(["vanilla", method], [f"cmnist5k:{recipe}"], seeds=[0, 1])
+    assert [cell.method for cell in grid.cells] == ["vanilla"] * 2
+    assert re.search(words, grid.skips[0].reason)
+    plain = expand([method], ["cmnist5k"], seeds=[0])
+    assert plain.skips == []
+    assert plain.cells[0].recipe[key] != grid.cells[0].recipe[key]
+
+
+def test_a_recipe_that_epochs_shorten_is_declined_as_one_that_was_given():
+    assert "of 1 epochs" in expand(["self", "vanilla"], ["cmnist5k"], seeds=1, epochs=1).skips[0].reason
 
 
 def test_one_dataset_can_be_asked_for_alone():

@@ -14,6 +14,7 @@ import torch
 from debiasbench.errors import BenchmarkError
 from debiasbench.losses import cross_entropy, mean_cross_entropy
 from debiasbench.methods import Method
+from debiasbench.search import around, uniform
 from debiasbench.testing import (
     METHOD_CHECKS,
     check_bias_labels_are_not_read,
@@ -27,7 +28,10 @@ from debiasbench.testing import (
     check_goes_on_after_an_interruption,
     check_losses_are_pure,
     check_other_seed_other_result,
+    check_proxies_are_declared,
+    check_recipe_is_trained_or_declined,
     check_same_seed_same_result,
+    check_search,
     check_valid_and_test_do_not_train,
     check_what_is_returned_was_evaluated,
 )
@@ -353,6 +357,81 @@ class NeedsARatioToDecline(Honest):
         return "too many conflicts" if dataset.conflict_ratio > 0.5 else None
 
 
+@breaks(check_proxies_are_declared, r"gives_proxies is False, and task.train is given a proxy=\. Write .* = True")
+class GivesProxies(Honest):
+    def fit(self, task):
+        net = task.new_net()
+        task.train(net, self.loss, columns={"weight": task.column(1.0)}, predict=net, proxy=net)
+        return net
+
+
+@breaks(check_proxies_are_declared, "given no proxy=. Write gives_proxies = False")
+class PromisesProxies(Honest):
+    gives_proxies = True
+
+
+@breaks(check_proxies_are_declared, "given no proxy=")
+class PromisesProxiesAsAProperty(Honest):
+    @property
+    def gives_proxies(self):
+        return True
+
+
+@breaks(
+    check_recipe_is_trained_or_declined,
+    "with accumulate=2, label_smoothing=0.1, and says so in training alone: It has",
+)
+class TakesNoParts(Honest):
+    def fit(self, task):
+        if task.recipe.accumulate > 1:
+            raise BenchmarkError("It has its own optimiser.")
+        return super().fit(task)
+
+
+@breaks(check_recipe_is_trained_or_declined, "does not use debiasbench.losses.cross_entropy")
+class SmoothsNoLabels(Honest):
+    def loss(self, nets, batch, state):
+        return torch.nn.functional.cross_entropy(nets.net(batch.x), batch.y)
+
+
+@breaks(check_recipe_is_trained_or_declined, "a training loop of its own")
+class HasALoop(Honest):
+    def fit(self, task):
+        task.batches(epochs=1)
+        return super().fit(task)
+
+    def decline_recipe(self, recipe):
+        return "it steps itself" if recipe.accumulate > 1 else None
+
+
+@breaks(check_recipe_is_trained_or_declined, "decline_recipe gives None or a reason. Got True")
+class DeclinesARecipeWithoutReason(Honest):
+    def decline_recipe(self, recipe):
+        return recipe.accumulate > 1 or None
+
+
+@breaks(check_search, "search names 'gama', which is no parameter of it and no field of the recipe")
+class SearchesWhatItLacks(Honest):
+    search: ClassVar = {"gama": uniform(0, 1, source="a test")}
+
+
+@breaks(check_search, "search draws a 'weight_decay' that cannot be: .* at least 0")
+class SearchesBeyondTheLimits(Honest):
+    search: ClassVar = {"weight_decay": uniform(-2, -1, source="a test")}
+
+
+@breaks(check_search, r"needs a default above 0\. Got 0")
+class SearchesAroundNothing(Honest):
+    search: ClassVar = {"factor": around(0.1, 10, source="a test")}
+
+    factor: float = 0.0
+
+
+@breaks(check_search, "must be a dictionary of ranges", BenchmarkError)
+class SearchesWithoutRanges(Honest):
+    search: ClassVar = {"learning_rate": (0.1, 1.0)}
+
+
 # ---- losses ----------------------------------------------------------------------------------------------------------
 
 
@@ -532,7 +611,15 @@ def test_the_fit_with_class_defaults_is_made_once():
     for check in METHOD_CHECKS:
         if check is not check_goes_on_after_an_interruption:  # has as many as there are checkpoints, and each is short
             check(Counted)
-    assert sorted(seeds) == [0, 0, 0, 0, 0, 1]  # default, again, blind, other labels, easy data; another seed
+    assert sorted(seeds) == [
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        1,
+    ]  # default, again, blind, other labels, easy data, recipe; another seed
 
 
 def test_a_class_that_was_patched_is_fitted_anew(monkeypatch):

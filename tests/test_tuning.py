@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import tomllib
@@ -109,6 +110,7 @@ DATA = '''
 """Small data."""
 import dataclasses
 
+from debiasbench.samples import Samples
 from debiasbench.testing import Tiny
 
 
@@ -125,6 +127,17 @@ class OnTest(Small):
     def build(self, data_dir):
         splits = super().build(data_dir)
         return dataclasses.replace(splits, valid=splits.test)
+
+
+class Alone(Small):
+    """Its validation split has one class."""
+
+    name = "alone"
+
+    def build(self, data_dir):
+        splits = super().build(data_dir)
+        valid, some = splits.valid, splits.valid.y == 0
+        return dataclasses.replace(splits, valid=Samples(valid.x[some], valid.y[some], valid.bias[some]))
 '''
 
 
@@ -389,12 +402,33 @@ def test_the_number_of_draws_has_limits(draws):
         drawn(["plain"], draws=draws)
 
 
+@pytest.mark.parametrize(
+    ("seeds", "said"),
+    [
+        (0, "The number of seeds must be at least 1. Got 0"), (-1, "The number of seeds must be at least 1. Got -1"),
+        (10**9, "2,000,000,000 cells .* are too many"), (10**15, "2,000,000,000,000,000 cells .* are too many"),
+    ],
+)  # fmt: skip
+def test_the_number_of_seeds_has_limits_and_is_looked_at_before_seeds_are_made(seeds, said):
+    with pytest.raises(BenchmarkError, match=said):
+        drawn(["plain"], draws=2, seeds=seeds)
+
+
 def test_a_method_that_cannot_be_tuned_is_skipped_with_the_reason():
     grid, trials = drawn(["plain", "dfr"])
     assert {trial.method for trial in trials} == {"plain"}
     assert [(skip.method_title, skip.reason.partition(",")[0]) for skip in grid.skips] == [
         ("dfr", "it trains on the validation samples")
     ]
+
+
+def test_worst_proxy_tunes_methods_that_give_proxies_alone():
+    specs = ["plain", "jtt", "lff", "pgd", "pgd:use=single-stage"]
+    grid, trials = drawn(specs, draws=2, rule="worst_proxy")
+    assert {trial.method for trial in trials} == {"jtt", "pgd"}
+    assert {skip.method_title for skip in grid.skips} == {"plain", "lff", "pgd:use=single-stage"}
+    assert all("it gives no proxies" in skip.reason for skip in grid.skips)
+    assert drawn(specs, draws=2, rule="val_loss")[0].skips == []
 
 
 def test_sweeps_are_methods_and_datasets_of_their_own():
@@ -557,6 +591,13 @@ def test_the_file_reads_as_it_was_written_and_is_the_same_in_any_order(tmp_path)
         (lambda text: text.replace("seeds = [1000, 1001]", 'seeds = ["a"]'), "must be a whole number"),
         (lambda text: text + text[text.index("[[chosen]]") :], "each pair of a dataset and a method once"),
         (lambda text: text.replace("kind =", "when = 2026-01-01\nkind ="), "must be a plain value"),
+        (lambda text: text.replace("alpha = 0.25", "alpha = 0.3"), "was changed after it was written"),
+        (lambda text: text.replace("draw = 2", "draw = 1"), "was changed after it was written"),
+        (lambda text: text.replace("draws = 4", "draws = 16"), "was changed after it was written"),
+        (lambda text: text.replace("seeds = [1000, 1001]", "seeds = []"), "was changed after it was written"),
+        (lambda text: text.replace('rule = "worst_class"', 'rule = "group_val"'), "was changed after it was written"),
+        (lambda text: text[: text.rindex("\n", 0, -1) + 1], "was changed after it was written"),  # broke off
+        (lambda text: re.sub("digest = .*\n", "", text), "was changed after it was written"),
     ],
 )
 def test_a_damaged_or_foreign_file_is_one_clear_error(tmp_path, change, words):
@@ -748,6 +789,13 @@ def test_a_failed_draw_is_shown_and_the_command_says_so(tmp_path, capsys):
         (["--seeds", "0"], "number of seeds must be at least 1"),
         (["--methods", "dfr"], "There is nothing to tune"),
         (["--datasets", "ontest"], "ontest has no validation split apart from its test split"),
+        (["--rule", "worst_proxy"], "plain on small: it gives no proxies"),
+        (["--rule", "group_val"], "The rule group_val has no value on the validation split of small: too few samples"),
+        (["--datasets", "alone"], "The rule worst_class has no value on the validation split of alone: it has samples"),
+        (
+            ["--datasets", "small", "alone", "--rule", "class_gap"],
+            "class_gap has no value on the validation split of al",
+        ),
         (["--datasets", "smal"], "Unknown dataset 'smal'. Did you mean 'small'?"),
         (["--executor", "cloud"], "Unknown executor 'cloud'"),
         (["--output", "tuned.json"], "--output must be a file that ends in .toml. Got tuned.json."),

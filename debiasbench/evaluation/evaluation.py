@@ -28,6 +28,9 @@ from debiasbench.nets.base import evaluating
 from debiasbench.recipe import Recipe
 from debiasbench.samples import INPUTS, Samples, Splits
 
+LOGITS = "The predictor must return logits (N, C)"
+PROXIES = "proxy= must give each validation sample one whole number in 0..65535"
+
 
 @dataclass(frozen=True)
 class Row:
@@ -57,7 +60,7 @@ class Evaluation:
         buffers = [(buffer, buffer._version) for net in nets for buffer in net.buffers()]
         device = self.splits.test.y.device
         with torch.no_grad(), evaluating(nets), recipe.autocast(device), recipe.tf32(device):
-            logits = samples.map(lambda _, __, x: predict(to_input(x, recipe)), self.batch_size).float()
+            logits = samples.map(lambda _, __, x: predict(to_input(x, recipe)), self.batch_size, LOGITS).float()
         if any(buffer._version != version for buffer, version in buffers):
             raise BenchmarkError(
                 "The predictor changed a buffer of a network (batch statistics?) while it was evaluated: validation "
@@ -65,7 +68,7 @@ class Evaluation:
             )
         if logits.shape != (len(samples), self.dataset.n_classes):
             raise BenchmarkError(
-                f"The predictor must return logits (N, C), a row an image and a column a class: here "
+                f"{LOGITS}, a row an image and a column a class: here "
                 f"{(len(samples), self.dataset.n_classes)}. Got {tuple(logits.shape)}."
             )
         if not bool(torch.isfinite(logits).all()):
@@ -78,13 +81,14 @@ class Evaluation:
         """`function(x, y) -> int64 (B,)` of all validation samples -> uint16 (N,): a kind of sample each, 0..65535."""
         valid = self.splits.valid
         with torch.no_grad(), evaluating(list(nets)):
-            proxy = valid.map(lambda _, rows, x: function(to_input(x, recipe), valid.y[rows]), self.batch_size)
-        fits = proxy.shape == valid.y.shape and not proxy.is_floating_point()
-        if not fits or int(proxy.min()) < 0 or int(proxy.max()) > 65_535:
-            raise BenchmarkError(
-                f"proxy= must give each validation sample one whole number in 0..65535. Got {tuple(proxy.shape)}, "
-                f"{proxy.dtype}, for {len(valid)} samples."
+            proxy = valid.map(
+                lambda _, rows, x: function(to_input(x, recipe), valid.y[rows]),
+                self.batch_size,
+                PROXIES,
             )
+        fits = proxy.shape == valid.y.shape and not (proxy.is_floating_point() or proxy.is_complex())
+        if not fits or int(proxy.min()) < 0 or int(proxy.max()) > 65_535:
+            raise BenchmarkError(f"{PROXIES}. Got {tuple(proxy.shape)}, {proxy.dtype}, for {len(valid)} samples.")
         return proxy.cpu().numpy().astype(np.uint16)
 
     def row(

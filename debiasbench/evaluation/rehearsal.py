@@ -1,24 +1,53 @@
-"""Metrics and rules outside the suite, tried on the data before anything trains."""
+"""Rules, and metrics and rules outside the suite, tried on the data before anything trains."""
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import torch
+from torch import Tensor
 
 from debiasbench.datasets import Dataset
 from debiasbench.evaluation.evaluation import Evaluation
 from debiasbench.evaluation.own import own_functions, own_selection
-from debiasbench.samples import Splits
+from debiasbench.evaluation.selection import CHOOSING, criterion
+from debiasbench.samples import Samples, Splits
 
 
 def rehearse(dataset: Dataset, splits: Splits) -> None:
-    """Call each once, with the labels of the validation split and logits that are drawn.
+    """Call metrics with the labels of validation and test, with drawn logits and with such that give one class alone.
+
+    A network often predicts one class at first. Rules are called with one epoch, as some methods have, and more.
 
     Raises:
         BenchmarkError: one fails, or returns what it may not.
     """
     if not (own_functions("metric") or own_functions("rule")):
         return
-    n = len(splits.valid)
-    logits = torch.randn(n, dataset.n_classes, generator=torch.Generator().manual_seed(0))
-    metrics = Evaluation(dataset, splits).metrics("valid", logits)
-    own_selection([metrics, metrics], validation=not splits.valid_is_test)
+    evaluation, rows = Evaluation(dataset, splits), {}
+    for split in ("valid", "test"):
+        drawn = _logits(dataset, splits.named()[split])
+        first = 100.0 * (torch.arange(dataset.n_classes) == 0)
+        rows[split] = [evaluation.metrics(split, logits) for logits in (drawn, drawn + first)]
+    for epochs in (rows["valid"][:1], rows["valid"], 2 * rows["valid"]):
+        own_selection(epochs, validation=not splits.valid_is_test)
+
+
+def without_value(dataset: Dataset, splits: Splits) -> frozenset[str]:
+    """The rules of `CHOOSING` that have no value on the validation split, whatever is trained.
+
+    Whether worst_proxy has one is a matter of the method: `Method.gives_proxies`.
+    """
+    evaluation, logits = Evaluation(dataset, splits), _logits(dataset, splits.valid)
+    metrics = evaluation.metrics("valid", logits)
+    n_of = np.bincount(splits.valid.y.cpu().numpy(), minlength=dataset.n_classes)
+    pairs = zip(evaluation.correct_by_class("valid", logits), n_of.tolist(), strict=True)
+    accuracies = [right / n if n else None for right, n in pairs]
+    rules = (rule for rule in CHOOSING if rule != "worst_proxy")
+    return frozenset(rule for rule in rules if math.isnan(criterion(rule, metrics, accuracies, dataset.headline)))
+
+
+def _logits(dataset: Dataset, samples: Samples) -> Tensor:
+    """Some of each sample (N, C), drawn."""
+    return torch.randn(len(samples), dataset.n_classes, generator=torch.Generator().manual_seed(0))

@@ -88,7 +88,7 @@ def criterion(
     """
     if rule in OF_CLASSES:
         there = [value for value in accuracies or () if value is not None]
-        return OF_CLASSES[rule](there) if there else NAN
+        return OF_CLASSES[rule](there) if len(there) > 1 else NAN  # of a single class nothing is the worst
     if rule == "group_val":
         return _of_groups(valid, headline)
     if rule == "val_loss":

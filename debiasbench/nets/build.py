@@ -118,10 +118,15 @@ def check_fits(name: str, shape: tuple[int, ...], n_classes: int, pretrained: st
     Raises:
         BenchmarkError: what it gives or how it fails.
     """
+    check_made(name, lambda: build_net(name, shape, n_classes, pretrained=pretrained), shape, n_classes)
+
+
+def check_made(name: str, make: Callable[[], Net], shape: tuple[int, ...], n_classes: int) -> None:
+    """As `check_fits`, of what `make` builds."""
     size = " x ".join(map(str, shape))
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         try:
-            net = build_net(name, shape, n_classes, pretrained=pretrained).eval()
+            net = make().eval()
             layout = torch.channels_last if len(shape) == 3 else torch.contiguous_format
             x = torch.rand(2, *shape).contiguous(memory_format=layout)
             problem = _problem(net.to(memory_format=layout), x, n_classes)

@@ -22,12 +22,12 @@ __path__ = folders_of("DEBIASBENCH_NETS_PATH")
 
 
 class Networks(Registry):
-    """Classes of networks by name; `modules`: all that were imported, which may hold functions as well."""
+    """Classes of networks by name; `modules`: all that were imported, which may hold functions; `files`: of folders."""
 
     def __init__(self) -> None:
         super().__init__(NETS_PACKAGE, "Net", "DEBIASBENCH_NETS_PATH", group="debiasbench.nets")
         self.modules: list[ModuleType] = []
-        self._files: list[str] = []
+        self.files: list[str] = []
 
     def check(self) -> None:
         """Refuse folders and files in them that cannot be used: what they hold may count for every cell.
@@ -46,7 +46,7 @@ class Networks(Registry):
         problems += [
             f"The file {name}.py of --nets-dir cannot be used: {self.broken[name].strip().splitlines()[-1]}. Correct "
             "it, or move it out of that folder."
-            for name in self._files
+            for name in self.files
             if name in self.broken
         ]
         problems += [f"The net '{name}' cannot be used: {why}" for name, why in self.unusable.items()]
@@ -54,11 +54,11 @@ class Networks(Registry):
             raise BenchmarkError("\n".join(problems))
 
     def _scan(self, package: ModuleType) -> None:
-        self.modules, self._files = [], []
+        self.modules, self.files = [], []
         super()._scan(package)
 
     def _import(self, name: str, module_name: str, base: type[Any]) -> None:
-        self._files.append(name)
+        self.files.append(name)
         super()._import(name, module_name, base)
         if name not in self.broken:
             self.modules.append(sys.modules[module_name])

@@ -22,16 +22,17 @@ import pandas as pd
 from debiasbench import about
 from debiasbench.cell import Cell
 from debiasbench.errors import BenchmarkError
-from debiasbench.evaluation.selection import SELECTION_RULES, uses_bias_labels
+from debiasbench.evaluation.selection import SELECTION_RULES, select, uses_bias_labels
 from debiasbench.grid import expand
 from debiasbench.plain import encodable, from_plain, to_plain
 from debiasbench.records import MOST_BYTES, Brief, Record, read_record
 from debiasbench.report.budgets import Budget, as_asked, budget_of, declared, untuned
-from debiasbench.report.results import Measure, data_seed, dataset_title, runs
+from debiasbench.report.results import Measure, data_seed, dataset_title, headlines, runs
 from debiasbench.report.statistics import LEVEL, smallest_p
 from debiasbench.report.tables import MARKED, Table
 from debiasbench.tuning import with_values
 
+COUNTED, ROUNDING = ("acc_avg", "acc_unbiased"), 1e-6  # accuracies that are a fraction of the samples
 TEST_ORACLE = "test_oracle"  # an upper bound: never a result
 
 
@@ -134,8 +135,8 @@ def refusals(
     found = [
         *_failed(records, commands), *_missing(records, asked, commands), *_rules(measures, commands),
         *_without_value(done, measures, commands), *_budgets(done, commands), *_data(done, commands),
-        *_not_published(done, commands), *_code(done, commands), *_nets(done, commands),
-        *_machines(done, commands),
+        *_not_published(done, commands), *_contradictory(done, commands), *_code(done, commands),
+        *_nets(done, commands), *_functions(done, measures, commands), *_machines(done, commands),
         *_few_seeds(done, measures, commands),
     ]  # fmt: skip
     if found or table is None:
@@ -344,9 +345,46 @@ def _not_published(done: Sequence[Record], commands: Commands) -> Iterator[Refus
             )
 
 
+def _contradictory(done: Sequence[Record], commands: Commands) -> Iterator[Refusal]:
+    """Records of which one part says what another cannot: edited, or put together of several."""
+    by_reason: dict[str, list[Place]] = {}
+    for record in done:
+        reason = contradiction(_whole(record))
+        if reason:
+            by_reason.setdefault(reason, []).append(place_of(record.cell))
+    for reason, places in by_reason.items():
+        yield Refusal(
+            f"A record contradicts itself, so that it was changed after it was written: {_named(places)} ({reason}).",
+            commands.run(places, "--rerun", "all"),
+        )
+
+
+def contradiction(record: Record) -> str:
+    """What in a finished record cannot be true together; "" if nothing is known."""
+    result = record.result
+    assert result is not None
+    if record.hash != record.cell.hash:
+        return "its hash is not that of its cell"
+    for row in result.epochs:
+        for split, metrics in (("valid", row.valid), ("test", row.test)):
+            counted, facts = (row.correct_by_class or {}).get(split), result.data.splits.get(split)
+            fraction = None if counted is None or facts is None or not facts.n else sum(counted) / facts.n
+            for name, value in metrics.items():
+                place = f"{name} on {split} is {value:g} in epoch {row.epoch}"
+                if name.startswith("acc_") and not 0 <= value <= 1:
+                    return place
+                if name in COUNTED and fraction is not None and abs(fraction - value) > ROUNDING:
+                    return f"{place}, of {fraction:g} that were right"
+    for rule, index in select(result.epochs, headlines(record.cell.dataset)).items():
+        chosen = result.selection.get(rule)
+        if rule != TEST_ORACLE and chosen is not None and index is not None and chosen != index:
+            return f"{rule} chooses epoch {result.epochs[index].epoch} by what it has of its epochs, not another"
+    return ""
+
+
 def _code(done: Sequence[Record], commands: Commands) -> Iterator[Refusal]:
     for method, records in _by(done, lambda record: record.cell.method_title):
-        digests = [(record.provenance.code or {}).get("method") for record in records]
+        digests = [_digest("method", record) for record in records]
         if len(set(digests)) == 1 and digests[0] is not None:
             continue
         now = _code_now(records[0].cell)
@@ -363,13 +401,32 @@ def _code(done: Sequence[Record], commands: Commands) -> Iterator[Refusal]:
 def _nets(done: Sequence[Record], commands: Commands) -> Iterator[Refusal]:
     """A network outside the suite has one source in all records of a dataset; one of the suite has no digest."""
     for (dataset, net), records in _by(done, lambda one: (dataset_title(one.cell), one.cell.recipe.get("net"))):
-        odd, _ = _odd_ones(records, lambda record: (record.provenance.code or {}).get("net"))
+        odd, _ = _odd_ones(records, functools.partial(_digest, "net"))
         if odd:
             yield Refusal(
                 f"The net {net} on {dataset} mixes, or does not tell, digests of its code. Unlike most: "
                 f"{_named(_places(odd))}.",
                 commands.run(_places(odd), "--rerun", "all"),
             )
+
+
+def _functions(done: Sequence[Record], measures: Sequence[Measure], commands: Commands) -> Iterator[Refusal]:
+    """A metric or rule outside the suite has one source in all records that it is shown of."""
+    for measure in measures:
+        records = [record for record in done if dataset_title(record.cell) == measure.dataset]
+        for kind in (f"metric {measure.metric}", f"rule {measure.select}"):
+            odd, _ = _odd_ones(records, functools.partial(_digest, kind))
+            if odd:
+                yield Refusal(
+                    f"The {kind} on {measure.dataset} mixes, or does not tell, digests of its code. Unlike most: "
+                    f"{_named(_places(odd))}.",
+                    commands.run(_places(odd), "--rerun", "all"),
+                )
+
+
+def _digest(kind: str, record: Record) -> str | None:
+    """Of a part of the code that a record was made by; None where there is none, or it is not told."""
+    return (record.provenance.code or {}).get(kind)
 
 
 def _code_now(cell: Cell) -> str | None:
@@ -556,13 +613,18 @@ def digest_of(record: Record) -> str:
     Where, when and how long it ran, and whether its networks were saved, say nothing of it: a cell that is trained
     again to the same result has the same digest.
     """
-    whole = read_record(record.path) if isinstance(record, Brief) and record.path else record
+    whole = _whole(record)
     result = whole.result and replace(whole.result, weights=None)
     content = {
         "hash": whole.hash, "cell": whole.cell.to_record(), "protocol": whole.provenance.protocol, "result": result,
         "code": whole.provenance.code, "device_kind": whole.device_kind, "precision": whole.precision,
     }  # fmt: skip
     return hashlib.sha256(_canonical(to_plain(content))).hexdigest()
+
+
+def _whole(record: Record) -> Record:
+    """A record with all of its epochs."""
+    return read_record(record.path) if isinstance(record, Brief) and record.path else record
 
 
 def write_seal(found: Seal) -> bytes:

@@ -119,6 +119,7 @@ def examine(data_dir: Path, results_dir: Path) -> Iterator[Finding]:
         "memory": lambda: [of_memory(*memory(), n_workers=_n_cores())],
         "GPUs": lambda: of_gpus(gpus()),
         "plug-ins": _of_plugins,
+        "nets": of_nets,
         "data": lambda: _of_data(data_dir),
         "folders": lambda: _of_folders(results_dir),
         "executors": lambda: of_executors(version_of, shutil.which),
@@ -484,6 +485,29 @@ def of_registry(registry: Registry, of_demo: Iterable[str]) -> Iterator[Finding]
     for name in (spec.partition(":")[0] for spec in of_demo):
         if name not in known:
             yield Finding(f"{kind} {name}", "is of the demo, and is not there", "problem", "Install the suite again.")
+
+
+def of_nets() -> Iterator[Finding]:
+    """Networks, and metrics and selection rules outside the suite; what keeps every run from starting is a problem."""
+    from debiasbench.evaluation.own import own_functions
+    from debiasbench.nets.build import NETS, check_net
+    from debiasbench.nets.own import registry
+
+    try:
+        places = [str(folder) for folder in importlib.import_module(registry.package).__path__]
+        found = {kind: len(own_functions(kind)) for kind in ("metric", "rule")}
+        n_own = len(registry.classes())
+        parts = [f"{n} {kind}{'s' * (n != 1)}" for kind, n in {"net": n_own, **found}.items() if n]
+        outside = f", and outside it {', '.join(parts)}" if parts else ""
+        yield Finding("nets", f"{len(NETS)} of the suite{outside}{' in ' * bool(places)}{', '.join(places)}")
+        check_net(next(iter(NETS)))
+    except BenchmarkError as error:
+        for line in str(error).splitlines():
+            yield Finding("nets", line, "problem", "No run starts until then.")
+    for name in registry.broken.keys() - set(registry.files):  # of a package that is installed: nobody may have asked
+        said = registry.broken[name].strip().splitlines()[-1]
+        advice = "The traceback: debiasbench list --tracebacks"
+        yield Finding(f"net {name}", f"could not be imported ({said})", "note", advice)
 
 
 def _of_data(data_dir: Path) -> Iterator[Finding]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,10 +10,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from debiasbench.cell import Cell
 from debiasbench.errors import BenchmarkError, raised_by
-from debiasbench.evaluation.rehearsal import rehearse
+from debiasbench.evaluation.rehearsal import rehearse, without_value
 from debiasbench.grid import Grid
 from debiasbench.nets.build import check_fits, check_net
 from debiasbench.nets.pretrained import weights_sha256
+from debiasbench.parameters import write_value
 from debiasbench.plugins import is_shipped
 from debiasbench.records import Failure, Record, Result, found_record, record_path, running_path
 from debiasbench.running.claims import RecordState, state_of
@@ -31,7 +33,8 @@ class Plan:
     Attributes:
         before: cell hash -> what was there of its record when it was looked at.
         fingerprints: of the data, by `data_key`. unvalidated: the keys of data without a validation split apart from
-            test. weights: whether a record without networks beside it does not count.
+            test. without_value: by `data_key`, the rules that have no value on its validation split.
+        weights: whether a record without networks beside it does not count.
     """
 
     grid: Grid
@@ -41,6 +44,7 @@ class Plan:
     before: dict[str, RecordState] = field(default_factory=dict)
     fingerprints: dict[str, str] = field(default_factory=dict)
     unvalidated: frozenset[str] = frozenset()
+    without_value: dict[str, frozenset[str]] = field(default_factory=dict)
     weights: bool = False
 
     def accepts(self, cell: Cell, record: Record) -> bool:
@@ -124,7 +128,8 @@ def plan(
     ]
     grid = replace(grid, notices=[*grid.notices, *notices])
     unvalidated = frozenset(key for key, one in built.items() if one.valid_is_test)
-    return Plan(grid, to_run, finished, failed, before, fingerprints, unvalidated, weights)
+    valueless = {key: one.without_value for key, one in built.items()}
+    return Plan(grid, to_run, finished, failed, before, fingerprints, unvalidated, valueless, weights)
 
 
 def _is_whole(record: Record, cell: Cell, fingerprint: str, *, weights: bool) -> bool:
@@ -276,7 +281,9 @@ def missing(dataset: Dataset, needed: Sequence[NeededFile], data_dir: Path) -> s
     lines = [f"The data of {dataset.name} are not complete. Needed:"]
     lines += [f"  {file.path} ({file.size}) from: {file.source}" for file in needed]
     if all(file.downloads for file in needed):
-        lines.append(f"  To download them: debiasbench prepare {dataset.name} --data-dir {data_dir}")
+        root = f":root={write_value(dataset.root)}" if dataset.root is not None else ""
+        place = [] if root else ["--data-dir", str(data_dir)]
+        lines.append(f"  To download them: {shlex.join(['debiasbench', 'prepare', dataset.name + root, *place])}")
     else:
         lines.append(f"  Put them there, or name their place: --data-dir DIR, or {dataset.name}:root=DIR.")
     return "\n".join(lines)
@@ -299,13 +306,14 @@ class Built(NamedTuple):
 
     Attributes:
         fingerprint: of them. note: what is to be said of them. valid_is_test: whether validation is the test split.
-        shape: of the x of a sample; () where it is not known.
+        shape: of the x of a sample; () where it is not known. without_value: rules that cannot choose there.
     """
 
     fingerprint: str
     note: str = ""
     valid_is_test: bool = False
     shape: tuple[int, ...] = ()
+    without_value: frozenset[str] = frozenset()
 
 
 def build_all(datasets: dict[str, Dataset], data_dir: Path) -> dict[str, Built]:
@@ -318,8 +326,9 @@ def build_all(datasets: dict[str, Dataset], data_dir: Path) -> dict[str, Built]:
             with raised_by(f"The data of {dataset.name} cannot be built"):
                 splits = check_splits(dataset, dataset.build(data_dir))
                 shape = tuple(splits.train.x.shape[1:])
-                built[key] = Built(splits.fingerprint(), splits.note, splits.valid_is_test, shape)
                 rehearse(dataset, splits)
+                rules = without_value(dataset, splits)
+                built[key] = Built(splits.fingerprint(), splits.note, splits.valid_is_test, shape, rules)
         except BenchmarkError as error:
             problems.append(str(error))
     if problems:

@@ -125,7 +125,7 @@ class Tuning:
 
 
 def plan_tuning(
-    asked: Experiment, options: RunOptions, *, draws: int, told: Callable[[str], None] = lambda _: None
+    asked: Experiment, options: RunOptions, *, draws: int, rule: str, told: Callable[[str], None] = lambda _: None
 ) -> Tuning:
     """As `plan_grid`, of the draws of a tuning; `asked.seeds` is how many runs of each there are.
 
@@ -135,7 +135,7 @@ def plan_tuning(
     _check_workers(options)
     assert isinstance(asked.seeds, int)
     grid, trials = expand_draws(
-        asked.methods, asked.datasets, draws=draws, seeds=asked.seeds, epochs=asked.epochs,
+        asked.methods, asked.datasets, draws=draws, seeds=asked.seeds, rule=rule, epochs=asked.epochs,
         shared_recipes=asked.shared_recipes,
     )  # fmt: skip
     ready = plan_cells(grid, asked, options, told)
@@ -145,8 +145,20 @@ def plan_tuning(
             f"{', '.join(dict.fromkeys(without))} has no validation split apart from its test split, so nothing can be "
             "chosen there. Leave it out."
         )
+    without = [cell.dataset_title for cell in ready.plan.grid.cells if rule in ready.plan.without_value[data_key(cell)]]
+    if without:
+        raise BenchmarkError(
+            f"The rule {rule} has no value on the validation split of {', '.join(dict.fromkeys(without))}: "
+            f"{NEEDS.get(rule, 'too few samples are there')}. Choose by another rule, or leave it out."
+        )
     left = {cell.hash for cell in ready.plan.grid.cells}  # without datasets that are left out
     return Tuning([trial for trial in trials if all(cell.hash in left for cell in trial.cells)], ready)
+
+
+NEEDS = {  # rule -> what it lacks where it has no value
+    "group_val": "too few samples of known bias are in the smallest group, or conflict (ten at least)",
+    **dict.fromkeys(("worst_class", "class_gap"), "it has samples of one class alone"),
+}
 
 
 def _check_workers(options: RunOptions) -> None:

@@ -281,7 +281,12 @@ def plan_epoch(
     batch normalisation cannot train on one.
     """
     if callable(sample):
-        return [batch.cpu() for batch in sample(generator)]
+        laid_out = [batch.cpu() for batch in sample(generator)]
+        if not laid_out or min(map(len, laid_out)) == 0:
+            raise ValueError(
+                "The function that is given as sample= must lay out at least one batch, and none is empty."
+            )
+        return laid_out
     if sample is None:
         order = torch.randperm(n_samples, generator=generator)
     elif sample.dtype == torch.int64:

@@ -256,7 +256,10 @@ class Stage:
         n_draws = draws_of(sample, len(self.source.samples), draws)
         if n_draws is not None:
             return n_batches(n_draws, self.recipe.batch_size, drop_last=self.recipe.drop_last)
-        return len(sample) if isinstance(sample, Sized) else len(self._plan(sample, draws, call, 0))
+        n = len(sample) if isinstance(sample, Sized) else len(self._plan(sample, draws, call, 0))
+        if n == 0:
+            raise ValueError("The function that is given as sample= says that an epoch has no batch: its len() is 0.")
+        return n
 
     def _length(self, steps_per_epoch: int) -> tuple[int, int]:
         """Steps and epochs of the whole stage."""

@@ -320,7 +320,7 @@ class Task:
 
         # in float32 whatever the recipe: scores of 8 bits would be equal
         with torch.no_grad(), evaluating(self.journal.nets):
-            result = samples.map(of_batch, self.evaluation.batch_size)
+            result = samples.map(of_batch, self.evaluation.batch_size, "The function of task.each must return (B, ...)")
         if result.is_floating_point() and not bool(torch.isfinite(result).all()):
             raise DivergedError(f"task.each (call {call}) returned values that are not finite.")
         self._spent(f"each {call}", started)

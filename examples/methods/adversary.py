@@ -14,6 +14,7 @@ from torch import Tensor
 
 from debiasbench.losses import cross_entropy
 from debiasbench.methods import Batch, Dataset, Method, Nets, Predict, State, Task, above, at_least
+from debiasbench.recipe import Recipe
 
 
 class Adversary(Method):
@@ -28,6 +29,10 @@ class Adversary(Method):
     def decline(self, dataset: Dataset) -> str | None:
         """The critic looks for one known bias."""
         return self.decline_groups(dataset)
+
+    def decline_recipe(self, recipe: Recipe) -> str | None:
+        """Gradients are added up for one optimiser, and here are two."""
+        return "it has an optimiser a network: it trains with accumulate=1" if recipe.accumulate > 1 else None
 
     def fit(self, task: Task) -> Predict:
         """Network and critic, in one stage, each with its own recipe."""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from debiasbench.losses import mean_cross_entropy, mean_gce
 from debiasbench.methods import Batch, Method, Nets, Predict, State, Task, between
+from debiasbench.recipe import Recipe
 
 
 class Distillation(Method):
@@ -25,6 +26,14 @@ class Distillation(Method):
     cost = 3.5
 
     alpha: float = between(0, 1, default=0.7)  # exponent of GCE in step 2
+
+    def decline_recipe(self, recipe: Recipe) -> str | None:
+        """The student has no labels that could be smoothed."""
+        return (
+            "its student learns from a teacher, not from labels: it trains with label_smoothing=0"
+            if recipe.label_smoothing
+            else None
+        )
 
     def fit(self, task: Task) -> Predict:
         """The three steps."""

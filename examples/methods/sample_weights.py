@@ -13,6 +13,7 @@ from torch import Tensor
 
 from debiasbench.losses import cross_entropy
 from debiasbench.methods import Batch, Method, Nets, Predict, State, Task, above
+from debiasbench.recipe import Recipe
 
 
 class SampleWeights(Method):
@@ -21,6 +22,12 @@ class SampleWeights(Method):
     name = "sample-weights"
 
     step_size: float = above(0, default=1.0)  # of the scores, for the sum of a batch's losses
+
+    def decline_recipe(self, recipe: Recipe) -> str | None:
+        """Gradients are added up for one optimiser, and here are two."""
+        return (
+            "its scores have an optimiser of their own: it trains with accumulate=1" if recipe.accumulate > 1 else None
+        )
 
     def fit(self, task: Task) -> Predict:
         """Network and scores, in one stage, each with its own recipe."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from debiasbench.losses import cross_entropy
 from debiasbench.methods import Batch, Dataset, Method, Nets, Predict, State, Task
+from debiasbench.recipe import Recipe
 
 
 class Surgery(Method):
@@ -27,6 +28,12 @@ class Surgery(Method):
         if not dataset.defines_conflicts:
             return f"no sample of {dataset.name} is aligned or conflicting"
         return self.decline_groups(dataset)
+
+    def decline_recipe(self, recipe: Recipe) -> str | None:
+        """The gradients of a whole batch are combined."""
+        return (
+            "it combines the gradients of a whole batch: it trains with accumulate=1" if recipe.accumulate > 1 else None
+        )
 
     def fit(self, task: Task) -> Predict:
         """One network, one stage with two terms."""

@@ -45,7 +45,7 @@ class TwoViews(Method):
         row = torch.arange(len(z), device=z.device)
         itself = row[:, None] == row
         similarity = (z @ z.T / self.temperature).masked_fill(itself, -torch.inf)
-        return cross_entropy(similarity, row.roll(len(z) // 2)).mean()
+        return F.cross_entropy(similarity, row.roll(len(z) // 2))  # not of labels, which a recipe may smooth
 
     def loss(self, nets: Nets, batch: Batch, state: State) -> Tensor:
         """Step 2."""

@@ -283,7 +283,7 @@ def test_celeba_jtt_takes_its_authors_factor():
 
     (cell,) = expand(["jtt"], ["celeba"], seeds=1).cells
     assert (cell.method_parameters["lambda_up"], cell.method_parameters["T"]) == (50.0, 1)
-    first = cell.build_method().recipe_of_first(types.SimpleNamespace(recipe=cell.build_recipe()))
+    first = cell.build_method().recipe_of_first(cell.build_recipe())
     assert (first.optimizer, first.learning_rate, first.weight_decay, first.batch_size) == ("sgd", 1e-5, 0.1, 64)
     assert (first.schedule, first.clip_norm, first.momentum) == ("constant", None, 0.9)
     assert cell.build_recipe().optimizer == "adam"

@@ -577,7 +577,7 @@ def test_jtt_trains_first_as_its_authors(comments, encoder):
     parameters = cell.method_parameters
     assert (parameters["T"], parameters["lambda_up"], parameters["first_optimizer"]) == (2, 6.0, "sgd")
     method = cell.build_method()
-    first = method.recipe_of_first(SimpleNamespace(recipe=cell.build_recipe(), dataset=cell.build_dataset()))
+    first = method.recipe_of_first(cell.build_recipe())
     assert (first.optimizer, first.learning_rate, first.weight_decay, first.batch_size) == ("sgd", 2e-5, 0.0, 24)
     assert (first.schedule, first.clip_norm, first.momentum) == ("constant", None, 0.9)
     assert (cell.build_recipe().optimizer, cell.build_recipe().batch_size) == ("adamw", 16)

@@ -1,5 +1,8 @@
 """Metrics and rules of other files: what they are given, what they may return, and that they move nothing else."""
 
+import re
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +14,7 @@ from debiasbench.evaluation.own import TAKEN, digests_of_functions, is_own_metri
 from debiasbench.evaluation.rehearsal import rehearse
 from debiasbench.evaluation.selection import uses_bias_labels
 from debiasbench.nets.build import check_net
+from debiasbench.samples import Samples
 
 HEAD = "import numpy as np\nfrom debiasbench.evaluation.own import metric, rule\n"
 FUNCTIONS = """
@@ -31,7 +35,7 @@ def nothing(y):
     return None
 @rule
 def second(rows):
-    return 1
+    return min(1, len(rows) - 1)
 @rule
 def certain(rows):
     assert all(row.keys() == {'loss', 'acc_avg', 'n', 'certainty'} for row in rows)
@@ -228,6 +232,29 @@ def test_they_are_tried_on_the_data(make_splits, own_files):
         rehearse(dataset, splits)
     own_files(bad=f"{HEAD}\n@metric\ndef bad(y):\n    return 1 / 0\n")
     with pytest.raises(BenchmarkError, match="The metric bad failed on valid: ZeroDivisionError"):
+        rehearse(dataset, splits)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("@rule\ndef bad(rows):\n    return 0 if rows[1] else 1", "The rule bad failed on validation: IndexError"),
+        ("@rule\ndef bad(rows):\n    return 1", "The rule bad must return the index of a row, here 0..0, or None"),
+        ("@rule\ndef bad(rows):\n    return [0, 1][len(rows) - 1]", "The rule bad failed on validation: IndexError"),
+        (
+            "@metric\ndef bad(predictions):\n    return 1 / int((predictions == 1).sum())",
+            "The metric bad failed on valid: ZeroDivisionError",
+        ),
+        ("@metric\ndef bad(y):\n    return 1 / (len(y) - N_TEST)", "The metric bad failed on test: ZeroDivisionError"),
+    ],
+    ids=["second epoch", "always 1", "two epochs", "one class", "test"],
+)
+def test_they_are_tried_with_few_epochs_one_class_and_on_test(make_splits, own_files, body, said):
+    dataset, splits = datasets.get("cmnist5k")[0](), make_splits()
+    some = splits.test
+    splits = replace(splits, test=Samples(some.x[:30], some.y[:30], some.bias[:30]))
+    own_files(bad=f"{HEAD}\n{body.replace('N_TEST', '30')}\n")
+    with pytest.raises(BenchmarkError, match=re.escape(said)):
         rehearse(dataset, splits)
 
 

@@ -227,6 +227,53 @@ def without_a_value(folder):
     spoil(folder, spoilt)
 
 
+def edited(folder, change):
+    """One finished record is another, as if somebody had opened its file."""
+    path = record_path(folder, of("pgd"))
+    content = json.loads(path.read_text(encoding="utf-8"))
+    change(content)
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def another_hash(folder):
+    edited(folder, lambda content: content.update(hash="0" * len(content["hash"])))
+
+
+def more_than_all(folder):
+    edited(folder, lambda content: content["result"]["epochs"][0]["test"].update(acc_worst=1.25))
+
+
+def less_than_none(folder):
+    edited(folder, lambda content: content["result"]["epochs"][1]["valid"].update(acc_avg=-0.5))
+
+
+def better_than_counted(folder):
+    def change(content):
+        content["result"]["data"]["splits"]["test"]["n"] = 100
+        for row in content["result"]["epochs"]:
+            row["correct_by_class"] = {"test": [20, 30]}
+
+    edited(folder, change)
+
+
+def chosen_otherwise(folder):
+    edited(folder, lambda content: content["result"]["selection"].update(last=0))
+
+
+def epochs_reversed(folder):
+    edited(folder, lambda content: content["result"]["epochs"].reverse())
+
+
+def other_metric(folder):
+    spoilt = record(of("pgd"))
+    spoil(folder, record(of("pgd"), code={**spoilt.provenance.code, "metric acc_unbiased": "f" * 64}))
+
+
+def other_rule(folder):
+    spoilt = record(of("pgd"))
+    spoil(folder, record(of("pgd"), code={**spoilt.provenance.code, "rule last": "f" * 64}))
+
+
 PGD = {("pgd", "cmnist5k", 2)}
 EVERY = {(method, "cmnist5k", seed) for method in METHODS for seed in SEEDS}
 UNTUNED = {(method, dataset, seed) for method in ("jtt:T=1", "lff:recipes=shared") for dataset in DATASETS
@@ -257,6 +304,19 @@ SPOILT = {
                  "untold: pgd on cmnist5k, seed 2.", PGD, {"rerun": "all"}),
     other_net: ("The net simconv1 on cmnist5k mixes, or does not tell, digests of its code. Unlike most: pgd on "
                 "cmnist5k, seed 2.", PGD, {"rerun": "all"}),
+    other_metric: ("The metric acc_unbiased on cmnist5k mixes, or does not tell, digests of its code. Unlike most: pgd",
+                   PGD, {"rerun": "all"}),
+    other_rule: ("The rule last on cmnist5k mixes, or does not tell", PGD, {"rerun": "all"}),
+    another_hash: (
+        "A record contradicts itself, so that it was changed after it was written: pgd on cmnist5k, seed 2 (its hash "
+        "is not that of its cell).", PGD, {"rerun": "all"},
+    ),
+    more_than_all: ("pgd on cmnist5k, seed 2 (acc_worst on test is 1.25 in epoch 1).", PGD, {"rerun": "all"}),
+    less_than_none: ("pgd on cmnist5k, seed 2 (acc_avg on valid is -0.5 in epoch 2).", PGD, {"rerun": "all"}),
+    better_than_counted: ("(acc_avg on test is 0.82 in epoch 1, of 0.5 that were right).", PGD, {"rerun": "all"}),
+    chosen_otherwise: ("seed 2 (last chooses epoch 2 by what it has of its epochs, not another)", PGD,
+                       {"rerun": "all"}),
+    epochs_reversed: ("seed 2 (val_loss chooses epoch 1 by what it has of its epochs", PGD, {"rerun": "all"}),
     untold_code: ("The row of pgd mixes, or does not tell", PGD, {"rerun": "all"}),
     other_device: ("Not one kind of device and precision: pgd on cmnist5k, seed 2 ran on cuda in fp32, the others on "
                    "cpu in fp32.", PGD, {"rerun": "all", "device": "cpu"}),
@@ -625,11 +685,11 @@ def test_the_records_of_the_good_folder_are_whole(good):
 
 def test_odd_titles_are_one_word_of_a_command_and_move_no_cursor(copied, capsys):
     title = "odd $(x) 'name'\x1b[2J"
-    for cell in cells_of(["pgd"], seeds=SEEDS[1:]):
+    for cell in cells_of(["pgd:alpha=0.9"], seeds=SEEDS[1:]):
         one = record(cell)
         write_record(
             copied / "records" / "odd" / f"s{cell.seed}-00000000.json",
-            replace(one, hash=f"{cell.seed}" * 64, cell=replace(cell, method_title=title)),
+            replace(one, cell=replace(cell, method_title=title)),
         )
     message = refused(copied)
     (command,) = commands_in(message)

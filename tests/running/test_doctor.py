@@ -4,6 +4,7 @@ import errno
 import importlib.metadata
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -454,6 +455,50 @@ def test_two_files_of_one_name_and_folders_that_are_not_there(tmp_path, monkeypa
     told = next(iter(doctor.of_registry(registry_of(), ["vanilla"])))
     assert (told.state, told.text) == ("note", f"there is no folder {tmp_path / 'gone'}")
     assert "X_PATH" in told.advice
+
+
+GOOD_NET = """
+from torch import nn
+from debiasbench.nets.own import Net
+from debiasbench.evaluation.own import metric
+
+class Mine(Net):
+    name = "NAME"
+    features = nn.Identity()
+
+@metric
+def sureness(logits):
+    return float(logits.max())
+"""
+
+
+def test_networks_are_listed_with_what_is_in_their_files(own_files):
+    (bare,) = doctor.of_nets()
+    assert re.fullmatch(r"\d+ of the suite in \S.*own nets", bare.text)
+    folder = own_files(one=GOOD_NET.replace("NAME", "mine"))
+    (found,) = doctor.of_nets()
+    assert found.state == "ok"
+    assert found.text.endswith(f"of the suite, and outside it 1 net, 1 metric in {folder}")
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"one": "import nothing_of_this_name"}, "The file one.py of --nets-dir cannot be used: ModuleNotFoundError"),
+        ({"one": GOOD_NET.replace("NAME", "simconv1")}, "The suite has a net 'simconv1' already"),
+        ({"one": GOOD_NET.replace("NAME", "a b")}, "The net 'a b' cannot be used"),
+        (
+            {"one": GOOD_NET.replace("NAME", "x"), "two": GOOD_NET.replace("NAME", "x")},
+            "The net name 'x' is used twice",
+        ),
+    ],
+)
+def test_networks_that_keep_runs_from_starting_are_problems(own_files, files, said):
+    own_files(**files)
+    told = [one for one in doctor.of_nets() if one.state != "ok"]
+    assert [one.state for one in told] == ["problem"]
+    assert said in told[0].text
+    assert not doctor.can_run(told)
 
 
 @pytest.mark.parametrize(

@@ -146,14 +146,21 @@ def test_trained_networks_are_read_again_where_their_file_is_known(own_files, tm
 
 
 def test_a_metric_that_fails_later_is_a_failure_in_words(own_files, tmp_path):
-    own_files(bad="""
+    text = """
     from debiasbench.evaluation.own import metric
     @metric
     def bad(conflicting):
-        assert conflicting.mean() < 0.5, "few are aligned"
+        assert conflicting.mean() < LIMIT, "few are aligned"
         return 1.0
-    """)  # fmt: skip
-    (record,) = run(tmp_path, "mlp")
+    """
+    own_files(bad=text.replace("LIMIT", "0.5"))
+    with pytest.raises(BenchmarkError, match="The metric bad failed on test: AssertionError: few are aligned"):
+        planned(tmp_path, "mlp")  # before anything trains
+    own_files(bad=text.replace("LIMIT", "1.5"))
+    ready = planned(tmp_path, "mlp")
+    own_files(bad=text.replace("LIMIT", "0.5"))
+    run_grid(ready, lambda _: None)
+    record = read_record(find_record(tmp_path / "results", ready.plan.grid.cells[0]))
     assert not record.done
     assert record.failure.type == "BenchmarkError"
     assert record.failure.message == "The metric bad failed on test: AssertionError: few are aligned."
@@ -201,7 +208,7 @@ def test_the_list_has_them(own_files, capsys):
 EDITS = {
     "net": ("net", "the net mine", lambda text: text.replace("1.0 *", "2.0 *")),
     "metric": ("functions", "the metric sureness", lambda text: text.replace("1.0 *", "0.5 *")),
-    "rule": ("functions", "the rule first", lambda text: text.replace("return 0", "return 1")),
+    "rule": ("functions", "the rule first", lambda text: text.replace("return 0", "return len(rows) - 1")),
 }
 
 

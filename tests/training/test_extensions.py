@@ -183,14 +183,40 @@ def test_proxies_take_no_number_and_no_draw():
 
 @pytest.mark.parametrize(
     "proxy",
-    [lambda _, y: y.float(), lambda _, y: y - 1, lambda _, y: y + 65_536, lambda _, y: y[:1], lambda x, _: x],
-    ids=["fractions", "negative", "large", "too few", "images"],
+    [
+        lambda _, y: y.float(),
+        lambda _, y: y - 1,
+        lambda _, y: y + 65_536,
+        lambda _, y: y + 1j,
+        lambda _, y: y[:1],
+        lambda x, _: x,
+    ],
+    ids=["fractions", "negative", "large", "complex", "too few", "images"],
 )
 def test_proxies_are_whole_numbers_a_sample(proxy):
     task = squares()
     net = task.new_net()
     with pytest.raises(BenchmarkError, match=r"one whole number in 0\.\.65535"):
         task.train(net, ce, predict=net, proxy=proxy)
+
+
+@pytest.mark.parametrize(
+    ("function", "got"),
+    [
+        (lambda _, y: y[:1], r"\(1,\)"), (lambda _, y: torch.cat([y, y]), r"\(\d+,\)"), (lambda _, y: y.sum(), r"\(\)"),
+        (lambda _, y: y.tolist(), "list"), (lambda _, y: y.numpy(), "ndarray"), (lambda *_: None, "NoneType"),
+    ],
+    ids=["too few", "too many", "one number", "a list", "an array", "nothing"],
+)  # fmt: skip
+def test_functions_of_samples_return_a_row_for_each(function, got):
+    task, rest = squares(), rf": a tensor with a row for each sample, here \d+\. Got {got}\.$"
+    net = task.new_net()
+    with pytest.raises(BenchmarkError, match=r"^proxy= must give .* one whole number in 0\.\.65535" + rest):
+        task.train(net, lambda *_: None, predict=net, proxy=function)
+    with pytest.raises(BenchmarkError, match=r"^The function of task\.each must return \(B, \.\.\.\)" + rest):
+        task.each(function)
+    with pytest.raises(BenchmarkError, match=r"^The predictor must return logits \(N, C\)" + rest):
+        task.evaluation.logits(lambda x: function(x, torch.zeros(len(x))), [], task.splits.valid, task.recipe)
 
 
 def test_there_may_be_more_proxies_than_a_byte_tells_apart():

@@ -402,6 +402,34 @@ def test_a_function_lays_out_batches_itself(make_task):
     assert {tuple(index.tolist()) for index in seen} <= {tuple(index.tolist()) for index in given}
 
 
+class LayoutOfLength:
+    """Lays out one batch and says how many it is."""
+
+    def __init__(self, n):
+        self.n = n
+
+    def __len__(self):
+        return self.n
+
+    def __call__(self, _):
+        return [torch.arange(8)]
+
+
+@pytest.mark.parametrize(
+    ("layout", "said"),
+    [
+        (lambda _: [], "must lay out at least one batch"),
+        (lambda _: [torch.arange(0)], "none is empty"),
+        (lambda _: [torch.arange(8), torch.arange(0)], "none is empty"),
+        (LayoutOfLength(0), r"its len\(\) is 0"),
+    ],
+)
+def test_a_function_lays_out_some_samples(make_task, layout, said):
+    task = make_task(**QUICK, epochs=1)
+    with pytest.raises(ValueError, match=said):
+        task.train(task.new_net(), ce, sample=layout)
+
+
 # ---- what is refused ---------------------------------------------------------------------------------------
 
 

@@ -156,11 +156,13 @@ class ImageFolder(Dataset):
         labels = {split: {label for _, label, _ in part} for split, part in found.rows.items()}
         for split in ("train", "test"):
             if not labels[split]:
-                folders = (
-                    ""
-                    if table.is_file()
-                    else f" Folders there: {', '.join(path.name for path in contents(root).folders[:10]) or 'none'}."
-                )
+                folders = ""
+                if not table.is_file():
+                    tables = sorted(path.name for path in root.glob("*.csv"))
+                    folders = (
+                        f" Folders there: {', '.join(path.name for path in contents(root).folders[:10]) or 'none'}."
+                    )
+                    folders += f" Is it {tables[0]}? imagefolder:table={tables[0]}" if tables else ""
                 raise BenchmarkError(
                     f"{root} has no {split} images: {split}/<class>/* is needed, or {self.table} with the columns "
                     f"file, label, split and, if known, bias.{folders}"

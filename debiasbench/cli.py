@@ -715,7 +715,7 @@ def _asked(options: argparse.Namespace) -> Experiment:
         "shared_recipes": options.recipes == "shared",
     }  # fmt: skip
     replaced = {key: value for key, value in given.items() if value is not None and value is not False}
-    if replaced:  # then it is another grid than its words tell of
+    if options.methods or options.datasets:  # then it is another grid than its words tell of
         asked = replace(asked, about="", then="")
     return replace(asked, **replaced)
 

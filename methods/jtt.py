@@ -93,7 +93,8 @@ class JTT(Method):
             ratio = dataset.conflict_ratio
             reason = "unknown" if ratio is None else f"{ratio:g}"
             return (
-                f"lambda_up is 1 / (conflict ratio), and the ratio of {dataset.name} is {reason}: give jtt:lambda_up="
+                f"lambda_up is 1 / (conflict ratio), and the ratio of {dataset.name} is {reason}: give jtt:lambda_up=, "
+                "or the ratio to a dataset that takes it (imagefolder:rho=)"
             )
         return None
 

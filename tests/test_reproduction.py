@@ -336,6 +336,9 @@ def test_the_table_of_the_readme_follows_from_the_records():
         assert accuracy == written(100 * pd.Series([last_test(one)["acc_unbiased"] for one in runs_of]))
         assert conflicting == written(100 * pd.Series([last_test(one)["acc_conflict"] for one in runs_of]))
         assert bool(mark) == methods.get(method)[0].needs_bias_labels
+    page = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    for method, _, accuracy, _ in rows:
+        assert re.search(rf"(?m)^\| `{method}` \|.* \| {re.escape(accuracy)} \|", page), method
     order = [(bool(mark), -float(accuracy.split()[0])) for _, mark, accuracy, _ in rows]
     assert order == sorted(order)
 

@@ -663,7 +663,8 @@ def bibtex(folder: Path) -> str:
 
 
 def _no_records(folder: Path, complaints: list[str]) -> BenchmarkError:
-    return BenchmarkError("\n".join([f"There are no records in {folder}.", *complaints]))
+    advice = "" if complaints else " `debiasbench run` makes them; or name the folder that has some."
+    return BenchmarkError("\n".join([f"There are no records in {folder}.{advice}", *complaints]))
 
 
 def _stale(records: list[Record]) -> list[str]:
@@ -736,6 +737,7 @@ def status(results_dir: Path) -> Table:
     ]
     rows = [[*words(*key), count(n["done"]), count(n["failed"])] for key, n in sorted(counts.items())]
     notes = [f"Started, not finished: {', '.join(map(str, started))}."] if started else []
+    notes += [] if rows or started else ["No cell has ended here, and none was started: `debiasbench run` does that."]
     notes += _stale(records)
     columns = [Column(name, name, numeric=False) for name in ("dataset", "method")]
     columns += [Column(name, name) for name in ("done", "failed")]

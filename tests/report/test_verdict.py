@@ -120,4 +120,7 @@ def test_the_demo_says_what_it_does_and_what_to_try_next(tmp_path, capsys):
     assert main(["run", "--results-dir", str(tmp_path / "results"), "--dry-run"]) == 0
     assert demo.about.strip().splitlines()[0] in capsys.readouterr().out
     assert main(["run", "--results-dir", str(tmp_path / "results"), "--seeds", "1", "--dry-run"]) == 0
+    assert "The demo." in capsys.readouterr().out
+    words = ["run", "--experiment", "demo", "--methods", "vanilla", "--results-dir", str(tmp_path / "results")]
+    assert main([*words, "--dry-run"]) == 0
     assert "The demo." not in capsys.readouterr().out

@@ -76,7 +76,7 @@ def _alias_row(name: str, owner: str, accuracies: dict[str, float]) -> str:
 
 def _measured(name: str, accuracies: dict[str, float]) -> tuple[str, str]:
     """Cost and accuracy; also of a method that declines for want of a package here."""
-    with mock.patch.object(methods.get(name)[0], "decline", lambda *_: None):
+    with mock.patch.object(methods.get(name)[0], "decline", return_value=None):
         grid = expand([name], [DATASET], seeds=SEEDS)
     values = [accuracies[key] for cell in grid.cells if (key := _key(cell)) in accuracies]
     accuracy = f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}" if len(values) == SEEDS else "-"

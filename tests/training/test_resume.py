@@ -121,11 +121,15 @@ class LeavesTraces(Method):
     def fit(self, task):
         net, seen, sizes, count = task.new_net(), [], {}, torch.zeros(10)
         task.each(lambda x, y: seen.append(len(x)) or y)
-        task.each(lambda x, y: (count.add_(torch.bincount(y, minlength=10)), y)[1])
+        task.each(lambda x, y: self.counted(count, y) if len(x) else y)
         task.once(partial(self.measured, sizes=sizes), task.y)
         task.each(lambda x, y: self.adapted(net, x, y))
         task.train(net, partial(weighted, factor=float(len(seen) + count[0] / 26 + sizes["all"] / 256)), predict=net)
         return net
+
+    def counted(self, count, y):
+        count.add_(torch.bincount(y, minlength=10))
+        return y
 
     def measured(self, y, *, sizes, generator):
         sizes["all"] = len(y)

@@ -80,7 +80,7 @@ def comparison_table(
         rows.append(row)
     heads = [METHOD]
     for measure in measures:
-        of_data, of_metric = _parts_of_head(table, measure)
+        of_data, of_metric = parts_of_head(table, measure)
         heading = Phrase("{} {} (%)", of_data, of_metric)
         of_metric = f"{of_metric} (%)"
         group, part = (of_data, of_metric) if by == "dataset" else (of_metric, of_data)
@@ -110,10 +110,11 @@ def _key(measure: Measure) -> str:
 
 def _head(table: pd.DataFrame, measure: Measure) -> str:
     """`cmnist5k acc_unbiased`, marked where the data are not the published ones; with the rule where it is no last."""
-    return Phrase("{} {}", *_parts_of_head(table, measure))
+    return Phrase("{} {}", *parts_of_head(table, measure))
 
 
-def _parts_of_head(table: pd.DataFrame, measure: Measure) -> tuple[str, str]:
+def parts_of_head(table: pd.DataFrame, measure: Measure) -> tuple[str, str]:
+    """What a heading says of the dataset, marked where it is not the published data, and of the metric and rule."""
     mark = "" if table[table.dataset == measure.dataset].official.all() else MARKED
     rule = "" if measure.select == "last" else f", {measure.select}"
     rule += ORACLE if uses_bias_labels(measure.select) else ""

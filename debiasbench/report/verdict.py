@@ -10,6 +10,7 @@ import pandas as pd
 from debiasbench.evaluation.selection import uses_bias_labels
 from debiasbench.report.phrases import Phrase, joined
 from debiasbench.report.results import Measure, bias_knowing, summaries
+from debiasbench.report.sections import parts_of_head
 from debiasbench.report.statistics import LEVEL
 from debiasbench.report.tables import p_value
 
@@ -27,25 +28,34 @@ def verdicts(table: pd.DataFrame, measures: Sequence[Measure], tests: pd.DataFra
     knowing = bias_knowing(table)
     texts: list[str] = []
     for measure, found in summaries(table, measures).items():
-        if len(found) > 1 and not uses_bias_labels(measure.select):
-            left_out = bool(knowing & set(found.index)) and not set(found.index) <= knowing
-            texts.append(Phrase("{}{}", _best(measure, found, tests, among=left_out), _ties(found)))
+        competing = [method for method in found.index if method not in knowing] or list(found.index)
+        if len(competing) > 1 and not uses_bias_labels(measure.select):
+            head = parts_of_head(table, measure)
+            best = _best(head, found, _of_measure(tests, measure), among=len(competing) < len(found))
+            texts.append(Phrase("{}{}", best, _others(found, set(tests.reference))))
     return texts
 
 
-def _best(measure: Measure, found: pd.DataFrame, tests: pd.DataFrame, *, among: bool) -> str:
-    """`cmnist5k: pgd is best with 84.1 % (acc_unbiased), 44.9 points above vanilla: ...`."""
+def _of_measure(tests: pd.DataFrame, measure: Measure) -> pd.DataFrame:
+    return tests[(tests[list(Measure._fields)] == list(measure)).all(axis=1)]
+
+
+def _best(head: tuple[str, str], found: pd.DataFrame, tests: pd.DataFrame, *, among: bool) -> str:
+    """`cmnist5k: pgd is best with 84.1 % (acc_unbiased), 44.9 points above vanilla: ...`.
+
+    head: what tables say of the dataset and of the metric. found, tests: of this measure. among: others take no part.
+    """
     best = found.index[found.best][0]
-    told = " of those that are not told the bias" if among else ""
-    rule = "" if measure.select == "last" else f", {measure.select}"
     what = Phrase(
-        "{dataset}: {method} is best{} with {} % ({})",
-        told, f"{100 * found['mean'][best]:.1f}", measure.metric + rule, dataset=measure.dataset, method=best,
+        "{}: {method} is best{} with {} % ({})",
+        head[0], " of those that are not told the bias" if among else "", f"{100 * found['mean'][best]:.1f}", head[1],
+        method=best,
     )  # fmt: skip
-    of_measure = (tests[list(Measure._fields)] == list(measure)).all(axis=1)
-    if best in set(tests.reference[of_measure]):
-        return Phrase("{}; no method here is shown to be better than it, the reference.", what)
-    rows = tests[of_measure & (tests.method == best)].to_dict("records")
+    if best in set(tests.reference):  # one that is told the bias may well be better
+        return Phrase(
+            "{}; {} is shown to be better than it, the reference.", what, "none of them" if among else "no method here"
+        )
+    rows = tests[tests.method == best].to_dict("records")
     if not rows or math.isnan(rows[0]["gap"]):  # the reference has no run there
         return Phrase("{}.", what)
     gap, p = 100 * rows[0]["gap"], rows[0]["welch_holm"]
@@ -61,10 +71,16 @@ def _certainty(p: float) -> str:
     return f"{'significant' if p < LEVEL else 'perhaps by chance'} (p {told} after correction)"
 
 
-def _ties(found: pd.DataFrame) -> str:
-    """Which methods no test tells from the best."""
-    tied = list(found.index[found.tied])
-    if not tied:
-        return ""
-    names = joined(", ", [Phrase("{method}", method=title) for title in tied])
-    return Phrase(" Not told from it by a test: {}.", names)
+def _others(found: pd.DataFrame, references: set[str]) -> str:
+    """Which methods no test tells from the best, and which it was not tested against.
+
+    Of the reference it was said: by its own test, which is corrected for other comparisons than these.
+    """
+    told = {" Not told from it by a test: {}.": found.tied, " No test of it against {}.": found.untested}
+    named = {text: [title for title in found.index[which] if title not in references] for text, which in told.items()}
+    parts = [
+        Phrase(text, joined(", ", [Phrase("{method}", method=title) for title in titles]))
+        for text, titles in named.items()
+        if titles
+    ]
+    return joined("", parts)

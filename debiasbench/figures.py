@@ -25,7 +25,6 @@ import pandas as pd
 
 from debiasbench.archives import is_there
 from debiasbench.errors import BenchmarkError
-from debiasbench.evaluation.selection import SELECTION_RULES
 from debiasbench.files import default_data_dir, to_path
 from debiasbench.parameters import suggestion
 from debiasbench.records import read_record, read_scores
@@ -34,7 +33,16 @@ from debiasbench.report.fisher import of_record
 from debiasbench.report.phrases import display_titles_in
 from debiasbench.report.profile import profile as profile_of
 from debiasbench.report.profile import sweeps_in
-from debiasbench.report.results import Measure, check_table, distinct, headline_of, metrics_in, runs
+from debiasbench.report.results import (
+    Measure,
+    check_metric,
+    check_reference,
+    check_rule,
+    check_table,
+    distinct,
+    headline_of,
+    runs,
+)
 from debiasbench.report.statistics import FEWEST_DATASETS, FEWEST_METHODS, welch
 from debiasbench.weights import has_weights
 
@@ -52,7 +60,7 @@ def accuracies(
     Args:
         table: the results.
         dataset: its title; default: the only one of the table.
-        metric: a column of the table; default: the dataset's headline metric.
+        metric: an accuracy, or a metric of your own; default: the dataset's headline metric.
         select: the rule that selected the epoch: "last", "val_acc", ...
     """
     table = _finished(table)
@@ -71,7 +79,7 @@ def curves(table: pd.DataFrame, *, dataset: str | None = None, metric: str | Non
     Args:
         table: the results.
         dataset: its title; default: the only one of the table.
-        metric: which; default: the dataset's headline metric.
+        metric: an accuracy, or a metric of your own; default: the dataset's headline metric.
     """
     table = _finished(table)
     (measure,) = _measures(table, [_dataset(table, dataset)], metric, "last")
@@ -120,7 +128,7 @@ def ranks(table: pd.DataFrame, *, metric: str | None = None, select: str = "last
 
     Args:
         table: the results.
-        metric: a column of the table; default: each dataset's headline metric.
+        metric: an accuracy, or a metric of your own; default: each dataset's headline metric.
         select: the rule that selected the epoch: "last", "val_acc", ...
     """
     table = _finished(table)
@@ -152,7 +160,7 @@ def variants(table: pd.DataFrame, *, metric: str | None = None, select: str = "l
 
     Args:
         table: the results, of a few methods.
-        metric: a column of the table; default: each dataset's headline metric.
+        metric: an accuracy, or a metric of your own; default: each dataset's headline metric.
         select: the rule that selected the epoch: "last", "val_acc", ...
     """
     values, options = _by_dataset(table, metric, select)
@@ -169,7 +177,7 @@ def trials(
     Args:
         table: the results.
         reference: a method's title; default: the first.
-        metric: a column of the table; default: each dataset's headline metric.
+        metric: an accuracy, or a metric of your own; default: each dataset's headline metric.
         select: the rule that selected the epoch: "last", "val_acc", ...
     """
     values, options = _by_dataset(table, metric, select)
@@ -284,21 +292,16 @@ def _dataset(table: pd.DataFrame, dataset: str | None) -> str:
 
 def _method(table: pd.DataFrame, reference: str | None) -> str:
     there = list(dict.fromkeys(table.method))
-    if reference is not None and reference not in there:
-        raise BenchmarkError(
-            f"No results of the reference '{reference}'.{suggestion(reference, there)} There are: {', '.join(there)}."
-        )
+    if reference is not None:
+        check_reference(reference, there)
     return reference or str(there[0])
 
 
 def _measures(table: pd.DataFrame, datasets: list[str], metric: str | None, select: str) -> list[Measure]:
     """What is drawn of each dataset."""
-    known = metrics_in(table)
-    if metric is not None and metric not in table:
-        raise BenchmarkError(f"No metric '{metric}'.{suggestion(metric, known)} Known: {', '.join(known)}.")
-    rules = list(dict.fromkeys([*SELECTION_RULES, *table["select"].dropna()]))
-    if select not in rules:
-        raise BenchmarkError(f"No selection rule '{select}'.{suggestion(select, rules)} Known: {', '.join(rules)}.")
+    if metric is not None:
+        check_metric(table, metric)
+    check_rule(table, select)
     return [Measure(dataset, metric or headline_of(table, dataset), select) for dataset in datasets]
 
 

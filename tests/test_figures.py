@@ -202,6 +202,8 @@ def test_what_is_no_table_of_results_is_refused(name, place, table, one):
           for name in ("accuracies", "curves", "scores")],
         *[(name, lambda table: table, {"metric": "acc_unbaised"}, "Did you mean 'acc_unbiased'")
           for name in ("ranks", "variants", "trials")],
+        *[(name, lambda table: table, {"metric": metric}, f"No metric '{metric}'")  # no per cents
+          for name, metric in (("ranks", "loss"), ("variants", "seconds"), ("trials", "method"))],
         *[(name, lambda table: table, {"select": "lost"}, "Did you mean 'last'")
           for name in ("ranks", "variants", "trials")],
         *[(name, lambda table: table, {"reference": "vanila"}, "Did you mean 'vanilla'")

@@ -24,7 +24,6 @@ from debiasbench.code import digest_of_plugin
 from debiasbench.drawing import lacking
 from debiasbench.errors import BenchmarkError
 from debiasbench.escaping import markdown_line
-from debiasbench.evaluation.selection import SELECTION_RULES
 from debiasbench.experiments import Experiment
 from debiasbench.files import atomic_file, check_writable, file_name, file_names, write_atomically
 from debiasbench.parameters import suggestion
@@ -42,6 +41,9 @@ from debiasbench.report.published import cells as grid_cells
 from debiasbench.report.results import (
     Measure,
     bias_knowing,
+    check_metric,
+    check_reference,
+    check_rule,
     compare_by,
     dataset_title,
     existing,
@@ -211,11 +213,8 @@ def make(  # noqa: PLR0913 - the report's options
     known = list(dict.fromkeys(record.cell.method_title for record in records))
     if reference is None and saved.reference in known:
         reference = saved.reference
-    if reference is not None and reference not in known:
-        raise BenchmarkError(
-            f"No results of the reference '{reference}'{' among the methods and datasets that are shown' * limited}."
-            f"{suggestion(reference, known)} There are: {', '.join(known)}."
-        )
+    if reference is not None:
+        check_reference(reference, known, " among the methods and datasets that are shown" * limited)
     done = [record for record in records if record.done]
     failed = [record for record in records if not record.done]
     of_draws = {record.cell.method_title for record in draws if record.cell.draw and record.cell.draw.number}
@@ -377,14 +376,10 @@ def _names(cell: Cell, kind: str) -> set[str]:
 
 def _measures(table: pd.DataFrame, shown: Shown) -> list[Measure]:
     """What is compared; a metric that a dataset does not have is left out there."""
-    known = metrics_in(table)
-    rules = list(dict.fromkeys([*SELECTION_RULES, *table["select"].dropna()]))
     for name in shown.metrics:
-        if name not in known:
-            raise BenchmarkError(f"No metric '{name}'.{suggestion(name, known)} Known: {', '.join(known)}.")
+        check_metric(table, name)
     for rule in shown.select:
-        if rule not in rules:
-            raise BenchmarkError(f"No selection rule '{rule}'.{suggestion(rule, rules)} Known: {', '.join(rules)}.")
+        check_rule(table, rule)
     measures = []
     for dataset in dict.fromkeys(table.dataset):
         has = [name for name in shown.metrics if table.loc[table.dataset == dataset, name].notna().any()]
@@ -395,7 +390,7 @@ def _measures(table: pd.DataFrame, shown: Shown) -> list[Measure]:
         columns = list(dict.fromkeys((one.metric, one.select) for one in measures))
         measures.sort(key=lambda one: columns.index((one.metric, one.select)))
     if not measures:
-        raise BenchmarkError(f"No dataset here has {', '.join(shown.metrics)}. Known: {', '.join(known)}.")
+        raise BenchmarkError(f"No dataset here has {', '.join(shown.metrics)}. Known: {', '.join(metrics_in(table))}.")
     return measures
 
 

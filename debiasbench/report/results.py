@@ -183,6 +183,29 @@ def metrics_in(table: pd.DataFrame) -> list[str]:
     return [name for name in table.columns if name.startswith("acc_") or is_own_metric(name)]
 
 
+def check_metric(table: pd.DataFrame, metric: str) -> None:
+    """Refuse what is no metric of a table; BenchmarkError tells which there are."""
+    known = metrics_in(table)
+    if metric not in known:
+        raise BenchmarkError(f"No metric '{metric}'.{suggestion(metric, known)} Known: {', '.join(known)}.")
+
+
+def check_rule(table: pd.DataFrame, rule: str) -> None:
+    """Refuse what is no selection rule, of the suite or of a table; BenchmarkError tells which there are."""
+    known = list(dict.fromkeys([*SELECTION_RULES, *table["select"].dropna()]))
+    if rule not in known:
+        raise BenchmarkError(f"No selection rule '{rule}'.{suggestion(rule, known)} Known: {', '.join(known)}.")
+
+
+def check_reference(reference: str, methods: Sequence[str], where: str = "") -> None:
+    """Refuse a reference that is none of the methods; BenchmarkError tells which there are. where: they were sought."""
+    if reference not in methods:
+        raise BenchmarkError(
+            f"No results of the reference '{reference}'{where}.{suggestion(reference, methods)} "
+            f"There are: {', '.join(methods)}."
+        )
+
+
 def load_results(path: str | Path) -> pd.DataFrame:
     """The records below a folder as one tidy table; see `to_frame` and `records_in`."""
     return to_frame(records_in(path))
@@ -240,9 +263,8 @@ def runs(table: pd.DataFrame, dataset: str, metric: str, *, split: str = "test",
         BenchmarkError: the table lacks the metric, or mixes versions or data that must not be mixed.
     """
     _refuse_lacking(table)
-    metrics = metrics_in(table)
     if metric not in table:
-        raise BenchmarkError(f"No metric '{metric}'.{suggestion(metric, metrics)} Known: {', '.join(metrics)}.")
+        check_metric(table, metric)
     chosen = table[
         (table["dataset"] == dataset)
         & (table["status"] == "done")
@@ -270,7 +292,8 @@ def runs(table: pd.DataFrame, dataset: str, metric: str, *, split: str = "test",
     try:
         values = chosen[metric].astype(float)
     except (TypeError, ValueError):
-        raise BenchmarkError(f"The column '{metric}' has no numbers. Metrics: {', '.join(metrics)}.") from None
+        known = ", ".join(metrics_in(table))
+        raise BenchmarkError(f"The column '{metric}' has no numbers. Metrics: {known}.") from None
     return chosen.assign(value=values).dropna(subset=["value"])[columns]
 
 
@@ -384,11 +407,7 @@ def compare(
     check_table(table)
     methods = list(dict.fromkeys(table.method))
     reference = reference or methods[0]
-    if reference not in methods:
-        raise BenchmarkError(
-            f"No results of the reference '{reference}'.{suggestion(reference, methods)} "
-            f"There are: {', '.join(methods)}."
-        )
+    check_reference(reference, methods)
     datasets = dict.fromkeys(table.dataset)
     measures = [Measure(dataset, metric or headline_of(table, dataset), select) for dataset in datasets]
     return compare_by(table, measures, reference=reference, split=split)

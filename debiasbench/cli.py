@@ -609,9 +609,7 @@ def tune_command(options: argparse.Namespace) -> int:
         shared_recipes=options.recipes == "shared",
     )  # fmt: skip
     output = options.output or options.results_dir / "tuned.toml"
-    if (
-        options.output and not options.dry_run
-    ):  # the usual file is in the results folder, which is tried as that of a run
+    if options.output and not options.dry_run:  # the usual one is in the results folder, which every run tries
         check_output(output)
     tuning = plan_tuning(
         asked,

@@ -81,7 +81,7 @@ class TunedValues:
         draws: of each method on each dataset.
         seeds: that each draw was trained with.
         chosen: what, for each method on each dataset.
-        digest: SHA-256 of all before, as the file has it.
+        digest: SHA-256 of all else that is written, as the file has it; "" where it was not read from one.
         path: of the file, where it was read from one.
     """
 

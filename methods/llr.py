@@ -135,8 +135,8 @@ class AFR(LastLayer):
         """In proportion to exp(-gamma p_y) / N_y."""
         task.train(net, mean_cross_entropy, sample=(~held).long(), reuse=True)
         p_y = task.each(lambda x, y: (-cross_entropy(net(x), y)).exp()).double()
-        below = (self.gamma * (p_y[held].min() - p_y)).clamp_max(0)  # at most 0: finite for any gamma
-        weight = balanced(task.y, held) * below.exp()
+        # clamped: a sample that is not held may lie below the least of those that are, and for a large gamma overflow
+        weight = balanced(task.y, held) * (self.gamma * (p_y[held].min() - p_y)).clamp_max(0).exp()
         return weight / weight.sum()
 
 

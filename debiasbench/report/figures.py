@@ -570,9 +570,8 @@ def curve_figure(
     for index, (method, runs) in enumerate(curves.items()):
         style = _line(method, order or list(curves))
         for run in runs if len(runs) > 1 else ():
-            axis.plot(
-                list(run), [100 * value for value in run.values()], color=style["color"], linewidth=0.5, alpha=0.4
-            )
+            thin = {"color": style["color"], "linewidth": 0.5, "alpha": 0.4, "markersize": 3}
+            axis.plot(list(run), [100 * value for value in run.values()], "." if len(run) == 1 else "", **thin)
         epochs = sorted(set(runs[0]).intersection(*runs))
         means = [100 * sum(run[epoch] for run in runs) / len(runs) for epoch in epochs]
         step = max(1, len(epochs) // 6)  # about six marks, apart so that they do not hide each other

@@ -550,3 +550,11 @@ def test_p_is_written_as_in_the_tables(p, text):
 )  # fmt: skip
 def test_labels_are_broken_behind_colons_and_commas(label, lines):
     assert figures.in_lines(label, 12) == lines
+
+
+@pytest.mark.parametrize(("runs", "marks"), [([{1: 0.5}, {1: 0.7}], ".."), ([{1: 0.5, 2: 0.6}, {1: 0.7}], " ."),
+                                             ([{1: 0.5, 2: 0.6}, {1: 0.7, 2: 0.8}], "  ")])  # fmt: skip
+def test_a_run_of_one_epoch_is_seen_as_a_point(runs, marks):
+    (axis,) = curve_figure({"x": runs}, metric="acc").axes
+    thin = [line for line in axis.lines if line.get_linewidth() < 1]
+    assert [line.get_marker().replace("None", " ") or " " for line in thin] == list(marks)

@@ -29,7 +29,7 @@ from debiasbench.wording import duration
 if TYPE_CHECKING:
     from markupsafe import Markup
 
-# What the figures show, by how their file names begin: "scores-<dataset>.png"
+# What the figures show, by how their file names begin: "scores-<dataset>.png", "tuning-<rule>-<dataset>.png"
 _FIGURES = {
     "scores": "Histograms of the per-sample scores of aligned and of conflicting samples, a panel for each method",
     "accuracies": "The runs' test accuracies: each run, and the means; of many runs histograms",
@@ -38,6 +38,7 @@ _FIGURES = {
     "figure10": "Histograms of the accuracies of many runs, a panel for each dataset",
     "theorem2": "The one-dimensional example of Theorem 2: the objective, and its minimum at h proportional to |g|",
     "profile": "Accuracies by the fraction of conflicting training samples, a line a method; grey: on aligned samples",
+    "tuning": "What the rule went by, of the draws of a tuning and of the runs with what was chosen",
     "ranks": "Average ranks of the methods; a bar joins those that cannot be told apart",
 }
 MOST_CELLS = 500  # that have a block each, and as many methods on a dataset that show their settings
@@ -248,8 +249,13 @@ def _shown(table: Table, displays: Displays, kept: _Kept) -> _Shown:
 
 def _figure(path: Path, datasets: list[str], displays: Displays) -> dict[str, str]:
     kind, _, name = path.stem.partition("-")
+    rule, _, name = name.partition("-") if kind == "tuning" else ("", "", name)
     title = {name: title for title, name in file_names(datasets).items()}.get(name, name.replace("+", ":", 1))
-    what = _FIGURES.get(kind, kind) + (f": {displays['dataset'].get(title, title)}" if name else "")
+    what = (
+        _FIGURES.get(kind, kind)
+        + (f" ({rule})" if rule else "")
+        + (f": {displays['dataset'].get(title, title)}" if name else "")
+    )
     data = base64.b64encode(path.read_bytes()).decode()
     return {"source": f"data:{_MEDIA[path.suffix]};base64,{data}", "what": what, "dataset": title}
 

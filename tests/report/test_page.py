@@ -324,6 +324,21 @@ def test_figures_are_part_of_the_page(tmp_path):
     assert third == "else: x"
 
 
+@pytest.mark.parametrize("rule", ["val_acc", "worst_class", "group_val"])
+def test_the_draws_of_a_tuning_are_of_their_rule_and_dataset(rule, tmp_path):
+    figure = tmp_path / f"tuning-{rule}-cmnist5k.png"
+    figure.write_bytes(PIXEL)
+    text = page("t", [], [figure], [record(), record(dataset="other")])
+    (alt,) = Document(text).values("alt")
+    assert alt.endswith(f"what was chosen ({rule}): Colored MNIST (5,000), 2 %")
+    assert '<figure data-dataset="0"><div class="paper">' in text  # hidden with its dataset
+
+
+def test_signs_of_the_style_are_not_read_aloud():
+    signs = re.findall(r'content: "(.+?)"( / "")?;', page("t", [NUMBERS], [], [record()]))
+    assert {sign for sign, _ in signs} == {sign for sign, silent in signs if silent} == set("↕↑↓")
+
+
 def chart_of(records):
     """The learning curves of the first dataset: (kind, colour, points as epochs and per cents) of all panels."""
     text = page("t", [], [], records)

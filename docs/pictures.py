@@ -13,11 +13,11 @@ import tempfile
 from pathlib import Path
 
 from debiasbench.datasets import registry as datasets
+from debiasbench.experiments import read_experiment
 from debiasbench.report.inspection import inspect
 from debiasbench.report.make import Shown, make
 
 DOCS = Path(__file__).parent
-METHODS = ("vanilla", "lff", "jtt", "disen", "pgd")  # as in the demo
 WIDTH, HEIGHT = 1100, 1295  # of the screenshot, pixels
 
 
@@ -29,7 +29,7 @@ def main() -> None:
         _, (sheet,) = inspect(dataset, "cmnist5k", data_dir=Path(scratch), results_dir=Path(scratch))
         shutil.copy(sheet, folder / "cmnist5k.png")
         records = shutil.copy(DOCS / "reproduction" / "records" / "field.zip", Path(scratch, "results.zip"))
-        report = make(Path(records), reference="vanilla", shown=Shown(methods=METHODS))
+        report = make(Path(records), reference="vanilla", shown=Shown(methods=tuple(read_experiment("demo").methods)))
         browser = shutil.which("chromium") or shutil.which("google-chrome")
         if browser is None:
             sys.exit("There is no browser: report.png stays as it is.")

@@ -40,8 +40,10 @@ class Experiment:
     """One file's grid.
 
     Attributes:
-        methods, datasets: with parameters inline. seeds: how many, or which.
-        about: what a newcomer is told before it runs. then: and afterwards, what to try next.
+        methods, datasets: with parameters inline.
+        seeds: how many, or which.
+        about: what a newcomer is told before it runs.
+        then: what they are told afterwards, to try next.
         paper: the stem of the file in `experiments/paper/` whose numbers it regenerates; "" for none.
         show: what is made of it: accuracy (tables), cost (seconds by step), bins (counts of scores), fisher (traces of
             the inverse Fisher information), norms (variants over datasets), trials (distributions over seeds).

@@ -42,7 +42,10 @@ class Panel:
     """The curves of a method: paths, "" for none.
 
     Attributes:
-        mean: over runs, on the test split; `validation`: the same on the validation split.
+        method: its display title.
+        colour: of its curves, as `#0072B2`.
+        mean: over runs, on the test split.
+        validation: the same on the validation split.
         runs: each run, where there are several, and not more than MOST_CURVES.
         band: from the lowest to the highest, where there are more.
         last: of the mean: where it ends, and its percent there; None without a mean.
@@ -128,9 +131,11 @@ class Row:
     """The runs of a method on a line of 100 by 20: paths, "" for none.
 
     Attributes:
+        method: its display title.
+        colour: of its runs, as `#0072B2`.
         runs: each run a dot; of more than MOST_CURVES a line from the lowest to the highest.
         middle: of those a bar over the middle half.
-        mean: where it lies; None without a run.
+        mean: where it lies, from 0 to 100; None without a run.
         told: what it shows, in words.
     """
 

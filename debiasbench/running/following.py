@@ -31,8 +31,10 @@ class Seen:
     """A cell that was seen to be trained.
 
     Attributes:
-        name: where its record will be, below the folder of records. holder: who trains it, and how far it has come.
-        started: when it was first seen. n_epochs: epochs, of all stages, that have ended since.
+        name: where its record will be, below the folder of records.
+        holder: who trains it, and how far it has come.
+        started: when it was first seen, on the monotonic clock (seconds).
+        n_epochs: epochs, of all stages, that have ended since.
     """
 
     name: str
@@ -64,9 +66,14 @@ class Following:
     """How far the run is that was started last on a folder.
 
     Attributes:
+        results_dir: the folder.
         waiting: records that are not written yet -> their states when the run was started.
-        done: titles of cells, in the order in which they were seen to end. failed: such titles -> why, in a line.
+        done: titles of cells, in the order in which they were seen to end.
+        failed: such titles -> why, in a line.
         running: cells that were being trained at the last look, by name.
+        started: when it was first looked at, on the monotonic clock (seconds).
+        sign: when a run was last seen at work, on the same clock.
+        n_before: cells that had ended when it was first looked at.
     """
 
     results_dir: Path
@@ -75,8 +82,8 @@ class Following:
     failed: dict[str, str] = field(default_factory=dict)
     running: dict[str, Seen] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
-    sign: float = field(default_factory=time.monotonic)  # when a run was last seen at work
-    n_before: int = 0  # cells that had ended when it was first looked at
+    sign: float = field(default_factory=time.monotonic)
+    n_before: int = 0
 
     @classmethod
     def of(cls, results_dir: Path) -> Following:

@@ -26,9 +26,13 @@ class Running:
     """A cell that is being trained.
 
     Attributes:
-        cost: in vanilla runs. epochs: of a vanilla run; None where the recipe counts steps.
-        reached: stage -> its epoch. of: epochs of the stage that it is in. before: epochs that were done when it was
-            first heard of, as of a cell that goes on, or of another run.
+        title: of the cell.
+        cost: in vanilla runs.
+        epochs: of a vanilla run; None where the recipe counts steps.
+        started: when it was first heard of, on the monotonic clock (seconds).
+        reached: stage -> its epoch.
+        of: epochs of the stage that it is in.
+        before: epochs that were done when it was first heard of, as of a cell that goes on, or of another run.
     """
 
     title: str
@@ -115,12 +119,8 @@ class Display:
             return
         if event.kind == "started":
             self.running[event.worker] = Running.of_cell(event.cell, self.costs.get(event.cell.hash, 1.0))
-            if event.worker not in self.rows:
-                self.rows[event.worker] = self.cell_bars.add_task("", total=1, title="", stage="")
             self._row(event, title=event.cell.title, stage="loading data", completed=0, total=1)
         elif event.kind in ("epoch", "elsewhere"):
-            if event.worker not in self.rows:
-                self.rows[event.worker] = self.cell_bars.add_task("", total=1, title="", stage="")
             self._row(
                 event, title=event.cell.title, stage=event.stage, completed=event.epoch, total=max(event.epochs, 1)
             )
@@ -133,6 +133,9 @@ class Display:
         self.grid_bar.update(self.grid_task, left=self._left())
 
     def _row(self, event: Event, **fields: object) -> None:
+        """What the row of a worker shows from now on."""
+        if event.worker not in self.rows:
+            self.rows[event.worker] = self.cell_bars.add_task("", total=1, title="", stage="")
         shown = {name: self.console.shown(one) if isinstance(one, str) else one for name, one in fields.items()}
         self.cell_bars.update(self.rows[event.worker], **shown)  # type: ignore[arg-type]
 

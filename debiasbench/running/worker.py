@@ -123,7 +123,7 @@ def _read(requests: Any, lines: queue.SimpleQueue[str | None], stop: Callable[[]
     _leave(1)
 
 
-_alone = threading.Event()  # the caller is gone, or wants nothing more: its input has ended
+_alone = threading.Event()  # the caller is gone or wants nothing more (its input has ended), or cannot be told any more
 
 
 def _leave(code: int) -> None:

@@ -504,7 +504,8 @@ def of_nets() -> Iterator[Finding]:
     except BenchmarkError as error:
         for line in str(error).splitlines():
             yield Finding("nets", line, "problem", "No run starts until then.")
-    for name in registry.broken.keys() - set(registry.files):  # of a package that is installed: nobody may have asked
+    # of packages that are installed: nobody may have asked for them
+    for name in sorted(registry.broken.keys() - set(registry.files)):
         said = registry.broken[name].strip().splitlines()[-1]
         advice = "The traceback: debiasbench list --tracebacks"
         yield Finding(f"net {name}", f"could not be imported ({said})", "note", advice)

@@ -11,7 +11,7 @@ from debiasbench.evaluation.selection import uses_bias_labels
 from debiasbench.report.phrases import Phrase, joined
 from debiasbench.report.results import Measure, bias_knowing, summaries
 from debiasbench.report.sections import parts_of_head
-from debiasbench.report.statistics import LEVEL
+from debiasbench.report.statistics import LEVEL, SAME
 from debiasbench.report.tables import p_value
 
 
@@ -30,38 +30,53 @@ def verdicts(table: pd.DataFrame, measures: Sequence[Measure], tests: pd.DataFra
     for measure, found in summaries(table, measures).items():
         competing = [method for method in found.index if method not in knowing] or list(found.index)
         if len(competing) > 1 and not uses_bias_labels(measure.select):
-            head = parts_of_head(table, measure)
-            best = _best(head, found, _of_measure(tests, measure), among=len(competing) < len(found))
-            texts.append(Phrase("{}{}", best, _others(found, set(tests.reference))))
+            own = tests[(tests[list(Measure._fields)] == list(measure)).all(axis=1)]
+            among = len(competing) < len(found)
+            texts.append(_verdict(parts_of_head(table, measure), found.loc[competing], own, among=among))
     return texts
 
 
-def _of_measure(tests: pd.DataFrame, measure: Measure) -> pd.DataFrame:
-    return tests[(tests[list(Measure._fields)] == list(measure)).all(axis=1)]
-
-
-def _best(head: tuple[str, str], found: pd.DataFrame, tests: pd.DataFrame, *, among: bool) -> str:
+def _verdict(head: tuple[str, str], found: pd.DataFrame, tests: pd.DataFrame, *, among: bool) -> str:
     """`cmnist5k: pgd is best with 84.1 % (acc_unbiased), 44.9 points above vanilla: ...`.
 
-    head: what tables say of the dataset and of the metric. found, tests: of this measure. among: others take no part.
+    Args:
+        head: what tables say of the dataset, and of metric and rule.
+        found: as `summaries` makes it, of the methods that compete.
+        tests: of this measure.
+        among: whether other methods do not compete.
     """
-    best = found.index[found.best][0]
+    highest = found["mean"][found.best].item()
+    best = list(found.index[highest - found["mean"] <= SAME])
     what = Phrase(
-        "{}: {method} is best{} with {} % ({})",
-        head[0], " of those that are not told the bias" if among else "", f"{100 * found['mean'][best]:.1f}", head[1],
-        method=best,
+        "{}: {} {} best{} with {} % ({})",
+        head[0], _named(best, " and "), "is" if len(best) == 1 else "are",
+        " of those that are not told the bias" if among else "", f"{100 * highest:.1f}", head[1],
     )  # fmt: skip
-    if best in set(tests.reference):  # one that is told the bias may well be better
-        return Phrase(
-            "{}; {} is shown to be better than it, the reference.", what, "none of them" if among else "no method here"
-        )
-    rows = tests[tests.method == best].to_dict("records")
-    if not rows or math.isnan(rows[0]["gap"]):  # the reference has no run there
-        return Phrase("{}.", what)
-    gap, p = 100 * rows[0]["gap"], rows[0]["welch_holm"]
-    gap_text = f"{abs(gap):.1f} points {'below' if gap < 0 else 'above'}"
-    certainty = "" if gap < 0 else f": {_certainty(p)}"
-    return Phrase("{}, {} {method}{}.", what, gap_text, certainty, method=rows[0]["reference"])
+    references = set(tests.reference)
+    told = _beside_reference(best, references, tests, among=among)
+    others = found.drop(index=[*best, *(references & set(found.index) - set(best))])
+    it = "it" if len(best) == 1 else "them"
+    more = {f" Not told from {it} by a test: {{}}.": others.tied, f" No test of {it} against {{}}.": others.untested}
+    parts = [Phrase(text, _named(list(others.index[which]))) for text, which in more.items() if which.any()]
+    return joined("", [what, told, *parts])
+
+
+def _beside_reference(best: list[str], references: set[str], tests: pd.DataFrame, *, among: bool) -> str:
+    """How the best stand to the reference: by tests of a table of their own, so it is left out of the ties."""
+    if references & set(best):  # one that is told the bias may well be better
+        than = "it, the reference" if len(best) == 1 else "the reference"
+        return f"; {'none of them' if among else 'no method here'} is shown to be better than {than}."
+    rows = tests[tests.method.isin(best)]
+    if not len(rows) or rows.gap.isna().any():  # the reference has no run there
+        return "."
+    gap = 100 * rows.gap.iloc[0]
+    certainty = "" if gap < 0 else f": {_certainty(rows.welch_holm.max(skipna=False))}"
+    side = "below" if gap < 0 else "above"
+    return Phrase(f", {abs(gap):.1f} points {side} {{method}}{{}}.", certainty, method=rows.reference.iloc[0])
+
+
+def _named(methods: list[str], separator: str = ", ") -> Phrase:
+    return joined(separator, [Phrase("{method}", method=method) for method in methods])
 
 
 def _certainty(p: float) -> str:
@@ -69,18 +84,3 @@ def _certainty(p: float) -> str:
         return "whether by chance, no test can tell here"
     told = p_value(p) if p_value(p).startswith("<") else f"= {p_value(p)}"
     return f"{'significant' if p < LEVEL else 'perhaps by chance'} (p {told} after correction)"
-
-
-def _others(found: pd.DataFrame, references: set[str]) -> str:
-    """Which methods no test tells from the best, and which it was not tested against.
-
-    Of the reference it was said: by its own test, which is corrected for other comparisons than these.
-    """
-    told = {" Not told from it by a test: {}.": found.tied, " No test of it against {}.": found.untested}
-    named = {text: [title for title in found.index[which] if title not in references] for text, which in told.items()}
-    parts = [
-        Phrase(text, joined(", ", [Phrase("{method}", method=title) for title in titles]))
-        for text, titles in named.items()
-        if titles
-    ]
-    return joined("", parts)

@@ -251,8 +251,8 @@ def compare(
     """Test on each dataset whether each method is better than a reference; a notebook shows the report's table of it.
 
     Args:
-        table: from `run` or `load_results`, all of it or a part of its rows.
-        reference: a method's title; default: the first method of the table.
+        table: from `run` or `load_results`, all of it or a part of its rows. Draws of a tuning take no part.
+        reference: a method's title; default: the first method of the table that has finished runs.
         metric: a column of the table; default: each dataset's headline metric.
         split: "test" or "valid".
         select: the rule that selected the epoch: "last", "val_acc", ...
@@ -263,8 +263,8 @@ def compare(
         (low, high), and the gap that this many runs could detect; see `debiasbench.report.results.compare`.
 
     Raises:
-        BenchmarkError: no table of results; no such reference, metric or dataset; versions, data or settings that must
-            not be mixed.
+        BenchmarkError: no table of results, or no finished run in it; no such reference or metric; versions,
+            data or settings that must not be mixed.
     """
     from debiasbench.report.notebook import Tests
     from debiasbench.report.results import compare as compare_table

@@ -41,6 +41,7 @@ from debiasbench.report.results import (
     check_table,
     distinct,
     headline_of,
+    results_in,
     runs,
 )
 from debiasbench.report.statistics import FEWEST_DATASETS, FEWEST_METHODS, welch
@@ -266,12 +267,7 @@ def _shown(figure: Figure) -> Figure:
 def _finished(table: pd.DataFrame) -> pd.DataFrame:
     """The rows of finished runs, without the draws of a tuning, which are no results."""
     check_table(table)
-    results = table[table.draw.isna()] if "draw" in table else table
-    done = results[results.status == "done"]
-    if not len(done):
-        told = "failed runs" if len(results) else "draws of a tuning" if len(table) else "no rows"
-        raise BenchmarkError(f"There is nothing to draw: the table has {told}{' alone' * bool(len(table))}.")
-    return done
+    return results_in(table, "draw")
 
 
 def _dataset(table: pd.DataFrame, dataset: str | None) -> str:

@@ -183,6 +183,20 @@ def metrics_in(table: pd.DataFrame) -> list[str]:
     return [name for name in table.columns if name.startswith("acc_") or is_own_metric(name)]
 
 
+def results_in(table: pd.DataFrame, to: str) -> pd.DataFrame:
+    """The rows of finished runs, without the draws of a tuning, which are no results.
+
+    Raises:
+        BenchmarkError: there is none. to: what was to be done with them, "draw" or "compare".
+    """
+    results = table[table.draw.isna()] if "draw" in table else table
+    done = results[results.status == "done"]
+    if not len(done):
+        told = "failed runs alone" if len(results) else "draws of a tuning alone" if len(table) else "no rows"
+        raise BenchmarkError(f"There is nothing to {to}: the table has {told}.")
+    return done
+
+
 def check_metric(table: pd.DataFrame, metric: str) -> None:
     """Refuse what is no metric of a table; BenchmarkError tells which there are."""
     known = metrics_in(table)
@@ -389,8 +403,8 @@ def compare(
     """Test on each dataset whether each method is better than a reference method.
 
     Args:
-        table: from `debiasbench.run` or `load_results`.
-        reference: a method's title; default: the first method of the table.
+        table: from `debiasbench.run` or `load_results`. Draws of a tuning take no part.
+        reference: a method's title; default: the first method of the table that has finished runs.
         metric: default: each dataset's headline metric. split, select: which numbers.
 
     Returns:
@@ -402,9 +416,11 @@ def compare(
         could not reach the corrected level.
 
     Raises:
-        BenchmarkError: no table of results; no such reference; different data or versions under one name.
+        BenchmarkError: no table of results, or no finished run in it; no such reference; different data or versions
+            under one name.
     """
     check_table(table)
+    table = results_in(table, "compare")
     methods = list(dict.fromkeys(table.method))
     reference = reference or methods[0]
     check_reference(reference, methods)

@@ -66,12 +66,14 @@ class NotebookLive:
         # what a thread shows belongs to the cell that began it
         self._thread = threading.Thread(target=contextvars.copy_context().run, args=(self._go_on,), daemon=True)
         self._output: Any = None
+        self._before: dict[str, str] = {}  # what was shown last
 
     def start(self) -> None:
         """Show it, and look again until `stop`."""
         from IPython.display import display
 
-        self._output = display(self._now(), raw=True, display_id=True)
+        self._before = self._now()
+        self._output = display(self._before, raw=True, display_id=True)
         self._thread.start()
 
     def stop(self) -> None:
@@ -81,12 +83,11 @@ class NotebookLive:
         self._output.update(self._now(), raw=True)
 
     def _go_on(self) -> None:
-        before = None
         while not self._ended.wait(EACH):
             now = self._now()
-            if now != before:
+            if now != self._before:
                 self._output.update(now, raw=True)
-            before = now
+            self._before = now
 
     def _now(self) -> dict[str, str]:
         """As text and as HTML."""

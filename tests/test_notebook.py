@@ -220,6 +220,8 @@ def test_it_is_looked_at_again_while_nothing_happens(outputs, monkeypatch):
     live = console.live(console.Text("one"), PlainConsole(force_jupyter=True, highlight=False))
     monkeypatch.setattr(live, "_now", lambda: {"text/plain": shown[-1]})
     live.start()
+    live._ended.wait(0.05)  # many looks, at which nothing has changed
+    assert len(outputs[0].shown) == 1
     shown.append("two")
     for _ in range(1000):
         if len(outputs[0].shown) > 1:

@@ -167,9 +167,8 @@ def facts_of_nets(nets: Mapping[str, nn.Module]) -> dict[str, Any]:
 def _source_of(net: type[nn.Module]) -> str | None:
     """Digest of the source of a network's class, None of the suite's; of an installed package its version.
 
-    A digest would be of all modules of the package: a minute for torch.
+    A digest would be of all modules of the package, a minute for torch: only where the package does not say its version.
     """
-    if is_local(net.__module__):
-        return digest_of_plugin(net)
     package = net.__module__.partition(".")[0]
-    return f"{package} {getattr(sys.modules.get(package), '__version__', '')}"
+    version = getattr(sys.modules.get(package), "__version__", "")
+    return digest_of_plugin(net) if is_local(net.__module__) or not version else f"{package} {version}"

@@ -97,15 +97,15 @@ class _Version(argparse.Action):
 def build_parser() -> argparse.ArgumentParser:
     """All commands and options."""
     parser = _Parser(prog="debiasbench", description="A benchmark suite for mitigating dataset bias.")
-    parser.add_argument("--version", action=_Version, nargs=0, help="tell the version of the suite, and stop")
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version of the suite, and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
 
     run = commands.add_parser(
         "run",
         prog="run_benchmark.py" if Path(sys.argv[0]).name == "run_benchmark.py" else "debiasbench run",
-        help="run methods x datasets x seeds and report",
-        description="Run a grid of methods x datasets x seeds and report it. Without methods and datasets: the demo "
-        "(five methods on 5,000 coloured digits).",
+        help="run methods x datasets x seeds, and make the report",
+        description="Run a grid of methods x datasets x seeds, and make its report. Without methods and datasets, run "
+        "the demo (five methods on 5,000 coloured digits).",
     )
     run.add_argument(
         "--methods",
@@ -120,52 +120,74 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--experiment", metavar="E", help="a table or figure of the paper (table1, figure10), or a TOML file"
     )
-    run.add_argument("--smoke", action="store_true", help="the experiment's short variant, on the embedded data")
+    run.add_argument("--smoke", action="store_true", help="the experiment's short variant, on the built-in data")
     seeds = run.add_mutually_exclusive_group()
     seeds.add_argument("--seeds", type=_number, metavar="N", help="train with seeds 0 .. N-1 (default 3)")
     seeds.add_argument("--seed-list", type=_number, nargs="+", metavar="S", help="train with these seeds")
     run.add_argument("--data-seeds", type=_number, metavar="K", help="draw the data K times (default: once)")
-    run.add_argument("--epochs", type=_number, metavar="E", help="replace the epochs of each stage of the recipes")
-    run.add_argument("--recipes", choices=("own", "shared"), default="own", help="shared: ignore methods' own recipes")
+    run.add_argument("--epochs", type=_number, metavar="E", help="replace the number of epochs in all recipes")
+    run.add_argument(
+        "--recipes",
+        choices=("own", "shared"),
+        default="own",
+        help="shared: use the dataset's recipe for every method",
+    )
     run.add_argument(
         "--reference", type=_text, metavar="M", help="test the others against this method (default: the first)"
     )
     run.add_argument(
-        "--tuned", type=_path, metavar="FILE", help="with the values that `debiasbench tune` chose and wrote there"
+        "--tuned", type=_path, metavar="FILE", help="use the values that `debiasbench tune` chose and wrote to FILE"
     )
     run.add_argument("--save-weights", action="store_true", help="keep the trained networks beside the records")
     run.add_argument("--shard", type=_part, metavar="I/N", help="only the I-th of N parts of the grid, such as 2/8")
     run.add_argument(
-        "--log", nargs="+", metavar="L", default=[], help="show curves live: tensorboard, wandb (extra packages)"
+        "--log",
+        nargs="+",
+        metavar="L",
+        default=[],
+        help="log curves while cells train: tensorboard, wandb (extra packages)",
     )
     _training(run)
-    run.add_argument("--list", action="store_true", help="list methods and datasets, and stop")
+    run.add_argument("--list", action="store_true", help="list methods and datasets, and exit")
     _places(run, data=True, results=RESULTS)
 
     tune = commands.add_parser(
         "tune",
-        help="the same number of draws of hyper-parameters for every method, chosen by validation",
-        description="Train the same number of seeded draws of each method on each dataset, with seeds 1000 and up, and "
-        "choose one of each by a rule on validation; the test split is never read. Draw 0 is the method's defaults. "
-        "What is given inline stays fixed. Records are kept: the same command goes on, and more draws extend fewer.",
+        help="tune every method with the same number of random draws, chosen on validation",
+        description="Train the same number of hyper-parameter draws of each method on each dataset, with seeds 1000 "
+        "and up, and choose the best draw of each by a rule on validation; the test split is never read. Draw 0 is the "
+        "method's defaults. Values given inline stay fixed. Records are kept: the same command resumes, and a larger "
+        "--draws extends a smaller one.",
     )
-    tune.add_argument("--methods", type=_text, nargs="+", metavar="M", required=True, help="names, as those of run")
-    tune.add_argument("--datasets", type=_text, nargs="+", metavar="D", required=True, help="names, as those of run")
+    tune.add_argument("--methods", type=_text, nargs="+", metavar="M", required=True, help="names, as for run")
+    tune.add_argument("--datasets", type=_text, nargs="+", metavar="D", required=True, help="names, as for run")
     tune.add_argument(
-        "--draws", type=_number, metavar="N", default=16, help="of each method on each dataset (default 16)"
+        "--draws", type=_number, metavar="N", default=16, help="draws of each method on each dataset (default 16)"
     )
     tune.add_argument(
         "--rule", default="worst_class", metavar="R",
-        help="chooses epochs and draws: worst_class (default), class_gap, val_loss, val_acc, worst_proxy, or "
-        "group_val, which uses bias labels",
+        help="the rule that selects epochs and draws: worst_class (default), class_gap, val_loss, val_acc, "
+        "worst_proxy, or group_val, which uses bias labels",
     )  # fmt: skip
     tune.add_argument(
-        "--seeds", type=_number, metavar="N", default=1, help="runs of each draw: 1000, 1001, ... (default 1)"
+        "--seeds",
+        type=_number,
+        metavar="N",
+        default=1,
+        help="number of seeds for each draw: 1000, 1001, ... (default 1)",
     )
-    tune.add_argument("--epochs", type=_number, metavar="E", help="replace the epochs of each stage of the recipes")
-    tune.add_argument("--recipes", choices=("own", "shared"), default="own", help="shared: ignore methods' own recipes")
+    tune.add_argument("--epochs", type=_number, metavar="E", help="replace the number of epochs in all recipes")
     tune.add_argument(
-        "--output", type=_path, metavar="FILE", help="for `run --tuned` (default: tuned.toml in the results folder)"
+        "--recipes",
+        choices=("own", "shared"),
+        default="own",
+        help="shared: use the dataset's recipe for every method",
+    )
+    tune.add_argument(
+        "--output",
+        type=_path,
+        metavar="FILE",
+        help="where to write the chosen values, for `run --tuned` (default: tuned.toml in the results folder)",
     )
     _training(tune)
     _places(tune, data=True, results=TUNING)
@@ -175,66 +197,68 @@ def build_parser() -> argparse.ArgumentParser:
     report.add_argument(
         "--reference", type=_text, metavar="M", help="test the others against this method (default: the first)"
     )
-    report.add_argument("--methods", type=_text, nargs="+", metavar="M", help="only these methods, by name or label")
-    report.add_argument("--datasets", type=_text, nargs="+", metavar="D", help="only these datasets, by name or label")
+    report.add_argument("--methods", type=_text, nargs="+", metavar="M", help="only these methods, by name or title")
+    report.add_argument("--datasets", type=_text, nargs="+", metavar="D", help="only these datasets, by name or title")
     report.add_argument("--metrics", nargs="+", metavar="K", help="columns of the comparison (default: headlines)")
     report.add_argument(
         "--select", nargs="+", metavar="R", default=["last"], help="selection rules of the comparison (default: last)"
     )
     report.add_argument(
         "--order", choices=("given", "score", "name"),
-        help="of methods: given (as --methods or the run named them; the default), score (best first, by the first "
+        help="order of the methods: given (as in --methods or the run; the default), score (best first, by the first "
         "column) or name",
     )  # fmt: skip
     report.add_argument(
         "--by",
         choices=("dataset", "metric"),
-        help="what columns of the comparison stand together by (default: dataset)",
+        help="group the columns of the comparison by dataset (the default) or by metric",
     )
     report.add_argument(
-        "--export", type=_path, metavar="FILE", help="the long table of results as .parquet, .csv or .json as well"
+        "--export", type=_path, metavar="FILE", help="also write the long table of results, as .parquet, .csv or .json"
     )
     report.add_argument(
         "--beside",
         type=_path,
         metavar="CSV",
-        help="published numbers for the comparison, marked as not measured here (columns: method, dataset, generator, "
-        "metric, mean, std, n, source)",
+        help="add published numbers to the comparison, marked as not measured here (columns: method, dataset, "
+        "generator, metric, mean, std, n, source)",
     )
     report.add_argument(
         "--profile",
         action="store_true",
-        help="how hard the benchmark is: table and figure over the conflict ratios that there are records of",
+        help="show how hard the benchmark is: a table and a figure over all conflict ratios with records",
     )
     report.add_argument(
         "--strict",
         action="store_true",
-        help="refuse tables that are not fit to be published, naming the cells and the commands that mend them; seal "
-        "what is",
+        help="refuse tables that are not fit for publication, naming the cells and the commands that fix them; seal "
+        "tables that are",
     )
     report.add_argument(
         "--verify",
         type=_path,
         metavar="FILE",
-        help="hold records against a sealed table (tables/strict.json), and stop",
+        help="check records against a sealed table (tables/strict.json), and exit",
     )
-    report.add_argument("--bibtex", action="store_true", help="print the references of what was used, and stop")
+    report.add_argument(
+        "--bibtex", action="store_true", help="print the references of the methods and datasets used, and exit"
+    )
     _places(report, data=True)
 
     listing = commands.add_parser("list", help="methods and datasets, with their parameters")
     listing.add_argument("--tracebacks", action="store_true", help="show why files could not be imported")
     _places(listing)
 
-    inspect = commands.add_parser("inspect", help="how biased is a dataset: counts, ratios, a contact sheet")
+    inspect = commands.add_parser("inspect", help="show how biased a dataset is: counts, ratios, a contact sheet")
     inspect.add_argument("dataset", type=_text, help="a name, with parameters inline")
     _places(inspect, data=True, results=RESULTS)
 
     embed = commands.add_parser(
         "embed",
-        help="features of a dataset by a frozen network, as a folder that the dataset `features` reads",
-        description="Send train, valid and test of a dataset through a frozen network and write what it gives, with "
-        "labels and biases, into a folder: debiasbench run --datasets features:root=FOLDER,title=NAME. Nothing is "
-        "downloaded.",
+        help="compute features of a dataset with a frozen network, for the dataset `features`",
+        description="Send train, valid and test of a dataset through a frozen network and write its features, with "
+        "labels and biases, into a folder. To train on them: debiasbench run --datasets "
+        "features:root=FOLDER,title=NAME. Nothing is downloaded.",
     )
     embed.add_argument("dataset", type=_text, help="a name, with parameters inline")
     embed.add_argument(
@@ -246,69 +270,79 @@ def build_parser() -> argparse.ArgumentParser:
         "encoder(), which is executed), record:RECORD.json (of a cell run with --save-weights)",
     )
     embed.add_argument(
-        "--weights", type=_path, metavar="FILE", help="of a network of torchvision; default: torch's hub folder"
+        "--weights",
+        type=_path,
+        metavar="FILE",
+        help="weights of a torchvision network (default: those in torch's hub folder)",
     )
     embed.add_argument(
-        "--output", type=_path, metavar="FOLDER", help="default: features/DATASET-ENCODER below this folder"
+        "--output",
+        type=_path,
+        metavar="FOLDER",
+        help="default: features/DATASET-ENCODER below the current folder",
     )
     embed.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default auto)")
-    embed.add_argument("--batch-size", type=_number, metavar="B", default=64, help="default 64; changes nothing else")
+    embed.add_argument(
+        "--batch-size", type=_number, metavar="B", default=64, help="default 64; does not change results"
+    )
     _places(embed, data=True)
 
     prepare = commands.add_parser(
         "prepare",
         help="download datasets, or say how to get them",
-        description="Download what has a stable address, verify and unpack it; say of the rest what to fetch, how big "
-        "it is, and where to put it. What is there is not fetched again; what breaks off is tried again.",
+        description="Download what has a stable address, verify and unpack it. For the rest, say what to fetch, how "
+        "big it is, and where to put it. Files that are there are not fetched again; broken downloads are retried.",
     )
     prepare.add_argument("datasets", type=_text, nargs="*", metavar="DATASET", help="names, with parameters inline")
-    prepare.add_argument("--check", action="store_true", help="only say what is there, of every dataset or of these")
+    prepare.add_argument(
+        "--check", action="store_true", help="only report which files are there, of all or these datasets"
+    )
     _places(prepare, data=True)
 
     test = commands.add_parser(
         "test",
-        help="check a method, dataset or network of your own: what every one of them must hold",
-        description="Run the contract suite on a method, a dataset or a network outside the suite: what each check "
-        "protects from and what it found.",
+        help="check a method, dataset or network of your own",
+        description="Run the contract suite on a method, dataset or network of your own, and show which mistake each "
+        "check catches and what it found.",
     )
-    test.add_argument("name", type=_text, help="of a method or network, or of a dataset with parameters inline")
+    test.add_argument("name", type=_text, help="name of a method or network, or of a dataset with parameters inline")
     _places(test, data=True)
 
     archive = commands.add_parser(
         "archive",
-        help="put the records of a folder into one .zip, which is read as the folder",
-        description="Put the records below a folder, with their arrays and weights, into one .zip beside it, which "
-        "`report`, `status` and `run` read as they read the folder. The folder stays: delete it when you like.",
+        help="put the records of a folder into one .zip, which is read like the folder",
+        description="Put the records below a folder, with their arrays and weights, into one .zip next to it. "
+        "`report`, `status` and `run` read it like the folder. The folder is kept; you may delete it.",
     )
     archive.add_argument("folder", type=_path, help="a folder of records: results/records, or one below it")
     archive.add_argument("--output", type=_path, metavar="FILE", help="default: FOLDER.zip")
 
-    status = commands.add_parser("status", help="what a results folder holds, also while it grows")
+    status = commands.add_parser("status", help="show the progress of a grid, running or stopped")
     status.add_argument("folder", nargs="?", type=_path, default=Path("results"))
-    status.add_argument("--follow", action="store_true", help="until the run that was started last has ended")
+    status.add_argument("--follow", action="store_true", help="keep showing it until the latest run has ended")
 
     doctor = commands.add_parser(
         "doctor",
-        help="what this machine has and lacks, and what to do about it",
-        description="Versions, processor, memory, GPUs, plug-ins, data, folders, and what cells can be run with. "
-        "Nothing is changed or fetched. The exit code is 0 if the demo can run, else 1.",
+        help="show what this machine has and lacks, and how to fix it",
+        description="Show versions, processor, memory, GPUs, plug-ins, data, folders, and which executors can run "
+        "cells here. Nothing is changed or fetched. The exit code is 0 if the demo can run, else 1.",
     )
     doctor.add_argument(
-        "--json", action="store_true", help="for a bug report: as JSON, with ~ for your home and $USER for your name"
+        "--json", action="store_true", help="as JSON for a bug report, with ~ for your home and $USER for your name"
     )
     _places(doctor, data=True, results=RESULTS)
 
     clean = commands.add_parser(
         "clean",
-        help="what may be deleted of a results folder and the cache, and how big it is",
-        description="Show what may be deleted, how big it is and what that costs; with --yes, or when you say so on a "
-        "terminal, delete it. Never records, weights, logs, tables, figures or data, and nothing that a process uses.",
+        help="show what may be deleted in a results folder and the cache, and how big it is",
+        description="Show what may be deleted, how big it is and what deleting it costs. With --yes, or if you confirm "
+        "on a terminal, delete it. Records, weights, logs, tables, figures, data and files in use are never deleted.",
     )
     clean.add_argument("folder", nargs="?", type=_path, default=Path("results"), help="a results folder")
     clean.add_argument("--what", nargs="+", choices=KINDS_TO_CLEAN, default=[], help="only these (default: all)")
     clean.add_argument("--yes", action="store_true", help="delete without asking")
     clean.add_argument(
-        "--cache-dir", type=_path, metavar="DIR", help="of decoded images; default: $DEBIASBENCH_CACHE, or ~/.cache"
+        "--cache-dir", type=_path, metavar="DIR", help="for decoded images; default: $DEBIASBENCH_CACHE, or ~/.cache"
     )
     return parser
 
@@ -320,11 +354,11 @@ def _training(parser: argparse.ArgumentParser) -> None:
         "--workers",
         type=_number,
         metavar="W",
-        help="local: processes (default: one a core, or one a GPU; 0: in this process, for breakpoint() and print); "
-        "ray: cells at a time; slurm: jobs (default 4)",
+        help="local: number of processes (default: one per core, or one per GPU; 0: in this process, for breakpoint() "
+        "and print); ray: cells at a time; slurm: number of jobs (default 4)",
     )
     parser.add_argument(
-        "--per-device", type=_number, metavar="K", default=1, help="cells that share a GPU at a time (default 1)"
+        "--per-device", type=_number, metavar="K", default=1, help="number of cells that share a GPU (default 1)"
     )
     parser.add_argument(
         "--executor",
@@ -333,23 +367,26 @@ def _training(parser: argparse.ArgumentParser) -> None:
         help="what trains the cells: local (this machine, default), ray or ray:HOST:PORT, slurm",
     )
     parser.add_argument(
-        "--detach", action="store_true", help="go on without this terminal: see `debiasbench status --follow`"
+        "--detach", action="store_true", help="run in the background; `debiasbench status --follow` shows progress"
     )
     parser.add_argument(
         "--slurm",
         nargs="+",
         metavar="KEY=VALUE",
         default=[],
-        help="what a SLURM job has: partition=gpu time=8h memory=16G gpus=1 cpus=4 account=..., or a .toml file",
+        help="what each SLURM job requests: partition=gpu time=8h memory=16G gpus=1 cpus=4 account=..., or a .toml "
+        "file",
     )
     parser.add_argument(
         "--rerun", choices=("missing", "failed", "changed", "all"), default="missing",
-        help="which cells to run; changed: also those of methods (nets, metrics, rules) that have changed since",
+        help="which cells to run; changed: also those whose method (net, metric, rule) was edited since",
     )  # fmt: skip
     parser.add_argument(
         "--keep-changed", action="store_true", help="count cells as finished although their code has changed"
     )
-    parser.add_argument("--no-reuse", action="store_true", help="train equal first stages in every cell that has them")
+    parser.add_argument(
+        "--no-reuse", action="store_true", help="train identical first stages in every cell, instead of once"
+    )
     parser.add_argument(
         "--checkpoint-every",
         type=_seconds,
@@ -357,17 +394,17 @@ def _training(parser: argparse.ArgumentParser) -> None:
         default=60.0,
         help="write a checkpoint every T within a stage (default 60s)",
     )
-    parser.add_argument("--cell-timeout", type=_seconds, metavar="T", help="end a cell after this time: 90s, 30min, 2h")
+    parser.add_argument("--cell-timeout", type=_seconds, metavar="T", help="stop a cell after this time: 90s, 30min, 2h")
     parser.add_argument(
-        "--silence-timeout", type=_seconds, metavar="T", help="end a cell that reports no progress for this time"
+        "--silence-timeout", type=_seconds, metavar="T", help="stop a cell that reports no progress for this time"
     )
     parser.add_argument(
-        "--download", action="store_true", help="fetch missing data first, as `debiasbench prepare` does, and go on"
+        "--download", action="store_true", help="first download missing data, as `debiasbench prepare` does"
     )
     parser.add_argument(
         "--skip-missing", action="store_true", help="leave out datasets whose data are missing, and say which"
     )
-    parser.add_argument("--dry-run", action="store_true", help="show cells, skips and cost, and stop")
+    parser.add_argument("--dry-run", action="store_true", help="show cells, skips and cost, and exit")
 
 
 def _places(parser: argparse.ArgumentParser, *, data: bool = False, results: Path | None = None) -> None:
@@ -397,7 +434,7 @@ def _places(parser: argparse.ArgumentParser, *, data: bool = False, results: Pat
         "--nets-dir",
         type=_path,
         metavar="DIR",
-        help="look for networks, metrics and selection rules in this folder; every file there is executed",
+        help="look for networks, metrics and selection rules in this folder as well; every file there is executed",
     )
 
 

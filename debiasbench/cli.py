@@ -394,7 +394,9 @@ def _training(parser: argparse.ArgumentParser) -> None:
         default=60.0,
         help="write a checkpoint every T within a stage (default 60s)",
     )
-    parser.add_argument("--cell-timeout", type=_seconds, metavar="T", help="stop a cell after this time: 90s, 30min, 2h")
+    parser.add_argument(
+        "--cell-timeout", type=_seconds, metavar="T", help="stop a cell after this time: 90s, 30min, 2h"
+    )
     parser.add_argument(
         "--silence-timeout", type=_seconds, metavar="T", help="stop a cell that reports no progress for this time"
     )

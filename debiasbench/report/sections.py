@@ -94,7 +94,7 @@ def comparison_table(
         "after the fact, p of at least .05 after Holm's correction over this table)."
     ]
     if any(uses_bias_labels(measure.select) for measure in measures):
-        notes.append(f"{ORACLE} selects with bias labels or on the test split: never a headline.")
+        notes.append(f"{ORACLE} selects the epoch with bias labels or on the test split: never a headline.")
     notes += _untested(found) + _few_runs(found) + _machine_notes(table) + _recipe_notes(records) + _data_notes(records)
     return Table("comparison", "Comparison", heads, rows, notes, in_caption=1)
 
@@ -138,19 +138,19 @@ def ranks_table(table: pd.DataFrame, measures: list[Measure]) -> Table | None:
             row.append(Entry(float(rank), f"{rank:.0f} ({tied:.0f})") if tied == tied else NOTHING)
         rows.append([*row, *([number(test.ranks[index], "{:.2f}".format)] if several else [])])
     notes = [
-        "Rank by mean, and in brackets 1 + how many methods are significantly better (one-sided Welch tests, Holm over "
-        "both directions of all pairs of this table): methods that no test tells apart share it, also where none could "
-        "be made. A method whose runs spread widely differs significantly from few."
+        "Rank by mean, and in brackets 1 + the number of methods that are significantly better (one-sided Welch tests, "
+        "Holm over both directions of all pairs of this table). Methods that do not differ significantly share this "
+        "rank, also where no test was possible. A method with a large spread differs significantly from few others."
     ]
     if several:
         notes.append(
-            f"average: of ranks by mean, over the {test.n_datasets} datasets on which all methods have runs, in the "
-            "first column of each. "
+            f"average: mean of the ranks by mean over the {test.n_datasets} datasets on which all methods have runs, "
+            "by the first column of each. "
             + (
                 f"Friedman's test in Iman and Davenport's form: p {p_value(test.p)}; averages that differ by at least "
                 f"{test.difference:.2f} differ significantly (Nemenyi, level .05)."
                 if test.tested
-                else f"No test of them: it takes at least {FEWEST_METHODS} methods and {FEWEST_DATASETS} datasets."
+                else f"Not tested: a test takes at least {FEWEST_METHODS} methods and {FEWEST_DATASETS} datasets."
             )
         )
     heads = [METHOD, *(Column(_key(measure), _head(table, measure)) for measure in measures)]
@@ -177,7 +177,7 @@ def _untested(found: dict[Measure, pd.DataFrame]) -> list[str]:
         names = joined(", ", (Phrase("{method}", method=method) for method in one.index[one.untested]))
         where = Phrase(" ({dataset}{})", _key(measure).removeprefix(measure.dataset), dataset=measure.dataset)
         parts += [Phrase("{}{}", names, where if len(found) > 1 else "")] if names else []
-    told = "No test of the best against {}: it takes two runs of both, and a spread."
+    told = "The best was not tested against {}: a test needs two runs of both methods, and some spread."
     return [Phrase(told, joined("; ", parts))] if parts else []
 
 
@@ -188,7 +188,7 @@ def _machine_notes(table: pd.DataFrame) -> list[str]:
         machines = machines_of(rows)
         if len(machines) > 1:
             listed = ", ".join(machines[:-1])
-            told = "{dataset}: runs {} and {} stand together here; they are not paired."
+            told = "{dataset}: this table has runs {} and {}; they are not paired."
             notes.append(Phrase(told, listed, machines[-1], dataset=dataset))
     return notes
 
@@ -196,9 +196,9 @@ def _machine_notes(table: pd.DataFrame) -> list[str]:
 def _few_runs(found: dict[Measure, pd.DataFrame]) -> list[str]:
     smallest = min((int(one["count"].min()) for one in found.values() if len(one)), default=0)
     if smallest < 2:
-        return ["Some methods have a single run: no spread and no test; run more seeds."]
+        return ["Some methods have a single run, so there is no spread and no test: run more seeds."]
     if smallest < 5:
-        return [f"With n = {smallest} only gaps of several standard deviations can be told from chance."]
+        return [f"With n = {smallest} only gaps of several standard deviations become significant."]
     return []
 
 
@@ -235,9 +235,7 @@ def _data_notes(records: list[Record]) -> list[str]:
     for name in dict.fromkeys(dataset_title(record.cell) for record in records):
         n_all, n_counted = (sum(dataset_title(one.cell) == name for one in some) for some in (records, counted))
         if n_counted < n_all:
-            told = (
-                "{dataset}: nothing is drawn by some data seeds. Runs of one method and seed on equal data count once: "
-            )
+            told = "{dataset}: some data seeds give equal data. Runs of one method and seed on equal data count once: "
             notes.append(Phrase(told + f"{n_counted:,} of {n_all:,}.", dataset=name))
     for record in counted:
         assert record.result is not None
@@ -252,7 +250,9 @@ def _data_notes(records: list[Record]) -> list[str]:
             notes.append(Phrase("{dataset}: {}", data.note, dataset=name))
     seeds = {data_seed(record.cell) for record in counted}
     if len(seeds) == 1:
-        notes.append(f"All runs share one drawing of the data (data seed {seeds.pop()}): inference is about that one.")
+        notes.append(
+            f"All runs share one draw of the data (data seed {seeds.pop()}): the tests say nothing about other draws."
+        )
     return list(dict.fromkeys(notes))
 
 
@@ -293,11 +293,11 @@ def selection_table(table: pd.DataFrame, dataset: str) -> Table:
     columns += [Column(f"{name} last", f"{name}, last", spread=True) for name in parts]
     counts = {len(runs_of) for of_method in found for runs_of in of_method.values()}
     notes = [
-        f"Test {metric} (%) of the epoch that each rule selects, mean ± sample standard deviation (n - 1) over "
+        f"Test {metric} (%) at the epoch that each rule selects, mean ± sample standard deviation (n - 1) over "
         f"{_n_runs(counts)}. " + "; ".join(f"{rule}: {text_of(rule)}" for rule in rules) + "."
     ]
     if any(marks.values()):
-        notes.append(f"{ORACLE} selects with bias labels or on the test split: never a headline.")
+        notes.append(f"{ORACLE} selects the epoch with bias labels or on the test split: never a headline.")
     title = Phrase("Selection rules on {dataset}", dataset=dataset)
     return Table(f"selection-{dataset}", title, columns, rows, notes, in_caption=1)
 
@@ -321,8 +321,9 @@ def identification_table(records: list[Record]) -> Table | None:
     ]
     columns = [DATASET, METHOD, Column("values", "values", numeric=False), *(Column(name, name) for name in names)]
     notes = [
-        "Per-sample values against the true conflicts of the training set, mean over runs. conflict_mass: fraction "
-        "of the total score on conflicting samples. precision_at_n: among the n highest, n the number of conflicts."
+        "How well per-sample values find the conflicting training samples, mean over runs. conflict_mass: fraction of "
+        "the total score on conflicting samples. precision_at_n: precision among the n highest scores, where n is the "
+        "number of conflicting samples."
     ]
     return Table("identification", "Bias identification", columns, rows, notes, in_caption=1)
 
@@ -349,16 +350,16 @@ def tests_table(tests: pd.DataFrame) -> Table:
     }  # fmt: skip
     columns = [DATASET, METHOD, *(Column(key, heading) for key, heading in headings.items())]
     metrics = ", ".join(tests.metric.unique())
-    asked = "Is the method better than {method}? Gaps in points of {}. One-sided tests; Welch is "
+    asked = "Is the method better than {method}? Gaps in percentage points of {}. One-sided tests: Welch is "
     notes = [
         Phrase(
             asked
-            + "the headline, the others are of pairs by seed on equal data; Holm over the comparisons of this table.",
+            + "the headline, the others are paired by seed on equal data. Holm over the comparisons of this table.",
             metrics,
             method=tests.reference.iloc[0],
         ),
-        "g: Hedges' effect size. detectable: the smallest gap in points that these runs find with 80 % power after "
-        "correction. r: correlation of the pairs.",
+        "g: Hedges' g, an effect size. detectable: the smallest gap, in percentage points, that this many runs can "
+        "find with 80 % power after correction. r: correlation of the pairs.",
     ]
     return Table("tests", "Tests against the reference", columns, rows, notes + _dashes(tests), in_caption=2)
 
@@ -372,25 +373,26 @@ def _dashes(tests: pd.DataFrame) -> list[str]:
     tested = tests[several]
     if tested.welch.isna().any():
         notes.append(
-            "A dash for p Welch: within each method all runs are equal, so there is no spread to test by, and "
-            "neither an interval nor g nor a detectable gap."
+            "A dash for p Welch: within each method all runs are equal. Without spread there is no test, interval, "
+            "effect size or detectable gap."
         )
     if (tested.n_pairs < 2).any():
         notes.append(
-            "A dash for the tests of pairs: it takes two pairs, of equal seed, data, kind of device and precision."
+            "A dash for the paired tests: they need at least two pairs of equal seed, data, kind of device and "
+            "precision."
         )
     paired = tested[tested.n_pairs >= 2]
     if paired.paired.isna().any():
-        notes.append("A dash for p paired: the differences are all equal, so there is no spread to test by.")
+        notes.append("A dash for p paired: all differences are equal, so there is no spread and no test.")
     level = LEVEL / len(tests)
     for n in sorted(paired.n_pairs.unique()):
         if smallest_p(n) > level:
             notes.append(
-                f"With {n} pairs neither Wilcoxon nor sign flip can go below {_short(smallest_p(n))}, and the level "
+                f"With {n} pairs, p of Wilcoxon and sign flip cannot go below {_short(smallest_p(n))}, but the level "
                 f"after correction is {_short(level)}: a dash, whatever the values."
             )
     if paired[paired.n_pairs.map(smallest_p) <= level].sign_flip.isna().any():
-        notes.append("A dash for Wilcoxon and sign flip: no pair differs.")
+        notes.append("A dash for Wilcoxon and sign flip: no pair of runs differs.")
     return notes
 
 

@@ -397,7 +397,7 @@ def test_a_report_says_what_counts_once(tmp_path):
     assert {row[2].value for row in found.table("comparison").rows} == {2}
     notes = " ".join(found.table("comparison").notes)
     assert "Runs of one method and seed on equal data count once: 4 of 12." in notes
-    assert "All runs share one drawing of the data (data seed 0)" in notes
+    assert "All runs share one draw of the data (data seed 0)" in notes
     auroc = {row[1].value: row[3].value for row in found.table("identification").rows}
     assert auroc == pytest.approx({"pgd": 0.9, "vanilla": 0.8})  # the mean of two, not of six
     drawn = report.make(store(tmp_path / "drawn", records_of(TWO)), figures=False)
@@ -417,7 +417,7 @@ def test_equal_differences_are_a_dash_and_a_sentence(tmp_path):
     (row,), notes = notes_of_tests(tmp_path, {"vanilla": [0.25, 0.5, 0.375], "pgd": [0.5, 0.75, 0.625]})
     assert (row["paired"], row["paired_holm"]) == ("-", "-")
     assert row["welch"] != "-"
-    assert "A dash for p paired: the differences are all equal" in notes
+    assert "A dash for p paired: all differences are equal" in notes
     assert "A dash for p Welch" not in notes
 
 
@@ -434,7 +434,7 @@ def test_what_so_few_pairs_cannot_reach_is_said_in_numbers(tmp_path):
     rows, notes = notes_of_tests(tmp_path / "three", values)
     assert {(row["wilcoxon"], row["sign_flip"]) for row in rows} == {("-", "-")}
     assert (
-        "With 3 pairs neither Wilcoxon nor sign flip can go below .125, and the level after correction is .0167"
+        "With 3 pairs, p of Wilcoxon and sign flip cannot go below .125, but the level after correction is .0167"
         in notes
     )
     (row,), notes = notes_of_tests(tmp_path / "five", {"vanilla": VANILLA, "pgd": PGD})
@@ -461,15 +461,13 @@ def test_runs_on_different_devices_are_not_paired_and_the_report_says_so(tmp_pat
     assert found.paired == pytest.approx(stats.ttest_rel(PGD[:3], VANILLA[:3], alternative="greater").pvalue)
     notes = " ".join(report.make(store(tmp_path / "a", records), figures=False).table("comparison").notes)
     where = "on cpu in fp32, on cuda in bf16 and on cuda in fp32"
-    assert f"cmnist5k: runs {where} stand together here; they are not paired." in notes
+    assert f"cmnist5k: this table has runs {where}; they are not paired." in notes
     records = [*on(vanilla, "cpu"), *on(pgd, "cuda")]
     made = report.make(store(tmp_path / "b", records), reference="vanilla", figures=False)
-    assert (
-        "cmnist5k: runs on cpu and on cuda stand together here; they are not paired." in made.table("comparison").notes
-    )
-    assert "A dash for the tests of pairs" in " ".join(made.table("tests").notes)
+    assert "cmnist5k: this table has runs on cpu and on cuda; they are not paired." in made.table("comparison").notes
+    assert "A dash for the paired tests" in " ".join(made.table("tests").notes)
     alone = report.make(store(tmp_path / "c", vanilla), figures=False).table("comparison")
-    assert "stand together" not in " ".join(alone.notes)
+    assert "this table has runs" not in " ".join(alone.notes)
 
 
 def test_one_cell_on_two_devices_is_refused_with_the_reason():
@@ -836,7 +834,10 @@ def test_with_a_single_run_there_are_dashes_and_a_sentence_in_place_of_p(tmp_pat
     assert cells[3] == f"{100 * (PGD[0] - np.mean(VANILLA[:n])):+.2f}"
     assert cells[4:] == ["-"] * 10
     assert values["vanilla"][-1] != "~"
-    assert "No test of the best against vanilla: it takes two runs of both, and a spread." in comparison.notes
+    assert (
+        "The best was not tested against vanilla: a test needs two runs of both methods, and some spread."
+        in comparison.notes
+    )
     assert "A dash for p: a test needs at least two runs of both methods." in tests.notes
     assert "nan" not in (tmp_path / "tables" / "comparison.md").read_text(encoding="utf-8")
 

@@ -67,7 +67,7 @@ def with_published(
     here = lines[[pair in shown for pair in zip(lines.dataset, lines.metric, strict=True)]]
     if not len(here):
         columns = ", ".join(f"{dataset} {metric}" for dataset, metric in shown)
-        return comparison, [f"{path}: none of its numbers is of a dataset and metric that are shown: {columns}."]
+        return comparison, [f"{path}: none of its numbers is for a dataset and metric shown here: {columns}."]
     ours: dict[str, set[str]] = {}
     for record in records:
         ours.setdefault(dataset_title(record.cell), set()).add(generator_of(record))
@@ -90,16 +90,15 @@ def with_published(
         rows.append(row)
     listed = "; ".join(f"[{index}] {source}" for index, source in enumerate(sources, 1))
     notes = [
-        f"published: not measured here, but numbers of others as {path.name} has them, never bold and in no rank or "
-        f"test: {listed}."
+        f"published: not measured here, but copied from {path.name}; never bold, and in no rank or test: {listed}."
     ]
     if not all(same):
         notes.append(
-            "A word before a published number is the generator of its data, where ours are by another one or it is not "
-            "known: different data under one name, whose numbers must not be compared."
+            "A word before a published number names the generator of its data, if ours is another one or unknown: "
+            "these are different data under one name, and must not be compared."
         )
     if len(here) < len(lines):
-        notes.append(f"{len(lines) - len(here)} of {len(lines)} published numbers are of what is not shown here.")
+        notes.append(f"{len(lines) - len(here)} of {len(lines)} published numbers are for other columns than these.")
     return replace(comparison, rows=[*comparison.rows, *rows], notes=[*comparison.notes, *notes]), []
 
 

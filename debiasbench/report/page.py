@@ -32,14 +32,14 @@ if TYPE_CHECKING:
 # What the figures show, by how their file names begin: "scores-<dataset>.png", "tuning-<rule>-<dataset>.png"
 _FIGURES = {
     "scores": "Histograms of the per-sample scores of aligned and of conflicting samples, a panel for each method",
-    "accuracies": "The runs' test accuracies: each run, and the means; of many runs histograms",
+    "accuracies": "Test accuracy of each run, and the means; histograms where there are many runs",
     "figure2": "Variants of a method over datasets: mean, standard deviation and every run",
-    "figure3": "Traces of the inverse Fisher information of the final layer, a point a run",
+    "figure3": "Traces of the inverse Fisher information of the final layer, one point per run",
     "figure10": "Histograms of the accuracies of many runs, a panel for each dataset",
     "theorem2": "The one-dimensional example of Theorem 2: the objective, and its minimum at h proportional to |g|",
-    "profile": "Accuracies by the fraction of conflicting training samples, a line a method; grey: on aligned samples",
+    "profile": "Accuracy by fraction of conflicting training samples, one line per method; grey: aligned samples",
     "tuning": "What the rule went by, of the draws of a tuning and of the runs with what was chosen",
-    "ranks": "Average ranks of the methods; a bar joins those that cannot be told apart",
+    "ranks": "Average ranks of the methods; a bar joins those that do not differ significantly",
 }
 MOST_CELLS = 500  # that have a block each, and as many methods on a dataset that show their settings
 MOST_FAILURES = 100  # of different reasons that have one

@@ -144,15 +144,15 @@ def profile(table: pd.DataFrame, found: Sequence[Sweep], reference: str) -> tupl
     ]  # fmt: skip
     asked = (
         "Does {method} fail? Its headline accuracy and that on aligned test samples (with several biases the mean over "
-        "them), last epoch, mean ± sample standard deviation over n runs. shortfall: by how many points the first is "
-        "lower, over the pairs of each run, with the 95 % interval of t; fails: whether all of that is above 0. How "
-        "far above says how much there is to win."
+        "them), last epoch, mean ± sample standard deviation over n runs. shortfall: how many points lower the "
+        "headline is, paired by run, with its 95 % t interval; fails: whether the interval lies above 0. The larger "
+        "the shortfall, the more there is to gain."
     )
     notes = [
         Phrase(asked, method=reference),
         "How far apart are methods? best: the highest mean; range: from the lowest to the highest mean, in points; "
-        "told apart: of all pairs of methods, those that Welch's one-sided test tells apart (Holm below .05 over both "
-        "directions of all pairs of the row). Methods that know the bias take no part in these.",
+        "told apart: the pairs of methods that differ significantly (one-sided Welch tests, p below .05 after Holm's "
+        "correction over both directions of all pairs of the row). Oracle baselines are not counted.",
     ]
     title = "How hard the benchmark is, by conflict ratio"
     return Table("profile", title, columns, rows, notes, in_caption=len(notes)), curves

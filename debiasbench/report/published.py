@@ -388,32 +388,32 @@ def _notes(experiment: Experiment, lines: pd.DataFrame) -> list[str]:
     if experiment.smoke:
         pairs = [f"{dataset}: {stand_in}" for dataset, stand_in in experiment.instead.items()]
         notes.append(
-            "A smoke run, on stand-ins and shortened: it shows that the experiment runs, and its numbers are not to be "
-            f"compared with the paper's, which are left out. What ran instead of what: {'; '.join(pairs)}."
+            "A smoke run, shortened and on stand-in data: it only shows that the experiment runs. Its numbers must not "
+            f"be compared with the paper's, which are left out. Stand-ins: {'; '.join(pairs)}."
         )
     else:
         notes.append(
             "Ours (last epoch, test split, mean ± sample standard deviation), and in brackets the paper's mean and the "
-            f"difference. {INSIDE}: within the sum of both standard deviations; {OUTSIDE}: outside; neither: a spread "
-            "is not known."
+            f"difference. {INSIDE}: within the sum of both standard deviations; {OUTSIDE}: outside; neither: a "
+            "standard deviation is unknown."
         )
         if experiment.epochs is not None:
-            notes.append(f"Ours with {experiment.epochs} epochs a stage, which is not the paper's setting.")
+            notes.append(f"Ours with {experiment.epochs} epochs per stage, which is not the paper's setting.")
     if not lines.official.all():
         notes.append(f"{MARKED}: not on the published data; the notes below the comparison have the counts.")
     if not experiment.smoke and not lines.same_generator.all():
         notes.append(
-            "A word before the paper's number is the generator of its data, where ours are by another one: they are "
-            f"different data. {UNRELEASED}: nobody else has it, and ours are made as this suite defines them."
+            "A word before the paper's number names the generator of its data, if ours is another one: these are "
+            f"different data. {UNRELEASED}: it was never published, and ours follow this suite's own definition."
         )
     counts = sorted({int(n) for n in lines.n if n})
     if counts:
-        notes.append(f"Runs of ours a place: {' to '.join(map(str, dict.fromkeys([counts[0], counts[-1]])))}.")
+        notes.append(f"Our runs per entry: {' to '.join(map(str, dict.fromkeys([counts[0], counts[-1]])))}.")
     missing = int((lines.n == 0).sum())
     if missing:
-        notes.append(f"{missing} of {len(lines)} places have no run of ours (-).")
+        notes.append(f"{missing} of {len(lines)} entries have no run of ours (-).")
     if (lines.metric == "seconds").any():
-        notes.append("Seconds of training, without evaluation; they compare only within one machine.")
+        notes.append("Seconds of training, without evaluation; comparable only within one machine.")
     said = [f"{line.row}, {line.column}: {line.note}" for line in lines.itertuples() if line.note]
     if said and not experiment.smoke:
         notes.append("On the paper's numbers: " + "; ".join(said) + ".")

@@ -96,8 +96,8 @@ def draws_table(found: Sequence[Tried], rule: str) -> Table:
     labels = "with" if uses_bias_labels(rule) else "without"
     first = (
         f"{measure(rule)}, of the epoch with the best, {labels} bias labels of validation; mean over {n_seeds} "
-        f"seed{'s' * (n_seeds > 1)}. Draw 0 is the method's defaults. In bold: chosen; of equals the earlier. "
-        f"{duration(sum(one.seconds for one in found))} of training in all. Nothing here was read from the test split."
+        f"seed{'s' * (n_seeds > 1)}. Draw 0 is the method's defaults. Bold: chosen; the earlier draw wins a tie. "
+        f"{duration(sum(one.seconds for one in found))} of training in total. The test split was never read."
     )
     columns = [DATASET, METHOD, Column("draw", "draw"), Column("run as", "run as", numeric=False)]
     columns += [Column(rule, rule if rule == "val_loss" else f"{rule} (%)"), Column("seconds", "seconds")]

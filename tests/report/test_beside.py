@@ -57,8 +57,8 @@ def test_published_numbers_are_rows_below_ours_that_are_marked(folder, tmp_path)
     notes = " ".join(comparison.notes)
     assert "published: not measured here" in notes
     assert "[1] PGD, Table 1; [2] DeNetDM, Table 1; [3] LC." in notes
-    assert "different data under one name, whose numbers must not be compared" in notes
-    assert "2 of 5 published numbers are of what is not shown here." in notes
+    assert "different data under one name, and must not be compared" in notes
+    assert "2 of 5 published numbers are for other columns than these." in notes
 
 
 def test_they_are_never_the_best_and_change_no_rank_and_no_test(folder, tmp_path):
@@ -124,7 +124,7 @@ def test_a_file_of_nothing_that_is_shown_is_a_complaint(folder, tmp_path):
     content = f"{HEAD}\nCNC,celeba,natural,acc_worst,88.8,0.9,3,CNC\nX,a-set-of-mine,x,acc_avg,88.8,,,X\n"
     found = made(folder, written(tmp_path, content), datasets=("cmnist",))
     (complaint,) = found.complaints
-    assert "none of its numbers is of a dataset and metric that are shown: cmnist acc_unbiased." in complaint
+    assert "none of its numbers is for a dataset and metric shown here: cmnist acc_unbiased." in complaint
     assert len(found.table("comparison").rows) == 2
 
 

@@ -665,7 +665,7 @@ def test_ours_stands_beside_the_paper(tmp_path):
     assert {row[0].value for row in table.rows} == set(numbers.row)
     assert [column.heading for column in table.columns[1:]] == list(dict.fromkeys(numbers.column))
     missing = sum(line.n == 0 for line in lines.itertuples())
-    assert f"{missing} of {len(lines)} places have no run of ours" in " ".join(table.notes)
+    assert f"{missing} of {len(lines)} entries have no run of ours" in " ".join(table.notes)
     assert "98.35" in " ".join(table.notes)  # the typo
 
 
@@ -676,7 +676,7 @@ def test_data_and_lengths_that_are_not_the_papers_are_told(tmp_path):
     table = published.table(asked, published.beside(asked, tmp_path))
     ours = [entry.shown for row in table.rows for entry in row if entry.shown.startswith("50.00")]
     assert sorted(text.partition(" ")[0] for text in ours) == ["50.00", "50.00†"]
-    assert "Ours with 2 epochs a stage, which is not the paper's setting." in table.notes
+    assert "Ours with 2 epochs per stage, which is not the paper's setting." in table.notes
     assert any(note.startswith("†: not on the published data") for note in table.notes)
 
 
@@ -702,7 +702,7 @@ def test_the_generator_of_the_papers_data_is_told_where_ours_is_another(tmp_path
         "50.00 (60.94, -10.94)", "50.00 (unreleased: 25.23, +24.77)", "50.00 (disen: 23.06, +26.94)",
         "50.00 (25.94, +24.06)",
     ]  # fmt: skip
-    assert any("A word before the paper's number is the generator of its data" in note for note in notes)
+    assert any("A word before the paper's number names the generator of its data" in note for note in notes)
     numbers = published.numbers("table1")
     monkeypatch.setattr(published, "numbers", lambda _: numbers.assign(generator="lff"))
     shown, _ = texts(published.beside(asked, tmp_path))

@@ -32,17 +32,20 @@ HEAD = f"""# The methods
 
 Written by `python docs/generate.py` from the files of the methods and the records in `docs/reproduction/records`.
 
-*Knows*: what it is told of the bias, or reads of validation before the end; only what knows as much is a fair
-comparison. *Cost*: in trainings of one plain network, with the defaults on `{DATASET}`. *Accuracy*: unbiased test
-accuracy there in per cent, last epoch, mean ± sample standard deviation over three seeds, by the committed records of
-the present version; a dash where there are none. See [reproduction](reproduction.md) for what was expected, and how it
-was tuned. All parameters: `debiasbench list`.
+- *Knows*: what a method is told about the bias, or reads of the validation split before training ends. Compare methods
+  fairly only with others that know as much.
+- *Cost*: how many trainings of one plain network it takes, with the defaults on `{DATASET}`.
+- *Accuracy*: on the unbiased test set of `{DATASET}`, in per cent: last epoch, mean ± sample standard deviation over
+  three seeds, from the committed records of the current version; a dash where there are none.
+
+See [reproduction](reproduction.md) for what was expected and how methods were tuned. `debiasbench list` shows all
+parameters.
 
 | method | idea | knows | cost | accuracy | paper |
 | --- | --- | --- | --- | --- | --- |
 """
 ALIASES = """
-Other names, for settings of one of them:
+Aliases, which stand for a method with certain parameters:
 
 | name | stands for | cost | accuracy | paper |
 | --- | --- | --- | --- | --- |

@@ -56,7 +56,7 @@ class Balanced(Method):
 
 
 class RWY(Balanced):
-    """Plain training with all classes equally often."""
+    """Plain training, with all classes sampled equally often."""
 
     name = "rwy"
     display = "RWY"
@@ -70,7 +70,7 @@ class RWY(Balanced):
 
 
 class RWG(Balanced):
-    """Plain training with all groups of label and bias equally often."""
+    """Plain training, with all (label, bias) groups sampled equally often."""
 
     name = "rwg"
     display = "RWG"

@@ -27,7 +27,7 @@ from debiasbench.search import choice, log_uniform
 
 
 class BAM(Method):
-    """Bias amplification: what is hard is memorised outside the network, whose mistakes then come more often."""
+    """Bias amplification: auxiliary variables memorise hard samples; the network's mistakes are then upsampled."""
 
     name = "bam"
     display = "BAM"

@@ -28,7 +28,7 @@ REFRESH = 10  # steps
 
 
 class BPA(Method):
-    """Bias pseudo-attributes: cluster-weighted training."""
+    """Bias pseudo-attributes: training reweighted by feature clusters."""
 
     name = "bpa"
     display = "BPA"

@@ -62,7 +62,7 @@ OFFICIAL_COMMENTS = {"optimizer": "adamw", "learning_rate": 1e-4, "weight_decay"
 
 
 class CNC(Method):
-    """Contrastive learning across what a first network gets right and wrong."""
+    """Contrastive learning between samples that a first network gets right and wrong."""
 
     name = "cnc"
     display = "CNC"

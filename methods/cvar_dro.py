@@ -20,7 +20,7 @@ from debiasbench.search import uniform
 
 
 class CVaRDRO(Method):
-    """The mean of the worst fraction of the losses."""
+    """Minimise the mean of the worst fraction of the losses."""
 
     name = "cvar-dro"
     display = "CVaR-DRO"

@@ -40,7 +40,7 @@ Layer = tuple[np.ndarray, np.ndarray]  # weight (C, D) and bias (C,)
 
 
 class DFR(Method):
-    """A new last layer from group-balanced validation data."""
+    """Retrain the last layer on group-balanced validation data."""
 
     name = "dfr"
     display = "DFR"

@@ -46,7 +46,7 @@ Mixture = Any  # scikit-learn's GaussianMixture: importing it takes seconds
 
 
 class George(Method):
-    """Clusters of a first network's features as groups for GroupDRO."""
+    """GroupDRO with clusters of a first network's features as groups."""
 
     name = "george"
     display = "GEORGE"

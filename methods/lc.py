@@ -30,7 +30,7 @@ from debiasbench.search import log_uniform, uniform
 
 
 class LC(Method):
-    """Cross-entropy on logits that are corrected by what a biased network knows."""
+    """Cross-entropy on logits corrected by the predictions of a biased network."""
 
     name = "lc"
     display = "LC"

@@ -40,7 +40,7 @@ CLIP = 1.0  # of the gradient of the whole layer
 
 
 class LastLayer(Method):
-    """What the three have in common; they differ in how they weigh the held-out samples."""
+    """What LLR, AFR and SELF have in common; they differ in how they weight the held-out samples."""
 
     search = {
         "learning_rate": log_uniform(0.001, 0.1, source="chosen here: a factor of ten around the published value"),
@@ -102,7 +102,7 @@ class LastLayer(Method):
 
 
 class LLR(LastLayer):
-    """A class-balanced last layer."""
+    """Retrain the last layer on class-balanced held-out samples."""
 
     name = "llr"
     display = "LLR"
@@ -118,7 +118,7 @@ class LLR(LastLayer):
 
 
 class AFR(LastLayer):
-    """Automatic feature reweighting: a last layer from what the network is unsure of."""
+    """Automatic feature reweighting: retrain the last layer with more weight on uncertain samples."""
 
     name = "afr"
     display = "AFR"
@@ -141,7 +141,7 @@ class AFR(LastLayer):
 
 
 class SELF(LastLayer):
-    """Selective last-layer finetuning: a last layer from samples that were learnt late."""
+    """Selective last-layer finetuning: retrain the last layer on samples that are learnt late."""
 
     name = "self"
     display = "SELF"

@@ -14,7 +14,7 @@ from debiasbench.search import uniform
 
 
 class ResampleOracle(Method):
-    """Sampling in which conflicting samples have a fixed fraction."""
+    """Sampling with a fixed fraction of bias-conflicting samples."""
 
     name = "resample-oracle"
     display = "Oracle resampling"

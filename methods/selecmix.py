@@ -37,7 +37,7 @@ NOISE = {"share": Uniform(0.0, 0.5), "coin": Uniform(0.0, 1.0)}  # half of Beta(
 
 
 class SelecMix(Method):
-    """Mixing of contradicting pairs."""
+    """Mixup of pairs that contradict the bias."""
 
     name = "selecmix"
     display = "SelecMix"
@@ -80,7 +80,7 @@ class SelecMix(Method):
 
 
 class SelecMixLfF(SelecMix):
-    """Mixing of contradicting pairs in LfF."""
+    """LfF with mixup of pairs that contradict the bias."""
 
     name = "selecmix-lff"
     display = "SelecMix + LfF"

@@ -12,7 +12,7 @@ from debiasbench.methods import Batch, Method, Nets, Predict, State, Task
 
 
 class Vanilla(Method):
-    """Cross-entropy, and nothing against the bias."""
+    """Plain cross-entropy (ERM), without debiasing."""
 
     name = "vanilla"
     display = "Vanilla"

@@ -30,7 +30,7 @@ from debiasbench.search import log_uniform
 
 
 class XRM(Method):
-    """Cross-risk minimisation: environments from twins' mistakes, with GroupDRO."""
+    """Cross-risk minimisation: environments from the mistakes of twin networks, with GroupDRO."""
 
     name = "xrm"
     display = "XRM"

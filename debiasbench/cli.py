@@ -717,7 +717,7 @@ def _detach(console: PlainConsole, ready: GridRun, arguments: list[str], *, then
     stop = leave_grid(ready)
     if stop:
         then = then or f"debiasbench report {results_dir}"
-        console.print(f"Its jobs go on without this command. When they have ended: {then}", soft_wrap=True)
+        console.print(f"The jobs go on without this command. When they have ended: {then}", soft_wrap=True)
     else:
         log = results_dir / "logs" / f"run-{time.strftime('%Y-%m-%d-%H%M%S')}.txt"
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -728,7 +728,7 @@ def _detach(console: PlainConsole, ready: GridRun, arguments: list[str], *, then
                 env={**os.environ, "PYTHONPATH": with_package(os.environ.get("PYTHONPATH", ""))},
             )  # fmt: skip
         stop = f"kill {process.pid}"
-        console.print(f"It goes on without this terminal. What it says: {log}", soft_wrap=True)
+        console.print(f"The run goes on without this terminal. Its output: {log}", soft_wrap=True)
     console.print(f"To follow it: debiasbench status --follow {results_dir}\nTo stop it: {stop}", soft_wrap=True)
     return OK
 
@@ -743,7 +743,7 @@ def _asked(options: argparse.Namespace) -> Experiment:
         missing = "--datasets" if options.methods else "--methods"
         raise BenchmarkError(f"{missing} is missing (for example --methods vanilla pgd --datasets cmnist5k).")
     elif options.smoke:
-        raise BenchmarkError("--smoke belongs to --experiment: the short variant of that.")
+        raise BenchmarkError("--smoke belongs to --experiment: it runs the experiment's short variant.")
     else:
         asked = Experiment("", options.methods, options.datasets)
     given = {
@@ -779,14 +779,14 @@ def _show_plan(console: PlainConsole, ready: GridRun, *, every_cell: bool) -> No
             console.print(f"cell: {cell.title} ({grid.relative_costs[cell.hash]:.1f} vanilla runs): {state}")
     if planned.failed_before:
         console.print(
-            f"{len(planned.failed_before)} cells failed before and are left as they are: --rerun failed tries again."
+            f"{len(planned.failed_before)} cells failed before and are not run again: --rerun failed retries them."
         )
     parts = [f"{len(planned.to_run)} cells to run", f"{len(planned.finished)} finished before"]
     n_begun = len(begun(planned.to_run, ready.options.results_dir)) if ready.settings.resume else 0
     parts += [f"{n_begun} with a checkpoint"] if n_begun else []
     console.print(", ".join(parts) + f"; {_cost(planned, ready.options.results_dir, len(ready.settings.devices))}.")
     if every_cell and (script := ready.executor.script(ready.settings)):
-        console.print(f"\nWhat SLURM is given:\n{script}", soft_wrap=True)
+        console.print(f"\nThe job script for SLURM:\n{script}", soft_wrap=True)
 
 
 def _cost(planned: Plan, results_dir: Path, n_workers: int) -> str:
@@ -808,7 +808,7 @@ def _cost(planned: Plan, results_dir: Path, n_workers: int) -> str:
             costs[cell.hash] * sorted(rates[cell.dataset_title])[len(rates[cell.dataset_title]) // 2]
             for cell in planned.to_run
         )
-        return f"about {duration(seconds / n_workers)} with {n_workers} workers, by what the finished cells took"
+        return f"about {duration(seconds / n_workers)} with {n_workers} workers, estimated from finished cells"
     return f"estimated cost: {cost:.3g} vanilla runs on {n_workers} workers"
 
 
@@ -826,10 +826,14 @@ def _report_grid(console: PlainConsole, ready: GridRun, *, n_failed: int) -> int
     )  # fmt: skip
     _show_report(console, report)
     if ready.left_out:  # again, below the tables that lack it
-        console.print(f"left out, as data are missing: {', '.join(ready.left_out)}.", soft_wrap=True)
+        console.print(f"left out, because data are missing: {', '.join(ready.left_out)}.", soft_wrap=True)
     if ready.options.shard is not None:
         index, count = ready.options.shard
-        console.print(f"This is part {index} of {count}. All together: debiasbench report FOLDER of their records.")
+        console.print(
+            f"This is part {index} of {count}. For all parts: put their records below one FOLDER, then debiasbench report "
+            "FOLDER.",
+            soft_wrap=True,
+        )
     if asked.then:
         console.print(asked.then.strip(), soft_wrap=True)
     lost = len(cells) - len(wanted)
@@ -918,7 +922,7 @@ def _verify(options: argparse.Namespace) -> int:
     flags = ("beside", "profile", "strict", "bibtex")
     beside = [f"--{name}" for name in (*named, *flags) if getattr(options, name)]
     if beside:
-        raise BenchmarkError(f"--verify looks at what its file says was shown: leave out {', '.join(beside)}.")
+        raise BenchmarkError(f"--verify checks exactly what its file lists: leave out {', '.join(beside)}.")
     if options.folder:
         _check_there(options.folder)
     from debiasbench.report.make import verify
@@ -1011,7 +1015,7 @@ def embed_command(options: argparse.Namespace) -> int:
         options.dataset, options.encoder, data_dir=_data_dir(options), output=options.output, weights=options.weights,
         device=options.device, batch_size=options.batch_size,
     )  # fmt: skip
-    state = "there already, as it would be made" if made.there else "written"
+    state = "exists already, with the same contents" if made.there else "written"
     print(printable(f"{made.folder}: {state}. {made.embedding.told()}"))
     spec = shlex.quote(f"features:root={write_value(str(made.folder))},title=NAME")
     print(printable(f"To train on it: debiasbench run --methods vanilla pgd --datasets {spec}"))
@@ -1105,8 +1109,8 @@ def archive_command(options: argparse.Namespace) -> int:
         raise BenchmarkError(f"--output must end in .zip, so that it is read as an archive. Got {output}.")
     if output.exists():
         raise BenchmarkError(
-            f"{output} is there already. Unpack it into {options.folder} and delete it, so that nothing of it is lost; "
-            "or give another file with --output."
+            f"{output} exists already. To keep what it holds, unpack it into {options.folder} and delete it; or "
+            "give another file with --output."
         )
     check_writable(output.parent, "--output")
     n_files = pack(options.folder, output)
@@ -1138,7 +1142,7 @@ def _follow(console: PlainConsole, folder: Path) -> int:
     try:
         following = watch(console, folder)
     except KeyboardInterrupt:
-        console.print("No longer followed; the run goes on.")
+        console.print("Stopped following; the run goes on.")
         return OK
     for title, reason in following.failed.items():
         console.print(f"failed  {title}: {reason}", style="red", soft_wrap=True)
@@ -1185,7 +1189,7 @@ def clean_command(options: argparse.Namespace) -> int:
         return OK
     size = readable_size(sum(one.size for one in removable))
     if not options.yes and not _agrees(f"Delete all of it, {size}? [y/N] "):
-        console.print(f"{size} in all. Nothing was deleted: --yes does it, --what chooses.")
+        console.print(f"{size} in total. Nothing was deleted: --yes deletes it, --what chooses.")
         return OK
     freed, left = remove(removable, folders)
     console.print(f"Deleted: {readable_size(freed)}.")

@@ -103,8 +103,8 @@ def expand(
                 skips.append(Skip(cell.method_title, cell.dataset_title, reason))
             elif cost > MOST_COST:
                 problems.append(
-                    f"{cell.method_title} on {cell.dataset_title} would take as long as {cost:.3g} vanilla runs, which "
-                    f"can be at most {MOST_COST:,}: look at its epochs and steps."
+                    f"{cell.method_title} on {cell.dataset_title} would take as long as {cost:.3g} vanilla runs; at "
+                    f"most {MOST_COST:,} are allowed: check its epochs and steps."
                 )
             else:
                 resolved.append((cell, cost))
@@ -157,7 +157,7 @@ def dataset_from_spec(spec: str) -> tuple[Dataset, str]:
     """
     choices = _dataset_choices(spec, None)
     if len(choices) != 1:
-        raise BenchmarkError(f"One dataset is wanted here, and '{spec}' gives {len(choices)}.")
+        raise BenchmarkError(f"One dataset is needed here, but '{spec}' gives {len(choices)}.")
     choice = choices[0]
     preset = {key: value for key, value in choice.cls.presets.get(choice.preset, {}).items() if key != "recipe"}
     dataset = choice.cls(**{**preset, **choice.given})
@@ -202,8 +202,8 @@ def _method_choices(spec: str, shared_recipes: bool) -> list[_Choice]:
     for single in expand_sweeps(options):
         if "tuned" in single:
             raise BenchmarkError(
-                f"'tuned' of {name} cannot be given: tables show it of values that `debiasbench tune` chose. Give its "
-                "file: --tuned FILE."
+                f"'tuned' of {name} cannot be given inline: in tables it marks values that `debiasbench tune` chose. "
+                "To use these, give their file: --tuned FILE."
             )
         preset = _preset_of(cls, single)
         recipes = single.pop("recipes", "shared" if shared_recipes else "own")
@@ -241,8 +241,8 @@ def _refuse_following(data: Dataset, recipe: dict[str, Any]) -> None:
     following = [key for key in recipe if getattr(data.own_recipe, key) != getattr(type(data).recipe, key)]
     if following:
         raise BenchmarkError(
-            f"The recipe's {', '.join(following)} of {data.name} cannot be given: it follows from the dataset's "
-            f"parameters ({', '.join(defaults(type(data)))})."
+            f"The recipe's {', '.join(following)} of {data.name} cannot be given: the dataset's parameters "
+            f"({', '.join(defaults(type(data)))}) determine it."
         )
 
 

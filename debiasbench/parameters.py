@@ -137,7 +137,7 @@ def _refuse_unannotated(cls: type[Any]) -> None:
         default = value.default if isinstance(value, Field) else value
         hint = "float | None" if default is None else type(default).__name__
         raise BenchmarkError(
-            f"'{name}' of {cls.__qualname__} has no annotation, so it is no parameter and cannot be set: write "
+            f"'{name}' of {cls.__qualname__} has no annotation, so it is not a parameter and cannot be set: write "
             f"{name}: {hint} = {'...' if isinstance(value, Field) else repr(value)}. (A constant is written in "
             "capitals, or begins with _.)"
         )
@@ -148,8 +148,8 @@ def _refuse_without_default(cls: type[Any]) -> None:
     lacking = [item.name for item in fields_of(cls) if default_of(item) is MISSING]
     if lacking:
         raise BenchmarkError(
-            f"The parameter '{lacking[0]}' of {cls.__qualname__} has no default: write {lacking[0]}: ... = VALUE. All "
-            "parameters have one, so that the name alone can be run."
+            f"The parameter '{lacking[0]}' of {cls.__qualname__} has no default: write {lacking[0]}: ... = VALUE. "
+            "Every parameter needs one, so that the name alone can be run."
         )
 
 

@@ -346,7 +346,7 @@ def test_references_are_of_all_records(words, capsys):
         (["test", "pgd:norm=l1"], "A method is tested with its defaults: debiasbench test pgd."),
         (["test", "cmnist5k:rho=nan"], "and not nan"),
         (["inspect", "cmnist5k", "--results-dir", "file"], "file/inspect cannot be written"),
-        (["inspect", "cmnist5k:rho=0.1|0.2"], "One dataset is wanted here"),
+        (["inspect", "cmnist5k:rho=0.1|0.2"], "One dataset is needed here"),
         (["tune", *GRID[1:], "--results-dir", "file"], "The results folder file cannot be written"),
         (["tune", *GRID[1:], "--results-dir", "file/x"], "another folder with --results-dir"),
         (["tune", *GRID[1:], "--output", "file/x.toml"], "another folder with --output"),

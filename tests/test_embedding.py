@@ -575,7 +575,7 @@ def test_a_model_with_missing_weights_is_refused(photos, tmp_path):
 def test_data_that_are_not_there_and_options_are_told(small, photos, capsys):
     assert "The data of celeba are not complete" in refusal("celeba", small)
     assert "--batch-size must be at least 1. Got 0" in refusal(photos, small, batch_size=0)
-    assert "One dataset is wanted here" in refusal("cmnist5k:rho=0.1|0.2", small)
+    assert "One dataset is needed here" in refusal("cmnist5k:rho=0.1|0.2", small)
     Path("file").touch()
     assert "cannot be written" in refusal(photos, small, output=Path("file/below"))
     assert main(["embed", "celeva", "--encoder", small]) == 2

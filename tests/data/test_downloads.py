@@ -979,7 +979,7 @@ def test_skip_missing_runs_the_rest_and_says_what_was_left_out(run, server, tmp_
     shown = capsys.readouterr().out
     assert "left out: byhand (1 cell). The data of byhand are not complete. Needed:" in shown
     assert f"  {Path('data', 'byhand', 'labels.csv')} (3 MB) from: the authors, on request" in shown
-    last = "left out, as data are missing: byhand (1 cell), fetched (1 cell), fetched:data_seed=1 (1 cell).\n"
+    last = "left out, because data are missing: byhand (1 cell), fetched (1 cell), fetched:data_seed=1 (1 cell).\n"
     assert shown.endswith(last)  # below the tables
     assert records(tmp_path) == ["whole"]
     assert not server.requests
@@ -988,7 +988,7 @@ def test_skip_missing_runs_the_rest_and_says_what_was_left_out(run, server, tmp_
 def test_download_and_skip_missing_together(run, server, tmp_path, capsys):
     assert run("byhand", "fetched", options=["--skip-missing", "--download"]) == 0
     assert records(tmp_path) == ["fetched"]
-    assert capsys.readouterr().out.endswith("left out, as data are missing: byhand (1 cell).\n")
+    assert capsys.readouterr().out.endswith("left out, because data are missing: byhand (1 cell).\n")
 
 
 def test_skip_missing_that_leaves_nothing_is_told(run, tmp_path, capsys):

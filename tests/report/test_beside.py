@@ -162,7 +162,7 @@ LINE = "LfF,cmnist,pgd,acc_unbiased,91,1,3,PGD"
         (f"{HEAD}\n{LINE}\n{LINE}\n", "line 3: the same method, dataset, generator, metric, source as in line 2."),
         (f"{HEAD}\n" + LINE.replace(",91,", ",0.91,"), "accuracies must be in per cent, and the highest is 0.91."),
         (f"{HEAD}\n" + LINE.replace("cmnist", "cmnist:rha=1"), "line 2: Unknown parameter 'rha' of cmnist."),
-        (f"{HEAD}\n" + LINE.replace("cmnist", "cmnist:rho=.1|.2"), "line 2: One dataset is wanted here"),
+        (f"{HEAD}\n" + LINE.replace("cmnist", "cmnist:rho=.1|.2"), "line 2: One dataset is needed here"),
         (f'{HEAD}\n"LfF,cmnist\n', "it is no CSV"),
         (f"{HEAD}\n".encode() + b"\xff\xfe,", "is not UTF-8 text (byte"),
         (None, "cannot be read: No such file"),

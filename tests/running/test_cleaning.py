@@ -146,7 +146,7 @@ def test_nothing_is_deleted_unless_somebody_says_so(folders, cells, gone, capsys
     assert files_of(folders.results, folders.cache) == before
     for word in (*KINDS, "1 kB", "a void claim", "nobody runs its cell"):
         assert word in told
-    assert "Nothing was deleted: --yes does it, --what chooses." in told
+    assert "Nothing was deleted: --yes deletes it, --what chooses." in told
 
 
 @pytest.mark.parametrize("kinds", [*([kind] for kind in KINDS), ["reuse", "temporary"], list(KINDS)])

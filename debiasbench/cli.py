@@ -830,8 +830,8 @@ def _report_grid(console: PlainConsole, ready: GridRun, *, n_failed: int) -> int
     if ready.options.shard is not None:
         index, count = ready.options.shard
         console.print(
-            f"This is part {index} of {count}. For all parts: put their records below one FOLDER, then debiasbench report "
-            "FOLDER.",
+            f"This is part {index} of {count}. For all parts: put their records below one FOLDER, then "
+            "debiasbench report FOLDER.",
             soft_wrap=True,
         )
     if asked.then:

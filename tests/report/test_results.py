@@ -426,7 +426,7 @@ def test_equal_runs_are_a_dash_and_a_sentence(tmp_path):
     assert row["gap"] == "+25.00"
     assert {row[key] for key in ("welch", "welch_holm", "low", "effect_size", "detectable")} == {"-"}
     assert "A dash for p Welch: within each method all runs are equal" in notes
-    assert "neither an interval nor g nor a detectable gap" in notes
+    assert "Without spread there is no test, interval, effect size or detectable gap" in notes
 
 
 def test_what_so_few_pairs_cannot_reach_is_said_in_numbers(tmp_path):

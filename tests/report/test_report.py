@@ -719,7 +719,7 @@ def test_a_stand_in_is_never_set_beside_the_papers_number(tmp_path):
     assert (lines[lines.ran != ""].n > 0).all()
     table = published.table(experiment, lines)
     assert not any("(" in entry.shown for row in table.rows for entry in row[1:])
-    assert "A smoke run, on stand-ins" in table.notes[0]
+    assert "A smoke run, shortened and on stand-in data" in table.notes[0]
     assert "cmnist: cmnist5k" in table.notes[0]
 
 

@@ -688,7 +688,7 @@ def test_values_that_a_method_does_not_take_are_told_with_the_file(tmp_path, val
 
 
 def test_a_title_of_a_table_is_no_method_to_ask_for():
-    with pytest.raises(BenchmarkError, match="Give its file: --tuned FILE"):
+    with pytest.raises(BenchmarkError, match="give their file: --tuned FILE"):
         expand(["plain:tuned=worst_class"], ["small"], seeds=1)
 
 

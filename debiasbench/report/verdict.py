@@ -50,13 +50,16 @@ def _verdict(head: tuple[str, str], found: pd.DataFrame, tests: pd.DataFrame, *,
     what = Phrase(
         "{}: {} {} best{} with {} % ({})",
         head[0], _named(best, " and "), "is" if len(best) == 1 else "are",
-        " of those that are not told the bias" if among else "", f"{100 * highest:.1f}", head[1],
+        " among the methods without bias labels" if among else "", f"{100 * highest:.1f}", head[1],
     )  # fmt: skip
     references = set(tests.reference)
     told = _beside_reference(best, references, tests, among=among)
     others = found.drop(index=[*best, *(references & set(found.index) - set(best))])
     it = "it" if len(best) == 1 else "them"
-    more = {f" Not told from {it} by a test: {{}}.": others.tied, f" No test of {it} against {{}}.": others.untested}
+    more = {
+        f" Statistically indistinguishable from {it}: {{}}.": others.tied,
+        f" No test of {it} against {{}}.": others.untested,
+    }
     parts = [Phrase(text, _named(list(others.index[which]))) for text, which in more.items() if which.any()]
     return joined("", [what, told, *parts])
 
@@ -81,6 +84,6 @@ def _named(methods: list[str], separator: str = ", ") -> Phrase:
 
 def _certainty(p: float) -> str:
     if math.isnan(p):
-        return "whether by chance, no test can tell here"
+        return "these runs allow no test"
     told = p_value(p) if p_value(p).startswith("<") else f"= {p_value(p)}"
-    return f"{'significant' if p < LEVEL else 'perhaps by chance'} (p {told} after correction)"
+    return f"{'significant' if p < LEVEL else 'not significant'} (p {told} after correction)"

@@ -622,7 +622,9 @@ def test_of_many_failures_the_first_are_told_in_full(monkeypatch):
     monkeypatch.setattr(page_module, "MOST_FAILURES", 2)
     records = [failure(seed=seed, message=f"message {seed} {EVIL}", traceback=f"line {seed}") for seed in range(5)]
     text = page("t", [], [], records)
-    assert "<strong>5 of 5 cells failed</strong>: DivergedError (5). For the reasons, see" in text  # there are no others
+    assert (
+        "<strong>5 of 5 cells failed</strong>: DivergedError (5). For the reasons, see" in text
+    )  # there are no others
     assert "Failed cells</a> (5)" in text
     assert [f"line {seed}" in text for seed in range(5)] == [True, True, False, False, False]
     assert "And 3 more reasons" in text

@@ -50,25 +50,24 @@ def told(values, *, reference="vanilla", select="last"):
         pytest.param(
             {"vanilla": LOW, "lff": NEAR, "pgd": HIGH},
             "cmnist5k: pgd is best with 84.0 % (acc_unbiased), 44.3 points above vanilla: significant (p {p} after "
-            "correction). Not told from it by a test: lff.",
+            "correction). Statistically indistinguishable from it: lff.",
             id="a tie",
         ),
         pytest.param(
             {"vanilla": NEAR, "pgd": HIGH},
-            "cmnist5k: pgd is best with 84.0 % (acc_unbiased), 1.0 points above vanilla: perhaps by chance (p {p} "
+            "cmnist5k: pgd is best with 84.0 % (acc_unbiased), 1.0 points above vanilla: not significant (p {p} "
             "after correction).",
             id="chance",
         ),
         pytest.param(
             {"vanilla": [0.79, 0.8, 0.775], "lff": [0.82, 0.84, 0.83], "pgd": [0.83, 0.86, 0.815]},
             "cmnist5k: pgd is best with 83.5 % (acc_unbiased), 4.7 points above vanilla: significant (p {p} after "
-            "correction). Not told from it by a test: lff.",
+            "correction). Statistically indistinguishable from it: lff.",
             id="the table of tests has more small p than the comparison: the reference is no tie as well",
         ),
         pytest.param(
             {"vanilla": LOW[:1], "pgd": HIGH[:1]},
-            "cmnist5k: pgd is best with 84.0 % (acc_unbiased), 45.0 points above vanilla: whether by chance, no test "
-            "can tell here.",
+            "cmnist5k: pgd is best with 84.0 % (acc_unbiased), 45.0 points above vanilla: these runs allow no test.",
             id="one run",
         ),
         pytest.param(
@@ -92,19 +91,19 @@ def told(values, *, reference="vanilla", select="last"):
         pytest.param(
             {"vanilla": HIGH, "pgd": HIGH[::-1], "lff": NEAR},
             "cmnist5k: vanilla and pgd are best with 84.0 % (acc_unbiased); no method here is shown to be better than "
-            "the reference. Not told from them by a test: lff.",
+            "the reference. Statistically indistinguishable from them: lff.",
             id="as good as the reference",
         ),
         pytest.param(
             {"vanilla": LOW, "groupdro": HIGH, "lff": NEAR},
-            "cmnist5k: lff is best of those that are not told the bias with 83.0 % (acc_unbiased), 43.3 points above "
+            "cmnist5k: lff is best among the methods without bias labels with 83.0 % (acc_unbiased), 43.3 points above "
             "vanilla: significant (p {p} after correction).",
             id="an oracle above",
         ),
         pytest.param(
             {"vanilla": NEAR, "groupdro": [0.95, 0.96, 0.94], "lff": LOW},
-            "cmnist5k: vanilla is best of those that are not told the bias with 83.0 % (acc_unbiased); none of them is "
-            "shown to be better than it, the reference.",
+            "cmnist5k: vanilla is best among the methods without bias labels with 83.0 % (acc_unbiased); none of them "
+            "is shown to be better than it, the reference.",
             id="an oracle shown to be better than the reference",
         ),
     ],
@@ -121,7 +120,8 @@ def test_the_text_is_of_the_numbers(values, expected):
 def test_an_oracle_as_the_reference_may_be_above():
     (text,) = told({"groupdro": HIGH, "vanilla": LOW, "lff": NEAR}, reference="groupdro")
     assert (
-        "lff is best of those that are not told the bias with 83.0 % (acc_unbiased), 1.0 points below groupdro." in text
+        "lff is best among the methods without bias labels with 83.0 % (acc_unbiased), 1.0 points below groupdro."
+        in text
     )
 
 
@@ -147,7 +147,7 @@ def test_it_can_be_said_with_display_titles():
     displays = {"method": {"pgd": "PGD", "lff": "LfF"}, "dataset": {"cmnist5k": "Colored MNIST, 5,000"}}
     shown = displayed(text, displays)
     assert shown.startswith("Colored MNIST, 5,000: PGD is best")
-    assert shown.endswith("Not told from it by a test: LfF.")
+    assert shown.endswith("Statistically indistinguishable from it: LfF.")
 
 
 def test_the_demo_says_what_it_does_and_what_to_try_next(tmp_path, capsys):

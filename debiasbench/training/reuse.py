@@ -167,7 +167,7 @@ def facts_of_nets(nets: Mapping[str, nn.Module]) -> dict[str, Any]:
 def _source_of(net: type[nn.Module]) -> str | None:
     """Digest of the source of a network's class, None of the suite's; of an installed package its version.
 
-    A digest would be of all modules of the package, a minute for torch: only where the package does not say its version.
+    A digest would be of all modules of the package, a minute for torch: only where it does not say its version.
     """
     package = net.__module__.partition(".")[0]
     version = getattr(sys.modules.get(package), "__version__", "")

@@ -376,7 +376,7 @@ def test_a_network_of_a_library_is_told_by_its_version(monkeypatch, make, packag
 
 
 def test_a_package_that_does_not_say_its_version_is_told_by_its_source(monkeypatch):
-    monkeypatch.setattr(reuse, "is_local", lambda module: False)
+    monkeypatch.setattr(reuse, "is_local", lambda _: False)
     monkeypatch.setattr(reuse, "digest_of_plugin", lambda net: f"digest of {net.__name__}")
     monkeypatch.delattr(torchvision, "__version__")
     (facts,) = facts_of_nets({"net": torchvision.models.squeezenet1_1(num_classes=2)}).values()

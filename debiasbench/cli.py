@@ -765,6 +765,11 @@ def _show_plan(console: PlainConsole, ready: GridRun, *, every_cell: bool) -> No
         console.print(f"left out: {data}. {reason}", soft_wrap=True)
     for notice in grid.notices:
         console.print(f"note: {notice}")
+    if ready.asked.epochs is not None and not ready.asked.smoke:
+        console.print(
+            "note: --epochs does not change stages whose length is a parameter of the method. Results of a short trial "
+            "do not show which method is better.", soft_wrap=True,
+        )  # fmt: skip
     for skip in grid.skips:
         console.print(f"skip: {skip.method_title} on {skip.dataset_title}: {skip.reason}")
     if every_cell:

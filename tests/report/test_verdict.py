@@ -156,9 +156,13 @@ def test_the_demo_says_what_it_does_and_what_to_try_next(tmp_path, capsys):
     assert "vanilla is plain training" in demo.about
     assert {word for word in demo.methods if word in demo.about} == set(demo.methods)
     assert main(["run", "--results-dir", str(tmp_path / "results"), "--dry-run"]) == 0
-    assert demo.about.strip().splitlines()[0] in capsys.readouterr().out
-    assert main(["run", "--results-dir", str(tmp_path / "results"), "--seeds", "1", "--dry-run"]) == 0
-    assert "The demo." in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert demo.about.strip().splitlines()[0] in told
+    assert "--epochs does not change" not in told
+    assert main(["run", "--results-dir", str(tmp_path / "results"), "--epochs", "1", "--dry-run"]) == 0
+    told = capsys.readouterr().out
+    assert "The demo." in told
+    assert "--epochs does not change stages whose length is a parameter of the method" in told
     words = ["run", "--experiment", "demo", "--methods", "vanilla", "--results-dir", str(tmp_path / "results")]
     assert main([*words, "--dry-run"]) == 0
     assert "The demo." not in capsys.readouterr().out

@@ -468,7 +468,7 @@ def test_records_in_an_archive_count_as_those_of_the_folder(results, plugins, tm
     assert main(["archive", str(folder / "records")]) == 0
     assert f"{folder / 'records.zip'}: 12 files.\n" in capsys.readouterr().out  # arrays and weights go along
     assert main(["archive", str(folder / "records")]) == 2
-    assert "records.zip is there already" in capsys.readouterr().err
+    assert "records.zip exists already" in capsys.readouterr().err
     shutil.rmtree(folder / "records")
     assert main(["status", str(folder)]) == 0
     told = capsys.readouterr().out

@@ -125,13 +125,6 @@ def build_parser() -> argparse.ArgumentParser:
     seeds.add_argument("--seeds", type=_number, metavar="N", help="train with seeds 0 .. N-1 (default 3)")
     seeds.add_argument("--seed-list", type=_number, nargs="+", metavar="S", help="train with these seeds")
     run.add_argument("--data-seeds", type=_number, metavar="K", help="draw the data K times (default: once)")
-    run.add_argument("--epochs", type=_number, metavar="E", help="replace the number of epochs in all recipes")
-    run.add_argument(
-        "--recipes",
-        choices=("own", "shared"),
-        default="own",
-        help="shared: use the dataset's recipe for every method",
-    )
     run.add_argument(
         "--reference", type=_text, metavar="M", help="test the others against this method (default: the first)"
     )
@@ -175,13 +168,6 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="N",
         default=1,
         help="number of seeds for each draw: 1000, 1001, ... (default 1)",
-    )
-    tune.add_argument("--epochs", type=_number, metavar="E", help="replace the number of epochs in all recipes")
-    tune.add_argument(
-        "--recipes",
-        choices=("own", "shared"),
-        default="own",
-        help="shared: use the dataset's recipe for every method",
     )
     tune.add_argument(
         "--output",
@@ -349,6 +335,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _training(parser: argparse.ArgumentParser) -> None:
     """What `run` and `tune` have in common: where and how cells are trained, and which of them."""
+    parser.add_argument("--epochs", type=_number, metavar="E", help="replace the number of epochs in all recipes")
+    parser.add_argument(
+        "--recipes",
+        choices=("own", "shared"),
+        default="own",
+        help="shared: use the dataset's recipe for every method",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default auto)")
     parser.add_argument(
         "--workers",

@@ -21,6 +21,7 @@ from dataclasses import MISSING, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from debiasbench import files
@@ -581,11 +582,51 @@ def read_record(path: Path) -> Record:
         BenchmarkError: the file cannot be read, is damaged in any part, no record, or of a later schema.
     """
     try:
-        return replace(record_from_json(_parsed(bytes_of(path, MOST_BYTES))), path=path)
+        content = bytes_of(path, MOST_BYTES)
+        return replace(decoded(content) or record_from_json(_parsed(content)), path=path)
     except (OSError, ValueError, RecursionError, MemoryError) as error:
         whole = isinstance(error, LaterSchemaError) or archive_of(path) is not None
         advice = "" if whole else " Run its grid again, or delete it."
         raise BenchmarkError(f"{encodable(str(path))}: {_first_line(error)}.{advice}") from None
+
+
+@dataclass(frozen=True)
+class _Written:
+    """A record of this schema, as its file has it."""
+
+    schema: int
+    status: str
+    hash: str
+    cell: Cell
+    provenance: Provenance
+    result: Result | None = None
+    failure: Failure | None = None
+
+
+_DECODER = msgspec.json.Decoder(_Written)
+_MANY_DIGITS = b" " + b"0" * 19  # a whole number of so many may need more than 64 bits
+_TO_FIND_THEM = bytes(48 if 48 <= byte < 58 else byte if byte == 46 else 32 for byte in range(256))  # "0", ".", " "
+
+
+def decoded(content: bytes) -> Record | None:
+    """A record of this schema that nothing is wrong with, many times as quickly as by `record_from_json`.
+
+    None for all else: `record_from_json` says what is wrong with it, and reads earlier schemas.
+    """
+    if _MANY_DIGITS in content.translate(_TO_FIND_THEM):
+        return None
+    try:
+        found = _DECODER.decode(content)
+        if found.schema != SCHEMA or found.status != ("done" if found.result is not None else "failed"):
+            return None
+        record = Record(found.hash, found.cell, found.provenance, found.result, found.failure)
+        _check(record)
+        cell, weights = record.cell, record.result and record.result.weights
+        anybodys = [cell.method_parameters, cell.dataset_parameters, cell.recipe, cell.recipe_changes, weights]
+        from_plain(Any, [*anybodys, *record.provenance.calls])  # which may be nested more deeply than can be written
+    except (ValueError, RecursionError):
+        return None
+    return record
 
 
 def _parsed(content: bytes) -> Any:

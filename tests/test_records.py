@@ -22,7 +22,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save
 
-from debiasbench.archives import bytes_of, files_in
+from debiasbench.archives import bytes_of, contents, files_in
 from debiasbench.cell import Cell
 from debiasbench.errors import BenchmarkError
 from debiasbench.files import write_atomically
@@ -41,6 +41,7 @@ from debiasbench.records import (
     StageFacts,
     arrays_path,
     check_writable,
+    decoded,
     dump,
     failed_path,
     find_record,
@@ -682,6 +683,42 @@ def test_values_put_anywhere_make_it_a_record_or_a_complaint_and_nothing_else(sc
             record_from_json(json.loads(json.dumps(values)))
             n_whole += 1
     assert 50 < n_whole < 400
+
+
+@pytest.mark.parametrize("done", [True, False])
+def test_a_record_that_nothing_is_wrong_with_is_read_the_quick_way_and_equal(done):
+    content = text_of(2, done).encode()
+    assert decoded(content) == record_from_json(json.loads(content))
+
+
+@pytest.mark.parametrize("archive", sorted(COMMITTED.glob("*.zip")), ids=lambda path: path.stem)
+def test_committed_records_are_equal_by_both_ways(archive):
+    for name in contents(archive).members:
+        if name.endswith(".json"):
+            content = bytes_of(archive / name)
+            values = json.loads(content)
+            assert decoded(content) == (record_from_json(values) if values["schema"] == SCHEMA else None), name
+
+
+def test_what_the_quick_way_reads_is_what_the_careful_one_reads():
+    draws = random.Random(0)
+    n_read = n_left = 0
+    kinds = VALUES | {"beyond 64 bits": 2**63, "below 64 bits": -(2**63) - 1, "of 64 bits": -(2**63), "1.0": 1.0}
+    for _ in range(1000):
+        values = values_of(2, draws.random() < 0.8)
+        container, key = draws.choice(list(places_in(values)))
+        kind = draws.choice(list(kinds))
+        if kind == "missing":
+            del container[key]
+        else:
+            container[key] = copy.deepcopy(kinds[kind])
+        content = json.dumps(values).encode()
+        quick = decoded(content)
+        n_left += quick is None
+        if quick is not None:
+            n_read += 1
+            assert quick == record_from_json(json.loads(content)), (key, kind)
+    assert min(n_read, n_left) > 100
 
 
 def in_text(before, after):

@@ -116,7 +116,7 @@ def scores(table: pd.DataFrame, *, dataset: str | None = None) -> Figure:
             found[str(method)] = first
     if not found:
         raise BenchmarkError(
-            f"No method of this table keeps per-sample scores on {dataset}: {', '.join(dict.fromkeys(table.method))}. "
+            f"No method of this table keeps per-sample scores on {dataset}: {', '.join(table.method.unique())}. "
             "The accuracies of the runs: debiasbench.figures.accuracies(table)."
         )
     return _shown(pictures.score_picture(found, dataset, display_titles_in(table)))
@@ -133,7 +133,7 @@ def ranks(table: pd.DataFrame, *, metric: str | None = None, select: str = "last
         select: the rule that selected the epoch: "last", "val_acc", ...
     """
     table = _finished(table)
-    datasets = list(dict.fromkeys(table.dataset))
+    datasets = table.dataset.unique().tolist()
     figure = pictures.rank_picture(table, _measures(table, datasets, metric, select), display_titles_in(table))
     if figure is None:
         raise BenchmarkError(
@@ -206,7 +206,7 @@ def fisher(table: pd.DataFrame, *, data_dir: str | Path | None = None, in_rank: 
         in_rank: without the directions in which no sample has a gradient, such as those of dead units.
     """
     table = _finished(table)
-    paths = [path for name in dict.fromkeys(table.dataset) for path in _paths(table, name)]
+    paths = [path for name in table.dataset.unique() for path in _paths(table, name)]
     saved = [path for path in paths if has_weights(read_record(path))]
     if not saved:
         raise BenchmarkError(
@@ -271,7 +271,7 @@ def _finished(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _dataset(table: pd.DataFrame, dataset: str | None) -> str:
-    there = list(dict.fromkeys(table.dataset))
+    there = table.dataset.unique().tolist()
     if dataset is None and len(there) == 1:
         return str(there[0])
     if dataset is None:
@@ -287,7 +287,7 @@ def _dataset(table: pd.DataFrame, dataset: str | None) -> str:
 
 
 def _method(table: pd.DataFrame, reference: str | None) -> str:
-    there = list(dict.fromkeys(table.method))
+    there = table.method.unique().tolist()
     if reference is not None:
         check_reference(reference, there)
     return reference or str(there[0])
@@ -306,7 +306,7 @@ def _by_dataset(
 ) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, Any]]:
     """Dataset -> method -> fractions of its runs; and the name of the axis and the order of methods."""
     table = _finished(table)
-    measures = _measures(table, list(dict.fromkeys(table.dataset)), metric, select)
+    measures = _measures(table, table.dataset.unique().tolist(), metric, select)
     displays = display_titles_in(table)
     values = pictures.values_by_dataset(table, measures, displays)
     if not values:

@@ -10,6 +10,7 @@ may lead into it (`all.zip/cmnist5k/pgd/s0-1a2b3c4d.json`).
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
@@ -140,9 +141,9 @@ class Result:
 
         Rules of classes follow from what every record has of its epochs, so that they choose in older records, too.
         """
-        if rule in LATER and self.selection.get("val_acc") is not None:
+        if rule in LATER and rule not in self.selection and self.selection.get("val_acc") is not None:
             if rule in OF_CLASSES:
-                return select_by_classes(rule, [self.accuracy_by_class(epoch, "valid") for epoch in self.epochs])
+                return select_by_classes(rule, self._valid_by_class)
             return select_by_proxy([epoch.valid for epoch in self.epochs])
         return self.selection.get(rule)
 
@@ -156,6 +157,10 @@ class Result:
             return None
         value = criterion(rule, epoch.valid, self.accuracy_by_class(epoch, "valid"), headline)
         return None if math.isnan(value) else value
+
+    @functools.cached_property
+    def _valid_by_class(self) -> list[list[float | None] | None]:
+        return [self.accuracy_by_class(epoch, "valid") for epoch in self.epochs]
 
     def accuracy_by_class(self, epoch: EpochFacts, split: str) -> list[float | None] | None:
         """Accuracies in [0, 1] of the classes of "valid" or "test" (None: no sample); None where it was not kept."""
@@ -299,8 +304,8 @@ def in_brief(record: Record, *, valid: str, test: str) -> Record:
     result = record.result
     if result is None:
         return record
-    chosen = map(result.chosen, (*result.selection, *LATER))  # which choose the same among these
-    kept = sorted({len(result.epochs) - 1, *(index for index in chosen if index is not None)})
+    chosen = {rule: result.chosen(rule) for rule in (*result.selection, *LATER)}
+    kept = sorted({len(result.epochs) - 1, *(index for index in chosen.values() if index is not None)})
     curves = {}
     for name, metric, found in (
         ("valid", valid, [one.valid for one in result.epochs]), ("test", test, [one.test for one in result.epochs])
@@ -309,7 +314,7 @@ def in_brief(record: Record, *, valid: str, test: str) -> Record:
         curves[name] = array("q", epochs), array("d", [metrics[metric] for metrics in found if metric in metrics])
     short = replace(
         result, epochs=tuple(result.epochs[index] for index in kept), stages=(), groups={},
-        selection={rule: None if index is None else kept.index(index) for rule, index in result.selection.items()},
+        selection={rule: None if index is None else kept.index(index) for rule, index in chosen.items()},
     )  # fmt: skip
     provenance = replace(record.provenance, calls=())
     return Brief(record.hash, record.cell, provenance, short, path=record.path, curves=curves)

@@ -48,6 +48,7 @@ from debiasbench.report.results import (
     dataset_title,
     existing,
     headline_of,
+    in_parts,
     metrics_in,
     runs,
     scores_of,
@@ -87,6 +88,7 @@ from debiasbench.report.tables import (
     latex_document,
     latex_file,
     markdown,
+    results_csv,
     with_display_titles,
     words,
 )
@@ -227,29 +229,31 @@ def make(  # noqa: PLR0913 - the report's options
     if not done:
         html = page("debiasbench", [], [], records, notes=complaints)
         return Report([], {"report": [_write(results_dir / "report.html", html)]}, failed, complaints)
-    full = to_frame(done)
-    measures = _measures(full, shown)
-    accuracies = [name for name in full if name.startswith("acc_")]
+    parts = in_parts(done)
+    table = parts.without_settings()
+    measures = _measures(table, shown)
+    accuracies = [name for name in table if name.startswith("acc_")]
     others = beside.read(shown.beside, accuracies) if shown.beside else None
     sweeps = profile.sweeps(done) if shown.profile else []
     if strict:
-        check(measures, full)
-    for dataset in dict.fromkeys(full.dataset):
-        runs(full, dataset, headline_of(full, dataset))  # refuses what must not be mixed
-    reference = reference or full.method.iloc[0]
+        check(measures, parts.of_rules(one.select for one in measures))
+    with_settings = parts.of_rules(["last"])
+    for dataset in table.dataset.unique():
+        runs(with_settings, dataset, headline_of(table, dataset))  # refuses what must not be mixed
+    reference = reference or table.method.iloc[0]
     if shown.order != "given":
-        rank = _rank(full, measures[0], shown.order)
+        rank = _rank(table, measures[0], shown.order)
         for some in (records, done):
             some.sort(key=lambda record: rank.get(record.cell.method_title, len(rank)))
-        full = full.sort_values("method", key=lambda titles: titles.map(rank), kind="stable", ignore_index=True)
-        measures = _measures(full, shown)
+        parts = parts.by_method(rank)
+        table = parts.without_settings()
+        measures = _measures(table, shown)
     folder = results_dir / "tables"
-    results_csv = _write_csv(folder / "results.csv", frame_csv(full))
-    exported = [write_export(export, full)] if export is not None else []
-    table = without_settings(full)  # of what follows, all asks for runs again and again
-    del full
+    results = _write_csv(folder / "results.csv", results_csv(parts))
+    exported = [write_export(export, parts.whole())] if export is not None else []
+    del parts, with_settings
     paths: dict[str, list[Path]] = {"records": source} | ({"export": exported} if exported else {})
-    methods = list(dict.fromkeys(table.method))
+    methods = table.method.unique().tolist()
     tables, tests = _compared(table, done, measures, reference, by=shown.by)
     if tests is not None:
         paths["tests"] = [_write_csv(folder / "tests.csv", frame_csv(tests))]
@@ -290,7 +294,7 @@ def make(  # noqa: PLR0913 - the report's options
         _write(folder / "comparison.tex", "".join(f"% {line}\n" for line in lines) + latex_file(in_paper)),
         _write(folder / "document.tex", latex_document(in_paper, "comparison")),
         _write_csv(folder / "comparison.csv", [csv(comparison)]),
-        results_csv,
+        results,
     ]
     for one in passed:
         path = folder / "strict.json"
@@ -309,9 +313,9 @@ def _compared(
 ) -> tuple[list[Table], pd.DataFrame | None]:
     """The tables of these records, the comparison first, and the tests in it; None for one method."""
     tables = [comparison_table(table, done, measures, by=by)]
-    tables += [selection_table(table, dataset) for dataset in dict.fromkeys(table.dataset)]
+    tables += [selection_table(table, dataset) for dataset in table.dataset.unique()]
     tables += [part for part in (ranks_table(table, measures), identification_table(done)) if part]
-    methods, tests = list(dict.fromkeys(table.method)), None
+    methods, tests = table.method.unique().tolist(), None
     if len(methods) > 1:
         tests = compare_by(table, measures, reference=reference if reference in methods else None)
         tables += [tests_table(tests)] if len(tests) else []
@@ -352,7 +356,7 @@ def _in_order(records: list[Record], shown: Shown) -> list[Record]:
 
 def _rank(table: pd.DataFrame, first: Measure, order: str) -> dict[str, int]:
     """Place of each method by the mean in the first column, best first and those without one last; or by title."""
-    methods = list(dict.fromkeys(table.method))
+    methods = table.method.unique().tolist()
     if order == "name":
         methods.sort(key=lambda title: (title.casefold(), title))
     else:
@@ -381,7 +385,7 @@ def _measures(table: pd.DataFrame, shown: Shown) -> list[Measure]:
     for rule in shown.select:
         check_rule(table, rule)
     measures = []
-    for dataset in dict.fromkeys(table.dataset):
+    for dataset in table.dataset.unique():
         has = [name for name in shown.metrics if table.loc[table.dataset == dataset, name].notna().any()]
         metrics = has if shown.metrics else [headline_of(table, dataset)]
         measures += [Measure(dataset, metric, rule) for metric in metrics for rule in shown.select]

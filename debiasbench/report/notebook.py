@@ -90,7 +90,7 @@ def _comparison(frame: pd.DataFrame, records: Sequence[Record]) -> tuple[list[Ta
     if not done:
         return [], lines
     table = without_settings(frame[frame.hash.isin([record.hash for record in done])])
-    measures = [Measure(dataset, headline_of(table, dataset)) for dataset in dict.fromkeys(table.dataset)]
+    measures = [Measure(dataset, headline_of(table, dataset)) for dataset in table.dataset.unique()]
     return [marked(comparison_table(table, done, measures), bias_knowing(table))], lines
 
 

@@ -92,8 +92,8 @@ def display_titles_in(table: pd.DataFrame) -> Displays:
 
     names = dict.fromkeys(title.partition(":")[0] for title in table.dataset)
     return {
-        "method": _apart({title: _or(title, of_method, title) for title in dict.fromkeys(table.method)}),
-        "dataset": _apart({title: _or(title, of_dataset, title) for title in dict.fromkeys(table.dataset)}),
+        "method": _apart({title: _or(title, of_method, title) for title in table.method.unique()}),
+        "dataset": _apart({title: _or(title, of_dataset, title) for title in table.dataset.unique()}),
         "dataset_name": _apart({name: _or(name, _of_class, of_data, name) for name in names}),
     }
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def names_of(table: pd.DataFrame, displays: Displays) -> list[str]:
     """What papers call the methods of a table, in its order."""
-    return [displays["method"][method] for method in dict.fromkeys(table.method)]
+    return [displays["method"][method] for method in table.method.unique()]
 
 
 def score_picture(scores: Mapping[str, tuple[np.ndarray, np.ndarray]], dataset: str, displays: Displays) -> Figure:

@@ -52,7 +52,7 @@ def sweeps(records: Iterable[Record]) -> list[Sweep]:
 
 def sweeps_in(table: pd.DataFrame) -> list[Sweep]:
     """The same of the datasets of a table of results."""
-    return _sweeps({title: partial(_dataset_of, title) for title in dict.fromkeys(table.dataset)})
+    return _sweeps({title: partial(_dataset_of, title) for title in table.dataset.unique()})
 
 
 def _dataset_of(title: str) -> Dataset:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,8 +45,48 @@ def to_frame(records: Iterable[Record]) -> pd.DataFrame:
     `dataset.<name>` and `recipe.<name>`. Of the draws of a tuning `draw`, their number; of runs with the values that
     were chosen `method.tuned`, how.
     """
-    cells: list[dict[str, Any]] = []  # what all rows of a record have in common, kept once
-    index: list[int] = []  # of the cell of each row
+    return in_parts(records).whole()
+
+
+@dataclass(frozen=True)
+class InParts:
+    """The table of `to_frame` with the settings of a record once, and not in each of its rows.
+
+    Attributes:
+        cells: what all rows of a record have in common. rows: place and metrics. of_rows: the row of `cells` of each.
+        columns: of the whole, in order.
+    """
+
+    cells: pd.DataFrame
+    rows: pd.DataFrame
+    of_rows: np.ndarray
+    columns: list[str]
+
+    def whole(self, which: Any = slice(None), columns: Sequence[str] | None = None) -> pd.DataFrame:
+        """All columns, or these, of all rows, or those that an index or a mask of numpy says."""
+        wanted = self.columns if columns is None else columns
+        cells = self.cells[[name for name in wanted if name in self.cells]].iloc[self.of_rows[which]]
+        rows = self.rows[[name for name in wanted if name in self.rows]].iloc[which]
+        return pd.concat([part.reset_index(drop=True) for part in (cells, rows)], axis=1)[list(wanted)]
+
+    def without_settings(self) -> pd.DataFrame:
+        """As `without_settings`: all rows."""
+        return self.whole(columns=_but_settings(self.columns))
+
+    def of_rules(self, rules: Iterable[str]) -> pd.DataFrame:
+        """The rows of epochs that some rules select."""
+        return self.whole(self.rows["select"].isin(list(rules)).to_numpy())
+
+    def by_method(self, rank: dict[str, int]) -> InParts:
+        """With the rows in the order of their methods' ranks."""
+        order = self.cells["method"].map(rank).to_numpy()[self.of_rows].argsort(kind="stable")
+        return replace(self, rows=self.rows.iloc[order].reset_index(drop=True), of_rows=self.of_rows[order])
+
+
+def in_parts(records: Iterable[Record]) -> InParts:
+    """The table of `to_frame` in parts."""
+    cells: list[dict[str, Any]] = []
+    of_rows: list[int] = []
     places: list[Place] = []
     metrics: list[Metrics] = []
     layouts: dict[tuple[str, ...], None] = {}
@@ -54,19 +94,22 @@ def to_frame(records: Iterable[Record]) -> pd.DataFrame:
     for record in records:
         head, tail = _of_cell(record)
         for place, found in _rows(record):
-            index.append(len(cells))
+            of_rows.append(len(cells))
             places.append(place)
             metrics.append(found)
             layouts[(*head, *PLACE, *found, *tail)] = None
         cells.append(head | tail)
         absent.update(headlines(record.cell.dataset))
-    order = list(dict.fromkeys(name for layout in layouts for name in layout))
-    of_cells = pd.DataFrame(cells).iloc[index].reset_index(drop=True)
-    of_rows = pd.DataFrame(places, columns=list(PLACE)).assign(
-        **{name: [one.get(name, math.nan) for one in metrics] for name in set(order) - set(of_cells) - set(PLACE)}
-    )
-    table = pd.concat([of_cells, of_rows], axis=1)[order]
-    return table.assign(**dict.fromkeys(sorted(absent - set(order)), math.nan))  # no run has a value: still a metric
+    names = list(dict.fromkeys(name for layout in layouts for name in layout))
+    columns = [*names, *sorted(absent - set(names))]  # a headline metric of which no run has a value is a column
+    of_cells = pd.DataFrame(cells)
+    rows = pd.DataFrame(places, columns=list(PLACE)).assign(
+        **{
+            name: np.array([one.get(name, math.nan) for one in metrics], dtype=float)
+            for name in columns if name not in of_cells and name not in PLACE
+        }
+    )  # fmt: skip
+    return InParts(of_cells, rows, np.array(of_rows, dtype=int), columns)
 
 
 def headlines(dataset: str) -> tuple[str, ...]:
@@ -159,9 +202,9 @@ def _rows(record: Record) -> Iterator[tuple[Place, Metrics]]:
     if record.result is None:
         yield (None, None, None), {}
         return
+    by_rule = {rule: record.result.selected(rule) for rule in rules_of(record.result)}
     for split in SPLITS:
-        for rule in rules_of(record.result):
-            selected = record.result.selected(rule)
+        for rule, selected in by_rule.items():
             if selected is None:
                 yield (split, rule, None), {}
             else:
@@ -319,9 +362,13 @@ def _refuse_lacking(table: pd.DataFrame) -> None:
 
 def without_settings(table: pd.DataFrame) -> pd.DataFrame:
     """The table without parameters and recipes, whose titles `runs` has found to stand for one set of values each."""
+    return table[_but_settings(table)]
+
+
+def _but_settings(columns: Iterable[str]) -> list[str]:
     named = ("method.name", "method.version", "dataset.name", "dataset.version")
     settings = ("method.", "dataset.", "recipe.")
-    return table[[name for name in table if name in named or not name.startswith(settings)]]
+    return [name for name in columns if name in named or not name.startswith(settings)]
 
 
 def _refuse_twice(chosen: pd.DataFrame, dataset: str) -> None:
@@ -421,10 +468,10 @@ def compare(
     """
     check_table(table)
     table = results_in(table, "compare")
-    methods = list(dict.fromkeys(table.method))
+    methods = table.method.unique().tolist()
     reference = reference or methods[0]
     check_reference(reference, methods)
-    datasets = dict.fromkeys(table.dataset)
+    datasets = table.dataset.unique()
     measures = [Measure(dataset, metric or headline_of(table, dataset), select) for dataset in datasets]
     return compare_by(table, measures, reference=reference, split=split)
 
@@ -437,7 +484,7 @@ def compare_by(
     parts = []
     for measure in measures:
         chosen = runs(table, measure.dataset, measure.metric, split=split, select=measure.select)
-        others = [method for method in dict.fromkeys(chosen.method) if method != reference]
+        others = [method for method in chosen.method.unique() if method != reference]
         common = {"dataset": measure.dataset, "metric": measure.metric, "split": split, "select": measure.select}
         parts.append(_Family(chosen, reference, others, common))
     return pd.DataFrame(_test(parts))
@@ -531,7 +578,7 @@ def ranks(table: pd.DataFrame, measures: Sequence[Measure], *, split: str = "tes
     A method's rank is 1 + the number of methods that are separably better: Welch one-sided, Holm below .05 over both
     directions of all pairs of all measures. nan where a method has no run.
     """
-    methods = list(dict.fromkeys(table.method))
+    methods = table.method.unique().tolist()
     values, tests = {}, []
     for measure in measures:
         chosen = runs(table, measure.dataset, measure.metric, split=split, select=measure.select)

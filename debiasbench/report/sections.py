@@ -64,7 +64,7 @@ def comparison_table(
     table: pd.DataFrame, records: list[Record], measures: list[Measure], *, by: str = "dataset"
 ) -> Table:
     """Methods x measures: mean and spread on test, and n. `by`: "dataset" or "metric", what columns have in common."""
-    methods = list(dict.fromkeys(table.method))
+    methods = table.method.unique().tolist()
     found = summaries(table, measures)
     rows = []
     for method in methods:
@@ -123,7 +123,7 @@ def parts_of_head(table: pd.DataFrame, measure: Measure) -> tuple[str, str]:
 
 def ranks_table(table: pd.DataFrame, measures: list[Measure]) -> Table | None:
     """Ranks of the methods, shared by what no test separates, and their averages over datasets; None for one method."""
-    methods = list(dict.fromkeys(table.method))
+    methods = table.method.unique().tolist()
     if len(methods) < 2:
         return None
     shared, means = ranks(table, measures), means_of(table, measures)
@@ -165,7 +165,7 @@ def one_a_dataset(measures: list[Measure]) -> list[Measure]:
 
 def means_of(table: pd.DataFrame, measures: list[Measure]) -> np.ndarray:
     """Mean of each method in each measure, (measures, methods); nan where it has no run."""
-    methods = list(dict.fromkeys(table.method))
+    methods = table.method.unique().tolist()
     found = [runs(table, measure.dataset, measure.metric, select=measure.select) for measure in measures]
     return np.array([[one[one.method == method].value.mean() for method in methods] for one in found])
 
@@ -275,7 +275,7 @@ def selection_table(table: pd.DataFrame, dataset: str) -> Table:
     shown = [*((rule, metric) for rule in rules), *(("last", name) for name in parts)]
     found = [dict(list(runs(table, dataset, name, select=rule).groupby("method"))) for rule, name in shown]
     rows = []
-    for method in dict.fromkeys(table[table.dataset == dataset].method):
+    for method in table[table.dataset == dataset].method.unique():
         row = words(method)
         for (_, name), of_method in zip(shown, found, strict=True):
             chosen = of_method.get(method)

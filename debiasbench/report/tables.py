@@ -7,7 +7,7 @@ import io
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,6 +15,7 @@ import pandas as pd
 
 from debiasbench import escaping
 from debiasbench.report.phrases import Displays, Phrase, displayed
+from debiasbench.report.results import InParts
 
 ROWS_AT_ONCE = 10_000
 _TO_QUOTE = re.compile('[",\r\n]')
@@ -281,11 +282,33 @@ def csv(table: Table) -> str:
 
 def frame_csv(frame: pd.DataFrame) -> Iterator[str]:
     """A data frame as CSV, part by part, by the rule of `csv` for text and names of columns."""
-    yield ",".join(_written(name) for name in frame) + "\n"
+    yield _line(frame)
     for first in range(0, len(frame), ROWS_AT_ONCE):
-        rows = frame.iloc[first : first + ROWS_AT_ONCE]
-        columns = [_column_texts(rows.iloc[:, index]) for index in range(rows.shape[1])]
-        yield "".join(",".join(texts) + "\n" for texts in zip(*columns, strict=True))
+        yield "".join(f"{line}\n" for line in _lines(frame.iloc[first : first + ROWS_AT_ONCE]))
+
+
+def results_csv(table: InParts) -> Iterator[str]:
+    """The same of the long table of results."""
+    yield _line(table.columns)
+    for first in range(0, len(table.rows), ROWS_AT_ONCE):
+        rows = slice(first, first + ROWS_AT_ONCE)
+        places, of_rows = np.unique(table.of_rows[rows], return_inverse=True)
+        parts: list[Iterable[str]] = []
+        for of_cells, names in itertools.groupby(table.columns, key=table.cells.columns.__contains__):
+            if of_cells:  # written once for all rows of a record
+                parts.append(np.array(_lines(table.cells[list(names)].iloc[places]), dtype=object)[of_rows])
+            else:
+                parts.append(_lines(table.rows[list(names)].iloc[rows]))
+        yield "".join(f"{line}\n" for line in map(",".join, zip(*parts, strict=True)))
+
+
+def _line(names: Iterable[str]) -> str:
+    return ",".join(map(_written, names)) + "\n"
+
+
+def _lines(frame: pd.DataFrame) -> list[str]:
+    columns = [_column_texts(frame.iloc[:, index]) for index in range(frame.shape[1])]
+    return list(map(",".join, zip(*columns, strict=True)))
 
 
 def _column_texts(column: pd.Series) -> list[str]:

@@ -24,8 +24,18 @@ from debiasbench.grid import expand
 from debiasbench.records import EpochFacts, GroupFacts, Seconds, SplitFacts, StageFacts
 from debiasbench.report import make as report
 from debiasbench.report import page, tables
-from debiasbench.report.results import compare, headline_of, load_results, runs, summary, to_frame
+from debiasbench.report.results import (
+    compare,
+    headline_of,
+    in_parts,
+    load_results,
+    runs,
+    summary,
+    to_frame,
+    without_settings,
+)
 from debiasbench.report.statistics import detectable_gap, gap_interval
+from debiasbench.report.tables import frame_csv, results_csv
 
 NAN = math.nan
 RULES = tuple(SELECTION_RULES)
@@ -168,6 +178,28 @@ def test_a_rule_that_cannot_choose_has_a_row_without_metrics():
     chosen = table[table["select"] == "group_val"]
     assert len(chosen) == 2
     assert chosen[["acc_avg", "acc_unbiased", "loss"]].isna().all(axis=None)
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 10_000])
+@pytest.mark.parametrize(
+    "records",
+    [
+        records_of(),
+        [*records_of({"pgd": [0.5]}), failure("jtt", 0), record("lff", 1, 0.25, dataset="bar")],
+        [failure("jtt", 0)],
+    ],
+    ids=["of one dataset", "of several, one failed", "failed alone"],
+)
+def test_the_table_in_parts_is_the_table(monkeypatch, records, at_once):
+    monkeypatch.setattr(tables, "ROWS_AT_ONCE", at_once)
+    table, parts = to_frame(records), in_parts(records)
+    assert "".join(results_csv(parts)) == "".join(frame_csv(table))
+    pd.testing.assert_frame_equal(parts.without_settings(), without_settings(table))
+    chosen = table[table["select"].isin(["last", "val_acc"])]
+    pd.testing.assert_frame_equal(parts.of_rules(["last", "val_acc"]), chosen.reset_index(drop=True))
+    rank = {title: -index for index, title in enumerate(table.method.unique())}
+    in_order = table.sort_values("method", key=lambda titles: titles.map(rank), kind="stable", ignore_index=True)
+    pd.testing.assert_frame_equal(parts.by_method(rank).whole(), in_order)
 
 
 def test_a_folder_of_records_becomes_the_same_table(tmp_path):

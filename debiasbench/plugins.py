@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import inspect
 import itertools
@@ -122,34 +123,37 @@ def check_names(kind: str, names: Iterable[str]) -> None:
         of_suite = _nets_of_suite() | {*MODELS}
     else:
         places, of_suite = folders(str(PACKAGE / f"{kind}s.py"), _variable(kind)), set()
-    known = _written_names(places, f"debiasbench.{kind}s")
-    if known is None:
+    written = _written_names(tuple(places), f"debiasbench.{kind}s")
+    if written is None:
         return
-    known |= of_suite
+    known = written.keys() | of_suite
     files = {module.name for module in pkgutil.iter_modules(places)}  # of one, importing it says what it lacks
     problems = [str(unknown(name, kind, known)) for name in dict.fromkeys(names) if name not in known | files]
     if problems:
         raise BenchmarkError("\n".join(problems))
 
 
-def _written_names(places: list[str], group: str) -> set[str] | None:
-    """The names and aliases of all plug-ins, as they are written in their files.
+@functools.cache  # asked for by names, and then by what imports them
+def _written_names(places: tuple[str, ...], group: str) -> dict[str, str] | None:
+    """The names and aliases of all plug-ins, as they are written in their files, and the module of each.
 
-    None where that cannot be told: a name is computed, a class is made by a call, a file is no Python, or there are
-    plug-ins in installed packages, as entry points of the `group`.
+    None where that cannot be told: a name is computed, or there twice, a class is made by a call, a file is no Python,
+    or there are plug-ins in installed packages, as entry points of the `group`.
     """
     if entry_points(group=group):
         return None
-    names: set[str] = set()
+    names: dict[str, str] = {}
     try:
-        for folder, name, is_package in (
-            (one, *module[1:]) for one in places for module in pkgutil.iter_modules([one])
+        for folder, module, is_package in (
+            (one, *found[1:]) for one in places for found in pkgutil.iter_modules([one])
         ):
-            file = Path(folder, name, "__init__.py") if is_package else Path(folder, f"{name}.py")
+            file = Path(folder, module, "__init__.py") if is_package else Path(folder, f"{module}.py")
             text = file.read_text(encoding="utf-8")
             if _MADE.search(text):
                 return None
-            names.update(*map(_names_of, filter(_is_class, ast.walk(ast.parse(text)))))
+            for name in itertools.chain.from_iterable(map(_names_of, filter(_is_class, ast.walk(ast.parse(text))))):
+                if names.setdefault(name, module) != module:
+                    return None
     except (OSError, SyntaxError, ValueError):
         return None
     return names
@@ -219,8 +223,17 @@ class Registry:
         return dict(sorted(self._aliases.items()))
 
     def get(self, name: str) -> tuple[type[Any], dict[str, Any]]:
-        """The class of a name or alias, and the parameters that an alias stands for."""
-        classes = self.classes()
+        """The class of a name or alias, and the parameters that an alias stands for.
+
+        Only its own module is imported, where the files of all plug-ins tell which one that is.
+        """
+        if self._scanned is None and name not in self._classes and name not in self._aliases:
+            package = importlib.import_module(self.package)
+            module = (_written_names(tuple(package.__path__), self.group) or {}).get(name)
+            if module is not None:
+                self._import(module, f"{self.package}.{module}", getattr(package, self.contract))
+        known = name in self._classes or name in self._aliases
+        classes = self._classes if known else self.classes()
         if name in classes:
             return classes[name], {}
         if name in self._aliases:

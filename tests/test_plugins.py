@@ -1,7 +1,9 @@
 """Names of plug-ins that are read from their files before anything is imported."""
 
 import os
+import re
 import sys
+import types
 
 import pytest
 
@@ -16,7 +18,8 @@ def written(folder, **files):
     """The names in files of these texts."""
     for name, text in files.items():
         (folder / f"{name}.py").write_text(text, encoding="utf-8")
-    return plugins._written_names([str(folder)], "debiasbench.nothing")
+    plugins._written_names.cache_clear()
+    return plugins._written_names((str(folder),), "debiasbench.nothing")
 
 
 @pytest.mark.parametrize("registry", [methods, datasets])
@@ -24,7 +27,10 @@ def test_the_names_in_the_shipped_files_are_those_of_the_classes(registry):
     shipped = plugins.folders(str(plugins.PACKAGE / f"{registry.kind}s.py"), "NOT_SET")
     own = {name for name, cls in registry.classes().items() if plugins.is_shipped(cls)}
     own |= {alias for alias, (name, _) in registry.aliases().items() if name in own}
-    assert plugins._written_names(shipped, registry.package) == own
+    found = plugins._written_names(tuple(shipped), registry.package)
+    assert found.keys() == own
+    for name, module in found.items():
+        assert registry.get(name)[0].__module__ == f"{registry.package}.{module}"
 
 
 def test_names_and_aliases_are_found_wherever_a_class_is(tmp_path):
@@ -35,7 +41,7 @@ def test_names_and_aliases_are_found_wherever_a_class_is(tmp_path):
         three="def f():\n    class A(B):\n        by = {name: 1 for name in 'xy'}\n        name = 'c'\n    return A\n",
         four="@dataclass\nclass Helper:\n    x: int = 0\n",
     )
-    assert found == {"a", "a-b", "a-c", "b", "c"}
+    assert found == {"a": "one", "a-b": "one", "a-c": "one", "b": "two", "c": "three"}
 
 
 @pytest.mark.parametrize(
@@ -53,6 +59,69 @@ def test_names_and_aliases_are_found_wherever_a_class_is(tmp_path):
 )  # fmt: skip
 def test_where_names_are_not_written_nothing_is_told(tmp_path, text):
     assert written(tmp_path, clear="class Z(B):\n    name = 'z'\n", unclear=text) is None
+
+
+def test_a_name_that_two_files_give_is_told_by_their_import(tmp_path):
+    assert written(tmp_path, one="class A(B):\n    name = 'a'\n", two="class C(B):\n    aliases = {'a': {}}\n") is None
+
+
+CONTRACT = "class Dish:\n    name = ''\n"
+
+
+@pytest.fixture
+def dishes(tmp_path, monkeypatch):
+    """Makes the registry of a package of these files."""
+
+    def make(**files):
+        package = types.ModuleType("debiasbench_dishes")
+        package.__path__ = [str(tmp_path)]
+        exec(CONTRACT, vars(package))
+        package.Dish.__module__ = package.__name__
+        monkeypatch.setitem(sys.modules, package.__name__, package)
+        for name, text in files.items():
+            monkeypatch.delitem(sys.modules, f"{package.__name__}.{name}", raising=False)
+            (tmp_path / f"{name}.py").write_text(f"from debiasbench_dishes import Dish\n{text}", encoding="utf-8")
+        plugins._written_names.cache_clear()
+        return plugins.Registry(package.__name__, "Dish", "NOT_SET")
+
+    return make
+
+
+SOUP = "class Soup(Dish):\n    name = 'soup'\n    aliases = {'broth': {'thick': False}}\n"
+
+
+def imported():
+    return {name.partition(".")[2] for name in sys.modules if name.startswith("debiasbench_dishes.")}
+
+
+@pytest.mark.parametrize("name", ["soup", "broth"])
+def test_of_a_name_its_own_module_is_imported_and_no_other(dishes, name):
+    registry = dishes(soup=SOUP, cake="class Cake(Dish):\n    name = 'cake'\n", broken="1 / 0\n")
+    cls, values = registry.get(name)
+    assert (cls.__name__, values) == ("Soup", {"thick": False} if name == "broth" else {})
+    assert imported() == {"soup"}
+    assert registry.classes().keys() == {"soup", "cake"}
+    assert registry.get(name)[0] is cls
+    assert registry.broken.keys() == {"broken"}
+
+
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [
+        ({"soup": SOUP, "rest": "class Rest(Dish):\n    name = 'so' + 'up'\n"}, "'soup' is used twice"),
+        ({"soup": SOUP, "rest": "class Rest(Dish):\n    name = 'soup'\n"}, "'soup' is used twice"),
+        ({"soup": SOUP + "1 / 0\n"}, "The file of dish 'soup' could not be imported: ZeroDivisionError"),
+        (
+            {"stew": SOUP + "1 / 0\n"},
+            "Unknown dish 'soup'. Known: none. It may be in a file that could not be imported",
+        ),
+        ({"stew": "class Soup:\n    name = 'soup'\n"}, "Unknown dish 'soup'"),
+        ({"rest": "class Rest(Dish):\n    name = 'rest'\n"}, "Unknown dish 'soup'"),
+    ],
+)
+def test_a_name_that_its_module_does_not_bring_is_told_as_after_the_import_of_all(dishes, files, says):
+    with pytest.raises(BenchmarkError, match=re.escape(says)):
+        dishes(**files).get("soup")
 
 
 def test_plugins_of_installed_packages_are_not_read(monkeypatch, tmp_path):

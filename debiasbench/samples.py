@@ -109,14 +109,15 @@ class Samples:
         Images and features go in their order; texts of like length go together. `what`: what it must do.
 
         Raises:
-            BenchmarkError: it returns something else than a tensor with a row a sample.
+            BenchmarkError: it returns something else than a tensor with a row a sample, or of another shape or type
+                than before.
         """
         plan: list[Any]
         if self.length is None:
             plan = [slice(start, start + batch_size) for start in range(0, len(self), batch_size)]
         else:
             plan = list(self.length.argsort(descending=True, stable=True).split(batch_size))
-        parts = []
+        joined, n_done = torch.empty(0), 0
         for number, x in enumerate(self.read(plan)):
             part: Any = function(number, plan[number], x)
             if not isinstance(part, Tensor) or part.ndim == 0 or len(part) != len(x):
@@ -124,8 +125,15 @@ class Samples:
                     f"{what}: a tensor with a row for each sample, here {len(x)}. Got "
                     f"{tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__}."
                 )
-            parts.append(part)
-        joined = torch.cat(parts)
+            if not n_done:  # one place for all: small results that are kept one by one keep the memory between them
+                joined = part.new_empty((len(self), *part.shape[1:]))
+            if (part.shape[1:], part.dtype) != (joined.shape[1:], joined.dtype):
+                raise BenchmarkError(
+                    f"{what}: of one shape and type for all batches. Got rows {tuple(joined.shape[1:])} of "
+                    f"{joined.dtype} first, and then {tuple(part.shape[1:])} of {part.dtype}."
+                )
+            joined[n_done : n_done + len(part)] = part
+            n_done += len(part)
         if self.length is None:
             return joined
         result = torch.empty_like(joined)

@@ -6,6 +6,7 @@ and loops of a method's own.
 
 import copy
 import math
+import weakref
 
 import pytest
 import torch
@@ -217,6 +218,42 @@ def test_functions_of_samples_return_a_row_for_each(function, got):
         task.each(function)
     with pytest.raises(BenchmarkError, match=r"^The predictor must return logits \(N, C\)" + rest):
         task.evaluation.logits(lambda x: function(x, torch.zeros(len(x))), [], task.splits.valid, task.recipe)
+
+
+@pytest.mark.parametrize(
+    ("later", "got"),
+    [
+        (lambda y: y[:, None], r"rows \(\) of torch\.float32 first, and then \(1,\) of torch\.float32"),
+        (lambda y: y.long(), r"rows \(\) of torch\.float32 first, and then \(\) of torch\.int64"),
+        (lambda y: y.double(), r"rows \(\) of torch\.float32 first, and then \(\) of torch\.float64"),
+    ],
+    ids=["shape", "whole numbers", "precision"],
+)
+def test_functions_of_samples_return_rows_of_one_shape_and_type(later, got):
+    task, seen = squares(), []
+
+    def function(_, y):
+        seen.append(len(y))
+        return y.float() if len(seen) == 1 else later(y.float())
+
+    task.evaluation.batch_size = 10
+    with pytest.raises(BenchmarkError, match=rf": of one shape and type for all batches\. Got {got}\.$"):
+        task.each(function)
+
+
+def test_the_results_of_batches_are_not_kept_one_by_one():
+    task, parts, n_alive = squares(), [], []
+
+    def function(_, y):
+        n_alive.append(sum(part() is not None for part in parts))
+        result = y.double()
+        parts.append(weakref.ref(result))
+        return result
+
+    task.evaluation.batch_size = 10
+    assert torch.equal(task.each(function), task.y.double())
+    assert len(parts) > 5
+    assert max(n_alive) <= 1
 
 
 def test_there_may_be_more_proxies_than_a_byte_tells_apart():

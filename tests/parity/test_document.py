@@ -65,6 +65,6 @@ def test_every_row_is_whole_and_no_difference_is_above_its_tolerance(row):
 
 
 def test_every_departure_names_what_fails():
-    rows = table("What fails where a departure is put back")
+    rows = table("Tests that detect a departure")
     assert all(row[0] and "::" in row[1] for row in rows)
     assert rows

@@ -43,7 +43,7 @@ def _state(archive: Path) -> tuple[int, ...]:
     """Differs when a file has changed."""
     state = archive.stat()
     if not archive.is_file():  # a pipe, a device: reading might never end
-        raise ArchiveError("it is no plain file")
+        raise ArchiveError("it is not a regular file")
     return state.st_mtime_ns, state.st_size, state.st_ino
 
 
@@ -114,7 +114,7 @@ def bytes_of(path: Path, most: int | None = None) -> bytes:
         return _bytes_in(*inside, most)
     size = path.stat().st_size
     if not path.is_file():  # a pipe, a device: reading might never end
-        raise ValueError("it is no plain file")
+        raise ValueError("it is not a regular file")
     if most is not None and size > most:
         raise ValueError("it is too large")
     return path.read_bytes()

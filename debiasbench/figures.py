@@ -265,7 +265,7 @@ def _shown(figure: Figure) -> Figure:
 
 
 def _finished(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of finished runs, without the draws of a tuning, which are no results."""
+    """The rows of finished runs, without the draws of a tuning, which are not results."""
     check_table(table)
     return results_in(table, "draw")
 

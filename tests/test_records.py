@@ -821,11 +821,11 @@ def test_a_byte_order_mark_is_no_damage(tmp_path):
 
 
 ODD_FILES = {
-    "a pipe": (os.mkfifo, "it is no plain file"),
-    "a link to a device without an end": (lambda path: path.symlink_to("/dev/zero"), "it is no plain file"),
+    "a pipe": (os.mkfifo, "it is not a regular file"),
+    "a link to a device without an end": (lambda path: path.symlink_to("/dev/zero"), "it is not a regular file"),
     "a link to nothing": (lambda path: path.symlink_to("nothing"), "No such file or directory"),
     "a link to itself": (lambda path: path.symlink_to(path), "Too many levels of symbolic links"),
-    "a folder": (Path.mkdir, "it is no plain file"),
+    "a folder": (Path.mkdir, "it is not a regular file"),
 }
 
 
@@ -1475,9 +1475,9 @@ BAD_ARCHIVES = {
     "no records": (lambda path: zip_of(path, {"notes.txt": "x"}), "", "it holds no records"),
     "a damaged record": (lambda path: zip_of(path, {RECORD: "{"}), RECORD, "it is no JSON"),
     "a folder": (Path.mkdir, "", "it is a folder without records"),
-    "a pipe": (os.mkfifo, "", "it is no plain file"),
+    "a pipe": (os.mkfifo, "", "it is not a regular file"),
     "a link to nothing": (lambda path: path.symlink_to("nothing"), "", "No such file or directory"),
-    "a link to a device": (lambda path: path.symlink_to("/dev/zero"), "", "it is no plain file"),
+    "a link to a device": (lambda path: path.symlink_to("/dev/zero"), "", "it is not a regular file"),
 }  # fmt: skip
 
 

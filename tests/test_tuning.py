@@ -751,7 +751,7 @@ def test_a_report_from_records_alone_tells_tuned_rows_and_leaves_draws_out(folde
     assert sorted(row.replace("\\", "") for row in rows) == [
         "plain", "plain:tuned=worst_class", "vanilla", "vanilla:tuned=worst_class",
     ]  # fmt: skip
-    assert "6 draws of a tuning, which are no results" in out
+    assert "6 draws of a tuning are left out: they are not results" in out
     for one in read_tuned(folder / "tuned.toml").chosen:
         which = f"draw {one.draw} of 3" if one.draw else "the defaults among 3 draws"
         assert f"({which}, chosen by worst_class on validation without bias labels, seed 1000)" in table
@@ -767,7 +767,7 @@ def test_the_table_of_results_names_draws_and_how_values_were_chosen(folder):
 
 def test_a_folder_of_draws_alone_has_no_report(tmp_path):
     run_draws(tmp_path, [(60,), (80,)])
-    with pytest.raises(BenchmarkError, match="only draws of a tuning, which are no results"):
+    with pytest.raises(BenchmarkError, match="only draws of a tuning, which are not results"):
         make(tmp_path)
 
 

@@ -35,8 +35,8 @@ def unpack(archive: Path, folder: Path, *, strip: int = 0) -> Path:
         strip: so many leading folders are taken off each entry (1 for GitHub's archives).
 
     Raises:
-        BenchmarkError: the archive is damaged, has an entry that leaves the folder or is no plain file, or the disk is
-            too small.
+        BenchmarkError: the archive is damaged, has an entry that leaves the folder or is not a regular file, or the
+            disk is too small.
     """
     folder = folder.absolute()
     with (
@@ -154,7 +154,7 @@ def _zip_member(member: zipfile.ZipInfo) -> tuple[str, int, bool, str]:
     if stat.S_ISLNK(kind):
         problem = "is a link"
     elif kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-        problem = "is no plain file or folder"
+        problem = "is not a regular file or folder"
     elif member.flag_bits & 1:
         problem = "is encrypted"
     # orig_filename: zipfile cuts the other at a zero byte
@@ -166,7 +166,7 @@ def _tar_member(member: tarfile.TarInfo) -> tuple[str, int, bool, str]:
     if member.issym() or member.islnk():
         problem = "is a link"
     elif not (member.isreg() or member.isdir()):
-        problem = "is no plain file or folder"
+        problem = "is not a regular file or folder"
     return member.name, 0 if member.isdir() else member.size, member.isdir(), problem
 
 
@@ -186,7 +186,7 @@ def _unpack(archive: Path, entries: list[_Entry], open_member: Callable[[Any], I
                 continue
             path.parent.mkdir(parents=True, exist_ok=True)
             source = open_member(entry.member)
-            assert source is not None  # what is no plain file was refused
+            assert source is not None  # what is not a regular file was refused
             with source, open_for_writing(path) as file:
                 shutil.copyfileobj(source, file, CHUNK)
             if path.stat().st_size != entry.size:

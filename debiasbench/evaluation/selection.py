@@ -13,24 +13,25 @@ SELECTION_RULES = {
     "val_loss": "lowest cross-entropy on the biased validation split",
     "val_acc": "highest accuracy on the biased validation split",
     "worst_class": "highest accuracy of the worst class on the biased validation split",
-    "class_gap": "smallest difference between the accuracies of two classes there",
-    "worst_proxy": "highest accuracy there of the worst (label, prediction of a biased network) cell",
+    "class_gap": "smallest gap between the best and the worst class on the biased validation split",
+    "worst_proxy": "highest accuracy of the worst group of (label, prediction of a biased network) on the biased "
+    "validation split",
     "group_val": "best group metric on validation; uses bias labels",
     "test_oracle": "best headline metric on test; an upper bound, never a result",
 }
-OF_CLASSES: dict[str, Callable[[Sequence[float]], float]] = {  # accuracies of the classes -> what is to be highest
+OF_CLASSES: dict[str, Callable[[Sequence[float]], float]] = {  # accuracies of the classes -> value to maximise
     "worst_class": min,
     "class_gap": lambda accuracies: min(accuracies) - max(accuracies),
 }
-WORST_PROXY = "acc_worst_proxy"  # the metric on validation that worst_proxy chooses by; of stages with `proxy=`
-LATER = (*OF_CLASSES, "worst_proxy")  # rules that follow from what records have of their epochs, whatever chose then
+WORST_PROXY = "acc_worst_proxy"  # the metric on validation that worst_proxy maximises; of stages with `proxy=`
+LATER = (*OF_CLASSES, "worst_proxy")  # rules that can be applied to the logged epochs of records older than the rule
 USES_BIAS_LABELS = ("group_val", "test_oracle")
-SMALLEST = ("val_loss", "class_gap")  # what they go by is best when it is smallest
-CHOOSING = tuple(rule for rule in SELECTION_RULES if rule not in ("last", "test_oracle"))  # by validation, also of runs
+SMALLEST = ("val_loss", "class_gap")  # rules that minimise
+CHOOSING = tuple(rule for rule in SELECTION_RULES if rule not in ("last", "test_oracle"))  # by validation; also draws
 
 
 def uses_bias_labels(rule: str) -> bool:
-    """Whether a rule reads bias labels, or test; one outside the suite says so by its name."""
+    """Whether a rule reads bias labels or the test split; a rule outside the suite says so by its name, `group_...`."""
     return rule in USES_BIAS_LABELS or rule.startswith("group_")
 
 
@@ -47,11 +48,11 @@ class Evaluated(Protocol):
 
 
 def select(epochs: Sequence[Evaluated], headline: tuple[str, ...], *, validation: bool = True) -> dict[str, int | None]:
-    """Rule -> the row of `epochs` that it chooses, or None where it cannot choose.
+    """Rule -> index of the epoch that it selects, or None if it cannot select one.
 
-    Rules of `LATER` are left to `select_by_classes` and `select_by_proxy`, whatever was logged when. Ties go to the
-    later epoch. Rules read logged metrics only; `last`, `val_loss` and `val_acc` never read the test split or a bias
-    label. `validation=False`: there is no validation split apart from test, and the rules that need one do not choose.
+    The rules of `LATER` are not among them: see `select_by_classes` and `select_by_proxy`. Ties go to the later epoch.
+    Rules read logged metrics only; `last`, `val_loss` and `val_acc` never read the test split or a bias label.
+    `validation=False`: the validation split is the test split, so the rules that need validation select nothing.
     """
     return {
         "last": len(epochs) - 1 if epochs else None,
@@ -64,13 +65,14 @@ def select(epochs: Sequence[Evaluated], headline: tuple[str, ...], *, validation
 
 
 def select_by_classes(rule: str, accuracies: Sequence[Sequence[float | None] | None]) -> int | None:
-    """The row that a rule of `OF_CLASSES` chooses by the accuracies of the classes on validation (BAM; SubpopBench).
+    """Index of the epoch that a rule of `OF_CLASSES` selects by the class accuracies on validation (BAM; SubpopBench).
 
-    No group label is read. Ties go to the later row.
+    It reads no group label. Ties go to the later epoch.
 
     Args:
         rule: "worst_class" or "class_gap".
-        accuracies: by row and class; None for a class without samples, and for a row where they were not kept.
+        accuracies: in [0, 1], by epoch and class; None for a class without samples, and for an epoch without a log of
+            them.
     """
     return _best([criterion(rule, {}, row, ()) for row in accuracies])
 
@@ -78,12 +80,12 @@ def select_by_classes(rule: str, accuracies: Sequence[Sequence[float | None] | N
 def criterion(
     rule: str, valid: Mapping[str, float], accuracies: Sequence[float | None] | None, headline: tuple[str, ...]
 ) -> float:
-    """What a rule of `CHOOSING` is to be highest of, at one epoch; nan where it has no value.
+    """The value that a rule of `CHOOSING` maximises, at one epoch; nan if it has no value.
 
     Args:
         rule: its name.
         valid: the metrics on validation.
-        accuracies: of the classes there, None for a class without samples; None where they were not kept.
+        accuracies: class accuracies on validation, None for a class without samples; None if they were not logged.
         headline: the dataset's headline metrics.
     """
     if rule in OF_CLASSES:
@@ -97,7 +99,7 @@ def criterion(
 
 
 def _of_groups(valid: Mapping[str, float], headline: tuple[str, ...]) -> float:
-    """The group metric on validation; nan where too few samples conflict to choose by."""
+    """The group metric on validation; nan if fewer than ten samples conflict, or are in the smallest group."""
     deciding = [number for name, number in valid.items() if name.startswith(("n_conflict", "n_smallest"))]
     if min(deciding, default=0) < 10:
         return NAN
@@ -108,14 +110,14 @@ def _of_groups(valid: Mapping[str, float], headline: tuple[str, ...]) -> float:
 
 
 def select_by_proxy(valid: Sequence[Mapping[str, float]]) -> int | None:
-    """The row that `worst_proxy` chooses by metrics on validation (uLA, EVaLS, XRM); None where there are no proxies.
+    """Index of the epoch that `worst_proxy` selects by metrics on validation (uLA, EVaLS, XRM); None without proxies.
 
-    No group label is read. Ties go to the later row.
+    It reads no group label. Ties go to the later epoch.
     """
     return _best([criterion("worst_proxy", row, None, ()) for row in valid])
 
 
 def _best(values: Sequence[float]) -> int | None:
-    """The index of the highest number, the last one of equals; None where there is none."""
+    """The index of the highest number, the last one among equals; None if all are nan."""
     usable = [index for index, number in enumerate(values) if not math.isnan(number)]
     return max(usable, key=lambda index: (values[index], index)) if usable else None

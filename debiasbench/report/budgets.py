@@ -16,9 +16,9 @@ class Budget:
 
     Attributes:
         draws: how many settings of its search space were compared; 0: none, its values are published ones or defaults;
-            None: some were, and how many is not told.
+            None: some were, and their number is unknown.
         seeds: how many runs each of them had.
-        rule: the rule that chose among them; "" where nothing was chosen, or it is not told.
+        rule: the rule that chose among them; "" if nothing was chosen, or the rule is unknown.
         bias_labels: whether that rule used bias labels.
     """
 
@@ -29,12 +29,12 @@ class Budget:
 
     @property
     def words(self) -> str:
-        """For people: `not tuned`, `tuned with bias labels, draws not told`, `16 draws of 1 seed by worst_class`."""
+        """For people: `not tuned`, `tuned with bias labels, number of draws unknown`, `16 draws of 1 seed by ...`."""
         if self.draws == 0:
             return "not tuned"
         labels = " with bias labels" if self.bias_labels else ""
         if self.draws is None:
-            return f"tuned{labels}, draws not told"
+            return f"tuned{labels}, number of draws unknown"
         return f"{self.draws:,} draws of {self.seeds} seed{'s' * (self.seeds != 1)} by {self.rule}{labels}"
 
 

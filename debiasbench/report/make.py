@@ -1,4 +1,4 @@
-"""Tables, tests and figures from records alone, also from somebody else's, also while cells still run."""
+"""Tables, tests and figures from records alone, whoever made them, also while cells still run."""
 
 from __future__ import annotations
 
@@ -106,11 +106,12 @@ class Report:
     """What `make` found and wrote.
 
     Attributes:
-        paths: kind -> files.
+        tables: the comparison and all other tables.
+        paths: kind of output -> files.
         failed: records of cells that have no result.
         complaints: one for each file that was left out and each figure that could not be drawn.
-        passed: what is said below tables that are fit to be published, with their digest; "" where nobody asked.
-        verdicts: who is best in each column of the comparison, and whether that is certain.
+        passed: the line below tables that passed `strict`, with their digest; "" without `strict`.
+        verdicts: the best method in each column of the comparison, and whether that is certain.
     """
 
     tables: list[Table]
@@ -121,22 +122,26 @@ class Report:
     verdicts: list[str] = field(default_factory=list)
 
     def table(self, key: str) -> Table:
-        """The table of this key.
+        """The table with this key.
 
         Raises:
-            KeyError: there is none.
+            KeyError: there is no such table.
         """
         return {one.key: one for one in self.tables}[key]
 
 
 @dataclass(frozen=True)
 class Shown:
-    """What the comparison shows: its datasets and methods (titles; none: all), metrics (none: headlines), rules.
+    """What the comparison shows.
 
-    What is named stands in the order of the names. `order`: of the methods: "given", "score" (the mean in the first
-    column, best first) or "name". `by`: what columns stand together by, "dataset" or "metric".
-    `beside`: a CSV of published numbers that stand beside ours. `profile`: whether how hard a benchmark is, by conflict
-    ratio, is shown as well.
+    Attributes:
+        methods, datasets: titles or names, shown in this order; empty: all.
+        metrics: names; empty: the headline metrics.
+        select: selection rules.
+        beside: a CSV of published numbers to show beside ours.
+        profile: whether to show as well how hard the benchmark is, by conflict ratio.
+        order: of the methods: "given", "score" (best mean in the first column first) or "name".
+        by: what columns are grouped by: "dataset" or "metric".
     """
 
     methods: tuple[str, ...] = ()
@@ -165,20 +170,20 @@ def make(  # noqa: PLR0913 - the report's options
     """Read the records below `results_dir` and write tables, figures and `report.html` beside them.
 
     Args:
-        results_dir: a results folder, any folder of records, or an archive of them (then what is written goes into
-            the folder of its name beside it).
+        results_dir: a results folder, any folder of records, or an archive of them (then files are written into a
+            folder of the same name beside it).
         reference: the method that the others are tested against; default: the first.
-        keep: which records take part (those of one grid, say); default: all.
-        order: method titles in the order wanted; others follow. What `shown` names goes before it.
+        keep: selects records (those of one grid, for example); default: all.
+        order: titles of methods in the wanted order; others follow. Names in `shown` take precedence.
         shown: methods, datasets, metrics and selection rules of the comparison.
-        experiment: whose table and figure are made as well, beside the paper's numbers.
-        data_dir: for experiments that look at the data again.
-        strict: refuse what is not fit to be published (see `strict`), and seal what is in `tables/strict.json`.
+        experiment: an experiment whose table and figure are made as well, beside the paper's numbers.
+        data_dir: the data folder, for experiments that read the data again.
+        strict: refuse tables that are not ready for publication (see `strict`), and write `tables/strict.json`.
         export: a file for the long table of results (see `export`).
 
     Raises:
-        BenchmarkError: no records; records that must not be mixed; a name that is not there; with `strict` all that
-            keeps the tables from being published, and nothing was written then.
+        BenchmarkError: there are no records; records must not be mixed; a name is not there; with `strict`, everything
+            that keeps the tables from being published (then nothing is written).
     """
     if export is not None:
         check_export(export)
@@ -200,12 +205,12 @@ def make(  # noqa: PLR0913 - the report's options
         records = [record for record in records if not record.cell.draw]
     if not records:
         raise BenchmarkError(
-            f"In {results_dir} there are only draws of a tuning, which are no results: debiasbench tune has written "
-            "their tables and figures. To run what was chosen: debiasbench run --tuned FILE."
+            f"{results_dir} has only draws of a tuning, which are not results. `debiasbench tune` has written their "
+            "tables and figures. To run the chosen values: debiasbench run --tuned FILE."
         )
     saved = read_grid(results_dir, complaints) if keep is None else LastGrid()
     unread = list(complaints)
-    complaints += [f"{len(draws)} draws of a tuning, which are no results."] if draws else []
+    complaints += [f"{len(draws)} draws of a tuning are left out: they are not results."] if draws else []
     order = order or list(saved.order)
     experiment = experiment or saved.experiment
     rank = {title: index for index, title in enumerate(order)}
@@ -311,7 +316,7 @@ def make(  # noqa: PLR0913 - the report's options
 def _compared(
     table: pd.DataFrame, done: list[Record], measures: list[Measure], reference: str | None, *, by: str
 ) -> tuple[list[Table], pd.DataFrame | None]:
-    """The tables of these records, the comparison first, and the tests in it; None for one method."""
+    """The tables of these records, the comparison first, and its tests (None for a single method)."""
     tables = [comparison_table(table, done, measures, by=by)]
     tables += [selection_table(table, dataset) for dataset in table.dataset.unique()]
     tables += [part for part in (ranks_table(table, measures), identification_table(done)) if part]
@@ -323,13 +328,13 @@ def _compared(
 
 
 def _chosen(records: list[Record], shown: Shown) -> list[Record]:
-    """The records of the methods and datasets that are shown: by title, or by name for all of its titles."""
+    """The records of the shown methods and datasets, which may be given by title, or by name for all its titles."""
     for kind, wanted in (("method", shown.methods), ("dataset", shown.datasets)):
         there = {name for record in records for name in _names(record.cell, kind)}
         lacking = [name for name in wanted if name not in there]
         if lacking:
             raise BenchmarkError(
-                f"No results of the {kind} '{lacking[0]}'.{suggestion(lacking[0], there)} There are: "
+                f"There are no results of the {kind} '{lacking[0]}'.{suggestion(lacking[0], there)} Available: "
                 f"{', '.join(sorted(there))}."
             )
         if wanted:
@@ -338,7 +343,7 @@ def _chosen(records: list[Record], shown: Shown) -> list[Record]:
 
 
 def _in_order(records: list[Record], shown: Shown) -> list[Record]:
-    """The records, those of a method together: methods, and the datasets of each, in the order of the names."""
+    """The records, grouped by method; methods, and the datasets of each, are in the order in which they are named."""
 
     def place(cell: Cell, kind: str, wanted: tuple[str, ...]) -> int:
         return next((index for index, name in enumerate(wanted) if name in _names(cell, kind)), len(wanted))
@@ -372,14 +377,14 @@ def _chosen_names(cell: Cell, shown: Shown) -> bool:
 
 
 def _names(cell: Cell, kind: str) -> set[str]:
-    """What a cell's method or dataset may be asked for by."""
+    """The names and titles that a cell's method or dataset may be called."""
     if kind == "method":
         return {cell.method, cell.method_title}
     return {cell.dataset, cell.dataset_title, dataset_title(cell)}
 
 
 def _measures(table: pd.DataFrame, shown: Shown) -> list[Measure]:
-    """What is compared; a metric that a dataset does not have is left out there."""
+    """The columns of the comparison; a metric that a dataset does not have is left out there."""
     for name in shown.metrics:
         check_metric(table, name)
     for rule in shown.select:
@@ -394,11 +399,13 @@ def _measures(table: pd.DataFrame, shown: Shown) -> list[Measure]:
         columns = list(dict.fromkeys((one.metric, one.select) for one in measures))
         measures.sort(key=lambda one: columns.index((one.metric, one.select)))
     if not measures:
-        raise BenchmarkError(f"No dataset here has {', '.join(shown.metrics)}. Known: {', '.join(metrics_in(table))}.")
+        raise BenchmarkError(
+            f"No shown dataset has {', '.join(shown.metrics)}. Available: {', '.join(metrics_in(table))}."
+        )
     return measures
 
 
-# ---- fit to be published --------------------------------------------------------------------------------------------
+# ---- checks before publication ---------------------------------------------------------------------------------------
 
 
 def _check_strictly(
@@ -411,22 +418,22 @@ def _check_strictly(
     commands: Commands,
     complaints: list[str],
 ) -> None:
-    """Refuse tables that are not fit to be published; `asked` gives the cells of the last run.
+    """Refuse tables that are not ready for publication; `asked` gives the cells of the last run.
 
     Raises:
-        BenchmarkError: all that is wrong.
+        BenchmarkError: everything that is wrong.
     """
     try:
         cells = [cell for cell in asked() if _chosen_names(cell, shown)]
         found = refusals(records, measures, asked=cells, table=table, commands=commands)
     except BenchmarkError as error:
-        found = [Refusal(f"The cells of the last run cannot be told here ({error}).")]
+        found = [Refusal(f"The cells of the last run cannot be determined here ({error}).")]
     if found or complaints:
         raise BenchmarkError(message(found, complaints, commands))
 
 
 def _commands(given: Path, shown: Shown, reference: str) -> Commands:
-    """What mends a report on a folder or archive, as the user named it."""
+    """Makes the commands that fix a report on a folder or archive, as the user named it."""
     options = {name: getattr(shown, name) for name in ("methods", "datasets", "metrics")}
     options |= {
         name: (getattr(shown, name),) for name in ("order", "by") if getattr(shown, name) != getattr(Shown, name)
@@ -450,14 +457,17 @@ def _sealed(done: list[Record], tables: list[Table], shown: Shown, reference: st
 
 
 def verify(file: Path, folder: Path | None = None) -> tuple[bool, list[str]]:
-    """Whether records are those that a sealed table rests on, and what is to be said of it.
+    """Check records against a seal.
 
     Args:
         file: `tables/strict.json` of a report that passed.
-        folder: of the records, or an archive of them; default: the results folder that the file is in.
+        folder: the folder of the records, or an archive of them; default: the results folder that the file is in.
+
+    Returns:
+        Whether the records, and the tables made of them, are those of the seal; and lines to show.
 
     Raises:
-        BenchmarkError: the file is none of that kind; there is no such folder.
+        BenchmarkError: the file is not a seal; there is no such folder.
     """
     sealed = read_seal(file)
     if folder is None:
@@ -481,34 +491,34 @@ def verify(file: Path, folder: Path | None = None) -> tuple[bool, list[str]]:
         lines = changed_tables(sealed, shown_in(tables))
     told = [*lines, *(f"not read: {complaint}" for complaint in complaints)]
     if lines:
-        return False, [*told, f"Not what {file} was made of: digest {sealed.digest}, {folder}."]
+        return False, [*told, f"Not equal: {folder} differs from what {file} was made of (digest {sealed.digest})."]
     return True, [*told, f"Equal: {len(sealed.records):,} records and the tables, digest {sealed.digest}."]
 
 
 # ---- the last grid ---------------------------------------------------------------------------------------------------
 
-MOST_BYTES = 2**20  # of grid.json: what is larger is none
+MOST_BYTES = 2**20  # of grid.json: a larger file is something else
 
 
 @dataclass(frozen=True)
 class LastGrid:
-    """What is shown as in the last run into a folder: reference, order of methods, experiment."""
+    """What a report takes from the last run into a folder: reference, order of methods, experiment."""
 
     reference: str | None = None
     order: tuple[str, ...] = ()
     experiment: Experiment | None = field(default=None, metadata={"written": False})
-    asked: Experiment | None = field(default=None, metadata={"written": False})  # None: of a former version
+    asked: Experiment | None = field(default=None, metadata={"written": False})  # None: written by an earlier version
 
     def cells(self, draws: Collection[str]) -> list[Cell]:
-        """The cells that the last run was to train; none where it was a tuning, some of whose draws have these titles.
+        """The cells of the last run; none if it was a tuning, some of whose `draws` have these titles.
 
         Raises:
-            BenchmarkError: a method or dataset of it is not known here.
+            BenchmarkError: a method or dataset of the run is not known here.
         """
         if self.asked is None or set(self.order) & set(draws):
             return []
         found = []
-        for title in self.order or self.asked.methods:  # "all" was fewer then
+        for title in self.order or self.asked.methods:  # "all" may have meant fewer then
             spec, by_tuning = as_asked(title)
             cells = grid_cells(self.asked, [spec], self.asked.datasets)
             found += [replace(cell, method_title=title) if by_tuning else cell for cell in cells]
@@ -516,13 +526,13 @@ class LastGrid:
 
 
 def read_grid(results_dir: Path, complaints: list[str]) -> LastGrid:
-    """The grid that was last run into a folder; an empty one where nothing tells, with a complaint if it is damaged."""
+    """The grid that was last run into a folder; empty if the file is missing or, with a complaint, damaged."""
     path = results_dir / "grid.json"
     if not path.exists():
         return LastGrid()
     try:
         if not path.is_file() or path.stat().st_size > MOST_BYTES:
-            raise ValueError("it is no plain file, or too large")
+            raise ValueError("it is not a regular file, or too large")
         content = json.loads(path.read_bytes().decode("utf-8-sig"))
         found: LastGrid = from_plain(LastGrid, content)
         experiment, asked = (_experiment(content.get(name), name) for name in ("experiment", "asked"))
@@ -534,7 +544,7 @@ def read_grid(results_dir: Path, complaints: list[str]) -> LastGrid:
 
 
 def _experiment(plain: Any, key: str) -> Experiment | None:
-    """An experiment from the plain values under a key; ValueError if they are none, or those of another version."""
+    """An experiment from the plain values under a key; ValueError if they are something else or of another version."""
     if plain is None:
         return None
     kinds = typing.get_type_hints(Experiment)
@@ -542,7 +552,7 @@ def _experiment(plain: Any, key: str) -> Experiment | None:
     strange = [name for name in values if name not in kinds]
     lacking = [name for name in ("name", "methods", "datasets") if name not in values]
     if strange or lacking:
-        raise ValueError(f"{key} has or lacks {', '.join([*strange, *lacking])}")
+        raise ValueError(f"{key} has unknown or missing fields: {', '.join([*strange, *lacking])}")
     for name, value in values.items():
         found = from_plain(_in_tuples(kinds[name]), value, f"{key}.{name}")
         values[name] = list(found) if isinstance(found, tuple) else found
@@ -564,7 +574,7 @@ def _write(path: Path, text: str) -> Path:
 
 
 def _write_csv(path: Path, parts: Iterable[str]) -> Path:
-    """With a byte-order mark: without it Excel takes UTF-8 for something else."""
+    """With a byte-order mark, without which Excel does not recognise UTF-8."""
     with atomic_file(path) as file:
         file.write(codecs.BOM_UTF8)
         for part in parts:
@@ -583,10 +593,10 @@ def draw(
     folder: Path,
     complaints: list[str],
 ) -> list[Path]:
-    """Scores of aligned and conflicting samples (first seed), accuracies of all runs, and ranks if tested.
+    """Draw scores of aligned and conflicting samples (first seed), accuracies of all runs, and ranks if tested.
 
-    Files are named by titles, what they show is called as papers do. `complaints` grows by what could not be read or
-    drawn.
+    Files are named after titles; labels in figures are display titles. What cannot be read or drawn is appended to
+    `complaints`.
     """
     paths: list[Path] = []
 
@@ -604,7 +614,7 @@ def draw(
 
 
 def _drawn(stem: Path, complaints: list[str], picture: Callable[..., Figure | None], *given: Any) -> list[Path]:
-    """The files of a figure; none where there is nothing to draw, and none and a complaint where it cannot be drawn."""
+    """The files of a figure; none if there is nothing to draw or, with a complaint, if it cannot be drawn."""
     try:
         figure = picture(*given)
         return save(figure, stem) if figure is not None else []
@@ -614,7 +624,7 @@ def _drawn(stem: Path, complaints: list[str], picture: Callable[..., Figure | No
 
 
 def _without_glyphs(records: list[Record]) -> list[str]:
-    """One complaint of all characters that figures show as boxes."""
+    """One complaint about all characters that figures show as boxes."""
     characters = lacking(
         title for record in records for title in (record.cell.method_title, dataset_title(record.cell))
     )
@@ -641,10 +651,10 @@ def _scores(records: list[Record], complaints: list[str]) -> dict[str, tuple[np.
 
 
 def bibtex(folder: Path) -> str:
-    """BibTeX of the methods and datasets that the records below a folder used.
+    """BibTeX entries of the methods and datasets in the records below a folder.
 
     Raises:
-        BenchmarkError: no such folder, or no records in it.
+        BenchmarkError: there is no such folder, or it has no records.
     """
     from debiasbench.datasets import registry as datasets
     from debiasbench.methods import registry as methods
@@ -662,12 +672,12 @@ def bibtex(folder: Path) -> str:
 
 
 def _no_records(folder: Path, complaints: list[str]) -> BenchmarkError:
-    advice = "" if complaints else " `debiasbench run` makes them; or name the folder that has some."
+    advice = "" if complaints else " Run `debiasbench run` first, or name a folder that has records."
     return BenchmarkError("\n".join([f"There are no records in {folder}.{advice}", *complaints]))
 
 
 def _stale(records: list[Record]) -> list[str]:
-    """Notes of finished records that no longer count, by cause, with what running them again would take."""
+    """Notes on finished records that no longer count, by cause, with the time to run them again."""
     found: dict[tuple[str, str], list[Record]] = {}
     for record in records:
         cause = _cause_of_staleness(record) if record.done else ""
@@ -681,9 +691,9 @@ def _stale(records: list[Record]) -> list[str]:
 
 
 def _cause_of_staleness(record: Record) -> str:
-    """Why a finished record does not count for its cell as it would be run now; "" if it does, as far as is known here.
+    """Why a finished record does not count for its cell as it would be run now; "" if it does, as far as is known.
 
-    Whether the data have changed is known only when they are built.
+    It does not check whether the data have changed, because this is known only when they are built.
     """
     from debiasbench.datasets import registry as datasets
     from debiasbench.methods import registry as methods
@@ -707,12 +717,12 @@ def _cause_of_staleness(record: Record) -> str:
 
 
 def _folders(cell: Cell) -> tuple[str, str]:
-    """The folders of a cell's log, also where its record is in an archive."""
+    """The folders of a cell's log, also if its record is in an archive."""
     return file_name(cell.dataset_title), file_name(cell.method_title)
 
 
 def _version_now(cell: Cell, cls: type[Any], *, known: bool) -> int | str:
-    """The version of a cell's method, which may follow from its values; `known`: its dataset is there."""
+    """The version of a cell's method, which may depend on its values; `known`: whether its dataset is known."""
     try:
         values = (cell.build_method(), cell.build_dataset()) if known else ()
     except (BenchmarkError, TypeError):  # values that the method or the dataset no longer takes
@@ -736,7 +746,7 @@ def status(results_dir: Path) -> Table:
     ]
     rows = [[*words(*key), count(n["done"]), count(n["failed"])] for key, n in sorted(counts.items())]
     notes = [f"Started, not finished: {', '.join(map(str, started))}."] if started else []
-    notes += [] if rows or started else ["No cell has ended here, and none was started: `debiasbench run` does that."]
+    notes += [] if rows or started else ["No cell was started here yet: run `debiasbench run`."]
     notes += _stale(records)
     columns = [Column(name, name, numeric=False) for name in ("dataset", "method")]
     columns += [Column(name, name) for name in ("done", "failed")]

@@ -86,7 +86,7 @@ def _comparison(frame: pd.DataFrame, records: Sequence[Record]) -> tuple[list[Ta
     lines = [_failure(record) for record in failed[:MOST_FAILURES]]
     lines += [f"failed: {len(failed) - MOST_FAILURES:,} more."] if len(failed) > MOST_FAILURES else []
     n_draws = sum(record.cell.draw is not None for record in records)
-    lines += [f"{n_draws:,} draws of a tuning, which are no results."] if n_draws else []
+    lines += [f"{n_draws:,} draws of a tuning are left out: they are not results."] if n_draws else []
     if not done:
         return [], lines
     table = without_settings(frame[frame.hash.isin([record.hash for record in done])])

@@ -105,7 +105,7 @@ def _rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, s
     """Number and fields of each line of a CSV that is not empty."""
     try:
         if path.exists() and (not path.is_file() or path.stat().st_size > MOST_BYTES):
-            raise BenchmarkError(f"{path}: it is no plain file, or too large.")
+            raise BenchmarkError(f"{path}: it is not a regular file, or too large.")
         reader = csv.reader(io.StringIO(path.read_bytes().decode("utf-8-sig"), newline=""), strict=True)
         head = [name.strip() for name in next(reader, [])]
         lacking = [name for name in columns if name not in head]

@@ -227,7 +227,7 @@ def metrics_in(table: pd.DataFrame) -> list[str]:
 
 
 def results_in(table: pd.DataFrame, to: str) -> pd.DataFrame:
-    """The rows of finished runs, without the draws of a tuning, which are no results.
+    """The rows of finished runs, without the draws of a tuning, which are not results.
 
     Raises:
         BenchmarkError: there is none. to: what was to be done with them, "draw" or "compare".

@@ -1,7 +1,7 @@
-"""What a table must hold to be published, and the seal that says which records it rests on.
+"""Checks of a table before it is published, and the seal that says which records it was made of.
 
-`refusals` looks at records and tells all that is unequal or missing between the rows of a table, each with the command
-that mends it. What passes gets a `Seal`, which `differences` holds against records later, anybody's.
+`refusals` compares the records behind the rows of a table, and returns everything that is unequal or missing, each with
+the commands that fix it. A table that passes gets a `Seal`. Later, `differences` compares any records with that seal.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import pandas as pd
 from debiasbench import about
 from debiasbench.cell import Cell
 from debiasbench.errors import BenchmarkError
-from debiasbench.evaluation.selection import SELECTION_RULES, select, uses_bias_labels
+from debiasbench.evaluation.selection import select, uses_bias_labels
 from debiasbench.grid import expand
 from debiasbench.plain import encodable, from_plain, to_plain
 from debiasbench.records import MOST_BYTES, Brief, Record, read_record
@@ -38,7 +38,7 @@ TEST_ORACLE = "test_oracle"  # an upper bound: never a result
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a table is not to be published: what is wrong in which cells, and commands that mend it."""
+    """Why a table is not ready for publication: what is wrong in which cells, and the commands that fix it."""
 
     problem: str
     commands: tuple[str, ...] = ()
@@ -46,7 +46,7 @@ class Refusal:
 
 @dataclass(frozen=True, order=True)
 class Place:
-    """Where a cell stands: titles of its dataset (with the data seed) and method, and its training seed."""
+    """A cell by the titles of its dataset (with the data seed) and method, and its training seed."""
 
     dataset: str
     method: str
@@ -58,10 +58,10 @@ class Commands:
     """Command lines for cells of a results folder.
 
     Attributes:
-        results_dir: where more cells are trained.
-        folder: what the report is of.
-        shown: its options: methods, datasets, metrics.
-        reference: what the others are tested against.
+        results_dir: the results folder in which more cells are trained.
+        folder: the folder or archive that the report reads.
+        shown: options of the report -> their values, such as methods, datasets and metrics.
+        reference: the title of the method that the others are tested against.
     """
 
     results_dir: Path
@@ -76,7 +76,7 @@ class Commands:
     def grid(
         self, methods: Sequence[str], datasets: Sequence[str], seeds: Sequence[int], *more: str
     ) -> tuple[str, ...]:
-        """`debiasbench run` for methods x datasets x seeds; of those with tuned values one of its own."""
+        """`debiasbench run` for methods x datasets x seeds; a separate one for methods with tuned values."""
         commands = []
         for tuned in (False, True):
             specs = [spec for spec, by_tuning in map(as_asked, methods) if by_tuning == tuned]
@@ -86,7 +86,7 @@ class Commands:
         return tuple(commands)
 
     def tune(self, methods: Sequence[str], datasets: Sequence[str], budget: Budget) -> str:
-        """`debiasbench tune` with this budget: what is done of it is not trained again."""
+        """`debiasbench tune` with this budget; finished draws are not trained again."""
         numbers = "--draws", str(budget.draws), "--seeds", str(budget.seeds), "--rule", budget.rule
         return self._command("tune", "--methods", *methods, "--datasets", *datasets, *numbers)
 
@@ -122,14 +122,14 @@ def refusals(
     table: pd.DataFrame | None,
     commands: Commands,
 ) -> list[Refusal]:
-    """All that keeps a table from being published; none where it may be.
+    """Everything that keeps a table from being published; empty if it passes.
 
     Args:
-        records: all that the report shows, done and failed.
-        measures: its columns.
-        asked: the cells of the last run that the report shows.
-        table: of the finished records; None without any.
-        commands: where cells are mended.
+        records: all records that the report shows, done and failed.
+        measures: the columns of the table.
+        asked: the cells of the last run that belong to the shown methods and datasets.
+        table: the finished records as a data frame; None if there are none.
+        commands: makes the command lines of the answer.
     """
     done = [record for record in records if record.done]
     found = [
@@ -145,12 +145,13 @@ def refusals(
 
 
 def message(found: Sequence[Refusal], complaints: Sequence[str], commands: Commands) -> str:
-    """All refusals as one text; `complaints`: of files that could not be read, and so may be cells.
+    """All refusals as one text; `complaints`: about files that could not be read, each of which may be a cell.
 
-    It ends with the same report: a run of a few cells changes what a report takes for the last grid and its reference.
+    The text ends with the command of the same report, with its reference: a run of a few cells changes the last grid,
+    from which a report otherwise takes the reference.
     """
     every = [*found, *(Refusal(f"A file could not be read: {complaint}") for complaint in complaints)]
-    lines = ["This is not fit to be published (--methods and --datasets leave out what need not be in it):"]
+    lines = ["These tables are not ready for publication (to leave something out: --methods, --datasets):"]
     for one in every:
         lines.append(f"- {one.problem}")
         lines += [f"    {command}" for command in one.commands]
@@ -214,7 +215,7 @@ def _failed(records: Iterable[Record], commands: Commands) -> Iterator[Refusal]:
 
 
 def _missing(records: Sequence[Record], asked: Iterable[Cell], commands: Commands) -> Iterator[Refusal]:
-    """Cells that others of the same dataset have, or that the last run was to train."""
+    """Cells that other methods have on the same dataset, and cells of the last run that have no record yet."""
     there = set(_places(records))
     methods = list(dict.fromkeys(record.cell.method_title for record in records))
     having = {(dataset_title(record.cell), record.cell.method_title) for record in records}
@@ -227,14 +228,14 @@ def _missing(records: Sequence[Record], asked: Iterable[Cell], commands: Command
             if place not in there and ((dataset, method) in having or not declines(method, own.dataset)):
                 others[place] = None
     if others:
-        yield Refusal(f"No record, while other methods have one: {_named(others)}.", commands.run(others))
+        yield Refusal(f"No record, although other methods have one: {_named(others)}.", commands.run(others))
     waiting = [place for place in map(place_of, asked) if place not in there and place not in others]
     if waiting:
-        yield Refusal(f"No record yet of what the last run was to train: {_named(waiting)}.", commands.run(waiting))
+        yield Refusal(f"Cells of the last run have no record yet: {_named(waiting)}.", commands.run(waiting))
 
 
 def _declines(method: str, dataset: str) -> bool:
-    """Whether a method does not run on a dataset: then it has no cell there."""
+    """Whether a method declines a dataset, and so has no cell there."""
     try:
         return not expand([as_asked(method)[0]], [dataset], seeds=1).cells
     except BenchmarkError:  # not known here
@@ -246,11 +247,14 @@ def _rules(measures: Sequence[Measure], commands: Commands) -> Iterator[Refusal]
     if len(rules) > 1:
         usable = [rule for rule in rules if not uses_bias_labels(rule)] or ["last"]
         yield Refusal(
-            f"Several selection rules ({', '.join(rules)}): a table has one, so that nobody picks the best of a run.",
+            f"Several selection rules ({', '.join(rules)}): a table must have one, so that nobody can pick the best.",
             tuple(map(commands.select, usable)),
         )
     if TEST_ORACLE in rules:
-        yield Refusal(f"The rule {TEST_ORACLE} is {SELECTION_RULES[TEST_ORACLE]}.", (commands.select("last"),))
+        yield Refusal(
+            f"The rule {TEST_ORACLE} selects on the test split: an upper bound, never a result.",
+            (commands.select("last"),),
+        )
 
 
 def _without_value(done: Sequence[Record], measures: Sequence[Measure], commands: Commands) -> Iterator[Refusal]:
@@ -260,9 +264,9 @@ def _without_value(done: Sequence[Record], measures: Sequence[Measure], commands
             if dataset_title(record.cell) == measure.dataset and not _has_value(record, measure)
         ]  # fmt: skip
         if lacking:
-            why = "its group is empty" if measure.select == "last" else "the rule cannot choose, or a group is empty"
+            why = "the group is empty" if measure.select == "last" else "the rule cannot select, or the group is empty"
             yield Refusal(
-                f"No {measure.metric} by the rule {measure.select} ({why}): {_named(lacking)}.",
+                f"No value of {measure.metric} by the rule {measure.select} ({why}): {_named(lacking)}.",
                 () if measure.select == "last" else (commands.select("last"),),
             )
 
@@ -273,7 +277,7 @@ def _has_value(record: Record, measure: Measure) -> bool:
 
 
 def _budgets(done: Sequence[Record], commands: Commands) -> Iterator[Refusal]:
-    """Unequal tuning of the methods of a dataset; equal is no tuning at all, or as many draws by one rule."""
+    """Methods of a dataset with unequal tuning; equal means no tuning at all, or as many draws by the same rule."""
     for dataset, records in _by(done, lambda record: dataset_title(record.cell)):
         budgets = dict(_by(records, budget_of))
         if len(budgets) == 1 and next(iter(budgets)).draws is not None:
@@ -291,25 +295,25 @@ def _budgets(done: Sequence[Record], commands: Commands) -> Iterator[Refusal]:
             specs = {place: untuned(cell) for place, cell in cells.items()}
             lines = commands.run(replace(place, method=spec) for place, spec in specs.items() if spec is not None)
             advice = (
-                "Give all of them equal draws (debiasbench tune)"
-                + (", or compare them untuned: run what follows, and name those methods (--methods)" if lines else "")
+                "Give all methods the same number of draws (debiasbench tune)"
+                + (", or compare them untuned: run the cells below, and show only these (--methods)" if lines else "")
             )  # fmt: skip
-        yield Refusal(f"Unequal budgets. {'. '.join(parts)}. {advice}.", lines)
+        yield Refusal(f"Unequal tuning budgets. {'. '.join(parts)}. {advice}.", lines)
 
 
 def _tuned_alike(
     dataset: str, records: Sequence[Record], alike: Sequence[Record], budget: Budget, commands: Commands
 ) -> tuple[str, tuple[str, ...]]:
-    """What gives every method of a dataset the budget that some have: advice, and commands."""
+    """Advice and commands that give every method of a dataset the budget that some of them have."""
     tuned = list(dict.fromkeys(record.cell.method_title for record in alike))
     specs = list(dict.fromkeys(as_asked(record.cell.method_title)[0] for record in records))
     lacking = [spec for spec in specs if spec not in [as_asked(title)[0] for title in tuned]]
     if not lacking:
-        return "Of each there are runs with equal draws: show these alone", (commands.only(tuned),)
+        return "Every method also has runs with equal draws: show only these", (commands.only(tuned),)
     places = [place_of(record.cell) for record in records if as_asked(record.cell.method_title)[0] in lacking]
     places = [replace(place, method=with_values(as_asked(place.method)[0], {"tuned": budget.rule})) for place in places]
     return (
-        "Give all of them equal draws, run those that lack it, and show the tuned ones alone (--methods)",
+        "Give all methods the same number of draws, run the missing cells, and show only tuned ones (--methods)",
         (commands.tune(specs, [dataset], budget), *commands.run(dict.fromkeys(places))),
     )
 
@@ -326,8 +330,7 @@ def _data(done: Sequence[Record], commands: Commands) -> Iterator[Refusal]:
             prints = ", ".join(sorted({one.result.data.fingerprint[:12] for one in odd if one.result}))
             yield Refusal(
                 f"Different data under one name, {dataset} with data seed {seed}: {_named(_places(odd))} (fingerprint "
-                f"{prints}; the others {usual[:12]}). What was not trained on the data that are there now is trained "
-                "again by:",
+                f"{prints}; the others {usual[:12]}). This trains those cells again that do not have the present data:",
                 commands.run(_places(records)),
             )
 
@@ -346,7 +349,7 @@ def _not_published(done: Sequence[Record], commands: Commands) -> Iterator[Refus
 
 
 def _contradictory(done: Sequence[Record], commands: Commands) -> Iterator[Refusal]:
-    """Records of which one part says what another cannot: edited, or put together of several."""
+    """Records whose parts contradict each other, because they were edited or put together from several."""
     by_reason: dict[str, list[Place]] = {}
     for record in done:
         reason = contradiction(_whole(record))
@@ -354,17 +357,17 @@ def _contradictory(done: Sequence[Record], commands: Commands) -> Iterator[Refus
             by_reason.setdefault(reason, []).append(place_of(record.cell))
     for reason, places in by_reason.items():
         yield Refusal(
-            f"A record contradicts itself, so that it was changed after it was written: {_named(places)} ({reason}).",
+            f"A record contradicts itself, so it was changed after it was written: {_named(places)} ({reason}).",
             commands.run(places, "--rerun", "all"),
         )
 
 
 def contradiction(record: Record) -> str:
-    """What in a finished record cannot be true together; "" if nothing is known."""
+    """The first contradiction in a finished record; "" if none is found."""
     result = record.result
     assert result is not None
     if record.hash != record.cell.hash:
-        return "its hash is not that of its cell"
+        return "its hash does not match its cell"
     for row in result.epochs:
         for split, metrics in (("valid", row.valid), ("test", row.test)):
             counted, facts = (row.correct_by_class or {}).get(split), result.data.splits.get(split)
@@ -374,11 +377,11 @@ def contradiction(record: Record) -> str:
                 if name.startswith("acc_") and not 0 <= value <= 1:
                     return place
                 if name in COUNTED and fraction is not None and abs(fraction - value) > ROUNDING:
-                    return f"{place}, of {fraction:g} that were right"
+                    return f"{place}, but {fraction:g} of the predictions were correct"
     for rule, index in select(result.epochs, headlines(record.cell.dataset)).items():
         chosen = result.selection.get(rule)
         if rule != TEST_ORACLE and chosen is not None and index is not None and chosen != index:
-            return f"{rule} chooses epoch {result.epochs[index].epoch} by what it has of its epochs, not another"
+            return f"by its logged metrics, {rule} selects epoch {result.epochs[index].epoch} and not another"
     return ""
 
 
@@ -391,41 +394,41 @@ def _code(done: Sequence[Record], commands: Commands) -> Iterator[Refusal]:
         known = Counter(digest for digest in digests if digest is not None)
         wanted = now or (known.most_common(1)[0][0] if known else None)
         odd = [record for record, digest in zip(records, digests, strict=True) if digest is None or digest != wanted]
-        what = "does not tell its code" if not known else "mixes, or does not tell, digests of its code"
+        what = "has no digest of its code" if not known else "has different digests of its code, or lacks some"
         yield Refusal(
-            f"The row of {method} {what}. Trained by other code than now, or untold: {_named(_places(odd))}.",
+            f"The row of {method} {what}. Trained with other or unknown code: {_named(_places(odd))}.",
             commands.run(_places(odd), "--rerun", "all"),
         )
 
 
 def _nets(done: Sequence[Record], commands: Commands) -> Iterator[Refusal]:
-    """A network outside the suite has one source in all records of a dataset; one of the suite has no digest."""
+    """A network outside the suite must have one digest in all records of a dataset; those of the suite have none."""
     for (dataset, net), records in _by(done, lambda one: (dataset_title(one.cell), one.cell.recipe.get("net"))):
         odd, _ = _odd_ones(records, functools.partial(_digest, "net"))
         if odd:
             yield Refusal(
-                f"The net {net} on {dataset} mixes, or does not tell, digests of its code. Unlike most: "
+                f"The net {net} on {dataset} has different digests of its code, or lacks some. Unlike most: "
                 f"{_named(_places(odd))}.",
                 commands.run(_places(odd), "--rerun", "all"),
             )
 
 
 def _functions(done: Sequence[Record], measures: Sequence[Measure], commands: Commands) -> Iterator[Refusal]:
-    """A metric or rule outside the suite has one source in all records that it is shown of."""
+    """A metric or rule outside the suite must have one digest in all records for which it is shown."""
     for measure in measures:
         records = [record for record in done if dataset_title(record.cell) == measure.dataset]
         for kind in (f"metric {measure.metric}", f"rule {measure.select}"):
             odd, _ = _odd_ones(records, functools.partial(_digest, kind))
             if odd:
                 yield Refusal(
-                    f"The {kind} on {measure.dataset} mixes, or does not tell, digests of its code. Unlike most: "
+                    f"The {kind} on {measure.dataset} has different digests of its code, or lacks some. Unlike most: "
                     f"{_named(_places(odd))}.",
                     commands.run(_places(odd), "--rerun", "all"),
                 )
 
 
 def _digest(kind: str, record: Record) -> str | None:
-    """Of a part of the code that a record was made by; None where there is none, or it is not told."""
+    """The digest of one part of the code behind a record; None if the record has none."""
     return (record.provenance.code or {}).get(kind)
 
 
@@ -437,14 +440,17 @@ def _code_now(cell: Cell) -> str | None:
 
 
 def _machines(done: Sequence[Record], commands: Commands) -> Iterator[Refusal]:
-    """Other kinds of device or precisions than most cells have: neither rows nor pairs of runs are alike then."""
+    """Kinds of device or precisions that differ from those of most cells, so that runs are not comparable."""
     odd, usual = _odd_ones(done, lambda record: (record.device_kind, record.precision))
     if odd or (done and not all(usual)):
         places = _places(odd or done)
         machines = sorted({_machine(record.device_kind, record.precision) for record in odd or done})
         told = f"{_named(places)} ran on {', '.join(machines)}" + (f", the others on {_machine(*usual)}" if odd else "")
         more = ("--device", usual[0]) if usual[0] else ()
-        yield Refusal(f"Not one kind of device and precision: {told}.", commands.run(places, "--rerun", "all", *more))
+        yield Refusal(
+            f"Different or unknown kinds of device or precisions: {told}.",
+            commands.run(places, "--rerun", "all", *more),
+        )
 
 
 def _machine(kind: str, precision: str) -> str:
@@ -452,7 +458,7 @@ def _machine(kind: str, precision: str) -> str:
 
 
 def _few_seeds(done: Sequence[Record], measures: Sequence[Measure], commands: Commands) -> Iterator[Refusal]:
-    """Datasets with fewer runs a method than the sign-flip test needs at the level that the table corrects to."""
+    """Datasets with fewer runs a method than the sign-flip test needs at the level after correction."""
     by_dataset = dict(_by(done, lambda record: dataset_title(record.cell)))
     methods = {dataset: {record.cell.method_title for record in some} for dataset, some in by_dataset.items()}
     n_comparisons = sum(len(methods[measure.dataset] - {commands.reference}) for measure in measures)
@@ -471,14 +477,15 @@ def _few_seeds(done: Sequence[Record], measures: Sequence[Measure], commands: Co
         order = list(dict.fromkeys(record.cell.method_title for record in records))
         titles = list(dict.fromkeys(record.cell.dataset_title for record in records))
         yield Refusal(
-            f"Too few seeds: {_named(_places(records))}. {n} pairs of runs cannot reach p < {level:.2g} ({LEVEL:g} "
-            f"over {n_comparisons} comparisons) in the sign-flip test, at best {smallest_p(n):.2g}; it takes {needed}.",
+            f"Too few seeds: {_named(_places(records))}. With {n} pairs of runs, p of the sign-flip test is at least "
+            f"{smallest_p(n):.2g}, but the level is {level:.2g} ({LEVEL:g} over {n_comparisons} comparisons): {needed} "
+            "pairs are needed.",
             commands.grid(order, titles, sorted([*seeds, *more])),
         )
 
 
 def _mixed(table: pd.DataFrame, measures: Sequence[Measure]) -> Iterator[str]:
-    """What no report puts into one table (versions, settings under one title, runs made twice), as it tells it."""
+    """Messages of what no report puts into one table: several versions, settings under one title, duplicates."""
     for measure in measures:
         try:
             runs(table, measure.dataset, measure.metric, select=measure.select)
@@ -494,7 +501,7 @@ def _by(records: Iterable[Record], key: Callable[[Record], Any]) -> list[tuple[A
 
 
 def _odd_ones(records: Sequence[Record], value: Callable[[Record], Any]) -> tuple[list[Record], Any]:
-    """The records whose value is not that of most of them, and that of most; of equally many, of the first."""
+    """The records whose value differs from the most frequent one (the first among equals), and that value."""
     values = [value(record) for record in records]
     usual = Counter(values).most_common(1)[0][0] if values else None
     return [record for record, one in zip(records, values, strict=True) if one != usual], usual
@@ -505,7 +512,7 @@ def _odd_ones(records: Sequence[Record], value: Callable[[Record], Any]) -> tupl
 
 @dataclass(frozen=True)
 class Sealed:
-    """A record that a table rests on: what its cell is called, and the digest of what must come out equal."""
+    """A record behind a table: the title of its cell, and the digest of everything that must come out equal."""
 
     title: str
     sha256: str
@@ -513,20 +520,20 @@ class Sealed:
 
 @dataclass(frozen=True)
 class Seal:
-    """What a table was that passed, as a file.
+    """What the file of a table that passed holds.
 
     Attributes:
-        suite: version that made it.
-        reference: the title of what the others were tested against.
+        suite: version of the suite that made it.
+        reference: the title of the method that the others were tested against.
         methods: titles, in order.
         datasets: titles, in order.
-        metrics: that were shown.
-        select: selection rules that were shown.
-        by: what columns stand together by, where it is not the dataset.
-        budgets: dataset -> that of all its methods.
+        metrics: the metrics that were shown.
+        select: the selection rules that were shown.
+        by: what columns are grouped by, if it is not the dataset.
+        budgets: dataset -> the tuning budget of all its methods.
         records: hash of a cell -> its record.
         tables: key -> rows as they were shown, the headings first.
-        digest: SHA-256 of all others.
+        digest: SHA-256 of all other fields.
     """
 
     suite: str
@@ -542,7 +549,7 @@ class Seal:
     digest: str = ""
 
     def content(self) -> str:
-        """The digest of what is in it, which `digest` must be."""
+        """The digest of its fields, which `digest` must equal."""
         plain = to_plain(replace(self, digest=""))
         return hashlib.sha256(_canonical(plain)).hexdigest()
 
@@ -572,12 +579,12 @@ def seal(
     """The seal of tables.
 
     Args:
-        records: the finished ones that the tables were made of.
-        tables: as they were shown.
-        reference: the title of what the others were tested against.
-        metrics: that were shown.
-        select: selection rules that were shown.
-        by: what columns stand together by, where it is not the dataset.
+        records: the finished records that the tables were made of.
+        tables: the tables as they were shown.
+        reference: the title of the method that the others were tested against.
+        metrics: the metrics that were shown.
+        select: the selection rules that were shown.
+        by: what columns are grouped by, if it is not the dataset.
     """
     titles = dict.fromkeys(dataset_title(record.cell) for record in records)
     found = Seal(
@@ -596,7 +603,7 @@ def seal(
 
 
 def shown_in(tables: Sequence[Table]) -> dict[str, tuple[tuple[str, ...], ...]]:
-    """What tables show, by their keys; whole characters only, as a file has them."""
+    """The rows that tables show, by their keys; only characters that a file can hold."""
     return {
         encodable(table.key): tuple(
             tuple(map(encodable, row))
@@ -608,10 +615,10 @@ def shown_in(tables: Sequence[Table]) -> dict[str, tuple[tuple[str, ...], ...]]:
 
 
 def digest_of(record: Record) -> str:
-    """SHA-256 of what a table rests on: the cell, its result, and by what code and kind of machine it was made.
+    """SHA-256 of what a record contributes to a table: cell, result, digests of code, kind of device and precision.
 
-    Where, when and how long it ran, and whether its networks were saved, say nothing of it: a cell that is trained
-    again to the same result has the same digest.
+    Where, when and for how long it ran, and whether its networks were saved, do not count: a cell that is trained again
+    to the same result has the same digest.
     """
     whole = _whole(record)
     result = whole.result and replace(whole.result, weights=None)
@@ -636,7 +643,7 @@ def read_seal(path: Path) -> Seal:
     """A seal from its file.
 
     Raises:
-        BenchmarkError: it cannot be read, or is none.
+        BenchmarkError: it cannot be read, or is no seal.
     """
     try:
         if path.is_file() and path.stat().st_size > MOST_BYTES:
@@ -647,21 +654,21 @@ def read_seal(path: Path) -> Seal:
         text = error.strerror if isinstance(error, OSError) and error.strerror else str(error).partition("\n")[0]
         text = "it is nested too deeply" if isinstance(error, RecursionError) else text
         raise BenchmarkError(
-            f"{path} is no file that `debiasbench report --strict` wrote (tables/strict.json of a results folder): "
+            f"{path} is not a file that `debiasbench report --strict` wrote (tables/strict.json in a results folder): "
             f"{text}."
         ) from None
 
 
 def differences(found: Seal, records: Sequence[Record]) -> list[str]:
-    """How records differ from those that a seal rests on, a line each: changed, missing, additional; none if equal.
+    """How records differ from those of a seal, a line each (changed, missing, additional); empty if they are equal.
 
     Args:
         found: the seal.
-        records: of the methods and datasets that it shows.
+        records: the records of its methods and datasets.
     """
     lines = []
     if found.digest != found.content():
-        lines.append("edited: the file was changed after it was written, as its digest is not that of its content")
+        lines.append("edited: the file was changed after it was written (its digest does not match its content)")
     of_cell: dict[str, list[Record]] = {}
     for record in records:
         of_cell.setdefault(record.hash, []).append(record)
@@ -674,7 +681,7 @@ def differences(found: Seal, records: Sequence[Record]) -> list[str]:
         elif equal is None:
             lines += [f"changed: {sealed.title} ({_why(record)})" for record in some]
         else:
-            lines += [f"additional: {sealed.title}, once more ({record.path})" for record in extra]
+            lines += [f"additional: {sealed.title}, a second record ({record.path})" for record in extra]
     lines += [f"additional: {record.cell.title} ({record.path})" for some in of_cell.values() for record in some]
     return lines
 
@@ -684,9 +691,9 @@ def _why(record: Record) -> str:
 
 
 def changed_tables(found: Seal, tables: Mapping[str, tuple[tuple[str, ...], ...]]) -> list[str]:
-    """Tables that come out otherwise now, of equal records: a line each."""
+    """Tables that the same records now give differently, a line each."""
     return [
-        f"otherwise: the table '{key}' comes out otherwise than by version {found.suite}, which sealed it"
+        f"different: the table '{key}' is not the one that version {found.suite} sealed"
         for key, rows in found.tables.items()
         if tables.get(key) != rows
     ]

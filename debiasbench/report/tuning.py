@@ -112,7 +112,7 @@ def cells_of(found: Iterable[Tried]) -> list[Cell]:
 
 def measure(rule: str) -> str:
     """What a rule goes by, for people."""
-    words = SELECTION_RULES[rule].partition(";")[0].replace(" there", " on the biased validation split")
+    words = SELECTION_RULES[rule].partition(";")[0]
     return words[0].upper() + words[1:]
 
 

@@ -621,11 +621,11 @@ def as_mode(mode):
     ("file", "edit", "words"),
     [
         ("x.zip", as_mode(stat.S_IFLNK | 0o777), "is a link"),
-        ("x.zip", as_mode(stat.S_IFCHR | 0o666), "is no plain file or folder"),
+        ("x.zip", as_mode(stat.S_IFCHR | 0o666), "is not a regular file or folder"),
         ("x.tar", as_member(tarfile.SYMTYPE), "is a link"),
         ("x.tar.gz", as_member(tarfile.LNKTYPE), "is a link"),
-        ("x.tar", as_member(tarfile.CHRTYPE), "is no plain file or folder"),
-        ("x.tar", as_member(tarfile.FIFOTYPE), "is no plain file or folder"),
+        ("x.tar", as_member(tarfile.CHRTYPE), "is not a regular file or folder"),
+        ("x.tar", as_member(tarfile.FIFOTYPE), "is not a regular file or folder"),
     ],
 )
 def test_links_and_devices_are_refused(file, edit, words, tmp_path):

@@ -166,7 +166,7 @@ LINE = "LfF,cmnist,pgd,acc_unbiased,91,1,3,PGD"
         (f'{HEAD}\n"LfF,cmnist\n', "it is no CSV"),
         (f"{HEAD}\n".encode() + b"\xff\xfe,", "is not UTF-8 text (byte"),
         (None, "cannot be read: No such file"),
-        (Path.mkdir, "it is no plain file, or too large"),
+        (Path.mkdir, "it is not a regular file, or too large"),
     ],
 )  # fmt: skip
 def test_a_bad_file_is_one_error_with_its_line(folder, tmp_path, capsys, content, said):

@@ -127,7 +127,7 @@ def test_a_method_that_declines_a_dataset_lacks_no_cell_there(tmp_path):
         stored(tmp_path, record(cell))
     message = refused(tmp_path)
     assert "jtt:T=1 on bar" not in message
-    assert "No record, while other methods have one: pgd, vanilla on cmnist5k, seeds 0 to 5." in message
+    assert "No record, although other methods have one: pgd, vanilla on cmnist5k, seeds 0 to 5." in message
 
 
 def test_a_row_that_chooses_by_bias_labels_passes_when_that_was_asked_for(copied):
@@ -281,9 +281,9 @@ UNTUNED = {(method, dataset, seed) for method in ("jtt:T=1", "lff:recipes=shared
 
 SPOILT = {
     failed: ("Failed: pgd on cmnist5k, seed 2 (RuntimeError: it did not work).", PGD, {"rerun": "failed"}),
-    missing: ("No record, while other methods have one: pgd on cmnist5k, seed 2.", PGD, {"rerun": "missing"}),
+    missing: ("No record, although other methods have one: pgd on cmnist5k, seed 2.", PGD, {"rerun": "missing"}),
     absent_there: (
-        "No record, while other methods have one: pgd on cmnist5k:rho=0.05, seeds 0 to 5.",
+        "No record, although other methods have one: pgd on cmnist5k:rho=0.05, seeds 0 to 5.",
         {("pgd", OTHER, seed) for seed in SEEDS}, {},
     ),
     another_data_seed: (
@@ -291,7 +291,7 @@ SPOILT = {
         {("disen", "cmnist5k:data_seed=1", seed) for seed in SEEDS}, {},
     ),
     asked_for: (
-        "No record yet of what the last run was to train: vanilla, pgd, disen on cmnist5k, seed 6",
+        "Cells of the last run have no record yet: vanilla, pgd, disen on cmnist5k, seed 6",
         {(method, "cmnist5k", 6) for method in METHODS}, {},
     ),
     other_data: (
@@ -300,35 +300,35 @@ SPOILT = {
     ),
     stand_in: ("† cmnist5k is not the published data (train 100, valid 100, test 100): pgd on cmnist5k, seed 2. A "
                "stand-in.", PGD, {}),
-    other_code: ("The row of pgd mixes, or does not tell, digests of its code. Trained by other code than now, or "
-                 "untold: pgd on cmnist5k, seed 2.", PGD, {"rerun": "all"}),
-    other_net: ("The net simconv1 on cmnist5k mixes, or does not tell, digests of its code. Unlike most: pgd on "
+    other_code: ("The row of pgd has different digests of its code, or lacks some. Trained with other or unknown code: "
+                 "pgd on cmnist5k, seed 2.", PGD, {"rerun": "all"}),
+    other_net: ("The net simconv1 on cmnist5k has different digests of its code, or lacks some. Unlike most: pgd on "
                 "cmnist5k, seed 2.", PGD, {"rerun": "all"}),
-    other_metric: ("The metric acc_unbiased on cmnist5k mixes, or does not tell, digests of its code. Unlike most: pgd",
-                   PGD, {"rerun": "all"}),
-    other_rule: ("The rule last on cmnist5k mixes, or does not tell", PGD, {"rerun": "all"}),
+    other_metric: ("The metric acc_unbiased on cmnist5k has different digests of its code, or lacks some. Unlike most: "
+                   "pgd", PGD, {"rerun": "all"}),
+    other_rule: ("The rule last on cmnist5k has different digests of its code", PGD, {"rerun": "all"}),
     another_hash: (
-        "A record contradicts itself, so that it was changed after it was written: pgd on cmnist5k, seed 2 (its hash "
-        "is not that of its cell).", PGD, {"rerun": "all"},
+        "A record contradicts itself, so it was changed after it was written: pgd on cmnist5k, seed 2 (its hash does "
+        "not match its cell).", PGD, {"rerun": "all"},
     ),
     more_than_all: ("pgd on cmnist5k, seed 2 (acc_worst on test is 1.25 in epoch 1).", PGD, {"rerun": "all"}),
     less_than_none: ("pgd on cmnist5k, seed 2 (acc_avg on valid is -0.5 in epoch 2).", PGD, {"rerun": "all"}),
-    better_than_counted: ("(acc_avg on test is 0.82 in epoch 1, of 0.5 that were right).", PGD, {"rerun": "all"}),
-    chosen_otherwise: ("seed 2 (last chooses epoch 2 by what it has of its epochs, not another)", PGD,
-                       {"rerun": "all"}),
-    epochs_reversed: ("seed 2 (val_loss chooses epoch 1 by what it has of its epochs", PGD, {"rerun": "all"}),
-    untold_code: ("The row of pgd mixes, or does not tell", PGD, {"rerun": "all"}),
-    other_device: ("Not one kind of device and precision: pgd on cmnist5k, seed 2 ran on cuda in fp32, the others on "
-                   "cpu in fp32.", PGD, {"rerun": "all", "device": "cpu"}),
+    better_than_counted: ("(acc_avg on test is 0.82 in epoch 1, but 0.5 of the predictions were correct).", PGD,
+                          {"rerun": "all"}),
+    chosen_otherwise: ("seed 2 (by its logged metrics, last selects epoch 2 and not another)", PGD, {"rerun": "all"}),
+    epochs_reversed: ("seed 2 (by its logged metrics, val_loss selects epoch 1", PGD, {"rerun": "all"}),
+    untold_code: ("The row of pgd has different digests of its code, or lacks some", PGD, {"rerun": "all"}),
+    other_device: ("Different or unknown kinds of device or precisions: pgd on cmnist5k, seed 2 ran on cuda in fp32, "
+                   "the others on cpu in fp32.", PGD, {"rerun": "all", "device": "cpu"}),
     other_precision: ("pgd on cmnist5k, seed 2 ran on cpu in bf16, the others on cpu in fp32", PGD, {"rerun": "all"}),
     untold_device: ("pgd on cmnist5k, seed 2 ran on an unknown kind of device in fp32", PGD, {"rerun": "all"}),
     few_seeds: (
-        "vanilla, pgd, disen on cmnist5k, seeds 0 to 2. 3 pairs of runs cannot reach p < 0.025 (0.05 over 2 "
-        "comparisons) in the sign-flip test, at best 0.12; it takes 6.", EVERY, {},
+        "vanilla, pgd, disen on cmnist5k, seeds 0 to 2. With 3 pairs of runs, p of the sign-flip test is at least "
+        "0.12, but the level is 0.025 (0.05 over 2 comparisons): 6 pairs are needed.", EVERY, {},
     ),
     tuned: (
-        "Unequal budgets. vanilla on cmnist5k, seeds 0 to 5: not tuned. jtt (T 5), lff (learning_rate 0.01) on "
-        "cmnist5k, seeds 0 to 5: tuned with bias labels, draws not told.", UNTUNED, {},
+        "Unequal tuning budgets. vanilla on cmnist5k, seeds 0 to 5: not tuned. jtt (T 5), lff (learning_rate 0.01) on "
+        "cmnist5k, seeds 0 to 5: tuned with bias labels, number of draws unknown.", UNTUNED, {},
     ),
 }  # fmt: skip
 
@@ -353,8 +353,8 @@ def test_a_spoilt_folder_is_refused_with_its_cells_and_the_command_that_mends_it
 @pytest.mark.parametrize(
     ("rules", "said"),
     [
-        (("last", "val_acc"), "Several selection rules (last, val_acc): a table has one"),
-        (("test_oracle",), "The rule test_oracle is best headline metric on test; an upper bound, never a result."),
+        (("last", "val_acc"), "Several selection rules (last, val_acc): a table must have one"),
+        (("test_oracle",), "The rule test_oracle selects on the test split: an upper bound, never a result."),
     ],
 )
 def test_rules_are_refused_with_the_report_that_has_one(copied, rules, said):
@@ -371,16 +371,14 @@ def test_a_rule_that_cannot_choose_is_refused_with_its_cells(copied):
     spoilt = record(of("pgd"))
     spoil(copied, changed(spoilt, selection=spoilt.result.selection | {"val_acc": None}))
     message = refused(copied, shown=report.Shown(select=("val_acc",)))
-    assert (
-        "No acc_unbiased by the rule val_acc (the rule cannot choose, or a group is empty): pgd on cmnist5k, seed 2."
-        in (message)
-    )
+    why = "the rule cannot select, or the group is empty"
+    assert f"No value of acc_unbiased by the rule val_acc ({why}): pgd on cmnist5k, seed 2." in message
     assert "--strict --select last" in message
 
 
 def test_a_metric_without_a_value_is_refused_with_its_cells(copied):
     without_a_value(copied)
-    assert "No acc_unbiased by the rule last (its group is empty): pgd on cmnist5k, seed 2." in refused(copied)
+    assert "No value of acc_unbiased by the rule last (the group is empty): pgd on cmnist5k, seed 2." in refused(copied)
 
 
 def test_all_that_is_wrong_is_one_message(copied, capsys):
@@ -391,7 +389,7 @@ def test_all_that_is_wrong_is_one_message(copied, capsys):
     assert cli.main(["report", str(copied), "--strict"]) == 2
     told = capsys.readouterr()
     assert told.out == ""
-    for part in ("Failed: pgd", "No record, while other methods have one: disen on cmnist5k, seed 2.", "ran on cuda",
+    for part in ("Failed: pgd", "No record, although other methods have one: disen on cmnist5k, seed 2.", "ran on cuda",
                  f"A file could not be read: {path}: it is no JSON"):  # fmt: skip
         assert part in told.err
 
@@ -415,7 +413,7 @@ def test_what_is_left_out_need_not_be_whole(copied):
 
 def test_a_grid_whose_methods_are_unknown_here_is_refused(copied):
     write_grid(copied, Experiment("", ["mine"], DATASETS), ["mine"])
-    assert "The cells of the last run cannot be told here (Unknown method 'mine'" in refused(copied)
+    assert "The cells of the last run cannot be determined here (Unknown method 'mine'" in refused(copied)
 
 
 @pytest.mark.parametrize(
@@ -442,7 +440,7 @@ def test_more_cells_are_trained_where_the_report_finds_them(copied, given, into)
         (Budget(), "not tuned"),
         (Budget(16, 1, "worst_class"), "16 draws of 1 seed by worst_class"),
         (Budget(16, 3, "group_val", bias_labels=True), "16 draws of 3 seeds by group_val with bias labels"),
-        (Budget(None, bias_labels=True), "tuned with bias labels, draws not told"),
+        (Budget(None, bias_labels=True), "tuned with bias labels, number of draws unknown"),
     ],
 )
 def test_a_budget_is_told_in_words(budget, words):
@@ -613,7 +611,7 @@ def test_records_that_differ_are_named(sealed, capsys, change, line):
     assert code == 1
     (first, last) = lines
     assert first.startswith(line)
-    assert last.startswith("Not what")
+    assert last.startswith("Not equal")
 
 
 def test_records_of_what_was_not_shown_are_no_difference(sealed, capsys):
@@ -653,7 +651,7 @@ def test_tables_that_come_out_otherwise_are_told(sealed, capsys, monkeypatch):
     monkeypatch.setattr(report, "_compared", otherwise)
     code, lines = verified(folder, file, capsys)
     assert code == 1
-    assert lines[0].startswith("otherwise: the table 'comparison' comes out otherwise")
+    assert lines[0].startswith("different: the table 'comparison' is not the one that version")
 
 
 @pytest.mark.parametrize(
@@ -669,7 +667,7 @@ def test_what_is_no_seal_is_one_error(tmp_path, capsys, content, said):
         file.write_text(content, encoding="utf-8")
     assert cli.main(["report", str(tmp_path), "--verify", str(file)]) == 2
     told = capsys.readouterr().err
-    assert f"{file} is no file that `debiasbench report --strict` wrote" in told
+    assert f"{file} is not a file that `debiasbench report --strict` wrote" in told
     assert said in told
 
 

@@ -1,20 +1,20 @@
 """Empirical Fisher information of the final layer, and the trace of its inverse (PGD paper, section 5, Figure 3).
 
-The paper takes the trace of the inverse for what debiasing should make small (equation 7), and proves in one
-dimension that sampling in proportion to the length of the gradient does so (Theorem 2). It does not say of which
-parameters its Figure 3 takes the trace, nor how it inverts; here it is the final linear layer, whose information can
-be had whole. Two more choices are needed, and a number means nothing without them:
+The paper says that debiasing should make the trace of the inverse small (equation 7), and proves in one dimension that
+sampling in proportion to the norm of the gradient does so (Theorem 2). It does not say for which parameters Figure 3
+shows the trace, nor how the matrix is inverted. Here the parameters are those of the final linear layer, for which the
+full matrix can be computed. Two more choices are needed, and a number means nothing without them:
 
-- Softmax does not see what is added to all logits alike, so C (D + 1) parameters have an information of rank
-  (C - 1) (D + 1) at most. The rest is left out: the inverse is taken on the subspace in which gradients lie.
-- There, too, some eigenvalues of a trained network are almost zero, and those of features that are equal for all
-  samples (dead units) are zero. `damping`, a fraction of the mean eigenvalue, is added to all, and such directions then
-  count with its inverse. Before believing an order, look at more than one damping (`inverse_traces`; "sensitivity" of
-  `of_record`), and at the trace without dead directions ("objective_in_rank"): either can turn it round.
+- Softmax ignores what is added to all logits alike, so the information of the C (D + 1) parameters has rank
+  (C - 1) (D + 1) at most. The inverse is taken on the subspace that contains the gradients.
+- In this subspace, too, some eigenvalues of a trained network are almost zero, and those of features that are equal for
+  all samples (dead units) are zero. `damping`, a fraction of the mean eigenvalue, is added to all eigenvalues, and such
+  directions then count 1 / damping. Before you believe an order, compare several dampings (`inverse_traces`;
+  "sensitivity" in `of_record`), and the trace without dead directions ("objective_in_rank"): either can reverse it.
 
-The trace is in units of one over the squared gradient, so it grows as a network fits what it is trained on. Between
-networks it compares how well they fit as much as how evenly: `objective * mean_eigenvalue / dimension` of `of_record`
-is free of the first, 1 / (1 + damping) where all eigenvalues are equal and at most 1 / damping.
+The trace has units of one over the squared gradient, so it grows as a network fits its training data. Between networks
+it compares how well they fit as much as how evenly. `objective * mean_eigenvalue / dimension` of `of_record` is free of
+the first: it is 1 / (1 + damping) if all eigenvalues are equal, and at most 1 / damping.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from debiasbench.samples import Samples
 from debiasbench.weights import load
 
 DAMPING = 1e-3  # of the mean eigenvalue
-SAMPLING_COLUMNS = ("sampling", "score")  # what a method may log that it samples by, the surer first
-CHUNK_VALUES = 2**22  # float64 values of gradients that are held at once: 32 MiB
+SAMPLING_COLUMNS = ("sampling", "score")  # columns that a method may log of its sampling, the more reliable first
+CHUNK_VALUES = 2**22  # float64 values of gradients in memory at once: 32 MiB
 
 
 def fisher_information(
@@ -45,30 +45,34 @@ def fisher_information(
 ) -> Tensor:
     """The empirical Fisher information of the final linear layer, weight and bias (equation 5) -> float64 (K, K).
 
-    I_h = sum_i h_i g_i g_i^T, where g_i is the gradient of log p(y_i), the outer product of e_y - p and (z, 1). Both
-    are written in an orthonormal basis (Helmert's) of the directions of the C logits that add up to zero, as e_y - p
-    does, so K = (C - 1) (D + 1): nothing is lost, and the eigenvalues are those of the whole layer but for D + 1
-    zeros. Symmetric, and on the device of the features.
+    I_h = sum_i h_i g_i g_i^T, where g_i is the gradient of log p(y_i), the outer product of e_y - p and (z, 1). As
+    e_y - p sums to zero, it is written in an orthonormal basis (Helmert's) of such vectors, so K = (C - 1) (D + 1).
+    Nothing is lost: the eigenvalues are those of the whole layer except for D + 1 zeros.
 
     Args:
-        features: float (N, D), the input z of the layer. logits: float (N, C). y: int64 (N,), labels in 0..C-1.
-        weight: float (N,), the sampling distribution h, at least 0 and of sum 1.
-        chunk: samples at a time; the result does not depend on it but for rounding.
+        features: float (N, D), the input z of the layer.
+        logits: float (N, C).
+        y: int64 (N,), labels in 0..C-1.
+        weight: float (N,), the sampling distribution h: at least 0, with sum 1.
+        chunk: samples at a time; it changes the result only by rounding.
+
+    Returns:
+        A symmetric matrix, on the device of the features.
 
     Raises:
-        ValueError: the weights are no distribution, or lengths differ.
+        ValueError: the weights are not a distribution, or lengths differ.
     """
     if not len(features) == len(logits) == len(y) == len(weight):
         raise ValueError(f"Lengths differ: {len(features)}, {len(logits)}, {len(y)} and {len(weight)} weights.")
     weight = weight.double()
     if not (bool((weight >= 0).all()) and abs(float(weight.sum()) - 1) < 1e-6):
-        raise ValueError(f"The weights must be at least 0 and of sum 1. Got a sum of {float(weight.sum()):.7g}.")
+        raise ValueError(f"The weights must be at least 0 and sum to 1. Got a sum of {float(weight.sum()):.7g}.")
     basis = _directions(logits.shape[1]).to(features.device)  # (C - 1, C)
     size = len(basis) * (features.shape[1] + 1)
     information = torch.zeros(size, size, dtype=torch.float64, device=features.device)
     for rows in torch.arange(len(y), device=y.device).split(chunk or max(1, CHUNK_VALUES // size)):
         others = logits[rows].double().softmax(1).scatter(1, y[rows, None], 0.0)
-        # 1 - p_y as the sum of the others: of confident samples it is far below the rounding of 1
+        # 1 - p_y as the sum of the others: for confident samples it is far below the rounding of 1
         residual = (-others).scatter(1, y[rows, None], others.sum(1, keepdim=True))
         residual = residual * weight[rows, None].sqrt() @ basis.T
         inputs = torch.cat([features[rows].double(), residual.new_ones(len(rows), 1)], 1)
@@ -78,7 +82,7 @@ def fisher_information(
 
 
 def _directions(n_classes: int) -> Tensor:
-    """An orthonormal basis of what is orthogonal to (1, ..., 1) -> float64 (C - 1, C)."""
+    """An orthonormal basis of the vectors orthogonal to (1, ..., 1) -> float64 (C - 1, C)."""
     from scipy.linalg import helmert
 
     return torch.from_numpy(helmert(n_classes))
@@ -87,23 +91,23 @@ def _directions(n_classes: int) -> Tensor:
 def inverse_trace(information: Tensor, damping: float = DAMPING) -> float:
     """Tr[(I + damping m Id)^-1], where m is the mean eigenvalue of I: the objective of equation 7.
 
-    In units of 1 / I, so that it grows as gradients shrink. inf where it has no bound: without damping where an
-    eigenvalue is zero to rounding, with any damping where all are.
+    It has units of 1 / I, so it grows as gradients shrink. It is inf if it has no bound: without damping, if an
+    eigenvalue is zero up to rounding; with any damping, if all are.
 
     Args:
-        information: float (K, K), symmetric and positive semidefinite, such as `fisher_information`'s.
+        information: float (K, K), symmetric and positive semidefinite, as from `fisher_information`.
         damping: at least 0, as a fraction of the mean eigenvalue.
     """
     return inverse_traces(information, [damping])[0]
 
 
 def inverse_traces(information: Tensor, dampings: Sequence[float]) -> list[float]:
-    """`inverse_trace` at each damping, at the cost of one: to show how much depends on it."""
+    """`inverse_trace` at each damping, for the cost of one: shows how much the trace depends on the damping."""
     return _traces(_eigenvalues(information), dampings)
 
 
 def _eigenvalues(information: Tensor) -> Tensor:
-    """Rising; what rounding leaves of a zero is 0."""
+    """Eigenvalues in increasing order; those that are zero up to rounding are 0."""
     values = torch.linalg.eigvalsh(information.double())
     return torch.where(values > len(values) * torch.finfo(values.dtype).eps * values[-1], values, 0.0)
 
@@ -116,36 +120,35 @@ def _traces(eigenvalues: Tensor, dampings: Sequence[float]) -> list[float]:
 
 
 def of_record(record: Path, data_dir: Path, *, damping: float = DAMPING, device: str = "cpu") -> dict[str, Any]:
-    """Figure 3's number of a finished run: the trace at its trained network and its own sampling distribution.
+    """The number of Figure 3 for a finished run: the trace for its trained network and its own sampling distribution.
 
-    The information is that of all training samples without augmentation, the network in eval mode and in float32.
-    h is what the method logged of its sampling ("sampling", else "score"), divided by its sum, and uniform for a
-    method that logged neither. A score stands for h only where the method samples or weights in proportion to it:
-    that is for the caller to know.
+    The information is computed on all training samples without augmentation, with the network in eval mode and in
+    float32. h is the logged column "sampling", or else "score", divided by its sum; it is uniform for a method that
+    logged neither. A score equals h only if the method samples or weights in proportion to it: the caller must know.
 
     Args:
-        record: of a cell that was run with weights saved.
-        data_dir: where its data are.
+        record: the record of a cell that was run with saved weights.
+        data_dir: the data folder.
         damping: as a fraction of the mean eigenvalue of each information; see `inverse_trace`.
-        device: where to compute; a ResNet's 4,617 dimensions take some minutes on a CPU.
+        device: where to compute; the 4,617 dimensions of a ResNet take some minutes on a CPU.
 
     Returns:
-        Plain values: "objective" (at h) and "uniform" (the same network, all samples alike); "objective_in_rank" and
-        "uniform_in_rank", the same over the eigenvalues that are not zero, with a damping relative to their mean;
-        "sensitivity", lists of these four at a tenth of the damping, at the damping, and at ten times it ("damping").
-        At h: "mean_eigenvalue"; "damped_share", of the eigenvalues, those below the damping, in [0, 1]; "rank", how
-        many are not zero. "sampled_by", the column that h is from, or "uniform"; "method", "dataset", "seed", "net",
-        "damping", "n_samples", and "dimension", K.
+        Plain values. "objective": the trace at h; "uniform": the same with equal weights for all samples.
+        "objective_in_rank" and "uniform_in_rank": the same over the eigenvalues that are not zero, with a damping
+        relative to their mean. "sensitivity": lists of these four at a tenth of the damping, at the damping, and at ten
+        times the damping ("damping"). At h: "mean_eigenvalue"; "damped_share", the fraction of eigenvalues below the
+        damping, in [0, 1]; "rank", the number of eigenvalues that are not zero. "sampled_by": the column that gives h,
+        or "uniform". Also "method", "dataset", "seed", "net", "damping", "n_samples", and "dimension", which is K.
 
     Raises:
-        BenchmarkError: the record has no weights; its predictor is not one network that ends in a linear layer; the
-            data are not those that it was trained on; its arrays are gone, or its scores are no distribution.
+        BenchmarkError: the record has no weights; its predictor is not a single network that ends in a linear layer;
+            the data are not those that it was trained on; its arrays are missing, or its scores are not a distribution.
     """
     net = load(record)
     if not (isinstance(net, Net) and isinstance(net.head, nn.Linear) and net.head.bias is not None):
         raise BenchmarkError(
-            f"The predictor of {record} is not one network that ends in a linear layer with a bias: the information "
-            "of its final layer is not defined here."
+            f"The predictor of {record} is not a single network that ends in a linear layer with a bias, so the "
+            "information of its final layer is not defined here."
         )
     content = read_record(record)
     assert content.result is not None  # else it had no weights
@@ -156,7 +159,7 @@ def of_record(record: Path, data_dir: Path, *, damping: float = DAMPING, device:
     if splits.fingerprint() != trained_on:
         raise BenchmarkError(
             f"The data of {cell.dataset_title} in {data_dir} are not those that {record} was trained on (fingerprint "
-            f"{splits.fingerprint()[:12]}, not {trained_on[:12]}). Give the folder that it was run with."
+            f"{splits.fingerprint()[:12]}, not {trained_on[:12]}). Give the data folder of that run (--data-dir)."
         )
     column, h = _sampling(record, content.result, len(splits.train))
     samples = splits.train.to(torch.device(device), with_x=False)
@@ -169,7 +172,7 @@ def of_record(record: Path, data_dir: Path, *, damping: float = DAMPING, device:
     with torch.no_grad():
         both = samples.map(of_batch, Evaluation(dataset, splits).batch_size)
     if not bool(torch.isfinite(both).all()):
-        raise BenchmarkError(f"The network of {record} returns values that are not finite.")
+        raise BenchmarkError(f"The network of {record} returns NaN or infinite values.")
     features, logits = both[:, : net.n_features], both[:, net.n_features :]
     eigenvalues = _eigenvalues_at(features, logits, samples, h)
     uniform = eigenvalues
@@ -204,37 +207,39 @@ def _eigenvalues_at(features: Tensor, logits: Tensor, samples: Samples, h: Tenso
 
 
 def _sampling(record: Path, result: Result, n_samples: int) -> tuple[str, Tensor]:
-    """The column that a method logged of its sampling, or "uniform", and the distribution h, float64 (N,)."""
+    """The logged column that gives the sampling distribution, or "uniform", and that distribution h, float64 (N,)."""
     column = next((name for name in SAMPLING_COLUMNS if name in result.arrays), "uniform")
     if column == "uniform":
         return column, torch.full((n_samples,), 1 / n_samples, dtype=torch.float64)
     path = arrays_path(record)
     if not has_arrays(record):
-        raise BenchmarkError(f"{path} is gone, in which {record} keeps what was sampled by. Run its cell again.")
+        raise BenchmarkError(f"{path} is missing, which has the sampling distribution of {record}. Run its cell again.")
     arrays = read_arrays(record)
     if column not in arrays:
-        raise BenchmarkError(f"{path} lacks the column '{column}' that {record} tells of. Run its cell again.")
+        raise BenchmarkError(f"{path} lacks the column '{column}' that {record} names. Run its cell again.")
     values = torch.from_numpy(arrays[column].astype(float))
     total = float(values.sum())
     if not (len(values) == n_samples and bool((values >= 0).all()) and 0 < total < float("inf")):
         raise BenchmarkError(
-            f"The column '{column}' of {path} is no sampling distribution over {n_samples:,} samples: it must be "
-            f"finite, at least 0 and somewhere above. Its {len(values):,} values are {float(values.min()):.3g} .. "
-            f"{float(values.max()):.3g}."
+            f"The column '{column}' of {path} is not a sampling distribution over {n_samples:,} samples: its values "
+            f"must be finite, at least 0 and not all 0. It has {len(values):,} values from {float(values.min()):.3g} "
+            f"to {float(values.max()):.3g}."
         )
     return column, values / total
 
 
 # ---- Theorem 2: the one-dimensional example --------------------------------------------------------------------------
 #
-# Samples of a set M have the loss (theta + a)^2 / 2, those of m (theta - a)^2 / 2, and each of M is drawn with the
-# probability h_M, each of m with h_m: |M| h_M + |m| h_m = 1. Training ends where the mean gradient is zero.
+# Samples of a set M have the loss (theta + a)^2 / 2, and those of a set m (theta - a)^2 / 2. Each sample of M is drawn
+# with probability h_M, and each of m with h_m, so |M| h_M + |m| h_m = 1. Training ends where the mean gradient is zero.
 
 
 def gradients_of_sets(fraction: Any, a: float) -> tuple[Any, Any]:
-    """The gradients g_M and g_m of a sample of each set where training ends.
+    """The gradients g_M and g_m of a sample of each set at the end of training.
 
-    fraction: |M| h_M, the probability of drawing from M at all, in [0, 1]; a number or an array.
+    Args:
+        fraction: |M| h_M, the probability of drawing from M, in [0, 1]; a number or an array.
+        a: half of the distance between the two optima.
     """
     fraction = np.asarray(fraction, dtype=float)
     theta = a * (1 - fraction) - a * fraction  # where fraction (theta + a) + (1 - fraction) (theta - a) = 0
@@ -242,9 +247,11 @@ def gradients_of_sets(fraction: Any, a: float) -> tuple[Any, Any]:
 
 
 def objective_of_sets(fraction: Any, a: float) -> Any:
-    """Tr[I_h^-1] of the example at the parameter that training with h ends at; inf at fractions of 0 and 1.
+    """Tr[I_h^-1] of the example at the end of training with h; inf at fractions of 0 and 1.
 
-    fraction: |M| h_M in [0, 1], a number or an array; a: not 0, half of the distance of the two optima.
+    Args:
+        fraction: |M| h_M, the probability of drawing from M, in [0, 1]; a number or an array.
+        a: half of the distance between the two optima, not 0.
     """
     fraction = np.asarray(fraction, dtype=float)
     g_major, g_minor = gradients_of_sets(fraction, a)
@@ -253,20 +260,22 @@ def objective_of_sets(fraction: Any, a: float) -> Any:
 
 
 def optimal_sampling(a: float, n_major: int, n_minor: int) -> tuple[float, float]:
-    """Theorem 2: the probabilities (h*_M, h*_m) of one sample of each set that make `objective_of_sets` smallest.
+    """Theorem 2: the probabilities (h*_M, h*_m) of one sample of each set that minimise `objective_of_sets`.
 
-    As the theorem states them: in proportion to |g_M| and |g_m| where *uniform* sampling ends. They come to
-    1 / (2 |M|) and 1 / (2 |m|), so that both sets are drawn equally often. (The appendix's intermediate result, as
-    printed, does not add up to 1.)
+    As the theorem states, they are proportional to |g_M| and |g_m| at the end of training with *uniform* sampling. They
+    equal 1 / (2 |M|) and 1 / (2 |m|), so both sets are drawn equally often. (The intermediate result in the appendix,
+    as printed, does not sum to 1.)
 
     Args:
-        a: not 0. n_major, n_minor: |M| and |m|, at least 1.
+        a: half of the distance between the two optima, not 0.
+        n_major: |M|, at least 1.
+        n_minor: |m|, at least 1.
 
     Raises:
         ValueError: a is 0, or a set is empty.
     """
     if a == 0 or min(n_major, n_minor) < 1:
-        raise ValueError(f"a must not be 0 and no set empty. Got a = {a}, |M| = {n_major}, |m| = {n_minor}.")
+        raise ValueError(f"a must not be 0, and no set may be empty. Got a = {a}, |M| = {n_major}, |m| = {n_minor}.")
     major, minor = (abs(float(g)) for g in gradients_of_sets(n_major / (n_major + n_minor), a))
     total = n_major * major + n_minor * minor
     return major / total, minor / total

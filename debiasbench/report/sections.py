@@ -48,7 +48,7 @@ METHOD, DATASET = (Column(key, key, numeric=False) for key in ("method", "datase
 
 
 def marked(table: Table, knowing: set[str]) -> Table:
-    """The table with a mark behind the methods that know the bias."""
+    """The table with a mark after the methods that know the bias."""
     keys = [column.key for column in table.columns]
     rows = [
         [
@@ -63,7 +63,7 @@ def marked(table: Table, knowing: set[str]) -> Table:
 def comparison_table(
     table: pd.DataFrame, records: list[Record], measures: list[Measure], *, by: str = "dataset"
 ) -> Table:
-    """Methods x measures: mean and spread on test, and n. `by`: "dataset" or "metric", what columns have in common."""
+    """Methods x measures: mean and spread on test, and n. `by`: "dataset" or "metric", what columns are grouped by."""
     methods = table.method.unique().tolist()
     found = summaries(table, measures)
     rows = []
@@ -90,8 +90,8 @@ def comparison_table(
     counts = {int(n) for one in found.values() for n in one["count"]}
     notes = [
         f"Test split, {rules}. Mean ± sample standard deviation (n - 1) over {_n_runs(counts)}; best in bold. "
-        f"{TIE}: statistically indistinguishable from the best (one-sided Welch test of the best against it, chosen "
-        "after the fact, p of at least .05 after Holm's correction over this table)."
+        f"{TIE}: statistically indistinguishable from the best (one-sided Welch tests of the best, chosen after the "
+        "fact, against each method; p at least .05 after Holm's correction over this table)."
     ]
     if any(uses_bias_labels(measure.select) for measure in measures):
         notes.append(f"{ORACLE} selects the epoch with bias labels or on the test split: never a headline.")
@@ -100,7 +100,7 @@ def comparison_table(
 
 
 def _n_runs(counts: set[int]) -> str:
-    """`n = 5 runs`; without the number where it is not the same everywhere."""
+    """`n = 5 runs`; without the number if it is not the same everywhere."""
     return "n runs" if len(counts) != 1 else f"n = {min(counts)} run{'' if counts == {1} else 's'}"
 
 
@@ -109,12 +109,12 @@ def _key(measure: Measure) -> str:
 
 
 def _head(table: pd.DataFrame, measure: Measure) -> str:
-    """`cmnist5k acc_unbiased`, marked where the data are not the published ones; with the rule where it is no last."""
+    """`cmnist5k acc_unbiased`, marked if the data are not the published ones, with the rule if it is not `last`."""
     return Phrase("{} {}", *parts_of_head(table, measure))
 
 
 def parts_of_head(table: pd.DataFrame, measure: Measure) -> tuple[str, str]:
-    """What a heading says of the dataset, marked where it is not the published data, and of the metric and rule."""
+    """The two parts of a heading: the dataset, marked if it is not the published data; the metric and the rule."""
     mark = "" if table[table.dataset == measure.dataset].official.all() else MARKED
     rule = "" if measure.select == "last" else f", {measure.select}"
     rule += ORACLE if uses_bias_labels(measure.select) else ""
@@ -122,7 +122,7 @@ def parts_of_head(table: pd.DataFrame, measure: Measure) -> tuple[str, str]:
 
 
 def ranks_table(table: pd.DataFrame, measures: list[Measure]) -> Table | None:
-    """Ranks of the methods, shared by what no test separates, and their averages over datasets; None for one method."""
+    """Ranks of the methods, shared if no test separates them, and their means over datasets; None for one method."""
     methods = table.method.unique().tolist()
     if len(methods) < 2:
         return None
@@ -140,7 +140,7 @@ def ranks_table(table: pd.DataFrame, measures: list[Measure]) -> Table | None:
     notes = [
         "Rank by mean, and in brackets 1 + the number of methods that are significantly better (one-sided Welch tests, "
         "Holm over both directions of all pairs of this table). Methods that do not differ significantly share this "
-        "rank, also where no test was possible. A method with a large spread differs significantly from few others."
+        "rank, also if no test was possible. A method with a large spread differs significantly from few others."
     ]
     if several:
         notes.append(
@@ -159,30 +159,30 @@ def ranks_table(table: pd.DataFrame, measures: list[Measure]) -> Table | None:
 
 
 def one_a_dataset(measures: list[Measure]) -> list[Measure]:
-    """The first measure of each dataset: several of one dataset are no independent evidence."""
+    """The first measure of each dataset: several measures of one dataset are not independent evidence."""
     return list({measure.dataset: measure for measure in reversed(measures)}.values())[::-1]
 
 
 def means_of(table: pd.DataFrame, measures: list[Measure]) -> np.ndarray:
-    """Mean of each method in each measure, (measures, methods); nan where it has no run."""
+    """Mean of each method in each measure, (measures, methods); nan if it has no run."""
     methods = table.method.unique().tolist()
     found = [runs(table, measure.dataset, measure.metric, select=measure.select) for measure in measures]
     return np.array([[one[one.method == method].value.mean() for method in methods] for one in found])
 
 
 def _untested(found: dict[Measure, pd.DataFrame]) -> list[str]:
-    """Where no ~ says nothing, as the best was not tested against a method."""
+    """A note on methods that the best was not tested against, for which a missing ~ means nothing."""
     parts = []
     for measure, one in found.items():
         names = joined(", ", (Phrase("{method}", method=method) for method in one.index[one.untested]))
         where = Phrase(" ({dataset}{})", _key(measure).removeprefix(measure.dataset), dataset=measure.dataset)
         parts += [Phrase("{}{}", names, where if len(found) > 1 else "")] if names else []
-    told = "The best was not tested against {}: a test needs two runs of both methods, and some spread."
+    told = "The best was not tested against {}: a test needs two runs of each method, and some spread."
     return [Phrase(told, joined("; ", parts))] if parts else []
 
 
 def _machine_notes(table: pd.DataFrame) -> list[str]:
-    """Datasets whose runs come from several kinds of device, or precisions."""
+    """Notes on datasets whose runs have several kinds of device or precisions."""
     notes: list[str] = []
     for dataset, rows in table.groupby("dataset", sort=False):
         machines = machines_of(rows)
@@ -198,12 +198,12 @@ def _few_runs(found: dict[Measure, pd.DataFrame]) -> list[str]:
     if smallest < 2:
         return ["Some methods have a single run, so there is no spread and no test: run more seeds."]
     if smallest < 5:
-        return [f"With n = {smallest} only gaps of several standard deviations become significant."]
+        return [f"With n = {smallest}, only gaps of several standard deviations can become significant."]
     return []
 
 
 def _recipe_notes(records: list[Record]) -> list[str]:
-    """Where a method trains otherwise than its dataset, or was tuned with bias knowledge."""
+    """Notes on methods with recipe values of their own, tuned values, or bias labels."""
     from debiasbench.methods import registry
 
     notes: list[str] = []
@@ -211,7 +211,7 @@ def _recipe_notes(records: list[Record]) -> list[str]:
         method, on_data = cell.method_title, {"method": cell.method_title, "dataset_name": cell.dataset}
         if cell.recipe_changes:
             changes = ", ".join(f"{key} {value}" for key, value in cell.recipe_changes.items())
-            notes.append(Phrase("{method} on {dataset_name} trains with its own {}.", changes, **on_data))
+            notes.append(Phrase("{method} on {dataset_name} has recipe values of its own: {}.", changes, **on_data))
         cls = registry.classes().get(cell.method)
         values = {**cell.recipe, **cell.method_parameters}
         if cell.tuned:
@@ -224,7 +224,7 @@ def _recipe_notes(records: list[Record]) -> list[str]:
         if used:
             notes.append(Phrase("{method} on {dataset_name}: tuned with bias knowledge ({}).", used, **on_data))
         if cls and cls.needs_bias_labels:
-            more = ", and on the validation samples" if cls.trains_on_validation else ""
+            more = " and on validation samples" if cls.trains_on_validation else ""
             told = f"{KNOWS} {{method}} trains with bias labels{more}: an oracle baseline, not a competitor."
             notes.append(Phrase(told, method=method))
     return list(dict.fromkeys(notes))
@@ -257,7 +257,7 @@ def _data_notes(records: list[Record]) -> list[str]:
 
 
 def selection_table(table: pd.DataFrame, dataset: str) -> Table:
-    """One dataset: every selection rule, and the accuracies on aligned and conflicting samples at the last epoch."""
+    """One dataset: all selection rules, and the accuracies on aligned and conflicting samples at the last epoch."""
     metric = headline_of(table, dataset)
     there = table.loc[table.dataset == dataset, "select"].dropna().unique()
     rules = [
@@ -294,7 +294,7 @@ def selection_table(table: pd.DataFrame, dataset: str) -> Table:
     counts = {len(runs_of) for of_method in found for runs_of in of_method.values()}
     notes = [
         f"Test {metric} (%) at the epoch that each rule selects, mean ± sample standard deviation (n - 1) over "
-        f"{_n_runs(counts)}. " + "; ".join(f"{rule}: {text_of(rule)}" for rule in rules) + "."
+        f"{_n_runs(counts)}. " + " ".join(f"{rule}: {text_of(rule)}." for rule in rules)
     ]
     if any(marks.values()):
         notes.append(f"{ORACLE} selects the epoch with bias labels or on the test split: never a headline.")
@@ -303,7 +303,7 @@ def selection_table(table: pd.DataFrame, dataset: str) -> Table:
 
 
 def identification_table(records: list[Record]) -> Table | None:
-    """How well each method's per-sample values find the conflicting samples; None if no method has any."""
+    """How well the per-sample values of each method find the conflicting samples; None if no method logged any."""
     found = []
     for record in distinct(records):
         assert record.result is not None
@@ -365,7 +365,7 @@ def tests_table(tests: pd.DataFrame) -> Table:
 
 
 def _dashes(tests: pd.DataFrame) -> list[str]:
-    """Why there are dashes for p."""
+    """Notes that explain the dashes for p."""
     notes = []
     several = tests[["n_a", "n_b"]].min(axis=1) >= 2
     if not several.all():
@@ -378,8 +378,8 @@ def _dashes(tests: pd.DataFrame) -> list[str]:
         )
     if (tested.n_pairs < 2).any():
         notes.append(
-            "A dash for the paired tests: they need at least two pairs of equal seed, data, kind of device and "
-            "precision."
+            "A dash for the paired tests: they need at least two pairs of runs with equal seed, data, kind of device "
+            "and precision."
         )
     paired = tested[tested.n_pairs >= 2]
     if paired.paired.isna().any():
@@ -389,7 +389,7 @@ def _dashes(tests: pd.DataFrame) -> list[str]:
         if smallest_p(n) > level:
             notes.append(
                 f"With {n} pairs, p of Wilcoxon and sign flip cannot go below {_short(smallest_p(n))}, but the level "
-                f"after correction is {_short(level)}: a dash, whatever the values."
+                f"after correction is {_short(level)}: they always show a dash."
             )
     if paired[paired.n_pairs.map(smallest_p) <= level].sign_flip.isna().any():
         notes.append("A dash for Wilcoxon and sign flip: no pair of runs differs.")

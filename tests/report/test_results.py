@@ -804,7 +804,7 @@ def test_the_notes_say_what_the_table_shows(made):
     notes = " ".join(found.table("comparison").notes)
     for words in (
         "Test split, last epoch", "sample standard deviation (n - 1)", "Holm", "chosen after the fact",
-        "lff on cmnist5k trains with its own optimizer adam, learning_rate 0.01, weight_decay 0.0.",
+        "lff on cmnist5k has recipe values of its own: optimizer adam, learning_rate 0.01, weight_decay 0.0.",
         "lff on cmnist5k: tuned with bias knowledge", "data seed 0",
     ):  # fmt: skip
         assert words in notes
@@ -867,7 +867,7 @@ def test_with_a_single_run_there_are_dashes_and_a_sentence_in_place_of_p(tmp_pat
     assert cells[4:] == ["-"] * 10
     assert values["vanilla"][-1] != "~"
     assert (
-        "The best was not tested against vanilla: a test needs two runs of both methods, and some spread."
+        "The best was not tested against vanilla: a test needs two runs of each method, and some spread."
         in comparison.notes
     )
     assert "A dash for p: a test needs at least two runs of both methods." in tests.notes

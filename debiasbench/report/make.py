@@ -334,7 +334,7 @@ def _chosen(records: list[Record], shown: Shown) -> list[Record]:
         lacking = [name for name in wanted if name not in there]
         if lacking:
             raise BenchmarkError(
-                f"There are no results of the {kind} '{lacking[0]}'.{suggestion(lacking[0], there)} Available: "
+                f"No results of the {kind} '{lacking[0]}'.{suggestion(lacking[0], there)} There are: "
                 f"{', '.join(sorted(there))}."
             )
         if wanted:
@@ -399,9 +399,7 @@ def _measures(table: pd.DataFrame, shown: Shown) -> list[Measure]:
         columns = list(dict.fromkeys((one.metric, one.select) for one in measures))
         measures.sort(key=lambda one: columns.index((one.metric, one.select)))
     if not measures:
-        raise BenchmarkError(
-            f"No shown dataset has {', '.join(shown.metrics)}. Available: {', '.join(metrics_in(table))}."
-        )
+        raise BenchmarkError(f"No shown dataset has {', '.join(shown.metrics)}. Known: {', '.join(metrics_in(table))}.")
     return measures
 
 

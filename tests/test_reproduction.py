@@ -74,12 +74,18 @@ def written(values):
     return f"{values.mean():.2f}" + (f" ± {values.std():.2f}" if len(values) > 1 else "")
 
 
-@pytest.mark.parametrize(("dataset", "conflicts"), [("cmnist", "0.5 %"), ("cmnist:rho=0.01", "1 %")])
+@pytest.mark.parametrize(
+    ("dataset", "conflicts"), [("cmnist", "0.5 %"), ("cmnist:rho=0.01", "1 %"), ("cmnist:rho=0.05", "5 %")]
+)
 def test_full_colored_mnist_follows_from_the_records(dataset, conflicts):
     found = runs(dataset)
     paper = pd.read_csv(ROOT / "experiments" / "paper" / "table1.csv")
     paper = paper[paper.dataset == dataset].set_index("method")
     rows = section(f"Colored MNIST, {conflicts} conflicts")
+    (n_conflicting,) = {
+        one.result.data.splits["train"].n_conflict["bias"] for one in RECORDS if one.cell.dataset_title == dataset
+    }
+    assert re.search(rf"\b{n_conflicting:,} of (the 54,000 training images|them) conflict", DOCUMENT)
     assert {row[0] for row in rows} == set(found.method)
     for method, ours, n, published, difference, *_ in rows:
         values = found[found.method == method].accuracy
@@ -234,7 +240,7 @@ def test_the_records_of_a_grid_are_loose_or_in_an_archive_that_debiasbench_archi
     archives = sorted(FOLDER.glob("*.zip"))
     assert len(archives) == 17
     assert {one.path.relative_to(FOLDER).parts[0] for one in RECORDS} == {one.name for one in archives} | {
-        "cmnist", "cmnist+rho=0.01",
+        "cmnist", "cmnist+rho=0.01", "cmnist+rho=0.05",
     }  # fmt: skip
     for archive in archives:
         assert not archive.with_suffix("").exists()

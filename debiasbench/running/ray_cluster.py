@@ -150,7 +150,7 @@ class RayTask:
             self.was_killed_by_others = isinstance(error, ray.exceptions.OutOfMemoryError)
             return None
         self.waits = False
-        if message["event"] == "finished":
+        if message["event"] in ("finished", "lost"):
             message["leaves"] = True
         elif message["event"] == "died":
             self.is_over, self._cause = True, message["cause"]

@@ -266,16 +266,16 @@ class Worker(threading.Thread):
                 self._tell("epoch", cell, **message)
                 if self._is_late(cell, process, now - started, 0.0):
                     return
-            elif kind == "finished":
+            elif kind in ("finished", "lost"):
                 if message["leaves"]:
                     self._close()
-                self._tell("finished", cell, path=from_worker(message["path"]))
+                if kind == "finished":
+                    self._tell("finished", cell, path=from_worker(message["path"]))
+                else:
+                    self._lose(cell, "LostWorker", message["message"])
                 return
             elif kind == "ready":
                 started = now  # importing torch is not the cell's
-            elif kind == "lost":
-                self._lose(cell, "LostWorker", message["message"])
-                return
             elif kind == "refused":
                 raise BenchmarkError(message["message"])
             elif kind == "stopped":  # if not by this run, by somebody who signals every process, or by the cell

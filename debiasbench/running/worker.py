@@ -98,12 +98,12 @@ def main() -> None:
             send(event="stopped", cell=cell.hash)
             break
         except KeyboardInterrupt:  # raised by the cell itself: the signal has a handler here
-            send(event="lost", cell=cell.hash, message="The cell raised KeyboardInterrupt.")
-            continue
+            end = {"event": "lost", "message": "The cell raised KeyboardInterrupt."}
         except OSError as error:  # the log or the record itself could not be written
-            send(event="lost", cell=cell.hash, message=str(not_written(error, "The record", "--results-dir")))
-            continue
-        send(event="finished", cell=cell.hash, path=str(path), leaves=bool(runner.changed))
+            end = {"event": "lost", "message": str(not_written(error, "The record", "--results-dir"))}
+        else:
+            end = {"event": "finished", "path": str(path)}
+        send(**end, cell=cell.hash, leaves=bool(runner.changed))
         if runner.changed:  # it was put back; on any doubt the next cell gets a process of its own
             break
     sys.stdout.flush()

@@ -226,27 +226,37 @@ def test_another_folder_ends_neither_the_grid_nor_leads_records_astray(strange, 
 
 
 def test_a_worker_that_was_changed_is_replaced_and_no_other(strange, tmp_path, monkeypatch):
-    """The next cell of a real worker gets a process of its own."""
+    """The next cell of a real worker gets a process of its own, however the cell ended that had changed it."""
     monkeypatch.setenv("DEBIASBENCH_METHODS_PATH", str(tmp_path / "mine"))
-    strange("""
+    strange(f"""
     class Telling(Plain):
         name = "telling"
-        change: bool = False
+        end: str = "first"
         def before(self, task):
-            task.log(pid=torch.tensor(float(os.getpid())))
-            if self.change:
+            with open({str(tmp_path / "told")!r}, "a") as file:
+                print(self.end, os.getpid(), file=file)
+            if self.end not in ("first", "last"):
                 os.chdir("/")
+            if self.end == "interrupt":
+                raise KeyboardInterrupt
+            if self.end == "disk":
+                from debiasbench.running import runner
+                def full(*_):
+                    raise OSError(28, "No space left on device")
+                runner.write_record = full
     """)
-    asked = Experiment("", ["telling:change=false|true"], [QUICK], seeds=2)
+    ends = ["first", "record", "interrupt", "disk", "last"]
+    asked = Experiment("", [f"telling:end={'|'.join(ends)}"], [QUICK], seeds=1)
     ready = plan_grid(asked, RunOptions(tmp_path, tmp_path / "results", device="cpu", workers=1))
-    run_grid(ready, lambda _: None)
-    records = [read_record(find_record(tmp_path / "results", cell)) for cell in ready.plan.grid.cells]
-    processes = {}
-    for record in records:
-        processes.setdefault(record.cell.method_parameters["change"], []).append(record.result.logged["pid"])
-    first, *others = processes[False] + processes[True]  # in the order in which they ran
-    assert others[:2] == [first, first]  # what a cell imports is no reason
-    assert others[2] != first  # after the one that was changed
+    events = []
+    run_grid(ready, events.append)
+    told = [line.split() for line in (tmp_path / "told").read_text().splitlines()]
+    assert [end for end, _ in told] == ends  # the order in which they ran
+    first, *others = [process for _, process in told]
+    assert others[0] == first  # what a cell imports is no reason
+    assert len({first, *others[1:]}) == 4  # each after one that was changed
+    lost = [event.message.partition(":")[0] for event in events if event.kind == "lost"]
+    assert lost == ["The cell raised KeyboardInterrupt.", "The record cannot be written"]
 
 
 # ---- edited files ----------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from debiasbench.errors import BenchmarkError
 from debiasbench.files import write_atomically
 from debiasbench.records import read_record, record_path
 from debiasbench.running.claims import LEASE, Holder, is_at_work, running_cells, state_of
+from debiasbench.running.pace import Pace
 from debiasbench.running.plan import Plan
 from debiasbench.running.slurm_queue import is_queued, told_jobs
 
@@ -34,31 +35,26 @@ class Seen:
         name: where its record will be, below the folder of records.
         holder: who trains it, and how far it has come.
         started: when it was first seen, on the monotonic clock (seconds).
-        n_epochs: epochs, of all stages, that have ended since.
+        pace: how fast it is.
     """
 
     name: str
     holder: Holder
     started: float = field(default_factory=time.monotonic)
-    n_epochs: int = 0
+    pace: Pace = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.pace = Pace(self.holder.stage, self.holder.epoch)
 
     def see(self, holder: Holder) -> None:
         """Another look at it."""
-        if holder.stage == self.holder.stage:
-            self.n_epochs += max(holder.epoch - self.holder.epoch, 0)
-        elif self.holder.stage:  # the next stage; what was left of the one before was not seen
-            self.n_epochs += holder.epoch
+        self.pace.hear(holder.stage, holder.epoch)
         self.holder = holder
 
     @property
     def seconds(self) -> float:
         """Since it was first seen."""
         return time.monotonic() - self.started
-
-    @property
-    def seconds_an_epoch(self) -> float | None:
-        """As it was seen, evaluation and all; None while no epoch has ended."""
-        return self.seconds / self.n_epochs if self.n_epochs else None
 
 
 @dataclass

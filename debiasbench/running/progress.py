@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Self
 
 from rich.console import Group
@@ -11,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from debiasbench.console import PlainConsole, console, live
 from debiasbench.records import read_record
+from debiasbench.running.pace import Pace
 from debiasbench.running.plan import Plan
 from debiasbench.wording import duration
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from debiasbench.running.executor import Event
 
 EVERY = 60.0  # seconds between two lines where there is no terminal, such as in the log file of a cluster
+MOST_NAMED = 3  # running cells in such a line
 
 
 @dataclass
@@ -32,7 +35,7 @@ class Running:
         started: when it was first heard of, on the monotonic clock (seconds).
         reached: stage -> its epoch.
         of: epochs of the stage that it is in.
-        before: epochs that were done when it was first heard of, as of a cell that goes on, or of another run.
+        pace: how fast it is.
     """
 
     title: str
@@ -41,18 +44,17 @@ class Running:
     started: float
     reached: dict[str, int] = field(default_factory=dict)
     of: int = 1
-    before: int = 0
+    pace: Pace = field(default_factory=Pace)
 
     @classmethod
     def of_cell(cls, cell: Cell, cost: float) -> Running:
-        """A cell that begins now."""
+        """A cell that is first heard of now."""
         epochs = None if cell.recipe.get("steps") else cell.recipe.get("epochs")
         return cls(cell.title, cost, epochs, time.monotonic())
 
     def hear(self, stage: str, epoch: int, epochs: int) -> None:
         """How far it has come."""
-        if not self.reached and epoch > 1:
-            self.before = epoch
+        self.pace.hear(stage, epoch)
         self.reached[stage], self.of = epoch, max(epochs, 1)
 
     @property
@@ -60,17 +62,11 @@ class Running:
         """How much of it is done, by the epochs of all of its stages; never all."""
         return min(0.95, sum(self.reached.values()) / (self.cost * (self.epochs or self.of)))
 
-    @property
-    def seconds_an_epoch(self) -> float | None:
-        """Since it was first heard of, evaluation and all; None while no epoch has ended."""
-        n = sum(self.reached.values()) - self.before
-        return (time.monotonic() - self.started) / n if n else None
-
     def __str__(self) -> str:
         if not self.reached:
             return f"{self.title}: loading data"
         stage, epoch = list(self.reached.items())[-1]
-        each = self.seconds_an_epoch
+        each = self.pace.seconds_an_epoch
         return f"{self.title}: {stage}, epoch {epoch}/{self.of}" + (f", {each:.3g} s an epoch" if each else "")
 
 
@@ -124,8 +120,10 @@ class Display:
             self._row(
                 event, title=event.cell.title, stage=event.stage, completed=event.epoch, total=max(event.epochs, 1)
             )
-            if event.worker not in self.running:
-                self.running[event.worker] = Running.of_cell(event.cell, self.costs.get(event.cell.hash, 1.0))
+            if event.worker not in self.running:  # of another run, which may be within an epoch
+                running = Running.of_cell(event.cell, self.costs.get(event.cell.hash, 1.0))
+                running.pace = Pace(event.stage, event.epoch)
+                self.running[event.worker] = running
             self.running[event.worker].hear(event.stage, event.epoch, event.epochs)
             self._tell_now_and_then()
         else:
@@ -166,7 +164,9 @@ class Display:
             return
         self.told = time.monotonic()
         bar = self.grid_bar.tasks[0]
-        parts = [f"{int(bar.completed)}/{int(bar.total or 0)} done", *map(str, self.running.values()), self._left()]
+        named = [str(one) for one in islice(self.running.values(), MOST_NAMED)]
+        more = f"and {len(self.running) - MOST_NAMED} more" if len(self.running) > MOST_NAMED else ""
+        parts = [f"{int(bar.completed)}/{int(bar.total or 0)} done", *named, more, self._left()]
         self.console.print("; ".join(part for part in parts if part), soft_wrap=True)
 
     def _left(self) -> str:

@@ -63,7 +63,7 @@ def _view(console: PlainConsole, following: Following, running: list[Seen]) -> G
             table.add_column(heading, justify="right" if heading in ("epoch", "an epoch", "since") else "left")
         for one in running[:MOST_SHOWN]:
             far = f"{one.holder.epoch}/{one.holder.epochs}" if one.holder.stage else ""
-            rate = one.seconds_an_epoch
+            rate = one.pace.seconds_an_epoch
             words = (
                 one.name, one.holder.stage or "starts", far, f"{rate:.3g} s" if rate else "",
                 duration(one.seconds), f"{one.holder.host}, process {one.holder.pid}",

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from debiasbench.grid import expand
-from debiasbench.running import progress
+from debiasbench.running import pace, progress
 from debiasbench.running.executor import Event
 from debiasbench.running.progress import Display, Running
 
@@ -21,8 +21,10 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch):
-    monkeypatch.setattr(progress, "time", Clock())
-    return progress.time
+    clock = Clock()
+    for module in (progress, pace):
+        monkeypatch.setattr(module, "time", clock)
+    return clock
 
 
 @pytest.fixture
@@ -53,7 +55,7 @@ def test_a_line_a_minute_tells_how_far_running_cells_are(display, clock, grid, c
     assert len(told) == 5
     vanilla_then = "vanilla on cmnist5k, seed 0: stage 1, epoch 2/20, 30 s an epoch"
     assert told[0].startswith(f"0/4 done; {vanilla_then}; pgd on cmnist5k, seed 0: loading data;")
-    assert "pgd on cmnist5k, seed 0: stage 1, epoch 16/20, 18.8 s an epoch" in told[4]
+    assert "pgd on cmnist5k, seed 0: stage 1, epoch 16/20, 10 s an epoch" in told[4]
     assert all("left" in line for line in told)
 
 
@@ -96,29 +98,46 @@ def test_a_cell_that_ends_is_a_line_and_puts_the_next_off(display, clock, grid, 
 def test_a_cell_of_another_run_is_told_as_well(display, clock, grid, capsys):
     cell = grid.cells[0]
     display.handle(Event("elsewhere", cell, 0, stage="in another run (far) stage 1", epoch=15, epochs=20))
-    clock.now += 61
-    display.handle(Event("elsewhere", cell, 0, stage="in another run (far) stage 1", epoch=17, epochs=20))
+    for seconds, epoch in ((3, 16), (58, 18)):
+        clock.now += seconds
+        display.handle(Event("elsewhere", cell, 0, stage="in another run (far) stage 1", epoch=epoch, epochs=20))
     (told,) = lines(capsys)
-    assert "in another run (far) stage 1, epoch 17/20, 30.5 s an epoch" in told
+    assert "in another run (far) stage 1, epoch 18/20, 29 s an epoch" in told
+
+
+@pytest.mark.parametrize("n", [1, 3, 4, 64])
+def test_a_line_names_few_of_many_running_cells(clock, capsys, n):
+    cells = expand(["vanilla"], ["cmnist5k"], seeds=64).cells
+    with Display(SimpleNamespace(grid=SimpleNamespace(relative_costs={}), to_run=cells)) as display:
+        for worker in range(n):
+            display.handle(Event("started", cells[worker], worker))
+        clock.now += 61
+        display.handle(Event("epoch", cells[0], 0, stage="stage 1", epoch=1, epochs=20))
+    (told,) = lines(capsys)
+    assert told.count("vanilla on cmnist5k") == min(n, 3)
+    assert (f"; and {n - 3} more; about" in told) == (n > 3)
+    assert ("more" in told) == (n > 3)
 
 
 @pytest.mark.parametrize(
-    ("heard", "fraction", "each"),
+    ("heard", "fraction", "each"),  # ten seconds apart, after a minute in which data are loaded
     [
         ([], 0.0, None),
         ([("stage 1", 0, 20)], 0.0, None),
-        ([("stage 1", 5, 20), ("stage 1", 10, 20)], 0.25, 8.0),  # gone on with from epoch 5
-        ([("stage 1", 1, 20), ("stage 1", 20, 20), ("stage 2", 10, 20)], 0.75, 40 / 30),
-        ([("stage 1", 1, 20), ("stage 1", 20, 20), ("stage 2", 40, 40)], 0.95, 40 / 60),  # never all
+        ([("stage 1", 1, 20)], 0.025, None),
+        ([("stage 1", 5, 20), ("stage 1", 5, 20), ("stage 1", 10, 20)], 0.25, 4.0),  # gone on with from epoch 5
+        ([("stage 1", 1, 20), ("stage 1", 20, 20), ("stage 2", 10, 20)], 0.75, 20 / 29),
+        ([("stage 1", 1, 20), ("stage 1", 20, 20), ("stage 2", 40, 40)], 0.95, 20 / 59),  # never all
     ],
 )
 def test_how_far_a_cell_is(heard, fraction, each, clock):
     running = Running("pgd", cost=2.0, epochs=20, started=clock.now)
-    clock.now += 40
+    clock.now += 60
     for one in heard:
         running.hear(*one)
+        clock.now += 10
     assert running.fraction == pytest.approx(fraction)
-    assert running.seconds_an_epoch == pytest.approx(each)
+    assert running.pace.seconds_an_epoch == pytest.approx(each)
 
 
 def test_where_a_recipe_counts_steps_a_stage_is_a_vanilla_run(clock):

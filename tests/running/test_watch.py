@@ -27,23 +27,27 @@ def clock(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("looks", "n_epochs"),
+    ("looks", "each"),  # ten seconds apart
     [
-        pytest.param([("stage 1", 0), ("stage 1", 1), ("stage 1", 4)], 4, id="from the beginning"),
-        pytest.param([("stage 1", 30), ("stage 1", 30), ("stage 1", 32)], 2, id="seen in mid-stage"),
-        pytest.param([("", 0), ("stage 1", 1)], 0, id="not heard of before its first epoch"),
-        pytest.param([("stage 1", 9), ("stage 2", 2), ("stage 2", 3)], 3, id="over two stages"),
-        pytest.param([("stage 1", 9), ("stage 1", 4), ("stage 1", 6)], 2, id="gone back to a checkpoint"),
+        pytest.param([("stage 1", 0), ("stage 1", 1), ("stage 1", 5)], 10 / 4, id="from the beginning"),
+        pytest.param([("", 0), ("", 0), ("", 0), ("stage 1", 1), ("stage 1", 2)], 10.0, id="not while data are loaded"),
+        pytest.param([("stage 1", 30), ("stage 1", 30), ("stage 1", 32), ("stage 1", 34)], 5.0, id="in mid-stage"),
+        pytest.param([("stage 1", 30), ("stage 1", 31), ("stage 1", 31)], None, id="part of an epoch alone"),
+        pytest.param([("", 0), ("stage 1", 1), ("stage 1", 1)], None, id="one end alone"),
+        pytest.param([("stage 1", 8), ("stage 1", 9), ("stage 2", 2), ("stage 2", 3)], 20 / 3, id="over two stages"),
+        pytest.param(
+            [("stage 1", 8), ("stage 1", 9), ("stage 1", 4), ("stage 1", 6)], 10.0, id="gone back to a checkpoint"
+        ),
     ],
 )
-def test_the_rate_is_of_the_epochs_that_were_seen_to_end(clock, looks, n_epochs):
+def test_the_rate_is_from_one_end_of_an_epoch_to_another(clock, looks, each):
     first, *rest = [replace(HOLDER, stage=stage, epoch=epoch, epochs=50) for stage, epoch in looks]
     seen = Seen("a", first, started=clock.now)
     for holder in rest:
         clock.now += 10.0
         seen.see(holder)
-    assert seen.n_epochs == n_epochs
-    assert seen.seconds_an_epoch == (10.0 * len(rest) / n_epochs if n_epochs else None)
+    clock.now += 5.0  # the epoch that is under way does not count
+    assert seen.pace.seconds_an_epoch == each
 
 
 def drawn(following, running, *, width=120):
@@ -59,8 +63,11 @@ def test_the_view_shows_who_does_what_and_how_fast(tmp_path, clock):
         tmp_path, {"c": [None, None], "d": [None, None]}, done=["a"],
         failed={"b": "RuntimeError: it did \x1b[31mnot work"}, started=0.0,
     )  # fmt: skip
-    seen = Seen("pgd/c", replace(HOLDER, stage="stage 2", epoch=3, epochs=20), clock.now, n_epochs=4)
-    clock.now += 50
+    seen = Seen("pgd/c", replace(HOLDER, stage="stage 1", epoch=20, epochs=20), clock.now)
+    for seconds, epoch in ((12.5, 1), (25, 3)):
+        clock.now += seconds
+        seen.see(replace(HOLDER, stage="stage 2", epoch=epoch, epochs=20))
+    clock.now += 12.5
     text = drawn(following, [seen, Seen("jtt/d", HOLDER, clock.now)])
     assert text.startswith("1 of 4 cells done, 1 failed, 2 running, about 18 min left")
     rows = [line.split() for line in text.splitlines() if "node7" in line]

@@ -21,6 +21,7 @@ from debiasbench.console import NotebookLive, PlainConsole
 from debiasbench.grid import expand
 from debiasbench.records import EpochFacts
 from debiasbench.report import make as report
+from debiasbench.report import notebook
 from debiasbench.running.executor import Event
 from debiasbench.running.progress import Display
 
@@ -145,9 +146,25 @@ def test_what_was_changed_is_shown_as_it_is_now(folder):
     assert "25.00 ± 0.00" in table._repr_html_()
     del table["method"]
     assert table._repr_html_() == pd.DataFrame(table)._repr_html_()
+    renamed = debiasbench.load_results(folder)
+    renamed.columns = ["cell" if name == "hash" else name for name in renamed]
+    assert renamed._repr_html_() == pd.DataFrame(renamed)._repr_html_()
     tests = debiasbench.compare(debiasbench.load_results(folder))
     del tests["gap"]
     assert tests._repr_html_() == pd.DataFrame(tests)._repr_html_()
+
+
+@pytest.mark.parametrize("error", [KeyError("gap"), AttributeError("gap"), TypeError("gap")])
+@pytest.mark.parametrize("kind", ["results", "tests"])
+def test_a_mistake_of_the_suite_is_not_hidden(folder, kind, error, monkeypatch):
+    def broken(*_):
+        raise error
+
+    table = debiasbench.load_results(folder)
+    frame = debiasbench.compare(table) if kind == "tests" else table
+    monkeypatch.setattr(notebook, "marked", broken)
+    with pytest.raises(type(error), match="gap"):
+        frame._repr_html_()
 
 
 def test_data_frames_are_text_where_their_user_wants_them_so(folder):

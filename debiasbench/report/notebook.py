@@ -24,14 +24,15 @@ class Results(pd.DataFrame):
     A data frame as any other; what is made of it (a part of its rows, say) is a plain one.
     """
 
-    _metadata: ClassVar[list[str]] = ["records"]  # what pandas takes for an attribute, and not for a column
+    _metadata: ClassVar[list[str]] = ["records", "made_of"]  # what pandas takes for attributes, and not for columns
     records: Sequence[Record]
+    made_of: list[str]  # columns
 
     @classmethod
     def of(cls, records: Sequence[Record]) -> Results:
         """The table of these records."""
         found = cls(to_frame(records))
-        found.records = records
+        found.records, found.made_of = records, list(found.columns)
         return found
 
     def _repr_html_(self) -> str | None:
@@ -44,14 +45,15 @@ class Tests(pd.DataFrame):
     A data frame as any other; what is made of it is a plain one.
     """
 
-    _metadata: ClassVar[list[str]] = ["knowing"]
+    _metadata: ClassVar[list[str]] = ["knowing", "made_of"]
     knowing: set[str]
+    made_of: list[str]  # columns
 
     @classmethod
     def of(cls, tests: pd.DataFrame, results: pd.DataFrame) -> Tests:
         """These tests, which are of methods in these results."""
         found = cls(tests)
-        found.knowing = bias_knowing(results)
+        found.knowing, found.made_of = bias_knowing(results), list(found.columns)
         return found
 
     def _repr_html_(self) -> str | None:
@@ -59,19 +61,17 @@ class Tests(pd.DataFrame):
 
 
 def _html(
-    frame: pd.DataFrame, plain: Callable[[], str | None], shown: Callable[[], tuple[list[Table], list[str]]]
+    frame: Results | Tests, plain: Callable[[], str | None], shown: Callable[[], tuple[list[Table], list[str]]]
 ) -> str | None:
-    """What a notebook shows of a frame; where its user wants data frames as text, or it was changed, as any other."""
+    """What a notebook shows of a frame; where its user wants data frames as text, or took columns out, as any other."""
     if not pd.get_option("display.notebook_repr_html"):
         return None
-    if not len(frame):
+    if not len(frame) or set(frame.made_of) - set(frame.columns):
         return plain()
     try:
         tables, lines = shown()
     except BenchmarkError as error:  # what must not stand in one table: the reason, and the rows
         return _rendered([], [str(error)]) + (plain() or "")
-    except (AttributeError, KeyError):  # columns were taken from it
-        return plain()
     size = f"A data frame of {len(frame):,} row{'s' * (len(frame) != 1)} and {frame.shape[1]:,} columns"
     return _rendered(tables, [*lines, f"{size}: .head() shows it."])
 

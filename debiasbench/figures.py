@@ -164,7 +164,7 @@ def variants(table: pd.DataFrame, *, metric: str | None = None, select: str = "l
         metric: an accuracy, or a metric of your own; default: each dataset's headline metric.
         select: the rule that selected the epoch: "last", "val_acc", ...
     """
-    values, options = _by_dataset(table, metric, select)
+    values, options = _by_dataset(_finished(table), metric, select)
     return _shown(figures.parameter_figure(values, **options))
 
 
@@ -181,8 +181,8 @@ def trials(
         metric: an accuracy, or a metric of your own; default: each dataset's headline metric.
         select: the rule that selected the epoch: "last", "val_acc", ...
     """
-    values, options = _by_dataset(table, metric, select)
     table = _finished(table)
+    values, options = _by_dataset(table, metric, select)
     named = display_titles_in(table)["method"]
     base = named[_method(table, reference)]
     p_values = {}
@@ -304,8 +304,7 @@ def _measures(table: pd.DataFrame, datasets: list[str], metric: str | None, sele
 def _by_dataset(
     table: pd.DataFrame, metric: str | None, select: str
 ) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, Any]]:
-    """Dataset -> method -> fractions of its runs; and the name of the axis and the order of methods."""
-    table = _finished(table)
+    """Dataset -> method -> fractions of its runs, all finished; and the name of the axis and the order of methods."""
     measures = _measures(table, table.dataset.unique().tolist(), metric, select)
     displays = display_titles_in(table)
     values = pictures.values_by_dataset(table, measures, displays)

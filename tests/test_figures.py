@@ -231,6 +231,14 @@ def test_what_cannot_be_drawn_is_told(name, change, options, said, table):
         getattr(debiasbench.figures, name)(change(table), **options)
 
 
+@pytest.mark.parametrize("name", ["accuracies", "ranks", "trials", "variants"])
+def test_a_table_is_checked_once(name, table, one, monkeypatch):
+    checked = []
+    monkeypatch.setattr(debiasbench.figures, "check_table", checked.append)
+    draw(name, table, one)
+    assert len(checked) == 1
+
+
 @pytest.mark.parametrize(("change", "said"), BAD)
 def test_compare_refuses_it_as_well(change, said, one):
     with pytest.raises(BenchmarkError, match=said.replace("nothing to draw", "nothing to compare")):

@@ -156,7 +156,8 @@ def read_tuned(path: Path) -> TunedValues:
             f"{path} is no file that `debiasbench tune` wrote, or was changed: {error}. Write it again: the same "
             "debiasbench tune trains nothing anew."
         ) from None
-    if found.digest != found.content():
+    # whether the rule uses bias labels follows from the rule, which the digest covers
+    if found.digest != found.content() or values.get("uses_bias_labels") != uses_bias_labels(found.rule):
         raise BenchmarkError(
             f"{path} was changed after it was written: its digest is not that of its content. Values of your own are "
             "no tuned ones: give them inline, as in pgd:alpha=0.5. Or write it again: the same debiasbench tune trains "

@@ -598,6 +598,9 @@ def test_the_file_reads_as_it_was_written_and_is_the_same_in_any_order(tmp_path)
         (lambda text: text.replace('rule = "worst_class"', 'rule = "group_val"'), "was changed after it was written"),
         (lambda text: text[: text.rindex("\n", 0, -1) + 1], "was changed after it was written"),  # broke off
         (lambda text: re.sub("digest = .*\n", "", text), "was changed after it was written"),
+        (lambda text: text.replace("labels = false", "labels = true"), "was changed after it was written"),
+        (lambda text: text.replace("labels = false", "labels = 0.5"), "was changed after it was written"),
+        (lambda text: re.sub("uses_bias_labels = .*\n", "", text), "was changed after it was written"),
     ],
 )
 def test_a_damaged_or_foreign_file_is_one_clear_error(tmp_path, change, words):

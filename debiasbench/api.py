@@ -80,7 +80,8 @@ def run(  # noqa: PLR0913 - the command line's options
         shard: (i, n), only the i-th of n parts of the grid, from 1.
         checkpoint_every: seconds between checkpoints within a stage.
         cell_timeout: seconds after which a cell is ended; default: never.
-        silence_timeout: seconds without progress after which a cell is ended; default: never.
+        silence_timeout: seconds without progress after which a cell is ended, the start of its process counted;
+            default: never.
         reference: the method that a report tests the others against; default: the first.
         tuned: a file of `tune`: the methods run with the values that were chosen, and their titles say so.
         cache_dir: for decoded images; default: $DEBIASBENCH_CACHE, or a folder of the user's own.

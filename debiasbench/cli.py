@@ -393,7 +393,10 @@ def _training(parser: argparse.ArgumentParser) -> None:
         "--cell-timeout", type=_seconds, metavar="T", help="stop a cell after this time: 90s, 30min, 2h"
     )
     parser.add_argument(
-        "--silence-timeout", type=_seconds, metavar="T", help="stop a cell that reports no progress for this time"
+        "--silence-timeout",
+        type=_seconds,
+        metavar="T",
+        help="stop a cell that reports no progress for this time; the start of its process (importing torch) counts",
     )
     parser.add_argument(
         "--download", action="store_true", help="first download missing data, as `debiasbench prepare` does"

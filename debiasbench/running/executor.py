@@ -31,7 +31,8 @@ class Settings:
     Attributes:
         devices: one for each cell that runs at a time. resume: interrupted cells go on where they stood.
         checkpoint_every: seconds.
-        cell_timeout, silence_timeout: seconds after which a cell is ended, in all or of silence; None: never.
+        cell_timeout, silence_timeout: seconds after which a cell is ended, in all or of silence; None: never. A process
+            that has not started after that long is ended as well, as something hangs there.
     """
 
     data_dir: Path

@@ -85,6 +85,22 @@ def trained(cell, results, monkeypatch, process):
     return [event for event in executor.events() if event]
 
 
+@pytest.mark.parametrize("option", ["cell_timeout", "silence_timeout"])
+def test_a_process_that_hangs_before_its_first_word_is_ended(tmp_path, cell, monkeypatch, option):
+    """So its start counts, as the help of --silence-timeout says."""
+
+    class Hangs(_Ended):
+        def next_message(self, timeout):
+            return None
+
+    monkeypatch.setattr(local, "WorkerProcess", Hangs)
+    executor = local.LocalExecutor("cpu", 1)
+    executor.submit(Work([cell], tmp_path), Settings(tmp_path, tmp_path, ("cpu",), **{option: 0.0}))
+    *_, last = [event for event in executor.events() if event]
+    assert last.kind == "lost"
+    assert f"--{option.replace('_', '-')} allows (0 s)" in last.message
+
+
 @pytest.mark.parametrize(
     ("of", "message"),
     [

@@ -9,7 +9,7 @@ Label and bias as given:
 
 - folders: root/<split>/<class>/* or, with bias labels, root/<split>/<class>/<bias>/*; splits train, test, and
   valid if there is one, by any of their usual names (training; val, validation, dev; testing, eval). Another folder
-  with images that looks like a split (train2, holdout, or with folders of classes) is refused, as none is read;
+  with images that looks like a split (train2, vali, holdout, or with folders of classes) is refused, as it is not read;
 - a table: root/images.csv (or `table=FILE`, below root), with the columns file (below root), label, split (train,
   valid or test, or as above) and, if known, bias.
 

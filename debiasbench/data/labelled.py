@@ -176,9 +176,24 @@ def _has_classes(folder: Path, classes: set[str]) -> bool:
 
 
 def _is_nearly_split(name: str) -> bool:
-    """Whether the name of a split is a word of a name: val2017, my-test, val_set, testset."""
-    words = "|".join([*(name for names in SPLITS.values() for name in names), *ALSO_SPLITS])
-    return re.search(rf"(?<![a-z])({words})(sets?)?(?![a-z])", tidied(name).lower()) is not None
+    """Whether a word of a name is that of a split, or nearly: val2017, my-test, val_set, testset, vali, tests."""
+    name, names = tidied(name).lower(), [name for names in SPLITS.values() for name in names]
+    if re.search(rf"(?<![a-z])({'|'.join([*names, *ALSO_SPLITS])})(s|sets?)?(?![a-z])", name):
+        return True
+    return any(_is_slip(word, split) for word in re.findall("[a-z]{3,}", name) for split in names if len(split) > 3)
+
+
+def _is_slip(word: str, split: str) -> bool:
+    """Whether a word is the beginning of a name, or the name with letters in another order, one too few or too many.
+
+    Only with the same first letter (strain is no train), and never with another letter in place of one (text, trail).
+    """
+    longer, shorter = sorted((word, split), key=len, reverse=True)
+    return word[0] == split[0] and (
+        (len(word) > 3 and split.startswith(word))
+        or sorted(word) == sorted(split)
+        or shorter in [longer[:place] + longer[place + 1 :] for place in range(1, len(longer))]
+    )
 
 
 def _allowed() -> str:

@@ -821,6 +821,16 @@ def test_two_folders_of_one_split_are_refused(tmp_path):
         "data/val/land",
         "more/of/land",
         "more/old/test2",
+        "vali",
+        "valida",
+        "vals",
+        "devs",
+        "evals",
+        "Trian",
+        "tset",
+        "validaton/land",
+        "trainn_old",
+        "held-out sets",
     ],
 )
 def test_folders_that_look_like_splits_and_are_not_read_are_refused(tmp_path, place):
@@ -837,8 +847,10 @@ def test_folders_that_look_like_splits_and_are_not_read_are_refused(tmp_path, pl
 
 
 @pytest.mark.parametrize(
-    "place", ["masks", "results/figures", "trainer/photos", "developers", "retrained", "contest/a"]
-)
+    "place",
+    ["masks", "results/figures", "trainer/photos", "developers", "retrained", "contest/a",
+     "text", "trail", "strain", "values", "valley", "device", "rest", "state", "invalid"],
+)  # fmt: skip
 def test_other_folders_are_left_alone(tmp_path, place):
     """Such as what a run in the folder of the images has written there."""
     write_folders(tmp_path, with_bias=False)

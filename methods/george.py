@@ -8,7 +8,7 @@
 
 Features are those of the first network's epoch of highest validation accuracy (of equals the first), as published;
 with `first_epoch=last` an equal first stage of another method is used again. The authors' MNIST configuration weighs
-that accuracy by the true groups' shares, which nobody knows here. `normalize=false` leaves features as they are.
+that accuracy by the true groups' fractions, which nobody knows here. `normalize=false` leaves features as they are.
 
 This is the authors' configuration for MNIST; its over-clustering is `over_cluster=true`, off by default as it needs
 more validation samples than the small datasets have: each cluster is split into 5, and a part becomes a cluster of its

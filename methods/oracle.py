@@ -22,7 +22,7 @@ class ResampleOracle(Method):
 
     search = {"share": uniform(0.1, 0.9, source="chosen here: both kinds of samples are drawn")}
 
-    share: float = between(0, 1, default=0.5)  # of conflicting samples among those drawn
+    share: float = between(0, 1, default=0.5)  # the fraction of conflicting samples among those drawn
 
     def decline(self, dataset: Dataset) -> str | None:
         """Conflicting samples must be known, and be of one bias."""

@@ -6,7 +6,7 @@ from reference import masses, plain_loss, replay, task_for
 
 @pytest.mark.parametrize("share", [0.5, 0.2])
 def test_the_oracle_equals_a_plain_loop(new_method, way, agree, share):
-    """Conflicting samples have their share of what is drawn, each the same; training is plain."""
+    """Conflicting samples are the given fraction of what is drawn, each as often; training is plain."""
     method = new_method("resample-oracle", share=share)
     task = task_for(method, way)
     method.fit(task)

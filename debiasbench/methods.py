@@ -57,8 +57,6 @@ class Method(Parameters, ABC):
     inputs: ClassVar[tuple[str, ...]] = ("images", "text", "features")  # what it runs on
     needs_bias_labels: ClassVar[bool] = False  # of the training samples; `task.bias` and `batch.bias` raise without
     trains_on_validation: ClassVar[bool] = False  # with its labels: rules that select on validation do not choose
-    selects_on_validation: ClassVar[bool] = False  # reads its labels before it is done, such as to choose an epoch of a
-    # first network, and trains on none of them
     cost: ClassVar[float] = 1.0  # network trainings, in units of one vanilla run: for the estimate of --dry-run
 
     @property
@@ -91,6 +89,14 @@ class Method(Parameters, ABC):
         return space
 
     @property
+    def selects_on_validation(self) -> bool:
+        """Whether, with these values, it reads labels of validation before it is done, and trains on none of them.
+
+        Such as to choose an epoch of a first network. A class attribute where it follows from no value.
+        """
+        return False
+
+    @property
     def gives_proxies(self) -> bool:
         """Whether its predictor is trained with `proxy=`, so that the rule worst_proxy can choose among its epochs."""
         return False
@@ -104,7 +110,8 @@ class Method(Parameters, ABC):
         """Why this method cannot be trained by that recipe (which it may change), or None if it can.
 
         Asked before anything trains. Of what needs the samples of a batch together, or steps itself, it declines
-        `recipe.accumulate > 1`; of a loss without the suite's cross-entropy, `recipe.label_smoothing`.
+        `recipe.accumulate > 1`, by `decline_accumulation`; of a loss without the suite's cross-entropy,
+        `recipe.label_smoothing`.
         """
         del recipe
         return None
@@ -121,6 +128,13 @@ class Method(Parameters, ABC):
         """The cost in units of one vanilla run on that dataset; override where parameters change it."""
         del dataset
         return self.cost
+
+    def decline_accumulation(self, recipe: Recipe, why: str) -> str | None:
+        """Why gradients cannot be added up over the parts of a batch, or None where they are not to be.
+
+        For the `decline_recipe` of methods that need a batch as a whole, or step themselves; `why` says what of it.
+        """
+        return f"{why}: it trains with accumulate=1" if recipe.accumulate > 1 else None
 
     def decline_groups(self, dataset: Dataset) -> str | None:
         """Why groups of one known bias cannot be formed, or None: for the `decline` of methods that form them."""

@@ -105,9 +105,7 @@ class CNC(Method):
 
     def decline_recipe(self, recipe: Recipe) -> str | None:
         """Anchors, positives and negatives are compared within a batch."""
-        if recipe.accumulate > 1:
-            return f"accumulate={recipe.accumulate} would take its sets of samples apart: it trains with accumulate=1"
-        return None
+        return self.decline_accumulation(recipe, f"accumulate={recipe.accumulate} would take its sets of samples apart")
 
     def relative_cost(self, dataset: Dataset) -> float:
         """Step 1, and the second training; with epoch=anchors as of equally large slices."""

@@ -32,7 +32,7 @@ class Adversary(Method):
 
     def decline_recipe(self, recipe: Recipe) -> str | None:
         """Gradients are added up for one optimiser, and here are two."""
-        return "it has an optimiser a network: it trains with accumulate=1" if recipe.accumulate > 1 else None
+        return self.decline_accumulation(recipe, "it has an optimiser a network")
 
     def fit(self, task: Task) -> Predict:
         """Network and critic, in one stage, each with its own recipe."""

@@ -25,9 +25,7 @@ class SampleWeights(Method):
 
     def decline_recipe(self, recipe: Recipe) -> str | None:
         """Gradients are added up for one optimiser, and here are two."""
-        return (
-            "its scores have an optimiser of their own: it trains with accumulate=1" if recipe.accumulate > 1 else None
-        )
+        return self.decline_accumulation(recipe, "its scores have an optimiser of their own")
 
     def fit(self, task: Task) -> Predict:
         """Network and scores, in one stage, each with its own recipe."""

@@ -31,9 +31,7 @@ class Surgery(Method):
 
     def decline_recipe(self, recipe: Recipe) -> str | None:
         """The gradients of a whole batch are combined."""
-        return (
-            "it combines the gradients of a whole batch: it trains with accumulate=1" if recipe.accumulate > 1 else None
-        )
+        return self.decline_accumulation(recipe, "it combines the gradients of a whole batch")
 
     def fit(self, task: Task) -> Predict:
         """One network, one stage with two terms."""

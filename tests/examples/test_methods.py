@@ -263,6 +263,21 @@ def test_it_equals_a_slow_loop(name, make_splits):
             assert distance(end[net], start[net]) > 1e-3, f"{step.__name__}: {net} hardly moves: nothing could be told"
 
 
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("sample-weights", "its scores have an optimiser of their own"),
+        ("adversary", "it has an optimiser a network"),
+        ("surgery", "it combines the gradients of a whole batch"),
+    ],
+)
+def test_what_cannot_accumulate_gradients_says_so(name, why):
+    recipe = datasets.get("cmnist5k")[0]().own_recipe
+    method = registry.get(name)[0]()
+    assert method.decline_recipe(recipe) is None
+    assert method.decline_recipe(recipe.replace(accumulate=2)) == f"{why}: it trains with accumulate=1"
+
+
 def test_gradients_that_oppose_each_other_are_projected_and_others_added():
     """By hand; the product is over all parameters together."""
     combined = registry.get("surgery")[0]().combined

@@ -268,7 +268,8 @@ def check_bias_labels_are_not_read(cls: type[Method]) -> None:
 
 def check_valid_and_test_do_not_train(cls: type[Method]) -> None:
     """The labels of test, and of validation unless the method declares that it uses them, change nothing."""
-    used = ("train", "valid") if cls.trains_on_validation or cls.selects_on_validation else ("train",)
+    reads = cls.trains_on_validation or default_method(cls, Tiny()).selects_on_validation
+    used = ("train", "valid") if reads else ("train",)
     changed: dict[str, Any] = {
         name: part if name in used else Samples(part.x, part.y.flip(0), part.bias)
         for name, part in Tiny().build(Path()).named().items()

@@ -105,7 +105,7 @@ def _knows(cls: type[Method]) -> str:
         known.append("conflict ratio")
     if cls.trains_on_validation:
         known.append("trains on validation")
-    if cls.selects_on_validation:
+    if cls().selects_on_validation:
         known.append("labels of validation")
     return ", ".join(known) or "nothing"
 

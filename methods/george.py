@@ -52,7 +52,6 @@ class George(Method):
     display = "GEORGE"
     version = 2  # 1 had features as they are, of the last epoch, and compared a part with its cluster
     cost = 2.0
-    selects_on_validation = True
     gives_proxies = True
     citation = """@inproceedings{sohoni2020george,
   title={No Subclass Left Behind: Fine-Grained Robustness in Coarse-Grained Classification Problems},
@@ -75,6 +74,11 @@ class George(Method):
     step_size: float = above(0, default=0.01)  # of GroupDRO
     adjustment: float = at_least(0, default=0.0)  # C of the adjustment C / sqrt(N_g)
     uniform: bool = False  # draw all clusters equally often
+
+    @property
+    def selects_on_validation(self) -> bool:
+        """An epoch of the first network, and the parts of clusters that are kept."""
+        return self.first_epoch == "best" or self.over_cluster
 
     def decline(self, dataset: Dataset) -> str | None:
         """UMAP is a package of its own, and nothing stands in for it unasked."""

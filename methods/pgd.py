@@ -10,6 +10,8 @@ only, augmented images, GCE with a constant factor), `preset=official-l2` the sa
 closed form, one forward pass, where the code runs one backward pass a sample: the values are equal. As in the code,
 step 2 uses the last biased network, and step 3 keeps its weights and batch statistics but starts the optimiser and
 the schedule afresh. The code reports the epoch of lowest biased-validation loss and the last; so do our records.
+Version 2 with `restart_lr=false`: version 1 took the last epoch's rate where the schedule moves per step, and warmed up
+again.
 Other scores and other uses of a score are parameters, in any pair; `use=upsample` is not the paper's: every sample is
 there at least once, and about N h times.
 
@@ -31,7 +33,7 @@ from torch import Tensor
 
 from debiasbench.errors import BenchmarkError
 from debiasbench.losses import cross_entropy, gradient_norm, mean_gce, scale_gradient
-from debiasbench.methods import Batch, Method, Net, Nets, Predict, State, Task, above, between, one_of
+from debiasbench.methods import Batch, Dataset, Method, Net, Nets, Predict, State, Task, above, between, one_of
 from debiasbench.recipe import Recipe
 from debiasbench.schedule import learning_rate_at
 from debiasbench.search import choice, uniform
@@ -108,24 +110,34 @@ class PGD(Method):
             )
 
     @property
+    def selects_on_validation(self) -> bool:
+        """An epoch of the biased network."""
+        return self.bias_ckpt == "best"
+
+    @property
     def gives_proxies(self) -> bool:
         """In turns, no network is there before the one that predicts."""
         return self.use != "single-stage"
 
     def decline_recipe(self, recipe: Recipe) -> str | None:
         """A rate that falls to zero leaves nothing to go on with."""
-        if not self.restart_lr and recipe.schedule == "linear":
-            return "the recipe's rate falls to zero in step 1 (linear): restart_lr=false has nothing to go on with"
+        if not self.restart_lr and (recipe.schedule == "linear" or not last_rate(recipe)):
+            of = f"the recipe's rate falls to zero in step 1 ({recipe.schedule})"
+            return f"{of}: restart_lr=false has nothing to go on with"
         return None
+
+    def version_for(self, dataset: Dataset) -> int:
+        """One more with restart_lr=false: see above."""
+        del dataset
+        return PGD.version + (not self.restart_lr)
 
     def fit(self, task: Task) -> Predict:
         """The three steps."""
         if self.use == "single-stage":
             return self.fit_in_turns(task)
         recipe = task.recipe
-        if not self.restart_lr:  # goes on with the rate of step 1's last epoch
-            last = learning_rate_at(recipe, (recipe.epochs - 1) / recipe.epochs)
-            recipe = recipe.replace(learning_rate=last, schedule="constant")
+        if not self.restart_lr:
+            recipe = recipe.replace(learning_rate=last_rate(recipe), schedule="constant", warm_up=0.0)
         net = task.new_net()
         if self.bias_ckpt == "best":
             self.train_to_lowest_validation_loss(task, net)
@@ -214,3 +226,9 @@ class PGD(Method):
     def weighted_loss(self, nets: Nets, batch: Batch, state: State) -> Tensor:
         """Table 9: uniform batches, each sample weighted by N h."""
         return (batch.weight * cross_entropy(nets.net(batch.x), batch.y)).mean()
+
+
+def last_rate(recipe: Recipe) -> float:
+    """The learning rate of a stage's last epoch; of its last step where the recipe counts steps."""
+    n = recipe.steps or recipe.epochs
+    return learning_rate_at(recipe, (n - 1) / n)

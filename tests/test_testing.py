@@ -303,6 +303,19 @@ class MaySelectOnValidation(TrainsOnValidation):
     selects_on_validation = True
 
 
+class MaySelectByItsValues(TrainsOnValidation):
+    chooses: bool = True
+
+    @property
+    def selects_on_validation(self):
+        return self.chooses
+
+
+@breaks(check_valid_and_test_do_not_train, "labels of the validation or the test split")
+class SaysOfOtherValuesThatItSelects(MaySelectByItsValues):
+    chooses: bool = False
+
+
 @breaks(check_valid_and_test_do_not_train, "labels of the validation or the test split")
 class TrainsOnTest(Honest):
     def more_weight(self, task):
@@ -591,7 +604,9 @@ def test_every_check_has_a_violation():
     assert {violation.values[0] for violation in VIOLATIONS} == set(METHOD_CHECKS)
 
 
-@pytest.mark.parametrize("cls", [Honest, MayReadBias, MayTrainOnValidation, MaySelectOnValidation])
+@pytest.mark.parametrize(
+    "cls", [Honest, MayReadBias, MayTrainOnValidation, MaySelectOnValidation, MaySelectByItsValues]
+)
 def test_what_is_allowed_passes_every_check(cls):
     for check in METHOD_CHECKS:
         check(cls)

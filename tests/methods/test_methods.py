@@ -1,6 +1,9 @@
 """The methods: where their gradients go, what they hand to the engine, and what they refuse; loops: tests/parity."""
 
+import ast
 import copy
+import dataclasses
+import inspect
 import math
 
 import pytest
@@ -13,6 +16,7 @@ from debiasbench.errors import BenchmarkError
 from debiasbench.grid import expand
 from debiasbench.losses import cross_entropy
 from debiasbench.methods import registry as methods
+from debiasbench.plugins import is_shipped
 from debiasbench.training.batches import Batch
 
 # three steps on 24 samples, each sample visited once or twice
@@ -483,6 +487,86 @@ def test_pgd_keeps_the_last_rate_of_a_cosine_too(make_task, new_method):
     task.method.fit(task)
     expected = 0.02 * (1 + math.cos(math.pi * 3 / 4)) / 2
     assert [row.learning_rate for row in task.journal.epochs] == pytest.approx([expected] * 4)
+
+
+@pytest.mark.parametrize("warm_up", [0.0, 0.5])
+def test_pgd_keeps_the_rate_of_the_last_step_where_steps_are_counted(make_task, new_method, warm_up):
+    """Also where the recipe names a number of epochs, which the steps replace; and nothing warms up again."""
+    given = {"n": 80, "epochs": 2, "steps": 10, "warm_up": warm_up, "schedule": "cosine"}
+    task = make_task(new_method("pgd", restart_lr=False), **given)
+    rates, train = [], task.train
+    task.train = lambda *nets, **options: rates.append(options.get("recipe")) or train(*nets, **options)
+    task.method.fit(task)
+    expected = 0.02 * (1 + math.cos(math.pi * 9 / 10)) / 2
+    assert (rates[1].learning_rate, rates[1].schedule, rates[1].warm_up) == (pytest.approx(expected), "constant", 0.0)
+    assert [row.learning_rate for row in task.journal.epochs] == pytest.approx([expected] * len(task.journal.epochs))
+
+
+def test_pgd_declines_a_rate_that_falls_to_zero_where_it_goes_on_with_it(make_task, new_method):
+    recipe = make_task().recipe.replace(gamma=0.0)
+    assert "falls to zero in step 1 (step)" in new_method("pgd", restart_lr=False).decline_recipe(recipe)
+    assert new_method("pgd").decline_recipe(recipe) is None
+
+
+def test_only_what_goes_on_with_a_rate_has_another_version():
+    cells = expand(["pgd", "pgd:restart_lr=false", "dpr"], ["cmnist5k"], seeds=1).cells
+    assert [cell.method_version for cell in cells] == [1, 2, 1]
+
+
+# ---- who reads validation --------------------------------------------------------------------------------------------
+
+
+def code_of(cls):
+    """The code of a method's file, without its comments and docstrings."""
+    tree = ast.parse(inspect.getsource(inspect.getmodule(cls)))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            node.value.value = ""
+    return ast.unparse(tree)
+
+
+def variants(cls):
+    """Each value of each parameter that has few, one at a time, beside the defaults."""
+    yield {}
+    for field in dataclasses.fields(cls):
+        allowed = field.metadata.get("allowed")
+        for value in (True, False) if field.type in (bool, "bool") else allowed.words if allowed else ():
+            yield {field.name: value}
+
+
+READING = [
+    (name, values)
+    for name, cls in sorted(methods.classes().items())
+    if is_shipped(cls) and "valid" in code_of(cls) and not cls.trains_on_validation
+    for values in variants(cls)
+]
+
+
+def test_methods_that_may_read_validation_are_looked_at():
+    names = {name for name, _ in READING}
+    assert names == {"george", "pgd"}
+    others = [cls for name, cls in methods.classes().items() if is_shipped(cls) and name not in names]
+    assert not any(cls().selects_on_validation for cls in others)
+
+
+@pytest.mark.parametrize(("name", "values"), READING, ids=str)
+def test_who_reads_labels_of_validation_says_so(make_task, new_method, name, values):
+    """By the values that it has: `selects_on_validation`."""
+    extra = {"order": 0.7} if values.get("norm") == "lp" else {}
+    method = new_method(name, **values, **extra)
+    task = make_task(method, n=20, epochs=1, net="mlp")
+    each, read = task.each, []
+
+    def noting(function, **options):
+        read.append(options.get("split", "train"))
+        return each(function, **options)
+
+    task.each = noting
+    if name == "george":  # one cluster: to find them takes seconds, and reads nothing
+        task.once = lambda *_: torch.zeros_like(task.y)
+    method.fit(task)
+    assert ("valid" in read) == method.selects_on_validation
+    assert set(read) <= {"train", "valid"}
 
 
 def test_pgd_can_keep_the_learning_rate_of_its_first_stage(make_task, new_method):

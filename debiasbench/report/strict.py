@@ -349,7 +349,7 @@ def _not_published(done: Sequence[Record], commands: Commands) -> Iterator[Refus
 
 
 def _contradictory(done: Sequence[Record], commands: Commands) -> Iterator[Refusal]:
-    """Records whose parts contradict each other, because they were edited or put together from several."""
+    """Records whose parts contradict each other; nothing here tells how that came about."""
     by_reason: dict[str, list[Place]] = {}
     for record in done:
         reason = contradiction(_whole(record))
@@ -357,7 +357,7 @@ def _contradictory(done: Sequence[Record], commands: Commands) -> Iterator[Refus
             by_reason.setdefault(reason, []).append(place_of(record.cell))
     for reason, places in by_reason.items():
         yield Refusal(
-            f"A record contradicts itself, so it was changed after it was written: {_named(places)} ({reason}).",
+            f"A record contradicts itself, so one of its parts is not what the run gave: {_named(places)} ({reason}).",
             commands.run(places, "--rerun", "all"),
         )
 

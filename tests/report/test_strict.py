@@ -308,8 +308,8 @@ SPOILT = {
                    "pgd", PGD, {"rerun": "all"}),
     other_rule: ("The rule last on cmnist5k has different digests of its code", PGD, {"rerun": "all"}),
     another_hash: (
-        "A record contradicts itself, so it was changed after it was written: pgd on cmnist5k, seed 2 (its hash does "
-        "not match its cell).", PGD, {"rerun": "all"},
+        "A record contradicts itself, so one of its parts is not what the run gave: pgd on cmnist5k, seed 2 (its hash "
+        "does not match its cell).", PGD, {"rerun": "all"},
     ),
     more_than_all: ("pgd on cmnist5k, seed 2 (acc_worst on test is 1.25 in epoch 1).", PGD, {"rerun": "all"}),
     less_than_none: ("pgd on cmnist5k, seed 2 (acc_avg on valid is -0.5 in epoch 2).", PGD, {"rerun": "all"}),

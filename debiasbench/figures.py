@@ -183,13 +183,15 @@ def trials(
     """
     table = _finished(table)
     values, options = _by_dataset(table, metric, select)
-    named = display_titles_in(table)["method"]
-    base = named[_method(table, reference)]
+    displays = display_titles_in(table)
+    base = displays["method"][_method(table, reference)]
+    measures = _measures(table, table.dataset.unique().tolist(), metric, select)
+    signs = {displays["dataset"][measure.dataset]: measure.direction for measure in measures}
     p_values = {}
     for on, of_methods in values.items():
         others = [some for method, some in of_methods.items() if method != base]
         if base in of_methods and len(others) == 1:
-            p_values[on] = welch(others[0], of_methods[base])
+            p_values[on] = welch(signs[on] * others[0], signs[on] * of_methods[base])
     title = "p: Welch, one-sided" if p_values else ""
     return _shown(figures.trials_histogram(values, p_values=p_values, title=title, **options))
 

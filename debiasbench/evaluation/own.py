@@ -49,8 +49,9 @@ def metric(function: Function) -> Function:
     """Make a function of the files of `--nets-dir` a metric, called by its name in records and tables.
 
     Its arguments are any of `logits` float32 (N, C), `predictions` int64 (N,), `y` int64 (N,), `bias` int64 (N, A) with
-    -1 where unknown, and `conflicting` bool (N, A). It returns a number, the higher the better, which tables show times
-    100 as they do accuracies; None where it has no value.
+    -1 where unknown, and `conflicting` bool (N, A). It returns a number, which tables show times 100 as they do
+    accuracies; None where it has no value. The higher the better, unless its name ends in `_loss` or `_error`: then the
+    lower (see `selection.direction`).
 
     Raises:
         BenchmarkError: it asks for something else, or its name is taken.

@@ -30,6 +30,15 @@ SMALLEST = ("val_loss", "class_gap")  # rules that minimise
 CHOOSING = tuple(rule for rule in SELECTION_RULES if rule not in ("last", "test_oracle"))  # by validation; also draws
 
 
+def direction(metric: str) -> int:
+    """1 where a metric is better the higher it is, -1 where the lower; decided here, for all that compares by metrics.
+
+    The lower the better are `loss`, and those outside the suite whose names end in `_loss` or `_error`.
+    """
+    is_lower = metric == "loss" or (metric.endswith(("_loss", "_error")) and not metric.startswith("acc_"))
+    return -1 if is_lower else 1
+
+
 def uses_bias_labels(rule: str) -> bool:
     """Whether a rule reads bias labels or the test split; a rule outside the suite says so by its name, `group_...`."""
     return rule in USES_BIAS_LABELS or rule.startswith("group_")
@@ -60,7 +69,7 @@ def select(epochs: Sequence[Evaluated], headline: tuple[str, ...], *, validation
             rule: _best([criterion(rule, row.valid, None, headline) for row in epochs]) if validation else None
             for rule in ("val_loss", "val_acc", "group_val")
         },
-        "test_oracle": _best([row.test.get(headline[0], NAN) for row in epochs]),
+        "test_oracle": _best([direction(headline[0]) * row.test.get(headline[0], NAN) for row in epochs]),
     }
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from debiasbench.errors import BenchmarkError
+from debiasbench.evaluation.selection import direction
 from debiasbench.experiments import Experiment
 from debiasbench.files import file_name
 from debiasbench.records import Record
@@ -194,15 +195,14 @@ def _trials(
     from debiasbench.report.figures import trials_histogram
 
     del data_dir
-    values = _values(records)
+    values, metric = _values(records), headlines(records[0].cell.dataset)[0]
     p_values = {}
     for dataset, of_method in values.items():
         reference = of_method.get(experiment.reference or next(iter(of_method)))
         others = [runs for runs in of_method.values() if runs is not reference]
         if reference is not None and len(others) == 1:  # of two methods: one p
-            p_values[dataset] = welch(others[0], reference)
+            p_values[dataset] = welch(direction(metric) * others[0], direction(metric) * reference)
     title = f"{experiment.title}{' (smoke run)' if experiment.smoke else ''}; p: Welch, one-sided"
-    metric = headlines(records[0].cell.dataset)[0]
     displays = display_titles(record.cell for record in records)
     values, order = _values_displayed(values, displays), _displayed(order, displays)
     p_values = {displays["dataset"][dataset]: p for dataset, p in p_values.items()}

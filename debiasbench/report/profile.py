@@ -11,6 +11,7 @@ import pandas as pd
 
 from debiasbench.datasets import Dataset
 from debiasbench.errors import BenchmarkError
+from debiasbench.evaluation.selection import direction
 from debiasbench.grid import dataset_from_spec
 from debiasbench.records import Record
 from debiasbench.report.phrases import Phrase
@@ -133,7 +134,7 @@ def profile(table: pd.DataFrame, found: Sequence[Sweep], reference: str) -> tupl
             if len(pairs):
                 aligned[ratio] = pairs[:, 1]
             rows.append([Entry(sweep.title, family(sweep.title)), Entry(ratio, f"{100 * ratio:g}"),
-                         *_failing(pairs), *_spread(values, bias_knowing(table))])  # fmt: skip
+                         *_failing(pairs), *_spread(values, bias_knowing(table), direction(metric))])  # fmt: skip
         curves[sweep.title] = Curves(metric, methods, aligned)
     columns = [
         Column("dataset", "dataset", numeric=False), Column("ratio", "conflicts (%)"), Column("n", "n"),
@@ -150,7 +151,7 @@ def profile(table: pd.DataFrame, found: Sequence[Sweep], reference: str) -> tupl
     )
     notes = [
         Phrase(asked, method=reference),
-        "How far apart are methods? best: the highest mean; range: from the lowest to the highest mean, in points; "
+        "How far apart are methods? best: of the best mean; range: from the lowest to the highest mean, in points; "
         "told apart: the pairs of methods that differ significantly (one-sided Welch tests, p below .05 after Holm's "
         "correction over both directions of all pairs of the row). Oracle baselines are not counted.",
     ]
@@ -192,15 +193,15 @@ def _failing(pairs: np.ndarray) -> list[Entry]:
     return [count(n), *both, number(gap, lambda value: f"{100 * value:+.2f}"), interval, fails]
 
 
-def _spread(values: dict[str, np.ndarray], knowing: set[str]) -> list[Entry]:
-    """The best method, the range of means, and how many pairs a test tells apart."""
+def _spread(values: dict[str, np.ndarray], knowing: set[str], sign: int) -> list[Entry]:
+    """The best method, the range of means, and how many pairs a test tells apart. sign: -1 where lower is better."""
     competing = {method: some for method, some in values.items() if method not in knowing and len(some)}
     if len(competing) < 2:
         return [*(words(*competing) or [NOTHING]), NOTHING, NOTHING]
     means = {method: float(some.mean()) for method, some in competing.items()}
     span = max(means.values()) - min(means.values())
-    p = pairwise_welch(list(competing.values()))
+    p = pairwise_welch([sign * some for some in competing.values()])
     separable = (np.asarray(holm(p.ravel().tolist())) < LEVEL).reshape(p.shape)
     n_pairs, n_apart = len(competing) * (len(competing) - 1) // 2, int(separable.sum())
-    return [*words(max(means, key=means.__getitem__)), Entry(span, f"{100 * span:.2f}"),
+    return [*words(max(means, key=lambda method: sign * means[method])), Entry(span, f"{100 * span:.2f}"),
             Entry(n_apart, f"{n_apart} / {n_pairs}")]  # fmt: skip

@@ -14,7 +14,7 @@ import pandas as pd
 from debiasbench.cell import Cell
 from debiasbench.errors import BenchmarkError
 from debiasbench.evaluation.own import is_own_metric
-from debiasbench.evaluation.selection import SELECTION_RULES
+from debiasbench.evaluation.selection import SELECTION_RULES, direction
 from debiasbench.files import to_path
 from debiasbench.parameters import suggestion
 from debiasbench.plain import encodable
@@ -452,12 +452,14 @@ def compare(
     Args:
         table: from `debiasbench.run` or `load_results`. Draws of a tuning take no part.
         reference: a method's title; default: the first method of the table that has finished runs.
-        metric: default: each dataset's headline metric. split, select: which numbers.
+        metric: an accuracy, one outside the suite, or "loss"; default: each dataset's headline metric.
+        split, select: which numbers.
 
     Returns:
         One row for each dataset and method: n, n_pairs, gap, p values (`welch`, one-sided, as the headline; of the
         pairs `paired`, `wilcoxon` and `sign_flip`), the same after Holm's correction over all comparisons of the table
         (`welch_holm`, ...), Hedges' g, the 95 % interval of the gap, and the gap that this many runs could detect.
+        Where lower is better (`selection.direction`), what is better has a gap below 0.
         Runs are pairs where seed, data, kind of device and precision are equal. p is nan where no test can be made:
         with fewer than two runs or pairs, where nothing spreads, and of `wilcoxon` and `sign_flip` where so few pairs
         could not reach the corrected level.
@@ -471,6 +473,8 @@ def compare(
     methods = table.method.unique().tolist()
     reference = reference or methods[0]
     check_reference(reference, methods)
+    if metric not in (None, "loss"):  # of all else in a table nobody says what is better
+        check_metric(table, metric)
     datasets = table.dataset.unique()
     measures = [Measure(dataset, metric or headline_of(table, dataset), select) for dataset in datasets]
     return compare_by(table, measures, reference=reference, split=split)
@@ -509,8 +513,14 @@ def _test(families: list[_Family]) -> list[dict[str, Any]]:
         for method in family.others:
             other = family.runs[family.runs.method == method]
             pairs = other.merge(base, on=["seed", "fingerprint", "device_kind", "precision"])
-            pair_values = list(zip(pairs.value_x, pairs.value_y, strict=True))
-            result = compare_runs(other.value.tolist(), base.value.tolist(), pair_values, n_comparisons=n_comparisons)
+            sign = direction(family.common["metric"])
+            pair_values = list(zip(sign * pairs.value_x, sign * pairs.value_y, strict=True))
+            runs_of = (sign * other.value).tolist(), (sign * base.value).tolist()
+            result = compare_runs(*runs_of, pair_values, n_comparisons=n_comparisons)
+            if sign < 0:  # tested as what is to be high, and told as it is
+                result = replace(
+                    result, gap=-result.gap, effect_size=-result.effect_size, low=-result.high, high=-result.low
+                )
             names = {"method": method, "reference": family.reference, "n_pairs": len(pairs)}
             rows.append({**family.common, **names, **vars(result)})
     for test in TESTS:
@@ -525,6 +535,11 @@ class Measure(NamedTuple):
     dataset: str
     metric: str
     select: str = "last"
+
+    @property
+    def direction(self) -> int:
+        """1, or -1 where lower is better: methods are compared by the metric times this."""
+        return direction(self.metric)
 
 
 def summaries(table: pd.DataFrame, measures: Sequence[Measure], *, split: str = "test") -> dict[Measure, pd.DataFrame]:
@@ -546,9 +561,9 @@ def summaries(table: pd.DataFrame, measures: Sequence[Measure], *, split: str = 
         if len(chosen):
             there = list(results[measure].index)
             competing = [method for method in there if method not in knowing] or there
-            best = results[measure]["mean"][competing].idxmax()
+            best = (measure.direction * results[measure]["mean"][competing]).idxmax()
             best_of[measure] = best
-            values = {method: rows.value.to_numpy() for method, rows in chosen.groupby("method")}
+            values = {method: measure.direction * rows.value.to_numpy() for method, rows in chosen.groupby("method")}
             others = [method for method in competing if method != best]
             p_values |= {(measure, method): welch(values[best], values[method]) for method in others}
     corrected = dict(zip(p_values, holm(list(p_values.values())), strict=True))
@@ -573,7 +588,7 @@ def bias_knowing(table: pd.DataFrame) -> set[str]:
 
 
 def ranks(table: pd.DataFrame, measures: Sequence[Measure], *, split: str = "test") -> pd.DataFrame:
-    """Methods x measures: the rank by mean accuracy (1 is best), shared by what no test tells apart.
+    """Methods x measures: the rank by mean (1 is best), shared by what no test tells apart.
 
     A method's rank is 1 + the number of methods that are separably better: Welch one-sided, Holm below .05 over both
     directions of all pairs of all measures. nan where a method has no run.
@@ -582,7 +597,7 @@ def ranks(table: pd.DataFrame, measures: Sequence[Measure], *, split: str = "tes
     values, tests = {}, []
     for measure in measures:
         chosen = runs(table, measure.dataset, measure.metric, split=split, select=measure.select)
-        values[measure] = [chosen[chosen.method == method].value.to_numpy() for method in methods]
+        values[measure] = [measure.direction * chosen[chosen.method == method].value.to_numpy() for method in methods]
         tests.append(pairwise_welch(values[measure]))
     corrected = np.asarray(holm(np.concatenate([p.ravel() for p in tests]).tolist())) if tests else np.empty(0)
     separable = (corrected < LEVEL).reshape(len(measures), len(methods), len(methods))

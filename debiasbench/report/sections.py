@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,7 @@ import pandas as pd
 from scipy import stats
 
 from debiasbench.evaluation.own import is_own_metric
-from debiasbench.evaluation.selection import SELECTION_RULES, uses_bias_labels
+from debiasbench.evaluation.selection import SELECTION_RULES, direction, uses_bias_labels
 from debiasbench.parameters import write_value
 from debiasbench.records import Record
 from debiasbench.report.budgets import declared
@@ -92,6 +93,7 @@ def comparison_table(
         f"Test split, {rules}. Mean ± sample standard deviation (n - 1) over {_n_runs(counts)}; best in bold. "
         f"{TIE}: statistically indistinguishable from the best (one-sided Welch tests of the best, chosen after the "
         "fact, against each method; p at least .05 after Holm's correction over this table)."
+        + _lower(measure.metric for measure in measures)
     ]
     if any(uses_bias_labels(measure.select) for measure in measures):
         notes.append(f"{ORACLE} selects the epoch with bias labels or on the test split: never a headline.")
@@ -141,6 +143,7 @@ def ranks_table(table: pd.DataFrame, measures: list[Measure]) -> Table | None:
         "Rank by mean, and in brackets 1 + the number of methods that are significantly better (one-sided Welch tests, "
         "Holm over both directions of all pairs of this table). Methods that do not differ significantly share this "
         "rank, also if no test was possible. A method with a large spread differs significantly from few others."
+        + _lower(measure.metric for measure in measures)
     ]
     if several:
         notes.append(
@@ -164,10 +167,20 @@ def one_a_dataset(measures: list[Measure]) -> list[Measure]:
 
 
 def means_of(table: pd.DataFrame, measures: list[Measure]) -> np.ndarray:
-    """Mean of each method in each measure, (measures, methods); nan if it has no run."""
+    """Mean of each method in each measure, (measures, methods), to rank by: minus it where lower is better.
+
+    nan if it has no run.
+    """
     methods = table.method.unique().tolist()
     found = [runs(table, measure.dataset, measure.metric, select=measure.select) for measure in measures]
-    return np.array([[one[one.method == method].value.mean() for method in methods] for one in found])
+    signs = np.array([[measure.direction] for measure in measures])
+    return signs * np.array([[one[one.method == method].value.mean() for method in methods] for one in found])
+
+
+def _lower(metrics: Iterable[str]) -> str:
+    """What notes say of metrics that are better the lower they are; "" for none."""
+    names = [metric for metric in dict.fromkeys(metrics) if direction(metric) < 0]
+    return f" Lower is better: {', '.join(names)}." if names else ""
 
 
 def _untested(found: dict[Measure, pd.DataFrame]) -> list[str]:
@@ -350,12 +363,14 @@ def tests_table(tests: pd.DataFrame) -> Table:
     }  # fmt: skip
     columns = [DATASET, METHOD, *(Column(key, heading) for key, heading in headings.items())]
     metrics = ", ".join(tests.metric.unique())
+    lower = _lower(tests.metric)
     asked = "Is the method better than {method}? Gaps in percentage points of {}. One-sided tests: Welch is "
     notes = [
         Phrase(
             asked
-            + "the headline, the others are paired by seed on equal data. Holm over the comparisons of this table.",
+            + "the headline, the others are paired by seed on equal data. Holm over the comparisons of this table.{}",
             metrics,
+            lower,
             method=tests.reference.iloc[0],
         ),
         "g: Hedges' g, an effect size. detectable: the smallest gap, in percentage points, that this many runs can "

@@ -32,28 +32,29 @@ def verdicts(table: pd.DataFrame, measures: Sequence[Measure], tests: pd.DataFra
         if len(competing) > 1 and not uses_bias_labels(measure.select):
             own = tests[(tests[list(Measure._fields)] == list(measure)).all(axis=1)]
             among = len(competing) < len(found)
-            texts.append(_verdict(parts_of_head(table, measure), found.loc[competing], own, among=among))
+            texts.append(_verdict(measure, parts_of_head(table, measure), found.loc[competing], own, among=among))
     return texts
 
 
-def _verdict(head: tuple[str, str], found: pd.DataFrame, tests: pd.DataFrame, *, among: bool) -> str:
+def _verdict(measure: Measure, head: tuple[str, str], found: pd.DataFrame, tests: pd.DataFrame, *, among: bool) -> str:
     """`cmnist5k: pgd is best with 84.1 % (acc_unbiased), 44.9 points above vanilla: ...`.
 
     Args:
+        measure: what they are compared by.
         head: what tables say of the dataset, and of metric and rule.
         found: as `summaries` makes it, of the methods that compete.
         tests: of this measure.
         among: whether other methods do not compete.
     """
-    highest = found["mean"][found.best].item()
-    best = list(found.index[highest - found["mean"] <= SAME])
+    reached = found["mean"][found.best].item()
+    best = list(found.index[measure.direction * (reached - found["mean"]) <= SAME])
     what = Phrase(
         "{}: {} {} best{} with {} % ({})",
         head[0], _named(best, " and "), "is" if len(best) == 1 else "are",
-        " among the methods without bias labels" if among else "", f"{100 * highest:.1f}", head[1],
+        " among the methods without bias labels" if among else "", f"{100 * reached:.1f}", head[1],
     )  # fmt: skip
     references = set(tests.reference)
-    told = _beside_reference(best, references, tests, among=among)
+    told = _beside_reference(measure, best, references, tests, among=among)
     others = found.drop(index=[*best, *(references & set(found.index) - set(best))])
     it = "it" if len(best) == 1 else "them"
     more = {
@@ -64,7 +65,9 @@ def _verdict(head: tuple[str, str], found: pd.DataFrame, tests: pd.DataFrame, *,
     return joined("", [what, told, *parts])
 
 
-def _beside_reference(best: list[str], references: set[str], tests: pd.DataFrame, *, among: bool) -> str:
+def _beside_reference(
+    measure: Measure, best: list[str], references: set[str], tests: pd.DataFrame, *, among: bool
+) -> str:
     """How the best stand to the reference: by tests of a table of their own, so it is left out of the ties."""
     if references & set(best):  # one that is told the bias may well be better
         than = "it, the reference" if len(best) == 1 else "the reference"
@@ -73,7 +76,7 @@ def _beside_reference(best: list[str], references: set[str], tests: pd.DataFrame
     if not len(rows) or rows.gap.isna().any():  # the reference has no run there
         return "."
     gap = 100 * rows.gap.iloc[0]
-    certainty = "" if gap < 0 else f": {_certainty(rows.welch_holm.max(skipna=False))}"
+    certainty = "" if measure.direction * gap < 0 else f": {_certainty(rows.welch_holm.max(skipna=False))}"
     side = "below" if gap < 0 else "above"
     return Phrase(f", {abs(gap):.1f} points {side} {{method}}{{}}.", certainty, method=rows.reference.iloc[0])
 

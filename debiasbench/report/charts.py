@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from debiasbench.report.style import look
+from debiasbench.report.style import looks
 
 MOST_CURVES = 20  # of a method: of more runs, a band is drawn
 Curve = Mapping[int, float]  # epoch -> fraction, without the epochs that lack it
@@ -83,7 +83,7 @@ def learning_curves(
         validation: the same on the validation split, of the methods that are to have such a curve.
         order: all methods of the report, for colours.
     """
-    order = list(order)
+    seen = looks(order)
     drawn = [*itertools.chain(*test.values()), *(_mean(runs) for runs in validation.values())]
     epochs = [epoch for curve in drawn for epoch in curve] or [1]
     ticks = round_ticks([100 * value for curve in drawn for value in curve.values()])
@@ -99,7 +99,7 @@ def learning_curves(
         ends = [points(_over(runs, end)) for end in (min, max)] if len(runs) > MOST_CURVES else [[], []]
         panels.append(
             Panel(
-                method, look(method, order)[0], path(points(mean)), path(points(_mean(validation.get(method, ())))),
+                method, seen[method].colour, path(points(mean)), path(points(_mean(validation.get(method, ())))),
                 runs="".join(path(points(run)) for run in runs) if several else "",
                 band=path([*ends[0], *reversed(ends[1])]) + "z" * bool(ends[0]),
                 last=(*points(mean)[-1], f"{100 * list(mean.values())[-1]:.1f}") if mean else None,
@@ -162,11 +162,11 @@ def rows_of_runs(values: Mapping[str, Sequence[float]], *, order: Iterable[str])
         values: method -> fractions, one a run.
         order: all methods of the report, for colours.
     """
-    order = list(order)
+    seen = looks(order)
     percents = {method: [100 * value for value in some] for method, some in values.items()}
     ticks = round_ticks(list(itertools.chain(*percents.values())))
     x = Scale(ticks[0], ticks[-1], 0, 100)
-    rows = [_row(method, look(method, order)[0], some, x) for method, some in percents.items()]
+    rows = [_row(method, seen[method].colour, some, x) for method, some in percents.items()]
     return Rows(rows, [(round(x.at(tick), 2), f"{tick:g}") for tick in ticks])
 
 

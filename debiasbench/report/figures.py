@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from debiasbench.report.style import PALETTE, headline, in_lines, legend, look, new_figure, plainly
+from debiasbench.report.style import PALETTE, Look, headline, in_lines, legend, looks, new_figure, plainly
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-ALIGNED, CONFLICTING = "#56B4E9", "#D55E00"
+TONES = ALIGNED, CONFLICTING = PALETTE[4], PALETTE[1]
 FEWEST_FOR_HISTOGRAM = 10  # runs of some method: bins of fewer show where they were put, not how runs are spread
 
 
@@ -73,10 +73,11 @@ def _accuracy_points(percents: dict[str, np.ndarray], metric: str, order: list[s
     names = [in_lines(f"{method} (n = {len(percent)})", 28) for method, percent in percents.items()]
     n_lines = max(name.count("\n") for name in names) + 1
     figure, (axis,) = new_figure(1, (0.08 + 0.1 * n_lines) * len(percents), around=0.6)
+    seen = looks(order, percents)
     for row, (method, percent) in enumerate(percents.items()):
         heights = row + 0.12 * (np.arange(len(percent)) - (len(percent) - 1) / 2) / max(1, len(percent) / 4)
         axis.plot([percent.mean()] * 2, [row - 0.36, row + 0.36], color="black", linewidth=1.2)
-        axis.plot(percent, heights, "o", color=look(method, order)[0], markersize=3.5, alpha=0.85, clip_on=False)
+        axis.plot(percent, heights, "o", color=seen[method].colour, markersize=3.5, alpha=0.85, clip_on=False)
     everything = np.concatenate(list(percents.values()))
     margin = max(0.5, 0.05 * np.ptp(everything))
     axis.set_xlim(everything.min() - margin, everything.max() + margin)
@@ -94,9 +95,9 @@ def _accuracy_histograms(percents: dict[str, np.ndarray], metric: str, order: li
     everything = np.concatenate(list(percents.values()))
     margin = max(0.5, 0.05 * np.ptp(everything))
     edges = np.linspace(everything.min() - margin, everything.max() + margin, 41)
+    seen = looks(order, percents)
     for axis, (method, percent) in zip(axes, percents.items(), strict=True):
-        colour, _, _ = look(method, order)
-        axis.hist(percent, edges, color=colour, alpha=0.75, histtype="stepfilled")
+        axis.hist(percent, edges, color=seen[method].colour, alpha=0.75, histtype="stepfilled")
         axis.plot(percent, np.zeros(len(percent)), "|", color="black", markersize=5, clip_on=False)
         axis.axvline(percent.mean(), color="black", linewidth=0.8, linestyle=":")
         axis.set_xlim(edges[0], edges[-1])
@@ -144,12 +145,12 @@ def tuning_figure(
     """
     from matplotlib.lines import Line2D
 
-    order = order or list(draws)
+    seen = looks(order or draws, draws)
     unit = 100 if percent else 1
     names = [in_lines(method, 28) for method in draws]
     figure, (axis,) = new_figure(1, 0.36 * len(draws), around=0.75)
-    for row, one in enumerate(draws.values()):
-        colour = look(list(draws)[row], order)[0]
+    for row, (method, one) in enumerate(draws.items()):
+        colour = seen[method].colour
         values, runs = unit * one.values, unit * one.runs
         above, below = row - 0.19 + _apart(len(values)), row + 0.19 + _apart(len(runs))
         if row:
@@ -226,7 +227,8 @@ def fisher_figure(numbers: list[dict[str, Any]], *, in_rank: bool = False, order
     `order`: all methods of the report, so that colours stay the same everywhere.
     """
     ending = "_in_rank" if in_rank else ""
-    order = order or [one["method"] for one in numbers]
+    shown = [one["method"] for one in numbers]
+    seen = looks(order or shown, shown)
     panels: dict[tuple[Any, ...], dict[str, list[dict[str, Any]]]] = {}
     for one in numbers:
         key = (one["dataset"], one["net"], one["damping"], one["dimension"])
@@ -235,7 +237,7 @@ def fisher_figure(numbers: list[dict[str, Any]], *, in_rank: bool = False, order
     figure, axes = new_figure(len(panels), 0.55 + 0.26 * n_rows, around=0.45)
     for axis, ((dataset, net, damping, dimension), methods) in zip(axes, panels.items(), strict=True):
         for row, (method, runs) in enumerate(methods.items()):
-            colour, marker, _ = look(method, order)
+            colour, marker, _ = seen[method]
             for name, height, face in (("uniform", row + 0.17, "white"), ("objective", row - 0.17, colour)):
                 values = np.array([one[name + ending] for one in runs])
                 if len(values) > 1:
@@ -320,8 +322,9 @@ def critical_difference(
     top = -1.7 if tested else -0.7  # in rows
     figure, (axis,) = new_figure(1, (0.05 + 0.1 * n_lines) * (len(methods) - 0.3 - top), around=0.6 if title else 0.42)
     last = max(len(methods), 2)
+    seen = looks(order or methods, methods)
     for row, method in enumerate(methods):
-        colour, marker, _ = look(method, order or methods)
+        colour, marker, _ = seen[method]
         axis.plot((1, ranks[method]), (row, row), color=colour, linewidth=0.8)
         axis.plot(ranks[method], row, marker, color=colour, markersize=5, clip_on=False, zorder=4)
     if tested:
@@ -386,11 +389,12 @@ def parameter_figure(
 
     published = published or {}
     variants = list(dict.fromkeys(variant for one in values.values() for variant in one))
+    seen = looks(order or variants, variants)
     n_columns = 2 if len(values) in (2, 4) else min(len(values), 3)
     figure, axes = new_figure(len(values), 1.35, n_columns=n_columns)
     for index, (axis, (dataset, one)) in enumerate(zip(axes, values.items(), strict=True)):
         for x, variant in enumerate(variants):
-            colour, marker, _ = look(variant, order or variants)
+            colour, marker, _ = seen[variant]
             percent = 100 * np.asarray(one.get(variant, ()), dtype=float)
             percent = percent[~np.isnan(percent)]
             if len(percent):
@@ -412,7 +416,7 @@ def parameter_figure(
             axis.set_ylabel(in_lines(f"{metric} (%)", 20), fontsize=7, parse_math=False)
     handles = []
     for variant in variants:
-        colour, marker, _ = look(variant, order or variants)
+        colour, marker, _ = seen[variant]
         handles.append(Line2D([], [], color=colour, marker=marker, markersize=4.5, linestyle="none", label=variant))
     if any(published.values()):
         handles.append(
@@ -427,10 +431,10 @@ def parameter_figure(
 _GREY: dict[str, Any] = {"color": "0.45", "linestyle": (0, (4, 2)), "linewidth": 1}
 
 
-def _line(method: str, order: list[str]) -> dict[str, Any]:
+def _line(look: Look) -> dict[str, Any]:
     """How the line of a method looks."""
-    colour, marker, dashes = look(method, order)
-    return {"color": colour, "marker": marker, "linestyle": (0, dashes), "markersize": 4, "linewidth": 1.2}
+    style: dict[str, Any] = {"color": look.colour, "marker": look.marker, "linestyle": (0, look.dashes)}
+    return style | {"markersize": 4, "linewidth": 1.2}
 
 
 @plainly
@@ -457,12 +461,13 @@ def profile_figure(
     from matplotlib.lines import Line2D
 
     methods = list(dict.fromkeys(method for one in curves.values() for method in one))
+    seen = looks(order or methods, methods)
     figure, axes = new_figure(len(curves), 2.1)
     for axis, (dataset, one) in zip(axes, curves.items(), strict=True):
         ratios = sorted({ratio for values in one.values() for ratio in values if ratio > 0})
         lines: list[tuple[dict[float, np.ndarray], dict[str, Any]]] = [(aligned.get(dataset, {}), _GREY)]
         for method, values in one.items():
-            lines.append((values, _line(method, order or methods)))
+            lines.append((values, _line(seen[method])))
         for values, style in lines:
             x = [ratio for ratio in sorted(values) if ratio > 0]
             percents = [100 * values[ratio] for ratio in x]
@@ -478,7 +483,7 @@ def profile_figure(
         axis.grid(axis="y", color="0.9", linewidth=0.5)
         axis.set_axisbelow(True)
     axes[-1].set_xlabel("conflicting training samples (%)", fontsize=8)
-    handles = [Line2D([], [], label=method, **_line(method, order or methods)) for method in methods]
+    handles = [Line2D([], [], label=method, **_line(seen[method])) for method in methods]
     if any(aligned.values()):
         handles.append(Line2D([], [], label=aligned_label, **_GREY))
     legend(figure, handles, handle_length=2.5)
@@ -507,6 +512,7 @@ def trials_histogram(
     from matplotlib.patches import Patch
 
     methods = list(dict.fromkeys(method for one in values.values() for method in one))
+    seen = looks(order or methods, methods)
     figure, axes = new_figure(len(values), 1.15, around=0.15)
     for axis, (dataset, one) in zip(axes, values.items(), strict=True):
         percents = {method: 100 * numbers[~np.isnan(numbers)] for method, numbers in one.items()}
@@ -515,7 +521,7 @@ def trials_histogram(
         margin = max(0.2, 0.05 * np.ptp(everything))
         edges = np.linspace(everything.min() - margin, everything.max() + margin, 26)
         for method, percent in percents.items():
-            colour, _, dashes = look(method, order or methods)
+            colour, _, dashes = seen[method]
             axis.hist(percent, edges, color=colour, alpha=0.35, histtype="stepfilled")
             axis.hist(percent, edges, color=colour, linewidth=0.9, histtype="step")
             axis.axvline(percent.mean(), color=colour, linewidth=1.2, linestyle=(0, dashes))
@@ -525,7 +531,7 @@ def trials_histogram(
         axis.set_yticks([tick for tick in axis.get_yticks() if 0 <= tick <= highest])
         for index, (method, percent) in enumerate(percents.items()):  # below zero: every run a tick, a row a method
             rows = np.full(len(percent), -(0.6 + index) * 0.11 * highest)
-            axis.plot(percent, rows, "|", color=look(method, order or methods)[0], markersize=4.5)
+            axis.plot(percent, rows, "|", color=seen[method].colour, markersize=4.5)
         axis.set_ylim(-(0.2 + len(percents)) * 0.11 * highest, highest)
         axis.set_xlim(edges[0], edges[-1])
         axis.set_ylabel("runs", fontsize=8)
@@ -536,7 +542,7 @@ def trials_histogram(
     axes[-1].set_xlabel(in_lines(f"{metric} (%); lines: means", 50), fontsize=8, parse_math=False)
     handles = []
     for method in methods:
-        colour, _, dashes = look(method, order or methods)
+        colour, _, dashes = seen[method]
         n = sorted({int((~np.isnan(one[method])).sum()) for one in values.values() if method in one})
         label = f"{method} (n = {n[0]}{f' to {n[-1]}' if n[-1] > n[0] else ''})"
         face, edge = (*to_rgb(colour), 0.35), (*to_rgb(colour), 1.0)
@@ -566,9 +572,9 @@ def curve_figure(
     from matplotlib.ticker import MaxNLocator
 
     figure, (axis,) = new_figure(1, 2.3)
-    handles = []
+    handles, seen = [], looks(order or curves, curves)
     for index, (method, runs) in enumerate(curves.items()):
-        style = _line(method, order or list(curves))
+        style = _line(seen[method])
         for run in runs if len(runs) > 1 else ():
             thin = {"color": style["color"], "linewidth": 0.5, "alpha": 0.4, "markersize": 3}
             axis.plot(list(run), [100 * value for value in run.values()], "." if len(run) == 1 else "", **thin)

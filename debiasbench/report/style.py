@@ -2,61 +2,115 @@
 
 from __future__ import annotations
 
+import csv
 import functools
+import itertools
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 
 from debiasbench.drawing import plain_settings
 from debiasbench.escaping import one_line
+from debiasbench.report.tables import KNOWS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette, with a brown for its yellow, which is too light for lines
+# Each reaches a contrast of 3:1 with white, as WCAG 2.2 asks of graphical objects (1.4.11). Any two differ for readers
+# with deuteranopia or protanopia too, as Machado, Oliveira and Fernandes (2009) simulate it: by at least 0.06 in OKLab,
+# three times what is just noticed. The first four and black are Okabe and Ito's (2008), whose orange, sky blue and
+# yellow are too light for white paper; #882255, #AA4499 and #EE6677 are Tol's (2021). What colours cannot tell apart,
+# markers and dashes do.
 PALETTE = (
-    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31",
-    "#882255", "#117733", "#AA4499", "#999933",
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#3399DD", "#000000", "#6B4E16", "#882255",
+    "#004488", "#AA4499", "#7B68EE", "#EE6677",
 )  # fmt: skip
 COLUMN = 3.35  # inches
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# one of each belongs to a colour; where colours come round again, the pair is another one (see `look`)
+# one of each belongs to a colour; where colours come round again, the pair is another one (see `_look_at`)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES: tuple[tuple[float, ...], ...] = (  # in line widths, on and off; () is solid
     (), (4, 1.5), (1, 1.3), (6, 1.5, 1, 1.5), (9, 2.5), (3, 1.2, 1, 1.2, 1, 1.2), (2, 2.5), (9, 1.5, 3, 1.5),
 )  # fmt: skip
 
 
-def look(method: str, order: Iterable[str]) -> tuple[str, str, tuple[float, ...]]:
-    """How a method looks in every figure: its colour, marker and dashes.
+class Look(NamedTuple):
+    """How a method looks."""
 
-    A method known here looks the same in every report, by its name and by its display title: its place among all of
-    them decides. Other labels, such as variants, follow in the alphabet of the report. Any two of the first 12 differ
-    in colour and any two of 8 that follow each other in all three; any two of 96 in the pair of colour and marker, and
-    of colour and dashes.
+    colour: str
+    marker: str
+    dashes: tuple[float, ...]
 
-    `order`: all methods of the report, in any order.
+
+def looks(order: Iterable[str], shown: Iterable[str] | None = None) -> dict[str, Look]:
+    """How the methods of a figure look: each as in all other figures of the report, and no two in one colour.
+
+    A method known here looks the same in every report, by its name and by its display title, as long as none before it
+    has its colour: those of which the paper has numbers come first, and all differ; then the others, by their names. A
+    method that finds its colour taken has the first one that is free. Other labels, such as variants, follow in the
+    alphabet of the report. Where there are more methods than colours, any two of 96 differ in the pair of colour and
+    marker, and in that of colour and dashes.
+
+    Args:
+        order: all methods of the report, in any order.
+        shown: those of the figure; default: all. Of two that have one colour in the report, the later has another here.
     """
-    known = _known()
-    others = sorted(set(order) - set(known))
-    place = known[method] if method in known else max(known.values(), default=-1) + 1 + others.index(method)
+    order = list(order)
+    shown = order if shown is None else list(shown)
+    ranks = _ranks()
+    known = {label: ranks[bare] for label in (*order, *shown) if (bare := label.removesuffix(KNOWS)) in ranks}
+    others = sorted({*order, *shown} - known.keys())
+    first = sorted(known, key=lambda label: (known[label], label))
+    places = _apart({label: known.get(label) for label in (*first, *others)})
+    here = {label: place for label, place in places.items() if label in shown}
+    return {label: _look_at(place) for label, place in _apart(here).items()}
+
+
+def _apart(wanted: Mapping[str, int | None]) -> dict[str, int]:
+    """Label -> its place, in the order given: as wanted, but for a colour that is taken while another is free."""
+    places: dict[str, int] = {}
+    for label, place in wanted.items():
+        taken = places.values()
+        colours = {one % len(PALETTE) for one in taken}
+        free = [one for one in range(len(PALETTE)) if one not in colours]
+        if place is None or (place % len(PALETTE) in colours and (free or place in taken)):
+            place = free[0] if free else next(one for one in itertools.count() if one not in taken)
+        places[label] = place
+    return places
+
+
+def _look_at(place: int) -> Look:
     turn, index = divmod(place, len(PALETTE))
-    other = (index + 3 * turn) % len(MARKERS)  # 3 and 8 share no factor: eight turns without a pair twice
-    return PALETTE[index], MARKERS[other], DASHES[other]
+    again = turn + index // len(MARKERS)  # the ninth colour, too, has other marks than the first, which is as blue
+    other = (index + 3 * again) % len(MARKERS)  # 3 and 8 share no factor: eight turns without a pair twice
+    return Look(PALETTE[index], MARKERS[other], DASHES[other])
 
 
-def _known() -> dict[str, int]:
-    """Name, or display title, of each method that is known here -> its place among all names."""
+def _ranks() -> dict[str, int]:
+    """Name, or display title, of each method that is known here -> its place; what the paper shows most comes first."""
     from debiasbench.methods import registry
 
-    classes = registry.classes()
-    places = {name: place for place, name in enumerate(sorted(classes))}
-    displays = {vars(cls).get("display"): places[name] for name, cls in classes.items()}
-    return {display: place for display, place in displays.items() if display} | places
+    classes, of_paper = registry.classes(), _methods_of_paper()
+    ranks = {name: rank for rank, name in enumerate(sorted(classes, key=lambda name: (-of_paper[name], name)))}
+    displays = {vars(cls).get("display"): ranks[name] for name, cls in classes.items()}
+    return {display: rank for display, rank in displays.items() if display} | ranks
+
+
+@functools.cache
+def _methods_of_paper() -> Counter[str]:
+    """The methods, without parameters, of which `experiments/paper/` has numbers -> how many."""
+    from debiasbench import experiments
+
+    numbers: Counter[str] = Counter()
+    for path in (Path(experiments.__path__[0]) / "paper").glob("*.csv"):
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            numbers.update((line.get("method") or "").partition(":")[0] for line in csv.DictReader(file))
+    return numbers
 
 
 def plainly(function: Callable[P, R]) -> Callable[P, R]:

@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from debiasbench.report.charts import FRAME, learning_curves, round_ticks, rows_of_runs
-from debiasbench.report.style import look
+from debiasbench.report.style import looks
 
 LEFT, RIGHT, TOP, BOTTOM = (FRAME[side] for side in ("left", "right", "top", "bottom"))
 
@@ -34,7 +34,7 @@ def test_curves_are_means_runs_and_validation():
     assert points(x.validation) == [[(LEFT, at(60)), (middle, at(80))]]
     assert points(y.mean) == [[(LEFT, at(25)), (middle, at(50))]]
     assert (y.runs, y.validation, x.band, y.band) == ("", "", "", "")  # one run is its own mean
-    assert [one.colour for one in curves.panels] == [look(method, "xyz")[0] for method in "xy"]
+    assert [one.colour for one in curves.panels] == [looks("xyz")[method].colour for method in "xy"]
     assert x.last == (pytest.approx(middle), at(70), "70.0")
     assert x.told == "x: 40.0 % at epoch 2, 70.0 % at epoch 4"
 

@@ -32,7 +32,7 @@ from debiasbench.report.figures import (
     trials_histogram,
     tuning_figure,
 )
-from debiasbench.report.style import COLUMN, look, save
+from debiasbench.report.style import COLUMN, DASHES, MARKERS, PALETTE, looks, save
 
 METHODS = [f"method-{letter}" for letter in "abcdefghijklmnopqrstuvwx"]
 LONG = "a-method-with-a-name:parameter=value,another=0.125,official=true"
@@ -168,31 +168,105 @@ def test_a_contact_sheet_is_a_png(tmp_path):
 # --- how a method looks
 
 
-def test_any_two_labels_differ_in_colour_and_marker_and_in_colour_and_dashes():
-    labels = [f"{number:02d}" for number in range(96 - len(registry.classes()))]
-    looks = [look(name, labels) for name in [*registry.classes(), *labels]]
-    assert len({(colour, marker) for colour, marker, _ in looks}) == 96
-    assert len({(colour, dashes) for colour, _, dashes in looks}) == 96
-    assert len({colour for colour, _, _ in looks[:12]}) == 12
+PAPER = ("vanilla", "lff", "jtt", "disen", "eiil", "cnc", "george", "bpa", "pgd")
+# what protanopia and deuteranopia make of linear RGB: Machado, Oliveira and Fernandes (2009), severity 1
+SIMULATED = (
+    ((0.152286, 1.052583, -0.204868), (0.114503, 0.786281, 0.099216), (-0.003882, -0.048116, 1.051998)),
+    ((0.367322, 0.860646, -0.227968), (0.280085, 0.672501, 0.047413), (-0.011820, 0.042940, 0.968881)),
+)
 
 
-def test_a_method_looks_the_same_in_every_report():
+def linear(colour):
+    """Linear RGB (3,) of `#0072B2`."""
+    parts = np.array([int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)])
+    return np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+
+
+def oklab(rgb):
+    """OKLab (3,) of linear RGB, after Ottosson (2020)."""
+    cones = np.array([
+        [0.4122214708, 0.5363325363, 0.0514459929], [0.2119034982, 0.6806995451, 0.1073969566],
+        [0.0883024619, 0.2817188376, 0.6299787005],
+    ]) @ rgb  # fmt: skip
+    return np.array([
+        [0.2104542553, 0.7936177850, -0.0040720468], [1.9779984951, -2.4285922050, 0.4505937099],
+        [0.0259040371, 0.7827717662, -0.8086757660],
+    ]) @ np.cbrt(cones)  # fmt: skip
+
+
+def test_colours_stand_out_from_white():
+    for colour in (*PALETTE, *figures.TONES):
+        luminance = linear(colour) @ (0.2126, 0.7152, 0.0722)
+        assert 1.05 / (luminance + 0.05) >= 3, colour
+
+
+def test_any_two_colours_differ_for_colour_blind_readers_too():
+    for one, other in itertools.combinations(PALETTE, 2):
+        for seen in (np.eye(3), *map(np.array, SIMULATED)):
+            apart = oklab(np.clip(seen @ linear(one), 0, 1)) - oklab(np.clip(seen @ linear(other), 0, 1))
+            assert np.linalg.norm(apart) > 0.06, (one, other)
+
+
+@pytest.mark.parametrize("n", [1, 12, 13, 24, 96])
+def test_as_many_as_there_are_colours_differ_in_colour_and_more_in_their_marks(n):
+    known = list(registry.classes())
+    labels = [*known, *(f"{number:02d}" for number in range(96))][:n]
+    found = looks(labels).values()
+    assert len({one.colour for one in found}) == min(n, len(PALETTE))
+    assert len({(one.colour, one.marker) for one in found}) == n
+    assert len({(one.colour, one.dashes) for one in found}) == n
+
+
+def test_the_methods_of_the_paper_differ_and_look_the_same_in_every_report():
+    everywhere = looks(registry.classes())
+    assert len({everywhere[name].colour for name in PAPER}) == len(PAPER)
     for name in registry.classes():
-        assert look(name, [name]) == look(name, ["a", "zz", *registry.classes()])
+        alone = looks([name])[name]
+        assert name not in PAPER or alone == everywhere[name] == looks(["a", name, "zz"])[name]
+        assert looks([*PAPER, "a"])["vanilla"] == everywhere["vanilla"]
+
+
+@pytest.mark.parametrize(
+    "some", [("vanilla", "jtt"), ("pgd", "bpa"), ("pgd", "dfr"), ("lff", "groupdro"), ("eiil", "rwg")]
+)
+def test_no_two_methods_of_a_figure_have_one_colour(some):
+    """Neither where the report has no others nor where it has more than there are colours."""
+    for order in (some, some[::-1], registry.classes()):
+        for shown in (some, some[::-1]):
+            found = looks(order, shown)
+            assert found.keys() == set(some)
+            assert len({one.colour for one in found.values()}) == 2
+            assert found[some[0]] == looks(some, some)[some[0]]  # what comes first stays
+
+
+def test_any_twelve_methods_of_any_report_differ():
+    names = [*registry.classes(), "x", "y", "z"]
+    for start in range(len(names) - len(PALETTE) + 1):
+        found = looks(names, names[start : start + len(PALETTE)])
+        assert len({one.colour for one in found.values()}) == len(PALETTE)
+
+
+def test_a_mark_behind_a_title_changes_no_look():
+    plain = looks(["groupdro", "PGD"])["groupdro"]
+    assert looks(["GroupDRO‡", "PGD"])["GroupDRO‡"] == looks(["GroupDRO", "PGD"])["GroupDRO"] == plain
 
 
 def test_the_look_of_a_variant_depends_on_the_alphabet_alone():
-    assert look("b", ["a", "b", "c"]) == look("b", ["c", "b", "a", "a"]) == look("b", dict.fromkeys("cab"))
-    assert look("a", ["a"]) != look("b", ["a", "b"])
-    with pytest.raises(ValueError, match="not in list"):
-        look("d", ["a", "b", "c"])
+    assert looks(["a", "b", "c"])["b"] == looks(["c", "b", "a", "a"])["b"] == looks(dict.fromkeys("cab"))["b"]
+    assert looks(["a"])["a"] != looks(["a", "b"])["b"]
+
+
+def test_a_colour_has_its_own_marker_and_dashes():
+    assert len(MARKERS) == len(DASHES) == 8
+    first = [looks([name])[name] for name in PAPER]
+    assert len({(one.marker, one.dashes) for one in first}) == 8  # of nine; the ninth has the fourth's
 
 
 def test_histograms_of_accuracies_have_the_colours_of_the_report():
     order = METHODS[::-1]
     figure = accuracy_figure({METHODS[9]: runs(0.9), METHODS[2]: runs(0.8)}, metric="acc", order=order)  # fmt: skip
     colours = [to_hex(axis.patches[0].get_facecolor()).upper() for axis in figure.axes]
-    assert colours == [look(METHODS[9], order)[0], look(METHODS[2], order)[0]]
+    assert colours == [looks(order)[METHODS[9]].colour, looks(order)[METHODS[2]].colour]
 
 
 def test_few_runs_are_points_around_their_mean():
@@ -204,7 +278,7 @@ def test_few_runs_are_points_around_their_mean():
         f"{method} (n = {len(one)})" for method, one in values.items()
     ]
     points = [line for line in axis.lines if line.get_marker() == "o"]
-    assert [line.get_color() for line in points] == [look(method, order)[0] for method in values]
+    assert [line.get_color() for line in points] == [looks(order)[method].colour for method in values]
     means = [line for line in axis.lines if line.get_marker() == "None"]
     for row, (line, mean, one) in enumerate(zip(points, means, values.values(), strict=True)):
         assert line.get_xdata() == pytest.approx(100 * one)
@@ -260,7 +334,7 @@ def test_ranks_are_rows_from_the_best_to_the_worst():
     assert [text.get_text() for text in axis.get_yticklabels()] == ["c  1.50", "a  2.25", "b  2.25"]
     shown = [line for line in axis.lines if line.get_marker() not in ("None", "|")]
     assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in shown] == [(1.5, 0), (2.25, 1), (2.25, 2)]
-    expected = [look(name, ["0", "a", "b", "c"])[:2] for name in "cab"]
+    expected = [looks(["0", "a", "b", "c"])[name][:2] for name in "cab"]
     assert [(line.get_color(), line.get_marker()) for line in shown] == expected
     low, high = axis.get_ylim()
     assert low > high  # the first row is the upper one
@@ -474,7 +548,7 @@ def test_variants_show_mean_sample_deviation_every_run_and_published_numbers():
     first, second = figure.axes
     bars = [container.lines for container in first.containers]
     assert [line.get_ydata()[0] for line, _, _ in bars] == pytest.approx([60, 40])
-    assert [(line.get_color(), line.get_marker()) for line, _, _ in bars] == [look(name, "wyx")[:2] for name in "xy"]
+    assert [(line.get_color(), line.get_marker()) for line, _, _ in bars] == [looks("wyx")[name][:2] for name in "xy"]
     assert bars[0][2][0].get_segments()[0][:, 1] == pytest.approx([50, 70])
     assert bars[1][2] == ()  # one run has no spread
     dots = [line for line in first.lines if line.get_marker() == "."]

@@ -22,7 +22,7 @@ from debiasbench.report import page as page_module
 from debiasbench.report.page import page
 from debiasbench.report.phrases import Phrase
 from debiasbench.report.results import shortened, to_frame
-from debiasbench.report.style import look
+from debiasbench.report.style import looks
 from debiasbench.report.tables import Column, Entry, Table
 
 EVIL = "<script>document.title='run'</script>"
@@ -432,7 +432,7 @@ def test_methods_look_as_in_the_figures():
     records = [record(method) for method in methods[:2]] + [record(method, "other") for method in methods]
     curves, *_ = chart_of(records)  # the first dataset does not have them all
     means = [colour for kind, colour, _ in curves if kind == "mean"]
-    assert means == [look(method, methods)[0] for method in methods[:2]]
+    assert means == [looks(methods)[method].colour for method in methods[:2]]
 
 
 def comparison(datasets, methods):

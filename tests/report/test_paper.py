@@ -15,7 +15,7 @@ from debiasbench.records import EpochFacts
 from debiasbench.report import figures, page, tables
 from debiasbench.report import make as report
 from debiasbench.report.phrases import Phrase, display_titles, displayed, joined
-from debiasbench.report.style import look
+from debiasbench.report.style import looks
 
 METHODS = ["vanilla", "pgd:norm=l1", "dpr", "groupdro"]
 DATASETS = ["cmnist:rho=0.01", "cmnist5k"]
@@ -112,8 +112,8 @@ def test_no_two_titles_become_one():
 
 def test_a_method_looks_the_same_under_both_titles():
     for name, display in (("pgd", "PGD"), ("lff", "LfF"), ("selecmix-lff", "SelecMix + LfF")):
-        assert look(name, [name]) == look(display, [display, "DPR"])
-    assert look("DPR", ["DPR", "PGD"]) != look("PGD", ["DPR", "PGD"])
+        assert looks([name])[name] == looks([display, "DPR"])[display]
+    assert len({one.colour for one in looks(["DPR", "PGD"]).values()}) == 2
 
 
 # ---- LaTeX -----------------------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ from debiasbench.parameters import suggestion
 from debiasbench.records import read_record, read_scores
 from debiasbench.report import figures, pictures
 from debiasbench.report.fisher import of_record
-from debiasbench.report.phrases import display_titles_in
+from debiasbench.report.phrases import Displays, display_titles_in
 from debiasbench.report.profile import profile as profile_of
 from debiasbench.report.profile import sweeps_in
 from debiasbench.report.results import (
@@ -41,10 +41,13 @@ from debiasbench.report.results import (
     check_table,
     distinct,
     headline_of,
+    knows_bias,
     results_in,
     runs,
 )
+from debiasbench.report.sections import metric_of
 from debiasbench.report.statistics import FEWEST_DATASETS, FEWEST_METHODS, welch
+from debiasbench.report.tables import with_marks
 from debiasbench.weights import has_weights
 
 if TYPE_CHECKING:
@@ -66,7 +69,7 @@ def accuracies(
     """
     table = _finished(table)
     (measure,) = _measures(table, [_dataset(table, dataset)], metric, select)
-    figure = pictures.accuracy_picture(table, measure, display_titles_in(table))
+    figure = pictures.accuracy_picture(table, measure, _displays(table))
     if figure is None:
         raise BenchmarkError(_no_value([measure]))
     return _shown(figure)
@@ -93,7 +96,7 @@ def curves(table: pd.DataFrame, *, dataset: str | None = None, metric: str | Non
             found.setdefault(record.cell.method_title, []).append(curve)
     if not found:
         raise BenchmarkError(_no_value([measure]))
-    return _shown(pictures.curve_picture(found, table, measure, display_titles_in(table)))
+    return _shown(pictures.curve_picture(found, table, measure, _displays(table)))
 
 
 def scores(table: pd.DataFrame, *, dataset: str | None = None) -> Figure:
@@ -119,7 +122,7 @@ def scores(table: pd.DataFrame, *, dataset: str | None = None) -> Figure:
             f"No method of this table keeps per-sample scores on {dataset}: {', '.join(table.method.unique())}. "
             "The accuracies of the runs: debiasbench.figures.accuracies(table)."
         )
-    return _shown(pictures.score_picture(found, dataset, display_titles_in(table)))
+    return _shown(pictures.score_picture(found, dataset, _displays(table)))
 
 
 def ranks(table: pd.DataFrame, *, metric: str | None = None, select: str = "last") -> Figure:
@@ -134,7 +137,7 @@ def ranks(table: pd.DataFrame, *, metric: str | None = None, select: str = "last
     """
     table = _finished(table)
     datasets = table.dataset.unique().tolist()
-    figure = pictures.rank_picture(table, _measures(table, datasets, metric, select), display_titles_in(table))
+    figure = pictures.rank_picture(table, _measures(table, datasets, metric, select), _displays(table))
     if figure is None:
         raise BenchmarkError(
             f"Ranks take at least {FEWEST_METHODS} methods with runs on each of at least {FEWEST_DATASETS} datasets. "
@@ -153,7 +156,7 @@ def profile(table: pd.DataFrame, *, reference: str | None = None) -> Figure:
     table = _finished(table)
     reference = _method(table, reference)
     _, of_sweeps = profile_of(table, sweeps_in(table), reference)
-    return _shown(pictures.profile_picture(table, of_sweeps, reference, display_titles_in(table)))
+    return _shown(pictures.profile_picture(table, of_sweeps, reference, _displays(table)))
 
 
 def variants(table: pd.DataFrame, *, metric: str | None = None, select: str = "last") -> Figure:
@@ -183,7 +186,7 @@ def trials(
     """
     table = _finished(table)
     values, options = _by_dataset(table, metric, select)
-    displays = display_titles_in(table)
+    displays = _displays(table)
     base = displays["method"][_method(table, reference)]
     measures = _measures(table, table.dataset.unique().tolist(), metric, select)
     signs = {displays["dataset"][measure.dataset]: measure.direction for measure in measures}
@@ -215,7 +218,7 @@ def fisher(table: pd.DataFrame, *, data_dir: str | Path | None = None, in_rank: 
             "This figure is computed from trained networks, and none of these runs has any: run them again with "
             'save_weights=True and rerun="all".'
         )
-    displays = display_titles_in(table)
+    displays = _displays(table)
     numbers = [of_record(path, to_path(data_dir) if data_dir else default_data_dir()) for path in saved]
     named = [
         one | {kind: displays[kind].get(one[kind], one[kind]) for kind in ("dataset", "method")} for one in numbers
@@ -241,6 +244,8 @@ def tuning(table: pd.DataFrame, *, dataset: str | None = None) -> Figure:
         raise BenchmarkError(f"A table of draws is needed, as debiasbench.tune returns it. This {got}.")
     dataset = _dataset(table, dataset)
     displays = display_titles_in(table)
+    knowing = {title for title in table.method if knows_bias(title.partition(":")[0])}
+    displays = with_marks(displays, knowing=knowing, unofficial=())
     table = table[(table.dataset == dataset) & table.value.notna()]
     draws = {}
     for method, rows in table.groupby("method", sort=False):
@@ -264,6 +269,11 @@ def _shown(figure: Figure) -> Figure:
 
     figure.set_dpi(PIXELS)
     return figure
+
+
+def _displays(table: pd.DataFrame) -> Displays:
+    """What papers call its methods and datasets, with the marks of the report's tables."""
+    return pictures.marked_titles(display_titles_in(table), table)
 
 
 def _finished(table: pd.DataFrame) -> pd.DataFrame:
@@ -308,11 +318,11 @@ def _by_dataset(
 ) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, Any]]:
     """Dataset -> method -> fractions of its runs, all finished; and the name of the axis and the order of methods."""
     measures = _measures(table, table.dataset.unique().tolist(), metric, select)
-    displays = display_titles_in(table)
+    displays = _displays(table)
     values = pictures.values_by_dataset(table, measures, displays)
     if not values:
         raise BenchmarkError(_no_value(measures))
-    names = ", ".join(dict.fromkeys(measure.metric for measure in measures))
+    names = ", ".join(dict.fromkeys(map(metric_of, measures)))
     return values, {"metric": names, "order": pictures.names_of(table, displays)}
 
 

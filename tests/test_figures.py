@@ -167,6 +167,49 @@ def test_draws_show_what_was_chosen(draws):
     assert {"Draws on Colored MNIST (5,000), 2 %", "Vanilla", "PGD"} <= set(texts(figure))
 
 
+# --- the marks of tables
+
+
+@pytest.fixture(scope="module")
+def marked(tmp_path_factory):
+    """A method that knows the bias beside two that do not, on six datasets, the first two not the published data."""
+    folder = tmp_path_factory.mktemp("marked")
+    for cell in expand(["vanilla", "lff", "groupdro"], DATASETS, seeds=2).cells:
+        value = 0.4 + 0.01 * cell.seed
+        metrics = {"acc_avg": 0.3, "acc_unbiased": value, "acc_aligned": 0.9}
+        rows = [EpochFacts(epoch, metrics, metrics) for epoch in (1, 2)]
+        data = {"official": cell.dataset_title not in DATASETS[:2]}
+        arrays = {"score": torch.arange(20.0), "train_conflict": torch.arange(20)[:, None] > 15}
+        stored(folder, made_record(cell, rows, {"last": 1, "test_oracle": 0}, data=data), arrays)
+    return debiasbench.load_results(folder)
+
+
+@pytest.mark.parametrize("name", ["accuracies", "curves", "scores", "ranks", "profile", "variants", "trials"])
+def test_pictures_have_the_marks_of_tables(name, marked):
+    shown = [" ".join(text.split()) for text in texts(draw(name, marked, marked[marked.dataset == DATASETS[0]]))]
+    assert any("GroupDRO‡" in text for text in shown)
+    assert all("‡" in text for text in shown if "GroupDRO" in text)
+    assert not [text for text in shown if "‡" in text and "GroupDRO" not in text]
+    if name not in ("ranks", "profile"):  # which name no dataset, or one at many ratios
+        assert any("†" in text and "Colored MNIST" in text for text in shown)
+    published = texts(draw(name, marked, marked[marked.dataset == DATASETS[5]]))
+    assert sum("†" in text for text in published) == (2 if name in ("variants", "trials") else 0)
+
+
+@pytest.mark.parametrize("name", ["accuracies", "variants", "trials"])
+def test_a_rule_that_uses_bias_labels_is_marked(name, marked):
+    one = marked[marked.dataset == DATASETS[0]]
+    for rule, said in (("test_oracle", "acc_unbiased, test_oracle§"), ("last", "acc_unbiased (%)")):
+        shown = " ".join(" ".join(texts(getattr(debiasbench.figures, name)(one, select=rule))).split())
+        assert said in shown
+        assert ("§" in shown) == (rule != "last")
+
+
+def test_draws_of_a_method_that_knows_the_bias_are_marked(draws):
+    shown = texts(debiasbench.figures.tuning(draws.assign(method=draws.method.replace("pgd", "groupdro"))))
+    assert {"Vanilla", "GroupDRO‡"} <= set(shown)
+
+
 # --- what is no table, or has nothing to draw
 
 

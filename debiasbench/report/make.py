@@ -36,7 +36,7 @@ from debiasbench.report.export import check_export, write_export
 from debiasbench.report.outcomes import outcome
 from debiasbench.report.page import page
 from debiasbench.report.phrases import Displays, display_titles
-from debiasbench.report.pictures import accuracy_picture, profile_picture, rank_picture, score_picture
+from debiasbench.report.pictures import accuracy_picture, marked_titles, profile_picture, rank_picture, score_picture
 from debiasbench.report.published import cells as grid_cells
 from debiasbench.report.results import (
     Measure,
@@ -290,7 +290,8 @@ def make(  # noqa: PLR0913 - the report's options
         paths["profile"] = [_write_csv(folder / "profile.csv", [csv(shown_by_ratio)])]
         if figures:
             stem = results_dir / "figures" / "profile"
-            drawn += _drawn(stem, complaints, profile_picture, table, curves, reference, displays)
+            marked = marked_titles(displays, table)
+            drawn += _drawn(stem, complaints, profile_picture, table, curves, reference, marked)
     complaints = list(dict.fromkeys([*complaints, *(_without_glyphs(done) if drawn else ())]))
     lines = [one.line for one in passed]
     in_paper = [with_display_titles(one, displays) for one in tables]
@@ -597,6 +598,7 @@ def draw(
     `complaints`.
     """
     paths: list[Path] = []
+    displays = marked_titles(displays, table)
 
     def drawn(stem: str, picture: Callable[..., Figure | None], *given: Any) -> None:
         paths.extend(_drawn(folder / stem, complaints, picture, *given))

@@ -15,6 +15,7 @@ from debiasbench.files import file_name
 from debiasbench.records import Record
 from debiasbench.report import published
 from debiasbench.report.phrases import Displays, display_titles
+from debiasbench.report.pictures import marked_titles_of
 from debiasbench.report.results import dataset_title, headlines, scores_of
 from debiasbench.report.statistics import score_bins, welch
 from debiasbench.report.style import save
@@ -81,6 +82,12 @@ def _values(records: list[Record]) -> dict[str, dict[str, np.ndarray]]:
         of_dataset = lists.setdefault(dataset_title(record.cell), {})
         of_dataset.setdefault(record.cell.method_title, []).append(published.accuracy(record))
     return {name: {method: np.array(runs) for method, runs in one.items()} for name, one in lists.items()}
+
+
+def _marked(records: list[Record]) -> Displays:
+    """What papers call the methods and datasets of finished records, with the marks of tables."""
+    cells = [record.cell for record in records]
+    return marked_titles_of(display_titles(cells), cells, records)
 
 
 def _values_displayed(values: dict[str, dict[str, np.ndarray]], displays: Displays) -> dict[str, dict[str, np.ndarray]]:
@@ -163,7 +170,7 @@ def _fisher(
     left_out = len(records) - len(with_weights)
     if left_out:
         notes.append(f"{left_out} runs have no weights and are left out.")
-    displays = display_titles(record.cell for record in records)
+    displays = _marked(records)
     order = _displayed(order, displays)
     shown = [one | {kind: displays[kind].get(one[kind], one[kind]) for kind in ("dataset", "method")} for one in found]
     figures = save(fisher_figure(shown, order=order), stem)
@@ -183,7 +190,7 @@ def _norms(
     del data_dir
     title = f"{experiment.title}{' (smoke run)' if experiment.smoke else ''}"
     metric = headlines(records[0].cell.dataset)[0]
-    displays = display_titles(record.cell for record in records)
+    displays = _marked(records)
     values, order = _values_displayed(_values(records), displays), _displayed(order, displays)
     return Outcome(figures=save(parameter_figure(values, metric=metric, title=title, order=order), stem))
 
@@ -203,7 +210,7 @@ def _trials(
         if reference is not None and len(others) == 1:  # of two methods: one p
             p_values[dataset] = welch(direction(metric) * others[0], direction(metric) * reference)
     title = f"{experiment.title}{' (smoke run)' if experiment.smoke else ''}; p: Welch, one-sided"
-    displays = display_titles(record.cell for record in records)
+    displays = _marked(records)
     values, order = _values_displayed(values, displays), _displayed(order, displays)
     p_values = {displays["dataset"][dataset]: p for dataset, p in p_values.items()}
     figure = trials_histogram(values, metric=metric, p_values=p_values, title=title, order=order)

@@ -22,6 +22,7 @@ from debiasbench.parameters import write_value
 from debiasbench.records import Brief, Metrics, Record, Result
 from debiasbench.report.charts import FRAME, Panels, Rows, learning_curves, rows_of_runs
 from debiasbench.report.phrases import Displays, display_titles, displayed, titles_in
+from debiasbench.report.pictures import marked_titles_of
 from debiasbench.report.results import VALIDATED, data_seed, dataset_title, distinct, headlines, rules_of
 from debiasbench.report.tables import Column, Entry, Table, with_display_titles
 from debiasbench.wording import duration
@@ -78,12 +79,13 @@ def page(
     metrics = {_dataset(record): headlines(record.cell.dataset)[0] for record in records}
     by_dataset = {name: [record for record in done if _dataset(record) == name] for name in metrics}
     displays = display_titles(record.cell for record in records)
+    marked = marked_titles_of(displays, [record.cell for record in records], records)  # tables have marks already
     kept = _Kept(list(dict.fromkeys(map(_method, records))), list(metrics))
-    charts, lost = _charts(by_dataset, metrics, list(dict.fromkeys(map(_method, done))), displays)
+    charts, lost = _charts(by_dataset, metrics, list(dict.fromkeys(map(_method, done))), marked)
     reasons = _reasons(failed, metrics)
     first, further = _by_place(tables)
     there = [name for name, group in by_dataset.items() if group]
-    environment.globals |= {"kept": kept.mark, "displays": displays}
+    environment.globals |= {"kept": kept.mark, "displays": displays, "marked": marked}
     return template.render(
         title=title,
         frame=FRAME,
@@ -99,10 +101,10 @@ def page(
         first=[_shown(one, displays, kept) for one in first],
         further=[_shown(one, displays, kept) for one in further],
         charts=charts,
-        figures=[_figure(path, there, displays) for path in figures if path.suffix in _MEDIA],
+        figures=[_figure(path, there, marked) for path in figures if path.suffix in _MEDIA],
         choices=[(kind, titles) for kind, titles in kept.titles.items() if len(titles) > 1],
         cells=_cells(by_dataset, metrics, len(done)),
-        heading=lambda dataset: _heading(dataset, displays),
+        heading=lambda dataset: _heading(dataset, displays, marked),
     )
 
 
@@ -114,10 +116,10 @@ def _dataset(record: Record) -> str:
     return dataset_title(record.cell)
 
 
-def _heading(dataset: str, displays: Displays) -> str:
-    """What papers call a dataset, and the title by which tables and commands know it."""
-    display = displays["dataset"][dataset]
-    return display if display == dataset else f"{display} ({dataset})"
+def _heading(dataset: str, displays: Displays, marked: Displays) -> str:
+    """What papers call a dataset, with its mark, and the title by which tables and commands know it."""
+    heading = marked["dataset"][dataset]
+    return heading if displays["dataset"][dataset] == dataset else f"{heading} ({dataset})"
 
 
 def _value(entry: Entry) -> str:
@@ -211,11 +213,6 @@ class _Shown:
     columns: list[tuple[Column, Markup]]
     rows: list[tuple[list[Entry], Markup]]
     notes: list[tuple[str, Markup]]
-
-    @property
-    def marks(self) -> dict[str, str]:
-        """Behind the titles in the first column."""
-        return {str(row[0].value): row[0].mark for row, _ in self.rows}
 
 
 def _by_place(tables: list[Table]) -> tuple[list[Table], list[Table]]:

@@ -1,23 +1,41 @@
-"""The figures that a report draws of a table of results, by what papers call methods and datasets."""
+"""The figures that a report draws of a table of results, by what papers call methods and datasets.
+
+`displays` are display titles, with the marks of tables where a caller has added them (`marked_titles`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
+from debiasbench.cell import Cell
+from debiasbench.records import Record
 from debiasbench.report import figures
 from debiasbench.report.phrases import Displays, displayed
 from debiasbench.report.profile import Curves, family
-from debiasbench.report.results import Measure, runs
-from debiasbench.report.sections import means_of, one_a_dataset
+from debiasbench.report.results import Measure, bias_knowing, dataset_title, knows_bias, runs, unofficial
+from debiasbench.report.sections import means_of, metric_of, one_a_dataset
 from debiasbench.report.statistics import rank_test
-from debiasbench.report.tables import p_value
+from debiasbench.report.tables import p_value, with_marks
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+def marked_titles(displays: Displays, table: pd.DataFrame) -> Displays:
+    """Display titles of the methods and datasets of a table, with the marks that its tables have beside them."""
+    return with_marks(displays, knowing=bias_knowing(table), unofficial=unofficial(table))
+
+
+def marked_titles_of(displays: Displays, cells: Iterable[Cell], records: Iterable[Record]) -> Displays:
+    """The same of these cells' methods, and of the datasets that these records tell of."""
+    knowing = {cell.method_title for cell in cells if knows_bias(cell.method)}
+    stand_ins = [record.cell for record in records if record.result is not None and not record.result.data.official]
+    titles = {title for cell in stand_ins for title in (cell.dataset_title, dataset_title(cell))}
+    return with_marks(displays, knowing=knowing, unofficial=titles)
 
 
 def names_of(table: pd.DataFrame, displays: Displays) -> list[str]:
@@ -37,7 +55,7 @@ def accuracy_picture(table: pd.DataFrame, measure: Measure, displays: Displays) 
     values = values_by_dataset(table, [measure], displays).get(title)
     if not values:
         return None
-    return figures.accuracy_figure(values, metric=measure.metric, title=title, order=names_of(table, displays))
+    return figures.accuracy_figure(values, metric=metric_of(measure), title=title, order=names_of(table, displays))
 
 
 def rank_picture(table: pd.DataFrame, measures: Sequence[Measure], displays: Displays) -> Figure | None:

@@ -580,11 +580,21 @@ def summaries(table: pd.DataFrame, measures: Sequence[Measure], *, split: str = 
 
 def bias_knowing(table: pd.DataFrame) -> set[str]:
     """Titles of the methods that train with bias labels: references, not competitors. Of methods known here."""
+    pairs = table[["method", "method.name"]].drop_duplicates().itertuples(index=False)
+    return {title for title, name in pairs if knows_bias(name)}
+
+
+def knows_bias(method: str) -> bool:
+    """Whether a method of this name trains with bias labels; not, as far as is known, where it is not known here."""
     from debiasbench.methods import registry
 
-    classes = registry.classes()
-    pairs = table[["method", "method.name"]].drop_duplicates().itertuples(index=False)
-    return {title for title, name in pairs if name in classes and classes[name].needs_bias_labels}
+    cls = registry.classes().get(method)
+    return cls is not None and cls.needs_bias_labels
+
+
+def unofficial(table: pd.DataFrame) -> set[str]:
+    """Titles of the datasets of which some runs are not on the published data."""
+    return set(table.dataset[table.official.eq(False)])  # of a failed run nothing is known
 
 
 def ranks(table: pd.DataFrame, measures: Sequence[Measure], *, split: str = "test") -> pd.DataFrame:

@@ -27,6 +27,7 @@ from debiasbench.report.results import (
     runs,
     summaries,
     text_of,
+    unofficial,
 )
 from debiasbench.report.statistics import FEWEST_DATASETS, FEWEST_METHODS, LEVEL, rank_test, smallest_p
 from debiasbench.report.tables import (
@@ -117,10 +118,14 @@ def _head(table: pd.DataFrame, measure: Measure) -> str:
 
 def parts_of_head(table: pd.DataFrame, measure: Measure) -> tuple[str, str]:
     """The two parts of a heading: the dataset, marked if it is not the published data; the metric and the rule."""
-    mark = "" if table[table.dataset == measure.dataset].official.all() else MARKED
+    mark = MARKED if measure.dataset in unofficial(table) else ""
+    return Phrase("{dataset}{}", mark, dataset=measure.dataset), metric_of(measure)
+
+
+def metric_of(measure: Measure) -> str:
+    """The metric, and the rule where it is not the last epoch; marked if that uses bias labels or the test split."""
     rule = "" if measure.select == "last" else f", {measure.select}"
-    rule += ORACLE if uses_bias_labels(measure.select) else ""
-    return Phrase("{dataset}{}", mark, dataset=measure.dataset), f"{measure.metric}{rule}"
+    return measure.metric + rule + (ORACLE if uses_bias_labels(measure.select) else "")
 
 
 def ranks_table(table: pd.DataFrame, measures: list[Measure]) -> Table | None:

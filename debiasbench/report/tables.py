@@ -7,7 +7,7 @@ import io
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -169,6 +169,22 @@ def with_display_titles(table: Table, displays: Displays) -> Table:
         ],
         notes=[displayed(note, displays) for note in table.notes],
     )  # fmt: skip
+
+
+def with_marks(displays: Displays, *, knowing: Collection[str], unofficial: Collection[str]) -> Displays:
+    """Display titles with the marks that tables have beside them, for pictures.
+
+    Args:
+        displays: the titles.
+        knowing: titles of the methods that train with bias labels.
+        unofficial: titles of the datasets that are not the published data.
+    """
+    marks = {"method": (knowing, KNOWS), "dataset": (unofficial, MARKED)}
+    marked = {
+        kind: {title: display + mark * (title in some) for title, display in displays[kind].items()}
+        for kind, (some, mark) in marks.items()
+    }
+    return {**displays, **marked}
 
 
 def _named(text: str, names: Mapping[str, str], displays: Displays) -> str:

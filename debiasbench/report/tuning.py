@@ -117,7 +117,7 @@ def measure(rule: str) -> str:
 
 
 def draw_tuning(
-    found: Sequence[Tried], records: Iterable[Record], rule: str, folder: Path, complaints: list[str]
+    found: Sequence[Tried], records: Sequence[Record], rule: str, folder: Path, complaints: list[str]
 ) -> list[Path]:
     """A figure a dataset: the draws of each method, and below them the runs with what was chosen, if there are any.
 
@@ -128,7 +128,7 @@ def draw_tuning(
         folder: of the figures.
         complaints: grows by what could not be drawn.
     """
-    from debiasbench.report import figures
+    from debiasbench.report import figures, pictures
 
     runs: dict[tuple[str, str], list[float]] = {}
     for record in records:
@@ -140,7 +140,8 @@ def draw_tuning(
             for title in {cell.dataset_title, cell.data_title}:
                 runs.setdefault((title, cell.method_title), []).append(abs(value))
     best = {id(one) for one in choose(found)}
-    displays = display_titles(cells_of(found))
+    cells = cells_of(found)
+    displays = pictures.marked_titles_of(display_titles(cells), cells, records)
     named = displays["method"]
     paths: list[Path] = []
     datasets = dict.fromkeys(one.trial.dataset for one in found)

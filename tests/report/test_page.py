@@ -21,7 +21,8 @@ from debiasbench.records import EpochFacts, Seconds, SplitFacts
 from debiasbench.report import page as page_module
 from debiasbench.report.page import page
 from debiasbench.report.phrases import Phrase
-from debiasbench.report.results import shortened, to_frame
+from debiasbench.report.results import Measure, shortened, to_frame
+from debiasbench.report.sections import comparison_table, marked
 from debiasbench.report.style import looks
 from debiasbench.report.tables import Column, Entry, Table
 
@@ -425,6 +426,22 @@ def test_charts_of_little(fractions):
         assert points
         assert all(min(x_ticks) <= x <= max(x_ticks) and min(y_ticks) <= y <= max(y_ticks) for x, y in points)
     assert not re.search(r"\b(nan|inf)\b", chart)
+
+
+def test_charts_have_the_marks_of_tables():
+    """Behind methods that know the bias, and data that are not the published ones."""
+    records = [replace(record(), cell=cell) for cell in expand(["vanilla", "groupdro"], ["cmnist5k"], seeds=1).cells]
+    for official, mark in ((False, "†"), (True, "")):
+        some = [changed(one, data=replace(one.result.data, official=official)) for one in records]
+        table = comparison_table(to_frame(some), some, [Measure("cmnist5k", "acc_unbiased")])
+        text = page("t", [marked(table, {"groupdro"})], [], some)
+        rows = re.findall(r'<div role="listitem"[^>]*><span>(.*?)</span>', text)
+        panels = re.findall(r'<div class="panel"[^>]*><p>(.*?)</p>', text)
+        assert rows == panels == ["Vanilla", "GroupDRO‡"]
+        of_data = re.findall(r'<p class="name" id="runs-1">(.*?)</p>|<h3 id="curve-1">(.*?)</h3>', text)
+        assert [one or other for one, other in of_data] == [
+            f"Colored MNIST (5,000), 2 %{mark}", f"Colored MNIST (5,000), 2 %{mark} (cmnist5k)",
+        ]  # fmt: skip
 
 
 def test_methods_look_as_in_the_figures():

@@ -281,7 +281,7 @@ def test_figures_show_display_titles_and_their_files_are_named_as_before(folder,
     monkeypatch.setattr(figures, "score_histogram", lambda *_, **__: None)
     monkeypatch.setattr(report, "save", lambda figure, stem: seen.update({stem.name: figure}) or [])
     report.make(folder)
-    names = ["Vanilla", "PGD, norm=l1", "DPR", "GroupDRO"]
+    names = ["Vanilla", "PGD, norm=l1", "DPR", "GroupDRO‡"]
     assert seen == {
         "accuracies-cmnist5k": (names, "Colored MNIST (5,000), 2 %", names),
         "accuracies-cmnist+rho=0.01": (names, "Colored MNIST, 1 %", names),
@@ -298,7 +298,7 @@ def test_headings_of_the_page_say_both_titles_and_curves_are_called_as_in_figure
     text = made.paths["report"][0].read_text(encoding="utf-8").replace("<wbr>", "")
     headings = re.findall(r"<h3[^>]*>(.*?)</h3>", text)
     assert headings[-2:] == ["Colored MNIST, 1 % (cmnist:rho=0.01)", "Colored MNIST (5,000), 2 % (cmnist5k)"]
-    assert seen == [["Vanilla", "PGD, norm=l1", "DPR", "GroupDRO"]] * 2
+    assert seen == [["Vanilla", "PGD, norm=l1", "DPR", "GroupDRO‡"]] * 2
 
 
 @pytest.mark.parametrize("words", [["--order", "best"], ["--by", "rows"], ["--verify", "x.json", "--by", "metric"]])

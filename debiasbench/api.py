@@ -6,14 +6,14 @@ import math
 import os
 import warnings
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from debiasbench.arguments import checked
 from debiasbench.data.cache import CACHE_VARIABLE
 from debiasbench.experiments import Experiment
 from debiasbench.files import default_data_dir, to_path
-from debiasbench.grid import MOST_CELLS
+from debiasbench.parameters import Allowed
 from debiasbench.records import find_record, read_record
 from debiasbench.tuned import check_output, check_rule, read_tuned
 
@@ -23,6 +23,15 @@ if TYPE_CHECKING:
     from debiasbench.running.run import GridRun
 
 
+SECONDS = Allowed("a time above 0, in seconds", lambda value: value > 0)
+LIMITS = {
+    "workers": Allowed("at least 0", lambda value: value >= 0),
+    "per_device": Allowed("at least 1", lambda value: value >= 1),
+    "checkpoint_every": SECONDS, "cell_timeout": SECONDS, "silence_timeout": SECONDS,
+}  # fmt: skip
+
+
+@checked(**LIMITS)
 def run(  # noqa: PLR0913 - the command line's options
     methods: Sequence[str],
     datasets: Sequence[str],
@@ -95,15 +104,14 @@ def run(  # noqa: PLR0913 - the command line's options
     from debiasbench.running.run import RunOptions, plan_grid
 
     asked = Experiment(
-        "", _words(methods), _words(datasets), epochs=epochs,
-        seeds=seeds if isinstance(seeds, int) else list(islice(seeds, MOST_CELLS + 1)),  # a range may fill the memory
+        "", list(methods), list(datasets), epochs=epochs, seeds=seeds if isinstance(seeds, int) else list(seeds),
         reference=reference, shared_recipes=shared_recipes, data_seeds=data_seeds,
     )  # fmt: skip
     results = to_path(results_dir)
     _cache_in(cache_dir)
     options = RunOptions(
         data_dir=to_path(data_dir) if data_dir else default_data_dir(), results_dir=results, device=device,
-        workers=workers, per_device=per_device, executor=executor, slurm=tuple(_words(slurm)), rerun=rerun,
+        workers=workers, per_device=per_device, executor=executor, slurm=tuple(slurm), rerun=rerun,
         keep_changed=keep_changed, save_weights=save_weights, reuse=reuse, download=download,
         skip_missing=skip_missing, shard=shard, checkpoint_every=checkpoint_every, cell_timeout=cell_timeout,
         silence_timeout=silence_timeout, tuned=read_tuned(to_path(tuned)) if tuned else None,
@@ -114,6 +122,7 @@ def run(  # noqa: PLR0913 - the command line's options
     return Results.of([shortened(read_record(path)) for path in paths])
 
 
+@checked(**LIMITS)
 def tune(  # noqa: PLR0913 - the command line's options
     methods: Sequence[str],
     datasets: Sequence[str],
@@ -173,11 +182,11 @@ def tune(  # noqa: PLR0913 - the command line's options
     results = to_path(results_dir)
     path = to_path(output) if output else results / "tuned.toml"
     check_output(path)
-    asked = Experiment("", _words(methods), _words(datasets), seeds=seeds, epochs=epochs, shared_recipes=shared_recipes)
+    asked = Experiment("", list(methods), list(datasets), seeds=seeds, epochs=epochs, shared_recipes=shared_recipes)
     _cache_in(cache_dir)
     options = RunOptions(
         data_dir=to_path(data_dir) if data_dir else default_data_dir(), results_dir=results, device=device,
-        workers=workers, per_device=per_device, executor=executor, slurm=tuple(_words(slurm)), rerun=rerun,
+        workers=workers, per_device=per_device, executor=executor, slurm=tuple(slurm), rerun=rerun,
         keep_changed=keep_changed, reuse=reuse, download=download, skip_missing=skip_missing,
         checkpoint_every=checkpoint_every, cell_timeout=cell_timeout, silence_timeout=silence_timeout,
     )  # fmt: skip
@@ -199,11 +208,6 @@ def _cache_in(cache_dir: str | Path | None) -> None:
         os.environ[CACHE_VARIABLE] = str(to_path(cache_dir).absolute())  # workers inherit it
 
 
-def _words(given: Sequence[str]) -> list[str]:
-    """Several words, or a single one, which is a sequence of letters to Python."""
-    return [given] if isinstance(given, str) else list(given)
-
-
 def _train(ready: GridRun, *, progress: bool | None) -> None:
     """Run what is not finished; a warning for each dataset that is left out."""
     from debiasbench.console import in_a_notebook
@@ -220,6 +224,7 @@ def _train(ready: GridRun, *, progress: bool | None) -> None:
         run_grid(ready, lambda _: None)
 
 
+@checked()
 def load_results(path: str | Path) -> pd.DataFrame:
     """All records below a folder as one tidy table, a row a cell x split x selection rule, without copies.
 
@@ -241,6 +246,7 @@ def load_results(path: str | Path) -> pd.DataFrame:
     return Results.of(records_in(path))
 
 
+@checked()
 def compare(
     table: pd.DataFrame,
     *,
@@ -254,7 +260,7 @@ def compare(
     Args:
         table: from `run` or `load_results`, all of it or a part of its rows. Draws of a tuning take no part.
         reference: a method's title; default: the first method of the table that has finished runs.
-        metric: a column of the table; default: each dataset's headline metric.
+        metric: an accuracy, a metric of your own, or "loss"; default: each dataset's headline metric.
         split: "test" or "valid".
         select: the rule that selected the epoch: "last", "val_acc", ...
 
@@ -274,6 +280,7 @@ def compare(
     return Tests.of(tests, table)
 
 
+@checked()
 def load_predictor(record: str | Path) -> Any:
     """The trained predictor of a cell that was run with `save_weights`: x float (B, C, H, W) -> logits (B, C).
 

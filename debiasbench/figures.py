@@ -24,6 +24,7 @@ import numpy as np
 import pandas as pd
 
 from debiasbench.archives import is_there
+from debiasbench.arguments import checked
 from debiasbench.errors import BenchmarkError
 from debiasbench.files import default_data_dir, to_path
 from debiasbench.parameters import suggestion
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
 __all__ = ["accuracies", "curves", "fisher", "profile", "ranks", "scores", "trials", "tuning", "variants"]
 
 
+@checked()
 def accuracies(
     table: pd.DataFrame, *, dataset: str | None = None, metric: str | None = None, select: str = "last"
 ) -> Figure:
@@ -75,6 +77,7 @@ def accuracies(
     return _shown(figure)
 
 
+@checked()
 def curves(table: pd.DataFrame, *, dataset: str | None = None, metric: str | None = None) -> Figure:
     """Learning curves on a dataset, on the test split: of each method the mean over its runs, and each run.
 
@@ -99,6 +102,7 @@ def curves(table: pd.DataFrame, *, dataset: str | None = None, metric: str | Non
     return _shown(pictures.curve_picture(found, table, measure, _displays(table)))
 
 
+@checked()
 def scores(table: pd.DataFrame, *, dataset: str | None = None) -> Figure:
     """Per-sample scores of aligned and of conflicting samples: a histogram a method, of its first run that has them.
 
@@ -125,6 +129,7 @@ def scores(table: pd.DataFrame, *, dataset: str | None = None) -> Figure:
     return _shown(pictures.score_picture(found, dataset, _displays(table)))
 
 
+@checked()
 def ranks(table: pd.DataFrame, *, metric: str | None = None, select: str = "last") -> Figure:
     """Average ranks of the methods over all datasets of the table, and which of them no test tells apart.
 
@@ -146,6 +151,7 @@ def ranks(table: pd.DataFrame, *, metric: str | None = None, select: str = "last
     return _shown(figure)
 
 
+@checked()
 def profile(table: pd.DataFrame, *, reference: str | None = None) -> Figure:
     """Accuracies by the fraction of conflicting training samples: a panel a dataset, a line a method.
 
@@ -159,6 +165,7 @@ def profile(table: pd.DataFrame, *, reference: str | None = None) -> Figure:
     return _shown(pictures.profile_picture(table, of_sweeps, reference, _displays(table)))
 
 
+@checked()
 def variants(table: pd.DataFrame, *, metric: str | None = None, select: str = "last") -> Figure:
     """Variants of a method over datasets, a panel a dataset: mean, standard deviation and every run.
 
@@ -171,6 +178,7 @@ def variants(table: pd.DataFrame, *, metric: str | None = None, select: str = "l
     return _shown(figures.parameter_figure(values, **options))
 
 
+@checked()
 def trials(
     table: pd.DataFrame, *, reference: str | None = None, metric: str | None = None, select: str = "last"
 ) -> Figure:
@@ -199,6 +207,7 @@ def trials(
     return _shown(figures.trials_histogram(values, p_values=p_values, title=title, **options))
 
 
+@checked()
 def fisher(table: pd.DataFrame, *, data_dir: str | Path | None = None, in_rank: bool = False) -> Figure:
     """The trace of the inverse Fisher information of the final layer of trained networks; less is better.
 
@@ -226,6 +235,7 @@ def fisher(table: pd.DataFrame, *, data_dir: str | Path | None = None, in_rank: 
     return _shown(figures.fisher_figure(named, in_rank=in_rank, order=pictures.names_of(table, displays)))
 
 
+@checked()
 def tuning(table: pd.DataFrame, *, dataset: str | None = None) -> Figure:
     """How far the draws of a tuning spread, with each method's defaults and what was chosen.
 

@@ -473,6 +473,8 @@ def compare(
     methods = table.method.unique().tolist()
     reference = reference or methods[0]
     check_reference(reference, methods)
+    if split not in SPLITS:
+        raise BenchmarkError(f"split must be {' or '.join(SPLITS)}. Got {split!r}.")
     if metric not in (None, "loss"):  # of all else in a table nobody says what is better
         check_metric(table, metric)
     datasets = table.dataset.unique()

@@ -142,3 +142,9 @@ def test_what_is_no_metric_is_not_compared(metric):
     _, table = found()
     with pytest.raises(BenchmarkError, match=f"No metric '{metric}'"):
         compare(table, metric=metric)
+
+
+def test_a_split_that_is_none_is_refused():
+    _, table = found()
+    with pytest.raises(BenchmarkError, match=r"split must be valid or test\. Got 'tset'"):
+        compare(table, split="tset")

@@ -69,6 +69,7 @@ from debiasbench.report.strict import (
     Commands,
     Refusal,
     Seal,
+    Wholes,
     changed_tables,
     differences,
     message,
@@ -225,8 +226,10 @@ def make(  # noqa: PLR0913 - the report's options
     done = [record for record in records if record.done]
     failed = [record for record in records if not record.done]
     of_draws = {record.cell.method_title for record in draws if record.cell.draw and record.cell.draw.number}
+    wholes = Wholes()
     check = functools.partial(
-        _check_strictly, records, asked=functools.partial(saved.cells, of_draws), shown=shown, complaints=unread,
+        _check_strictly, records, wholes=wholes, complaints=unread,
+        asked=lambda: [cell for cell in saved.cells(of_draws) if _chosen_names(cell, shown)],
         commands=_commands(given, shown, reference or known[0]),
     )  # fmt: skip
     if strict and not done:
@@ -262,7 +265,7 @@ def make(  # noqa: PLR0913 - the report's options
     tables, tests = _compared(table, done, measures, reference, by=shown.by)
     if tests is not None:
         paths["tests"] = [_write_csv(folder / "tests.csv", frame_csv(tests))]
-    passed = [_sealed(done, tables, shown, reference)] if strict else []
+    passed = [_sealed(done, tables, shown, reference, wholes)] if strict else []
     if others is not None and shown.beside:
         tables[0], told = beside.with_published(tables[0], others, measures, done, shown.beside)
         complaints += told
@@ -413,9 +416,9 @@ def _check_strictly(
     table: pd.DataFrame | None,
     *,
     asked: Callable[[], list[Cell]],
-    shown: Shown,
     commands: Commands,
     complaints: list[str],
+    wholes: Wholes,
 ) -> None:
     """Refuse tables that are not ready for publication; `asked` gives the cells of the last run.
 
@@ -423,8 +426,7 @@ def _check_strictly(
         BenchmarkError: everything that is wrong.
     """
     try:
-        cells = [cell for cell in asked() if _chosen_names(cell, shown)]
-        found = refusals(records, measures, asked=cells, table=table, commands=commands)
+        found = refusals(records, measures, asked=asked(), table=table, commands=commands, wholes=wholes)
     except BenchmarkError as error:
         found = [Refusal(f"The cells of the last run cannot be determined here ({error}).")]
     if found or complaints:
@@ -450,9 +452,9 @@ def _trained_into(given: Path) -> Path:
     return given if sources(given) != [given] else given / "more"
 
 
-def _sealed(done: list[Record], tables: list[Table], shown: Shown, reference: str) -> Seal:
+def _sealed(done: list[Record], tables: list[Table], shown: Shown, reference: str, wholes: Wholes) -> Seal:
     by = None if shown.by == Shown.by else shown.by
-    return seal(done, tables, reference=reference, metrics=shown.metrics, select=shown.select, by=by)
+    return seal(done, tables, reference=reference, metrics=shown.metrics, select=shown.select, wholes=wholes, by=by)
 
 
 def verify(file: Path, folder: Path | None = None) -> tuple[bool, list[str]]:

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -114,6 +114,30 @@ class Commands:
         return replace(self, shown={**self.shown, "methods": methods}, reference=(like or methods)[0]).again
 
 
+class Facts(NamedTuple):
+    """What a whole record says: what in it cannot be true together, "" if nothing is known, and its `digest_of`."""
+
+    contradiction: str
+    sha256: str
+
+
+class Wholes:
+    """Facts of finished records, of which a report keeps what it shows: each is read again once, and not kept."""
+
+    def __init__(self) -> None:
+        self._found: dict[Path, Facts] = {}
+
+    def facts(self, record: Record) -> Facts:
+        """Of a finished record, as its file was when it was asked for first."""
+        found = self._found.get(record.path) if record.path else None
+        if found is None:
+            whole = _whole(record)
+            found = Facts(contradiction(whole), digest_of(whole))
+            if record.path:
+                self._found[record.path] = found
+        return found
+
+
 def refusals(
     records: Sequence[Record],
     measures: Sequence[Measure],
@@ -121,6 +145,7 @@ def refusals(
     asked: Iterable[Cell],
     table: pd.DataFrame | None,
     commands: Commands,
+    wholes: Wholes,
 ) -> list[Refusal]:
     """Everything that keeps a table from being published; empty if it passes.
 
@@ -130,12 +155,13 @@ def refusals(
         asked: the cells of the last run that belong to the shown methods and datasets.
         table: the finished records as a data frame; None if there are none.
         commands: makes the command lines of the answer.
+        wholes: the finished records as a whole; `seal` needs them again.
     """
     done = [record for record in records if record.done]
     found = [
         *_failed(records, commands), *_missing(records, asked, commands), *_rules(measures, commands),
         *_without_value(done, measures, commands), *_budgets(done, commands), *_data(done, commands),
-        *_not_published(done, commands), *_contradictory(done, commands), *_code(done, commands),
+        *_not_published(done, commands), *_contradictory(done, commands, wholes), *_code(done, commands),
         *_nets(done, commands), *_functions(done, measures, commands), *_machines(done, commands),
         *_few_seeds(done, measures, commands),
     ]  # fmt: skip
@@ -348,11 +374,11 @@ def _not_published(done: Sequence[Record], commands: Commands) -> Iterator[Refus
             )
 
 
-def _contradictory(done: Sequence[Record], commands: Commands) -> Iterator[Refusal]:
+def _contradictory(done: Sequence[Record], commands: Commands, wholes: Wholes) -> Iterator[Refusal]:
     """Records whose parts contradict each other; nothing here tells how that came about."""
     by_reason: dict[str, list[Place]] = {}
     for record in done:
-        reason = contradiction(_whole(record))
+        reason = wholes.facts(record).contradiction
         if reason:
             by_reason.setdefault(reason, []).append(place_of(record.cell))
     for reason, places in by_reason.items():
@@ -574,6 +600,7 @@ def seal(
     reference: str,
     metrics: Sequence[str],
     select: Sequence[str],
+    wholes: Wholes,
     by: str | None = None,
 ) -> Seal:
     """The seal of tables.
@@ -584,6 +611,7 @@ def seal(
         reference: the title of the method that the others were tested against.
         metrics: the metrics that were shown.
         select: the selection rules that were shown.
+        wholes: what `refusals` has found in the records.
         by: what columns are grouped by, if it is not the dataset.
     """
     titles = dict.fromkeys(dataset_title(record.cell) for record in records)
@@ -595,7 +623,7 @@ def seal(
         metrics=tuple(metrics),
         select=tuple(select),
         budgets={dataset_title(record.cell): budget_of(record) for record in records},
-        records={record.hash: Sealed(record.cell.title, digest_of(record)) for record in records},
+        records={record.hash: Sealed(record.cell.title, wholes.facts(record).sha256) for record in records},
         tables=shown_in(tables),
         by=by,
     )

@@ -15,6 +15,7 @@ from debiasbench.experiments import Experiment, write_grid
 from debiasbench.grid import expand
 from debiasbench.records import EpochFacts, pack, read_records, record_path, write_record
 from debiasbench.report import make as report
+from debiasbench.report import strict
 from debiasbench.report.budgets import Budget, budget_of, untuned
 from debiasbench.tuned import Draw, Tuned
 from debiasbench.tuning import with_values
@@ -112,6 +113,13 @@ def test_the_command_tells_the_digest_and_the_exit_code_is_zero(good, passed, ca
     monkeypatch.setattr(report, "draw", lambda *_: [])
     assert cli.main(["report", str(good), "--strict"]) == 0
     assert " ".join(passed.passed.split()) in " ".join(capsys.readouterr().out.split())
+
+
+def test_each_record_is_read_again_once_to_be_checked_and_sealed(copied, monkeypatch):
+    read, paths = strict.read_record, []
+    monkeypatch.setattr(strict, "read_record", lambda path: paths.append(path) or read(path))
+    report.make(copied, figures=False, strict=True)
+    assert len(paths) == len(set(paths)) == 18
 
 
 def test_without_being_asked_nothing_is_sealed(copied):

@@ -74,6 +74,7 @@ class CCIFAR(Dataset):
     display = "Corrupted CIFAR-10"
     class_names = CLASS_NAMES
     bias_names = ("corruption",)
+    bias_values = (corruptions.NAMES,)
     n_bias_values = 10
     unbiased_test = True
     headline = ("acc_unbiased",)

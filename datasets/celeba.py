@@ -117,6 +117,10 @@ class CelebA(Dataset):
     def bias_names(self) -> tuple[str, ...]:
         return (_words(self.bias),)
 
+    @property
+    def bias_values(self) -> tuple[tuple[str, ...], ...]:
+        return ((f"not {self.bias_names[0]}", self.bias_names[0]),)
+
     def key(self) -> dict[str, Any]:
         """Without the usual attributes: cells had their identity before there was a choice."""
         usual = {"target": BLOND, "bias": MALE}

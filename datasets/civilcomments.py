@@ -88,6 +88,10 @@ class CivilComments(Dataset):
     def bias_names(self) -> tuple[str, ...]:
         return (self.groups,)
 
+    @property
+    def bias_values(self) -> tuple[tuple[str, ...], ...]:
+        return ((f"not {self.groups}", self.groups),)
+
     def file(self, data_dir: Path) -> Path:
         """The CSV, in WILDS' folder below the data folder or `root`, or in `root` itself."""
         folder = super().folder(data_dir) if self.root else data_dir

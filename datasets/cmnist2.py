@@ -44,6 +44,7 @@ class CMNIST2(Dataset):
     display = "Two-class Colored MNIST"
     class_names = ("0 to 4", "5 to 9")
     bias_names = ("colour",)
+    bias_values = (("red", "green"),)
     n_bias_values = 2
     headline = ("acc_avg",)
     ratio_parameters = ("first", "second")

@@ -104,6 +104,10 @@ class Dominoes(Dataset):
         return ("upper" if self.target == "lower" else "lower",)
 
     @property
+    def bias_values(self) -> tuple[tuple[str, ...], ...]:
+        return (tuple(NAMES[self._kinds[1]][one] for one in self._chosen(self._kinds[1])),)
+
+    @property
     def n_bias_values(self) -> int:
         return self.classes
 

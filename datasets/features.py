@@ -34,6 +34,7 @@ nothing below the last layer learns: what a method does to features (CNC's contr
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -84,7 +85,7 @@ class Features(Dataset):
         if not self.root:
             return ()
         named = self.embedding.class_names if self.embedding else ()
-        return tuple(named[int(label)] if _is_index(label, named) else label for label in self._labels)
+        return _named(self._labels, named)
 
     @property
     def bias_names(self) -> tuple[str, ...]:
@@ -93,6 +94,14 @@ class Features(Dataset):
     @property
     def n_bias_values(self) -> int:
         return max(map(len, self._values.values())) if self.root else 0
+
+    @property
+    def bias_values(self) -> tuple[tuple[str, ...], ...]:
+        if not self.root:
+            return ()
+        named = self.embedding.bias_values if self.embedding else ()
+        values = zip_longest(self._values.values(), named[: len(self._values)], fillvalue=())
+        return tuple(_named(one, names) for one, names in values)
 
     @property
     def has_bias_labels(self) -> bool:
@@ -219,8 +228,9 @@ def _in_order(values: set[str]) -> list[str]:
         return sorted(values)
 
 
-def _is_index(label: str, names: Sequence[str]) -> bool:
-    return label.isdecimal() and int(label) < len(names)
+def _named(values: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
+    """The values of a column, by name where they are numbers of these names."""
+    return tuple(names[int(one)] if one.isdecimal() and int(one) < len(names) else one for one in values)
 
 
 def _numbers(values: Sequence[str], order: Sequence[str]) -> Tensor:

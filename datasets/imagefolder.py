@@ -11,7 +11,8 @@ Label and bias as given:
   valid if there is one, by any of their usual names (training; val, validation, dev; testing, eval). Another folder
   with images that looks like a split (train2, vali, holdout, or with folders of classes) is refused, as it is not read;
 - a table: root/images.csv (or `table=FILE`, below root), with the columns file (below root), label, split (train,
-  valid or test, or as above) and, if known, bias.
+  valid or test, or as above, or 0, 1 or 2) and, if known, bias. Columns of other names are named:
+  `file=path,label=target,split=fold,bias=background`.
 
 Classes and bias values are numbered in the order of their names, without the blanks around them. A bias that is
 missing, as tables write it (nan, NA, null, -1, unknown, ...), is unknown; a label must not be. If the bias values are
@@ -27,13 +28,15 @@ with bias labels all group metrics are there as well.
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from debiasbench.data.images import contents, decode, remarks
-from debiasbench.data.labelled import Labelled, Row, alike, from_folders, from_table
+from debiasbench.data.labelled import COLUMNS, Labelled, Row, alike, from_folders, from_table
 from debiasbench.datasets import Dataset, NeededFile, Recipe, at_least, between
 from debiasbench.errors import BenchmarkError
+from debiasbench.parameters import write_value
 from debiasbench.randomness import derived_generator
 from debiasbench.samples import Samples, Splits, stratified
 
@@ -42,7 +45,6 @@ class ImageFolder(Dataset):
     """Images from folders or a table."""
 
     name = "imagefolder"
-    bias_names = ("bias",)
     headline = ("acc_avg",)
     recipe = Recipe(
         net="resnet18", pretrained="imagenet", epochs=100, batch_size=16, learning_rate=5e-4, weight_decay=1e-5,
@@ -52,6 +54,10 @@ class ImageFolder(Dataset):
 
     title: str = ""  # what the data are called
     table: str = "images.csv"  # used if it is there
+    file: str = "file"  # what the table calls the column of paths
+    label: str = "label"
+    split: str = "split"
+    bias: str = "bias"
     size: int = at_least(16, default=224)  # pixels a side
     rho: float | None = between(0, 1, default=None)  # fraction of bias-conflicting training samples, if you know it
 
@@ -68,19 +74,32 @@ class ImageFolder(Dataset):
         return self.title
 
     def in_words(self) -> dict[str, str]:
-        return {"title": "", "rho": "" if self.rho is None else f"{100 * self.rho:g} %"}
+        hidden = dict.fromkeys(("title", "table", *COLUMNS), "")  # the title names the data
+        return {**hidden, "rho": "" if self.rho is None else f"{100 * self.rho:g} %"}
+
+    def key(self) -> dict[str, Any]:
+        """Without the usual names of columns: cells had their identity before there was a choice."""
+        return {name: value for name, value in super().key().items() if name not in COLUMNS or value != name}
 
     @property
     def class_names(self) -> tuple[str, ...]:
         return tuple(sorted({label for rows in self.rows.values() for _, label, _ in rows})) if self.root else ()
 
     @property
+    def bias_names(self) -> tuple[str, ...]:
+        return (self.bias,)
+
+    @property
+    def bias_values(self) -> tuple[tuple[str, ...], ...]:
+        return (self._bias_values,) if self.root else ((),)
+
+    @property
     def n_bias_values(self) -> int:
-        return len(self._bias_values())
+        return len(self.bias_values[0])
 
     @property
     def has_bias_labels(self) -> bool:
-        return bool(self._bias_values())
+        return self.n_bias_values > 0
 
     @property
     def conflict_ratio(self) -> float | None:
@@ -100,7 +119,7 @@ class ImageFolder(Dataset):
     def build(self, data_dir: Path) -> Splits:
         """The splits as given; a tenth of training for validation, if there is none."""
         rows = dict(self.rows)
-        classes, values = self.class_names, self._bias_values()
+        classes, values = self.class_names, self.bias_values[0]
         y = {split: torch.tensor([classes.index(label) for _, label, _ in part]) for split, part in rows.items()}
         notes = [f"{len(classes)} classes.", *self.labelled.notes]
         if not rows["valid"]:
@@ -134,9 +153,9 @@ class ImageFolder(Dataset):
             splits[split] = Samples(one.x, y[split], bias[split], conflict, one.sha256)
         return Splits.of(splits, note=" ".join(notes))
 
+    @cached_property
     def _bias_values(self) -> tuple[str, ...]:
-        found = {bias for rows in self.rows.values() for *_, bias in rows if bias} if self.root else set()
-        return tuple(sorted(found))
+        return tuple(sorted({bias for rows in self.rows.values() for *_, bias in rows if bias}))
 
     @property
     def rows(self) -> Mapping[str, list[Row]]:
@@ -152,20 +171,24 @@ class ImageFolder(Dataset):
         table = root / self.table
         if self.table != "images.csv" and not table.is_file():
             raise BenchmarkError(f"There is no file {table} (imagefolder:table={self.table}).")
-        found = from_table(root, table) if table.is_file() else from_folders(root)
+        named = {role: getattr(self, role) for role in COLUMNS}
+        given = [f"{role}={name}" for role, name in named.items() if name != role]
+        if given and not table.is_file():
+            raise BenchmarkError(
+                f"{', '.join(given)} names columns of a table, and there is no {table}.{_asked_for(root)} Name the "
+                "table, table=FILE, or leave these out where images are in folders."
+            )
+        found = from_table(root, table, named) if table.is_file() else from_folders(root)
         labels = {split: {label for _, label, _ in part} for split, part in found.rows.items()}
         for split in ("train", "test"):
             if not labels[split]:
                 folders = ""
                 if not table.is_file():
-                    tables = sorted(path.name for path in root.glob("*.csv"))
-                    folders = (
-                        f" Folders there: {', '.join(path.name for path in contents(root).folders[:10]) or 'none'}."
-                    )
-                    folders += f" Is it {tables[0]}? imagefolder:table={tables[0]}" if tables else ""
+                    names = ", ".join(path.name for path in contents(root).folders[:10])
+                    folders = f" Folders there: {names or 'none'}.{_asked_for(root)}"
                 raise BenchmarkError(
                     f"{root} has no {split} images: {split}/<class>/* is needed, or {self.table} with the columns "
-                    f"file, label, split and, if known, bias.{folders}"
+                    f"file, label, split and, if known, bias (or named otherwise: label=COLUMN, ...).{folders}"
                 )
         for split in ("valid", "test"):
             unseen = labels[split] - labels["train"]
@@ -176,3 +199,9 @@ class ImageFolder(Dataset):
                     f"add training images, or take it out. {' '.join(near)}".rstrip()
                 )
         return found
+
+
+def _asked_for(root: Path) -> str:
+    """A question for the table that may be meant, if one is there."""
+    tables = sorted(path.name for path in root.glob("*.csv"))
+    return f" Is it {tables[0]}? imagefolder:table={write_value(tables[0])}" if tables else ""

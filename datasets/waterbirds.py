@@ -59,6 +59,7 @@ class Waterbirds(Dataset):
     display = "Waterbirds"
     class_names = ("landbird", "waterbird")
     bias_names = ("place",)
+    bias_values = (("land", "water"),)
     n_bias_values = 2
     headline = ("acc_worst", "acc_adjusted")
     official_counts = {split: sum(groups) for split, groups in GROUPS.items()}

@@ -88,6 +88,16 @@ class Dataset(Parameters, ABC):
         return 0
 
     @property
+    def bias_values(self) -> tuple[tuple[str, ...], ...]:
+        """The names of the values of each bias, in the order of `bias_names`; () where they have numbers alone."""
+        return ()
+
+    def bias_value(self, column: int, value: int) -> str:
+        """What a value of the bias of a column is called: by its name, or else by its number."""
+        names = self.bias_values[column] if column < len(self.bias_values) else ()
+        return names[value] if value < len(names) else str(value)
+
+    @property
     def official_counts(self) -> dict[str, int]:
         """Split -> number of samples as published."""
         return {}

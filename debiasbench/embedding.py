@@ -452,6 +452,7 @@ def _described(
         preprocessing=json.loads(json.dumps(encoder.preprocessing or {})), dataset=title,
         fingerprint=splits.fingerprint(), official=splits.official, note=note.strip(), class_names=dataset.class_names,
         bias_names=names, files={}, conflict_ratio=dataset.conflict_ratio, versions=versions, device=device.type,
+        bias_values=dataset.bias_values,
     )  # fmt: skip
 
 

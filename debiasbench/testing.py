@@ -735,6 +735,9 @@ def check_dataset_declaration(dataset: Dataset, splits: Splits) -> None:
     assert module.__doc__, f"{cls.name} needs documentation: input, label, bias, splits, source, licence."
     assert dataset.n_classes > 1
     assert dataset.bias_names, f"{cls.name} needs the names of its biases."
+    named = dataset.bias_values
+    assert len(named) in (0, len(dataset.bias_names)), f"{cls.name}: bias_values must be empty, or have one per bias."
+    assert all(len(one) <= dataset.n_bias_values for one in named), f"{cls.name}: more bias_values than n_bias_values."
     strange = [name for name in dataset.ratio_parameters if name not in dataset.values()]
     assert not strange, f"{cls.name}: ratio_parameters names {', '.join(strange)}, which is no parameter of it."
     check_net(cls.recipe.net)

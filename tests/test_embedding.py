@@ -113,6 +113,7 @@ def test_labels_biases_and_conflicts_are_those_of_the_dataset(photos, small, tmp
     folder = embed(photos, small, data_dir=Path(), device="cpu", output=tmp_path / "out").folder
     dataset, splits = read(folder)
     assert (dataset.class_names, dataset.bias_names) == (("ant", "cat"), ("bias",))
+    assert dataset.bias_values == (("green", "red"),)
     for split, part in source(photos).named().items():
         found = splits.named()[split]
         assert torch.equal(found.y, part.y)

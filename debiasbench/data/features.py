@@ -21,6 +21,7 @@ import torch
 from debiasbench.data.cache import Cached, cached
 from debiasbench.data.images import contents
 from debiasbench.data.labelled import (
+    SHORT,
     SPLITS,
     is_missing,
     no_label,
@@ -28,6 +29,7 @@ from debiasbench.data.labelled import (
     refuse_lines,
     refuse_twice,
     remarks_on,
+    split_in_table,
     split_named,
     tidied,
 )
@@ -40,8 +42,6 @@ BLOCK = 2**22  # values that are converted before they are written
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 EMBEDDING = "embedding.json"  # beside the files: how they were made
 PRECISION = 1e-12  # relative, of a standard deviation: below it a feature is constant
-NUMBERED = {"0": "train", "1": "valid", "2": "test"}  # in tables, as GroupDRO has them
-SHORT = {"tr": "train", "va": "valid", "te": "test"}  # as SubpopBench has them
 NO_BIAS = frozenset({  # columns that name a sample, its group or its label otherwise
     "", "id", "index", "name", "file", "filename", "file_name", "path", "image", "image_id", "img_id", "img_filename",
     "place_filename", "sample", "text", "g", "group", "yy", "label",
@@ -330,8 +330,7 @@ def read_metadata(path: Path, named: Sequence[str] = ()) -> Table:
         if None in line or None in line.values():
             problems.append(f"line {number}: it has another number of values than there are columns.")
             continue
-        word = tidied(line["split"]).lower()
-        split = NUMBERED.get(word) or SHORT.get(word) or split_named(word)
+        split = split_in_table(line["split"])
         odd = [line[column] for column in said_in.values() if tidied(line[column]) not in ("0", "1")]
         if split is None:
             problems.append(f"line {number}: split must be {', '.join(SPLITS)}, or 0, 1, 2. Got {line['split']!r}.")
@@ -409,6 +408,7 @@ class Embedding:
         note: of its data.
         class_names: the names of the labels 0, 1, ...
         bias_names: the columns of the table that are biases.
+        bias_values: of each, the names of the values 0, 1, ...; empty where they have none.
         files: name -> SHA-256.
         conflict_ratio: that the dataset was built for, where it is known.
         versions: of the packages.
@@ -429,6 +429,7 @@ class Embedding:
     conflict_ratio: float | None = None
     versions: dict[str, str] = field(default_factory=dict)
     device: str = ""
+    bias_values: tuple[tuple[str, ...], ...] = ()
 
     def says_the_same(self, other: Embedding) -> bool:
         """Whether both are of equal data by the same encoder, whatever they were made with."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import math
 import re
 import unicodedata
@@ -15,12 +16,15 @@ from pathlib import Path
 from debiasbench.data.images import contents, has_images, image_files, left_out
 from debiasbench.errors import BenchmarkError
 from debiasbench.files import absent
+from debiasbench.parameters import write_value
 
 SPLITS: Mapping[str, tuple[str, ...]] = {  # the usual names of each, in any case
     "train": ("train", "training"),
     "valid": ("valid", "val", "validation", "dev"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
+NUMBERED = {"0": "train", "1": "valid", "2": "test"}  # in tables, as GroupDRO has them
+SHORT = {"tr": "train", "va": "valid", "te": "test"}  # as SubpopBench has them
 ALSO_SPLITS = ("holdout", "heldout", "hold-out", "held-out", "hold_out", "held_out", "extra", "unseen")  # not read
 MISSING = frozenset({  # how tables and people write that a value is not known, in any case and without brackets
     "na", "n/a", "n.a.", "#na", "#n/a", "#n/a n/a", "nat", "null", "#null!", r"\n", "nil", "none", "1.#ind", "-1.#ind",
@@ -46,6 +50,13 @@ def split_named(name: str) -> str | None:
     """Train, valid or test by one of its usual names; None if it is none of them."""
     word = tidied(name).lower()
     return next((split for split, names in SPLITS.items() if word in names), None)
+
+
+@lru_cache(maxsize=10_000)
+def split_in_table(name: str) -> str | None:
+    """As `split_named`, in tables, which number splits or shorten their names as well."""
+    word = tidied(name).lower()
+    return NUMBERED.get(word) or SHORT.get(word) or split_named(word)
 
 
 @lru_cache(maxsize=10_000)  # a million rows have few names
@@ -204,38 +215,88 @@ def _allowed() -> str:
 # ---- a table --------------------------------------------------------------------------------------------------------
 
 
-def from_table(root: Path, table: Path) -> Labelled:
-    """Images as a table lists them: the columns file (below root), label, split and, if known, bias.
+COLUMNS: Mapping[str, tuple[str, ...]] = {  # of a table, by their usual names -> what else people call them
+    "file": ("filename", "file_name", "path", "filepath", "file_path", "image", "image_path", "img", "img_path",
+             "img_filename", "image_id"),
+    "label": ("y", "target", "class", "class_name", "label_name", "category", "category_name"),
+    "split": ("partition", "set", "subset", "fold", "part", "phase"),
+    "bias": ("background", "place", "a", "attribute", "group", "spurious", "confounder", "environment", "env",
+             "domain", "color", "colour"),
+}  # fmt: skip
+
+
+def from_table(root: Path, table: Path, named: Mapping[str, str]) -> Labelled:
+    """Images as a table lists them.
+
+    Args:
+        root: what the files are below.
+        table: a CSV file.
+        named: each of `COLUMNS` -> what the table calls it. Without a column for the bias of its usual name, no bias
+            is known.
 
     Raises:
-        BenchmarkError: the table cannot be read, or lines of it; names them.
+        BenchmarkError: the table cannot be read, columns are missing, or lines of it cannot be meant; names them.
     """
     columns, lines = read_table(table)
-    missing = [name for name in ("file", "label", "split") if name not in columns]
+    of = {role: tidied(name).lower() for role, name in named.items()}
+    missing = [role for role, name in of.items() if name not in columns and (role, name) != ("bias", "bias")]
     if missing:
+        raise BenchmarkError(_without_columns(table, columns, of, missing))
+    refuse_twice(table, columns, of.values())
+    shared = [name for name, n in Counter(of.values()).items() if n > 1]
+    if shared:
+        roles = [role for role, name in of.items() if name == shared[0]]
         raise BenchmarkError(
-            f"{table} lacks the columns {', '.join(missing)}. Needed: file, label, split; if known, bias. "
-            f"Got {', '.join(columns) or 'nothing'}."
+            f"The column {shared[0]} of {table} cannot be {' and '.join(roles)} at once: name another for one of them. "
+            f"Columns there: {', '.join(columns)}."
         )
-    refuse_twice(table, columns, ("file", "label", "split", "bias"))
     rows: dict[str, list[Row]] = {split: [] for split in SPLITS}
     problems: list[str] = []
     seen: dict[Path, int] = {}  # the line of each file
     for number, line in enumerate(lines, start=2):
-        path, label, split = root / (line["file"] or ""), line["label"] or "", split_named(line["split"] or "")
-        if split is None:
-            problems.append(f"line {number}: split must be {', '.join(SPLITS)}. Got {line['split']!r}.")
+        file, label, split = (line[of[role]] or "" for role in ("file", "label", "split"))
+        path, part = root / file, split_in_table(split)
+        if part is None:
+            problems.append(f"line {number}: split must be {', '.join(SPLITS)}, or 0, 1, 2. Got {split!r}.")
         elif is_missing(label):
             problems.append(f"line {number}: {no_label(label)} Take the line out, or name the class otherwise.")
         elif not path.is_file():
             problems.append(f"line {number}: {absent(path)}")
         elif path in seen:
-            problems.append(f"line {number}: {line['file']} is in line {seen[path]} already.")
+            problems.append(f"line {number}: {file} is in line {seen[path]} already.")
         else:
             seen[path] = number
-            rows[split].append((path, label, line.get("bias") or ""))
+            rows[part].append((path, label, line.get(of["bias"]) or ""))
     refuse_lines(table, problems)
-    return _named(rows)
+    unused = [name for name in columns if name and name not in of.values()]
+    told = f"Columns not used: {', '.join(unused)}." if unused else ""
+    if unused and of["bias"] not in columns:
+        told += f" If one is the bias: imagefolder:bias={write_value(_likely(COLUMNS['bias'], unused) or 'COLUMN')}"
+    return _named(rows, told)
+
+
+def _without_columns(table: Path, columns: Sequence[str], of: Mapping[str, str], missing: Sequence[str]) -> str:
+    """What is said of columns that a table lacks, with those that it has and that may be meant.
+
+    of: role -> its column as it was named, or by its usual name.
+    """
+    free = [name for name in columns if name and name not in of.values()]
+    meant = []
+    for role in missing:
+        column = _likely([of[role], role, *COLUMNS[role]], free)
+        free = [name for name in free if name != column]
+        meant.append(f"{role}={write_value(column or 'COLUMN')}")
+    lacking = ", ".join(of[role] if of[role] == role else f"{of[role]} (given as {role}=)" for role in missing)
+    return (
+        f"{table} lacks the columns {lacking}. Columns there: {', '.join(columns) or 'none'}. Needed: file, label, "
+        f"split; if known, bias. To say which is which: imagefolder:table={table.name},{','.join(meant)}"
+    )
+
+
+def _likely(names: Sequence[str], columns: Sequence[str]) -> str | None:
+    """The column that is called by one of these names, or else nearly as the first; None if there is none."""
+    found = [name for name in names if name in columns] or difflib.get_close_matches(names[0], columns)
+    return found[0] if found else None
 
 
 def read_table(table: Path) -> tuple[list[str], list[dict[str, str]]]:

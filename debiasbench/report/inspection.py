@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from debiasbench.errors import BenchmarkError, raised_by
 from debiasbench.files import file_name
 from debiasbench.report.tables import NOTHING, Column, Entry, Table, count, number, words
 from debiasbench.samples import Samples, Splits
+
+MOST_GROUPS = 40  # of label and bias that are listed: of ten classes and ten colours, the smallest is enough
 
 
 def inspect(dataset: Dataset, title: str, *, data_dir: Path, results_dir: Path) -> tuple[list[Table], list[Path]]:
@@ -40,6 +43,8 @@ def inspect(dataset: Dataset, title: str, *, data_dir: Path, results_dir: Path) 
     heading = f"{title}: {dataset.n_classes} classes ({', '.join(dataset.class_names)})"
     tables = [Table("inspection", heading, columns, rows, notes)]
     if dataset.group_names:
+        tables.append(_overlapping_groups(dataset, splits))
+    elif len(dataset.bias_names) == 1 and 0 < dataset.n_classes * dataset.n_bias_values <= MOST_GROUPS:
         tables.append(_groups(dataset, splits))
     if dataset.input == "text" and with_x:
         tables.append(_lengths(splits))
@@ -49,15 +54,30 @@ def inspect(dataset: Dataset, title: str, *, data_dir: Path, results_dir: Path) 
     return tables, paths
 
 
-def _groups(dataset: Dataset, splits: Splits) -> Table:
+def _overlapping_groups(dataset: Dataset, splits: Splits) -> Table:
     """The size of each evaluation group, by split."""
     counts = {name: part.groups.sum(0).tolist() for name, part in splits.named().items() if part.groups is not None}
-    rows = [
-        [*words(name), *(count(sizes[index]) for sizes in counts.values())]
-        for index, name in enumerate(dataset.group_names)
-    ]
-    columns = [Column("group", "group", numeric=False), *(Column(name, name) for name in counts)]
     notes = ["These groups overlap: a sample may be in several, or in none."]
+    return _sizes(dataset.group_names, counts, notes)
+
+
+def _groups(dataset: Dataset, splits: Splits) -> Table:
+    """The size of each group of (label, bias), by split."""
+    n_values = dataset.n_bias_values
+    values = [dataset.bias_value(0, value) for value in range(n_values)]
+    counts = {}
+    for name, part in splits.named().items():
+        known = part.bias[:, 0] >= 0
+        group = part.y[known] * n_values + part.bias[known, 0]
+        counts[name] = group.bincount(minlength=dataset.n_classes * n_values).tolist()
+    names = [f"{label} / {value}" for label in dataset.class_names for value in values]
+    return _sizes(names, counts, [f"label / {dataset.bias_names[0]}; samples whose bias is not known are in none."])
+
+
+def _sizes(names: Sequence[str], counts: Mapping[str, Sequence[int]], notes: list[str]) -> Table:
+    """A row a group, a column a split: its sizes in the order of the names."""
+    rows = [[*words(name), *(count(sizes[index]) for sizes in counts.values())] for index, name in enumerate(names)]
+    columns = [Column("group", "group", numeric=False), *(Column(name, name) for name in counts)]
     return Table("groups", "Evaluation groups", columns, rows, notes)
 
 
@@ -89,7 +109,8 @@ def _row(dataset: Dataset, split: str, samples: Samples, index: int, bias_name: 
     counts = np.zeros((dataset.n_classes, n_values), dtype=int)
     np.add.at(counts, (y[known], bias[known]), 1)
     label, value = np.unravel_index(counts.argmin(), counts.shape)
-    smallest = f"{counts.min()} ({dataset.class_names[label]} / {value}; {int((counts == 0).sum())} empty)"
+    group = f"{dataset.class_names[label]} / {dataset.bias_value(index, int(value))}"
+    smallest = f"{counts.min()} ({group}; {int((counts == 0).sum())} empty)"
     return [*row, number(mutual_information(counts), "{:.3f}".format), Entry(int(counts.min()), smallest)]
 
 
@@ -115,7 +136,9 @@ def sides_of(dataset: Dataset, splits: Splits, column: int) -> list[tuple[str, S
         return [(name, part, torch.ones_like(part.y, dtype=torch.bool)) for name, part in
                 (("training", train), ("test", splits.test))]  # fmt: skip
     if train.conflict is not None and dataset.n_bias_values == 2:
-        return [(f"{dataset.bias_names[column]} = {value}", train, bias == value) for value in (0, 1)]
+        name, values = dataset.bias_names[column], [dataset.bias_value(column, value) for value in (0, 1)]
+        told = values if all(name in value for value in values) else [f"{name} = {value}" for value in values]
+        return [(one, train, bias == value) for value, one in enumerate(told)]
     return [("aligned", train, ~conflicting & (bias >= 0)), ("conflicting", train, conflicting)]
 
 

@@ -88,6 +88,25 @@ def test_rows_labels_and_biases_are_those_of_the_files(root):
     assert not dataset.draws(Path())
 
 
+@pytest.mark.parametrize(
+    ("head", "line", "names"),
+    [
+        ("y,split,place", "0,{split},{word}", (("Land", "deep water"),)),
+        ("y,split,place,tint", "{y},{split},{word},1", (("Land", "deep water"), ("1",))),
+        ("y,split,tint,place", "{y},{split},{y},{word}", (("0", "1"), ("Land", "deep water"))),
+    ],
+)
+def test_values_of_biases_are_called_as_the_table_has_them(root, head, line, names):
+    lines = [
+        line.format(y=y, split=split, word=("Land", "deep water")[bias])
+        for split, rows in ROWS.items() for y, bias in rows
+    ]  # fmt: skip
+    write_table(root, head, lines)
+    assert new(root).bias_values == names
+    column = head.split(",").index("place") - 2
+    assert [new(root).bias_value(column, value) for value in range(3)] == ["Land", "deep water", "2"]
+
+
 def test_features_are_scaled_by_those_of_training(root):
     """Mean 0 and standard deviation 1 there; a constant feature becomes 0 and stays finite."""
     for split in ROWS:

@@ -14,8 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
+from debiasbench.cli import main
 from debiasbench.datasets import registry as datasets
 from debiasbench.errors import BenchmarkError
+from debiasbench.report.inspection import sides_of
 from debiasbench.samples import Samples
 from debiasbench.schedule import learning_rate_at
 from debiasbench.testing import check_data_seed
@@ -1010,6 +1012,165 @@ def test_imagefolder_needs_a_place_and_a_title(tmp_path):
     assert needed.path == tmp_path / "none"
     with pytest.raises(BenchmarkError, match="needs a folder: imagefolder:root=FOLDER,title=NAME"):
         new("imagefolder").build(tmp_path)
+
+
+# what the columns of a table are called
+
+TYPICAL = [
+    f"{label},{split},{bias}" for split in ("train", "valid", "test") for label, bias in
+    (("cow", "grass"), ("cow", "grass"), ("cow", "sand"), ("camel", "sand"), ("camel", "sand"), ("camel", "grass"))
+]  # fmt: skip
+
+
+def named_table(root, head, options, rows=TYPICAL):
+    """A table with these heads, and the dataset with these options."""
+    write_table(root, rows, head)
+    (root / "images.csv").rename(root / "list.csv")
+    return new("imagefolder", root=str(root), title="animals", size=16, table="list.csv", **options)
+
+
+@pytest.mark.parametrize(
+    ("head", "options"),
+    [
+        ("path,target,split,bias", {"file": "path", "label": "target"}),
+        ("file,label,fold,background", {"split": "fold", "bias": "background"}),
+        ("img_filename,y,split,place", {"file": "img_filename", "label": "y", "bias": "place"}),
+        ("Image Path, Class,Part ,Back Ground", {
+            "file": "image path", "label": "Class", "split": " part", "bias": "BACK GROUND"
+        }),
+    ],
+)  # fmt: skip
+def test_columns_of_other_names_are_named(tmp_path, head, options):
+    write_table(tmp_path / "usual", TYPICAL)
+    expected = new("imagefolder", root=str(tmp_path / "usual"), title="animals", size=16).build(tmp_path)
+    dataset = named_table(tmp_path / "other", head, options)
+    assert dataset.build(tmp_path).fingerprint() == expected.fingerprint()
+    assert dataset.bias_names == (options.get("bias", "bias"),)
+    assert dataset.class_names == ("camel", "cow")
+    assert dataset.bias_values == (("grass", "sand"),)
+
+
+@pytest.mark.parametrize(
+    ("head", "options", "said"),
+    [
+        ("path,target,fold,background", {},
+         "lacks the columns file, label, split. Columns there: path, target, fold, background. Needed: file, label, "
+         "split; if known, bias. To say which is which: imagefolder:table=list.csv,file=path,label=target,split=fold"),
+        ("file,thing,split,where", {}, "label=COLUMN"),
+        ("file,label,split,background", {"bias": "backgruond"},
+         "lacks the columns backgruond (given as bias=). Columns there: file, label, split, background."),
+        ("file,label,split,background", {"bias": "backgruond"}, "list.csv,bias=background"),
+        ("file,label,split,bias", {"label": "clas"}, "imagefolder:table=list.csv,label=label"),
+        ("image,y,split,place", {"label": "y"}, "which is which: imagefolder:table=list.csv,file=image"),
+        ("file,label,split,bias", {"label": "bias"}, "column bias of .* cannot be label and bias at once"),
+        ("file,label,split,place,Place", {"bias": "place"}, "has several columns place"),
+    ],
+)  # fmt: skip
+def test_columns_that_are_not_there_are_told_with_those_that_are(tmp_path, head, options, said):
+    rows = [f"{row},x" for row in TYPICAL] if head.count(",") == 4 else TYPICAL
+    with pytest.raises(BenchmarkError, match=said if ".*" in said else re.escape(said)):
+        named_table(tmp_path / "table", head, options, rows).build(tmp_path)
+
+
+@pytest.mark.parametrize("options", [{"label": "target"}, {"bias": "place"}, {"file": "path", "split": "fold"}])
+def test_columns_are_those_of_a_table(tmp_path, options):
+    write_folders(tmp_path / "photos", with_bias=True)
+    (tmp_path / "photos" / "names.csv").write_text("path,target\n", encoding="utf-8")
+    told = ", ".join(f"{role}={name}" for role, name in options.items())
+    with pytest.raises(BenchmarkError, match=rf"^{told} names columns of a table, and .* imagefolder:table=names\.csv"):
+        new("imagefolder", root=str(tmp_path / "photos"), title="x", **options).build(tmp_path)
+
+
+@pytest.mark.parametrize("numbers", [("0", "1", "2"), ("tr", "va", "te"), ("Train", "Val", "Testing")])
+def test_tables_number_splits_or_shorten_their_names(tmp_path, numbers):
+    names = dict(zip(("train", "valid", "test"), numbers, strict=True))
+    rows = [",".join([label, names[split], bias]) for label, split, bias in (row.split(",") for row in TYPICAL)]
+    _, splits = of_table(tmp_path, rows)
+    assert [len(part) for part in splits.named().values()] == [6, 6, 6]
+
+
+def test_columns_that_are_not_used_are_told(tmp_path):
+    splits = named_table(tmp_path / "a", "file,label,split,where", {}).build(tmp_path)
+    assert "Columns not used: where. If one is the bias: imagefolder:bias=COLUMN" in splits.note
+    splits = named_table(tmp_path / "b", "file,label,split,background", {}).build(tmp_path)
+    assert "Columns not used: background. If one is the bias: imagefolder:bias=background" in splits.note
+    rows = [f"{row},7" for row in TYPICAL]
+    splits = named_table(tmp_path / "c", "file,label,split,background,id", {"bias": "background"}, rows).build(tmp_path)
+    assert "Columns not used: id." in splits.note
+    assert "If one is the bias" not in splits.note
+
+
+def test_usual_names_of_columns_are_no_part_of_the_identity(tmp_path):
+    """Cells from before columns could be named are found again."""
+    usual = new("imagefolder", root=str(tmp_path), title="x")
+    assert list(usual.key()) == ["data_seed", "title", "table", "size", "rho"]
+    assert usual.replace(bias="place").key() == usual.key() | {"bias": "place"}
+    assert usual.replace(label="label", file="path").key() == usual.key() | {"file": "path"}
+
+
+# names of classes and bias values, as they were written
+
+
+def named_pictures(root, kind):
+    """Cows and camels on Grass and in the desert, as folders or a table; the desert camels of test are missing."""
+    rows = [row for row in TYPICAL if row != "camel,test,sand"]
+    if kind == "folders":
+        for number, row in enumerate(rows):
+            label, split, bias = row.split(",")
+            bias = "deep, Sand" if bias == "sand" else "Grass"
+            save_picture(root / split / label / bias / f"{number}.png", number, (4, 4))
+        return
+    head = "file,label,split,background" if kind == "a named column" else "file,label,split,bias"
+    write_table(root, [row.replace("grass", "Grass").replace("sand", '"deep, Sand"') for row in rows], head)
+
+
+@pytest.mark.parametrize(
+    ("kind", "bias"), [("folders", "bias"), ("a table", "bias"), ("a named column", "background")]
+)  # fmt: skip
+def test_inspect_shows_names_as_they_were_written(tmp_path, capsys, kind, bias):
+    named_pictures(tmp_path / "photos", kind)
+    options = "" if bias == "bias" else f",bias={bias}"
+    spec = f"imagefolder:root={tmp_path / 'photos'},title=animals,size=16{options}"
+    assert main(["inspect", spec, "--results-dir", str(tmp_path / "results")]) == 0
+    shown = capsys.readouterr().out
+    assert "2 classes (camel, cow)" in shown
+    assert "0 (camel / deep, Sand; 1 empty)" in shown
+    rows = [line.split("\u2502")[1:-1] for line in shown.splitlines() if " / " in line and line.count("\u2502") == 5]
+    assert [[cell.strip() for cell in row] for row in rows] == [
+        ["camel / Grass", "1", "1", "1"], ["camel / deep, Sand", "2", "2", "0"], ["cow / Grass", "2", "2", "2"],
+        ["cow / deep, Sand", "1", "1", "1"],
+    ]  # fmt: skip
+    assert f"label / {bias};" in shown
+
+
+def test_contact_sheets_name_the_values_of_a_bias(tmp_path):
+    named_pictures(tmp_path / "photos", "folders")
+    dataset = new("imagefolder", root=str(tmp_path / "photos"), title="animals", size=16)
+    names = [name for name, *_ in sides_of(dataset, dataset.build(tmp_path), 0)]
+    assert names == ["bias = Grass", "bias = deep, Sand"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "names"),
+    [
+        (("waterbirds", {}), (("land", "water"),)),
+        (("celeba", {}), (("not male", "male"),)),
+        (("celeba", {"bias": "Wearing_Hat"}), (("not wearing hat", "wearing hat"),)),
+        (("cmnist2", {}), (("red", "green"),)),
+        (("civilcomments", {}), (("not black", "black"),)),
+        (("dominoes", {"target": "upper"}), (("automobile", "truck"),)),
+    ],
+)
+def test_bias_values_have_names_where_they_mean_something(spec, names):
+    name, options = spec
+    dataset = new(name, **options)
+    assert dataset.bias_values == names
+    assert [dataset.bias_value(0, value) for value in range(3)] == [*names[0], "2"]
+
+
+def test_bias_values_without_names_are_numbers():
+    assert [new("cmnist").bias_value(0, value) for value in (0, 9)] == ["0", "9"]
+    assert new("mbmnist").bias_value(6, 3) == "3"
 
 
 # ---- prepare ------------------------------------------------------------------------------------------------------

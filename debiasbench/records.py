@@ -54,12 +54,18 @@ class SplitFacts:
 
 @dataclass(frozen=True)
 class DataFacts:
-    """Which data a cell was run on; `official`: whether they are as published, `note`: what is not."""
+    """Which data a cell was run on; `official`: whether they are as published, `note`: what is not.
+
+    What labels and the values of each bias are called is no part of a result; None where it was not told, or where
+    they have numbers alone.
+    """
 
     fingerprint: str
     official: bool
     note: str = ""
     splits: dict[str, SplitFacts] = field(default_factory=dict)
+    class_names: tuple[str, ...] | None = field(default=None, compare=False)
+    bias_values: tuple[tuple[str, ...], ...] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

@@ -512,6 +512,7 @@ IN_SCHEMA_2 = {
     "provenance.seconds.calls": LACK | {"nothing"}, "provenance.code": MAYBE | PLAIN,
     "provenance.precision": MAYBE | TEXT, "result.epochs.0.correct_by_class": MAYBE | {"nothing"},
     "result.data.splits.train.n_by_class": MAYBE | {"no list"},
+    "result.data.class_names": MAYBE | {"no list"}, "result.data.bias_values": MAYBE | {"no list", "list"},
 }  # fmt: skip
 IN_SCHEMA_1 = {"provenance.finished": LACK | TEXT, "result.epochs.0.test.acc_avg": MAYBE | NUMBER}  # null was nan
 OF_A_FAILURE = {

@@ -479,7 +479,7 @@ def _by_class(cell: Cell, result: Result) -> Pairs:
     if accuracies is None:
         return [("", NOT_TOLD)]
     cls = registry.classes().get(cell.dataset)
-    names = cls.class_names if cls else ()
+    names = result.data.class_names or (cls.class_names if cls else ())
     if not isinstance(names, tuple) or len(names) != len(accuracies):  # not told by the class: parameters decide
         names = tuple(map(str, range(len(accuracies))))
     return [(str(name), _number("acc", accuracy)) for name, accuracy in zip(names, accuracies, strict=True)]

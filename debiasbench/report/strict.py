@@ -645,11 +645,12 @@ def shown_in(tables: Sequence[Table]) -> dict[str, tuple[tuple[str, ...], ...]]:
 def digest_of(record: Record) -> str:
     """SHA-256 of what a record contributes to a table: cell, result, digests of code, kind of device and precision.
 
-    Where, when and for how long it ran, and whether its networks were saved, do not count: a cell that is trained again
-    to the same result has the same digest.
+    Where, when and for how long it ran, whether its networks were saved, and what classes are called do not count: a
+    cell that is trained again to the same result has the same digest.
     """
     whole = _whole(record)
-    result = whole.result and replace(whole.result, weights=None)
+    data = whole.result and replace(whole.result.data, class_names=None, bias_values=None)
+    result = whole.result and data and replace(whole.result, weights=None, data=data)
     content = {
         "hash": whole.hash, "cell": whole.cell.to_record(), "protocol": whole.provenance.protocol, "result": result,
         "code": whole.provenance.code, "device_kind": whole.device_kind, "precision": whole.precision,

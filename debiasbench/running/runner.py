@@ -290,7 +290,9 @@ def data_facts(dataset: Dataset, splits: Splits) -> DataFacts:
             conflicts = dict(zip(dataset.bias_names, part.conflicting.sum(0).tolist(), strict=True))
         by_class = torch.bincount(part.y, minlength=dataset.n_classes).tolist()
         facts[name] = SplitFacts(len(part), part.x_sha256, conflicts, tuple(by_class))
-    return DataFacts(splits.fingerprint(), splits.official, splits.note, facts)
+    return DataFacts(
+        splits.fingerprint(), splits.official, splits.note, facts, dataset.class_names, dataset.bias_values or None
+    )
 
 
 def _stage_facts(run: StageRun) -> StageFacts:

@@ -260,6 +260,20 @@ def test_classes_whose_names_follow_from_parameters_are_numbered(dataset):
     assert "<i>0</i> 90.00 %</span> <span><i>1</i> 25.00 %</span>" in page("t", [], [], [one])
 
 
+@pytest.mark.parametrize(
+    ("dataset", "names"),
+    [("imagefolder", ("Cow", "a camel")), ("features", ("0", "<b>")), ("nobodys", ("x", "y")), ("cmnist2", ("p", "q"))],
+)
+def test_classes_are_called_as_their_record_has_them(dataset, names):
+    one = record(fractions=(0.5,))
+    epochs = (replace(one.result.epochs[0], correct_by_class={"test": (9, 5)}),)
+    splits = {"test": SplitFacts(n=30, n_by_class=(10, 20))}
+    one = changed(one, data=replace(one.result.data, splits=splits, class_names=names), epochs=epochs)
+    one = replace(one, cell=replace(one.cell, dataset=dataset))
+    first, second = map(html.escape, names)
+    assert f"<i>{first}</i> 90.00 %</span> <span><i>{second}</i> 25.00 %</span>" in page("t", [], [], [one])
+
+
 def test_a_table_without_rows():
     text = page("t", [table(["method", "n"], [], title="Empty")], [], [record()])
     assert Document(text).tables[0] == [["method", "n"]]

@@ -601,6 +601,14 @@ def test_records_made_again_are_equal(sealed, capsys):
     assert verified(folder, file, capsys)[0] == 0
 
 
+@pytest.mark.parametrize("names", [{"class_names": ("a", "b")}, {"bias_values": (("red",),)}])
+def test_what_classes_and_biases_are_called_is_not_sealed(sealed, capsys, names):
+    folder, file = sealed
+    one = record(of("pgd"))
+    spoil(folder, changed(one, data=replace(one.result.data, **names)))
+    assert verified(folder, file, capsys)[0] == 0
+
+
 @pytest.mark.parametrize(
     ("change", "line"),
     [

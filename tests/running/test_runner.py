@@ -71,6 +71,16 @@ def test_what_a_record_says_of_the_data(tmp_path):
         assert facts.splits[name].n == len(part)
         assert facts.splits[name].n_by_class == tuple(int((part.y == label).sum()) for label in range(4))
         assert facts.splits[name].n_conflict == {"colour": int((part.bias[:, 0] != part.y).sum())}
+    assert (facts.class_names, facts.bias_values) == (("0", "1", "2", "3"), None)
+
+
+@pytest.mark.parametrize("values", [(("red", "green"),), (("Deep Sea", "land", "x" * 40),), (("a",), ("b", "c"))])
+def test_a_record_has_the_names_of_the_values_of_biases(tmp_path, values):
+    """No part of what must come out equal: they may be called otherwise another time."""
+    named = type("Named", (Tiny,), {"bias_values": values})()
+    facts, plain = (data_facts(one, one.build(tmp_path)) for one in (named, Tiny()))
+    assert facts.bias_values == values
+    assert facts == plain
 
 
 def test_datasets_whose_classes_are_named_alike_are_built_each(tmp_path):

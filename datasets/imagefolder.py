@@ -22,7 +22,7 @@ class in training. Without a validation split a tenth of each training class bec
 `title` names the data in tables and records: give each folder its own. `rho`, the fraction of conflicting samples
 as far as you know it, is for methods that use it (JTT). Recipe: that of BAR, from ImageNet weights
 (`pretrained=none` starts at random); every field can be given inline (`net=resnet50,epochs=30`). Headline: `acc_avg`;
-with bias labels all group metrics are there as well.
+with bias labels all group metrics are there as well, and tables show `acc_worst` beside it.
 """
 
 from collections.abc import Mapping

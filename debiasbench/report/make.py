@@ -48,6 +48,7 @@ from debiasbench.report.results import (
     dataset_title,
     existing,
     headline_of,
+    headlines_of,
     in_parts,
     metrics_in,
     runs,
@@ -61,6 +62,7 @@ from debiasbench.report.sections import (
     identification_table,
     marked,
     means_of,
+    one_a_dataset,
     ranks_table,
     selection_table,
     tests_table,
@@ -312,7 +314,10 @@ def make(  # noqa: PLR0913 - the report's options
     if drawn:
         paths["figures"] = drawn
     told = verdicts(table, measures, tests)
-    html = page("debiasbench", tables, drawn, records, notes=[*lines, *complaints], verdicts=told)
+    compared = {one.dataset: one.metric for one in one_a_dataset(measures)}
+    html = page(
+        "debiasbench", tables, drawn, records, metrics=compared, notes=[*lines, *complaints], verdicts=told
+    )  # fmt: skip
     paths["report"] = [_write(results_dir / "report.html", html)]
     return Report(tables, paths, failed, complaints, passed[0].line if passed else "", told)
 
@@ -396,7 +401,7 @@ def _measures(table: pd.DataFrame, shown: Shown) -> list[Measure]:
     measures = []
     for dataset in table.dataset.unique():
         has = [name for name in shown.metrics if table.loc[table.dataset == dataset, name].notna().any()]
-        metrics = has if shown.metrics else [headline_of(table, dataset)]
+        metrics = has if shown.metrics else headlines_of(table, dataset)
         measures += [Measure(dataset, metric, rule) for metric in metrics for rule in shown.select]
     measures = list(dict.fromkeys(measures))
     if shown.by == "metric":
@@ -594,13 +599,14 @@ def draw(
     folder: Path,
     complaints: list[str],
 ) -> list[Path]:
-    """Draw scores of aligned and conflicting samples (first seed), accuracies of all runs, and ranks if tested.
+    """Draw scores of aligned and conflicting samples (first seed), all runs by first column, and ranks if tested.
 
     Files are named after titles; labels in figures are display titles. What cannot be read or drawn is appended to
     `complaints`.
     """
     paths: list[Path] = []
     displays = marked_titles(displays, table)
+    first = {one.dataset: one for one in one_a_dataset(measures)}
 
     def drawn(stem: str, picture: Callable[..., Figure | None], *given: Any) -> None:
         paths.extend(_drawn(folder / stem, complaints, picture, *given))
@@ -609,8 +615,8 @@ def draw(
         scores = _scores([record for record in records if dataset_title(record.cell) == dataset], complaints)
         if scores:
             drawn(f"scores-{name}", score_picture, scores, dataset, displays)
-        measure = Measure(dataset, headline_of(table, dataset))
-        drawn(f"accuracies-{name}", accuracy_picture, table, measure, displays)
+        if dataset in first:
+            drawn(f"accuracies-{name}", accuracy_picture, table, first[dataset], displays)
     drawn("ranks", rank_picture, table, measures, displays)
     return paths
 

@@ -11,7 +11,7 @@ import pandas as pd
 from debiasbench.errors import BenchmarkError
 from debiasbench.escaping import printable
 from debiasbench.records import Record
-from debiasbench.report.results import Measure, bias_knowing, headline_of, to_frame, without_settings
+from debiasbench.report.results import Measure, bias_knowing, headlines_of, to_frame, without_settings
 from debiasbench.report.sections import comparison_table, marked, tests_table
 from debiasbench.report.tables import Table
 
@@ -90,7 +90,8 @@ def _comparison(frame: pd.DataFrame, records: Sequence[Record]) -> tuple[list[Ta
     if not done:
         return [], lines
     table = without_settings(frame[frame.hash.isin([record.hash for record in done])])
-    measures = [Measure(dataset, headline_of(table, dataset)) for dataset in table.dataset.unique()]
+    datasets = table.dataset.unique()
+    measures = [Measure(dataset, metric) for dataset in datasets for metric in headlines_of(table, dataset)]
     return [marked(comparison_table(table, done, measures), bias_knowing(table))], lines
 
 

@@ -53,6 +53,7 @@ def page(
     figures: list[Path],
     records: list[Record],
     *,
+    metrics: Mapping[str, str] | None = None,
     notes: Sequence[str] = (),
     verdicts: Sequence[str] = (),
 ) -> str:
@@ -63,6 +64,7 @@ def page(
         tables: in the order wanted.
         figures: PNG or SVG files, which become part of the page; others (the PDFs beside them) are left out.
         records: as `read_records` gives them, done and failed, in the order wanted; colours are those of the figures.
+        metrics: dataset -> what the runs beside the comparison show; default: its headline metric, as of the curves.
         notes: what the reader should know first, such as files that could not be read.
         verdicts: who is best, and whether that is certain.
 
@@ -76,13 +78,13 @@ def page(
     template = environment.from_string(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
     done = [record for record in records if record.done]
     failed = [record for record in records if not record.done]
-    metrics = {_dataset(record): headlines(record.cell.dataset)[0] for record in records}
-    by_dataset = {name: [record for record in done if _dataset(record) == name] for name in metrics}
+    main = {_dataset(record): headlines(record.cell.dataset)[0] for record in records}
+    by_dataset = {name: [record for record in done if _dataset(record) == name] for name in main}
     displays = display_titles(record.cell for record in records)
     marked = marked_titles_of(displays, [record.cell for record in records], records)  # tables have marks already
-    kept = _Kept(list(dict.fromkeys(map(_method, records))), list(metrics))
-    charts, lost = _charts(by_dataset, metrics, list(dict.fromkeys(map(_method, done))), marked)
-    reasons = _reasons(failed, metrics)
+    kept = _Kept(list(dict.fromkeys(map(_method, records))), list(main))
+    charts, lost = _charts(by_dataset, main, metrics or {}, list(dict.fromkeys(map(_method, done))), marked)
+    reasons = _reasons(failed, main)
     first, further = _by_place(tables)
     there = [name for name, group in by_dataset.items() if group]
     environment.globals |= {"kept": kept.mark, "displays": displays, "marked": marked}
@@ -103,7 +105,7 @@ def page(
         charts=charts,
         figures=[_figure(path, there, marked) for path in figures if path.suffix in _MEDIA],
         choices=[(kind, titles) for kind, titles in kept.titles.items() if len(titles) > 1],
-        cells=_cells(by_dataset, metrics, len(done)),
+        cells=_cells(by_dataset, main, len(done)),
         heading=lambda dataset: _heading(dataset, displays, marked),
     )
 
@@ -266,26 +268,34 @@ class Chart:
 
     dataset: str
     metric: str
+    of_runs: str
     methods: Mapping[str, str]
     runs: Rows
     curves: Panels
 
 
 def _charts(
-    by_dataset: dict[str, list[Record]], metrics: dict[str, str], methods: list[str], displays: Displays
-) -> tuple[list[Chart], list[str]]:
-    """A chart for each dataset with finished records, and a complaint about each that could not be drawn."""
+    by_dataset: dict[str, list[Record]], main: dict[str, str], compared: Mapping[str, str], methods: list[str],
+    displays: Displays,
+) -> tuple[list[Chart], list[str]]:  # fmt: skip
+    """A chart for each dataset with finished records, and a complaint about each that could not be drawn.
+
+    main: dataset -> the metric of curves. compared: dataset -> that of runs, where it is another.
+    """
     charts, lost = [], []
     for name, group in by_dataset.items():
         try:
             if group:
-                charts.append(_chart(name, distinct(group), metrics[name], methods, displays))
+                of_runs = compared.get(name, main[name])
+                charts.append(_chart(name, distinct(group), main[name], of_runs, methods, displays))
         except Exception as error:  # a chart never costs the tables
             lost.append(f"The learning curves on {name} could not be drawn: {type(error).__name__}: {error}")
     return charts, lost
 
 
-def _chart(dataset: str, records: list[Record], metric: str, methods: list[str], displays: Displays) -> Chart:
+def _chart(
+    dataset: str, records: list[Record], metric: str, of_runs: str, methods: list[str], displays: Displays
+) -> Chart:
     """Runs at their last epoch, of all methods of the page, and curves of the epochs that were evaluated."""
     named = {title: displays["method"][title] for title in methods}
     test: dict[str, list[dict[int, float]]] = {}
@@ -295,14 +305,14 @@ def _chart(dataset: str, records: list[Record], metric: str, methods: list[str],
         assert record.result is not None
         method = named[_method(record)]
         test.setdefault(method, []).append(_by_epoch(record, "test", metric))
-        value = record.result.epochs[-1].test.get(metric)
+        value = record.result.epochs[-1].test.get(of_runs)
         last[method] += [] if value is None else [value]
         # where no rule may select on validation, it is the test split, or was trained on
         if record.result.selected("val_acc") is not None:
             validation.setdefault(method, []).append(_by_epoch(record, "valid", VALIDATED))
     order = list(named.values())
     return Chart(
-        dataset, metric, {display: title for title, display in named.items()},
+        dataset, metric, of_runs, {display: title for title, display in named.items()},
         rows_of_runs(last, order=order), learning_curves(test, validation, order=order),
     )  # fmt: skip
 

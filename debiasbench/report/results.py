@@ -435,8 +435,25 @@ def _unknown(value: Any) -> bool:
 
 def headline_of(table: pd.DataFrame, dataset: str) -> str:
     """The dataset's headline metric, from its class; acc_avg where the dataset is not known here."""
+    return headlines(_name_of(table, dataset))[0]
+
+
+def headlines_of(table: pd.DataFrame, dataset: str) -> list[str]:
+    """What a comparison shows of a dataset: its headline metrics, but the first only those that its runs have.
+
+    Where that is plain accuracy, the worst group's stands beside it, if the bias of the test split is known: on a test
+    split that is biased itself, plain accuracy says little.
+    """
+    first, *others = headlines(_name_of(table, dataset))
+    others += ["acc_worst"] if first == "acc_avg" else []
+    rows = table[table.dataset == dataset]
+    return [first, *(name for name in dict.fromkeys(others) if name in rows and rows[name].notna().any())]
+
+
+def _name_of(table: pd.DataFrame, dataset: str) -> str:
+    """The name of a dataset by its title; "" for one that is not there."""
     names = table.loc[table.dataset == dataset, "dataset.name"].unique()
-    return headlines(names[0] if len(names) else "")[0]
+    return str(names[0]) if len(names) else ""
 
 
 def compare(

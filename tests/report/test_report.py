@@ -795,3 +795,80 @@ def test_the_smoke_run_of_an_experiment(tmp_path, capsys, name):
         assert len(ran)
         assert (ran.n > 0).all()
     assert (tmp_path / "report.html").is_file()
+
+
+# ---- headlines ----------------------------------------------------------------------------------------------------
+
+
+def of_dataset(cell, dataset, *, known):
+    """A record as of another dataset, whose test split has biases that are known, or not."""
+    one = record(replace(cell, dataset=dataset, dataset_title=dataset), value_of(cell.method_title, cell.seed))
+    if known:
+        return one
+    rows = [
+        replace(row, test={name: value for name, value in row.test.items() if name in ("loss", "acc_avg")})
+        for row in one.result.epochs
+    ]
+    return changed(one, epochs=tuple(rows))
+
+
+@pytest.mark.parametrize(
+    ("dataset", "known", "metrics"),
+    [
+        ("imagefolder", True, ["acc_avg", "acc_worst"]), ("imagefolder", False, ["acc_avg"]),
+        ("features", True, ["acc_avg", "acc_worst"]), ("features", False, ["acc_avg"]),
+        ("celeba", True, ["acc_worst", "acc_avg"]), ("waterbirds", True, ["acc_worst"]),  # what these records have
+        ("civilcomments", True, ["acc_worst", "acc_avg"]), ("bar", False, ["acc_avg"]),
+        ("cmnist2", True, ["acc_avg", "acc_worst"]), ("cmnist", True, ["acc_unbiased"]),
+        ("nobodys", True, ["acc_avg", "acc_worst"]), ("nobodys", False, ["acc_avg"]),
+    ],
+)  # fmt: skip
+def test_the_comparison_shows_the_headline_metrics_that_there_are(tmp_path, dataset, known, metrics):
+    for cell in expand(["vanilla", "pgd"], ["cmnist5k"], seeds=2).cells:
+        stored(tmp_path, of_dataset(cell, dataset, known=known))
+    made = report.make(tmp_path, figures=False)
+    columns = [column.heading for column in made.table("comparison").columns[1::2]]
+    assert columns == [f"{dataset} {metric} (%)" for metric in metrics]
+    assert len(made.verdicts) == len(metrics)
+
+
+def drawn_metrics(monkeypatch):
+    """What accuracies are drawn of from now on."""
+    drawn = []
+    draw = figures.accuracy_figure
+
+    def of(values, *, metric, title, order):
+        drawn.append((title, metric, {name: runs.tolist() for name, runs in values.items()}))
+        return draw(values, metric=metric, title=title, order=order)
+
+    monkeypatch.setattr(figures, "accuracy_figure", of)
+    return drawn
+
+
+@pytest.mark.parametrize(
+    ("metrics", "select", "shown"),
+    [
+        ((), ("last",), "acc_unbiased"), (("acc_worst",), ("last",), "acc_worst"),
+        (("acc_conflict", "acc_unbiased"), ("last",), "acc_conflict"), (("acc_worst",), ("val_loss",), "acc_worst"),
+    ],
+)  # fmt: skip
+def test_figures_of_a_dataset_show_what_its_first_column_shows(tmp_path, monkeypatch, metrics, select, shown):
+    fill(tmp_path, ["vanilla", "pgd"], ["cmnist5k"], seeds=range(3))
+    drawn = drawn_metrics(monkeypatch)
+    made = report.make(tmp_path, shown=report.Shown(metrics=metrics, select=select))
+    ((_, metric, values),) = drawn
+    assert metric == shown
+    column = [row[1] for row in made.table("comparison").rows]
+    assert [entry.value for entry in column] == pytest.approx([np.mean(runs) for runs in values.values()])
+    assert f"Test {shown} (%) at the last epoch" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_figures_of_each_dataset_show_its_own_first_column(tmp_path, monkeypatch):
+    for cell in expand(["vanilla", "pgd"], ["cmnist5k"], seeds=2).cells:
+        for dataset, known in (("imagefolder", True), ("features", False)):
+            stored(tmp_path, of_dataset(cell, dataset, known=known))
+    drawn = drawn_metrics(monkeypatch)
+    report.make(tmp_path, shown=report.Shown(metrics=("acc_worst", "acc_avg")))
+    assert {title: metric for title, metric, _ in drawn} == {
+        "imagefolder, 2 %": "acc_worst", "features, 2 %": "acc_avg",
+    }  # fmt: skip

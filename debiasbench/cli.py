@@ -860,7 +860,7 @@ def _show_report(console: PlainConsole, report: Report) -> None:
     if report.passed:
         console.print(report.passed, style="bold green", soft_wrap=True)
     for verdict in report.verdicts:
-        console.print(verdict, style="bold", soft_wrap=True)
+        console.print(verdict, style="bold", soft_wrap=not console.is_terminal)
     _show_paths(console, [], {kind: pages})
 
 
@@ -877,16 +877,11 @@ def _show_paths(console: PlainConsole, complaints: Sequence[str], paths: dict[st
 
 
 def _show_table(console: PlainConsole, table: Table) -> None:
-    from rich.styled import Styled
-    from rich.table import Table as RichTable
+    from debiasbench.report.terminal import shown_in
 
-    shown = RichTable(title=table.title, title_justify="left", title_style="bold")
-    for index, column in enumerate(table.columns):
-        shown.add_column(column.heading, justify="left" if index == 0 else "right", overflow="fold")
-    for row in table.rows:
-        shown.add_row(*(Styled(entry.shown, "bold green" if entry.best else "") for entry in row))
     console.print()
-    console.print(shown)
+    for part in shown_in(table, console):
+        console.print(part)
     for note in table.notes:
         console.print(note, style="dim")
 
@@ -945,32 +940,50 @@ def list_command(options: argparse.Namespace) -> int:
     from debiasbench.nets.own import registry as nets
     from debiasbench.parameters import write_value
     from debiasbench.plugins import MODELS, defaults
+    from debiasbench.report.tables import KNOWS, SIGNS
 
     console = _console()
     for registry in (methods, datasets):
         console.print(f"{registry.kind}s", style="bold")
+        marks = {
+            name: KNOWS if getattr(cls, "needs_bias_labels", False) else "" for name, cls in registry.classes().items()
+        }
         for name, cls in registry.classes().items():
-            console.print(f"  {name}: {_summary(cls)}")
+            _show_hanging(console, f"{name}{marks[name]}: {_summary(cls)}", 2)
             values = {key: value for key, value in defaults(cls).items() if key != "root"}
             if values:
-                console.print("    " + ", ".join(f"{k}={write_value(v)}" for k, v in values.items()))
+                _show_hanging(console, ", ".join(f"{k}={write_value(v)}" for k, v in values.items()), 4)
             if cls.presets:
-                console.print("    presets: " + ", ".join(cls.presets))
+                _show_hanging(console, "presets: " + ", ".join(cls.presets), 4)
         for alias, (name, values) in registry.aliases().items():
-            console.print(f"  {alias}: {name}:" + ",".join(f"{k}={write_value(v)}" for k, v in values.items()))
+            spec = f"{name}:" + ",".join(f"{k}={write_value(v)}" for k, v in values.items())
+            _show_hanging(console, f"{alias}{marks[name]}: {spec}", 2)
+        if any(marks.values()):
+            _show_hanging(console, f"{KNOWS} {SIGNS[KNOWS]}", 2)
         _show_problems(console, registry, tracebacks=getattr(options, "tracebacks", False))
     console.print("nets", style="bold")
-    console.print(f"  {', '.join([*NETS, *MODELS])}")
+    _show_hanging(console, ", ".join([*NETS, *MODELS]), 2)
     for name, cls in nets.classes().items():
-        console.print(f"  {name}: {_summary(cls)}")
+        _show_hanging(console, f"{name}: {_summary(cls)}", 2)
     _show_problems(console, nets, tracebacks=getattr(options, "tracebacks", False))
     for kind in ("metric", "rule"):
         functions = own_functions(kind)
         if functions:
             console.print(f"{kind}s", style="bold")
         for name, function in functions.items():
-            console.print(f"  {name}: {(function.__doc__ or '').strip().partition(chr(10))[0]}")
+            _show_hanging(console, f"{name}: {(function.__doc__ or '').strip().partition(chr(10))[0]}", 2)
     return OK
+
+
+def _show_hanging(console: PlainConsole, text: str, indent: int) -> None:
+    """A line that begins after `indent` blanks; what does not fit goes on after two more."""
+    from rich.padding import Padding
+    from rich.text import Text
+
+    lines = Text(console.shown(text)).wrap(console, console.width - indent - 2)
+    for number, line in enumerate(lines):
+        line.rstrip()
+        console.print(Padding(line, (0, 0, 0, indent + 2 * (number > 0)), expand=False))
 
 
 def _summary(cls: type[Any]) -> str:

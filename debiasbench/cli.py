@@ -11,6 +11,7 @@ import os
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from debiasbench.report.make import Report
     from debiasbench.report.tables import Table
     from debiasbench.running.cleaning import Removable
-    from debiasbench.running.plan import Plan
     from debiasbench.running.run import GridRun, RunOptions
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -788,32 +788,40 @@ def _show_plan(console: PlainConsole, ready: GridRun, *, every_cell: bool) -> No
     parts = [f"{len(planned.to_run)} cells to run", f"{len(planned.finished)} finished before"]
     n_begun = len(begun(planned.to_run, ready.options.results_dir)) if ready.settings.resume else 0
     parts += [f"{n_begun} with a checkpoint"] if n_begun else []
-    console.print(", ".join(parts) + f"; {_cost(planned, ready.options.results_dir, len(ready.settings.devices))}.")
+    console.print(f"{', '.join(parts)}; {_cost(ready)}.{_order(ready)}")
     if every_cell and (script := ready.executor.script(ready.settings)):
         console.print(f"\nThe job script for SLURM:\n{script}", soft_wrap=True)
 
 
-def _cost(planned: Plan, results_dir: Path, n_workers: int) -> str:
-    """What the cells to run will cost: from the seconds of records of the same dataset, else in vanilla runs."""
+def _cost(ready: GridRun) -> str:
+    """What the cells to run will cost: in vanilla runs, and in hours where records tell how long one takes here."""
+    from debiasbench.estimates import seconds_for
     from debiasbench.records import read_records, sources
+    from debiasbench.running.executor import kind_of
     from debiasbench.wording import duration
 
-    costs = planned.grid.relative_costs
-    cost = sum(costs[cell.hash] for cell in planned.to_run)
-    if not planned.to_run:
+    planned, n_workers = ready.plan, len(ready.settings.devices)
+    costs, to_run = planned.grid.relative_costs, planned.to_run
+    if not to_run:
         return "nothing to run"
-    rates: dict[str, list[float]] = {}
-    for record in read_records(*sources(results_dir))[0]:
-        if record.done and record.hash in costs:
-            rate = record.provenance.seconds.total / costs[record.hash]
-            rates.setdefault(record.cell.dataset_title, []).append(rate)
-    if all(cell.dataset_title in rates for cell in planned.to_run):
-        seconds = sum(
-            costs[cell.hash] * sorted(rates[cell.dataset_title])[len(rates[cell.dataset_title]) // 2]
-            for cell in planned.to_run
-        )
-        return f"about {duration(seconds / n_workers)} with {n_workers} workers, estimated from finished cells"
-    return f"estimated cost: {cost:.3g} vanilla runs on {n_workers} workers"
+    cost = sum(costs[cell.hash] for cell in to_run)
+    runs = f"{cost:.3g} vanilla run{'' if cost == 1 else 's'} (each the plain training of one network on that dataset)"
+    told = f"estimated cost: {runs} on {n_workers} worker{'' if n_workers == 1 else 's'}"
+    here = socket.gethostname() if kind_of(ready.options.executor)[0] == "local" else None
+    seconds = seconds_for(
+        to_run, costs, read_records(*sources(ready.options.results_dir))[0], n_workers=n_workers,
+        device_kind=ready.settings.device_kind, host=here,
+    )  # fmt: skip
+    return told if seconds is None else f"{told}, about {duration(seconds)} by finished runs"
+
+
+def _order(ready: GridRun) -> str:
+    """Which cells start first, where they differ."""
+    costs, to_run = ready.plan.grid.relative_costs, ready.plan.to_run
+    if len({costs[cell.hash] for cell in to_run}) < 2:
+        return ""
+    several = len({cell.dataset_title for cell in to_run}) > 1
+    return f" The costliest cells{' of each dataset' if several else ''} start first."
 
 
 def _report_grid(console: PlainConsole, ready: GridRun, *, n_failed: int) -> int:

@@ -304,11 +304,12 @@ def _resolve(method: _Choice, dataset: _Choice, seed: int, epochs: int | None) -
         recipe_changes=json.loads(json.dumps(changes)),
         root=data.root,
     )
-    return (
-        cell,
-        _declined(built, data, recipe),
-        built.relative_cost(data) * _length(recipe, data) / _length(data.own_recipe, data),
-    )
+    return cell, _declined(built, data, recipe), relative_cost(built, data, recipe)
+
+
+def relative_cost(method: Method, data: Dataset, recipe: Recipe) -> float:
+    """What a run costs, in runs of plain training by the dataset's own recipe."""
+    return method.relative_cost(data) * _length(recipe, data) / _length(data.own_recipe, data)
 
 
 def _always_shown(base: dict[str, Any], recipe: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from debiasbench.errors import BenchmarkError
 from debiasbench.nets.base import Net
 from debiasbench.nets.library import check_model, parts_of
 from debiasbench.nets.own import own_net, registry
-from debiasbench.nets.pretrained import weights_sha256
+from debiasbench.nets.pretrained import needed_weights, weights_sha256
 from debiasbench.nets.resnet import ResNet
 from debiasbench.nets.small import MLP, Linear, SimConv1, SimConv2
 from debiasbench.nets.split import Split
@@ -43,13 +43,14 @@ TAKES = {"transformer": ("text",), "linear": ("features",), "mlp": ("images", "f
 PRETRAINED_NETS = ("resnet18", "resnet50", "transformer")
 
 
-def check_net(name: str, pretrained: str = "none", *, inputs: str | None = None) -> None:
+def check_net(name: str, pretrained: str = "none", *, inputs: str | None = None, fetch: bool = True) -> None:
     """Refuse a network that does not exist or is not made for such inputs, and weights that cannot be had.
 
     Args:
         name: as of `build_net`.
         pretrained: as of `build_net`. ImageNet weights are downloaded if need be.
         inputs: "images", "text" or "features"; None: whatever it takes.
+        fetch: False: weights that would have to be downloaded are not looked at.
 
     Raises:
         BenchmarkError: why, and what there is instead.
@@ -73,7 +74,8 @@ def check_net(name: str, pretrained: str = "none", *, inputs: str | None = None)
                 f"There are no pretrained weights for the net {name}: give pretrained=none. "
                 f"Got pretrained={pretrained}; nets with weights: {', '.join([*PRETRAINED_NETS, *MODELS])}."
             )
-        weights_sha256(name, pretrained)
+        if needed_weights(name, pretrained) is None or fetch:
+            weights_sha256(name, pretrained)
 
 
 def build_net(

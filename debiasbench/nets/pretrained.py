@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from debiasbench.datasets import NeededFile
 from debiasbench.errors import BenchmarkError
 from debiasbench.files import to_path
 from debiasbench.nets.base import refuse_not_finite
@@ -76,6 +77,21 @@ def pretrained_weights(name: str, pretrained: str) -> dict[str, Tensor]:
     except ValueError as error:
         raise BenchmarkError(f"pretrained={pretrained} cannot be used: {error}.") from None
     return state
+
+
+def needed_weights(name: str, pretrained: str) -> NeededFile | None:
+    """The file that would be downloaded for such a network; None where it is there, or nothing is to be downloaded.
+
+    Raises:
+        BenchmarkError: there are no ImageNet weights of this name.
+    """
+    if pretrained != "imagenet":
+        return None
+    weights = _imagenet(*(parts_of(name) or ("torchvision", name)))
+    path, size = hub_file(weights.url), getattr(weights, "meta", {}).get("_file_size")
+    if path.is_file():
+        return None
+    return NeededFile(path, f"{size:g} MB" if size else "of a size that is not known", weights.url, downloads=True)
 
 
 def _imagenet(library: str, model: str) -> Any:

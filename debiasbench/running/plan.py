@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -13,7 +13,7 @@ from debiasbench.errors import BenchmarkError, raised_by
 from debiasbench.evaluation.rehearsal import rehearse, without_value
 from debiasbench.grid import Grid
 from debiasbench.nets.build import check_fits, check_net
-from debiasbench.nets.pretrained import weights_sha256
+from debiasbench.nets.pretrained import needed_weights, weights_sha256
 from debiasbench.parameters import write_value
 from debiasbench.plugins import is_shipped
 from debiasbench.records import Failure, Record, Result, found_record, record_path, running_path
@@ -57,7 +57,7 @@ class Plan:
         )
 
 
-def plan(
+def plan(  # noqa: PLR0913 - the ways in which a run differs
     grid: Grid,
     *,
     data_dir: Path,
@@ -66,6 +66,7 @@ def plan(
     keep_changed: bool = False,
     weights: bool = False,
     device_kind: str | None = None,
+    fetch: bool = True,
 ) -> Plan:
     """Check that the data are there and whole, and find the cells that are finished.
 
@@ -79,6 +80,9 @@ def plan(
     What was run on another kind of device than `device_kind` ("cpu", "cuda"; None: any), or in another precision than
     the recipe has there, counts as finished, and a notice says so.
 
+    Without `fetch` nothing is downloaded: a notice says which pretrained weights a run would download, and those of
+    finished cells are not compared with them.
+
     Raises:
         BenchmarkError: files are missing (what, how big, from where, where to put it) or damaged; code has changed, and
             it was not said what to do.
@@ -89,10 +93,13 @@ def plan(
     datasets = {key: cell.build_dataset() for key, cell in cells.items()}
     check_data(list(datasets.values()), data_dir)
     nets = ((cell.recipe["net"], cell.recipe["pretrained"], datasets[data_key(cell)].input) for cell in grid.cells)
+    needed: dict[tuple[str, str], NeededFile] = {}  # net and pretrained weights -> what is not there of these
     for net, pretrained, inputs in dict.fromkeys(nets):
-        check_net(net, pretrained, inputs=inputs)
+        check_net(net, pretrained, inputs=inputs, fetch=fetch)
+        if not fetch and (file := needed_weights(net, pretrained)) is not None:
+            needed[net, pretrained] = file
     built = build_all(datasets, data_dir)
-    _refuse_unfit(grid, datasets, built)
+    _refuse_unfit(grid, datasets, built, needed)
     fingerprints = {key: one.fingerprint for key, one in built.items()}
     _refuse_equal_draws(grid, fingerprints)
     to_run, finished, failed = [], {}, {}
@@ -107,9 +114,9 @@ def plan(
             to_run.append(cell)
         elif record.result is None:
             (to_run.append(cell) if rerun == "failed" else failed.update({cell.hash: record.path}))
-        elif not _is_whole(record, cell, fingerprints[data_key(cell)], weights=weights) or (
-            rerun == "changed" and (_is_outdated(record, cell) or new_functions(record, cell))
-        ):
+        elif not _is_whole(
+            record, cell, fingerprints[data_key(cell)], weights=weights, known=_start_of(cell) not in needed
+        ) or (rerun == "changed" and (_is_outdated(record, cell) or new_functions(record, cell))):
             to_run.append(cell)
         else:
             finished[cell.hash] = record.path
@@ -120,7 +127,12 @@ def plan(
             machines = _machines(record, cell, device_kind) if device_kind else None
             if machines is not None:
                 elsewhere[machines] = elsewhere.get(machines, 0) + 1
-    notices = _of_data(grid, built) + _of_changed_code(changed, keep=keep_changed) + _of_other_machines(elsewhere)
+    notices = [
+        f"A run would first download {file.path.name} ({file.size}) from {file.source} to {file.path.parent}. "
+        "pretrained=none starts at random."
+        for file in dict.fromkeys(needed.values())
+    ]
+    notices += _of_data(grid, built) + _of_changed_code(changed, keep=keep_changed) + _of_other_machines(elsewhere)
     notices += [
         f"{n} finished cell{' was' if n == 1 else 's were'} run without the {kind}, and will show none. To run "
         f"{'it' if n == 1 else 'them'} again: --rerun changed."
@@ -132,12 +144,16 @@ def plan(
     return Plan(grid, to_run, finished, failed, before, fingerprints, unvalidated, valueless, weights)
 
 
-def _is_whole(record: Record, cell: Cell, fingerprint: str, *, weights: bool) -> bool:
-    """Whether a finished record was made from the data and pretrained weights of today, and has what is asked for."""
+def _is_whole(record: Record, cell: Cell, fingerprint: str, *, weights: bool, known: bool = True) -> bool:
+    """Whether a finished record was made from the data and pretrained weights of today, and has what is asked for.
+
+    known: whether the pretrained weights are there; else any are taken for those of today.
+    """
     from debiasbench.weights import has_weights
 
     assert record.result is not None
-    return _made_from(record.result) == (fingerprint, _weights_of(cell)) and (not weights or has_weights(record))
+    start = _weights_of(cell) if known else record.result.pretrained_sha256
+    return _made_from(record.result) == (fingerprint, start) and (not weights or has_weights(record))
 
 
 def _is_not_its_fault(failure: Failure | None) -> bool:
@@ -151,8 +167,10 @@ def _of_data(grid: Grid, built: dict[str, Built]) -> list[str]:
     return list(dict.fromkeys(told))
 
 
-def _refuse_unfit(grid: Grid, datasets: dict[str, Dataset], built: dict[str, Built]) -> None:
-    """Refuse networks that do not take the data.
+def _refuse_unfit(
+    grid: Grid, datasets: dict[str, Dataset], built: dict[str, Built], without: Collection[tuple[str, str]]
+) -> None:
+    """Refuse networks that do not take the data; those in `without` are tried without their pretrained weights.
 
     Raises:
         BenchmarkError: which, and why.
@@ -164,7 +182,8 @@ def _refuse_unfit(grid: Grid, datasets: dict[str, Dataset], built: dict[str, Bui
         if dataset.input == "text" or not shape:
             continue  # an encoder was tried already
         try:
-            check_fits(recipe.net, recipe.input_shape(shape), dataset.n_classes, recipe.pretrained)
+            start = "none" if _start_of(cell) in without else recipe.pretrained
+            check_fits(recipe.net, recipe.input_shape(shape), dataset.n_classes, start)
         except BenchmarkError as error:
             problems.append(f"{cell.dataset_title}: {error}")
     if problems:
@@ -261,7 +280,12 @@ def _made_from(result: Result) -> tuple[str, str]:
 
 
 def _weights_of(cell: Cell) -> str:
-    return weights_sha256(cell.recipe["net"], cell.recipe["pretrained"])
+    return weights_sha256(*_start_of(cell))
+
+
+def _start_of(cell: Cell) -> tuple[str, str]:
+    """Network and pretrained weights."""
+    return cell.recipe["net"], cell.recipe["pretrained"]
 
 
 def check_data(datasets: Sequence[Dataset], data_dir: Path, *, with_x: bool = True) -> None:

@@ -206,7 +206,7 @@ def plan_cells(grid: Grid, asked: Experiment, options: RunOptions, told: Callabl
         asked = replace(asked, reference=_reference(asked.reference, grid.cells))
     planned = plan(
         grid, data_dir=options.data_dir, results_dir=options.results_dir, rerun=options.rerun,
-        keep_changed=options.keep_changed, weights=weights, device_kind=settings.device_kind,
+        keep_changed=options.keep_changed, weights=weights, device_kind=settings.device_kind, fetch=not options.dry_run,
     )  # fmt: skip
     executor.check(planned.to_run, settings)
     return GridRun(asked, options, planned, settings, executor, left_out)

@@ -3,10 +3,14 @@
 import functools
 import importlib.util
 import re
+import shlex
+import sys
+import types
 from pathlib import Path
 
 import pytest
 
+from debiasbench.cli import main
 from debiasbench.plugins import is_shipped
 from debiasbench.testing import METHOD_CHECKS
 
@@ -34,6 +38,42 @@ def test_the_document_shows_the_example_as_it_is():
     )
     lines = [line for line in EXAMPLE.read_text(encoding="utf-8").splitlines() if line.strip()]
     assert len(lines) <= 36  # "30 lines", and what the docstring needs
+
+
+@functools.cache  # one class for all checks
+def first_example():
+    """The class in the first block of the document on methods, which is a file as it stands."""
+    text = (ROOT / "docs" / "adding-a-method.md").read_text(encoding="utf-8")
+    namespace = {"__name__": "first_example"}
+    exec(compile(re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0], "twice.py", "exec"), namespace)
+    module = types.ModuleType("first_example")
+    vars(module).update(namespace)
+    sys.modules["first_example"] = module
+    return namespace["Twice"]
+
+
+@pytest.mark.parametrize("check", METHOD_CHECKS, ids=lambda check: check.__name__)
+def test_the_first_example_passes_the_contract_suite(check):
+    check(first_example())
+
+
+def test_the_document_on_methods_begins_with_a_short_one_the_command_and_its_table(tmp_path, capsys):
+    """The command plans these cells with the block as a file; vanilla has the numbers that it has elsewhere."""
+    text = (ROOT / "docs" / "adding-a-method.md").read_text(encoding="utf-8")
+    first, command, *_ = re.findall(r"```(python|sh)\n(.*?)```", text, re.DOTALL)
+    assert (first[0], command[0]) == ("python", "sh")
+    assert len([line for line in first[1].splitlines() if line.strip()]) <= 16
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "twice.py").write_text(first[1], encoding="utf-8")
+    words = [word.replace("mine", str(tmp_path / "mine")) for word in shlex.split(command[1])]
+    assert words[0] == "debiasbench"
+    assert main([*words[1:], "--dry-run", "--results-dir", str(tmp_path / "results")]) == 0
+    assert "6 cells to run, 0 finished before" in capsys.readouterr().out
+    rows = dict(re.findall(r"^\| (\w+) \| \**([\d.]+ ± [\d.]+)\** \| 3 \|$", text, re.MULTILINE))
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert rows.keys() == {"vanilla", "twice"}
+    assert re.search(rf"^\| `vanilla` \|.*\| {rows['vanilla']} \|", readme, re.MULTILINE)
+    assert text.index("| vanilla |") < text.index("## ")
 
 
 def test_contributing_is_short():

@@ -780,7 +780,7 @@ def _show_plan(console: PlainConsole, ready: GridRun, *, every_cell: bool) -> No
                 if cell.hash in planned.failed_before
                 else "to run"
             )
-            console.print(f"cell: {cell.title} ({grid.relative_costs[cell.hash]:.1f} vanilla runs): {state}")
+            console.print(f"cell: {cell.title} ({grid.relative_costs[cell.hash]:.3g} vanilla runs): {state}")
     if planned.failed_before:
         console.print(
             f"{len(planned.failed_before)} cells failed before and are not run again: --rerun failed retries them."

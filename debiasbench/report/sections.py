@@ -347,11 +347,13 @@ def identification_table(records: list[Record]) -> Table | None:
 
 
 def tests_table(tests: pd.DataFrame) -> Table:
-    """The tests of every method against the reference."""
+    """The tests of every method against the reference; in which column, where a dataset has several."""
+    several = bool((tests.groupby("dataset")[["metric", "select"]].nunique() > 1).to_numpy().any())
     rows = []
     for test in tests.to_dict("records"):
         low, high = test["low"], test["high"]
-        row = words(test["dataset"], test["method"])
+        measured = [test["metric"] + ("" if test["select"] == "last" else f", {test['select']}")] if several else []
+        row = words(test["dataset"], *measured, test["method"])
         row.append(Entry(test["n_a"], f"{test['n_a']} / {test['n_b']}"))
         row.append(number(test["gap"], lambda gap: f"{100 * gap:+.2f}"))
         row.append(NOTHING if low != low else Entry(low, f"{100 * low:+.1f} .. {100 * high:+.1f}"))
@@ -366,7 +368,8 @@ def tests_table(tests: pd.DataFrame) -> Table:
         "paired": "p paired", "paired_holm": "Holm", "wilcoxon": "p Wilcoxon",
         "sign_flip": "p sign flip", "effect_size": "g", "detectable": "detectable", "correlation": "r",
     }  # fmt: skip
-    columns = [DATASET, METHOD, *(Column(key, heading) for key, heading in headings.items())]
+    columns = [DATASET, *([Column("metric", "metric", numeric=False)] if several else []), METHOD]
+    columns += [Column(key, heading) for key, heading in headings.items()]
     metrics = ", ".join(tests.metric.unique())
     lower = _lower(tests.metric)
     asked = "Is the method better than {method}? Gaps in percentage points of {}. One-sided tests: Welch is "

@@ -43,6 +43,7 @@ def shown_in(table: Table, console: PlainConsole) -> list[RichTable]:
         widths = wide + [columns[index].narrowest for index in part]
         natural = wide + [columns[index].widest for index in part]
         widths = _grown(widths, natural, console.width - 1 - _taken(widths))
+        widths = [columns[index].used(width) for index, width in zip([*titles, *part], widths, strict=True)]
         found.append(_drawn(table, columns, [*titles, *part], widths, with_title=number == 0))
     return found
 
@@ -66,6 +67,11 @@ class _Column:
     def widest(self) -> int:
         """What it takes without any wrapping."""
         return max(map(cell_len, [self.head, *self.texts]))
+
+    def used(self, width: int) -> int:
+        """How much of a width is used, in as many lines."""
+        lines = (line for text in [self.head, *self.texts] for line in _wrapped(text, width).splitlines())
+        return max(map(cell_len, lines), default=0)
 
 
 def _pieces(text: str) -> list[str]:
@@ -98,12 +104,13 @@ def _within(widths: list[int], room: int) -> list[int]:
 
 
 def _grown(widths: list[int], natural: Sequence[int], room: int) -> list[int]:
-    """The widths, from the first on made as wide as is natural, as far as there is room for more."""
-    found = []
-    for width, wanted in zip(widths, natural, strict=True):
-        more = max(0, min(wanted - width, room))
-        room -= more
-        found.append(width + more)
+    """The widths, the narrowest of them made wider, up to what is natural, as far as there is room for more."""
+    found = list(widths)
+    for _ in range(room):
+        growing = [index for index, wanted in enumerate(natural) if found[index] < wanted]
+        if not growing:
+            break
+        found[min(growing, key=found.__getitem__)] += 1
     return found
 
 

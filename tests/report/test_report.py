@@ -872,3 +872,24 @@ def test_figures_of_each_dataset_show_its_own_first_column(tmp_path, monkeypatch
     assert {title: metric for title, metric, _ in drawn} == {
         "imagefolder, 2 %": "acc_worst", "features, 2 %": "acc_avg",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("metrics", "select", "named"),
+    [
+        ((), ("last",), None), (("acc_worst",), ("last",), None), (("acc_avg",), ("val_loss",), None),
+        (("acc_avg", "acc_worst"), ("last",), ["acc_avg", "acc_avg", "acc_worst", "acc_worst"]),
+        (("acc_avg",), ("last", "val_loss"), ["acc_avg", "acc_avg", "acc_avg, val_loss", "acc_avg, val_loss"]),
+    ],
+)  # fmt: skip
+def test_tests_name_their_metric_where_a_dataset_has_several(folder, metrics, select, named):
+    shown = report.Shown(("vanilla", "pgd", "lff"), ("cmnist5k:rho=0.05",), metrics, select)
+    made = report.make(folder, figures=False, shown=shown, reference="vanilla").table("tests")
+    keys = [column.key for column in made.columns]
+    if named is None:
+        assert "metric" not in keys
+    else:
+        assert keys[:3] == ["dataset", "metric", "method"]
+        assert [row[1].text for row in made.rows] == named
+    methods = [row[keys.index("method")].value for row in made.rows]
+    assert methods == ["pgd", "lff"] * (len(methods) // 2)

@@ -241,7 +241,13 @@ def from_table(root: Path, table: Path, named: Mapping[str, str]) -> Labelled:
     of = {role: tidied(name).lower() for role, name in named.items()}
     missing = [role for role, name in of.items() if name not in columns and (role, name) != ("bias", "bias")]
     if missing:
-        raise BenchmarkError(_without_columns(table, columns, of, missing))
+        given = table.relative_to(root) if table.is_relative_to(root) else table
+        meant = f"imagefolder:table={write_value(given.as_posix())},{_meant(columns, of, missing)}"
+        lacking = ", ".join(of[role] if of[role] == role else f"{of[role]} (given as {role}=)" for role in missing)
+        raise BenchmarkError(
+            f"{table} lacks the columns {lacking}. Columns there: {', '.join(columns) or 'none'}. Needed: file, label, "
+            f"split; if known, bias. To say which is which: {meant}"
+        )
     refuse_twice(table, columns, of.values())
     shared = [name for name, n in Counter(of.values()).items() if n > 1]
     if shared:
@@ -275,8 +281,8 @@ def from_table(root: Path, table: Path, named: Mapping[str, str]) -> Labelled:
     return _named(rows, told)
 
 
-def _without_columns(table: Path, columns: Sequence[str], of: Mapping[str, str], missing: Sequence[str]) -> str:
-    """What is said of columns that a table lacks, with those that it has and that may be meant.
+def _meant(columns: Sequence[str], of: Mapping[str, str], missing: Sequence[str]) -> str:
+    """`file=path,label=COLUMN`: the columns of a table that may be meant by the roles that it has none for.
 
     of: role -> its column as it was named, or by its usual name.
     """
@@ -286,11 +292,7 @@ def _without_columns(table: Path, columns: Sequence[str], of: Mapping[str, str],
         column = _likely([of[role], role, *COLUMNS[role]], free)
         free = [name for name in free if name != column]
         meant.append(f"{role}={write_value(column or 'COLUMN')}")
-    lacking = ", ".join(of[role] if of[role] == role else f"{of[role]} (given as {role}=)" for role in missing)
-    return (
-        f"{table} lacks the columns {lacking}. Columns there: {', '.join(columns) or 'none'}. Needed: file, label, "
-        f"split; if known, bias. To say which is which: imagefolder:table={table.name},{','.join(meant)}"
-    )
+    return ",".join(meant)
 
 
 def _likely(names: Sequence[str], columns: Sequence[str]) -> str | None:

@@ -17,6 +17,7 @@ from PIL import Image
 from debiasbench.cli import main
 from debiasbench.datasets import registry as datasets
 from debiasbench.errors import BenchmarkError
+from debiasbench.grid import dataset_from_spec
 from debiasbench.report.inspection import sides_of
 from debiasbench.samples import Samples
 from debiasbench.schedule import learning_rate_at
@@ -1070,6 +1071,21 @@ def test_columns_that_are_not_there_are_told_with_those_that_are(tmp_path, head,
     rows = [f"{row},x" for row in TYPICAL] if head.count(",") == 4 else TYPICAL
     with pytest.raises(BenchmarkError, match=said if ".*" in said else re.escape(said)):
         named_table(tmp_path / "table", head, options, rows).build(tmp_path)
+
+
+@pytest.mark.parametrize("place", ["lists/all.csv", "a list.csv", "one,two.csv", "images.csv"])
+def test_the_command_in_the_message_reads_the_table(tmp_path, place):
+    """What the message says is typed as it stands, wherever the table lies and whatever it is called."""
+    root = tmp_path / "photos"
+    write_table(root, TYPICAL, "path,target,fold,background")
+    (root / place).parent.mkdir(exist_ok=True)
+    (root / "images.csv").rename(root / place)
+    spec = f"imagefolder:root={root},title=x,size=16"
+    with pytest.raises(BenchmarkError) as caught:
+        dataset_from_spec(f'{spec},table="{place}"')[0].build(tmp_path)
+    said = str(caught.value).rpartition("imagefolder:")[2]
+    dataset = dataset_from_spec(f"{spec},{said},bias=background")[0]
+    assert [len(part) for part in dataset.build(tmp_path).named().values()] == [6, 6, 6]
 
 
 @pytest.mark.parametrize("options", [{"label": "target"}, {"bias": "place"}, {"file": "path", "split": "fold"}])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +50,8 @@ def inspect(dataset: Dataset, title: str, *, data_dir: Path, results_dir: Path) 
     if dataset.input == "text" and with_x:
         tables.append(_lengths(splits))
     paths = contact_sheets(dataset, title, splits, results_dir / "inspect")
-    if paths and (boxes := lacking([title, *dataset.class_names, *dataset.bias_names])):
+    named = [title, *dataset.class_names, *dataset.bias_names, *chain.from_iterable(dataset.bias_values)]
+    if paths and (boxes := lacking(named)):
         notes.append(f"The pictures show boxes for {boxes}: no installed font has them.")
     return tables, paths
 

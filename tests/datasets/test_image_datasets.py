@@ -18,6 +18,7 @@ from debiasbench.cli import main
 from debiasbench.datasets import registry as datasets
 from debiasbench.errors import BenchmarkError
 from debiasbench.grid import dataset_from_spec
+from debiasbench.report import inspection
 from debiasbench.report.inspection import sides_of
 from debiasbench.samples import Samples
 from debiasbench.schedule import learning_rate_at
@@ -1157,6 +1158,18 @@ def test_inspect_shows_names_as_they_were_written(tmp_path, capsys, kind, bias):
         ["cow / deep, Sand", "1", "1", "1"],
     ]  # fmt: skip
     assert f"label / {bias};" in shown
+
+
+@pytest.mark.parametrize("place", ["label", "bias", "title"])
+def test_names_that_no_font_has_are_told_wherever_they_stand(tmp_path, monkeypatch, place):
+    monkeypatch.setattr(inspection, "lacking", lambda texts: "\u6f22" if "\u6f22" in texts else "")
+    names = {"label": "cow", "bias": "grass", "title": "animals"} | {place: "\u6f22"}
+    rows = [row.replace("cow", names["label"]).replace("grass", names["bias"]) for row in TYPICAL]
+    write_table(tmp_path / "photos", rows)
+    title = "\u6f22" if place == "title" else "animals"
+    dataset = new("imagefolder", root=str(tmp_path / "photos"), title=title, size=16)
+    (table, _), _ = inspection.inspect(dataset, title, data_dir=tmp_path, results_dir=tmp_path / "results")
+    assert "The pictures show boxes for \u6f22: no installed font has them." in table.notes
 
 
 def test_contact_sheets_name_the_values_of_a_bias(tmp_path):

@@ -812,7 +812,7 @@ def _cost(ready: GridRun) -> str:
         to_run, costs, read_records(*sources(ready.options.results_dir))[0], n_workers=n_workers,
         device_kind=ready.settings.device_kind, host=here,
     )  # fmt: skip
-    return told if seconds is None else f"{told}, about {duration(seconds)} by finished runs"
+    return told if seconds is None else f"{told}, about {duration(seconds)} judging by finished runs"
 
 
 def _order(ready: GridRun) -> str:

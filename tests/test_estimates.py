@@ -115,7 +115,7 @@ def test_the_plan_tells_the_unit_once_and_hours_where_they_are_known(tmp_path, c
     assert said == f"3 cells to run, 0 finished before; estimated cost: 6 vanilla runs {UNIT} on 2 workers."
     for cell in cells_of(["vanilla"], seeds=[10, 11]):
         write_record(record_path(tmp_path, cell), finished(cell, 600.0))
-    assert plan_of(tmp_path, capsys, "lff", seeds="3") == f"{said[:-1]}, about 30 min by finished runs."
+    assert plan_of(tmp_path, capsys, "lff", seeds="3") == f"{said[:-1]}, about 30 min judging by finished runs."
     assert plan_of(tmp_path, capsys, "lff", datasets=["cmnist5k", "cmnist5k:rho=0.05"]).count("vanilla run") == 1
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from rich.cells import cell_len, chop_cells
 from rich.table import Table as RichTable
@@ -56,14 +57,14 @@ class _Column:
     texts: list[str]
     wraps: bool
 
-    @property
+    @cached_property
     def narrowest(self) -> int:
         """The fewest columns of a terminal that cut nothing within a word or an option."""
         whole = [] if self.wraps else self.texts
         pieces = [piece for text in [self.head, *(self.texts if self.wraps else ())] for piece in _pieces(text)]
         return max(map(cell_len, [*whole, *(piece.rstrip() for piece in pieces)]), default=0)
 
-    @property
+    @cached_property
     def widest(self) -> int:
         """What it takes without any wrapping."""
         return max(map(cell_len, [self.head, *self.texts]))

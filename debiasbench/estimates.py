@@ -10,7 +10,6 @@ from debiasbench.grid import relative_cost
 from debiasbench.records import Record
 
 AS_LONG = ("net", "size", "batch_size", "precision", "recompute", "accumulate")  # by which an epoch takes as long
-BASELINE = "vanilla"  # whose run is the unit of costs
 
 
 def seconds_for(
@@ -24,11 +23,12 @@ def seconds_for(
 ) -> float | None:
     """How many seconds cells will take on equal workers; None where nothing tells it for each of their datasets.
 
-    What tells it are finished runs of the baseline on the same data and of these cells' grid: seconds by cost.
+    What tells it are finished runs on the same data, seconds by cost: of cells of the same grid, and of methods that
+    cost as much as plain training, which is the unit.
 
     Args:
         cells: to be trained.
-        costs: cell hash -> in runs of the baseline, of the whole grid.
+        costs: cell hash -> in runs of plain training, of the whole grid.
         records: of any cells; those that are not on this kind of device or machine count for nothing.
         n_workers: that train at once.
         device_kind: "cpu" or "cuda"; None: any.
@@ -36,7 +36,7 @@ def seconds_for(
     """
     rates: dict[str, list[float]] = {}
     for record in records:
-        cost = costs.get(record.hash) or _cost_of_baseline(record.cell)
+        cost = costs.get(record.hash) or _cost_of_plain(record.cell)
         elsewhere = (device_kind and record.device_kind != device_kind) or (host and record.provenance.host != host)
         if record.done and cost and not elsewhere:
             rates.setdefault(_data(record.cell), []).append(record.provenance.seconds.total / cost)
@@ -46,12 +46,11 @@ def seconds_for(
     return max(sum(seconds) / n_workers, max(seconds, default=0.0))  # no cell is shared by workers
 
 
-def _cost_of_baseline(cell: Cell) -> float | None:
-    """The cost of a run of the baseline; None for other methods, and where it cannot be told any more."""
-    if cell.method != BASELINE:
-        return None
+def _cost_of_plain(cell: Cell) -> float | None:
+    """The cost of a run of one plain training; None for methods that train more, and where it cannot be told now."""
     try:
-        return relative_cost(cell.build_method(), cell.build_dataset(), cell.build_recipe())
+        method, data = cell.build_method(), cell.build_dataset()
+        return relative_cost(method, data, cell.build_recipe()) if method.relative_cost(data) == 1 else None
     except Exception:  # a plug-in of others, or values that it no longer takes: an estimate less
         return None
 

@@ -7,8 +7,8 @@ Input: float32 (D,), a row of a file each. In the folder there is one file of fe
 valid and test by any of their usual names), and beside them metadata.csv (or `table=FILE`): a line for each row, in the
 order of the rows of its split, with the columns
 
-- y: the label, a number or a name;
-- split: train, valid or test, or as above, or 0, 1 or 2;
+- y: the label, a number or a name (or the column that `y=target` names);
+- split: train, valid or test, or as above, or 0, 1 or 2 (or the column that `split=part` names);
 - the biases: all others but those that name a sample or its group (id, filename, img_filename, g, ...), or those that
   `bias=` names (`bias=place`, `bias=colour/scale`). A value that is missing (nan, NA, -1, unknown, ...) is unknown;
 - conflict, or for several biases conflict.NAME: 1 where the sample conflicts, else 0. Without, a sample conflicts when
@@ -36,6 +36,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,6 +62,8 @@ class Features(Dataset):
 
     title: str = ""  # what the data are called
     table: str = "metadata.csv"
+    y: str = "y"  # what the table calls the column of labels
+    split: str = "split"
     bias: str = ""  # names of columns, with / between them; "": all that may be one
     scale: str = one_of("standard", "none", default="standard")
     rho: float | None = between(0, 1, default=None)  # fraction of bias-conflicting training samples, if you know it
@@ -78,7 +81,12 @@ class Features(Dataset):
         return self.title
 
     def in_words(self) -> dict[str, str]:
-        return {"title": "", "rho": "" if self.rho is None else f"{100 * self.rho:g} %"}
+        hidden = dict.fromkeys(("title", "table", "y", "split"), "")  # the title names the data
+        return {**hidden, "rho": "" if self.rho is None else f"{100 * self.rho:g} %"}
+
+    def key(self) -> dict[str, Any]:
+        """Without the usual names of columns: cells had their identity before there was a choice."""
+        return {name: value for name, value in super().key().items() if name not in ("y", "split") or value != name}
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -168,7 +176,7 @@ class Features(Dataset):
         """What the table says."""
         path = self._root / self.table
         named = self.bias.split("/") if self.bias else self.embedding.bias_names if self.embedding else ()
-        table = read_metadata(path, named)
+        table = read_metadata(path, named, y=self.y, split=self.split)
         for split in ("train", "test"):
             if not table.y[split]:
                 raise BenchmarkError(f"{path} has no line whose split is {split}.")

@@ -23,6 +23,7 @@ from debiasbench.data.images import contents
 from debiasbench.data.labelled import (
     SHORT,
     SPLITS,
+    columns_of,
     is_missing,
     no_label,
     read_table,
@@ -34,6 +35,7 @@ from debiasbench.data.labelled import (
     tidied,
 )
 from debiasbench.errors import BenchmarkError
+from debiasbench.parameters import write_value
 from debiasbench.plain import from_plain
 
 ENDINGS = (".npy", ".safetensors")
@@ -300,27 +302,27 @@ class Table:
     notes: list[str]
 
 
-def read_metadata(path: Path, named: Sequence[str] = ()) -> Table:
-    """A table with the columns y, split, biases and, if it says so, who conflicts.
+def read_metadata(path: Path, named: Sequence[str] = (), *, y: str = "y", split: str = "split") -> Table:
+    """A table with columns for label, split, biases and, if it says so, who conflicts.
 
     Args:
         path: of the table.
         named: the columns that are biases; by default all but those of `NO_BIAS`.
+        y: what it calls the column of labels.
+        split: what it calls that of splits.
 
     Raises:
         BenchmarkError: it cannot be read, or columns or lines of it; names them.
     """
     columns, lines = read_table(path)
-    missing = [name for name in ("y", "split") if name not in columns]
-    if missing:
-        raise BenchmarkError(
-            f"{path} lacks the columns {', '.join(missing)}. Needed: y, split, and a column for each bias. "
-            f"Got {', '.join(columns) or 'nothing'}."
-        )
-    biases = _bias_columns(path, columns, named)
+    of = columns_of(
+        path, columns, {"y": y, "split": split}, needed="y, split, and a column for each bias",
+        spec=f"features:table={write_value(path.name)}",
+    )  # fmt: skip
+    biases = _bias_columns(path, columns, named, of)
     said_in = {name: word for name in biases if (word := conflict_column(name, biases)) in columns}
-    refuse_twice(path, columns, ("y", "split", *biases, *said_in.values()))
-    y = _of_splits()
+    refuse_twice(path, columns, (*of.values(), *biases, *said_in.values()))
+    labels = _of_splits()
     values = {name: _of_splits() for name in biases}
     conflicts = {name: _of_splits() for name in said_in}
     written: dict[str, dict[str, set[str]]] = {name: defaultdict(set) for name in ("y", *biases)}
@@ -330,26 +332,27 @@ def read_metadata(path: Path, named: Sequence[str] = ()) -> Table:
         if None in line or None in line.values():
             problems.append(f"line {number}: it has another number of values than there are columns.")
             continue
-        split = split_in_table(line["split"])
+        label, part = line[of["y"]], split_in_table(line[of["split"]])
         odd = [line[column] for column in said_in.values() if tidied(line[column]) not in ("0", "1")]
-        if split is None:
-            problems.append(f"line {number}: split must be {', '.join(SPLITS)}, or 0, 1, 2. Got {line['split']!r}.")
-        elif is_missing(line["y"]):
-            problems.append(f"line {number}: {no_label(line['y'], 'row')} Take it out, here and in the file.")
+        if part is None:
+            told = f"line {number}: split must be {', '.join(SPLITS)}, or 0, 1, 2. Got {line[of['split']]!r}."
+            problems.append(told)
+        elif is_missing(label):
+            problems.append(f"line {number}: {no_label(label, 'row')} Take it out, here and in the file.")
         elif odd:
             problems.append(f"line {number}: {CONFLICT} must be 0 or 1. Got {odd[0]!r}.")
         else:
-            y[split].append(tidied(line["y"]))
-            written["y"][tidied(line["y"])].add(line["y"])
+            labels[part].append(tidied(label))
+            written["y"][tidied(label)].add(label)
             for name in biases:
                 value = "" if is_missing(line[name]) else tidied(line[name])
-                values[name][split].append(value)
+                values[name][part].append(value)
                 if value:
                     written[name][value].add(line[name])
                 elif line[name]:
                     unknown[line[name]] += 1
             for name, column in said_in.items():
-                conflicts[name][split].append(tidied(line[column]))
+                conflicts[name][part].append(tidied(line[column]))
     refuse_lines(path, problems)
     for name in biases:
         if len(written[name]) > MOST_VALUES:
@@ -358,11 +361,12 @@ def read_metadata(path: Path, named: Sequence[str] = ()) -> Table:
                 f"(at most {MOST_VALUES}). Name the columns that are one: features:bias=NAME"
             )
     notes = [note for names in written.values() for note in remarks_on(names, {})] + remarks_on({}, unknown)
-    used = {"y", "split", *biases, *said_in.values()}
+    used = {*of.values(), *biases, *said_in.values()}
     others = [column or "one without a name" for column in columns if column not in used]
     if others:
         notes.append(f"Columns not used: {', '.join(others)}.")
-    return Table(y, values or {"bias": {split: [""] * len(part) for split, part in y.items()}}, conflicts, notes)
+    unknown_bias = {"bias": {one: [""] * len(rows) for one, rows in labels.items()}}
+    return Table(labels, values or unknown_bias, conflicts, notes)
 
 
 def conflict_column(bias: str, biases: Sequence[str]) -> str:
@@ -374,18 +378,21 @@ def _of_splits() -> dict[str, list[str]]:
     return {split: [] for split in SPLITS}
 
 
-def _bias_columns(path: Path, columns: Sequence[str], named: Sequence[str]) -> list[str]:
-    """The columns that are biases: those that are named, or all that may be."""
+def _bias_columns(path: Path, columns: Sequence[str], named: Sequence[str], of: Mapping[str, str]) -> list[str]:
+    """The columns that are biases: those that are named, or all that may be.
+
+    of: "y" and "split" -> their columns.
+    """
     if not named:
-        no_bias = {"y", "split", CONFLICT, *NO_BIAS}
+        no_bias = {*of, *of.values(), CONFLICT, *NO_BIAS}
         found = [name for name in columns if name not in no_bias and not name.startswith(f"{CONFLICT}.")]
         return list(dict.fromkeys(found))
     biases = [tidied(name).lower() for name in named]
-    wrong = [name for name in biases if name not in columns or name in ("y", "split")]
+    wrong = [name for name in biases if name not in columns or name in of.values()]
     if wrong or len(set(biases)) < len(biases):
         raise BenchmarkError(
-            f"bias={'/'.join(named)} must name columns of {path}, each once: {', '.join(columns)} (but y and split). "
-            f"Wrong: {', '.join(wrong) or 'one is named twice'}."
+            f"bias={'/'.join(named)} must name columns of {path}, each once: {', '.join(columns)} (but "
+            f"{' and '.join(of.values())}). Wrong: {', '.join(wrong) or 'one is named twice'}."
         )
     return biases
 

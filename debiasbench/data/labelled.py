@@ -215,10 +215,13 @@ def _allowed() -> str:
 # ---- a table --------------------------------------------------------------------------------------------------------
 
 
-COLUMNS: Mapping[str, tuple[str, ...]] = {  # of a table, by their usual names -> what else people call them
+COLUMNS = ("file", "label", "split", "bias")  # of a table of images, by their usual names
+_LABELS = ("label", "y", "target", "class", "class_name", "label_name", "category", "category_name")
+CALLED: Mapping[str, tuple[str, ...]] = {  # what people call the columns of tables, by ours
     "file": ("filename", "file_name", "path", "filepath", "file_path", "image", "image_path", "img", "img_path",
              "img_filename", "image_id"),
-    "label": ("y", "target", "class", "class_name", "label_name", "category", "category_name"),
+    "label": _LABELS,
+    "y": _LABELS,
     "split": ("partition", "set", "subset", "fold", "part", "phase"),
     "bias": ("background", "place", "a", "attribute", "group", "spurious", "confounder", "environment", "env",
              "domain", "color", "colour"),
@@ -238,24 +241,12 @@ def from_table(root: Path, table: Path, named: Mapping[str, str]) -> Labelled:
         BenchmarkError: the table cannot be read, columns are missing, or lines of it cannot be meant; names them.
     """
     columns, lines = read_table(table)
-    of = {role: tidied(name).lower() for role, name in named.items()}
-    missing = [role for role, name in of.items() if name not in columns and (role, name) != ("bias", "bias")]
-    if missing:
-        given = table.relative_to(root) if table.is_relative_to(root) else table
-        meant = f"imagefolder:table={write_value(given.as_posix())},{_meant(columns, of, missing)}"
-        lacking = ", ".join(of[role] if of[role] == role else f"{of[role]} (given as {role}=)" for role in missing)
-        raise BenchmarkError(
-            f"{table} lacks the columns {lacking}. Columns there: {', '.join(columns) or 'none'}. Needed: file, label, "
-            f"split; if known, bias. To say which is which: {meant}"
-        )
+    given = table.relative_to(root) if table.is_relative_to(root) else table
+    of = columns_of(
+        table, columns, named, needed="file, label, split; if known, bias", optional=("bias",),
+        spec=f"imagefolder:table={write_value(given.as_posix())}",
+    )  # fmt: skip
     refuse_twice(table, columns, of.values())
-    shared = [name for name, n in Counter(of.values()).items() if n > 1]
-    if shared:
-        roles = [role for role, name in of.items() if name == shared[0]]
-        raise BenchmarkError(
-            f"The column {shared[0]} of {table} cannot be {' and '.join(roles)} at once: name another for one of them. "
-            f"Columns there: {', '.join(columns)}."
-        )
     rows: dict[str, list[Row]] = {split: [] for split in SPLITS}
     problems: list[str] = []
     seen: dict[Path, int] = {}  # the line of each file
@@ -277,19 +268,49 @@ def from_table(root: Path, table: Path, named: Mapping[str, str]) -> Labelled:
     unused = [name for name in columns if name and name not in of.values()]
     told = f"Columns not used: {', '.join(unused)}." if unused else ""
     if unused and of["bias"] not in columns:
-        told += f" If one is the bias: imagefolder:bias={write_value(_likely(COLUMNS['bias'], unused) or 'COLUMN')}"
+        told += f" If one is the bias: imagefolder:bias={write_value(_likely(CALLED['bias'], unused) or 'COLUMN')}"
     return _named(rows, told)
 
 
-def _meant(columns: Sequence[str], of: Mapping[str, str], missing: Sequence[str]) -> str:
-    """`file=path,label=COLUMN`: the columns of a table that may be meant by the roles that it has none for.
+def columns_of(
+    table: Path, columns: Sequence[str], named: Mapping[str, str], *, needed: str, spec: str,
+    optional: Sequence[str] = (),
+) -> dict[str, str]:  # fmt: skip
+    """Role -> its column, tidied and in lower case.
 
-    of: role -> its column as it was named, or by its usual name.
+    Args:
+        table: for messages, as `needed` (its columns in words) and `spec` (the dataset and the table, as typed).
+        columns: that it has.
+        named: role, which is the usual name of its column -> what the table calls it.
+        optional: roles whose column may be missing, if it was not called otherwise.
+
+    Raises:
+        BenchmarkError: columns are missing, or one has two roles; names those that are there, and what may be meant.
     """
+    of = {role: tidied(name).lower() for role, name in named.items()}
+    missing = [role for role, name in of.items() if name not in columns and not (name == role in optional)]
+    if missing:
+        lacking = ", ".join(of[role] if of[role] == role else f"{of[role]} (given as {role}=)" for role in missing)
+        raise BenchmarkError(
+            f"{table} lacks the columns {lacking}. Needed: {needed}. Columns there: {', '.join(columns) or 'none'}. "
+            f"To say which is which: {spec},{_meant(columns, of, missing)}"
+        )
+    shared = [name for name, n in Counter(of.values()).items() if n > 1]
+    if shared:
+        roles = [role for role, name in of.items() if name == shared[0]]
+        raise BenchmarkError(
+            f"The column {shared[0]} of {table} cannot be {' and '.join(roles)} at once: name another for one of them. "
+            f"Columns there: {', '.join(columns)}."
+        )
+    return of
+
+
+def _meant(columns: Sequence[str], of: Mapping[str, str], missing: Sequence[str]) -> str:
+    """`file=path,label=COLUMN`: the columns of a table that may be meant by the roles that it has none for."""
     free = [name for name in columns if name and name not in of.values()]
     meant = []
     for role in missing:
-        column = _likely([of[role], role, *COLUMNS[role]], free)
+        column = _likely([of[role], role, *CALLED[role]], free)
         free = [name for name in free if name != column]
         meant.append(f"{role}={write_value(column or 'COLUMN')}")
     return ",".join(meant)

@@ -335,6 +335,43 @@ def test_a_column_that_names_samples_is_no_bias(root, monkeypatch):
     assert new(root, bias="place").bias_names == ("place",)
 
 
+@pytest.mark.parametrize(
+    ("head", "options"),
+    [
+        ("target,split,place", {"y": "target"}), ("y,part,place", {"split": "part"}),
+        ("Class,Fold,place", {"y": "class", "split": "FOLD"}), ("label,set,place", {"y": "label", "split": "set"}),
+        ("label,set,place", {"y": "label", "split": "set", "bias": "place"}),
+    ],
+)  # fmt: skip
+def test_columns_of_other_names_are_named(root, head, options):
+    expected = built(root).fingerprint()
+    write_table(root, head)
+    assert built(root, **options).fingerprint() == expected
+    assert new(root, **options).bias_names == ("place",)
+
+
+@pytest.mark.parametrize(
+    ("head", "options", "said"),
+    [
+        ("target,part,place", {}, "Needed: y, split, and a column for each bias. Columns there: target, part, place. "
+         "To say which is which: features:table=metadata.csv,y=target,split=part"),
+        ("label,split,place", {}, "features:table=metadata.csv,y=label"),
+        ("y,split,place", {"y": "Targt"}, "lacks the columns targt (given as y=)"),
+        ("y,split,place", {"y": "split"}, "The column split of"),
+        ("target,split,place", {"y": "target", "bias": "target"}, "(but target and split)"),
+    ],
+)  # fmt: skip
+def test_columns_that_are_not_there_are_told_with_those_that_are(root, head, options, said):
+    write_table(root, head)
+    assert said in refusal(root, **options)
+
+
+def test_usual_names_of_columns_are_no_part_of_the_identity(root):
+    usual = new(root)
+    assert list(usual.key()) == ["data_seed", "title", "table", "bias", "scale", "rho"]
+    assert usual.replace(y="target").key() == usual.key() | {"y": "target"}
+
+
 @pytest.mark.parametrize("named", ["colour", "y", "place/split", "place/place"])
 def test_columns_that_are_no_bias_cannot_be_named(root, named):
     assert f"bias={named} must name columns of" in refusal(root, bias=named)

@@ -1056,11 +1056,12 @@ def test_columns_of_other_names_are_named(tmp_path, head, options):
     ("head", "options", "said"),
     [
         ("path,target,fold,background", {},
-         "lacks the columns file, label, split. Columns there: path, target, fold, background. Needed: file, label, "
-         "split; if known, bias. To say which is which: imagefolder:table=list.csv,file=path,label=target,split=fold"),
+         "lacks the columns file, label, split. Needed: file, label, split; if known, bias. Columns there: path, "
+         "target, fold, background. To say which is which: imagefolder:table=list.csv,file=path,label=target,split=fold"),
         ("file,thing,split,where", {}, "label=COLUMN"),
         ("file,label,split,background", {"bias": "backgruond"},
-         "lacks the columns backgruond (given as bias=). Columns there: file, label, split, background."),
+         "lacks the columns backgruond (given as bias=). Needed: file, label, split; if known, bias. Columns there: "
+         "file, label, split, background."),
         ("file,label,split,background", {"bias": "backgruond"}, "list.csv,bias=background"),
         ("file,label,split,bias", {"label": "clas"}, "imagefolder:table=list.csv,label=label"),
         ("image,y,split,place", {"label": "y"}, "which is which: imagefolder:table=list.csv,file=image"),

@@ -988,9 +988,10 @@ def _show_hanging(console: PlainConsole, text: str, indent: int) -> None:
     from rich.padding import Padding
     from rich.text import Text
 
-    lines = Text(console.shown(text)).wrap(console, console.width - indent - 2)
-    for number, line in enumerate(lines):
+    *lines, last = Text(console.shown(text)).wrap(console, console.width - indent - 2)
+    for line in lines:
         line.rstrip()
+    for number, line in enumerate([*lines, last]):
         console.print(Padding(line, (0, 0, 0, indent + 2 * (number > 0)), expand=False))
 
 

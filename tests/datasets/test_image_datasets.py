@@ -1057,7 +1057,8 @@ def test_columns_of_other_names_are_named(tmp_path, head, options):
     [
         ("path,target,fold,background", {},
          "lacks the columns file, label, split. Needed: file, label, split; if known, bias. Columns there: path, "
-         "target, fold, background. To say which is which: imagefolder:table=list.csv,file=path,label=target,split=fold"),
+         "target, fold, background. To say which is which: imagefolder:table=list.csv,file=path,label=target,"
+         "split=fold"),
         ("file,thing,split,where", {}, "label=COLUMN"),
         ("file,label,split,background", {"bias": "backgruond"},
          "lacks the columns backgruond (given as bias=). Needed: file, label, split; if known, bias. Columns there: "

@@ -276,24 +276,25 @@ def _data_notes(records: list[Record]) -> list[str]:
 
 def selection_table(table: pd.DataFrame, dataset: str) -> Table:
     """One dataset: all selection rules, and the accuracies on aligned and conflicting samples at the last epoch."""
+    table = table[table.dataset == dataset]
     metric = headline_of(table, dataset)
-    there = table.loc[table.dataset == dataset, "select"].dropna().unique()
+    there = table["select"].dropna().unique()
     rules = [
         rule
         for rule in dict.fromkeys([*SELECTION_RULES, *there])
-        if table[(table.dataset == dataset) & (table["select"] == rule)][metric].notna().any()
+        if table[table["select"] == rule][metric].notna().any()
     ]
-    others = headlines(table.loc[table.dataset == dataset, "dataset.name"].iloc[0])[1:]
+    others = headlines(table["dataset.name"].iloc[0])[1:]
     parts = [
         name
         for name in table.columns
         if name.startswith(("acc_aligned", "acc_conflict")) or name in others or is_own_metric(name)
     ]
-    parts = [name for name in parts if table[table.dataset == dataset][name].notna().any()]
+    parts = [name for name in parts if table[name].notna().any()]
     shown = [*((rule, metric) for rule in rules), *(("last", name) for name in parts)]
     found = [dict(list(runs(table, dataset, name, select=rule).groupby("method"))) for rule, name in shown]
     rows = []
-    for method in table[table.dataset == dataset].method.unique():
+    for method in table.method.unique():
         row = words(method)
         for (_, name), of_method in zip(shown, found, strict=True):
             chosen = of_method.get(method)

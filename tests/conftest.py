@@ -36,6 +36,14 @@ def cache_of_the_tests(tmp_path_factory):
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def disk_is_not_waited_for():
+    """No power fails while tests run, and to wait for the disk thousands of times takes long."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(os, "fsync", lambda _: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def mnist_data_dir():
     """The data folder that holds MNIST/raw/*.gz; tests that need it are skipped where it is not given."""

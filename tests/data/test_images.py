@@ -3,11 +3,12 @@
 import errno
 import io
 import json
-import multiprocessing
 import os
 import random
 import struct
+import subprocess
 import sys
+from pathlib import Path
 
 import filelock
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+import debiasbench
 from debiasbench.data import cache, images
 from debiasbench.data.cache import cached
 from debiasbench.data.images import contents, decode, has_images, image_files, other_files, read_image, remarks
@@ -615,22 +617,32 @@ def test_a_cache_folder_that_cannot_be_written_is_told(tmp_path, monkeypatch):
         cached("some", {}, (4, 2), lambda: [np.zeros((4, 2), dtype=np.uint8)])
 
 
-def _worker(folder, queue):
-    os.environ["DEBIASBENCH_CACHE"] = str(folder)
-    made = []
-    entry = cached("some", {}, (1000, 10), lambda: made.append(1) or [np.ones((1000, 10), dtype=np.uint8)])
-    queue.put((len(made), int(entry.x.sum())))
+MAKES_AN_ENTRY = """
+import numpy as np
+from debiasbench.data.cache import cached
+
+made = []
+print("ready", flush=True)
+input()
+entry = cached("some", {}, (1000, 10), lambda: made.append(1) or [np.ones((1000, 10), dtype=np.uint8)])
+print(len(made), int(entry.x.sum()))
+"""
 
 
 def test_several_processes_make_an_entry_once(tmp_path):
     """The others wait and read."""
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    workers = [context.Process(target=_worker, args=(tmp_path / "shared", queue)) for _ in range(3)]
-    for worker in workers:
-        worker.start()
-    results = [queue.get(timeout=120) for _ in workers]
-    for worker in workers:
-        worker.join()
-    assert sorted(made for made, _ in results) == [0, 0, 1]
-    assert {total for _, total in results} == {10_000}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", MAKES_AN_ENTRY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8",
+            env=os.environ | {"PYTHONPATH": str(Path(debiasbench.__file__).parent.parent)},
+        )
+        for _ in range(3)
+    ]  # fmt: skip
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    results = [process.communicate(timeout=120)[0].split() for process in processes]
+    assert sorted(made for made, _ in results) == ["0", "0", "1"]
+    assert {total for _, total in results} == {"10000"}

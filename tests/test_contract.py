@@ -16,12 +16,27 @@ from debiasbench.testing import DATASET_BUILD_CHECKS, DATASET_CHECKS, METHOD_CHE
 NO_DATA = Path("no-such-folder")
 # Data that are not at their usual place below the data folder: parameters for the tests' copies of them.
 ELSEWHERE = {"bffhq": {"root": "bffhq_standin_from_celeba/bffhq"}}
+# Methods that are interrupted at each of their checkpoints by default: of one stage, of several, of two networks.
+INTERRUPTED = ("vanilla", "pgd", "lff", "jtt", "groupdro", "dfr")
+# Real data that take long to make; their test files check few images by default.
+WHOLE = ("ccifar", "mbmnist")
 # Data that take seconds to make: the test file that gives them another data seed.
 LARGE = {"bar": "test_image_datasets.py", "ccifar": "test_cifar.py", "mbmnist": "test_mbmnist.py"}
 
 
-@pytest.mark.parametrize("check", METHOD_CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("name", methods.classes())
+def marks(name, check):
+    is_long = check is testing.check_goes_on_after_an_interruption and name not in INTERRUPTED
+    return pytest.mark.slow if is_long else ()
+
+
+@pytest.mark.parametrize(
+    ("name", "check"),
+    [
+        pytest.param(name, check, marks=marks(name, check), id=f"{name}-{check.__name__}")
+        for name in methods.classes()
+        for check in METHOD_CHECKS
+    ],
+)
 def test_method(name, check):
     check(methods.get(name)[0])
 
@@ -33,7 +48,10 @@ def test_no_plugin_file_is_broken():
     assert datasets.broken == {}
 
 
-@pytest.fixture(scope="module", params=datasets.classes())
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=pytest.mark.slow if name in WHOLE else ()) for name in datasets.classes()],
+)
 def built(request):
     data_dir = Path(os.environ.get("DEBIASBENCH_DATA", NO_DATA))
     options = dict(ELSEWHERE.get(request.param, {}))

@@ -133,6 +133,7 @@ def test_two_files_of_one_name_are_refused(tmp_path):
     assert "Two files define the method module 'pgd'" in answer
 
 
+@pytest.mark.slow
 def test_a_wheel_runs_from_another_directory(tmp_path):
     build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
     source = tmp_path / "source"

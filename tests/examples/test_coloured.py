@@ -12,7 +12,7 @@ from debiasbench.testing import DATASET_BUILD_CHECKS, DATASET_CHECKS, make_task
 
 ROOT = Path(__file__).parent.parent.parent
 EXAMPLE = ROOT / "examples" / "datasets" / "coloured.py"
-KINDS = [("kmnist", 10), ("fashion", 2), ("letters", 26)]
+KINDS = [("kmnist", 10), ("fashion", 2), pytest.param(("letters", 26), marks=pytest.mark.slow)]  # the most images
 
 
 @pytest.fixture(scope="module")

@@ -115,6 +115,7 @@ def test_a_grid_runs_and_is_reported_in_a_locale_that_lacks_its_characters(ran):
     assert r"gr\xf6\xdfe\u4e2d" in told  # what the terminal lacks is told by its code
 
 
+@pytest.mark.slow
 def test_its_cells_count_as_finished_in_another_locale(ran, run, latin_1):
     folder, results, _ = ran
     shutil.rmtree(results / "tables")

@@ -133,7 +133,7 @@ def seen_while_training(monkeypatch, tmp_path, methods, workers):
     return seen, read_records(tmp_path / "records")[0]
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_points_are_logged_as_epochs_end(monkeypatch, tmp_path, wandb, workers):
     """Of each stage of each cell, in this process and from a worker's; at the end nothing is logged twice."""
     seen, records = seen_while_training(monkeypatch, tmp_path, ["vanilla", "pgd"], workers)

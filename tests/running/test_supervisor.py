@@ -151,34 +151,29 @@ def run(results, *methods, handle=lambda _: None, **options):
     return {record.cell.method_title: record for record in records}
 
 
-def test_what_a_cell_does_to_its_process_is_recorded_and_hangs_nothing(tmp_path):
+LEFT_AND_CLOSED = ["leaves-child", "forks-and-returns", "closes-output", "interrupts"]  # a new process after each
+
+
+@pytest.mark.parametrize("others", [[], pytest.param(LEFT_AND_CLOSED, marks=pytest.mark.slow)], ids=["some", "all"])
+def test_what_a_cell_does_to_its_process_is_recorded_and_hangs_nothing(tmp_path, monkeypatch, others):
+    monkeypatch.setenv("DEBIASBENCH_TEST_FLAG", str(tmp_path / "flag"))
     events = []
     names = [
-        "reads-input",
-        "leaves-thread",
-        "leaves-child",
-        "forks-and-returns",
-        "closes-output",
-        "closes-pipes",
-        "interrupts",
-        "exits",
-        "says",
-        "half-a-character",
-        "killed-once",
+        *others, "reads-input", "leaves-thread", "closes-pipes", "exits", "says", "half-a-character", "killed-once",
         "plain",
-    ]
+    ]  # fmt: skip
     records = run(tmp_path, *names, handle=events.append)
-    failures = {name: record.failure for name, record in records.items() if record.failure is not None}
-    assert failures.keys() == {"reads-input", "interrupts", "exits", "says", "half-a-character"}
-    assert failures["reads-input"].type == "EOFError"
-    assert (failures["exits"].type, failures["exits"].message) == (
-        "LostWorker", "The worker process died: exit code 3.",
-    )  # fmt: skip
-    assert (failures["interrupts"].type, failures["interrupts"].message) == (
-        "LostWorker", "The cell raised KeyboardInterrupt.",
-    )  # fmt: skip
-    assert (failures["says"].type, failures["says"].message) == ("SystemExit", "no licence found")
-    assert failures["half-a-character"].message == r"a file named \udc80"
+    failures = {
+        name: (record.failure.type, record.failure.message)
+        for name, record in records.items()
+        if record.failure is not None
+    }
+    assert failures.pop("reads-input")[0] == "EOFError"
+    assert failures == {
+        "exits": ("LostWorker", "The worker process died: exit code 3."),
+        "says": ("SystemExit", "no licence found"),
+        "half-a-character": ("RuntimeError", r"a file named \udc80"),
+    } | ({"interrupts": ("LostWorker", "The cell raised KeyboardInterrupt.")} if others else {})
     (note,) = [event.message for event in events if event.kind == "note"]
     assert "killed-once" in note
     assert "SIGKILL (killed from outside, perhaps for want of memory). It is tried once more, alone." in note
@@ -293,8 +288,16 @@ def n_steps(results):
     return 10_000 * len(journal["ended"]) + 100 * len(running["run"]["losses"]) + running["n_batches"]
 
 
+EVERY_END = ("SIGTERM", "SIGKILL", "SIGINT twice")  # SIGHUP has the handler of SIGTERM: see test_windows.py
+
+
+@pytest.mark.parametrize(
+    ("ends", "steps"),
+    [(("SIGTERM", "SIGKILL"), 200), pytest.param(EVERY_END, 300, marks=pytest.mark.slow)],
+    ids=["two ends", "every end"],
+)
 @pytest.mark.skipif(os.name != "posix", reason="signals are those of Unix")
-def test_a_run_that_is_ended_goes_on_whatever_ends_it(tmp_path):
+def test_a_run_that_is_ended_goes_on_whatever_ends_it(tmp_path, ends, steps):
     """Workers leave as well, no finished record is touched, and nothing is half written."""
     command = [
         sys.executable,
@@ -305,13 +308,13 @@ def test_a_run_that_is_ended_goes_on_whatever_ends_it(tmp_path):
         "--methods",
         "pgd",
         "--datasets",
-        "small:steps=300",
+        f"small:steps={steps}",
         "--seeds",
         "1",
     ]
     command += ["--workers", "1", "--device", "cpu", "--checkpoint-every", "0.02s", "--results-dir", str(tmp_path)]
     environment = os.environ | {"PYTHONPATH": str(Path(debiasbench.__file__).parent.parent)}
-    for how in ("SIGTERM", "SIGKILL", "SIGINT twice"):  # SIGHUP has the handler of SIGTERM: see test_windows.py
+    for how in ends:
         before = n_steps(tmp_path)
         process = subprocess.Popen(
             command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8",
@@ -332,9 +335,9 @@ def test_a_run_that_is_ended_goes_on_whatever_ends_it(tmp_path):
         assert n_steps(tmp_path) > before
         assert "1 cells to run, 0 finished before" in output
         assert (", 1 with a checkpoint;" in output) == (before > 0)
-    record = run(tmp_path, "pgd", data="small:steps=300", workers=0)["pgd"]
-    assert len(record.provenance.resumed) == 3
-    assert record.result == run(tmp_path / "undisturbed", "pgd", data="small:steps=300", workers=0)["pgd"].result
+    record = run(tmp_path, "pgd", data=f"small:steps={steps}", workers=0)["pgd"]
+    assert len(record.provenance.resumed) == len(ends)
+    assert record.result == run(tmp_path / "undisturbed", "pgd", data=f"small:steps={steps}", workers=0)["pgd"].result
     left = {path.name.partition("-")[0] for path in (tmp_path / "running").rglob("*")}
     assert left <= {".lock", ".present"}  # the latter of the run that was killed, until it is old
 

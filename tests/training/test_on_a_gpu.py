@@ -23,6 +23,7 @@ QUICK = Tiny.recipe.replace(
 AT_ONCE_ON_MNIST = 33  # batches of 128 images
 BY_TORCHVISION = "data/rand_augment.py"  # its operations copy plain values to the device, some for all batches at once
 RECIPES = {"self": {"epochs": 3}, "xrm": {"net": "simconv1"}}  # what they cannot do without
+FROM_THE_HOST = ("vanilla", "pgd", "lff", "disen", "cnc")  # whose images are batch by batch on the host by default too
 QUICKER = {"george": {"reduction": "pca"}, "eiil": {"ei_steps": 9}, "cnc": {"first_epochs": 1}}
 
 
@@ -54,8 +55,14 @@ def assert_no_step_waits(gpu, task):
 # ---- every method ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("free", [2**36, 0], ids=["images on the device", "images on the host"])
-@pytest.mark.parametrize("name", methods.classes())
+def large_and_small(name):
+    """A method with memory for all images, and with none."""
+    marks = () if name in FROM_THE_HOST else pytest.mark.slow
+    yield pytest.param(name, 2**36, id=f"{name}-images on the device")
+    yield pytest.param(name, 0, marks=marks, id=f"{name}-images on the host")
+
+
+@pytest.mark.parametrize(("name", "free"), [one for name in methods.classes() for one in large_and_small(name)])
 def test_no_method_mixes_devices_or_waits_within_a_step(name, free, monkeypatch):
     if not free:  # as large images are: batch by batch
         monkeypatch.setattr(batches, "AT_ONCE", 0)

@@ -37,7 +37,12 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+QUICK = ("pgd: in turns", "pgd: a snapshot goes on", "jtt: errors while training", "lff: an ensemble")
+
+
+@pytest.mark.parametrize(
+    "variant", [pytest.param(one, marks=() if one in QUICK else pytest.mark.slow) for one in VARIANTS]
+)
 def test_a_variant_goes_on(variant, monkeypatch):
     monkeypatch.setattr(ensembles, "SURE", 0.2)  # what four steps reach
     name, parameters = VARIANTS[variant]

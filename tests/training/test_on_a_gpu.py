@@ -25,6 +25,7 @@ BY_TORCHVISION = "data/rand_augment.py"  # its operations copy plain values to t
 RECIPES = {"self": {"epochs": 3}, "xrm": {"net": "simconv1"}}  # what they cannot do without
 FROM_THE_HOST = ("vanilla", "pgd", "lff", "disen", "cnc")  # whose images are batch by batch on the host by default too
 QUICKER = {"george": {"reduction": "pca"}, "eiil": {"ei_steps": 9}, "cnc": {"first_epochs": 1}}
+TINY = Tiny().build(None)  # made before anything is pretended, where each operation takes long
 
 
 def method_of(name):
@@ -34,8 +35,8 @@ def method_of(name):
 
 def fitted(method, *, device=CUDA, dataset=None, recipe=QUICK, splits=None, reuse=None):
     """A task whose method is fitted on a device, and the logits of the test split."""
-    dataset = dataset or Tiny()
-    splits = (splits or dataset.build(None)).to(torch.device(device))
+    splits = splits or (TINY if dataset is None else dataset.build(None))
+    dataset, splits = dataset or Tiny(), splits.to(torch.device(device))
     task = make_task(method, dataset=dataset, splits=splits, recipe=recipe)
     task.reuse = reuse
     assert method.fit(task) == task.predictor

@@ -39,7 +39,6 @@ from debiasbench.methods import Method
 from debiasbench.nets.base import Net, Nets
 from debiasbench.nets.build import build_net, check_made, check_net
 from debiasbench.recipe import Recipe
-from debiasbench.report.inspection import mutual_information
 from debiasbench.running.runner import check_last_row
 from debiasbench.samples import Samples, Splits
 from debiasbench.training.batches import Batch, Contents, Layout, Loss, State
@@ -812,6 +811,8 @@ def check_ratio(dataset: Dataset, splits: Splits) -> None:
 
 def check_bias_says_nothing_in_test(dataset: Dataset, splits: Splits) -> None:
     """Where test is declared unbiased, label and bias are independent there: plain accuracy is then `acc_unbiased`."""
+    from debiasbench.report.inspection import mutual_information  # it takes a second, which no worker is to wait for
+
     if not dataset.unbiased_test:
         return
     for column, name in enumerate(dataset.bias_names):

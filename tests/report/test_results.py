@@ -184,7 +184,7 @@ def test_a_rule_that_cannot_choose_has_a_row_without_metrics():
 @pytest.mark.parametrize(
     "records",
     [
-        records_of(),
+        records_of({"pgd": [0.8, 0.7], "vanilla": [0.5, 0.6]}),
         [*records_of({"pgd": [0.5]}), failure("jtt", 0), record("lff", 1, 0.25, dataset="bar")],
         [failure("jtt", 0)],
     ],

@@ -627,6 +627,7 @@ def decoded(content: bytes) -> Record | None:
     if _MANY_DIGITS in content.translate(_TO_FIND_THEM):
         return None
     try:
+        content.decode()  # of keys that no record has, msgspec does not look at the characters
         found = _DECODER.decode(content)
         if found.schema != SCHEMA or found.status != ("done" if found.result is not None else "failed"):
             return None

@@ -722,6 +722,17 @@ def test_what_the_quick_way_reads_is_what_the_careful_one_reads():
     assert min(n_read, n_left) > 100
 
 
+@pytest.mark.parametrize("odd", [b"\xff", b"\xc0\x80", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xc3"])
+@pytest.mark.parametrize("place", [b'{"%s": 1, ', b'{"unknown": "%s", ', b'{"unknown": {"deep": ["%s"]}, '])
+def test_bytes_that_are_no_text_are_refused_even_where_no_field_is(tmp_path, place, odd):
+    content = text_of(2, True).encode()
+    assert decoded(place % b"known" + content[1:]) == decoded(content)
+    assert decoded(place % odd + content[1:]) is None
+    (tmp_path / "s0-odd.json").write_bytes(place % odd + content[1:])
+    with pytest.raises(BenchmarkError, match="it is no text in UTF-8"):
+        read_record(tmp_path / "s0-odd.json")
+
+
 def in_text(before, after):
     """A whole record's text with a replacement."""
 

@@ -123,31 +123,41 @@ def check_names(kind: str, names: Iterable[str]) -> None:
         of_suite = _nets_of_suite() | {*MODELS}
     else:
         places, of_suite = folders(str(PACKAGE / f"{kind}s.py"), _variable(kind)), set()
-    written = _written_names(tuple(places), f"debiasbench.{kind}s")
+    plugin_files = _files_in(places)
+    written = _written_names(plugin_files, f"debiasbench.{kind}s")
     if written is None:
         return
     known = written.keys() | of_suite
-    files = {module.name for module in pkgutil.iter_modules(places)}  # of one, importing it says what it lacks
+    files = {module for module, _, _ in plugin_files}  # of one, importing it says what it lacks
     problems = [str(unknown(name, kind, known)) for name in dict.fromkeys(names) if name not in known | files]
     if problems:
         raise BenchmarkError("\n".join(problems))
 
 
-@functools.cache  # asked for by names, and then by what imports them
-def _written_names(places: tuple[str, ...], group: str) -> dict[str, str] | None:
+File = tuple[str, Path, int]  # of a plug-in: its module, where it is, and when it was changed
+
+
+def _files_in(places: Iterable[str]) -> tuple[File, ...]:
+    """The files of plug-ins in some folders."""
+    found = []
+    for folder, module, is_package in ((one, *found[1:]) for one in places for found in pkgutil.iter_modules([one])):
+        file = Path(folder, module, "__init__.py") if is_package else Path(folder, f"{module}.py")
+        found.append((module, file, file.stat().st_mtime_ns if file.exists() else 0))
+    return tuple(found)
+
+
+@functools.lru_cache(3)  # of methods, datasets and nets: asked for by names, and then by what imports them
+def _written_names(plugin_files: tuple[File, ...], group: str) -> dict[str, str] | None:
     """The names and aliases of all plug-ins, as they are written in their files, and the module of each.
 
-    None where that cannot be told: a name is computed, or there twice, a class is made by a call, a file is no Python,
-    or there are plug-ins in installed packages, as entry points of the `group`.
+    None where that cannot be told: a name is computed, a name or a module is there twice, a class is made by a call, a
+    file is no Python, or there are plug-ins in installed packages, as entry points of the `group`.
     """
-    if entry_points(group=group):
+    if entry_points(group=group) or len({module for module, _, _ in plugin_files}) < len(plugin_files):
         return None
     names: dict[str, str] = {}
     try:
-        for folder, module, is_package in (
-            (one, *found[1:]) for one in places for found in pkgutil.iter_modules([one])
-        ):
-            file = Path(folder, module, "__init__.py") if is_package else Path(folder, f"{module}.py")
+        for module, file, _ in plugin_files:
             text = file.read_text(encoding="utf-8")
             if _MADE.search(text):
                 return None
@@ -201,6 +211,7 @@ class Registry:
         self._classes: dict[str, type[Any]] = {}
         self._aliases: dict[str, tuple[str, dict[str, Any]]] = {}
         self._scanned: tuple[str, ...] | None = None
+        self._alone: dict[tuple[tuple[str, ...], str], tuple[type[Any], dict[str, Any]]] = {}  # (folders, name) -> it
 
     def add_folder(self, folder: str | Path) -> None:
         """As `plugins.add_folder`."""
@@ -211,7 +222,7 @@ class Registry:
         package = importlib.import_module(self.package)
         path = tuple(package.__path__)
         if self._scanned != path:
-            self._classes, self._aliases, self.broken, self.unusable = {}, {}, {}, {}
+            self._forget()
             self._scan(package)
             self._classes = dict(sorted(self._classes.items()))
             self._scanned = path
@@ -227,13 +238,14 @@ class Registry:
 
         Only its own module is imported, where the files of all plug-ins tell which one that is.
         """
-        if self._scanned is None and name not in self._classes and name not in self._aliases:
-            package = importlib.import_module(self.package)
-            module = (_written_names(tuple(package.__path__), self.group) or {}).get(name)
-            if module is not None:
-                self._import(module, f"{self.package}.{module}", getattr(package, self.contract))
-        known = name in self._classes or name in self._aliases
-        classes = self._classes if known else self.classes()
+        package = importlib.import_module(self.package)
+        path = tuple(package.__path__)
+        if self._scanned != path:
+            alone = self._alone.get((path, name)) or self._import_alone(package, name)
+            if alone:
+                self._alone[path, name] = alone
+                return alone
+        classes = self.classes()
         if name in classes:
             return classes[name], {}
         if name in self._aliases:
@@ -249,6 +261,20 @@ class Registry:
         broken = [f"{module} ({_last_line(text)})" for module, text in self.broken.items()]
         perhaps = f" It may be in a file that could not be imported: {', '.join(broken)}." if broken else ""
         raise unknown(name, self.kind, [*classes, *self._aliases], perhaps)
+
+    def _forget(self) -> None:
+        self._classes, self._aliases, self.broken, self.unusable = {}, {}, {}, {}
+        self._scanned = None
+
+    def _import_alone(self, package: ModuleType, name: str) -> tuple[type[Any], dict[str, Any]] | None:
+        """As `get`, of a name whose module is the only one to be imported; None where that does not give it."""
+        module = (_written_names(_files_in(package.__path__), self.group) or {}).get(name)
+        if module is None:
+            return None
+        self._forget()
+        self._import(module, f"{self.package}.{module}", getattr(package, self.contract))
+        owner, values = self._aliases.get(name, (name, {}))
+        return (self._classes[owner], values) if owner in self._classes else None
 
     def _scan(self, package: ModuleType) -> None:
         base = getattr(package, self.contract)

@@ -18,8 +18,7 @@ def written(folder, **files):
     """The names in files of these texts."""
     for name, text in files.items():
         (folder / f"{name}.py").write_text(text, encoding="utf-8")
-    plugins._written_names.cache_clear()
-    return plugins._written_names((str(folder),), "debiasbench.nothing")
+    return plugins._written_names(plugins._files_in([str(folder)]), "debiasbench.nothing")
 
 
 @pytest.mark.parametrize("registry", [methods, datasets])
@@ -27,7 +26,7 @@ def test_the_names_in_the_shipped_files_are_those_of_the_classes(registry):
     shipped = plugins.folders(str(plugins.PACKAGE / f"{registry.kind}s.py"), "NOT_SET")
     own = {name for name, cls in registry.classes().items() if plugins.is_shipped(cls)}
     own |= {alias for alias, (name, _) in registry.aliases().items() if name in own}
-    found = plugins._written_names(tuple(shipped), registry.package)
+    found = plugins._written_names(plugins._files_in(shipped), registry.package)
     assert found.keys() == own
     for name, module in found.items():
         assert registry.get(name)[0].__module__ == f"{registry.package}.{module}"
@@ -65,6 +64,13 @@ def test_a_name_that_two_files_give_is_told_by_their_import(tmp_path):
     assert written(tmp_path, one="class A(B):\n    name = 'a'\n", two="class C(B):\n    aliases = {'a': {}}\n") is None
 
 
+def test_a_module_that_two_folders_have_is_told_by_their_import(tmp_path):
+    for folder in ("here", "there"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "same.py").write_text(f"class A(B):\n    name = '{folder}'\n", encoding="utf-8")
+    assert plugins._written_names(plugins._files_in([tmp_path / "here", tmp_path / "there"]), "no") is None
+
+
 CONTRACT = "class Dish:\n    name = ''\n"
 
 
@@ -78,10 +84,10 @@ def dishes(tmp_path, monkeypatch):
         exec(CONTRACT, vars(package))
         package.Dish.__module__ = package.__name__
         monkeypatch.setitem(sys.modules, package.__name__, package)
+        for name in [one for one in sys.modules if one.startswith(f"{package.__name__}.")]:  # of a test before
+            monkeypatch.delitem(sys.modules, name)
         for name, text in files.items():
-            monkeypatch.delitem(sys.modules, f"{package.__name__}.{name}", raising=False)
             (tmp_path / f"{name}.py").write_text(f"from debiasbench_dishes import Dish\n{text}", encoding="utf-8")
-        plugins._written_names.cache_clear()
         return plugins.Registry(package.__name__, "Dish", "NOT_SET")
 
     return make
@@ -110,6 +116,7 @@ def test_of_a_name_its_own_module_is_imported_and_no_other(dishes, name):
     [
         ({"soup": SOUP, "rest": "class Rest(Dish):\n    name = 'so' + 'up'\n"}, "'soup' is used twice"),
         ({"soup": SOUP, "rest": "class Rest(Dish):\n    name = 'soup'\n"}, "'soup' is used twice"),
+        ({"soup": SOUP + SOUP.replace("Soup", "Again")}, "'soup' is used twice"),
         ({"soup": SOUP + "1 / 0\n"}, "The file of dish 'soup' could not be imported: ZeroDivisionError"),
         (
             {"stew": SOUP + "1 / 0\n"},
@@ -120,8 +127,51 @@ def test_of_a_name_its_own_module_is_imported_and_no_other(dishes, name):
     ],
 )
 def test_a_name_that_its_module_does_not_bring_is_told_as_after_the_import_of_all(dishes, files, says):
-    with pytest.raises(BenchmarkError, match=re.escape(says)):
-        dishes(**files).get("soup")
+    registry = dishes(**files)
+    for _ in range(2):  # as in a notebook
+        with pytest.raises(BenchmarkError, match=re.escape(says)):
+            registry.get("soup")
+
+
+def in_another_folder(registry, folder, **files):
+    """Gives a registry a further folder of these files."""
+    folder.mkdir()
+    for name, text in files.items():
+        (folder / f"{name}.py").write_text(f"from debiasbench_dishes import Dish\n{text}", encoding="utf-8")
+    sys.modules[registry.package].__path__.append(str(folder))
+
+
+@pytest.mark.parametrize("all_at_first", [True, False])
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [
+        ({"pot": SOUP}, "'soup' is used twice"),
+        ({"pot": "class Pot(Dish):\n    name = 'broth'\n"}, "'broth' is used twice"),
+        ({"pot": "class Pot(Dish):\n    name = 'so' + 'up'\n"}, "'soup' is used twice"),
+        ({"soup": "class Pot(Dish):\n    name = 'pot'\n"}, "Two files define the dish module 'soup'"),
+    ],
+)
+def test_a_folder_that_is_added_later_is_checked_against_the_first(dishes, tmp_path, files, says, all_at_first):
+    registry = dishes(soup=SOUP)
+    assert registry.get("soup")[0].__name__ == "Soup"
+    if all_at_first:
+        registry.classes()
+    in_another_folder(registry, tmp_path / "more", **files)
+    for _ in range(2):
+        for name in ("soup", "broth"):
+            with pytest.raises(BenchmarkError, match=says):
+                registry.get(name)
+
+
+def test_files_are_read_again_when_they_were_changed(dishes, tmp_path):
+    registry = dishes(soup=SOUP)
+    registry.get("soup")
+    assert written(tmp_path, cake="class Cake(Dish):\n    name = 'cake'\n").keys() == {"soup", "broth", "cake"}
+    (tmp_path / "cake.py").write_text("class Cake(Dish):\n    name = 'tart'\n", encoding="utf-8")
+    os.utime(tmp_path / "cake.py", ns=(0, 0))
+    assert written(tmp_path).keys() == {"soup", "broth", "tart"}
+    (tmp_path / "cake.py").unlink()
+    assert written(tmp_path).keys() == {"soup", "broth"}
 
 
 def test_plugins_of_installed_packages_are_not_read(monkeypatch, tmp_path):

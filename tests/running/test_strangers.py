@@ -62,7 +62,7 @@ def strange(tmp_path, monkeypatch):
     def forget():
         from debiasbench import code
 
-        registry._scanned, registry._classes, registry._aliases, registry.unusable = None, {}, {}, {}
+        registry._scanned, registry._alone = None, {}
         code.digest_of_module.cache_clear()
         code._digest_of.cache_clear()
         for name in names:

@@ -103,12 +103,11 @@ def in_parts(records: Iterable[Record]) -> InParts:
     names = list(dict.fromkeys(name for layout in layouts for name in layout))
     columns = [*names, *sorted(absent - set(names))]  # a headline metric of which no run has a value is a column
     of_cells = pd.DataFrame(cells)
-    rows = pd.DataFrame(places, columns=list(PLACE)).assign(
-        **{
-            name: np.array([one.get(name, math.nan) for one in metrics], dtype=float)
-            for name in columns if name not in of_cells and name not in PLACE
-        }
-    )  # fmt: skip
+    of_metrics = {
+        name: np.array([one.get(name, math.nan) for one in metrics], dtype=float)
+        for name in columns if name not in of_cells and name not in PLACE
+    }  # fmt: skip
+    rows = pd.concat([pd.DataFrame(places, columns=list(PLACE)), pd.DataFrame(of_metrics)], axis=1)
     return InParts(of_cells, rows, np.array(of_rows, dtype=int), columns)
 
 

@@ -202,6 +202,16 @@ def test_the_table_in_parts_is_the_table(monkeypatch, records, at_once):
     pd.testing.assert_frame_equal(parts.by_method(rank).whole(), in_order)
 
 
+@pytest.mark.parametrize("name", ["self", "columns", "data", "index", "kwargs"])
+def test_a_metric_of_any_name_is_a_column(name):
+    epochs = [EpochFacts(epoch=1, valid={"acc_avg": 0.5, name: 0.25}, test={"acc_avg": 0.5, name: 0.125})]
+    records = [record("pgd", 0, epochs=epochs), record("lff", 0)]
+    table = to_frame(records)
+    last = table[(table["select"] == "last") & (table.split == "test")]
+    assert last[name].tolist() == pytest.approx([0.125, NAN], nan_ok=True)
+    assert "".join(results_csv(in_parts(records))) == "".join(frame_csv(table))
+
+
 def test_a_folder_of_records_becomes_the_same_table(tmp_path):
     records = records_of()
     table = load_results(store(tmp_path, records))

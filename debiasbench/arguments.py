@@ -42,7 +42,10 @@ def checked(**limits: Allowed) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
         @functools.wraps(function)
         def door(*given: P.args, **options: P.kwargs) -> R:
-            bound = signature.bind(*given, **options)
+            try:
+                bound = signature.bind(*given, **options)
+            except TypeError as error:  # as Python tells it, which names the function
+                raise TypeError(f"{function.__name__}() {error}") from None
             problems = []
             for name, value in bound.arguments.items():
                 try:
@@ -104,8 +107,14 @@ def _whole(value: Any) -> int:
 
 
 def _number(value: Any) -> float:
-    if isinstance(value, bool | str) or not math.isfinite(number := float(value)):
+    if isinstance(value, bool | str | bytes):
         raise TypeError
+    try:
+        number = float(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        raise ValueError from None
+    if not math.isfinite(number):
+        raise ValueError
     return number
 
 

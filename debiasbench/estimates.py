@@ -36,9 +36,11 @@ def seconds_for(
     """
     rates: dict[str, list[float]] = {}
     for record in records:
-        cost = costs.get(record.hash) or _cost_of_plain(record.cell)
         elsewhere = (device_kind and record.device_kind != device_kind) or (host and record.provenance.host != host)
-        if record.done and cost and not elsewhere:
+        if not record.done or elsewhere:
+            continue
+        cost = costs.get(record.hash) or _cost_of_plain(record.cell)
+        if cost:
             rates.setdefault(_data(record.cell), []).append(record.provenance.seconds.total / cost)
     if not all(_data(cell) in rates for cell in cells):
         return None

@@ -139,11 +139,12 @@ File = tuple[str, Path, int]  # of a plug-in: its module, where it is, and when 
 
 def _files_in(places: Iterable[str]) -> tuple[File, ...]:
     """The files of plug-ins in some folders."""
-    found = []
-    for folder, module, is_package in ((one, *found[1:]) for one in places for found in pkgutil.iter_modules([one])):
-        file = Path(folder, module, "__init__.py") if is_package else Path(folder, f"{module}.py")
-        found.append((module, file, file.stat().st_mtime_ns if file.exists() else 0))
-    return tuple(found)
+    files = []
+    for folder in places:
+        for one in pkgutil.iter_modules([folder]):
+            file = Path(folder, one.name, "__init__.py") if one.ispkg else Path(folder, f"{one.name}.py")
+            files.append((one.name, file, file.stat().st_mtime_ns if file.exists() else 0))
+    return tuple(files)
 
 
 @functools.lru_cache(3)  # of methods, datasets and nets: asked for by names, and then by what imports them
@@ -237,6 +238,10 @@ class Registry:
         """The class of a name or alias, and the parameters that an alias stands for.
 
         Only its own module is imported, where the files of all plug-ins tell which one that is.
+
+        Raises:
+            BenchmarkError: no plug-in has this name, its file could not be imported, it cannot be used, or two have a
+                name in common.
         """
         package = importlib.import_module(self.package)
         path = tuple(package.__path__)

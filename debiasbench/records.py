@@ -143,9 +143,9 @@ class Result:
         return None if index is None else self.epochs[index]
 
     def chosen(self, rule: str) -> int | None:
-        """Its index.
+        """The index into `epochs` of the epoch that a rule chooses; None where it cannot, or is not known.
 
-        Rules of classes follow from what every record has of its epochs, so that they choose in older records, too.
+        The rules of `LATER` are applied to the logged epochs where a record lacks them.
         """
         if rule in LATER and rule not in self.selection and self.selection.get("val_acc") is not None:
             if rule in OF_CLASSES:
@@ -616,7 +616,7 @@ class _Written:
 
 _DECODER = msgspec.json.Decoder(_Written)
 _MANY_DIGITS = b" " + b"0" * 19  # a whole number of so many may need more than 64 bits
-_TO_FIND_THEM = bytes(48 if 48 <= byte < 58 else byte if byte == 46 else 32 for byte in range(256))  # "0", ".", " "
+_DIGITS_AS_ZEROS = bytes(48 if 48 <= byte < 58 else byte if byte == 46 else 32 for byte in range(256))  # "0", ".", " "
 
 
 def decoded(content: bytes) -> Record | None:
@@ -624,7 +624,7 @@ def decoded(content: bytes) -> Record | None:
 
     None for all else: `record_from_json` says what is wrong with it, and reads earlier schemas.
     """
-    if _MANY_DIGITS in content.translate(_TO_FIND_THEM):
+    if _MANY_DIGITS in content.translate(_DIGITS_AS_ZEROS):
         return None
     try:
         content.decode()  # of keys that no record has, msgspec does not look at the characters

@@ -53,9 +53,9 @@ class Networks(Registry):
         if problems:
             raise BenchmarkError("\n".join(problems))
 
-    def _scan(self, package: ModuleType) -> None:
+    def _forget(self) -> None:
         self.modules, self.files = [], []
-        super()._scan(package)
+        super()._forget()
 
     def _import(self, name: str, module_name: str, base: type[Any]) -> None:
         self.files.append(name)

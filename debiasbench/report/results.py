@@ -53,7 +53,8 @@ class InParts:
     """The table of `to_frame` with the settings of a record once, and not in each of its rows.
 
     Attributes:
-        cells: what all rows of a record have in common. rows: place and metrics. of_rows: the row of `cells` of each.
+        cells: what all rows of a record have in common. rows: place and metrics.
+        of_rows: the row of `cells` that each row belongs to.
         columns: of the whole, in order.
     """
 
@@ -70,7 +71,7 @@ class InParts:
         return pd.concat([part.reset_index(drop=True) for part in (cells, rows)], axis=1)[list(wanted)]
 
     def without_settings(self) -> pd.DataFrame:
-        """As `without_settings`: all rows."""
+        """All rows without parameters and recipes, as the function `without_settings` leaves them."""
         return self.whole(columns=_but_settings(self.columns))
 
     def of_rules(self, rules: Iterable[str]) -> pd.DataFrame:
@@ -90,7 +91,7 @@ def in_parts(records: Iterable[Record]) -> InParts:
     places: list[Place] = []
     metrics: list[Metrics] = []
     layouts: dict[tuple[str, ...], None] = {}
-    absent: set[str] = set()
+    headline_metrics: set[str] = set()
     for record in records:
         head, tail = _of_cell(record)
         for place, found in _rows(record):
@@ -99,9 +100,12 @@ def in_parts(records: Iterable[Record]) -> InParts:
             metrics.append(found)
             layouts[(*head, *PLACE, *found, *tail)] = None
         cells.append(head | tail)
-        absent.update(headlines(record.cell.dataset))
+        headline_metrics.update(headlines(record.cell.dataset))
     names = list(dict.fromkeys(name for layout in layouts for name in layout))
-    columns = [*names, *sorted(absent - set(names))]  # a headline metric of which no run has a value is a column
+    columns = [
+        *names,
+        *sorted(headline_metrics - set(names)),
+    ]  # also of which no run has a value
     of_cells = pd.DataFrame(cells)
     of_metrics = {
         name: np.array([one.get(name, math.nan) for one in metrics], dtype=float)
@@ -438,14 +442,14 @@ def headline_of(table: pd.DataFrame, dataset: str) -> str:
 
 
 def headlines_of(table: pd.DataFrame, dataset: str) -> list[str]:
-    """What a comparison shows of a dataset: its headline metrics, but the first only those that its runs have.
+    """What a comparison shows of a dataset: its first headline metric, and the others that its runs have on test.
 
-    Where that is plain accuracy, the worst group's stands beside it, if the bias of the test split is known: on a test
+    If the first is plain accuracy, `acc_worst` is shown beside it where the bias of the test split is known: on a test
     split that is biased itself, plain accuracy says little.
     """
     first, *others = headlines(_name_of(table, dataset))
     others += ["acc_worst"] if first == "acc_avg" else []
-    rows = table[table.dataset == dataset]
+    rows = table[(table.dataset == dataset) & (table["split"] == "test")]
     return [first, *(name for name in dict.fromkeys(others) if name in rows and rows[name].notna().any())]
 
 

@@ -50,11 +50,10 @@ class Look(NamedTuple):
 def looks(order: Iterable[str], shown: Iterable[str] | None = None) -> dict[str, Look]:
     """How the methods of a figure look: each as in all other figures of the report, and no two in one colour.
 
-    A method known here looks the same in every report, by its name and by its display title, as long as none before it
-    has its colour: those of which the paper has numbers come first, and all differ; then the others, by their names. A
-    method that finds its colour taken has the first one that is free. Other labels, such as variants, follow in the
-    alphabet of the report. Where there are more methods than colours, any two of 96 differ in the pair of colour and
-    marker, and in that of colour and dashes.
+    A method known here has the colour of its rank, by its name and by its display title: first the methods of which the
+    paper has numbers, which all differ, then the others by name. If a method of an earlier rank has that colour in this
+    report, it takes the first free one. Other labels, such as variants, follow in alphabetical order. With more methods
+    than colours, any two of 96 differ in (colour, marker) and in (colour, dashes).
 
     Args:
         order: all methods of the report, in any order.

@@ -805,8 +805,12 @@ def of_dataset(cell, dataset, *, known):
     one = record(replace(cell, dataset=dataset, dataset_title=dataset), value_of(cell.method_title, cell.seed))
     if known:
         return one
-    rows = [
-        replace(row, test={name: value for name, value in row.test.items() if name in ("loss", "acc_avg")})
+    rows = [  # on validation they are
+        replace(
+            row,
+            valid={**row.valid, "acc_worst": 0.5},
+            test={name: value for name, value in row.test.items() if name in ("loss", "acc_avg")},
+        )
         for row in one.result.epochs
     ]
     return changed(one, epochs=tuple(rows))
@@ -857,7 +861,7 @@ def test_figures_of_a_dataset_show_what_its_first_column_shows(tmp_path, monkeyp
     drawn = drawn_metrics(monkeypatch)
     made = report.make(tmp_path, shown=report.Shown(metrics=metrics, select=select))
     ((_, metric, values),) = drawn
-    assert metric == shown
+    assert metric == shown + ("" if select == ("last",) else f", {select[0]}")  # the rule is told where it is no last
     column = [row[1] for row in made.table("comparison").rows]
     assert [entry.value for entry in column] == pytest.approx([np.mean(runs) for runs in values.values()])
     assert f"Test {shown} (%) at the last epoch" in (tmp_path / "report.html").read_text(encoding="utf-8")

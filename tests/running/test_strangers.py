@@ -250,7 +250,7 @@ def test_a_worker_that_was_changed_is_replaced_and_no_other(strange, tmp_path, m
     ready = plan_grid(asked, RunOptions(tmp_path, tmp_path / "results", device="cpu", workers=1))
     events = []
     run_grid(ready, events.append)
-    told = [line.split() for line in (tmp_path / "told").read_text().splitlines()]
+    told = [line.split() for line in (tmp_path / "told").read_text(encoding="utf-8").splitlines()]
     assert [end for end, _ in told] == ends  # the order in which they ran
     first, *others = [process for _, process in told]
     assert others[0] == first  # what a cell imports is no reason

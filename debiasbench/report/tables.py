@@ -304,14 +304,14 @@ def frame_csv(frame: pd.DataFrame) -> Iterator[str]:
 
 
 def results_csv(table: InParts) -> Iterator[str]:
-    """The same of the long table of results."""
+    """The long table of results as `frame_csv` writes it, the settings of a record once for all of its rows."""
     yield _line(table.columns)
     for first in range(0, len(table.rows), ROWS_AT_ONCE):
         rows = slice(first, first + ROWS_AT_ONCE)
         places, of_rows = np.unique(table.of_rows[rows], return_inverse=True)
         parts: list[Iterable[str]] = []
-        for of_cells, names in itertools.groupby(table.columns, key=table.cells.columns.__contains__):
-            if of_cells:  # written once for all rows of a record
+        for is_of_record, names in itertools.groupby(table.columns, key=table.cells.columns.__contains__):
+            if is_of_record:
                 parts.append(np.array(_lines(table.cells[list(names)].iloc[places]), dtype=object)[of_rows])
             else:
                 parts.append(_lines(table.rows[list(names)].iloc[rows]))

@@ -87,6 +87,21 @@ def test_links_lead_to_files(document):
         assert (document.parent / target).exists() or (ROOT / target).exists(), f"{document.name}: {target}"
 
 
+def headings(document):
+    """The anchors of a document's headings, by GitHub's rules: each space is a hyphen, and other marks go."""
+    text = re.sub(r"```.*?```", "", document.read_text(encoding="utf-8"), flags=re.DOTALL)
+    titles = re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.strip().lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("document", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.name)
+def test_links_lead_to_headings(document):
+    """On GitHub; the site's own rules are held by its build, and differ where two hyphens meet."""
+    for target, anchor in re.findall(r"\]\((?!http)([^)#\s]*)#([^)\s]+)\)", document.read_text(encoding="utf-8")):
+        page = document.parent / target if target else document
+        assert page.suffix != ".md" or anchor in headings(page), f"{document.name}: {target}#{anchor}"
+
+
 @pytest.mark.parametrize("document", ["README.md", "docs/datasets.md"])
 def test_every_dataset_has_a_row(document):
     """In the tables of datasets of both; and nothing else has one."""

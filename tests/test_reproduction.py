@@ -75,13 +75,13 @@ def written(values):
 
 
 @pytest.mark.parametrize(
-    ("dataset", "conflicts"), [("cmnist", "0.5 %"), ("cmnist:rho=0.01", "1 %"), ("cmnist:rho=0.05", "5 %")]
+    ("dataset", "conflicts"), [("cmnist", "0.5"), ("cmnist:rho=0.01", "1"), ("cmnist:rho=0.05", "5")]
 )
 def test_full_colored_mnist_follows_from_the_records(dataset, conflicts):
     found = runs(dataset)
     paper = pd.read_csv(ROOT / "experiments" / "paper" / "table1.csv")
     paper = paper[paper.dataset == dataset].set_index("method")
-    rows = section(f"Colored MNIST, {conflicts} conflicts")
+    rows = section(f"Colored MNIST, {conflicts} per cent conflicts")
     (n_conflicting,) = {
         one.result.data.splits["train"].n_conflict["bias"] for one in RECORDS if one.cell.dataset_title == dataset
     }
@@ -351,7 +351,7 @@ def test_the_table_of_the_readme_follows_from_the_records():
 
 def test_full_colored_mnist_in_the_readme_is_that_of_the_document():
     rows = re.findall(r"(?m)^\| `(\w+)` \| ([\d.]+ ± [\d.]+) \| (\d+) \| ([\d.]+ ± [\d.]+) \|$", README)
-    document = {row[0]: tuple(row[1:4]) for row in section("Colored MNIST, 0.5 % conflicts")}
+    document = {row[0]: tuple(row[1:4]) for row in section("Colored MNIST, 0.5 per cent conflicts")}
     assert {method: document[method] for method, *_ in rows} == {method: tuple(rest) for method, *rest in rows}
     assert {method for method, *_ in rows} == {"vanilla", "lff", "jtt", "disen", "pgd"}
 

@@ -35,6 +35,7 @@ from debiasbench.files import atomic_file, file_name, write_atomically
 from debiasbench.plain import encodable, from_plain, shown, to_plain
 
 SCHEMA = 2
+MOST_GROUPS = 16  # of label and bias whose accuracies are shown one by one
 MOST_BYTES = 2**28  # of a record, and of its arrays: what is larger is none
 PARTS = ("records", "logs", "reuse", "tables", "figures")  # of a results folder, which cannot do without
 BESIDE = (".safetensors", ".weights.safetensors")  # what may lie beside a record: per-sample arrays, trained networks
@@ -305,7 +306,7 @@ def in_brief(record: Record, *, valid: str, test: str) -> Record:
     """What tables and a page show of a finished record.
 
     Of its epochs these are the last one and those that a rule selects; of the others only the metrics `valid` (on
-    validation) and `test` are left. Groups, losses of stages and the method's calls are left out.
+    validation) and `test` are left. Losses of stages, the method's calls, and groups where they are many are left out.
     """
     result = record.result
     if result is None:
@@ -318,8 +319,9 @@ def in_brief(record: Record, *, valid: str, test: str) -> Record:
     ):  # fmt: skip
         epochs = [one.epoch for one, metrics in zip(result.epochs, found, strict=True) if metric in metrics]
         curves[name] = array("q", epochs), array("d", [metrics[metric] for metrics in found if metric in metrics])
+    groups = {split: some for split, some in result.groups.items() if len(some) <= MOST_GROUPS}
     short = replace(
-        result, epochs=tuple(result.epochs[index] for index in kept), stages=(), groups={},
+        result, epochs=tuple(result.epochs[index] for index in kept), stages=(), groups=groups,
         selection={rule: None if index is None else kept.index(index) for rule, index in chosen.items()},
     )  # fmt: skip
     provenance = replace(record.provenance, calls=())

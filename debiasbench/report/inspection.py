@@ -16,7 +16,7 @@ from debiasbench.files import file_name
 from debiasbench.report.tables import NOTHING, Column, Entry, Table, count, number, words
 from debiasbench.samples import Samples, Splits
 
-MOST_GROUPS = 40  # of label and bias that are listed: of ten classes and ten colours, the smallest is enough
+MOST_LISTED = 40  # of label and bias that are listed: of ten classes and ten colours, the smallest is enough
 
 
 def inspect(dataset: Dataset, title: str, *, data_dir: Path, results_dir: Path) -> tuple[list[Table], list[Path]]:
@@ -45,7 +45,7 @@ def inspect(dataset: Dataset, title: str, *, data_dir: Path, results_dir: Path) 
     tables = [Table("inspection", heading, columns, rows, notes)]
     if dataset.group_names:
         tables.append(_overlapping_groups(dataset, splits))
-    elif len(dataset.bias_names) == 1 and 0 < dataset.n_classes * dataset.n_bias_values <= MOST_GROUPS:
+    elif len(dataset.bias_names) == 1 and 0 < dataset.n_classes * dataset.n_bias_values <= MOST_LISTED:
         tables.append(_groups(dataset, splits))
     if dataset.input == "text" and with_x:
         tables.append(_lengths(splits))

@@ -35,6 +35,7 @@ from debiasbench.records import Record, read_records, sources, without_copies
 from debiasbench.report import beside, profile
 from debiasbench.report.budgets import as_asked
 from debiasbench.report.export import check_export, write_export
+from debiasbench.report.groups import groups_tables
 from debiasbench.report.outcomes import outcome
 from debiasbench.report.page import page
 from debiasbench.report.phrases import Displays, display_titles
@@ -306,14 +307,15 @@ def make(  # noqa: PLR0913 - the report's options
         if ran.lines is not None:
             path = folder / f"{file_name(experiment.name)}.csv"
             paths["beside the paper"] = [_write_csv(path, frame_csv(ran.lines))]
+    tables += [marked(one, bias_knowing(table)) for one in groups_tables(done)]
     if sweeps:
         shown_by_ratio, curves = profile.profile(table, sweeps, reference)
         tables.append(shown_by_ratio)
         paths["profile"] = [_write_csv(folder / "profile.csv", [csv(shown_by_ratio)])]
         if figures:
             stem = results_dir / "figures" / "profile"
-            marked = marked_titles(displays, table)
-            drawn += _drawn(stem, complaints, profile_picture, table, curves, reference, marked)
+            titles = marked_titles(displays, table)
+            drawn += _drawn(stem, complaints, profile_picture, table, curves, reference, titles)
     complaints = list(dict.fromkeys([*complaints, *(_without_glyphs(done) if drawn else ())]))
     lines = [one.line for one in passed]
     in_paper = [with_display_titles(one, displays) for one in tables]

@@ -31,8 +31,10 @@ from debiasbench.report.results import (
 )
 from debiasbench.report.statistics import FEWEST_DATASETS, FEWEST_METHODS, LEVEL, rank_test, smallest_p
 from debiasbench.report.tables import (
+    DATASET,
     KNOWS,
     MARKED,
+    METHOD,
     NOTHING,
     ORACLE,
     TIE,
@@ -45,8 +47,6 @@ from debiasbench.report.tables import (
     percent,
     words,
 )
-
-METHOD, DATASET = (Column(key, key, numeric=False) for key in ("method", "dataset"))
 
 
 def marked(table: Table, knowing: set[str]) -> Table:

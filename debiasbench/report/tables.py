@@ -96,6 +96,7 @@ class Table:
 
 
 NOTHING = Entry(None, "-")
+METHOD, DATASET = (Column(key, key, numeric=False) for key in ("method", "dataset"))
 
 
 def words(*texts: str) -> list[Entry]:

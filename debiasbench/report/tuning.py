@@ -15,9 +15,19 @@ from debiasbench.plain import encodable
 from debiasbench.records import Record, read_records, sources
 from debiasbench.report.phrases import Phrase, display_titles
 from debiasbench.report.results import headlines, shortened
-from debiasbench.report.sections import DATASET, METHOD
 from debiasbench.report.style import save
-from debiasbench.report.tables import NOTHING, Column, Entry, Table, count, csv, markdown, words
+from debiasbench.report.tables import (
+    DATASET,
+    METHOD,
+    NOTHING,
+    Column,
+    Entry,
+    Table,
+    count,
+    csv,
+    markdown,
+    words,
+)
 from debiasbench.tuned import TunedValues, tuned_values, write_tuned
 from debiasbench.tuning import Trial, Tried, as_chosen, choose, tried, with_values
 from debiasbench.wording import duration

@@ -147,18 +147,23 @@ def states(specs: list[str], data_dir: Path) -> list[DataState]:
 
 
 def state(specs: list[str], data_dir: Path) -> tuple[Table, list[str]]:
-    """What is there of each dataset, and what `prepare` can do about the rest: as a table, and as a line each."""
+    """What is there of each dataset, and what `prepare` can do about the rest, as a table; and lines to show below it.
+
+    Where to get what is missing is in the lines: a table would break an address in two.
+    """
     from rich.styled import Styled
     from rich.table import Table
 
     found = states(specs, data_dir)
     table = Table(title=f"Data in {data_dir.absolute()}", title_justify="left", title_style="bold", show_lines=True)
-    for column in ("dataset", "state", "missing", "from", "debiasbench prepare"):
+    for column in ("dataset", "state", "missing", "debiasbench prepare"):
         table.add_column(column, overflow="fold")
     styles = {"complete": "green", "subset": "yellow", "incomplete": "yellow", "absent": "dim", "error": "red"}
-    for label, word, *cells in found:
-        table.add_row(label, Styled(word, styles[word]), *cells)
-    lines = [f"{one.label}: {'complete' if one.word == 'complete' else f'not complete ({one.word})'}" for one in found]
+    lines = []
+    for one in found:
+        table.add_row(one.label, Styled(one.word, styles[one.word]), one.missing, one.does)
+        lines.append(f"{one.label}: {'complete' if one.word == 'complete' else f'not complete ({one.word})'}")
+        lines += [f"  from {source}" for source in one.sources.splitlines()]
     return table, lines
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv as csv_files
-import io
 import itertools
 import math
 import re
@@ -286,15 +284,13 @@ def csv(table: Table) -> str:
 
     A column with a spread is two: mean and standard deviation. Marks and notes are left to the other formats.
     """
-    file = io.StringIO()
-    rows = csv_files.writer(file, lineterminator="\n")
     names = [[f"{column.key} mean", f"{column.key} std"] if column.spread else [column.key] for column in table.columns]
-    rows.writerow([escaping.csv_field(name) for part in names for name in part])
+    lines = [_line(itertools.chain.from_iterable(names))]
     for row in table.rows:
         pairs = zip(table.columns, row, strict=True)
         parts = [[entry.value, entry.std] if column.spread else [entry.value] for column, entry in pairs]
-        rows.writerow([escaping.csv_field(value) for part in parts for value in part])
-    return file.getvalue()
+        lines.append(_line(itertools.chain.from_iterable(parts)))
+    return "".join(lines)
 
 
 def frame_csv(frame: pd.DataFrame) -> Iterator[str]:
@@ -319,8 +315,8 @@ def results_csv(table: InParts) -> Iterator[str]:
         yield "".join(f"{line}\n" for line in map(",".join, zip(*parts, strict=True)))
 
 
-def _line(names: Iterable[str]) -> str:
-    return ",".join(map(_written, names)) + "\n"
+def _line(values: Iterable[object]) -> str:
+    return ",".join(map(_written, values)) + "\n"
 
 
 def _lines(frame: pd.DataFrame) -> list[str]:

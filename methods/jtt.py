@@ -2,26 +2,28 @@
 
 1. Train a network for T epochs of the ordinary schedule.
 2. Collect the error set E: the training samples that it gets wrong.
-3. Train a new network on the data with the samples of E repeated lambda_up times.
+3. Train a new network on the data, with the samples of E repeated lambda_up times.
 
-lambda_up = 1 / (conflict ratio), as the PGD paper sets it; with a perfect error set half of the samples seen are
-then conflicting. Where ours departs from the authors' code: errors are found in one clean pass in eval mode after
-epoch T (`error_pass=online` collects them during epoch index T in train mode, before each update, as released, and
-logs how much they have in common with the clean errors of the same network at the end of that epoch), and
-an error sample appears lambda_up times an epoch (`copies=lambda+1` as released: the data plus lambda_up copies). Of
-a fractional lambda_up each sample of E appears as often as its whole part says, and a part of E, as large as the
-fraction and drawn once, one time more. (Version 1 drew with replacement there, so that some errors never came and
-others several times as often as meant; whole lambda_up are as they were, and so is their version.) No bias-labelled
-validation is used. An empty error set is an error.
+lambda_up is 1 / (conflict ratio), as in the PGD paper. With a perfect error set, half of the samples seen are then
+conflicting. No validation samples with bias labels are used. An empty error set is an error.
 
-T is published for CelebA (1, with lambda_up 50) and CivilComments (2, with 6) in the authors' README, and belongs to
-how their first training steps: on CelebA SGD at 1e-5 with decay 0.1 and batches of 64, on CivilComments SGD at 2e-5
-without decay and batches of 24 (and 220 tokens; ours are those of the dataset). With another rate or decay it may get
-nothing wrong, and E is empty. The second training is that of all methods: theirs on CelebA steps as the first does. On
-cmnist5k T is chosen on a split with known bias (docs/reproduction.md shows the sensitivity); elsewhere it is 1,
-untuned.
-Expected on Colored MNIST at 0.5 / 1 / 5 %: 85.84 +- 1.32 / 95.07 +- 3.42 / 96.56 +- 1.23 (PGD
-paper, Table 1).
+Where ours departs from the authors' code:
+- Errors are found in one clean pass in eval mode after epoch T. As released, `error_pass=online` collects them in train
+  mode during epoch index T, before each update. It also logs how far they agree with the clean errors of the same
+  network at the end of that epoch.
+- An error sample appears lambda_up times in an epoch. `copies=lambda+1` is as released: the data plus lambda_up copies.
+- If lambda_up is fractional, each sample of E appears as often as the whole part says. A part of E, as large as the
+  fraction and drawn once, appears one more time. (Version 1 drew with replacement in this case, so some errors never
+  appeared and others several times as often as intended. Whole numbers work as before and keep their version.)
+
+The authors' README gives T for CelebA (1, with lambda_up 50) and CivilComments (2, with lambda_up 6). These values
+belong to the settings of their first training: on CelebA SGD at 1e-5 with decay 0.1 and batches of 64, on CivilComments
+SGD at 2e-5 without decay and batches of 24 (and 220 tokens; ours are those of the dataset). With another rate or decay,
+the network may get nothing wrong, and E is empty. The second training uses the dataset's recipe, like other methods;
+on CelebA, the authors' second training has the optimiser settings of the first. On cmnist5k T is chosen on a split with
+known bias (docs/reproduction.md shows the sensitivity); on other data it is 1, untuned.
+
+Expected on Colored MNIST at 0.5 / 1 / 5 %: 85.84 +- 1.32 / 95.07 +- 3.42 / 96.56 +- 1.23 (PGD paper, Table 1).
 """
 
 import math
@@ -81,14 +83,14 @@ class JTT(Method):
     lambda_up: float | None = above(0, default=None)  # none: 1 / (conflict ratio of the dataset)
     copies: str = one_of("lambda", "lambda+1", default="lambda")
     error_pass: str = one_of("clean", "online", default="clean")
-    first_optimizer: str = one_of("dataset", "sgd", default="dataset")  # of step 1; sgd: with momentum 0.9, without
-    # clipping or a falling rate
+    first_optimizer: str = one_of("dataset", "sgd", default="dataset")  # of step 1; sgd: with momentum 0.9, at a
+    # constant rate, without clipping
     first_learning_rate: float | None = above(0, default=None)  # none: the dataset's
     first_weight_decay: float = at_least(0, default=0.0)  # of first_optimizer=sgd
     first_batch_size: int | None = at_least(2, default=None)
 
     def decline(self, dataset: Dataset) -> str | None:
-        """1 / ratio must exist, unless lambda_up is given."""
+        """Unless lambda_up is given, the conflict ratio must be known and not 0."""
         if self.lambda_up is None and not dataset.conflict_ratio:
             ratio = dataset.conflict_ratio
             reason = "unknown" if ratio is None else f"{ratio:g}"
@@ -99,7 +101,7 @@ class JTT(Method):
         return None
 
     def decline_recipe(self, recipe: Recipe) -> str | None:
-        """Step 1 may have smaller batches."""
+        """The recipe must also be valid with the settings of step 1, such as smaller batches."""
         try:
             self.recipe_of_first(recipe)
         except BenchmarkError as error:
@@ -107,15 +109,15 @@ class JTT(Method):
         return None
 
     def version_for(self, dataset: Dataset) -> int:
-        """One more for a fractional lambda_up: see above."""
+        """One higher for a fractional lambda_up: the module docstring says why."""
         ratio = dataset.conflict_ratio
         lambda_up = self.lambda_up or (1 / ratio if ratio else 1.0)
         return JTT.version + (lambda_up != round(lambda_up))
 
     def relative_cost(self, dataset: Dataset) -> float:
-        """T epochs, and the second training with the copies of E, which is what conflicts if E is what it should be.
+        """T epochs, and the second training with the copies of E, assuming that E has exactly the conflicting samples.
 
-        Where it is not known what conflicts, E is taken for 4 % of the samples (CelebA's after an epoch).
+        If the conflict ratio is unknown, E is assumed to be 4 % of the samples (as on CelebA after one epoch).
         """
         ratio, recipe = dataset.conflict_ratio, dataset.recipe
         errors = 0.04 if ratio is None else ratio
@@ -127,7 +129,7 @@ class JTT(Method):
         wrong = self.errors_during(task, net) if self.error_pass == "online" else self.errors_after(task, net)
         if not wrong.any():
             raise RuntimeError(f"The error set of JTT is empty after {self.T} epochs: lower T or the learning rate.")
-        lambda_up = self.lambda_up or 1 / task.conflict_ratio  # known, or the dataset was declined
+        lambda_up = self.lambda_up or 1 / task.conflict_ratio  # known, or else the dataset was declined
         times = lambda_up + 1 if self.copies == "lambda+1" else lambda_up
         task.log(selected=wrong, sampling=torch.where(wrong, times, 1.0).double())
         second = task.new_net()
@@ -151,12 +153,12 @@ class JTT(Method):
         return n_copies
 
     def errors_after(self, task: Task, net: Net) -> Tensor:
-        """E by one clean pass after T epochs -> bool (N,)."""
+        """E from one clean pass after T epochs, bool (N,)."""
         task.stage(net, self.loss, recipe=self.recipe_of_first(task.recipe)).run(epochs=self.T)
         return task.each(lambda x, y: net(x).argmax(1) != y)
 
     def errors_during(self, task: Task, net: Net) -> Tensor:
-        """E as collected while epoch index T is trained, in train mode -> bool (N,)."""
+        """E as collected during epoch index T, in train mode, bool (N,)."""
         stage = task.stage(
             net, self.noting_loss, state={"wrong": task.column(0)}, recipe=self.recipe_of_first(task.recipe)
         )
@@ -178,7 +180,7 @@ class JTT(Method):
         return cross_entropy(nets.net(batch.x), batch.y).mean()
 
     def noting_loss(self, nets: Nets, batch: Batch, state: State) -> tuple[Tensor, State]:
-        """Cross-entropy, noting which samples are wrong before the update."""
+        """Mean cross-entropy; also notes which samples are wrong before the update."""
         logits = nets.net(batch.x)
         wrong = (logits.argmax(1) != batch.y).to(state["wrong"].dtype)
         return cross_entropy(logits, batch.y).mean(), {"wrong": state["wrong"].index_put((batch.index,), wrong)}

@@ -1,18 +1,19 @@
-"""RWY, SUBY, RWG, SUBG: balanced data, and nothing else (Idrissi, Arjovsky, Pezeshki, Lopez-Paz; CLeaR 2022).
+"""RWY, SUBY, RWG, SUBG: plain training on balanced data (Idrissi, Arjovsky, Pezeshki, Lopez-Paz; CLeaR 2022).
 
-One network is trained with cross-entropy on data in which all classes (Y) or all groups of label and bias (G) are
-equally frequent:
+One network is trained with cross-entropy on data in which all classes (Y) or all (label, bias) groups (G) are equally
+frequent:
 - `rwy`, `rwg`: samples are drawn with replacement, each in proportion to 1 / (size of its class or group);
-- `suby`, `subg` (`use=subset`): of each class or group as many samples as the smallest has, drawn once, and no others.
+- `suby`, `subg` (`use=subset`): each class or group is reduced to the size of the smallest; this subset is drawn once.
 
-Those with G know the bias of every training sample: oracle baselines, not competitors (tables mark them). Expected by
-the paper on Waterbirds, CelebA, MultiNLI and CivilComments: those with G about as good in the worst group as GroupDRO.
-Where classes are equally large, as on cmnist5k, those with Y are plain training. Ours: docs/reproduction.md.
+`rwg` and `subg` know the bias of every training sample, so they are oracle baselines and not competitors (tables mark
+them). Expected from the paper on Waterbirds, CelebA, MultiNLI and CivilComments: these two are about as good in the
+worst group as GroupDRO. Where classes are equally large, as on cmnist5k, `rwy` and `suby` are plain training. Our
+results: docs/reproduction.md.
 
-Where ours departs: groups without training samples are left out, here as in groupdro. An epoch of a subset has only its
-samples, so a subset trains for as many epochs as all data and for fewer steps. `groups=sides` has two groups only,
-aligned and conflicting samples: on data with many labels the smallest of all groups is a single sample (cmnist5k), and
-what is left of the others with it.
+Where ours departs: groups without training samples are left out, as in groupdro. An epoch of a subset has only the
+samples of the subset, so training takes as many epochs as on all data, but fewer steps. `groups=sides` has only two
+groups, aligned and conflicting samples: on data with many labels, the smallest (label, bias) group may be a single
+sample (as on cmnist5k), and then a subset keeps only one sample of each group.
 """
 
 from abc import abstractmethod
@@ -36,7 +37,7 @@ class Balanced(Method):
 
     @abstractmethod
     def groups_of(self, task: Task) -> Tensor:
-        """What is balanced: a number for each training sample, int64 (N,)."""
+        """The index of the class or group of each training sample, int64 (N,)."""
 
     def fit(self, task: Task) -> Predict:
         """One network, one stage."""
@@ -47,10 +48,10 @@ class Balanced(Method):
         return net
 
     def subset(self, group: Tensor, *, generator: torch.Generator) -> Tensor:
-        """How often each sample comes, int64 (N,): once or never; as many of each group, (N,), as the smallest has."""
+        """How often each sample appears, int64 (N,): 1 or 0. Each group, (N,), keeps as many as the smallest has."""
         sizes = torch.bincount(group)
         order = torch.randperm(len(group), generator=generator, device=group.device)
-        order = order[group[order].argsort(stable=True)]  # group by group, and shuffled within each
+        order = order[group[order].argsort(stable=True)]  # sorted by group, shuffled within each
         place = torch.arange(len(group), device=group.device) - (sizes.cumsum(0) - sizes)[group[order]]
         return torch.zeros_like(group).scatter(0, order, (place < sizes[sizes > 0].min()).long())
 
@@ -65,7 +66,7 @@ class RWY(Balanced):
     aliases = {"suby": {"use": "subset"}}
 
     def groups_of(self, task: Task) -> Tensor:
-        """Classes."""
+        """The classes."""
         return task.y
 
 
@@ -79,16 +80,16 @@ class RWG(Balanced):
     alias_display = {"subg": "SUBG"}
     aliases = {"subg": {"use": "subset"}}
 
-    groups: str = one_of("cells", "sides", default="cells")  # (label, bias), or aligned and conflicting
+    groups: str = one_of("cells", "sides", default="cells")  # cells: (label, bias); sides: aligned and conflicting
 
     def decline(self, dataset: Dataset) -> str | None:
-        """Groups are those of one known bias."""
+        """The dataset must have one bias, which is known for each sample."""
         if self.groups == "sides" and not dataset.defines_conflicts:
             return f"no sample of {dataset.name} is aligned or conflicting: give rwg:groups=cells"
         return self.decline_groups(dataset)
 
     def groups_of(self, task: Task) -> Tensor:
-        """Pairs of label and bias, or the two sides."""
+        """The (label, bias) groups, or the two sides."""
         if self.groups == "sides":
             return task.conflicting[:, 0].long()
         return task.y * (int(task.bias.max()) + 1) + task.bias[:, 0]

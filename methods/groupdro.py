@@ -1,17 +1,18 @@
 """GroupDRO: distributionally robust neural networks for group shifts (Sagawa, Koh, Hashimoto, Liang; ICLR 2020).
 
-Knows the bias of every training sample: an oracle baseline, not a competitor (tables mark it).
-1. Batches are drawn with replacement so that all groups (label, bias) are equally frequent.
-2. After each batch the weight q_g of a group grows with its mean loss: q_g exp(step_size (L_g + C / sqrt(N_g))).
+The method knows the bias of every training sample, so it is an oracle baseline and not a competitor (tables mark it).
+1. Batches are drawn with replacement so that all (label, bias) groups are equally frequent.
+2. With each batch, the weight q_g of a group grows with its mean loss L_g: q_g is multiplied by
+   exp(step_size (L_g + C / sqrt(N_g))).
 3. The loss of the batch is the sum of q_g L_g.
 
-`balanced=false` leaves out step 1, and each sample comes once an epoch: the weights alone then do the balancing, and
-those of a group that is in few batches move seldom.
+`balanced=false` leaves out step 1, and each sample appears once in an epoch. Then only the weights balance the groups,
+and the weight of a group that appears in few batches seldom changes.
 
-Where ours departs from the authors' code: the adjustment never changes the loss that is logged, and it also applies
-where C is given for all groups at once. Groups without training samples are left out. `groups=sides` has two groups
-only, aligned and conflicting samples: on data with many labels the cells are tiny (80 conflicting samples in 90 cells
-of cmnist5k).
+Where ours departs from the authors' code: the adjustment C / sqrt(N_g) never changes the logged loss, and it also
+applies if one C is given for all groups. Groups without training samples are left out. `groups=sides` has only two
+groups, aligned and conflicting samples: on data with many labels the (label, bias) groups are tiny (80 conflicting
+samples in 90 groups of cmnist5k).
 """
 
 from torch import Tensor
@@ -38,19 +39,19 @@ class GroupDRO(Method):
         "adjustment": uniform(0, 5, source="chosen here: as george's"),
     }
 
-    groups: str = one_of("cells", "sides", default="cells")  # (label, bias), or aligned and conflicting
+    groups: str = one_of("cells", "sides", default="cells")  # cells: (label, bias); sides: aligned and conflicting
     balanced: bool = True  # draw all groups equally often
     step_size: float = above(0, default=0.01)  # of q; 0.1 in BalancingGroups
     adjustment: float = at_least(0, default=0.0)  # C of the generalisation adjustment C / sqrt(N_g)
 
     def decline(self, dataset: Dataset) -> str | None:
-        """Groups are those of one known bias."""
+        """The dataset must have one bias, which is known for each sample."""
         if self.groups == "sides" and not dataset.defines_conflicts:
             return f"no sample of {dataset.name} is aligned or conflicting: give groupdro:groups=cells"
         return self.decline_groups(dataset)
 
     def fit(self, task: Task) -> Predict:
-        """One stage with a weight for each group."""
+        """One stage, with a weight for each group."""
         group, n_groups = self.groups_of(task)
         net = task.new_net()
         task.train(
@@ -60,7 +61,7 @@ class GroupDRO(Method):
         return net
 
     def groups_of(self, task: Task) -> tuple[Tensor, int]:
-        """The group of each training sample, int64 (N,), and how many groups there could be."""
+        """The group of each training sample, int64 (N,), and the number of possible groups."""
         if self.groups == "sides":
             return task.conflicting[:, 0].long(), 2
         n_values = max(task.dataset.n_bias_values, int(task.bias.max()) + 1)

@@ -1,22 +1,23 @@
-"""BAM: bias amplification, then more of its mistakes (Li, Liu, Hu; TMLR 2024).
+"""BAM: bias amplification, then upsampling of the mistakes (Li, Liu, Hu; TMLR 2024).
 
-1. Train a network f for T epochs with the cross-entropy of f(x_i) + amplification b_i, where b_i are C numbers of
-   sample i alone, learnt as well, 0 at the start: what f finds hard is memorised in b, and f keeps to the bias.
-2. Collect the error set E: the training samples that f alone gets wrong.
-3. Go on training the *same* network, without b, on the data with the samples of E repeated mu times.
+1. Train a network f for T epochs with the cross-entropy of f(x_i) + amplification b_i. Each sample i has its own vector
+   b_i of C numbers, which starts at 0 and is learnt, too. b memorises what f finds hard, so f keeps to the bias.
+2. Collect the error set E: the training samples that f alone, without b, gets wrong.
+3. Train the *same* network further, without b, on the data with the samples of E repeated mu times.
 
-Where ours departs: the paper goes on in step 3 with what it has, here optimiser and schedule start afresh, as in all
-methods of two stages; and it ends at the epoch of smallest difference between the accuracies of the classes on
-validation, which is the selection rule class_gap (docs/metrics.md), while the last epoch is the headline here. T is the
-recipe's number of epochs unless it is given, and mu is 1 / (conflict ratio), as JTT's lambda_up; in the paper both are
-chosen on validation. An empty error set is an error.
+Where ours departs: in step 3 the paper continues with the optimiser and schedule of step 1; here both start afresh, as
+in all methods with two stages. The paper ends at the epoch where the class accuracies on validation differ least, which
+is the selection rule class_gap (docs/metrics.md); the headline here is the last epoch. T is the recipe's number of
+epochs unless it is given, and mu is 1 / (conflict ratio), like JTT's lambda_up; the paper chooses both on validation.
+An empty error set is an error.
 
-The amplification is the paper's (on Waterbirds, with T = 20, mu = 140 and 150 epochs). b has the network's optimiser,
-its decay included. How fast it memorises depends on that: by SGD with rate r and batches of B, a visit moves
-amplification b_i by about amplification^2 r / B times the error, ten times that with momentum 0.9.
+The default amplification is the paper's for Waterbirds, where it comes with T = 20, mu = 140 and 150 epochs. The
+network's optimiser also trains b, including weight decay. How fast b memorises depends on this optimiser: with SGD at
+rate r and batches of B, each visit moves amplification b_i by about amplification^2 r / B times the error, and by ten
+times that with momentum 0.9.
 
-Expected in the worst group of Waterbirds: about JTT's or some points above it (the paper). Ours on cmnist5k, where
-the amplification hardly matters from 0.3 to 50: docs/reproduction.md.
+Expected in the worst group of Waterbirds: about as good as JTT, or some points better (the paper). Our results on
+cmnist5k, where amplifications from 0.3 to 50 hardly differ: docs/reproduction.md.
 """
 
 from torch import Tensor
@@ -49,7 +50,7 @@ class BAM(Method):
     mu: int | None = at_least(1, default=None)  # none: 1 / (conflict ratio of the dataset), rounded
 
     def decline(self, dataset: Dataset) -> str | None:
-        """1 / ratio must exist, unless mu is given."""
+        """Unless mu is given, the conflict ratio must be known and not 0."""
         if self.mu is None and not dataset.conflict_ratio:
             ratio = dataset.conflict_ratio
             reason = "unknown" if ratio is None else f"{ratio:g}"
@@ -57,7 +58,7 @@ class BAM(Method):
         return None
 
     def relative_cost(self, dataset: Dataset) -> float:
-        """Step 1, and step 3 with the copies of E, which is what conflicts if E is what it should be."""
+        """Step 1, and step 3 with the copies of E, assuming that E has exactly the conflicting samples."""
         ratio, epochs = dataset.conflict_ratio or 0.04, dataset.own_recipe.epochs
         return (self.T or epochs) / epochs + 1 + (self.mu or 1 / ratio) * ratio
 
@@ -70,11 +71,11 @@ class BAM(Method):
         if not wrong.any():
             raise RuntimeError("The error set of BAM is empty: raise its amplification, or lower T.")
         task.log(selected=wrong)
-        mu = self.mu or round(1 / task.conflict_ratio)  # known, or the dataset was declined
+        mu = self.mu or round(1 / task.conflict_ratio)  # known, or else the dataset was declined
         task.train(net, mean_cross_entropy, sample=1 + (mu - 1) * wrong.long(), predict=net, proxy=net)
         return net
 
     def amplified_loss(self, nets: Nets, batch: Batch, state: State) -> Tensor:
-        """Step 1: cross-entropy with each sample's own vector."""
+        """Step 1: cross-entropy, with each sample's own vector added to its logits."""
         own = self.amplification * nets.memory.value[batch.index]
         return cross_entropy(nets.net(batch.x) + own, batch.y).mean()

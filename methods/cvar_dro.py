@@ -1,14 +1,14 @@
 """CVaR-DRO: train on the worst fraction of each batch, without group labels (Levy et al., NeurIPS 2020).
 
-The conditional value at risk of the losses is their mean over the worst fraction alpha (Rockafellar and Uryasev, 2000).
+The conditional value at risk of the losses is the mean of their worst fraction alpha (Rockafellar and Uryasev, 2000).
 It is at least the mean loss of any group that makes up this fraction of the data or more. In each step
 1. the cross-entropies of the batch are sorted, the highest first;
-2. the loss is the mean of the first alpha B of them; where that is no whole number, the last one counts in part.
+2. the loss is the mean of the first alpha B of them; if this is not a whole number, the last one counts in part.
 
-This is the paper's estimator by batches: on average that of a batch is below that of all data, by less the larger the
-batch is. No value of alpha is published for these datasets, and none is tuned here. Expected: above plain training in
-the worst group, and below what looks for groups; the hardest samples are wrongly labelled or unusual ones as well. Ours
-on cmnist5k: docs/reproduction.md.
+This is the paper's batch estimator: on average, its value on a batch is below that on all data, and the difference
+shrinks as batches grow. No value of alpha is published for these datasets, and none is tuned here. Expected in the
+worst group: better than plain training, and worse than methods that look for groups, because the hardest samples also
+include wrongly labelled and unusual ones. Our results on cmnist5k: docs/reproduction.md.
 """
 
 import torch

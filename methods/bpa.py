@@ -1,20 +1,20 @@
 """BPA: unsupervised learning of debiased representations with pseudo-attributes (Seo, Lee, Han; CVPR 2022).
 
 1. Train a base network with cross-entropy.
-2. Cluster its features within each class, k-means by cosine distance: the clusters stand for the unknown bias.
-3. Train a new network, each sample weighted by N / N_k times its cluster's fraction of the mean losses: small and hard
-   clusters weigh more.
+2. Cluster its features within each class, by k-means with cosine distance. The clusters stand for the unknown bias.
+3. Train a new network. Each sample is weighted by N / N_k times the mean loss of its cluster, divided by the sum of all
+   clusters' mean losses. So small and hard clusters weigh more.
 
-In step 3 the last loss of each sample is kept; every ten steps, which are counted anew in each epoch, and when an epoch
-begins, the clusters' mean losses are refreshed from them. Until each sample has been seen once the weights are N / N_k.
-Weights have mean 1 in a batch.
+Step 3 keeps the last loss of each sample. From these losses, it refreshes the clusters' mean losses when an epoch
+begins and after every ten steps of the epoch. Until each sample has been seen once, the weights are N / N_k. The
+weights of a batch have mean 1.
 
-The default is the authors' code, whose smoothing has no memory: it reads back what it has just written, so that w is
-w exp(0.05 w), normalised. `preset=paper` has the moving average that the paper describes, over the clusters' weights,
-with the new value counting 0.3. Where ours departs: k-means is scikit-learn's, on features of unit length.
+The default is the authors' code. Its smoothing has no memory, because it reads back the value it has just written: w
+becomes w exp(0.05 w), normalised. `preset=paper` has the moving average that the paper describes, over the clusters'
+weights; the new value counts 0.3. Where ours departs: k-means is scikit-learn's, on features of unit length.
 
-Version 2: version 1 counted the ten steps from the beginning of the stage; and it added up the losses of a cluster in
-an order that is not determined on CUDA.
+Version 1 counted the ten steps from the beginning of the stage, and it added up the losses of a cluster in an order
+that is not fixed on CUDA.
 """
 
 import torch
@@ -43,9 +43,9 @@ class BPA(Method):
 
     search = {"clusters": whole(2, 32, log=True, source="chosen here: a factor of four around the published value")}
 
-    clusters: int = at_least(2, default=8)  # a class
+    clusters: int = at_least(2, default=8)  # in each class
     smoothing: str = one_of("exponential", "average", default="exponential")
-    momentum: float = between(0, 1, default=0.3)  # of smoothing=average: how much the new weight counts
+    momentum: float = between(0, 1, default=0.3)  # of smoothing=average: how much the new value counts
 
     def fit(self, task: Task) -> Predict:
         """The three steps."""
@@ -65,7 +65,7 @@ class BPA(Method):
         return net
 
     def cluster(self, features: Tensor, y: Tensor, *, generator: torch.Generator) -> Tensor:
-        """Step 2 -> cluster of each sample, int64 (N,): `clusters` y + place."""
+        """Step 2: the cluster of each sample, int64 (N,), numbered `clusters` y + index within the class."""
         from sklearn.cluster import KMeans
         from threadpoolctl import threadpool_limits
 
@@ -76,13 +76,13 @@ class BPA(Method):
         for label in labels.unique().tolist():
             members = torch.nonzero(labels == label)[:, 0]
             n_clusters = min(self.clusters, len(members))
-            with threadpool_limits(1):  # several threads add in any order
+            with threadpool_limits(1):  # several threads add up in random order
                 found = KMeans(n_clusters, n_init=3, random_state=seed).fit_predict(unit[members.numpy()])
             result[members] = self.clusters * label + torch.from_numpy(found).long()
         return result.to(y.device)
 
     def loss(self, nets: Nets, batch: Batch, state: State) -> tuple[Tensor, State]:
-        """Step 3; weights are taken before the update."""
+        """Step 3; the weights do not yet include the losses of this batch."""
         losses = cross_entropy(nets.net(batch.x), batch.y)
         begins = batch.epoch != state["epoch"]
         weight = torch.where(begins, self.refreshed(state), state["weight"])
@@ -93,11 +93,11 @@ class BPA(Method):
         return value, {**state, "weight": torch.where(n_done % REFRESH == 0, self.refreshed(state), weight)}
 
     def refreshed(self, state: State) -> Tensor:
-        """The clusters' weights (K,) from the last losses; as they are while some sample was not seen yet."""
+        """The clusters' weights (K,) from the last losses; unchanged until every sample has been seen."""
         table, members = state["last_loss"], state["members"]
         there = members >= 0
         size = there.sum(1)
-        # gathered and summed along rows: adding into places has no determined order on CUDA
+        # gathers and sums along rows, because scatter-add has no fixed order on CUDA
         total = torch.where(there, torch.nan_to_num(table)[members.clamp_min(0)].double(), 0.0).sum(1)
         mean = total / size.clamp_min(1)
         weight = torch.where(size > 0, len(table) / size.clamp_min(1), 0.0) * mean / mean.sum().clamp_min(1e-30)
@@ -107,15 +107,15 @@ class BPA(Method):
         return torch.where(torch.isnan(table).any(), state["weight"], weight)
 
     def normalised(self, weight: Tensor) -> Tensor:
-        """Weights (B,) of mean 1; the authors' smoothing, which has no memory, makes large ones a little larger."""
-        weight = weight / weight.mean().clamp_min(1e-30)  # 0 if all clusters of the batch are fitted exactly
+        """Weights (B,) of mean 1; the authors' smoothing has no memory, and makes large weights a little larger."""
+        weight = weight / weight.mean().clamp_min(1e-30)  # mean 0: all clusters of the batch are fitted exactly
         if self.smoothing == "exponential":
             weight = weight * torch.exp(0.05 * weight)
         return weight / weight.mean().clamp_min(1e-30)
 
 
 def members_of(cluster: Tensor, n_clusters: int) -> Tensor:
-    """The samples of each cluster, int64 (K, size of the largest); -1 where a cluster has no more: cluster (N,)."""
+    """The samples of each cluster, int64 (K, size of the largest), padded with -1; cluster is int64 (N,)."""
     size = torch.bincount(cluster, minlength=n_clusters)
     order = cluster.argsort(stable=True)
     row = cluster[order]

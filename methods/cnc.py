@@ -1,43 +1,49 @@
 """CNC: correct-n-contrast (Zhang, Sohoni, Zhang, Finn, Ré; ICML 2022).
 
-1. Train a first network for a few epochs, so that it follows the bias; its predictions stand for the bias.
-2. Train a new network on sets of samples. An anchor was predicted rightly; its positives are of its label but were
-   predicted otherwise, its negatives are of other labels but were predicted as the anchor was. With cosine
-   similarities over a temperature, the loss of an anchor is the mean over its positives of
+1. Train a first network for a few epochs, so that it follows the bias. Its predictions stand for the bias.
+2. Train a new network on sets of samples. An anchor is a sample that the first network predicts correctly. Its
+   positives have the same label but another prediction; its negatives have other labels but the same prediction. With s
+   for the cosine similarity divided by a temperature, the loss of an anchor is the mean over its positives of
    -log(e^s / (sum over positives and negatives of e^s)).
-3. In all, contrastive_weight times that plus (1 - contrastive_weight) times cross-entropy on all samples of the sets.
+3. The whole loss is contrastive_weight times that, plus (1 - contrastive_weight) times cross-entropy on all samples of
+   the sets.
 
-As in the released code, sets take their anchors from the slices (samples predicted rightly as one label) in turn, each
-at most once an epoch, so that all slices are anchors equally often and an epoch ends with the smallest of them.
+A slice is the samples of one label that are predicted correctly. As in the released code, sets take their anchors from
+each slice in turn, and each sample is an anchor at most once in an epoch. So all slices provide equally many anchors,
+and an epoch ends at the latest with the smallest slice.
 
-The default is otherwise the paper's: predictions are argmaxima, the network trains in train mode, gradients are zeroed
-each step, and the two terms' weights sum to 1. `preset=official` has the second, swapped term of the released code
-(first positive as the anchor, the anchors as its positives, rightly predicted samples of the positive's slice as
-negatives), which makes the contrastive weight 1.5 beside 0.25 of cross-entropy. Of a class of which nothing was
-predicted wrongly, any sample is a positive, so that the second negatives are then of the anchor's own class, as there.
+Otherwise the default follows the paper: predictions are argmaxima, the network trains in train mode, gradients are
+zeroed at each step, and the weights of the two terms sum to 1. `preset=official` has the second, swapped term of the
+released code: the first positive is the anchor, the anchors are its positives, and its negatives are correctly
+predicted samples of the class that the first positive is taken for. This makes the contrastive weight 1.5, beside 0.25
+for cross-entropy. If every sample of a class is predicted correctly, any of them can be a positive; then the second
+negatives are of the anchor's own class, as in the released code.
 
-Length: by default an epoch has about as many samples as the data, as every method's here. `epoch=anchors` is the
-released code's: `anchor_fraction` of the smallest slice gives one set each, which on Colored MNIST are 85 or 128 times
-as many samples; with it `preset=official` trains for the epochs of the authors' README (3 on Colored MNIST, 15 on
-CelebA, 10 on CivilComments), by their optimisers without a schedule (CivilComments: linear), also in step 1.
+Length: by default an epoch has about as many samples as the data, as for every method here. `epoch=anchors` counts as
+the released code does: `anchor_fraction` of the smallest slice gives one set each, which on Colored MNIST makes 85 or
+128 times as many samples. With it, `preset=official` trains for the number of epochs in the authors' README (3 on
+Colored MNIST, 15 on CelebA, 10 on CivilComments), with their optimisers and no schedule (CivilComments: linear), also
+in step 1.
 
-Where both depart from the released code:
-- Its default slices by UMAP and a mixture, matched to classes over all permutations: impossible with ten classes.
-- Its sets shrink to the fewest positives of a class and negatives of a slice; ours keep their size, drawn with
-  replacement where there are fewer. A slice without an anchor, which stops it, is left out.
-- Without second negatives its cross-entropy counts the anchors twice; no published command is without them.
-- It keeps the encoder in eval mode, and lets the gradients of the classifier pile up over an epoch.
-- It runs set by set and sums the gradients of `sets` of them in a step: 32 (Colored MNIST, CelebA) or 128
-  (CivilComments). Here they go through the network together: a set is mostly of one label, and batch normalisation by
-  its statistics alone gave a network that fails in eval mode (24 % on cmnist5k). So where 32 would be too much for
-  memory, `sets` is as many as fill a batch of the recipe: on CelebA, whose ResNet has batch normalisation too, one
-  alone. Not tried there; `sets=4` is four times the memory.
-- Step 1 there has weight decay 0.0005 on Colored MNIST; on the others it is a download.
+Both the default and `preset=official` depart from the released code:
+- By default, it makes slices with UMAP and a mixture model, and matches them to classes by trying all permutations.
+  This is impossible with ten classes.
+- Its sets shrink to the smallest number of positives of a class and negatives of a slice. Ours keep their size, and
+  samples are drawn with replacement where there are fewer. A slice without an anchor stops its training; ours leaves
+  that slice out.
+- Without second negatives, its cross-entropy counts the anchors twice. All published commands have second negatives.
+- It keeps the encoder in eval mode, and accumulates the gradients of the classifier over an epoch.
+- It runs one set after the other, and sums the gradients of `sets` of them in each step: 32 (Colored MNIST, CelebA) or
+  128 (CivilComments). Here the sets of a step go through the network together, because a set is mostly of one label:
+  batch normalisation by the statistics of single sets gave a network that fails in eval mode (24 % on cmnist5k). Where
+  32 sets would need too much memory, `sets` is as many as fill a batch of the recipe. On CelebA this is a single set,
+  although its ResNet has batch normalisation too. This was not tried; `sets=4` needs four times the memory.
+- Its step 1 has weight decay 0.0005 on Colored MNIST; for the other datasets, its first network is a download.
 
-Settings by data (the authors' README): 32 of each, temperature 0.05 and 32 sets for Colored MNIST, whose ten digits
-are five classes there and whose network is another; 64 of each and 0.05 for CelebA; 16 and 0.1 for CivilComments. On
-cmnist5k 32 sets of 32 would be most of an epoch: there it is 8 of 16, where 8 was chosen on a split with known bias,
-with version 2 (docs/reproduction.md). For other datasets nothing is published, and ours are not tuned.
+Settings from the authors' README: `n_each` 32, temperature 0.05 and 32 sets for Colored MNIST (there the ten digits
+make five classes, and the network is another); 64 and 0.05 for CelebA; 16 and 0.1 for CivilComments. On cmnist5k 32
+sets of 32 would be most of an epoch, so it has 8 sets of 16; the 8 was chosen on a split with known bias, with version
+2 (docs/reproduction.md). For other datasets nothing is published, and ours are not tuned.
 """
 
 import torch
@@ -66,7 +72,7 @@ class CNC(Method):
 
     name = "cnc"
     display = "CNC"
-    version = 3  # 1 had one set a step; 2 drew anchors by frequency
+    version = 3  # version 1: one set in a step; version 2: anchors drawn by frequency
     cost = 1.2
     gives_proxies = True
     citation = """@inproceedings{zhang2022cnc,
@@ -95,20 +101,20 @@ class CNC(Method):
     }
 
     first_epochs: int = at_least(1, default=5)  # of step 1
-    n_each: int = at_least(2, default=16)  # anchors, positives and negatives in a set
+    n_each: int = at_least(2, default=16)  # anchors in a set, and as many positives and negatives
     temperature: float = above(0, default=0.05)
     contrastive_weight: float = between(0, 1, default=0.75)
     two_sided: bool = False
     sets: int | None = at_least(1, default=None)  # in a step; none: as many as fill a batch of the recipe
-    epoch: str = one_of("data", "anchors", default="data")  # what its length is counted in
-    anchor_fraction: float = between(0, 1, default=1.0)  # of the smallest slice, an epoch; of epoch=anchors
+    epoch: str = one_of("data", "anchors", default="data")  # whether all data or the anchors determine its length
+    anchor_fraction: float = between(0, 1, default=1.0)  # of the smallest slice in an epoch; of epoch=anchors
 
     def decline_recipe(self, recipe: Recipe) -> str | None:
-        """Anchors, positives and negatives are compared within a batch."""
+        """A batch cannot be split, because anchors are compared with positives and negatives of the same set."""
         return self.decline_accumulation(recipe, f"accumulate={recipe.accumulate} would take its sets of samples apart")
 
     def relative_cost(self, dataset: Dataset) -> float:
-        """Step 1, and the second training; with epoch=anchors as of equally large slices."""
+        """Step 1, and the second training; with epoch=anchors, as if all slices were equally large."""
         second = self.anchor_fraction * self.n_parts * self.n_each if self.epoch == "anchors" else 1
         return second + self.first_epochs / dataset.own_recipe.epochs
 
@@ -133,18 +139,18 @@ class CNC(Method):
 
     @property
     def n_parts(self) -> int:
-        """Anchors, positives, negatives, and for two sides the negatives of the first positive."""
+        """How many parts a set has: anchors, positives, negatives; if two-sided, negatives of the first positive."""
         return 4 if self.two_sided else 3
 
     def loss(self, nets: Nets, batch: Batch, state: State) -> Tensor:
-        """Step 3 on a few sets, one after the other, each of `n_parts` times `n_each` samples."""
+        """Step 3 on a batch of sets, one behind the other, each of `n_parts` times `n_each` samples."""
         features = nets.net.features(batch.x).float()
-        # similarities of 8 bits, over a temperature, are rough
+        # similarities of 8 bits are rough after division by a temperature
         with torch.autocast(features.device.type, enabled=False):
             return self.loss_of(nets.net.head(features), features, batch.y)
 
     def loss_of(self, logits: Tensor, features: Tensor, y: Tensor) -> Tensor:
-        """The two terms, from logits (B, C) and features (B, D)."""
+        """The weighted sum of the two terms, from logits (B, C), features (B, D) and labels y (B,)."""
         value = cross_entropy(logits, y).mean()
         parts = F.normalize(features, dim=1).unflatten(0, (-1, self.n_parts, self.n_each)).unbind(1)  # (S, n, D) each
         anchors, positives, negatives = parts[:3]
@@ -155,7 +161,7 @@ class CNC(Method):
 
 
 def contrastive(anchor: Tensor, positives: Tensor, negatives: Tensor, temperature: float) -> Tensor:
-    """-mean over positives of log(e^s / sum of all e^s), of unit vectors: (S, D), (S, P, D), (S, M, D) -> (S,)."""
+    """-mean over positives of log(e^s / sum of all e^s), for unit vectors: (S, D), (S, P, D), (S, M, D) -> (S,)."""
     similar, other = ((samples @ anchor[:, :, None])[..., 0] / temperature for samples in (positives, negatives))
     return (torch.logsumexp(torch.cat([similar, other], 1), 1, keepdim=True) - similar).mean(1)
 
@@ -163,16 +169,18 @@ def contrastive(anchor: Tensor, positives: Tensor, negatives: Tensor, temperatur
 class Layout:
     """Sets of samples as batches, with anchors from each slice in turn.
 
-    Called with a generator -> batches of indices, each of `sets` sets: `n_each` anchors of one label, positives,
-    negatives, and with four parts negatives of the first positive.
+    When called with a generator, it returns the batches of an epoch as indices. Each batch has `sets` sets. A set has
+    `n_each` anchors of one label, as many positives and negatives, and with four parts as many negatives of the first
+    positive.
 
     Args:
-        y: int64 (N,), labels; predicted: int64 (N,), what the first network takes the samples for.
-        n_each: samples of a part.
+        y: labels, int64 (N,).
+        predicted: classes that the first network predicts, int64 (N,).
+        n_each: number of samples in each part.
         n_parts: 3, or 4 with the negatives of the first positive.
-        sets: in a batch.
-        fraction: of the smallest slice, how many of its samples are the first anchor of a set in an epoch; none: so
-            many that an epoch has about as many samples as there are, and no more than the smallest slice.
+        sets: number of sets in each batch.
+        fraction: fraction of the smallest slice whose samples become the first anchor of a set in each epoch. None: so
+            many that an epoch has about as many samples as the data, and at most the whole smallest slice.
     """
 
     def __init__(
@@ -201,23 +209,23 @@ class Layout:
             self.n_rounds = min(smallest, round(len(y) / (n_parts * n_each * len(self.slices))))
         else:
             self.n_rounds = round(fraction * smallest)
-        self.n_rounds = max(1, self.n_rounds)  # of one set a slice each
+        self.n_rounds = max(1, self.n_rounds)  # each round has one set for each slice
 
     @property
     def n_sets(self) -> int:
-        """In an epoch."""
+        """The number of sets in an epoch."""
         return self.n_rounds * len(self.slices)
 
     def __len__(self) -> int:
-        """Batches of an epoch."""
+        """The number of batches in an epoch."""
         return -(-self.n_sets // self.sets)
 
     def __call__(self, generator: torch.Generator) -> list[Tensor]:
-        """One epoch."""
+        """The batches of one epoch."""
         chosen = [
             anchors[torch.randperm(len(anchors), generator=generator)[: self.n_rounds]] for anchors in self.slices
         ]
-        anchor = torch.stack(chosen, 1).flatten()  # one of each slice in turn
+        anchor = torch.stack(chosen, 1).flatten()  # one from each slice in turn
         label = self.y[anchor]
         positives = self.positives.drawn(label, self.n_each, generator)
         parts = [
@@ -226,7 +234,7 @@ class Layout:
             positives,
             self.negatives.drawn(label, self.n_each, generator),
         ]
-        if self.n_parts == 4:  # rightly predicted samples of the slice that the first positive is in
+        if self.n_parts == 4:  # correctly predicted samples of the class that the first positive is taken for
             slice_of_first = self.predicted[positives[:, 0]]
             n_labels = len(self.anchors.size)
             pool = torch.where(self.anchors.size[slice_of_first] > 0, slice_of_first, n_labels + label)
@@ -235,12 +243,12 @@ class Layout:
 
 
 def indices(members: Tensor, instead: Tensor | None = None) -> Tensor:
-    """Those of the members, bool (N,), or of `instead` where there are none."""
+    """The indices of the members, bool (N,), or of `instead` if there are no members."""
     return torch.nonzero(members if instead is None or members.any() else instead)[:, 0]
 
 
 class Pools:
-    """Lists of indices, to draw from for many sets at once. size: int64 (P,), how many each has."""
+    """Lists of indices, to draw from for many sets at once; `size`, int64 (P,), is the length of each list."""
 
     def __init__(self, pools: list[Tensor]) -> None:
         self.all = torch.cat(pools)
@@ -248,10 +256,10 @@ class Pools:
         self.start = self.size.cumsum(0) - self.size
 
     def drawn(self, pool: Tensor, n: int, generator: torch.Generator) -> Tensor:
-        """`n` of each of the pools, int64 (S,) -> (S, n); with replacement only if there are fewer.
+        """Draw `n` indices from each given pool, int64 (S,) -> (S, n); with replacement only if a pool has fewer.
 
-        Without replacement by Floyd's algorithm: sample k is one of the first size - n + k + 1, or the last of them if
-        that is taken already; then in random order. It costs n steps, whatever the size.
+        Drawing without replacement uses Floyd's algorithm: sample k is one of the first size - n + k + 1, or the last
+        of these if it is already taken. Then the samples get a random order. It takes n steps, whatever the size.
         """
         size = self.size[pool]
         places = torch.full((len(pool), n), -1)

@@ -1,26 +1,27 @@
 """DFR: deep feature reweighting, last-layer retraining (Kirichenko, Izmailov, Wilson; ICLR 2023).
 
-Knows the labels and the bias of every validation sample, and trains on them: an oracle baseline, not a competitor
-(tables mark it), and no rule that selects on validation chooses for it.
+The method knows the labels and the bias of every validation sample, and trains on these samples. So it is an oracle
+baseline and not a competitor (tables mark it), and no rule that selects on validation is applied to it.
 1. Train a network with cross-entropy.
-2. Fit a new last layer to its features of the validation samples, in which all groups (label, bias) weigh the same:
-   a) features are standardised by mean and deviation of the training samples';
-   b) a subset with equally many samples of each group, as many as the smallest has, is drawn twenty times; to each a
-      logistic regression with an L1 penalty is fitted (liblinear; of more than two classes, each against the rest), and
-      their weights are averaged;
-   c) the strength of the penalty is chosen among seven: each is fitted to a balanced subset of one half of the
-      validation samples, and the one with the best accuracy in the worst group of the other half is taken; of equals,
-      the weakest penalty. Features are standardised by that subset here.
+2. Fit a new last layer to its features of the validation samples, so that all (label, bias) groups weigh the same:
+   a) Standardise the features by the mean and standard deviation of the training samples' features.
+   b) Draw a subset with equally many samples of each group, as many as the smallest has, and fit a logistic regression
+      with an L1 penalty to it (liblinear; with more than two classes, each against the rest). Do this twenty times, and
+      average the weights.
+   c) Choose the strength of the penalty among seven: fit each to a balanced subset of one half of the validation
+      samples, and take the one with the best accuracy in the worst group of the other half; of equals, the weakest
+      penalty. Here, features are standardised by that subset.
 
 This is the authors' procedure with the defaults of their script. Where ours departs: halves are drawn within each
-group, so that none is missing in one of them; groups without any validation sample are left out, where theirs stops.
+group, so that every group is in both; groups without any validation sample are left out, where their script stops.
 
-With tens of groups and a few conflicting samples it cannot be had: a group of one has no halves, and small subsets lack
-classes. That is an error, which says what to give instead: `groups=sides` has two groups, aligned and conflicting;
-`strength=` leaves out c; `balance=weights` is our substitute of b and c, one logistic regression of all classes at once
-on all samples, in which groups are balanced by weights, with an L2 penalty of `strength` (1 if none is given). Datasets
-of ten classes have it by default. Version 2: version 1 had nothing else, and standardised by the validation samples. On
-three synthetic sets with few small groups the authors' procedure is 4 to 19 points better in the worst group.
+With tens of groups and a few conflicting samples, this procedure is impossible: a group of one sample has no halves,
+and small subsets lack classes. That is an error, and its message says what to give instead. `groups=sides` has two
+groups, aligned and conflicting samples. `strength=` leaves out c. `balance=weights` is our substitute for b and c: one
+logistic regression for all classes at once, on all samples, with groups balanced by weights and an L2 penalty of
+`strength` (1 if none is given). Datasets of ten classes use it by default. Version 1 had only this substitute, and
+standardised by the validation samples. On three synthetic sets with few groups, some of them small, the authors'
+procedure is 4 to 19 points better in the worst group.
 """
 
 from collections.abc import Iterator
@@ -34,7 +35,7 @@ from debiasbench.losses import mean_cross_entropy
 from debiasbench.methods import Dataset, Method, Predict, Task, above, one_of
 from debiasbench.samples import Samples
 
-STRENGTHS = (1.0, 0.7, 0.3, 0.1, 0.07, 0.03, 0.01)  # of the authors' script, in its order
+STRENGTHS = (1.0, 0.7, 0.3, 0.1, 0.07, 0.03, 0.01)  # from the authors' script, in its order
 N_SUBSETS = 20
 Layer = tuple[np.ndarray, np.ndarray]  # weight (C, D) and bias (C,)
 
@@ -52,16 +53,16 @@ class DFR(Method):
   author={Kirichenko, Polina and Izmailov, Pavel and Wilson, Andrew Gordon},
   booktitle={International Conference on Learning Representations}, year={2023}}"""
     by_dataset = {
-        name: {"balance": "weights"}  # up to a hundred groups, most of them of one validation sample or none
+        name: {"balance": "weights"}  # up to a hundred groups, most of them with one validation sample or none
         for name in ("cmnist5k", "cmnist", "ccifar", "tiny")
     }
 
-    groups: str = one_of("cells", "sides", default="cells")  # (label, bias), or aligned and conflicting
+    groups: str = one_of("cells", "sides", default="cells")  # cells: (label, bias); sides: aligned and conflicting
     balance: str = one_of("subsets", "weights", default="subsets")
-    strength: float | None = above(0, default=None)  # inverse, of the penalty: scikit-learn's C; none: c)
+    strength: float | None = above(0, default=None)  # inverse of the penalty, scikit-learn's C; none: see step 2c
 
     def decline(self, dataset: Dataset) -> str | None:
-        """Groups are those of one known bias."""
+        """The dataset must have one bias, which is known for each sample."""
         if self.groups == "sides" and not dataset.defines_conflicts:
             return f"no sample of {dataset.name} is aligned or conflicting: give dfr:groups=cells"
         return self.decline_groups(dataset)
@@ -88,10 +89,10 @@ class DFR(Method):
         return samples.y * (int(samples.bias.max()) + 1) + samples.bias[:, 0]
 
     def check_groups(self, y: Tensor, group: Tensor, n_classes: int) -> None:
-        """Refuse validation samples to which no last layer can be fitted as it was asked for: y, group (N,).
+        """Refuse validation samples to which the requested last layer cannot be fitted: y, group (N,).
 
         Raises:
-            BenchmarkError: a class has no sample; a group is too small for halves.
+            BenchmarkError: a class has no sample, or a group is too small for halves.
         """
         if len(y.unique()) < n_classes:
             raise BenchmarkError("Some classes have no validation sample: DFR cannot fit a last layer for them.")
@@ -106,9 +107,9 @@ class DFR(Method):
     def last_layer(
         self, features: Tensor, y: Tensor, group: Tensor, of_train: Tensor, *, generator: torch.Generator
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Step 2: features (N, D), labels and groups (N,), training features (M, D).
+        """Step 2, from validation features (N, D), labels and groups (N,), and training features (M, D).
 
-        Returns weight (C, D), bias (C,), and the strength of the penalty, ().
+        Returns the weight (C, D) and bias (C,) of the layer, and the strength of the penalty, ().
         """
         from sklearn.preprocessing import StandardScaler
 
@@ -130,16 +131,16 @@ class DFR(Method):
 
 
 def members(group: np.ndarray, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """The rows of each group, shuffled: group (N,)."""
+    """The row indices of each group in random order; group is (N,)."""
     for name in np.unique(group):
         yield rng.permutation(np.flatnonzero(group == name))
 
 
 def balanced_subset(y: np.ndarray, group: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Rows with equally many of each group: labels and groups (N,).
+    """Row indices with equally many samples of each group, from labels and groups (N,).
 
     Raises:
-        BenchmarkError: it lacks a class.
+        BenchmarkError: the subset lacks a class.
     """
     found = list(members(group, rng))
     smallest = min(map(len, found))
@@ -153,7 +154,7 @@ def balanced_subset(y: np.ndarray, group: np.ndarray, rng: np.random.Generator) 
 
 
 def chosen_strength(x: np.ndarray, y: np.ndarray, group: np.ndarray, rng: np.random.Generator) -> float:
-    """The strength that is best for the worst group of a half: features (N, D), labels and groups (N,)."""
+    """Step 2c: the strength that is best for the worst group of a half; features (N, D), labels and groups (N,)."""
     from sklearn.preprocessing import StandardScaler
 
     parts = [np.split(rows, [len(rows) // 2]) for rows in members(group, rng)]
@@ -167,20 +168,20 @@ def chosen_strength(x: np.ndarray, y: np.ndarray, group: np.ndarray, rng: np.ran
         right = np.unique(y)[(held @ slope.T + start).argmax(1)] == y[held_out]
         return min(float(right[group[held_out] == name].mean()) for name in np.unique(group))
 
-    return max(STRENGTHS, key=worst)  # the first of equals
+    return max(STRENGTHS, key=worst)  # of equals, the first
 
 
 def sparse_regression(x: np.ndarray, y: np.ndarray, strength: float, rng: np.random.Generator) -> Layer:
-    """Logistic regression with an L1 penalty, each class against the rest: x (N, D), y (N,)."""
+    """Logistic regression with an L1 penalty, each class against the rest; x (N, D), y (N,)."""
     from sklearn import __version__
     from sklearn.linear_model import LogisticRegression
 
-    # the name of the penalty changed in 1.8
+    # scikit-learn 1.8 changed how a penalty is named
     lasso = {"penalty": "l1"} if tuple(map(int, __version__.split(".")[:2])) < (1, 8) else {"l1_ratio": 1.0}
     labels = np.unique(y)
     layers = []
     for label in labels[1:] if len(labels) == 2 else labels:
-        seed = int(rng.integers(2**31))  # liblinear visits features in an order that it draws
+        seed = int(rng.integers(2**31))  # liblinear visits features in random order
         model = LogisticRegression(C=strength, solver="liblinear", max_iter=1000, random_state=seed, **lasso)
         model.fit(x, y == label)
         layers.append((model.coef_[0], model.intercept_[0]))
@@ -189,7 +190,7 @@ def sparse_regression(x: np.ndarray, y: np.ndarray, strength: float, rng: np.ran
 
 
 def weighted_regression(x: np.ndarray, y: np.ndarray, group: np.ndarray, strength: float) -> Layer:
-    """Logistic regression of all classes with an L2 penalty, all groups with equal weight: x (N, D), y, group (N,)."""
+    """Logistic regression for all classes, with an L2 penalty and groups of equal weight; x (N, D), y, group (N,)."""
     from sklearn.linear_model import LogisticRegression
 
     _, place, counts = np.unique(group, return_inverse=True, return_counts=True)
@@ -199,7 +200,7 @@ def weighted_regression(x: np.ndarray, y: np.ndarray, group: np.ndarray, strengt
 
 
 def of_two_classes(slope: np.ndarray, start: np.ndarray) -> Layer:
-    """A row a class; scikit-learn has a single one for two classes, for the second against the first."""
+    """One row for each class; for two classes, scikit-learn gives one row only: the second class against the first."""
     if len(slope) > 1:
         return slope, start
     return np.concatenate([0 * slope, slope]), np.concatenate([0 * start, start])

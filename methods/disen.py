@@ -1,30 +1,32 @@
 """Disen (LDD): learning debiased representation via disentangled feature augmentation (Lee et al., NeurIPS 2021).
 
-Two encoders: z_i for what is intrinsic to the label, z_b for the bias; two heads on the pair.
+Two encoders compute z_i, for what is intrinsic to the label, and z_b, for the bias. Two heads read the pair.
 1. The intrinsic head is trained with cross-entropy weighted by LfF's W, with z_b held constant; the bias head with
-   GCE, with z_i held constant.
-2. After a fifth of the steps, z_b is also swapped within the batch: the intrinsic head must not follow it, and the
-   bias head must follow the label of the sample that z_b came from.
-Prediction is the intrinsic head's.
+   generalised cross-entropy (GCE), with z_i held constant.
+2. After a fifth of the steps, z_b is also swapped within the batch: the intrinsic head must not follow it, and the bias
+   head must predict the label of the sample that z_b came from.
+The intrinsic head makes the predictions.
 
 This is the authors' algorithm as released, with its three factors (the PGD paper writes one). Where ours departs:
-features are taken directly, where the code runs further forward passes through hooks, each of which moves the
-statistics of batch normalisation once more. On Colored MNIST the default is their Adam 0.01 without decay and their
-factors 10 / 10 / 1, with the dataset's network, augmentation, batch, length and schedule (the comparison shares those).
+features are taken directly; the released code runs additional forward passes through hooks, and each of them updates
+the statistics of batch normalisation once more. On Colored MNIST the default has the authors' Adam 0.01 without decay
+and their factors 10 / 10 / 1, with the dataset's network, augmentation, batch size, length and schedule (all methods
+of the comparison share those).
 
-`preset=official` is theirs throughout: 50,000 steps, batches of 256 (Biased FFHQ: 64), the last one dropped, the rate
-halved (Biased FFHQ: a tenth) at 20, 30 and 40 thousand; on Colored MNIST their perceptron without augmentation, whose
-pixels are divided by 255 twice. On Corrupted CIFAR-10 rate and factors follow the fraction of conflicts: `official` is
-that of 0.5 % (0.0005; 1 / 1 / 1), `preset=official-1pct` of 1 and 2 % (0.001; 5 / 5 / 1), `preset=official-5pct` of
-5 % (0.001; 1 / 1 / 1). Without a preset the factors there are 1 / 1 / 1 at every fraction. Their code reports the best
-epoch on test; ours is `last`.
+`preset=official` has the authors' settings throughout: 50,000 steps with batches of 256 (Biased FFHQ: 64), no
+incomplete last batch, and a rate that is halved (Biased FFHQ: divided by ten) after 20, 30 and 40 thousand steps. On
+Colored MNIST it has their perceptron, without augmentation, and pixels are divided by 255 twice. On Corrupted CIFAR-10
+rate and factors depend on the fraction of conflicting samples: `preset=official` is for 0.5 % (0.0005; 1 / 1 / 1),
+`preset=official-1pct` for 1 and 2 % (0.001; 5 / 5 / 1), and `preset=official-5pct` for 5 % (0.001; 1 / 1 / 1). Without
+a preset, the factors there are 1 / 1 / 1 at every fraction. The authors' code reports the best epoch on test; ours is
+`last`.
 
 Expected on Colored MNIST at 0.5 / 1 / 5 %: 94.56 +- 0.57 / 96.87 +- 0.64 / 98.35 +- 0.20 (PGD paper, Table 1);
 ours: docs/reproduction.md.
 
-`disen-be` is BiasEnsemble (Lee, Park, Kim, Lee, Choi, Choo; AAAI 2023), from its description, with the departures that
-lff.py has: five networks vote on which samples are aligned, and the bias head learns by cross-entropy from those alone;
-in the swapped part, where the sample that z_b came from is one.
+`disen-be` is BiasEnsemble (Lee, Park, Kim, Lee, Choi, Choo; AAAI 2023), written from its description, with the
+departures named in lff.py. Five networks vote on which samples are aligned. The bias head learns with cross-entropy
+from these samples only; in the swapped part, from pairs whose z_b came from such a sample.
 """
 
 from functools import partial
@@ -54,7 +56,7 @@ class Disen(Method):
     name = "disen"
     display = "Disen"
     cost = 2.2
-    inputs = ("images",)  # published for convolutional encoders alone
+    inputs = ("images",)  # published for convolutional encoders only
     citation = """@inproceedings{lee2021disen,
   title={Learning Debiased Representation via Disentangled Feature Augmentation},
   author={Lee, Jungsoo and Kim, Eungyeup and Lee, Juyoung and Lee, Jihyeon and Choo, Jaegul},
@@ -100,11 +102,11 @@ class Disen(Method):
     swap_bias_factor: float = at_least(0, default=1.0)  # of GCE in the swapped part (lambda_swap_b)
     swap_factor: float = at_least(0, default=1.0)  # of the swapped part (lambda_swap)
     swap_after: float = between(0, 1, default=0.2)  # fraction of the steps before swapping (10,000 of 50,000)
-    ensemble: int = at_least(0, default=0)  # networks that vote on what the bias head learns from; 0: from all, by GCE
-    ensemble_steps: int = at_least(1, default=1000)  # of each of them
+    ensemble: int = at_least(0, default=0)  # networks that vote on what the bias head learns from; 0: all samples, GCE
+    ensemble_steps: int = at_least(1, default=1000)  # of each voting network
 
     def relative_cost(self, dataset: Dataset) -> float:
-        """Two encoders, and the networks that vote."""
+        """Two encoders, plus the voting networks."""
         return self.cost + cost_of_vote(dataset, networks=self.ensemble, steps=self.ensemble_steps)
 
     def fit(self, task: Task) -> Predict:
@@ -128,7 +130,7 @@ class Disen(Method):
         return nets.head_i(torch.cat([nets.encoder_i.features(x), nets.encoder_b.features(x)], 1))
 
     def loss(self, nets: Nets, batch: Batch, state: State) -> tuple[Tensor, State]:
-        """The disentangling part, and after a while the swapped part; gradients never cross to the other encoder."""
+        """The first part, and later also the swapped part; no head sends gradients to the other encoder."""
         z_i, z_b = nets.encoder_i.features(batch.x), nets.encoder_b.features(batch.x)  # (B, D) each
         logits_i = nets.head_i(torch.cat([z_i, z_b.detach()], 1))
         logits_b = nets.head_b(torch.cat([z_i.detach(), z_b], 1))
@@ -145,7 +147,7 @@ class Disen(Method):
         return value + self.swap_factor * torch.where(swapping, swap, 0.0), tables
 
     def biased_loss(self, logits: Tensor, batch: Batch, of: Tensor | slice = slice(None)) -> Tensor:
-        """Mean GCE, or with an ensemble mean cross-entropy of what is kept; `of`: whose z_b it is, places (B,)."""
+        """Mean GCE; with an ensemble, mean cross-entropy of kept samples. `of` (B,): the sample each z_b came from."""
         if not self.ensemble:
             return gce(logits, batch.y[of], self.alpha, self.gce_form).mean()
         return mean_of_kept(cross_entropy(logits, batch.y[of]), batch.kept[of])

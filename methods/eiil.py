@@ -1,27 +1,28 @@
 """EIIL: environment inference for invariant learning (Creager, Jacobsen, Zemel; ICML 2021).
 
 1. Train a reference network for a few epochs, so that it follows the bias.
-2. Split the training samples into two environments that violate its invariance most: with g_i the derivative of the
-   cross-entropy of sample i for a factor on its logits, weights w = sigmoid(u) maximise
-   ((mean_i w_i g_i)^2 + (mean_i (1 - w_i) g_i)^2) / 2 by Adam on u, from random u.
+2. Split the training samples into the two environments that most violate the invariance of this network. Let g_i be
+   the derivative of the cross-entropy of sample i with respect to a factor on its logits. Weights w = sigmoid(u)
+   maximise ((mean_i w_i g_i)^2 + (mean_i (1 - w_i) g_i)^2) / 2, by Adam on u, from random u.
 3. Train a new network by GroupDRO with the groups (label, environment).
 
-The optimum is the sign of g: with two classes one environment is exactly the error set of the reference network
-(JTT's). Where ours departs from the authors' code, which is for two classes and one logit: g has any number of classes
-and a closed form; the objective is multiplied by N (`scale_by_n`), without which the gradients of confident samples
-fall below Adam's epsilon and they keep their random environments; step 3 is GroupDRO, as the authors' paper has it for
-images and text. An empty environment is an error.
+At the optimum, the sign of g decides the environment. With two classes, one environment is exactly the error set of
+the reference network, as in JTT. Where ours departs from the authors' code, which is for two classes and one logit: g
+is in closed form, for any number of classes. The objective is multiplied by N (`scale_by_n`); without this, the
+gradients of confident samples fall below Adam's epsilon, and these samples keep their random environments. Step 3 is
+GroupDRO, as in the authors' paper for images and text. An empty environment is an error.
 
-`backend=irm` is step 3 of their code, for coloured MNIST, with its optimiser: Adam at a constant rate, and as the loss
-the mean of the environments' mean losses, plus penalty_weight times the mean of their squared mean g, plus irm_l2 times
-the squared norm of all parameters; all of it is divided by penalty_weight, which is 1 in the first 38 % of the steps
-(190 of their 501). Rate, weights and start are those of their command. Version 2 of this backend: version 1 had the
-dataset's optimiser, SGD, under which cross-entropy kept a 191,257th of its gradient after the switch (Adam's steps do
-not depend on the scale of the loss), and its decay, which was not divided. Still otherwise than theirs: batches, with
-both environments equally often, for all samples at once (the square of a batch's mean g is on average larger than that
-of all), and the length of the dataset's recipe for 501 steps.
+`backend=irm` is step 3 of their code for coloured MNIST, with its optimiser: Adam at a constant rate. The loss is the
+mean of the environments' mean losses, plus penalty_weight times the mean of their squared mean g, plus irm_l2 times the
+squared norm of all parameters; this sum is divided by penalty_weight. In the first 38 % of the steps (190 of their
+501), penalty_weight is 1. The rate, the weights and the 38 % are those of their command. Version 1 of this backend had
+the dataset's optimiser, SGD, and its weight decay. With SGD, the division after the switch left cross-entropy a
+191,257th of its gradient, and the decay was not divided (Adam's steps do not depend on the scale of the loss). Two
+differences from their code remain. Ours trains on batches in which both environments are equally frequent, theirs on
+all samples at once (the squared mean g of a batch is on average larger than that of all samples). Ours trains for the
+length of the dataset's recipe, theirs for 501 steps.
 
-How long the reference network trains is not published for these datasets: one epoch here, untuned.
+How long to train the reference network is not published for these datasets; here it is one epoch, untuned.
 """
 
 import torch
@@ -64,12 +65,12 @@ class EIIL(Method):
     backend: str = one_of("groupdro", "irm", default="groupdro")  # of step 3
     step_size: float = above(0, default=0.01)  # of GroupDRO
     penalty_weight: float = above(0, default=191_257.0)  # of IRM
-    penalty_start: float = between(0, 1, default=0.38)  # of IRM: the fraction of the steps before it counts
+    penalty_start: float = between(0, 1, default=0.38)  # of IRM: fraction of the steps before penalty_weight applies
     irm_learning_rate: float = above(0, default=4.8986e-4)  # of IRM, by Adam
-    irm_l2: float = at_least(0, default=1.1079e-3)  # of IRM: times the squared norm of all parameters
+    irm_l2: float = at_least(0, default=1.1079e-3)  # of IRM: factor of the squared norm of all parameters
 
     def version_for(self, dataset: Dataset) -> int:
-        """One more with IRM: see above."""
+        """One higher with IRM: the module docstring says why."""
         del dataset
         return EIIL.version + (self.backend == "irm")
 
@@ -89,7 +90,7 @@ class EIIL(Method):
                 f"One of EIIL's environments is empty: after {self.ref_epochs} epochs the reference network gets all "
                 "training samples alike. Lower ref_epochs."
             )
-        hard = second if g[second].mean() > g[~second].mean() else ~second  # which of the two is a matter of chance
+        hard = second if g[second].mean() > g[~second].mean() else ~second  # the order of the two is random
         task.log(score=g, selected=hard, moved=moved)
         net = task.new_net()
         if self.backend == "irm":
@@ -106,7 +107,7 @@ class EIIL(Method):
         return net
 
     def recipe_of_irm(self, recipe: Recipe) -> Recipe:
-        """The recipe of step 3 with IRM; decay is in its loss."""
+        """The recipe of step 3 with IRM, without weight decay: the loss has an L2 term."""
         return recipe.replace(
             optimizer="adam",
             learning_rate=self.irm_learning_rate,
@@ -116,7 +117,7 @@ class EIIL(Method):
         )
 
     def environments(self, g: Tensor, *, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Step 2: the weight of each sample (N,), and the fraction of samples whose u moved by more than a half."""
+        """Step 2: the weight of each sample (N,), and the fraction of samples whose u moved by more than 0.5."""
         start = torch.randn(len(g), generator=generator, device=g.device, dtype=g.dtype)
         u = start.clone()
         optimizer = torch.optim.Adam([u], self.ei_learning_rate, maximize=True, fused=True)
@@ -124,18 +125,18 @@ class EIIL(Method):
         for _ in range(self.ei_steps):
             w = u.sigmoid()
             gap = (w * g).mean() - ((1 - w) * g).mean()
-            u.grad = factor / len(g) * gap * g * w * (1 - w)  # of the objective
+            u.grad = factor / len(g) * gap * g * w * (1 - w)  # gradient of the objective
             optimizer.step()
         return u.sigmoid(), ((u - start).abs() > 0.5).float().mean()
 
     def loss(self, nets: Nets, batch: Batch, state: State) -> tuple[Tensor, State]:
-        """GroupDRO's."""
+        """The loss of GroupDRO."""
         losses = cross_entropy(nets.net(batch.x), batch.y)
         value, q = group_dro(losses, batch.group, state["q"], step_size=self.step_size)
         return value, {**state, "q": q}
 
     def irm_loss(self, nets: Nets, batch: Batch, state: State) -> Tensor:
-        """IRM's: the environments' mean losses, how far a factor on the logits is from its best in each, and L2."""
+        """The loss of IRM: mean losses of the environments, penalty (squared mean g of each), and L2 term."""
         logits = nets.net(batch.x).float()
         members = torch.stack([~batch.hard, batch.hard]).double()  # (2, B)
         there = members.sum(1).clamp_max(1)

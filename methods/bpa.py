@@ -76,7 +76,7 @@ class BPA(Method):
         for label in labels.unique().tolist():
             members = torch.nonzero(labels == label)[:, 0]
             n_clusters = min(self.clusters, len(members))
-            with threadpool_limits(1):  # several threads add up in random order
+            with threadpool_limits(1):  # several threads would add in no fixed order
                 found = KMeans(n_clusters, n_init=3, random_state=seed).fit_predict(unit[members.numpy()])
             result[members] = self.clusters * label + torch.from_numpy(found).long()
         return result.to(y.device)

@@ -1,27 +1,33 @@
 """GEORGE: no subclass left behind (Sohoni, Dunnmon, Angus, Gu, Ré; NeurIPS 2020).
 
 1. Train a first network with cross-entropy.
-2. Within each class divide its features by their length, reduce them to two dimensions by UMAP, and fit Gaussian
-   mixtures of 2 to 10 clusters; the number with the best silhouette is taken, as the mean over clusters of each
-   cluster's mean (of equals the larger).
+2. Within each class, divide its features by their length, reduce them to two dimensions by UMAP, and fit Gaussian
+   mixtures of 2 to 10 clusters. Take the number of clusters with the best silhouette, averaged within each cluster
+   and then over clusters (of equals, the larger number).
 3. Train a new network by GroupDRO with the clusters as groups.
 
-Features are those of the first network's epoch of highest validation accuracy (of equals the first), as published;
-with `first_epoch=last` an equal first stage of another method is used again. The authors' MNIST configuration weighs
-that accuracy by the true groups' fractions, which nobody knows here. `normalize=false` leaves features as they are.
+Features are taken from the first network's epoch with the highest validation accuracy (of equals, the first), as
+published. With `first_epoch=last`, an equal first stage of another method is reused. The authors' MNIST configuration
+weights that accuracy by the fractions of the true groups, which are unknown here. `normalize=false` leaves out the
+division by length.
 
-This is the authors' configuration for MNIST; its over-clustering is `over_cluster=true`, off by default as it needs
-more validation samples than the small datasets have: each cluster is split into 5, and a part becomes a cluster of its
-own if its samples' mean silhouette is above what it was before the split and above 0, its mean loss at least its
-cluster's, and it has at least 25 samples and half a per cent of the class, and 25 on validation. For CelebA there is
-their adjustment C = 3, and all clusters are drawn equally often. Where ours departs further: silhouettes are of at most
-`silhouette_samples` samples of a class, as they cost the square of it (of a part as of a cluster: beside all that are
-there, kept or not); a cluster of fewer than 5 samples is not split; the predictor is not chosen by the worst cluster on
-validation; their reduction by "hardness" is for two classes and is not there, nor are the BiT features they use on
-CelebA. UMAP is of the package umap-learn (`pip install "debiasbench[george]"`); `reduction=pca` is another method and
-only used when asked for; `reduction=none` is for few features, as mixtures have full covariances.
+This is the authors' configuration for MNIST, except that over-clustering is off: it needs more validation samples than
+the small datasets have. `over_cluster=true` splits each cluster into 5 parts. A part becomes a cluster of its own if
+the mean silhouette of its samples is above 0 and above what it was before the split, its mean loss is at least its
+cluster's, and it has at least 25 samples, half a per cent of the class, and 25 validation samples. For CelebA the
+default has the authors' adjustment C = 3, and draws all clusters equally often.
 
-On cmnist5k its clusters hardly follow the colours, and it is no better than plain training (docs/reproduction.md).
+Where ours departs further:
+- Silhouettes use at most `silhouette_samples` samples of a class, because their cost grows with the square of this
+  number. A part is measured beside all other parts, kept or not, as a cluster is beside all other clusters.
+- A cluster of fewer than 5 samples is not split.
+- The predictor is not chosen by the worst cluster on validation.
+- The authors' reduction by "hardness", which is for two classes, and the BiT features they use on CelebA are left out.
+
+UMAP is from the package umap-learn (`pip install "debiasbench[george]"`). `reduction=pca` is another method, used only
+on request. `reduction=none` is for few features, because mixtures have full covariances.
+
+On cmnist5k the clusters hardly follow the colours, and GEORGE is no better than plain training (docs/reproduction.md).
 """
 
 import importlib.util
@@ -37,9 +43,9 @@ from debiasbench.losses import balancing, cross_entropy, group_dro, group_dro_st
 from debiasbench.methods import Batch, Dataset, Method, Net, Nets, Predict, State, Task, above, at_least, one_of
 from debiasbench.search import choice, log_uniform, uniform
 
-MOST = 10  # clusters of a class
-PARTS = 5  # of a cluster, by over-clustering
-FEWEST = 25  # samples of a part, in training and on validation
+MOST = 10  # clusters in a class
+PARTS = 5  # into which over-clustering splits a cluster
+FEWEST = 25  # samples that a part needs, in training and in validation
 
 Reduce = Callable[[np.ndarray], np.ndarray]
 Mixture = Any  # scikit-learn's GaussianMixture: importing it takes seconds
@@ -50,7 +56,7 @@ class George(Method):
 
     name = "george"
     display = "GEORGE"
-    version = 2  # 1 had features as they are, of the last epoch, and compared a part with its cluster
+    version = 2  # version 1: features of the last epoch, not normalised; parts compared with their clusters
     cost = 2.0
     gives_proxies = True
     citation = """@inproceedings{sohoni2020george,
@@ -66,8 +72,8 @@ class George(Method):
         "adjustment": uniform(0, 5, source="chosen here: none, to above the published value for CelebA"),
     }
 
-    first_epoch: str = one_of("best", "last", default="best")  # of the first network; best: on biased validation
-    normalize: bool = True  # features to length 1, before the reduction
+    first_epoch: str = one_of("best", "last", default="best")  # epoch of the first network; best: by biased validation
+    normalize: bool = True  # scale features to length 1 before the reduction
     reduction: str = one_of("umap", "pca", "none", default="umap")
     over_cluster: bool = False
     silhouette_samples: int = at_least(100, default=5_000)
@@ -77,11 +83,11 @@ class George(Method):
 
     @property
     def selects_on_validation(self) -> bool:
-        """An epoch of the first network, and the parts of clusters that are kept."""
+        """Validation selects the first network's epoch (first_epoch=best), or which parts of clusters are kept."""
         return self.first_epoch == "best" or self.over_cluster
 
     def decline(self, dataset: Dataset) -> str | None:
-        """UMAP is a package of its own, and nothing stands in for it unasked."""
+        """UMAP needs a package of its own, and is never replaced by another reduction unasked."""
         if self.reduction == "umap" and importlib.util.find_spec("umap") is None:
             return (
                 "george needs the package umap-learn, which is not installed: pip install 'debiasbench[george]', or "
@@ -112,7 +118,7 @@ class George(Method):
         return net
 
     def train_to_best_epoch(self, task: Task, net: Net) -> None:
-        """Step 1, and back to the first of the epochs of highest validation accuracy."""
+        """Step 1, ending with the weights of the epoch with the highest validation accuracy (of equals, the first)."""
         stage = task.stage(net, mean_cross_entropy)
         highest = -1.0
         for _ in range(stage.n_epochs):
@@ -125,13 +131,13 @@ class George(Method):
 
     @property
     def n_each(self) -> int:
-        """How many groups a class can have: its clusters, and their parts."""
+        """The number of groups that a class can have: its clusters, and their parts."""
         return MOST * (1 + PARTS) if self.over_cluster else MOST
 
     def clusters(self, features: Tensor, y: Tensor, *for_parts: Tensor, generator: torch.Generator) -> Tensor:
-        """Step 2 -> the group of each sample, int64 (N,): n_each y + cluster.
+        """Step 2: the group of each sample, int64 (N,), numbered n_each y + cluster.
 
-        for_parts: what over-clustering needs besides: losses (N,), and of validation features (V, D) and labels (V,).
+        Over-clustering also needs `for_parts`: losses (N,), and features (V, D) and labels (V,) of validation.
         """
         seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
         vectors, labels = self.vectors(features), y.cpu()
@@ -151,28 +157,28 @@ class George(Method):
         return group.to(y.device)
 
     def vectors(self, features: Tensor) -> np.ndarray:
-        """Features (n, D) as they are reduced: float64, of length 1 (or as they are)."""
+        """Features (n, D) before the reduction: float64, scaled to length 1 unless `normalize` is off."""
         vectors: np.ndarray = features.double().cpu().numpy()
         if self.normalize:
             vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6)
         return vectors
 
     def clusters_of_class(self, points: np.ndarray, seed: int) -> tuple[np.ndarray, Mixture]:
-        """The clusters of one class (n, 2) -> (n,) by the best mixture, and that."""
+        """The best mixture for the points (n, 2) of one class: its clusters (n,), and the mixture itself."""
         if len(points) < 3:
             raise RuntimeError(f"GEORGE cannot cluster a class of {len(points)} samples: at least 3 are needed.")
         best = -2.0
         for n_clusters in range(2, min(MOST, len(points) - 1) + 1):
             found, mixture = mixed(points, n_clusters, seed)
             score = mean_silhouette(points, found, self.silhouette_samples, seed)
-            if score >= best:  # of equals the larger
+            if score >= best:  # of equals, the larger
                 best, chosen = score, (found, mixture)
         return chosen
 
     def reduced(self, features: np.ndarray, seed: int) -> tuple[np.ndarray, Reduce]:
-        """Features (n, D) -> points (n, 2), or as they are, and the function that does so to others.
+        """Reduce features (n, D) to points (n, 2), or leave them; also returns the function that does this to others.
 
-        In float64, as in float32 tight clusters are ill-conditioned.
+        Points are float64, because tight clusters are ill-conditioned in float32.
         """
         if self.reduction == "none" or len(features) < 3:
             return features, lambda others: others
@@ -182,7 +188,7 @@ class George(Method):
             reducer = PCA(min(2, *features.shape), random_state=seed)
             return reducer.fit_transform(features).astype(np.float64), reducer.transform
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that a seed means one thread, and of its own dependencies
+            warnings.simplefilter("ignore")  # about the single thread that a seed implies, and from dependencies
             import umap
 
             n_neighbors = min(10, len(features) - 1)
@@ -191,19 +197,19 @@ class George(Method):
         return points, lambda others: reducer.transform(others).astype(np.float64)
 
     def loss(self, nets: Nets, batch: Batch, state: State) -> tuple[Tensor, State]:
-        """GroupDRO's."""
+        """The loss of GroupDRO."""
         losses = cross_entropy(nets.net(batch.x), batch.y)
         value, q = group_dro(losses, batch.group, state["q"], step_size=self.step_size, adjustment=state["adjustment"])
         return value, {**state, "q": q}
 
 
 def mixed(points: np.ndarray, n_clusters: int, seed: int) -> tuple[np.ndarray, Mixture]:
-    """The clusters (n,) of points (n, 2) by a Gaussian mixture, and that."""
+    """The clusters (n,) of points (n, 2) by a Gaussian mixture, and the mixture itself."""
     from sklearn.mixture import GaussianMixture
     from threadpoolctl import threadpool_limits
 
     mixture = GaussianMixture(n_clusters, n_init=3, random_state=seed)
-    with threadpool_limits(1):  # several threads add in any order
+    with threadpool_limits(1):  # several threads would add in no fixed order
         return mixture.fit_predict(points), mixture
 
 
@@ -216,9 +222,9 @@ def with_parts(
     n_samples: int,
     seed: int,
 ) -> np.ndarray:
-    """Over-clustering of one class: points (n, 2) and their clusters -> the clusters with the parts that are kept.
+    """Over-cluster one class: points (n, 2) and their clusters (n,) -> their new clusters (n,).
 
-    Part p of cluster k has number MOST + PARTS k + p; what is not kept goes back to its cluster.
+    Part p of cluster k has the number MOST + PARTS k + p. A part that is not kept goes back to its cluster.
     """
     parts, valid_parts = cluster.copy(), valid_cluster.copy()
     for k in np.unique(cluster):
@@ -245,7 +251,7 @@ def with_parts(
 
 
 def silhouettes(points: np.ndarray, cluster: np.ndarray, n_samples: int, seed: int) -> np.ndarray:
-    """The silhouette of each sample (n,); nan but for `n_samples` at random, and of all in a single cluster."""
+    """Silhouettes (n,) of `n_samples` random samples, nan for the others; all nan if there is a single cluster."""
     values = np.full(len(points), np.nan)
     some = np.random.default_rng(seed).permutation(len(points))[:n_samples]
     if 1 < len(np.unique(cluster[some])) < len(some):
@@ -256,7 +262,7 @@ def silhouettes(points: np.ndarray, cluster: np.ndarray, n_samples: int, seed: i
 
 
 def mean_of_known(values: np.ndarray) -> float:
-    """The mean of what is not nan; -1, the lowest silhouette, where all is."""
+    """The mean of the values that are not nan; -1, the lowest silhouette, if all are nan."""
     known = values[~np.isnan(values)]
     return float(known.mean()) if len(known) else -1.0
 

@@ -1,30 +1,31 @@
 """LfF: learning from failure (Nam, Cha, Ahn, Lee, Shin; NeurIPS 2020).
 
-Two networks learn together. In each step
-1. the biased network is trained with generalised cross-entropy;
-2. both networks' cross-entropies are smoothed per sample and divided by their maximum over the sample's class;
-3. the debiased network is trained with cross-entropy weighted by W = b / (b + d): high where the biased one fails.
+Two networks learn together. Each step
+1. trains the biased network with generalised cross-entropy (GCE);
+2. smooths the cross-entropies b and d of the biased and the debiased network per sample, and divides each by its
+   maximum over the sample's class;
+3. trains the debiased network with cross-entropy weighted by W = b / (b + d): high where the biased network fails.
 
-This is the authors' algorithm as released: smoothing 0.7 that starts at the first loss, class maxima over the whole
-training set, official GCE, W not normalised. Where ours departs: one optimiser holds both networks (their graphs
-are disjoint, so each step is the same). The PGD paper writes W without smoothing and maxima; several public
-re-implementations do so too, which is another method. `lff-grad` is its Table 10: W from gradient norms of the final
-layer instead of losses, smoothed and divided by class maxima alike.
+This is the authors' algorithm as released: smoothing of 0.7 that starts from the first loss, class maxima over the
+whole training set, official GCE, and W not normalised. Where ours departs: one optimiser trains both networks (their
+graphs are disjoint, so each step is the same). The PGD paper writes W without smoothing and maxima, and several public
+re-implementations compute it so; that is a different method. `lff-grad` is from that paper's Table 10: it computes W
+from gradient norms of the final layer instead of losses, also smoothed and divided by class maxima.
 
-On Colored MNIST the optimiser decides the ranking (definition of the suite): Adam 0.01 without decay, chosen on a
-split with known bias; `preset=official` has the authors' Adam 0.001 and batches of 256, on the dataset's network and
-augmentation (theirs, a perceptron without augmentation, belongs to `cmnist:preset=lff`). On CelebA the authors train
-the new last layer of both networks alone, on a frozen ImageNet ResNet-18, by Adam 0.0001 with decay 0.0001; ours
-trains all layers by the dataset's recipe, and has no such option: numbers there are not comparable with theirs.
+On Colored MNIST the optimiser decides the ranking, so the suite sets it: Adam 0.01 without decay, chosen on a split
+with known bias. `preset=official` uses the authors' Adam 0.001 and batches of 256, with the dataset's network and
+augmentation (theirs, a perceptron without augmentation, are part of `cmnist:preset=lff`). On CelebA the authors train
+only the new last layer of both networks, on a frozen ImageNet ResNet-18, with Adam 0.0001 and decay 0.0001. Ours trains
+all layers with the dataset's recipe and has no option for that, so numbers on CelebA are not comparable with theirs.
 Expected on Colored MNIST at 0.5 / 1 / 5 %: 91.35 +- 1.83 / 96.88 +- 0.20 / 98.18 +- 0.05 (PGD paper, Table 1); ours:
 docs/reproduction.md.
 
-`lff-be` is BiasEnsemble (Lee, Park, Kim, Lee, Choi, Choo; AAAI 2023), from its description. Five networks are first
-trained by GCE for 1,000 steps each; a sample of which most are sure (p_y > 0.99) is kept as aligned. The biased network
-then learns by cross-entropy from kept samples alone; W is of all samples, as before. Where ours departs: both networks
-see the same batches, and the biased one learns from what is kept of each (the rest only moves its statistics of batch
-normalisation); the voting networks keep the first rate of the recipe. Nothing comparable is published for this Colored
-MNIST.
+`lff-be` is BiasEnsemble (Lee, Park, Kim, Lee, Choi, Choo; AAAI 2023), written from its description. First, five
+networks are trained with GCE for 1,000 steps each. A sample is kept as aligned if most of them are sure of its label
+(p_y > 0.99). The biased network then learns with cross-entropy from the kept samples only; W is computed for all
+samples, as before. Where ours departs: both networks see the same batches, and the biased one learns from the kept
+samples of each (the others only affect its batch normalisation statistics); the voting networks keep the initial
+learning rate of the recipe. Nothing comparable is published for this Colored MNIST.
 """
 
 from functools import partial
@@ -83,16 +84,16 @@ class LfF(Method):
     alpha: float = between(0, 1, default=0.7)  # exponent of GCE (q in LfF)
     score: str = one_of("loss", "gradnorm", default="loss")  # what W compares
     gce_form: str = one_of("official", "paper", default="official")
-    smoothing: float = between(0, 1, default=0.7)  # fraction of the old value in the moving average
-    ensemble: int = at_least(0, default=0)  # networks that vote on what the biased one learns from; 0: from all, by GCE
-    ensemble_steps: int = at_least(1, default=1000)  # of each of them
+    smoothing: float = between(0, 1, default=0.7)  # weight of the old value in the moving average
+    ensemble: int = at_least(0, default=0)  # networks that vote on what the biased one learns from; 0: all samples, GCE
+    ensemble_steps: int = at_least(1, default=1000)  # of each voting network
 
     def relative_cost(self, dataset: Dataset) -> float:
-        """Two networks, and those that vote."""
+        """Two networks, plus the voting ones."""
         return self.cost + cost_of_vote(dataset, networks=self.ensemble, steps=self.ensemble_steps)
 
     def fit(self, task: Task) -> Predict:
-        """One stage with two networks and two per-sample tables."""
+        """One stage that trains two networks and updates two per-sample tables."""
         columns = {}
         if self.ensemble:
             biased_loss = partial(mean_gce, alpha=self.alpha, form=self.gce_form)
@@ -113,13 +114,13 @@ class LfF(Method):
         return self.biased_loss(logits_b, batch) + (weight * cross_entropy(logits_d, batch.y)).mean(), tables
 
     def biased_loss(self, logits: Tensor, batch: Batch) -> Tensor:
-        """Mean GCE of all samples; with an ensemble, mean cross-entropy of those that are kept."""
+        """Mean GCE of all samples; with an ensemble, mean cross-entropy of the kept ones."""
         if not self.ensemble:
             return gce(logits, batch.y, self.alpha, self.gce_form).mean()
         return mean_of_kept(cross_entropy(logits, batch.y), batch.kept)
 
     def scored(self, net: Net, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Logits (B, C), and what W compares (B,): cross-entropy, or the norm of its gradient for the final layer."""
+        """Logits (B, C), and what W compares (B,): the cross-entropy, or the norm of its final-layer gradient."""
         features = net.features(batch.x)
         logits = net.head(features)
         if self.score == "loss":

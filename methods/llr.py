@@ -1,23 +1,25 @@
-"""LLR, AFR and SELF: a new last layer from training samples that were held out, without any bias labels.
+"""LLR, AFR and SELF: retrain the last layer on held-out training samples, without any bias labels.
 
-1. Hold out a fifth of the training samples; train a network with cross-entropy on the rest.
-2. Weigh the held-out samples:
-   LLR: so that all classes weigh the same (LaBonte, Muthukumar, Kumar; NeurIPS 2023);
-   AFR: in proportion to exp(-gamma p_y) / N_y, so that those count of which the network is unsure (Qiu, Potapczynski,
-   Izmailov, Wilson; ICML 2023);
-   SELF (of LLR's paper): only the `points` of them on which the network differs most from what it was after an early
-   epoch, by the Kullback-Leibler divergence KL(final | early) of its predictions; these balanced as in LLR.
-3. Go on with the last layer on their features, by gradient descent on all of them at once: weighted cross-entropy, plus
-   `penalty` times the squared distance to the layer as it was.
+1. Hold out a fifth of the training samples, and train a network with cross-entropy on the rest.
+2. Weight the held-out samples:
+   LLR: all classes get the same total weight (LaBonte, Muthukumar, Kumar; NeurIPS 2023);
+   AFR: in proportion to exp(-gamma p_y) / N_y, so that uncertain samples count (Qiu, Potapczynski, Izmailov, Wilson;
+   ICML 2023);
+   SELF (from LLR's paper): only the `points` held-out samples on which the network's predictions differ most from those
+   after an early epoch, by the Kullback-Leibler divergence KL(final | early), balanced as in LLR.
+3. Train the last layer further on the features of these samples, by gradient descent on all of them at once. The loss
+   is weighted cross-entropy, plus `penalty` times the squared distance to the layer as it was.
 
-Written from the papers' descriptions. Where ours departs: all three hold out a fifth of each class, as AFR, where LLR
-and SELF took half of the validation split or a small part of the training samples. All go on from the trained layer, on
-all held-out samples at once, with AFR's rate of 0.01 and its clipping, where LLR and SELF draw class-balanced batches.
-LLR has AFR's 500 steps; SELF its own 250, for which its authors try rates between 0.0001 and 0.01.
+Written from the papers' descriptions. Where ours departs: all three hold out a fifth of each class, as AFR does; LLR
+and SELF took half of the validation split, or a small part of the training samples. All three continue from the trained
+layer, on all held-out samples at once, with AFR's learning rate of 0.01 and its gradient clipping; LLR and SELF draw
+class-balanced batches. LLR uses AFR's 500 steps. SELF uses its own 250, for which its authors try learning rates
+between 0.0001 and 0.01.
 
-The authors choose AFR's gamma and penalty, SELF's points, rate and early epoch, and the epochs of all three on
-*group-labelled validation* samples, and their numbers rest on it. Here they are fixed, untuned values, and no bias
-label is read. Whoever picks among several by the worst group of validation uses what the methods are said not to need.
+The authors choose AFR's gamma and penalty, SELF's points, learning rate and early epoch, and the number of epochs of
+all three on *group-labelled validation* samples, and their results depend on this. Here they are fixed, untuned values,
+and no bias label is read. Whoever chooses among several values by the worst group of validation uses bias labels, which
+these methods are said not to need.
 
 Expected, worst group, with the authors' choice: Waterbirds AFR 90.4 +- 1.1, SELF 93.0 +- 0.3, LLR 92.6 +- 0.8; CelebA
 AFR 82.0 +- 0.5. Nothing is published for Colored MNIST; ours: docs/reproduction.md.
@@ -36,24 +38,24 @@ from debiasbench.recipe import Recipe
 from debiasbench.samples import stratified
 from debiasbench.search import choice, log_uniform, uniform
 
-CLIP = 1.0  # of the gradient of the whole layer
+CLIP = 1.0  # greatest norm of the gradient of the whole layer
 
 
 class LastLayer(Method):
-    """What LLR, AFR and SELF have in common; they differ in how they weight the held-out samples."""
+    """Base of LLR, AFR and SELF, which differ in how they weight the held-out samples."""
 
     search = {
         "learning_rate": log_uniform(0.001, 0.1, source="chosen here: a factor of ten around the published value"),
         "penalty": choice(0.0, 0.01, 0.1, 1.0, source="chosen here: none, and three powers of ten"),
     }
 
-    held_out: float = between(0, 1, default=0.2)  # fraction of each class
+    held_out: float = between(0, 1, default=0.2)  # fraction of each class that is held out
     steps: int = at_least(1, default=500)  # of the last layer
     learning_rate: float = above(0, default=0.01)  # of the last layer
     penalty: float = at_least(0, default=0.0)  # times the squared distance to the layer as it was
 
     def check(self) -> None:
-        """Something is held out, and something is left."""
+        """Some samples must be held out, and some must be left."""
         if not 0 < self.held_out < 1:
             raise BenchmarkError(
                 f"The 'held_out' parameter of {self.name} must be above 0 and below 1. Got {self.held_out}."
@@ -84,12 +86,33 @@ class LastLayer(Method):
 
     @abstractmethod
     def weigh(self, task: Task, net: Net, held: Tensor) -> Tensor:
-        """Train the network on what is not held out, bool (N,), and weigh the rest: (N,), 0 elsewhere, in all 1."""
+        """Train the network on the other samples, and weight those that are held out.
+
+        Args:
+            task: trains the network.
+            net: the network.
+            held: which samples are held out, bool (N,).
+
+        Returns:
+            Weights (N,) that sum to 1, and are 0 for samples that are not held out.
+        """
 
     def last_layer(
         self, features: Tensor, y: Tensor, weight: Tensor, slope: Tensor, start: Tensor, *, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """Step 3: features (n, D), labels and weights (n,), the layer as it is -> its weight (C, D) and bias (C,)."""
+        """Step 3: retrain the last layer.
+
+        Args:
+            features: of the held-out samples, (n, D).
+            y: their labels, int64 (n,).
+            weight: their weights (n,).
+            slope: the layer's weight as it is, (C, D).
+            start: its bias as it is, (C,).
+            generator: not used.
+
+        Returns:
+            The new weight (C, D) and bias (C,).
+        """
         del generator
         x = torch.cat([features, torch.ones_like(features[:, :1])], 1).double()
         first = torch.cat([slope, start[:, None]], 1).double()
@@ -112,7 +135,7 @@ class LLR(LastLayer):
   booktitle={Advances in Neural Information Processing Systems}, year={2023}}"""
 
     def weigh(self, task: Task, net: Net, held: Tensor) -> Tensor:
-        """All classes the same."""
+        """All classes get the same total weight."""
         task.train(net, mean_cross_entropy, sample=(~held).long(), reuse=True)
         return balanced(task.y, held)
 
@@ -129,13 +152,13 @@ class AFR(LastLayer):
 
     search = {"gamma": uniform(0, 20, source="chosen here: from LLR to five times the default")}
 
-    gamma: float = at_least(0, default=4.0)  # 0: LLR
+    gamma: float = at_least(0, default=4.0)  # 0 is LLR
 
     def weigh(self, task: Task, net: Net, held: Tensor) -> Tensor:
         """In proportion to exp(-gamma p_y) / N_y."""
         task.train(net, mean_cross_entropy, sample=(~held).long(), reuse=True)
         p_y = task.each(lambda x, y: (-cross_entropy(net(x), y)).exp()).double()
-        # clamped: a sample that is not held may lie below the least of those that are, and for a large gamma overflow
+        # clamped: samples that are not held out may have a smaller p_y, whose weight would overflow if gamma is large
         weight = balanced(task.y, held) * (self.gamma * (p_y[held].min() - p_y)).clamp_max(0).exp()
         return weight / weight.sum()
 
@@ -154,11 +177,14 @@ class SELF(LastLayer):
     }
 
     steps: int = at_least(1, default=250)  # of the last layer
-    points: int = at_least(1, default=100)  # of the held-out samples; 20, 100 or 500
-    early: float = between(0, 1, default=0.2)  # fraction of the epochs after which the network is the early one
+    points: int = at_least(1, default=100)  # how many held-out samples to use; the paper tries 20, 100 and 500
+    early: float = between(0, 1, default=0.2)  # the early network is the one after this fraction of the epochs
 
     def decline_recipe(self, recipe: Recipe) -> str | None:
-        """The early network is not the final one; of a recipe that counts steps, the data tell how many epochs."""
+        """The early network must not be the final one.
+
+        If the recipe counts steps, the number of epochs depends on the data: `weigh` then checks it.
+        """
         n_early = self.early_of(recipe.epochs)
         if recipe.steps is None and n_early >= recipe.epochs:
             return (
@@ -168,11 +194,11 @@ class SELF(LastLayer):
         return None
 
     def early_of(self, n_epochs: int) -> int:
-        """How many of the epochs are early."""
+        """The number of early epochs."""
         return max(1, round(self.early * n_epochs))
 
     def weigh(self, task: Task, net: Net, held: Tensor) -> Tensor:
-        """The classes the same among the samples of highest divergence, without a look at their labels."""
+        """Balance the classes among the samples of highest divergence, which are chosen without their labels."""
         stage = task.stage(net, mean_cross_entropy, sample=(~held).long())
         n_early = self.early_of(stage.n_epochs)
         if n_early >= stage.n_epochs:
@@ -192,7 +218,10 @@ class SELF(LastLayer):
 
 
 def balanced(y: Tensor, some: Tensor) -> Tensor:
-    """Weights float64 (N,) of some samples, bool (N,), in all 1 and equal for each of their classes: y (N,)."""
+    """Weights float64 (N,) that are 0 except for `some` samples, bool (N,).
+
+    They sum to 1, and are equal in total for each class among these samples. y (N,) are the labels.
+    """
     weight = torch.zeros(len(y), dtype=torch.float64, device=y.device)
     weight[some] = balancing(y[some])
     return weight / weight.sum()

@@ -1,8 +1,9 @@
-"""Resampling with the true conflict flags: what a score of bias-conflicting samples could reach.
+"""Resampling with the true conflict flags: shows what a score of bias-conflicting samples could reach.
 
-One network is trained with cross-entropy on batches in which aligned and conflicting samples are equally frequent.
-It knows the bias of every training sample: an oracle baseline, not a competitor (tables mark it), and no bound: another
-fraction may do better. The other end is `pgd:score=random`, which knows nothing.
+One network is trained with cross-entropy, on batches in which aligned and conflicting samples are equally frequent.
+The method knows the bias of every training sample, so it is an oracle baseline and not a competitor (tables mark it).
+It is not an upper bound: another fraction may do better. The opposite baseline is `pgd:score=random`, which knows
+nothing.
 """
 
 import torch
@@ -22,10 +23,10 @@ class ResampleOracle(Method):
 
     search = {"share": uniform(0.1, 0.9, source="chosen here: both kinds of samples are drawn")}
 
-    share: float = between(0, 1, default=0.5)  # the fraction of conflicting samples among those drawn
+    share: float = between(0, 1, default=0.5)  # fraction of conflicting samples among those drawn
 
     def decline(self, dataset: Dataset) -> str | None:
-        """Conflicting samples must be known, and be of one bias."""
+        """It must be known which samples conflict, and with one bias."""
         if dataset.conflict_ratio == 0:
             return f"no sample of {dataset.name} conflicts at a ratio of 0"
         if not dataset.defines_conflicts:

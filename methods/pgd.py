@@ -1,24 +1,25 @@
 """PGD: train on what a deliberately biased network finds hard (Ahn, Kim, Yun; ICLR 2023, Algorithm 1).
 
 1. Train a biased network with generalised cross-entropy (GCE), which favours what is easy: the bias.
-2. Score each sample by the norm of its cross-entropy gradient for the final layer of that network.
-3. Go on training it with cross-entropy on batches drawn in proportion to the score.
+2. Score each sample by the norm of its cross-entropy gradient with respect to the final layer of that network.
+3. Train the same network further, with cross-entropy on batches drawn in proportion to the score.
 
-Where ours departs from the authors' code: the default is the paper's text (L2 norm over weight and bias of the
-layer, clean images for scoring, the GCE of section 3); `preset=official` is the code as released (order 0.7, weight
-only, augmented images, GCE with a constant factor), `preset=official-l2` the same with the L2 norm. Scores are in
-closed form, one forward pass, where the code runs one backward pass a sample: the values are equal. As in the code,
-step 2 uses the last biased network, and step 3 keeps its weights and batch statistics but starts the optimiser and
-the schedule afresh. The code reports the epoch of lowest biased-validation loss and the last; so do our records.
-Version 2 with `restart_lr=false`: version 1 took the last epoch's rate where the schedule moves per step, and warmed up
-again.
-Other scores and other uses of a score are parameters, in any pair; `use=upsample` is not the paper's: every sample is
-there at least once, and about N h times.
+Where ours departs from the authors' code: the default is the paper's text (L2 norm over weight and bias of the layer,
+clean images for scoring, the GCE of section 3). `preset=official` is the code as released (order 0.7, weight only,
+augmented images, GCE with a constant factor), and `preset=official-l2` is the same with the L2 norm. We compute scores
+in closed form with one forward pass, where the code runs one backward pass per sample; the values are equal. As in the
+code, step 2 uses the last biased network, and step 3 keeps its weights and batch statistics but starts optimiser and
+schedule afresh. The code reports the epoch with the lowest loss on biased validation, and the last epoch; so do our
+records.
 
-`dpr` is DPR (Han, Kim, Joo, Hong, Lee; NeurIPS 2024), whose frame is PGD's: the score is the disagreement probability
-1 - p_y of the biased network, with its logits divided by `tau` (1 on Colored MNIST). Its authors read their scores from
-the loader that they train with; ours are of clean images, unless `score_augment` is on. Of two classes and with tau = 1
-it is el2n's, but for a factor.
+Version 2 applies to `restart_lr=false`: version 1 used the last epoch's rate even where the schedule moves per step,
+and warmed up again. Other scores and other uses of a score are parameters, and all pairs are allowed. `use=upsample` is
+not in the paper: every sample occurs at least once, and about N h times.
+
+`dpr` is DPR (Han, Kim, Joo, Hong, Lee; NeurIPS 2024), which has the same steps as PGD. Its score is the disagreement
+probability 1 - p_y of the biased network, with the logits divided by `tau` (1 on Colored MNIST). Its authors compute
+scores with the loader they train with; ours are of clean images, unless `score_augment` is on. For two classes and
+tau = 1, the score equals el2n up to a factor.
 
 Expected on Colored MNIST at 0.5 / 1 / 5 %: 96.88 +- 0.28 / 98.35 +- 0.12 / 98.62 +- 0.14 (Table 1, n = 3), with a
 biased network of 18.1 / 19.7 / 44.0 (Table 7); ours: docs/reproduction.md.
@@ -80,18 +81,18 @@ class PGD(Method):
     score: str = one_of(
         "gradnorm", "loss", "error", "el2n", "eiil", "disagreement", "random", default="gradnorm"
     )  # fmt: skip
-    tau: float = above(0, default=1.0)  # of score=disagreement: the temperature of p
+    tau: float = above(0, default=1.0)  # temperature of p in score=disagreement
     norm: str = one_of("l1", "l2", "l2sq", "linf", "lp", default="l2")  # Figure 2
     order: float | None = above(0, default=None)  # of norm=lp; below 1 a quasi-norm
     score_bias: bool = True  # count the gradient of the layer's bias as well
     score_augment: bool = False  # score augmented images
     use: str = one_of("resample", "reweight", "upsample", "single-stage", default="resample")  # Tables 9 and 8
-    inherit: bool = True  # step 3 goes on from the biased network's weights
-    bias_ckpt: str = one_of("last", "best", default="last")  # the biased network's epoch; best: on biased validation
-    restart_lr: bool = True  # step 3 starts the schedule anew; else it keeps the rate at which step 1 ended
+    inherit: bool = True  # step 3 starts from the biased network's weights
+    bias_ckpt: str = one_of("last", "best", default="last")  # epoch of the biased network; best: by biased validation
+    restart_lr: bool = True  # step 3 restarts the schedule; otherwise it keeps the final rate of step 1
 
     def check(self) -> None:
-        """The order belongs to norm=lp, tau to disagreement; what is between two stages belongs to two stages."""
+        """`order` needs norm=lp, `tau` needs score=disagreement, and settings between two stages need two stages."""
         between_stages = (self.bias_ckpt, self.restart_lr, self.inherit)
         if self.use == "single-stage" and between_stages != ("last", True, True):
             raise BenchmarkError(
@@ -111,23 +112,23 @@ class PGD(Method):
 
     @property
     def selects_on_validation(self) -> bool:
-        """An epoch of the biased network."""
+        """With bias_ckpt=best, validation selects the epoch of the biased network."""
         return self.bias_ckpt == "best"
 
     @property
     def gives_proxies(self) -> bool:
-        """In turns, no network is there before the one that predicts."""
+        """With use=single-stage, no biased network is finished before the predicting one is trained."""
         return self.use != "single-stage"
 
     def decline_recipe(self, recipe: Recipe) -> str | None:
-        """A rate that falls to zero leaves nothing to go on with."""
+        """If the learning rate falls to zero in step 1, step 3 cannot keep it."""
         if not self.restart_lr and (recipe.schedule == "linear" or not last_rate(recipe)):
             of = f"the recipe's rate falls to zero in step 1 ({recipe.schedule})"
             return f"{of}: restart_lr=false has nothing to go on with"
         return None
 
     def version_for(self, dataset: Dataset) -> int:
-        """One more with restart_lr=false: see above."""
+        """One higher with restart_lr=false: the module docstring says why."""
         del dataset
         return PGD.version + (not self.restart_lr)
 
@@ -151,7 +152,7 @@ class PGD(Method):
         if self.use == "reweight":
             weight = (h * task.n_samples).float()
             task.train(net, self.weighted_loss, columns={"weight": weight}, predict=net, proxy=biased, recipe=recipe)
-        elif self.use == "upsample":  # nothing is left out, and nothing is left to chance
+        elif self.use == "upsample":  # every sample occurs, and the counts are not random
             copies = (h * task.n_samples).round().long().clamp_min(1)
             task.train(net, self.debiased_loss, sample=copies, predict=net, proxy=biased, recipe=recipe)
         else:
@@ -159,18 +160,18 @@ class PGD(Method):
         return net
 
     def train_to_lowest_validation_loss(self, task: Task, net: Net) -> None:
-        """Step 1 whose result is the epoch of lowest cross-entropy on the biased validation images."""
+        """Step 1, ending with the weights of the epoch with the lowest cross-entropy on biased validation images."""
         stage = task.stage(net, self.biased_loss)
         lowest = math.inf
         for _ in range(stage.n_epochs):
             stage.run(epochs=1)
             loss = float(task.each(lambda x, y: cross_entropy(net(x), y), split="valid").mean())
-            if loss <= lowest:  # of equal epochs the later
+            if loss <= lowest:  # of equal epochs, the later one
                 lowest, best = loss, task.snapshot(net)
         task.restore(best)
 
     def fit_in_turns(self, task: Task) -> Predict:
-        """Table 8: each epoch trains the biased network, scores anew, and trains the debiased network."""
+        """Table 8: each epoch trains the biased network, computes the scores anew, and trains the debiased network."""
         biased, debiased = task.new_net(), task.new_net()
         biased_stage = task.stage(biased, self.biased_loss)
         debiased_stage = task.stage(debiased, self.debiased_loss, predict=debiased)
@@ -193,14 +194,14 @@ class PGD(Method):
         return task.each(lambda x, y: self.scores(net, x, y), augment=self.score_augment)
 
     def drawn(self, y: Tensor, *, generator: torch.Generator) -> Tensor:
-        """A number for each sample, from nothing."""
+        """A random number for each sample, whatever the sample is, float64 (N,)."""
         return torch.rand(len(y), generator=generator, device=y.device, dtype=torch.float64).clamp_min(1e-8)
 
     def scores(self, net: Net, x: Tensor, y: Tensor) -> Tensor:
-        """Step 2, equation 1 before normalisation -> (B,), at least 1e-8.
+        """Step 2: the scores of a batch by equation 1, before normalisation, (B,), at least 1e-8.
 
-        gradnorm: norms of the gradients of cross-entropy. loss: cross-entropy. error: 1 where the network is wrong.
-        el2n: the length of p - e_y. eiil: the derivative for a factor on the logits, where it is positive.
+        gradnorm: norm of the cross-entropy gradient. loss: cross-entropy. error: 1 where the network is wrong.
+        el2n: the length of p - e_y. eiil: the derivative with respect to a factor on the logits, where it is positive.
         disagreement: 1 - p_y, with the logits divided by tau.
         """
         features = net.features(x)
@@ -214,7 +215,7 @@ class PGD(Method):
             "error": lambda logits, y: logits.argmax(1) != y,
             "el2n": lambda logits, y: (logits.softmax(1) - F.one_hot(y, logits.shape[1])).norm(dim=1),
             "eiil": scale_gradient,
-            # not 1 - exp: of confident samples every digit would be lost
+            # not 1 - exp, which would lose every digit for confident samples
             "disagreement": lambda logits, y: -torch.expm1(-cross_entropy(logits / self.tau, y)),
         }[self.score](logits, y)
         return score.double().clamp_min(1e-8)
@@ -229,6 +230,6 @@ class PGD(Method):
 
 
 def last_rate(recipe: Recipe) -> float:
-    """The learning rate of a stage's last epoch; of its last step where the recipe counts steps."""
+    """The learning rate of a stage's last epoch, or of its last step if the recipe counts steps."""
     n = recipe.steps or recipe.epochs
     return learning_rate_at(recipe, (n - 1) / n)

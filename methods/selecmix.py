@@ -1,25 +1,25 @@
 """SelecMix: mixing pairs that contradict the bias (Hwang, Lee, Kwak, Oh, Teney, Kim, Zhang; NeurIPS 2022).
 
 In each step
-1. an encoder learns the bias, by a contrast of labels that holds on to what is easy: with P_ij the softmax over the
-   other samples of the batch of the cosine similarities to sample i, by `temperature`, it lowers the mean of
-   (1 - P_ij^q) / q over the samples j of i's label;
-2. each sample i gets a partner j from the batch that contradicts the bias. A coin decides which: of the same label and
-   least similar by that encoder, or of another label and most similar;
-3. the debiased network learns by cross-entropy that share x_i + (1 - share) x_j has the label of j; share is uniform in
-   [0, 1/2], so that the partner is most of the mixture.
+1. an encoder learns the bias, with a contrastive loss on labels that prefers what is easy. P_ij is the softmax, over
+   the other samples j of the batch, of their cosine similarities to sample i divided by `temperature`. The loss is the
+   mean of (1 - P_ij^q) / q over the samples j that have i's label;
+2. each sample i gets a partner j from the batch that contradicts the bias. A coin decides which one: the sample of the
+   same label that is least similar to i by that encoder, or the sample of another label that is most similar;
+3. the debiased network learns with cross-entropy that share x_i + (1 - share) x_j has the label of j. The share is
+   uniform in [0, 1/2], so most of the mixture is the partner.
 
-`selecmix-lff` has LfF in place of plain training: its biased network (GCE) and its weights W as in lff.py, on images as
-they are; the debiased network learns from mixtures, each weighted by W of the partner, whose label it has.
+`selecmix-lff` uses LfF in place of plain training. Its biased network (GCE) and its weights W are as in lff.py, on
+unmixed images. The debiased network learns from mixtures, each weighted by W of the partner, whose label it has.
 
 Written from the paper's description. Where ours departs, or had to choose: all networks learn together from the first
-step, by one recipe; similarity is of the encoder's features, without a projection; the coin is thrown for each sample;
-without a partner of one kind in the batch it is one of the other kind. W of mixtures is our reading of "on LfF"; so is
-a second pass of the debiased network over images as they are, without gradient, for the losses in W (it moves the
-statistics of batch normalisation).
+step, with one recipe; the similarity is that of the encoder's features, without a projection; the coin is tossed for
+each sample; if the batch has no partner of one kind, the sample gets one of the other kind. Weighting mixtures by W is
+our reading of "on LfF". So is a second pass of the debiased network over the unmixed images, without gradient, for the
+losses in W (it changes the batch normalisation statistics).
 
-Expected: nothing comparable is published for Colored MNIST of this generator; with the true bias labels in place of the
-encoder Corrupted CIFAR-10 at 0.5 / 5 % 37.0 / 53.5 and Biased FFHQ 75.0 (the paper's tables). Ours:
+Expected: nothing comparable is published for Colored MNIST from this generator. With the true bias labels in place of
+the encoder, the paper's tables have 37.0 / 53.5 on Corrupted CIFAR-10 at 0.5 / 5 %, and 75.0 on Biased FFHQ. Ours:
 docs/reproduction.md.
 """
 
@@ -33,7 +33,7 @@ from debiasbench.methods import Batch, Method, Nets, Predict, State, Task, above
 from debiasbench.search import log_uniform, uniform
 
 ADAM = {"optimizer": "adam", "learning_rate": 0.01, "weight_decay": 0.0}  # LfF's, as in lff.py
-NOISE = {"share": Uniform(0.0, 0.5), "coin": Uniform(0.0, 1.0)}  # half of Beta(1, 1); below a half: the same label
+NOISE = {"share": Uniform(0.0, 0.5), "coin": Uniform(0.0, 1.0)}  # half of Beta(1, 1); coin < 0.5: the same label
 
 
 class SelecMix(Method):
@@ -42,7 +42,7 @@ class SelecMix(Method):
     name = "selecmix"
     display = "SelecMix"
     cost = 2.0
-    inputs = ("images",)  # tokens cannot be mixed, and on features that are given the encoder has nothing to learn
+    inputs = ("images",)  # tokens cannot be mixed, and on given features the encoder has nothing to learn
     citation = """@inproceedings{hwang2022selecmix,
   title={SelecMix: Debiased Learning by Contradicting-pair Sampling},
   author={Hwang, Inwoo and Lee, Sangjun and Kwak, Yunhyeok and Oh, Seong Joon and Teney, Damien and Kim, Jin-Hwa and
@@ -54,23 +54,26 @@ class SelecMix(Method):
         "q": uniform(0.1, 0.9, source="chosen here: as alpha of LfF"),
     }
 
-    temperature: float = above(0, default=0.1)  # of the contrast
-    q: float = between(0, 1, default=0.7)  # of the contrast; 0: without preference for what is easy
+    temperature: float = above(0, default=0.1)  # of the contrastive loss
+    q: float = between(0, 1, default=0.7)  # of the contrastive loss; 0: no preference for what is easy
 
     def fit(self, task: Task) -> Predict:
-        """One stage with two networks."""
+        """One stage that trains two networks."""
         nets = {"encoder": task.new_net(head=False), "debiased": task.new_net()}
         task.train(nets, self.loss, noise=NOISE, predict=nets["debiased"])
         return nets["debiased"]
 
     def loss(self, nets: Nets, batch: Batch, state: State) -> Tensor:
-        """The contrast of the encoder, and cross-entropy of the mixtures."""
+        """The encoder's contrastive loss, plus cross-entropy of the mixtures."""
         z = F.normalize(nets.encoder.features(batch.x), dim=1)
         x, partner = mixed(z.detach(), batch)
         return self.contrast(z, batch.y) + cross_entropy(nets.debiased(x), batch.y[partner]).mean()
 
     def contrast(self, z: Tensor, y: Tensor) -> Tensor:
-        """Step 1: features of length 1 (B, D), labels (B,) -> mean over the samples with another one of their label."""
+        """Step 1: the contrastive loss of unit-length features (B, D) with labels (B,).
+
+        It is the mean over the samples whose label occurs more than once in the batch.
+        """
         alone = torch.eye(len(y), dtype=torch.bool, device=y.device)
         same = (y[:, None] == y) & ~alone
         log_p = (z @ z.T / self.temperature).masked_fill(alone, -torch.inf).log_softmax(1).masked_fill(alone, 0.0)
@@ -94,10 +97,10 @@ class SelecMixLfF(SelecMix):
     }
 
     alpha: float = between(0, 1, default=0.7)  # exponent of GCE
-    smoothing: float = between(0, 1, default=0.7)  # fraction of the old value in the moving average
+    smoothing: float = between(0, 1, default=0.7)  # weight of the old value in the moving average
 
     def fit(self, task: Task) -> Predict:
-        """One stage with three networks and LfF's two per-sample tables."""
+        """One stage that trains three networks and updates LfF's two per-sample tables."""
         nets = {"encoder": task.new_net(head=False), "biased": task.new_net(), "debiased": task.new_net()}
         tables = difficulty_tables(task.y)
         tables = task.train(nets, self.lff_loss, noise=NOISE, state=tables, predict=nets["debiased"])
@@ -105,7 +108,7 @@ class SelecMixLfF(SelecMix):
         return nets["debiased"]
 
     def lff_loss(self, nets: Nets, batch: Batch, state: State) -> tuple[Tensor, State]:
-        """The contrast of the encoder, GCE of the biased network, and cross-entropy of the weighted mixtures."""
+        """The encoder's contrastive loss, GCE of the biased network, and weighted cross-entropy of the mixtures."""
         z = F.normalize(nets.encoder.features(batch.x), dim=1)
         x, partner = mixed(z.detach(), batch)
         logits_b = nets.biased(batch.x)
@@ -118,7 +121,7 @@ class SelecMixLfF(SelecMix):
 
 
 def mixed(z: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Steps 2 and 3: features of length 1 (B, D) -> mixtures (B, C, H, W), and the partners' places, int64 (B,)."""
+    """Steps 2 and 3: unit-length features (B, D) -> mixtures (B, C, H, W) and the partners' indices, int64 (B,)."""
     similar = z @ z.T
     same = batch.y[:, None] == batch.y
     alone = torch.eye(len(same), dtype=torch.bool, device=same.device)

@@ -1,20 +1,20 @@
 """XRM: environments from the mistakes of twin networks (Pezeshki, Bouchacourt et al.; ICML 2024), with GroupDRO.
 
 1. Train twin networks. Each sample is held in for one of them, drawn at random, and held out for the other. Each step
-   a) trains each twin with class-balanced cross-entropy on the samples that are held in for it;
-   b) turns the label of a sample into what the twin predicts for which it is held out, with probability
-      (p - 1/C) C / (C - 1), where p is the probability of that prediction: confident mistakes spread, and the twins
-      come to rest on what both find first.
-2. A sample of which either twin gets the given label wrong belongs to the second environment.
-3. Train a new network by GroupDRO with the groups (label, environment).
+   a) trains each twin with class-balanced cross-entropy on its held-in samples;
+   b) replaces a sample's label by the prediction of the twin for which it is held out, with probability
+      (p - 1/C) C / (C - 1), where p is the probability of that prediction. So confident mistakes spread, and the twins
+      settle on what both find first.
+2. Samples whose given label at least one twin gets wrong form the second environment.
+3. Train a new network with GroupDRO on the groups (label, environment).
 
 Written from the paper's description. Where ours departs, or had to choose: classes are balanced by the labels as they
-are at that step, over all training samples; the prediction that flips a label is of the step's own forward pass (train
-mode, augmented), before its update; the twins train for as long as the second network, by the dataset's recipe. The
-paper draws settings of the twins at random and keeps those with the most flips, which needs no group labels; here there
-is one setting, and the fraction of labels that ended flipped is logged (`flipped`). The environments of the validation
-samples are what the selection rule worst_proxy chooses by. If all samples or none are in the second environment, that
-is an error.
+are at that step, over all training samples. The prediction that flips a label is from the step's own forward pass
+(train mode, augmented), before the update. The twins train for as long as the second network, with the dataset's
+recipe. The paper draws settings of the twins at random and keeps those with the most flips, which needs no group
+labels; here there is one setting, and the fraction of labels that ended flipped is logged (`flipped`). The selection
+rule worst_proxy uses the environments of the validation samples. It is an error if all samples or none are in the
+second environment.
 
 Expected, worst group, the epoch chosen by those environments (the paper's tables): Waterbirds 88.1 (86.5 with the true
 groups), CelebA 89.1 (88.3). Nothing is published for Colored MNIST; ours: docs/reproduction.md.
@@ -54,7 +54,7 @@ class XRM(Method):
             {"a": a, "b": b}, self.twin_loss, columns={"in_a": side}, state={"label": task.y},
             noise={"draw": torch.distributions.Uniform(0.0, 1.0)},
         )  # fmt: skip
-        mistaken = lambda x, y: (a(x).argmax(1) != y) | (b(x).argmax(1) != y)  # noqa: E731 - of train and validation
+        mistaken = lambda x, y: (a(x).argmax(1) != y) | (b(x).argmax(1) != y)  # noqa: E731 - for train and validation
         second = task.each(mistaken)
         task.log(selected=second, flipped=(end["label"] != task.y).float().mean())
         if second.all() or not second.any():
@@ -72,16 +72,16 @@ class XRM(Method):
         return net
 
     def sides(self, y: Tensor, *, generator: torch.Generator) -> Tensor:
-        """Which samples are held in for the first twin, bool (N,)."""
+        """Which samples are held in for the first twin (the others are held in for the second), bool (N,)."""
         return torch.rand(len(y), generator=generator, device=y.device) < 0.5
 
     def twin_loss(self, nets: Nets, batch: Batch, state: State) -> tuple[Tensor, State]:
-        """Step 1: cross-entropy of what is held in, on the labels as they are, which what is held out then changes."""
+        """Step 1: cross-entropy of the held-in twin on the labels as they are, which the held-out twin then flips."""
         of_a, of_b, in_a = nets.a(batch.x), nets.b(batch.x), batch.in_a[:, None]
         held_in, held_out = torch.where(in_a, of_a, of_b), torch.where(in_a, of_b, of_a).detach()
         n_classes = of_a.shape[1]
         label = state["label"][batch.index]
-        size = F.one_hot(state["label"], n_classes).sum(0)  # of each class, as labels are now
+        size = F.one_hot(state["label"], n_classes).sum(0)  # of each class, by the labels as they are now
         weight = len(state["label"]) / n_classes / size[label]
         p, predicted = held_out.softmax(1).max(1)
         flips = batch.draw < (p - 1 / n_classes) * n_classes / (n_classes - 1)
@@ -89,7 +89,7 @@ class XRM(Method):
         return (weight * cross_entropy(held_in, label)).mean(), {"label": changed}
 
     def loss(self, nets: Nets, batch: Batch, state: State) -> tuple[Tensor, State]:
-        """GroupDRO's."""
+        """Step 3: GroupDRO's loss."""
         losses = cross_entropy(nets.net(batch.x), batch.y)
         value, q = group_dro(losses, batch.group, state["q"], step_size=self.step_size)
         return value, {**state, "q": q}

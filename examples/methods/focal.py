@@ -1,6 +1,6 @@
-"""Focal: weigh each sample by how unsure the network is of its label (Lin et al., 2017), with a warm-up.
+"""Focal: weight each sample by how unsure the network is of its label (Lin et al., 2017), with a warm-up.
 
-1. train with cross-entropy for a few epochs;  2. go on with weights (1 - p_y)^gamma.
+1. train with cross-entropy for a few epochs;  2. train further with weights (1 - p_y)^gamma.
 """
 
 from torch import Tensor

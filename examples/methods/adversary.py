@@ -1,13 +1,13 @@
 """Adversary: features from which a critic cannot tell the bias (Xie, Dai, Du, Hovy, Neubig; NeurIPS 2017).
 
-Knows the bias of every training sample: an oracle baseline (tables mark it). Network and critic play a game; in each
-step
-1. the critic, a linear layer on the network's features, is trained to tell the bias;
-2. the network is trained to tell the label, minus `strength` times the critic's loss.
+It knows the bias of every training sample, so it is an oracle baseline (tables mark it). Network and critic play a
+game. Each step
+1. trains the critic, a linear layer on the network's features, to predict the bias;
+2. trains the network to predict the label; its loss is the cross-entropy minus `strength` times the critic's loss.
 
-Each has an optimiser of its own: the critic's is Adam with a constant rate. Both gradients are computed before either
-steps. Where the label almost gives the bias away, a strong adversary removes the label from the features as well.
-`strength` and the critic's rate are ours, untuned.
+Each has its own optimiser; the critic's is Adam with a constant learning rate. Both gradients are computed before
+either takes its step. Where the label almost determines the bias, a strong adversary removes the label from the
+features as well. `strength` and the critic's learning rate are ours, untuned.
 """
 
 from torch import Tensor
@@ -23,7 +23,7 @@ class Adversary(Method):
     name = "adversary"
     needs_bias_labels = True
 
-    strength: float = at_least(0, default=0.1)  # of the critic in the network's loss; 0 is plain training
+    strength: float = at_least(0, default=0.1)  # weight of the critic in the network's loss; 0 is plain training
     critic_learning_rate: float = above(0, default=0.001)
 
     def decline(self, dataset: Dataset) -> str | None:
@@ -31,7 +31,7 @@ class Adversary(Method):
         return self.decline_groups(dataset)
 
     def decline_recipe(self, recipe: Recipe) -> str | None:
-        """Gradients are added up for one optimiser, and here are two."""
+        """Gradients can be accumulated for one optimiser only, and this method has two."""
         return self.decline_accumulation(recipe, "it has an optimiser a network")
 
     def fit(self, task: Task) -> Predict:
@@ -45,7 +45,7 @@ class Adversary(Method):
         return net
 
     def loss(self, nets: Nets, batch: Batch, state: State) -> dict[str, Tensor]:
-        """Steps 1 and 2: what the critic learns from, and what the network learns from."""
+        """Steps 1 and 2: the loss of the critic and the loss of the network."""
         features = nets.net.features(batch.x)
         label = cross_entropy(nets.net.head(features), batch.y).mean()
         bias = cross_entropy(nets.critic(features), batch.bias[:, 0]).mean()

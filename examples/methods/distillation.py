@@ -1,13 +1,14 @@
 """Distillation: follow a teacher, less surely where the bias suffices (Utama, Moosavi, Gurevych; ACL 2020).
 
 1. Train a teacher with cross-entropy.
-2. Train a biased network with generalised cross-entropy, which favours what is easy: the bias.
-3. Train a student to give the teacher's probabilities, flattened: p_j^(1 - beta), normalised, where beta is the biased
-   network's probability of the label. Where beta is 0 the student follows the teacher; where it is 1 it learns to be
-   unsure.
+2. Train a biased network with generalised cross-entropy (GCE), which favours what is easy: the bias.
+3. Train a student to predict the teacher's probabilities, flattened: p_j^(1 - beta), normalised, where beta is the
+   biased network's probability of the label. Where beta is 0, the student follows the teacher; where it is 1, the
+   student learns to be unsure.
 
-Both older networks are frozen in step 3, and see the images as the student does. The authors' biased model has known,
-hand-made features of the bias; ours is that of LfF and PGD. Called confidence regularisation by the authors.
+Teacher and biased network are frozen in step 3, and see the same images as the student. The authors' biased model uses
+known, hand-made features of the bias; ours is that of LfF and PGD. The authors call the method confidence
+regularisation.
 """
 
 from functools import partial
@@ -20,7 +21,7 @@ from debiasbench.recipe import Recipe
 
 
 class Distillation(Method):
-    """A student of a teacher and of a biased network."""
+    """A student that learns from a teacher and a biased network."""
 
     name = "distillation"
     cost = 3.5
@@ -28,7 +29,7 @@ class Distillation(Method):
     alpha: float = between(0, 1, default=0.7)  # exponent of GCE in step 2
 
     def decline_recipe(self, recipe: Recipe) -> str | None:
-        """The student has no labels that could be smoothed."""
+        """The student does not learn from labels, so there are none to smooth."""
         return (
             "its student learns from a teacher, not from labels: it trains with label_smoothing=0"
             if recipe.label_smoothing

@@ -1,12 +1,13 @@
-"""Gradient surgery between two sides (PCGrad: Yu, Kumar, Gupta, Levine, Hausman, Finn; NeurIPS 2020).
+"""Surgery: projected gradients of two sides (PCGrad; Yu, Kumar, Gupta, Levine, Hausman, Finn; NeurIPS 2020).
 
-Knows which training samples conflict: an oracle baseline (tables mark it). What the paper calls tasks are here the
-aligned and the conflicting samples. In each step
-1. the mean cross-entropies of the batch's aligned and of its conflicting samples each have a gradient;
-2. where the two point against each other, each loses its part along the other, as that was before;
-3. the network steps along their sum.
+It knows which training samples conflict, so it is an oracle baseline (tables mark it). The paper's tasks are here the
+aligned and the conflicting samples. Each step
+1. computes the gradient of the mean cross-entropy for each of the two sides: the batch's aligned samples, and its
+   conflicting ones;
+2. where the two point against each other, removes from each its part along the other, as the other was before;
+3. moves the network along their sum.
 
-Each side counts the same, however few its samples are; a side that is not in the batch has no gradient.
+Each side counts the same, however few samples it has. A side without samples in the batch has no gradient.
 """
 
 import torch
@@ -24,7 +25,7 @@ class Surgery(Method):
     needs_bias_labels = True
 
     def decline(self, dataset: Dataset) -> str | None:
-        """Samples must be aligned or conflicting with one known bias."""
+        """Samples must be aligned or conflicting, by one known bias."""
         if not dataset.defines_conflicts:
             return f"no sample of {dataset.name} is aligned or conflicting"
         return self.decline_groups(dataset)

@@ -1,12 +1,12 @@
 """Two views: contrastive pretraining without labels, then training with them (SimCLR: Chen et al., ICML 2020).
 
-1. Pretrain an encoder: two augmented views of each image of a batch make 2B views. Each must find the other view of its
-   image among all other views, by cosine similarity over a temperature, behind a projection of two layers that is then
-   thrown away.
-2. Train encoder and a new last layer with cross-entropy.
+1. Pretrain an encoder. Two augmented views of each image in a batch make 2B views. Each view must find the other view
+   of its image among all other views, by cosine similarity divided by a temperature. The similarity is that of the
+   outputs of a projection of two layers, which is then discarded.
+2. Train the encoder and a new last layer with cross-entropy.
 
-No label takes part in step 1, so the encoder has no reason to prefer what predicts it. Both steps have the recipe of
-the dataset; SimCLR's own augmentation, batches and optimiser are not taken over.
+Step 1 uses no labels, so the encoder has no reason to prefer what predicts them. Both steps use the dataset's recipe,
+not SimCLR's own augmentation, batches and optimiser.
 """
 
 import torch
@@ -24,8 +24,8 @@ class TwoViews(Method):
     cost = 3.0
     inputs = ("images",)
 
-    first_epochs: int | None = at_least(1, default=None)  # of step 1; none: as many as of step 2
-    width: int = at_least(2, default=64)  # of what the projection puts out
+    first_epochs: int | None = at_least(1, default=None)  # of step 1; none: as many as step 2 has
+    width: int = at_least(2, default=64)  # of the projection's output
     temperature: float = above(0, default=0.5)
 
     def fit(self, task: Task) -> Predict:
@@ -39,13 +39,13 @@ class TwoViews(Method):
         return self.predict
 
     def contrast(self, nets: Nets, batch: Batch, state: State) -> Tensor:
-        """Step 1: rows i and i + B of the views are of one image."""
+        """Step 1: rows i and i + B are the two views of one image."""
         features = nets.encoder.features(batch.views.flatten(0, 1))  # (2B, D)
         z = F.normalize(nets.projection(F.relu(nets.hidden(features))), dim=1)
         row = torch.arange(len(z), device=z.device)
         itself = row[:, None] == row
         similarity = (z @ z.T / self.temperature).masked_fill(itself, -torch.inf)
-        return F.cross_entropy(similarity, row.roll(len(z) // 2))  # not of labels, which a recipe may smooth
+        return F.cross_entropy(similarity, row.roll(len(z) // 2))  # torch's: these are no labels to smooth
 
     def loss(self, nets: Nets, batch: Batch, state: State) -> Tensor:
         """Step 2."""

@@ -1,8 +1,8 @@
-"""Coloured characters: Kuzushiji, clothes or letters, each class in a colour of its own but for a few samples.
+"""Coloured characters: Kuzushiji, clothes or letters, each class in its own colour except for a few samples.
 
 Input: uint8 (3, 28, 28), a character in one colour on black. Label: the character. Bias: the colour, which is that of
-the label but for the fraction `rho` of the training and validation samples; in the test split all colours are equally
-likely, so that the colour is independent of the label. Splits: the last tenth of the training files is validation.
+the label except for the fraction `rho` of the training and validation samples. In the test split all colours are
+equally likely, so the colour is independent of the label. Splits: the last tenth of the training files is validation.
 
 Source: KMNIST (ROIS-DS Center for Open Data in the Humanities, CC BY-SA 4.0), Fashion-MNIST (Zalando, MIT), EMNIST
 letters (G. Cohen and others; NIST). The recipe is that of Colored MNIST, shortened.
@@ -25,7 +25,7 @@ MOST = {"kmnist": 10, "fashion": 10, "letters": 26}
 
 
 class Coloured(Dataset):
-    """Characters of which each class has a colour."""
+    """Characters, with one colour per class."""
 
     name = "coloured"
     bias_names = ("colour",)
@@ -34,7 +34,7 @@ class Coloured(Dataset):
     recipe = COLOURED_MNIST_RECIPE.replace(epochs=20)
 
     source: str = one_of("kmnist", "fashion", "letters", default="kmnist")
-    classes: int = between(2, 26, default=10)  # the first so many
+    classes: int = between(2, 26, default=10)  # this many, from the first
     rho: float = between(0, 1, default=0.02)  # fraction of bias-conflicting training samples
 
     @property
@@ -51,7 +51,7 @@ class Coloured(Dataset):
 
     @property
     def collection(self) -> Collection:
-        """Where the files are, and which bytes they must have."""
+        """The files of `source`, with their checksums."""
         return COLLECTIONS[self.source]
 
     def folder(self, data_dir: Path) -> Path:
@@ -73,14 +73,14 @@ class Coloured(Dataset):
         )
 
     def _read(self, data_dir: Path, part: str) -> tuple[Tensor, Tensor]:
-        """Images uint8 (N, 28, 28) and labels int64 (N,) of the classes that are wanted."""
+        """Images uint8 (N, 28, 28) and labels int64 (N,) of the wanted classes."""
         folder = self.folder(data_dir)
-        y = torch.from_numpy(self.collection.labels(folder, part)) - int(self.source == "letters")  # there 1 is A
+        y = torch.from_numpy(self.collection.labels(folder, part)) - int(self.source == "letters")  # there, A is 1
         wanted = y < self.n_classes
         return torch.from_numpy(self.collection.images(folder, part).copy())[wanted], y[wanted]
 
     def _coloured(self, number: int, grey: Tensor, y: Tensor, ratio: float) -> Samples:
-        generator = derived_generator("data", self.data_seed, number)  # apart from the training seed
+        generator = derived_generator("data", self.data_seed, number)  # independent of the training seed
         bias = exact_conflicts(y, ratio, generator, n_values=self.n_classes)
         hues = [colorsys.hsv_to_rgb(label / self.n_classes, 1.0, 1.0) for label in range(self.n_classes)]
         palette = tuple(tuple(round(255 * part) for part in hue) for hue in hues)

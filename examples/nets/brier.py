@@ -7,7 +7,7 @@ from debiasbench.evaluation.own import metric
 
 @metric
 def brier(logits: np.ndarray, y: np.ndarray) -> float:
-    """One minus half of Brier's score: 1 for sure and right, 0 for sure and wrong."""
+    """One minus half the Brier score: 1 if certain and right, 0 if certain and wrong."""
     likelihoods = np.exp(logits - logits.max(1, keepdims=True))
     probabilities = likelihoods / likelihoods.sum(1, keepdims=True)
     labels = np.eye(logits.shape[1])[y]

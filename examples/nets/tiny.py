@@ -6,7 +6,7 @@ from debiasbench.nets.own import Net
 
 
 class Tiny(Net):
-    """A body, whose average over the image is the features, and a linear head."""
+    """A convolutional body, whose average over the image gives the features, and a linear head."""
 
     name = "tiny"  # as in net=tiny
 

@@ -1,4 +1,4 @@
-"""Resampling with the true conflict flags: shows what a score of bias-conflicting samples could reach.
+"""Oracle resampling: draws by the true conflict flags, to show what a score of conflicting samples could reach.
 
 One network is trained with cross-entropy, on batches in which aligned and conflicting samples are equally frequent.
 The method knows the bias of every training sample, so it is an oracle baseline and not a competitor (tables mark it).

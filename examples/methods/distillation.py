@@ -1,4 +1,4 @@
-"""Distillation: follow a teacher, less surely where the bias suffices (Utama, Moosavi, Gurevych; ACL 2020).
+"""Distillation: follow a teacher, less confidently where the bias suffices (Utama, Moosavi, Gurevych; ACL 2020).
 
 1. Train a teacher with cross-entropy.
 2. Train a biased network with generalised cross-entropy (GCE), which favours what is easy: the bias.

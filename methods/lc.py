@@ -12,7 +12,7 @@ Two networks learn together. The biased network's prediction for a sample is the
 Where ours departs: the table starts at 1 / C, and the row of a proxy that does not occur in a batch stays as it is. The
 partner is drawn from the same batch, and a sample without a partner is not mixed. The length of the ramp is a fraction
 of the stage; the authors count epochs (50 on Waterbirds). The GCE and its exponent of 0.7 are those of the PGD paper;
-LC's authors use 0.8 on Waterbirds. Their `tau`, 0.1 there, is left out. One optimiser trains both networks, and it is
+LC's authors use 0.8 on Waterbirds. Their `tau` (0.1 there) is left out. One optimiser trains both networks, and it is
 the dataset's. Tokens cannot be mixed, so there is no step 3 on text (`mix=false`).
 
 Expected on Colored MNIST from LfF's generator, which gives other numbers than ours, at 0.5 / 1 / 2 / 5 %: 63.5 / 78.4 /

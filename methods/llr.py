@@ -3,8 +3,8 @@
 1. Hold out a fifth of the training samples, and train a network with cross-entropy on the rest.
 2. Weight the held-out samples:
    LLR: all classes get the same total weight (LaBonte, Muthukumar, Kumar; NeurIPS 2023);
-   AFR: in proportion to exp(-gamma p_y) / N_y, so that uncertain samples count (Qiu, Potapczynski, Izmailov, Wilson;
-   ICML 2023);
+   AFR: in proportion to exp(-gamma p_y) / N_y, so that uncertain samples count more (Qiu, Potapczynski, Izmailov,
+   Wilson; ICML 2023);
    SELF (from LLR's paper): only the `points` held-out samples on which the network's predictions differ most from those
    after an early epoch, by the Kullback-Leibler divergence KL(final | early), balanced as in LLR.
 3. Train the last layer further on the features of these samples, by gradient descent on all of them at once. The loss
@@ -16,9 +16,9 @@ layer, on all held-out samples at once, with AFR's learning rate of 0.01 and its
 class-balanced batches. LLR uses AFR's 500 steps. SELF uses its own 250, for which its authors try learning rates
 between 0.0001 and 0.01.
 
-The authors choose AFR's gamma and penalty, SELF's points, learning rate and early epoch, and the number of epochs of
-all three on *group-labelled validation* samples, and their results depend on this. Here they are fixed, untuned values,
-and no bias label is read. Whoever chooses among several values by the worst group of validation uses bias labels, which
+The authors choose AFR's gamma and penalty, SELF's points, learning rate and early epoch, and the epochs of all three
+on *group-labelled validation* samples, and their results depend on this. Here they are fixed, untuned values, and no
+bias label is read. Whoever chooses among several values by the worst group of validation uses bias labels, which
 these methods are said not to need.
 
 Expected, worst group, with the authors' choice: Waterbirds AFR 90.4 +- 1.1, SELF 93.0 +- 0.3, LLR 92.6 +- 0.8; CelebA

@@ -2,7 +2,7 @@
 
 1. Train twin networks. Each sample is held in for one of them, drawn at random, and held out for the other. Each step
    a) trains each twin with class-balanced cross-entropy on its held-in samples;
-   b) replaces a sample's label by the prediction of the twin for which it is held out, with probability
+   b) replaces a sample's label with the prediction of the twin for which it is held out, with probability
       (p - 1/C) C / (C - 1), where p is the probability of that prediction. So confident mistakes spread, and the twins
       settle on what both find first.
 2. Samples whose given label at least one twin gets wrong form the second environment.
@@ -13,7 +13,7 @@ are at that step, over all training samples. The prediction that flips a label i
 (train mode, augmented), before the update. The twins train for as long as the second network, with the dataset's
 recipe. The paper draws settings of the twins at random and keeps those with the most flips, which needs no group
 labels; here there is one setting, and the fraction of labels that ended flipped is logged (`flipped`). The selection
-rule worst_proxy uses the environments of the validation samples. It is an error if all samples or none are in the
+rule worst_proxy chooses by the environments of the validation samples. It is an error if all samples or none are in the
 second environment.
 
 Expected, worst group, the epoch chosen by those environments (the paper's tables): Waterbirds 88.1 (86.5 with the true

@@ -34,7 +34,7 @@ class Coloured(Dataset):
     recipe = COLOURED_MNIST_RECIPE.replace(epochs=20)
 
     source: str = one_of("kmnist", "fashion", "letters", default="kmnist")
-    classes: int = between(2, 26, default=10)  # this many, from the first
+    classes: int = between(2, 26, default=10)  # how many, from the first
     rho: float = between(0, 1, default=0.02)  # fraction of bias-conflicting training samples
 
     @property

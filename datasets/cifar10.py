@@ -1,11 +1,11 @@
-"""CIFAR-10 as it is: the unbiased control of the PGD paper's Table 12.
+"""CIFAR-10 without an added bias: the unbiased control of the PGD paper's Table 12.
 
 Input: uint8 (3, 32, 32). Label: one of ten classes. Bias: none is known (-1). Splits: the first 45,000 and the last
-5,000 of the 50,000 training images, and the 10,000 test images. A debiasing method should not do worse here than
-plain training, for which the paper has 94.24 %.
+5,000 of the 50,000 training images, and the 10,000 test images. A debiasing method should not do worse here than plain
+training, for which the paper reports 94.24 %.
 
-Recipe: that of Corrupted CIFAR-10 (PGD paper, Table 6), with the stem that is usual for small images: ImageNet's stem
-leaves one pixel of 32 x 32 and does not reach the paper's accuracy.
+Recipe: that of Corrupted CIFAR-10 (PGD paper, Table 6), but with the usual stem for small images. ImageNet's stem
+reduces 32 x 32 pixels to one and does not reach the paper's accuracy.
 
 Source: A. Krizhevsky, Learning multiple layers of features from tiny images, 2009; its author states no licence.
 """
@@ -29,7 +29,7 @@ from debiasbench.samples import Samples, Splits
 
 
 class CIFAR10(Dataset):
-    """CIFAR-10, of which no bias is known."""
+    """CIFAR-10, which has no known bias."""
 
     name = "cifar10"
     display = "CIFAR-10"
@@ -46,7 +46,7 @@ class CIFAR10(Dataset):
         return False
 
     def folder(self, data_dir: Path) -> Path:
-        """As torchvision lays CIFAR-10 out: a folder below the data folder."""
+        """The data folder; CIFAR-10 is a folder in it, as in torchvision."""
         return super().folder(data_dir) if self.root else data_dir
 
     def needed_files(self, data_dir: Path) -> list[NeededFile]:
@@ -60,7 +60,7 @@ class CIFAR10(Dataset):
         return shortfalls(self.folder(data_dir))
 
     def prepare(self, data_dir: Path) -> None:
-        """CIFAR-10 from its mirrors."""
+        """Download CIFAR-10 from its mirrors."""
         if self.needed_files(data_dir):
             download(self.folder(data_dir))
 

@@ -1,17 +1,19 @@
-"""Colored MNIST as in the PGD paper: all of MNIST, the digit is the label and the colour is the bias.
+"""Colored MNIST as in the PGD paper: all of MNIST; the digit is the label and the colour is the bias.
 
-Input: uint8 (3, 28, 28), a digit in one colour on black. Label: the digit (`target=colour`: the colour, and the
-digit is the bias; Tables 13 and 14). Splits: the first 54,000 and the last 6,000 of MNIST's training images, and
-its 10,000 test images. Each sample conflicts with probability `rho` (test: 90 %), then with a uniform other colour.
+Input: uint8 (3, 28, 28), a digit in one colour on black. Label: the digit (with `target=colour` the colour, and the
+digit is the bias; Tables 13 and 14). Splits: the first 54,000 and the last 6,000 of MNIST's training images, and its
+10,000 test images. Each sample conflicts with probability `rho` (90 % in test); its colour is then drawn uniformly from
+the others.
 
-This is the official PGD generator: fixed palette (`palette=random` draws one, as the paper's text says), noise of
-standard deviation 1e-4 (the paper's text would make it 0.01), pixels cut off to 8 bit. The official code never seeds
-it and shares one file between all runs; here `data_seed` seeds it, apart from the training seed.
-`preset=lff` is the official LfF generator instead: other colours, conflicts dealt in blocks, noise by severity, all
-60,000 training images, its multi-layer perceptron, and its "validation" split, which is the test images.
+This is the official PGD generator: a fixed palette (`palette=random` draws one, as the paper's text says), noise with
+standard deviation 1e-4 (0.01 according to the paper's text), pixels clipped to 8 bits. The official code never seeds
+it, and all runs share one file. Here `data_seed` seeds it, separately from the training seed. `preset=lff` is the
+official LfF generator instead: other colours, conflicts dealt in blocks, noise by severity, all 60,000 training images,
+its multi-layer perceptron, and its "validation" split, which is the test images.
 
-The paper writes 55,000 / 5,000; its own Table 14 sums to 54,000, and the code splits 90 / 10.
-Source: Y. LeCun, C. Cortes, C. Burges, MNIST; CC BY-SA 3.0. Recipe: Table 6 and the official code.
+The paper writes 55,000 / 5,000, but its own Table 14 sums to 54,000, and the code splits 90 / 10. Recipe: Table 6 and
+the official code.
+Source: Y. LeCun, C. Cortes, C. Burges, MNIST; CC BY-SA 3.0.
 """
 
 from pathlib import Path
@@ -66,7 +68,7 @@ class CMNIST(Dataset):
     target: str = one_of("digit", "colour", default="digit")
     palette: str = one_of("fixed", "random", default="fixed")
     generator: str = one_of("pgd", "lff", default="pgd")
-    severity: int = between(1, 5, default=4)  # of generator=lff: the smaller, the more noise of the colour
+    severity: int = between(1, 5, default=4)  # for generator=lff; lower values add more noise to the colour
 
     @property
     def official_counts(self) -> dict[str, int]:
@@ -82,19 +84,19 @@ class CMNIST(Dataset):
         return {"rho": f"{100 * self.rho:g} %"}
 
     def folder(self, data_dir: Path) -> Path:
-        """As torchvision lays MNIST out."""
+        """The folder of MNIST, as in torchvision."""
         return super().folder(data_dir) if self.root else data_dir / "MNIST" / "raw"
 
     def needed_files(self, data_dir: Path) -> list[NeededFile]:
-        """The four files of MNIST, plain or as .gz."""
+        """The four files of MNIST, uncompressed or as .gz."""
         return MNIST.missing(self.folder(data_dir))
 
     def prepare(self, data_dir: Path) -> None:
-        """MNIST from its mirrors."""
+        """Download MNIST from its mirrors."""
         prepare({self.folder(data_dir): MNIST})
 
     def build(self, data_dir: Path) -> Splits:
-        """54,000 / 6,000 / 10,000 samples, and the validation images at 90 % conflicts as `tune`."""
+        """54,000 / 6,000 / 10,000 samples, and `tune`: the validation images with 90 % conflicts."""
         grey, y = self._read(data_dir, "train")
         test_grey, test_y = self._read(data_dir, "t10k")
         if self.generator == "lff":

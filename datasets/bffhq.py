@@ -1,14 +1,14 @@
-"""Biased FFHQ: faces, whose gender and age agree for all but 0.5 % of the training images.
+"""Biased FFHQ: faces whose gender and age agree, except in 0.5 % of the training images.
 
-Input: uint8 (3, H, W), resized to 224 x 224 on the device. Label: the first attribute in the file names, bias: the
-second; both are 0 or 1, and they agree for aligned samples (0, 0: young women; 1, 1: old men). The PGD paper calls
-the target gender and the bias age; other loaders of the same archive say the reverse. Here they are attr0 and attr1,
-as the files have them.
+Input: uint8 (3, H, W), resized to 224 x 224 on the device. Label: the first attribute in the file name. Bias: the
+second. Both are 0 or 1, and they are equal for aligned samples (0, 0: young women; 1, 1: old men). The PGD paper calls
+the target gender and the bias age; other loaders of the same archive say the reverse. Here they are called attr0 and
+attr1, in the order of the file names.
 
-Layout, as the official archive: bffhq/0.5pct/{align,conflict}/<label>/*, bffhq/valid/*, bffhq/test/*, with names
-<id>_<attr0>_<attr1>. Counts: 19,200 training images (96 conflicting), 1,000 for validation, 1,000 for test. The
-whole test split is kept: `acc_unbiased` as in the PGD paper, `acc_conflict` as in Disen's, which leaves out aligned
-test images. Recipe: PGD paper, Table 6; its magnitudes of augmentation are not published, so Disen's are used.
+Layout, as in the official archive: bffhq/0.5pct/{align,conflict}/<label>/*, bffhq/valid/*, bffhq/test/*, with names
+<id>_<attr0>_<attr1>. Counts: 19,200 training images (96 conflicting), 1,000 for validation, 1,000 for test. The whole
+test split is kept: `acc_unbiased` is the PGD paper's metric, `acc_conflict` is Disen's, which leaves out aligned test
+images. Recipe: PGD paper, Table 6. The magnitudes of its augmentation are not published, so Disen's are used.
 
 Images: FFHQ (NVIDIA), CC BY-NC-SA 4.0; BFFHQ by J. Lee et al., 2021.
 """
@@ -59,7 +59,7 @@ class BFFHQ(Dataset):
         return {"part": f"{100 * self.conflict_ratio:g} %"}
 
     def needed_files(self, data_dir: Path) -> list[NeededFile]:
-        """The training folders, and the flat folders of validation and test."""
+        """The training folders, and the folders of validation and test, which have no subfolders."""
         folder = self.folder(data_dir)
         sizes = {
             folder / self.part / "align": "19,104 images at 0.5pct",
@@ -70,7 +70,7 @@ class BFFHQ(Dataset):
         return [NeededFile(path, size, SOURCE) for path, size in sizes.items() if not has_images(path)]
 
     def shortfalls(self, data_dir: Path) -> list[str]:
-        """By the number of images; those of the other parts are not told in the paper."""
+        """Compare the number of images; the paper gives none for training parts other than 0.5pct."""
         folder = self.folder(data_dir)
         published = {folder / "valid": 1_000, folder / "test": 1_000}
         if self.part == "0.5pct":
@@ -78,7 +78,7 @@ class BFFHQ(Dataset):
         return shortfalls(published)
 
     def prepare(self, data_dir: Path) -> None:
-        """Unpack the archive, if it was put there: its address is a folder of several, which cannot be named."""
+        """Unpack the archive if it is there. Its address is a folder of several files, so it cannot be downloaded."""
         folder = self.folder(data_dir).absolute()
         archive = folder.with_name(f"{folder.name}.zip")
         if archive.is_file():
@@ -88,7 +88,7 @@ class BFFHQ(Dataset):
         return False
 
     def build(self, data_dir: Path) -> Splits:
-        """Training images of one part, and the whole of validation and test."""
+        """Training images of one part; all validation and test images."""
         folder = self.folder(data_dir)
         train = folder / self.part
         places = {
@@ -115,13 +115,13 @@ class BFFHQ(Dataset):
         others = [path for split, some in places.items() for path in other_files(*some, below=split == "train")]
         return Splits.of(
             splits,
-            official=False,  # nobody published checksums
+            official=False,  # no checksums were published
             note=" ".join([note, *remarks(images.values(), others)]),
         )
 
 
 def _refuse_misplaced(paths: list[Path], attributes: Tensor, folder: Path) -> None:
-    """The folder align or conflict must say what the names say."""
+    """The folder, align or conflict, must agree with the attributes in the file names."""
     for path, (label, bias) in zip(paths, attributes.tolist(), strict=True):
         side = "align" if label == bias else "conflict"
         if path.relative_to(folder).parts[0] != side:

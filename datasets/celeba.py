@@ -1,24 +1,25 @@
-"""CelebA: is the hair blond? Hair colour and gender are tied: of the blond faces only one in seventeen is male.
+"""CelebA: is the hair blond? Hair colour and gender are correlated: only one blond face in seventeen is male.
 
-Input: uint8 (3, S, S), the central square of the aligned image (178 of 178 x 218 pixels; resized to 224 on the
-device). Label: Blond_Hair. Bias: Male. Groups are numbered 2 blond + male, as by GroupDRO, JTT, CNC and GEORGE
-(BPA and WILDS number them blond + 2 male). Neither gender is typical of other hair (52 to 48), so here only blond
-men count as conflicting: the one small group, and the worst group of plain training. Their fraction is a fact of the
-data and was not built in, so `conflict_ratio` is unknown: JTT takes its authors' factor instead.
+Input: uint8 (3, S, S), the central square of the aligned image (178 of 178 x 218 pixels), resized to 224 on the device.
+Label: Blond_Hair. Bias: Male. Groups are numbered 2 blond + male, as in GroupDRO, JTT, CNC and GEORGE (BPA and WILDS
+number them blond + 2 male). Neither gender is typical of other hair (52 to 48). So only blond men count as conflicting
+here: they are the one small group, and the worst group of plain training. Their fraction is a property of the data and
+was not built in, so `conflict_ratio` is unknown, and JTT takes the factor of its authors instead.
 
-Any other of the 40 attributes can be either: `celeba:target=Smiling,bias=Male`. There the two groups conflict, one of
-each label, that are rarer in training than if the attributes were independent; the note of the data names them. What
-was published for blond hair (numbers, JTT's factor, the recipe) was not published for these.
+Label and bias can be any two of the 40 attributes: `celeba:target=Smiling,bias=Male`. Then two groups conflict, one of
+each label: those that are rarer in training than they would be if the attributes were independent. The note of the data
+names them. What was published for blond hair (numbers, JTT's factor, the recipe) was not published for other
+attributes.
 
-Layout, as torchvision has it: celeba/img_align_celeba/<n>.jpg, celeba/list_attr_celeba.txt,
-celeba/list_eval_partition.txt. Also read as others pack it: the authors' folders Img, Anno and Eval; a folder
-img_align_celeba in another of its name, and lists as .csv, as on Kaggle; lists as .gz; images whose ending is not that
-of the list (.png, .JPG). 162,770 / 19,867 / 19,962 images; training groups 71,629 / 66,874 / 22,880 / 1,387. A subset
-works with lists of its own, which need the two attributes only, and is marked as one in every table.
+Layout, as in torchvision: celeba/img_align_celeba/<n>.jpg, celeba/list_attr_celeba.txt, celeba/list_eval_partition.txt.
+Other packings are read as well: the authors' folders Img, Anno and Eval; a folder img_align_celeba inside another of
+that name, and lists as .csv, as on Kaggle; lists as .gz; images with another extension than in the list (.png, .JPG).
+162,770 / 19,867 / 19,962 images; training groups 71,629 / 66,874 / 22,880 / 1,387. A subset works if it has its own
+lists, which need only the two attributes. Every table marks it as a subset.
 
-Headlines: acc_worst (worst of the four groups, the paper's Table 3), acc_avg, and the mean over groups
-(acc_groupmean; the "unbiased" accuracy of BPA and the paper's Table 15). Recipe: Table 6, no augmentation.
-`preset=resnet18` has the network of Table 15.
+Headlines: acc_worst (worst of the four groups, the paper's Table 3), acc_avg, and the mean over groups (acc_groupmean;
+the "unbiased" accuracy of BPA and of the paper's Table 15). Recipe: Table 6, no augmentation. `preset=resnet18` has the
+network of Table 15.
 Source: Z. Liu et al., ICCV 2015; for non-commercial research only.
 """
 
@@ -55,8 +56,8 @@ DRIVE = {  # file -> (its id, SHA-256), as TensorFlow Datasets has them
         "0B7EVK8r0v71pY0NSMzRuSXJEVkk", "fc955bcb3ef8fbdf7d5640d9a8693a8431b5f2ee291a5c1449a1549e7e073fe7",
     ),
 }  # fmt: skip
-# The attributes, and for each what the authors' lists say of it, in whatever file they are: the first 16 digits of the
-# SHA-256 of "<name> <0 or 1> <part>\n", row by row
+# Attribute -> digest of what the authors' lists say about it, whatever the format of the file: the first 16 digits of
+# the SHA-256 of "<name> <0 or 1> <part>\n", row by row
 ATTRIBUTES = {
     "5_o_Clock_Shadow": "cd8bbcfa6e215b84", "Arched_Eyebrows": "4ad8e2e4f123566b", "Attractive": "eec8f4343bb0bfe6",
     "Bags_Under_Eyes": "70ec82981d0600ee", "Bald": "be95c4b1fc4f8cb2", "Bangs": "75a629d7d8970191",
@@ -122,7 +123,7 @@ class CelebA(Dataset):
         return ((f"not {self.bias_names[0]}", self.bias_names[0]),)
 
     def key(self) -> dict[str, Any]:
-        """Without the usual attributes: cells had their identity before there was a choice."""
+        """Leave out the usual attributes, so that cells keep the identity they had before there was a choice."""
         usual = {"target": BLOND, "bias": MALE}
         return {name: value for name, value in super().key().items() if usual.get(name) != value}
 
@@ -138,12 +139,12 @@ class CelebA(Dataset):
         return needed
 
     def shortfalls(self, data_dir: Path) -> list[str]:
-        """By the number of images."""
+        """Compare the number of images."""
         folder = self.folder(data_dir)
         return shortfalls({_images(folder) or folder / IMAGES: 202_599})
 
     def prepare(self, data_dir: Path) -> None:
-        """From the authors' Google Drive, and the images first from the copy that PyTorch's tutorials use."""
+        """Download from the authors' Google Drive; for the images, try the copy of PyTorch's tutorials first."""
         folder = self.folder(data_dir)
         for name, (file_id, sha256) in DRIVE.items():
             images = name == "img_align_celeba.zip"
@@ -158,7 +159,7 @@ class CelebA(Dataset):
         return False
 
     def build(self, data_dir: Path) -> Splits:
-        """The parts of the partition list, each in the order of the attribute list."""
+        """Split as the partition list says; each split has the order of the attribute list."""
         folder = self.folder(data_dir)
         names, attributes = read_attributes(folder, self.target, self.bias)
         part_of = read_partition(folder)
@@ -192,14 +193,14 @@ class CelebA(Dataset):
                 for attribute, values in zip((self.target, self.bias), attributes.T, strict=True)
             )
             and splits["train"].x.shape[2:] == (178, 178)
-            and all(path.suffix.lower() == ".jpg" for path in paths)  # others were made of them
+            and all(path.suffix.lower() == ".jpg" for path in paths)  # files of other types were made from these
         )
         return Splits.of(splits, official=official, note=" ".join([*notes, *remarks(images.values())]))
 
     def _rare(self, y: np.ndarray, bias: np.ndarray) -> tuple[Tensor, list[str]]:
-        """Which groups conflict, bool (2, 2) by label and bias; and what is to be said of it.
+        """Which groups conflict, bool (2, 2) by label and bias, and the notes about it.
 
-        y, bias: of the training samples, int64 (N,).
+        y, bias: int64 (N,), of the training samples.
         """
         if (self.target, self.bias) == (BLOND, MALE):
             return torch.tensor([[False, False], [False, True]]), []
@@ -212,18 +213,18 @@ class CelebA(Dataset):
 
 
 def _words(attribute: str) -> str:
-    """An attribute as people write it."""
+    """The name of an attribute in plain words."""
     return attribute.replace("_", " ").lower()
 
 
 def _images(folder: Path) -> Path | None:
-    """The folder that the images lie in: one of the usual places, or a folder in it."""
+    """The folder with the images: one of the usual places, or a folder inside it."""
     found = (folder_of_images(folder / place) for place in IMAGE_PLACES)
     return next((place for place in found if place is not None), None)
 
 
 def _paths(folder: Path, names: list[str]) -> list[Path]:
-    """The file of each name, whatever its ending.
+    """The file of each name, whatever its extension.
 
     Raises:
         BenchmarkError: some are missing.
@@ -244,19 +245,19 @@ def _paths(folder: Path, names: list[str]) -> list[Path]:
 
 
 def _digest(names: list[str], values: np.ndarray, parts: np.ndarray) -> str:
-    """What the lists say of one attribute, as `ATTRIBUTES` has it."""
+    """The digest of what the lists say about one attribute, as in `ATTRIBUTES`."""
     rows = zip(names, values.tolist(), parts.tolist(), strict=True)
     text = "".join(f"{name} {value} {part}\n" for name, value, part in rows)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def read_attributes(folder: Path, *wanted: str) -> tuple[list[str], np.ndarray]:
-    """Names of the images and the wanted attributes of each, 0 or 1 as int64 (N, A), from list_attr_celeba."""
+    """Read list_attr_celeba: the names of the images, and the wanted attributes, 0 or 1, as int64 (N, A)."""
     path, rows = _rows(folder, "list_attr_celeba.txt")
     n = rows.pop(0) if rows and len(rows[0]) == 1 and rows[0][0].isdigit() else None  # the authors' first line
     header, start = (rows.pop(0) if rows else []), (2 if n is None else 3)
     if n is not None:
-        header = ["image_id", *header]  # which the authors' list does not name
+        header = ["image_id", *header]  # the authors' list does not name this column
     missing = [name for name in ("image_id", *wanted) if name not in header]
     if missing:
         raise BenchmarkError(
@@ -280,7 +281,7 @@ def read_attributes(folder: Path, *wanted: str) -> tuple[list[str], np.ndarray]:
 
 
 def read_partition(folder: Path) -> dict[str, int]:
-    """Name -> 0, 1 or 2, from list_eval_partition.txt or .csv."""
+    """Read list_eval_partition.txt or .csv: name -> 0, 1 or 2."""
     path, rows = _rows(folder, "list_eval_partition.txt")
     header, start = ["image_id", "partition"], 1
     if rows and {*header} <= {*rows[0]}:
@@ -300,7 +301,7 @@ def _refuse_duplicates(path: Path, names: list[str]) -> None:
 
 
 def _rows(folder: Path, name: str) -> tuple[Path, list[list[str]]]:
-    """A list, and the fields of its lines: between commas, if there are any, else between blanks.
+    """Read a list: its path, and the fields of each line, separated by commas if there are any, otherwise by blanks.
 
     Raises:
         BenchmarkError: the list is missing, or cannot be read.
@@ -320,7 +321,7 @@ def _rows(folder: Path, name: str) -> tuple[Path, list[list[str]]]:
 
 
 def _find(folder: Path, name: str) -> Path | None:
-    """Where a list is: plain, as a .csv, or either packed; beside the images, or in the authors' folders."""
+    """Find a list: as text or .csv, compressed or not, beside the images or in the authors' folders."""
     names = [f"{Path(name).stem}{ending}" for ending in (".txt", ".txt.gz", ".csv", ".csv.gz")]
     paths = (folder / place / one for place in LIST_PLACES for one in names)
     return next((path for path in paths if path.is_file()), None)

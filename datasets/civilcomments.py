@@ -1,23 +1,24 @@
-"""CivilComments-WILDS: is an online comment toxic? Comments that mention some identities are so more often.
+"""CivilComments-WILDS: is an online comment toxic? Comments that mention certain identities are toxic more often.
 
-Input: token numbers int32 (300,), made once by the tokenizer of `encoder`. Label: rated toxic by at least half of the
-annotators. Eight identities, each mentioned by a comment or not (at least half of its annotators), and overlapping.
+Input: token numbers, int32 (300,), made once by the tokenizer of `encoder`. Label: toxic if at least half of the
+annotators say so. Eight identities: a comment mentions one if at least half of its annotators say so. It may mention
+several.
 
-Evaluation is WILDS' own: for each identity, the comments that mention it, toxic and not: 16 overlapping groups.
-`acc_worst` is the lowest accuracy of a group, `acc_avg` plain accuracy over all comments. `acc_overlapavg` is CNC's
-average over the 16 groups, which counts some comments several times and most not at all: never compare it with
-`acc_avg`. A group without comments is left out (WILDS' code counts it as 0).
+Evaluation is that of WILDS. For each identity, the comments that mention it form two groups, toxic and not: 16
+overlapping groups. `acc_worst` is the lowest accuracy of a group, `acc_avg` is plain accuracy over all comments.
+`acc_overlapavg` is CNC's average over the 16 groups. It counts some comments several times and most not at all, so
+never compare it with `acc_avg`. A group without comments is left out (the code of WILDS counts it as 0).
 
-Bias, for methods that use bias labels in training: `groups=black` (WILDS) or `groups=identity_any` (JTT's
-GroupDRO), each with the label: four groups, numbered bias + 2 label. No comment is "conflicting": mentioning an
+Bias, for methods that use bias labels in training: `groups=black` (WILDS) or `groups=identity_any` (JTT's GroupDRO).
+With the label it gives four groups, numbered bias + 2 label. No comment is "conflicting", because mentioning an
 identity belongs to neither label.
 
-Layout, as WILDS has it: civilcomments_v1.0/all_data_with_identities.csv with 269,038 / 45,180 / 133,782 comments. Its
-own loader fails on it under pandas 3, so the file is read here.
+Layout, as in WILDS: civilcomments_v1.0/all_data_with_identities.csv with 269,038 / 45,180 / 133,782 comments. The
+loader of WILDS fails under pandas 3, so the file is read here.
 
-Recipe: WILDS' settings (AdamW, linear decay, gradients clipped at 1) with bert-base-uncased, as the PGD paper and
-others have it. `preset=wilds` is WILDS' default (DistilBERT, and its rule for weight decay), `preset=jtt` JTT's second
-training, `preset=paper` the optimiser that the PGD paper's Table 6 prints (SGD, constant rate).
+Recipe: the settings of WILDS (AdamW, linear decay, gradients clipped at 1) with bert-base-uncased, which the PGD paper
+and others use. `preset=wilds` is the default of WILDS (DistilBERT, and its rule for weight decay), `preset=jtt` is
+JTT's second training, and `preset=paper` is the optimiser printed in the PGD paper's Table 6 (SGD, constant rate).
 Source: D. Borkan et al., WWW 2019; P. W. Koh et al., ICML 2021; CC0.
 """
 
@@ -38,19 +39,19 @@ from debiasbench.errors import BenchmarkError
 from debiasbench.samples import Samples, Splits
 
 if TYPE_CHECKING:
-    import pandas as pd  # where it is needed: a third of a second that other datasets' runs do not have to wait
+    import pandas as pd  # imported where needed: it takes a third of a second, which runs on other datasets save
 
 FOLDER = "civilcomments_v1.0"
 FILE = "all_data_with_identities.csv"
 IDENTITIES = ("male", "female", "LGBTQ", "christian", "muslim", "other_religions", "black", "white")
-SPLITS = {"train": "train", "valid": "val", "test": "test"}  # ours -> the file's
+SPLITS = {"train": "train", "valid": "val", "test": "test"}  # our name -> the name in the file
 COLUMNS = ("comment_text", "split", "toxicity", *IDENTITIES, "identity_any")
-SHOWN = 5  # rows named in one message
+SHOWN = 5  # rows that a message names
 MEND = "Fetch the file again, or mend it."
 
 
 class CivilComments(Dataset):
-    """Toxic comments, biased by the identities that they mention."""
+    """Toxic comments, biased by the identities they mention."""
 
     name = "civilcomments"
     display = "CivilComments"
@@ -75,13 +76,13 @@ class CivilComments(Dataset):
         "paper": {"recipe": {"optimizer": "sgd", "momentum": 0.9, "schedule": "constant", "clip_norm": None}},
     }
 
-    encoder: str = "bert-base-uncased"  # of transformers: a name on the Hugging Face hub, or a folder
-    max_length: int = at_least(4, default=300)  # tokens; the rest of a comment is cut off
+    encoder: str = "bert-base-uncased"  # for transformers: a name on the Hugging Face hub, or a folder
+    max_length: int = at_least(4, default=300)  # tokens; longer comments are cut off
     groups: str = one_of("black", "identity_any", default="black")
 
     @property
     def own_recipe(self) -> Recipe:
-        """The network is the tokenizer's."""
+        """The recipe with the network that belongs to the tokenizer."""
         return self.recipe.replace(pretrained=self.encoder)
 
     @property
@@ -93,7 +94,7 @@ class CivilComments(Dataset):
         return ((f"not {self.groups}", self.groups),)
 
     def file(self, data_dir: Path) -> Path:
-        """The CSV, in WILDS' folder below the data folder or `root`, or in `root` itself."""
+        """The CSV: in the folder of WILDS below the data folder or `root`, or in `root` itself."""
         folder = super().folder(data_dir) if self.root else data_dir
         inside = folder / FILE
         return inside if self.root and inside.is_file() else folder / FOLDER / FILE
@@ -111,7 +112,7 @@ class CivilComments(Dataset):
         return needed + missing_encoder(self.encoder)
 
     def prepare(self, data_dir: Path) -> None:
-        """The package wilds downloads the comments, the Hugging Face hub has the encoder; each is tried."""
+        """Download the comments with the package wilds, and the encoder from the Hugging Face hub; try both."""
         problems = []
         for fetch in (partial(_download, self.file(data_dir)), partial(download_encoder, self.encoder)):
             try:
@@ -125,11 +126,11 @@ class CivilComments(Dataset):
         return False
 
     def build(self, data_dir: Path) -> Splits:
-        """The file's own split."""
+        """The splits of the file."""
         return self._splits(data_dir, tokenizer_of(self.encoder, self.max_length))
 
     def build_labels(self, data_dir: Path) -> Splits:
-        """As `build`; without an encoder that can be used, without tokens."""
+        """Like `build`, but without tokens if the encoder cannot be used."""
         try:
             tokenizer = tokenizer_of(self.encoder, self.max_length)
         except BenchmarkError as error:
@@ -160,13 +161,13 @@ class CivilComments(Dataset):
         shown = " / ".join(f"{n:,}" for n in counts.values())
         return Splits.of(
             splits,
-            official=False,  # nobody published checksums
+            official=False,  # no checksums were published
             note=f"Counts are {as_published} ({shown}); no checksum of the file was published, so it is not verified.",
         )
 
     def _samples(self, table: "pd.DataFrame", tokens: Cached | None) -> Samples:
         y = torch.from_numpy((table["toxicity"] >= 0.5).to_numpy().astype("int64"))
-        mentioned = torch.from_numpy((table[list(IDENTITIES)] >= 0.5).to_numpy())  # an empty cell is no mention
+        mentioned = torch.from_numpy((table[list(IDENTITIES)] >= 0.5).to_numpy())  # an empty cell means not mentioned
         bias = torch.from_numpy((table[[self.groups]] >= 0.5).to_numpy().astype("int64"))
         groups = torch.stack([mentioned & (y == 0)[:, None], mentioned & (y == 1)[:, None]], 2).flatten(1)
         conflict = torch.zeros_like(bias, dtype=torch.bool)
@@ -176,7 +177,7 @@ class CivilComments(Dataset):
 
 
 class _Texts:
-    """The comments of the file, read when they are first asked for."""
+    """The comments of the file, read when they are first needed."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -193,7 +194,7 @@ class _Texts:
 
 
 def read(path: Path, columns: list[str]) -> "pd.DataFrame":
-    """Some columns of the CSV; text stays text, even where it is "null" or "NA".
+    """Read some columns of the CSV. Text stays text, even "null" or "NA".
 
     Raises:
         BenchmarkError: a column is missing, or the file is cut off.
@@ -213,7 +214,7 @@ def read(path: Path, columns: list[str]) -> "pd.DataFrame":
 
 
 def check(table: "pd.DataFrame", path: Path) -> None:
-    """Refuse splits and labels that are none."""
+    """Refuse invalid splits, labels and identities."""
     import pandas as pd
 
     words = set(SPLITS.values())
@@ -229,13 +230,13 @@ def check(table: "pd.DataFrame", path: Path) -> None:
             raise BenchmarkError(
                 f"{path}: {column} must be numbers. Got others in {_named(wrong.to_numpy().nonzero()[0])}."
             )
-    wrong = (~table["toxicity"].between(0, 1)).to_numpy().nonzero()[0]  # an empty cell is not between
+    wrong = (~table["toxicity"].between(0, 1)).to_numpy().nonzero()[0]  # also true for an empty cell
     if len(wrong):
         raise BenchmarkError(f"{path}: toxicity must be a fraction in [0, 1]. It is not in {_named(wrong)}. {MEND}")
 
 
 def _named(places: np.ndarray) -> str:
-    """Places (from 0) as rows for people: the first comment is row 1."""
+    """Row numbers for a message, from indices that start at 0: the first comment is row 1."""
     some = ", ".join(str(place + 1) for place in places[:SHOWN])
     return f"{len(places):,} comments (row {some}{', ...' if len(places) > SHOWN else ''})"
 
@@ -246,16 +247,19 @@ def _digest(path: Path) -> str:
 
 
 def _download(path: Path) -> None:
-    """By the package wilds, if need be. Its reader fails under pandas 3, after the download: the file counts."""
+    """Download the file with the package wilds if it is missing.
+
+    The reader of wilds fails under pandas 3 after the download, so only the file counts.
+    """
     if path.is_file():
         return
-    os.environ.setdefault("OUTDATED_IGNORE", "1")  # wilds asks a package index for its own version otherwise
+    os.environ.setdefault("OUTDATED_IGNORE", "1")  # otherwise wilds asks a package index for its latest version
     import wilds
 
     reason = ""
     try:
         wilds.get_dataset("civilcomments", root_dir=str(path.parent.parent), download=True)
-    except Exception as error:  # whatever fails after a download that failed
+    except Exception as error:  # a failed download can end in any error
         reason = f" ({str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__})"
     if not path.is_file():
         raise BenchmarkError(

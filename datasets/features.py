@@ -1,35 +1,36 @@
-"""Features in place of images: what a frozen network has made of them, with a small network on top.
+"""Features in place of images: the output of a frozen network, with a small network on top.
 
     --datasets "features:root=FOLDER,title=NAME"
 
-Input: float32 (D,), a row of a file each. In the folder there is one file of features a split, `.npy` or
-`.safetensors`, (N, D), whose name has the split as a word (train.npy, feats_val.npy, test-features.safetensors; train,
-valid and test by any of their usual names), and beside them metadata.csv (or `table=FILE`): a line for each row, in the
-order of the rows of its split, with the columns
+Input: float32 (D,), one row of a file per sample. The folder has one file of features per split, `.npy` or
+`.safetensors`, (N, D). The name of a file contains its split as a word (train.npy, feats_val.npy,
+test-features.safetensors; train, valid and test by any of their usual names). Beside them is metadata.csv (or
+`table=FILE`) with one line per row, in the order of the rows of its split, and the columns
 
-- y: the label, a number or a name (or the column that `y=target` names);
-- split: train, valid or test, or as above, or 0, 1 or 2 (or the column that `split=part` names);
-- the biases: all others but those that name a sample or its group (id, filename, img_filename, g, ...), or those that
-  `bias=` names (`bias=place`, `bias=colour/scale`). A value that is missing (nan, NA, -1, unknown, ...) is unknown;
-- conflict, or for several biases conflict.NAME: 1 where the sample conflicts, else 0. Without, a sample conflicts when
-  its bias is not the most frequent one of its class in training.
+- y: the label, a number or a name (or the column given by `y=target`);
+- split: train, valid or test, or another usual name, or 0, 1 or 2 (or the column given by `split=part`);
+- the biases: all other columns except those that name a sample or its group (id, filename, img_filename, g, ...), or
+  the columns given by `bias=` (`bias=place`, `bias=colour/scale`). A missing value (nan, NA, -1, unknown, ...) means
+  that the bias is unknown;
+- conflict, or with several biases conflict.NAME: 1 if the sample conflicts, otherwise 0. Without this column, a sample
+  conflicts if its bias is not the most frequent one of its class in training.
 
-So `debiasbench embed` writes them, and so dpe4subpop, GroupDRO and SubpopBench have theirs (y, split, a or place).
-Without a validation split a tenth of each training class becomes one, drawn from `data_seed`. Half and double precision
-are converted, and the note of the data says so; other types, and values that are not finite, are refused. Nothing is
-unpickled.
+`debiasbench embed` writes this layout, and dpe4subpop, GroupDRO and SubpopBench have it too (y, split, a or place). If
+there is no validation split, a tenth of each training class becomes one, drawn with `data_seed`. Half and double
+precision are converted, and the note of the data says so. Other types are refused, and so are values that are not
+finite. Nothing is unpickled.
 
-With `scale=standard` each feature has mean 0 and standard deviation 1 in training (as in DFR, and by batch
-normalisation in linear probes), so that one learning rate fits all encoders; `scale=none` leaves them as they are.
+With `scale=standard` each feature has mean 0 and standard deviation 1 in training, so that one learning rate fits all
+encoders (DFR does this, and linear probes do it by batch normalisation). `scale=none` leaves the features as they are.
 
-`embedding.json`, which `debiasbench embed` writes, tells how the features were made: the note of the data says it
-again, and data made of a part of a dataset carry the mark †. `title` names the data in tables and records: give each
-folder its own. `rho`, the fraction of conflicting samples as far as you know it, is for methods that use it (JTT).
+`embedding.json`, which `debiasbench embed` writes, says how the features were made. The note of the data repeats it,
+and data made from a part of a dataset carry the mark †. `title` names the data in tables and records: give each folder
+its own. `rho` is the fraction of conflicting samples, as far as you know it, for methods that use it (JTT).
 
-Recipe: a linear layer (`net=mlp`: three hidden layers before it), trained as DINO's linear evaluation is (Caron and
+Recipe: a linear layer (`net=mlp`: three hidden layers before it), trained like DINO's linear evaluation (Caron and
 others, ICCV 2021: SGD, 0.001 for batches of 256, cosine, 100 epochs, no decay); not tuned here. With `net=linear`
-nothing below the last layer learns: what a method does to features (CNC's contrast) is without effect. Headline:
-`acc_avg`; with bias labels all group metrics are there as well.
+nothing below the last layer learns, so what a method does to the features (CNC's contrast) has no effect. Headline:
+`acc_avg`; with bias labels, all group metrics are computed as well.
 """
 
 from collections.abc import Mapping, Sequence
@@ -51,7 +52,7 @@ from debiasbench.samples import Samples, Splits, stratified
 
 
 class Features(Dataset):
-    """Features from files."""
+    """Features read from files."""
 
     name = "features"
     input = "features"
@@ -60,16 +61,16 @@ class Features(Dataset):
         net="linear", epochs=100, batch_size=256, learning_rate=0.001, momentum=0.9, schedule="cosine", augment=False
     )
 
-    title: str = ""  # what the data are called
+    title: str = ""  # name of the data
     table: str = "metadata.csv"
-    y: str = "y"  # what the table calls the column of labels
-    split: str = "split"
-    bias: str = ""  # names of columns, with / between them; "": all that may be one
+    y: str = "y"  # column of the labels
+    split: str = "split"  # column of the splits
+    bias: str = ""  # columns, separated by /; "": all that can be a bias
     scale: str = one_of("standard", "none", default="standard")
-    rho: float | None = between(0, 1, default=None)  # fraction of bias-conflicting training samples, if you know it
+    rho: float | None = between(0, 1, default=None)  # fraction of bias-conflicting training samples, if known
 
     def check(self) -> None:
-        """Data without a name or a place cannot be told apart."""
+        """Refuse data without a title, which could not be told apart."""
         if self.root and not self.title:
             raise BenchmarkError(
                 "features needs a title, which names the data in tables and records: "
@@ -81,11 +82,11 @@ class Features(Dataset):
         return self.title
 
     def in_words(self) -> dict[str, str]:
-        hidden = dict.fromkeys(("title", "table", "y", "split"), "")  # the title names the data
+        hidden = dict.fromkeys(("title", "table", "y", "split"), "")  # the title already names the data
         return {**hidden, "rho": "" if self.rho is None else f"{100 * self.rho:g} %"}
 
     def key(self) -> dict[str, Any]:
-        """Without the usual names of columns: cells had their identity before there was a choice."""
+        """Leave out the usual column names, so that cells keep the identity they had before there was a choice."""
         return {name: value for name, value in super().key().items() if name not in ("y", "split") or value != name}
 
     @property
@@ -121,7 +122,7 @@ class Features(Dataset):
         return made.conflict_ratio if made and self.rho is None else self.rho
 
     def needed_files(self, data_dir: Path) -> list[NeededFile]:
-        """The folder and its table, which the user names."""
+        """The folder and its table, which the user gives."""
         root = self.folder(data_dir) if self.root else Path("FOLDER")
         if self.root and (root / self.table).is_file():
             return []
@@ -132,7 +133,7 @@ class Features(Dataset):
         return not self.metadata.y["valid"]
 
     def build(self, data_dir: Path) -> Splits:
-        """The splits as given; a tenth of training for validation, if there is none."""
+        """The given splits; without a validation split, a tenth of training becomes one."""
         n_lines = {split: len(part) for split, part in self.metadata.y.items()}
         arrays, notes = read_arrays(self._root, n_lines, self.table)
         notes = [f"{self.n_classes} classes, {arrays['train'].shape[1]:,} features.", *notes, *self.metadata.notes]
@@ -168,12 +169,12 @@ class Features(Dataset):
 
     @cached_property
     def embedding(self) -> Embedding | None:
-        """How the features were made, where something says so."""
+        """How the features were made, if the folder says so."""
         return read_embedding(self._root)
 
     @cached_property
     def metadata(self) -> Table:
-        """What the table says."""
+        """The content of the table."""
         path = self._root / self.table
         named = self.bias.split("/") if self.bias else self.embedding.bias_names if self.embedding else ()
         table = read_metadata(path, named, y=self.y, split=self.split)
@@ -184,7 +185,7 @@ class Features(Dataset):
 
     @cached_property
     def _labels(self) -> list[str]:
-        """The labels in their order."""
+        """The labels, in order."""
         labels = {split: set(part) for split, part in self.metadata.y.items()}
         for split in ("valid", "test"):
             unseen = labels[split] - labels["train"]
@@ -197,21 +198,21 @@ class Features(Dataset):
 
     @cached_property
     def _values(self) -> dict[str, list[str]]:
-        """The values of each bias in their order."""
+        """The values of each bias, in order."""
         return {
             name: _in_order({value for part in values.values() for value in part} - {""})
             for name, values in self.metadata.biases.items()
         }
 
     def _bias(self, split: str) -> Tensor:
-        """Int64 (N, A), -1 where it is unknown."""
+        """Biases int64 (N, A), -1 where unknown."""
         columns = [_numbers(values[split], self._values[name]) for name, values in self.metadata.biases.items()]
         return torch.stack(columns, 1)
 
     def _conflicts(
         self, y: Mapping[str, Tensor], bias: Mapping[str, Tensor], places: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Bool (N, A): as the table says, else where a known bias is not the most frequent one of its class."""
+        """Bool (N, A): as the table says; otherwise, a known bias that is not the most frequent one of its class."""
         found = {split: torch.zeros_like(part, dtype=torch.bool) for split, part in bias.items()}
         for column, name in enumerate(self.metadata.biases):
             said = self.metadata.conflicts.get(name)
@@ -223,13 +224,13 @@ class Features(Dataset):
                 if said is None:
                     found[split][:, column] = (part[:, column] != typical[y[split]]) & (part[:, column] >= 0)
                 else:
-                    of_file = said[split] or said["train"]  # a validation split that was drawn
+                    of_file = said[split] or said["train"]  # from train, if the validation split was drawn from it
                     found[split][:, column] = torch.tensor([word == "1" for word in of_file])[places[split]]
         return found
 
 
 def _in_order(values: set[str]) -> list[str]:
-    """Numbers by their size, else names by their letters."""
+    """Sort numbers by value, other names alphabetically."""
     try:
         return sorted(values, key=lambda value: (float(value), value))
     except ValueError:
@@ -237,11 +238,11 @@ def _in_order(values: set[str]) -> list[str]:
 
 
 def _named(values: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
-    """The values of a column, by name where they are numbers of these names."""
+    """The values of a column; a number that is an index into `names` becomes that name."""
     return tuple(names[int(one)] if one.isdecimal() and int(one) < len(names) else one for one in values)
 
 
 def _numbers(values: Sequence[str], order: Sequence[str]) -> Tensor:
-    """The place of each value in the order, int64 (N,); -1 for those that are missing."""
+    """The position of each value in `order`, int64 (N,); -1 for missing values."""
     place = {value: number for number, value in enumerate(order)}
     return torch.from_numpy(np.array([place.get(value, -1) for value in values], dtype=np.int64))

@@ -1,28 +1,30 @@
-"""Your own images, from folders or a table, with no code written.
+"""Your own images, from folders or a table, without code.
 
     --datasets "imagefolder:root=photos,title=birds"
 
-Input: uint8 (3, size, size), each image resized to a square (the aspect is not kept). Files are read in every kind that
-Pillow decodes (but PostScript), and those left out are told. Grey values of more than 8 bits are scaled to 8, what is
-transparent is put on white, and of several pictures in a file the first is read: the note of the data counts them.
-Label and bias as given:
+Input: uint8 (3, size, size). Each image is resized to a square, without keeping its aspect ratio. Every file type that
+Pillow decodes is read, except PostScript; files left out are reported. Grey values of more than 8 bits are scaled to 8,
+transparent pixels are put on white, and of a file with several pictures the first is read. The note of the data counts
+these. Label and bias come from either
 
-- folders: root/<split>/<class>/* or, with bias labels, root/<split>/<class>/<bias>/*; splits train, test, and
-  valid if there is one, by any of their usual names (training; val, validation, dev; testing, eval). Another folder
-  with images that looks like a split (train2, vali, holdout, or with folders of classes) is refused, as it is not read;
-- a table: root/images.csv (or `table=FILE`, below root), with the columns file (below root), label, split (train,
-  valid or test, or as above, or 0, 1 or 2) and, if known, bias. Columns of other names are named:
+- folders: root/<split>/<class>/* or, with bias labels, root/<split>/<class>/<bias>/*. Splits are train, test, and
+  optionally valid, by any of their usual names (training; val, validation, dev; testing, eval). Another folder with
+  images that looks like a split (train2, vali, holdout, or with folders of classes) is refused, because it would not be
+  read;
+- a table: root/images.csv (or `table=FILE`, below root), with the columns file (below root), label, split (train, valid
+  or test, or another usual name, or 0, 1 or 2) and, if known, bias. Columns with other names are given by
   `file=path,label=target,split=fold,bias=background`.
 
-Classes and bias values are numbered in the order of their names, without the blanks around them. A bias that is
-missing, as tables write it (nan, NA, null, -1, unknown, ...), is unknown; a label must not be. If the bias values are
-named like the classes, a sample conflicts when the two differ; else when its bias is not the most frequent one of its
-class in training. Without a validation split a tenth of each training class becomes one, drawn from `data_seed`.
+Classes and bias values are numbered in the order of their names, without blanks around them. A missing bias, in any of
+the ways tables write it (nan, NA, null, -1, unknown, ...), means that the bias is unknown. A label must not be missing.
+If the bias values have the names of the classes, a sample conflicts when the two differ. Otherwise, it conflicts when
+its bias is not the most frequent one of its class in training. If there is no validation split, a tenth of each
+training class becomes one, drawn with `data_seed`.
 
-`title` names the data in tables and records: give each folder its own. `rho`, the fraction of conflicting samples
-as far as you know it, is for methods that use it (JTT). Recipe: that of BAR, from ImageNet weights
-(`pretrained=none` starts at random); every field can be given inline (`net=resnet50,epochs=30`). Headline: `acc_avg`;
-with bias labels all group metrics are there as well, and tables show `acc_worst` beside it.
+`title` names the data in tables and records: give each folder its own. `rho` is the fraction of conflicting samples, as
+far as you know it, for methods that use it (JTT). Recipe: that of BAR, with ImageNet weights (`pretrained=none` starts
+from random weights). Every field can be given inline (`net=resnet50,epochs=30`). Headline: `acc_avg`. With bias labels,
+all group metrics are computed as well, and tables show `acc_worst` beside it.
 """
 
 from collections.abc import Mapping
@@ -52,17 +54,17 @@ class ImageFolder(Dataset):
         mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225),
     )  # fmt: skip
 
-    title: str = ""  # what the data are called
-    table: str = "images.csv"  # used if it is there
-    file: str = "file"  # what the table calls the column of paths
-    label: str = "label"
-    split: str = "split"
-    bias: str = "bias"
-    size: int = at_least(16, default=224)  # pixels a side
-    rho: float | None = between(0, 1, default=None)  # fraction of bias-conflicting training samples, if you know it
+    title: str = ""  # name of the data
+    table: str = "images.csv"  # used if it exists
+    file: str = "file"  # column of the paths
+    label: str = "label"  # column of the labels
+    split: str = "split"  # column of the splits
+    bias: str = "bias"  # column of the bias
+    size: int = at_least(16, default=224)  # pixels per side
+    rho: float | None = between(0, 1, default=None)  # fraction of bias-conflicting training samples, if known
 
     def check(self) -> None:
-        """Data without a name or a place cannot be told apart."""
+        """Refuse data without a title, which could not be told apart."""
         if self.root and not self.title:
             raise BenchmarkError(
                 "imagefolder needs a title, which names the data in tables and records: "
@@ -74,11 +76,11 @@ class ImageFolder(Dataset):
         return self.title
 
     def in_words(self) -> dict[str, str]:
-        hidden = dict.fromkeys(("title", "table", *COLUMNS), "")  # the title names the data
+        hidden = dict.fromkeys(("title", "table", *COLUMNS), "")  # the title already names the data
         return {**hidden, "rho": "" if self.rho is None else f"{100 * self.rho:g} %"}
 
     def key(self) -> dict[str, Any]:
-        """Without the usual names of columns: cells had their identity before there was a choice."""
+        """Leave out the usual column names, so that cells keep the identity they had before there was a choice."""
         return {name: value for name, value in super().key().items() if name not in COLUMNS or value != name}
 
     @property
@@ -106,7 +108,7 @@ class ImageFolder(Dataset):
         return self.rho
 
     def needed_files(self, data_dir: Path) -> list[NeededFile]:
-        """The folder, which the user names."""
+        """The folder, which the user gives."""
         if self.root and self.folder(data_dir).is_dir():
             return []
         example = "name it: imagefolder:root=FOLDER,title=NAME"
@@ -117,7 +119,7 @@ class ImageFolder(Dataset):
         return not self.rows["valid"]
 
     def build(self, data_dir: Path) -> Splits:
-        """The splits as given; a tenth of training for validation, if there is none."""
+        """The given splits; without a validation split, a tenth of training becomes one."""
         rows = dict(self.rows)
         classes, values = self.class_names, self.bias_values[0]
         y = {split: torch.tensor([classes.index(label) for _, label, _ in part]) for split, part in rows.items()}
@@ -134,7 +136,7 @@ class ImageFolder(Dataset):
             split: torch.tensor([[values.index(value) if value else -1] for *_, value in part])
             for split, part in rows.items()
         }
-        typical = None  # the bias that is named like the class
+        typical = None  # for each class its most frequent bias; None: the bias with its name
         if values != classes:
             counts = torch.zeros(len(classes), max(len(values), 1))
             known = bias["train"][:, 0] >= 0
@@ -159,12 +161,12 @@ class ImageFolder(Dataset):
 
     @property
     def rows(self) -> Mapping[str, list[Row]]:
-        """The images of each split; none in valid, if it is not given."""
+        """The images of each split; valid is empty if it was not given."""
         return self.labelled.rows
 
     @cached_property
     def labelled(self) -> Labelled:
-        """What is in the folder or the table."""
+        """The content of the folder or the table."""
         if not self.root:
             raise BenchmarkError("imagefolder needs a folder: imagefolder:root=FOLDER,title=NAME")
         root = self.folder(Path())
@@ -202,6 +204,6 @@ class ImageFolder(Dataset):
 
 
 def _asked_for(root: Path) -> str:
-    """A question for the table that may be meant, if one is there."""
+    """A question that suggests a table that may be meant, if there is one."""
     tables = sorted(path.name for path in root.glob("*.csv"))
     return f" Is it {tables[0]}? imagefolder:table={write_value(tables[0])}" if tables else ""

@@ -1,26 +1,26 @@
-"""Waterbirds: does the bird live on water? In training nearly all waterbirds are pasted onto water, others onto land.
+"""Waterbirds: does the bird live on water? In training, nearly all birds are pasted onto the place where they live.
 
-Input: uint8 (3, size, size): each image resized to a square (the aspect is not kept) of which the central seven eighths
-a side are kept, as GroupDRO's loader does: 224 of 256 pixels. Label: landbird (0) or waterbird (1). Bias: the place,
-land (0) or water (1). A sample conflicts where the two differ: 240 of the 4,795 training images.
+Input: uint8 (3, size, size). Each image is resized to a square, without keeping its aspect ratio, and the central seven
+eighths of each side are kept, as in GroupDRO's loader: 224 of 256 pixels. Label: landbird (0) or waterbird (1). Bias:
+the place, land (0) or water (1). A sample conflicts if the two differ: 240 of the 4,795 training images.
 
-Layout, as the authors' archive: waterbird_complete95_forest2water2/metadata.csv with the columns img_id, img_filename,
-y, split (0 train, 1 validation, 2 test), place and place_filename, and the images beside it. Published groups (landbird
-on land and on water, waterbird on land and on water): training 3,498 / 184 / 56 / 1,057, validation 467 / 466 / 133 /
-133, test 2,255 / 2,255 / 642 / 642. No checksum of metadata.csv was published, so these twelve numbers are what the
-published data are known by; another draw by the authors' script has other ones, and is marked in every table. So are
-images that are no .jpg. Validation and test are balanced within each label: validation does not have the bias of
-training, and what chooses by it uses that.
+Layout, as in the authors' archive: waterbird_complete95_forest2water2/metadata.csv with the columns img_id,
+img_filename, y, split (0 train, 1 validation, 2 test), place and place_filename, and the images beside it. Published
+groups (landbird on land and on water, waterbird on land and on water): training 3,498 / 184 / 56 / 1,057, validation
+467 / 466 / 133 / 133, test 2,255 / 2,255 / 642 / 642. No checksum of metadata.csv was published, so the published data
+are recognised by these twelve numbers. Another draw by the authors' script has other numbers and is marked in every
+table. Images that are not .jpg are marked, too. Validation and test are balanced within each label. So validation does
+not have the bias of training, and whatever selects on it uses that.
 
-Headlines: acc_worst (worst of the four groups) and acc_adjusted, the average of the papers: groups weighted as in
-training. Recipe: that of GroupDRO's README (ResNet-50 from ImageNet weights, SGD 1e-3, L2 1e-4, batches of 128, 300
-epochs), without augmentation. JTT's authors have 1e-5 and L2 1.0, T = 60 and factor 100 (`jtt:T=60,lambda_up=100` on
-`waterbirds:learning_rate=1e-5,weight_decay=1`). Expected, worst group, by tables of others and not checked: ERM 72.6,
-JTT 86.7, GroupDRO 91.4, DFR 92.9.
+Headlines: acc_worst (worst of the four groups), and acc_adjusted, the average that papers report: groups weighted as in
+training. Recipe: that of GroupDRO's README (ResNet-50 with ImageNet weights, SGD 1e-3, L2 1e-4, batches of 128, 300
+epochs), without augmentation. JTT's authors use 1e-5 and L2 1.0, T = 60 and factor 100 (`jtt:T=60,lambda_up=100` on
+`waterbirds:learning_rate=1e-5,weight_decay=1`). Expected accuracy of the worst group, from tables of others and not
+checked: ERM 72.6, JTT 86.7, GroupDRO 91.4, DFR 92.9.
 
-`debiasbench prepare waterbirds` asks the authors' two addresses, which could not be tried. The Hugging Face hub has
-grodino/waterbirds and a copy, salman53/waterbirds: as Parquet, which is another file, and not verified; without a
-checksum nothing is fetched from the hub. Unpack them by hand into the layout above.
+`debiasbench prepare waterbirds` tries the authors' two addresses, which could not be tested. The Hugging Face hub has
+grodino/waterbirds and a copy, salman53/waterbirds. They are Parquet, which is a different file, and were not verified;
+without a checksum nothing is downloaded from the hub. Unpack them by hand into the layout above.
 Source: S. Sagawa et al., ICLR 2020; birds of CUB-200-2011 and backgrounds of Places, both for research only.
 """
 
@@ -49,11 +49,11 @@ GROUPS = {  # split -> number of samples by 2 label + place, as published
     "train": (3_498, 184, 56, 1_057), "valid": (467, 466, 133, 133), "test": (2_255, 2_255, 642, 642),
 }  # fmt: skip
 ALLOWED = {"y": ("0", "1"), "split": ("0", "1", "2"), "place": ("0", "1")}  # columns of metadata.csv -> values
-SHOWN = 5  # mistakes told in one message
+SHOWN = 5  # mistakes that a message shows
 
 
 class Waterbirds(Dataset):
-    """Waterbirds and landbirds, biased by the place that they are shown in."""
+    """Waterbirds and landbirds, biased by the place they are shown in."""
 
     name = "waterbirds"
     display = "Waterbirds"
@@ -63,7 +63,7 @@ class Waterbirds(Dataset):
     n_bias_values = 2
     headline = ("acc_worst", "acc_adjusted")
     official_counts = {split: sum(groups) for split, groups in GROUPS.items()}
-    conflict_ratio = 0.05  # built in: 95 % of each label at its usual place
+    conflict_ratio = 0.05  # built in: 95 % of each label are at its usual place
     citation = """@inproceedings{sagawa2020distributionally,
   title={Distributionally Robust Neural Networks for Group Shifts},
   author={Sagawa, Shiori and Koh, Pang Wei and Hashimoto, Tatsunori B. and Liang, Percy},
@@ -73,13 +73,13 @@ class Waterbirds(Dataset):
         schedule="constant", augment=False, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225),
     )  # fmt: skip
 
-    size: int = at_least(16, default=224)  # pixels a side
+    size: int = at_least(16, default=224)  # pixels per side
 
     def folder(self, data_dir: Path) -> Path:
         return super().folder(data_dir) if self.root else data_dir / FOLDER
 
     def needed_files(self, data_dir: Path) -> list[NeededFile]:
-        """The table, and the images beside it."""
+        """The table and the images beside it."""
         folder = self.folder(data_dir)
         needed = []
         if not (folder / "metadata.csv").is_file():
@@ -89,13 +89,13 @@ class Waterbirds(Dataset):
         return needed
 
     def shortfalls(self, data_dir: Path) -> list[str]:
-        """By the number of images."""
+        """Compare the number of images."""
         return shortfalls({self.folder(data_dir): sum(self.official_counts.values())})
 
     def prepare(self, data_dir: Path) -> None:
-        """The authors' archive, unpacked."""
+        """Download the authors' archive and unpack it."""
         folder = self.folder(data_dir)
-        archive = fetch(MIRRORS, folder / ARCHIVE, sha256=None)  # nobody published one
+        archive = fetch(MIRRORS, folder / ARCHIVE, sha256=None)  # none was published
         unpack(archive, folder, strip=1)
         archive.unlink()
 
@@ -103,7 +103,7 @@ class Waterbirds(Dataset):
         return False
 
     def build(self, data_dir: Path) -> Splits:
-        """The splits of metadata.csv, each in its order."""
+        """The splits of metadata.csv, each in the order of the table."""
         folder = self.folder(data_dir)
         names, columns = read_metadata(folder / "metadata.csv")
         paths = [folder / name for name in names]
@@ -125,11 +125,11 @@ class Waterbirds(Dataset):
             inner = slice(margin, margin + self.size)
             splits[split] = replace(part, x=one.x[:, :, inner, inner], x_sha256=one.sha256)
         note = " ".join([bare.note, *remarks(images.values())])
-        jpg = all(path.suffix.lower() == ".jpg" for path in paths)  # others were made of them
+        jpg = all(path.suffix.lower() == ".jpg" for path in paths)  # files of other types were made from these
         return Splits.of(splits, official=bare.official and jpg, note=note)
 
     def build_labels(self, data_dir: Path) -> Splits:
-        """As `build`; where the table is there without images, labels and places alone."""
+        """Like `build`; labels and places alone if the table is there without images."""
         folder = self.folder(data_dir)
         if has_images(folder):
             return self.build(data_dir)
@@ -143,7 +143,7 @@ def _rows(columns: np.ndarray, split: str) -> np.ndarray:
 
 
 def _splits(folder: Path, columns: np.ndarray) -> Splits:
-    """Labels and places of each split, without images; and whether the groups are the published ones."""
+    """Labels and places of each split, without images; says whether the groups are as published."""
     splits, other = {}, []
     for split, published in GROUPS.items():
         y, _, place = torch.from_numpy(columns[_rows(columns, split)]).unbind(1)
@@ -163,10 +163,10 @@ def _splits(folder: Path, columns: np.ndarray) -> Splits:
 
 
 def read_metadata(path: Path) -> tuple[list[str], np.ndarray]:
-    """Names of the images, and (y, split, place) of each, int64 (N, 3).
+    """Read the names of the images, and (y, split, place) of each, int64 (N, 3).
 
     Raises:
-        BenchmarkError: the table is missing, cannot be read, or has lines that cannot be meant; names them.
+        BenchmarkError: the table is missing, cannot be read, or has invalid lines, which the message names.
     """
     if not path.is_file():
         raise BenchmarkError(f"{path} is missing: fetch it with debiasbench prepare waterbirds, or put it there.")
@@ -184,7 +184,7 @@ def read_metadata(path: Path) -> tuple[list[str], np.ndarray]:
             f"Got {', '.join(given) or 'nothing'}. Fetch it again."
         )
     problems: list[str] = []
-    seen: dict[str, int] = {}  # the line of each name
+    seen: dict[str, int] = {}  # name -> its line
     for number, line in enumerate(lines, start=2):
         name = line["img_filename"]
         problems += [

@@ -1,6 +1,6 @@
-"""What a dataset is. The datasets themselves are the modules of this package, one file each.
+"""The base class of datasets. The datasets themselves are the modules of this package, one file each.
 
-Like `debiasbench/methods.py`, this file is a one-file package whose modules are in the top-level folder `datasets/`.
+Like `debiasbench/methods.py`, this file is a one-file package. Its modules are in the top-level folder `datasets/`.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ registry = Registry("debiasbench.datasets", "Dataset", "DEBIASBENCH_DATASETS_PAT
 
 @dataclass(frozen=True)
 class NeededFile:
-    """A file or folder that a dataset needs: where it belongs, how big it is, and where to get it."""
+    """A file or folder that a dataset needs: its place, its size, and where to get it."""
 
     path: Path
-    size: str  # for people: "9.9 MB"
-    source: str  # an address, or a sentence on how to get it
-    downloads: bool = False  # True: `debiasbench prepare` fetches it by itself
-    for_x_alone: bool = False  # True: labels, biases and groups are read without it (`Dataset.build_labels`)
+    size: str  # in words: "9.9 MB"
+    source: str  # an address, or a sentence that says how to get it
+    downloads: bool = False  # True: `debiasbench prepare` downloads it
+    for_x_alone: bool = False  # True: labels, biases and groups can be read without it (`Dataset.build_labels`)
 
     def __post_init__(self) -> None:
-        """Where a link leads nowhere, the file is there perhaps, on a disk that is not mounted: that is told first."""
+        """Report a broken link first: the file may exist, on a disk that is not mounted."""
         if broken_link(self.path) is not None:
             object.__setattr__(self, "source", f"{absent(self.path)} Mend the link; or {self.source}")
 
@@ -44,37 +44,37 @@ class NeededFile:
 class Dataset(Parameters, ABC):
     """A labelled dataset with a bias, its splits, its recipe and its metrics. Subclass it in one file of `datasets/`.
 
-    Annotated class attributes are the dataset's parameters. `data_seed` changes what is drawn (colours, conflicts)
-    and is apart from the training seed: all training seeds see the same data.
+    Annotated class attributes are the parameters of the dataset. `data_seed` changes what is drawn (colours,
+    conflicts). It is separate from the training seed: all training seeds see the same data.
     """
 
     name: ClassVar[str] = ""
-    version: ClassVar[int] = 1  # a change of the data is a new version, never a silent fix
+    version: ClassVar[int] = 1  # every change of the data is a new version, never a silent fix
     citation: ClassVar[str] = ""
     aliases: ClassVar[dict[str, dict[str, Any]]] = {}
     alias_display: ClassVar[dict[str, str]] = {}
     presets: ClassVar[dict[str, dict[str, Any]]] = {}  # {preset: {parameter: value, "recipe": {...}}}
     recipe: ClassVar[Recipe] = Recipe()
     input: ClassVar[str] = "images"  # or "text", or "features"
-    defines_conflicts: ClassVar[bool] = True  # False: no value of the bias belongs to a label
-    group_names: ClassVar[tuple[str, ...]] = ()  # of evaluation groups that overlap (`Samples.groups`)
+    defines_conflicts: ClassVar[bool] = True  # False: no bias value belongs to a label
+    group_names: ClassVar[tuple[str, ...]] = ()  # names of overlapping evaluation groups (`Samples.groups`)
     headline: ClassVar[tuple[str, ...]] = ("acc_avg",)
-    unbiased_test: ClassVar[bool] = False  # True: in the test split the bias is independent of the label
-    ratio_parameters: ClassVar[tuple[str, ...]] = ()  # that set the conflict ratio; default: those that equal it
+    unbiased_test: ClassVar[bool] = False  # True: in test, the bias is independent of the label
+    ratio_parameters: ClassVar[tuple[str, ...]] = ()  # those that set the conflict ratio; default: those that equal it
 
     data_seed: int = at_least(0, default=0)
-    root: str | None = None  # where this dataset's files are, instead of its place below the data folder
+    root: str | None = None  # the folder of the files, instead of the usual place below the data folder
 
-    # A class attribute in most datasets; a property where the parameters decide.
+    # These are class attributes in most datasets, and properties where they depend on parameters.
 
     @property
     def display(self) -> str:
-        """As papers write it, "Colored MNIST": for LaTeX and figures; default: its name."""
+        """The name as papers write it, "Colored MNIST", for LaTeX and figures; default: the name."""
         return ""
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The names of the labels, in their order."""
+        """The names of the classes, in the order of the labels."""
         return ()
 
     @property
@@ -84,72 +84,75 @@ class Dataset(Parameters, ABC):
 
     @property
     def n_bias_values(self) -> int:
-        """How many values each bias can take."""
+        """The number of values that each bias can take."""
         return 0
 
     @property
     def bias_values(self) -> tuple[tuple[str, ...], ...]:
-        """The names of the values of each bias, in the order of `bias_names`; () where they have numbers alone."""
+        """The names of the values of each bias, in the order of `bias_names`; () if the values have only numbers."""
         return ()
 
     def bias_value(self, column: int, value: int) -> str:
-        """What a value of the bias of a column is called: by its name, or else by its number."""
+        """The name of a value of the bias in a column; its number if it has no name."""
         names = self.bias_values[column] if column < len(self.bias_values) else ()
         return names[value] if value < len(names) else str(value)
 
     @property
     def official_counts(self) -> dict[str, int]:
-        """Split -> number of samples as published."""
+        """Split -> published number of samples."""
         return {}
 
     @property
     def n_classes(self) -> int:
-        """Number of labels."""
+        """The number of classes."""
         return len(self.class_names)
 
     @property
     def own_recipe(self) -> Recipe:
-        """The recipe, with what follows from the dataset's parameters; such fields cannot be given inline."""
+        """The recipe, with the fields that follow from parameters of the dataset; these cannot be given inline."""
         return self.recipe
 
     @property
     def conflict_ratio(self) -> float | None:
-        """The fraction of bias-conflicting training samples that the dataset is built for; None if not known."""
+        """The fraction of bias-conflicting training samples that the dataset is built with; None if not known."""
         return None
 
     @property
     def has_bias_labels(self) -> bool:
-        """Whether the bias of the training samples is known."""
+        """Whether the bias of training samples is known."""
         return True
 
     def in_words(self) -> dict[str, str]:
-        """What display titles say of parameters, whatever their values: {"rho": "0.5 %"}; "" where nothing is said.
+        """How display titles show parameters, whatever their values: {"rho": "0.5 %"}; "" hides a parameter.
 
-        Others are shown as on the command line, where they are not the default.
+        All others are shown as on the command line, if they differ from the default.
         """
         return {}
 
     def folder(self, data_dir: Path) -> Path:
-        """Where this dataset's files are."""
+        """The folder of the files of this dataset."""
         return expanded(self.root) if self.root else data_dir / self.name
 
     def needed_files(self, data_dir: Path) -> list[NeededFile]:
-        """The files that are needed and not there. Asked before anything trains."""
+        """The needed files that are missing. Called before anything trains."""
         del data_dir
         return []
 
     def present_files(self, data_dir: Path) -> list[Path]:
-        """What is there of its files, whole or not: `prepare --check` tells incomplete from absent by it."""
+        """The files that are there, complete or not. `prepare --check` uses them to tell incomplete data from none."""
         folder = self.folder(data_dir)
         return [path for path in folder.iterdir() if not is_ignored(path.name)] if folder.is_dir() else []
 
     def shortfalls(self, data_dir: Path) -> list[str]:
-        """Where no needed file is missing, but less is there than was published: a line each, for `prepare --check`."""
+        """What is incomplete although no needed file is missing: one line for each place with less than was published.
+
+        `prepare --check` reports them.
+        """
         del data_dir
         return []
 
     def prepare(self, data_dir: Path) -> None:
-        """Download what can be downloaded into `data_dir`; `debiasbench prepare` calls it."""
+        """Download what can be downloaded into `data_dir`. `debiasbench prepare` calls it."""
         del data_dir
 
     @abstractmethod
@@ -157,25 +160,25 @@ class Dataset(Parameters, ABC):
         """Read or make the data.
 
         Raises:
-            BenchmarkError: a file is missing, cut off, or not what it should be; the message names it.
+            BenchmarkError: a file is missing, truncated, or not what it should be; the message names it.
         """
 
     def build_labels(self, data_dir: Path) -> Splits:
-        """As `build`, for `debiasbench inspect`: x may be left empty, (N, 0), where what it is made of is missing."""
+        """Like `build`, for `debiasbench inspect`: x may be empty, (N, 0), if the files that it needs are missing."""
         return self.build(data_dir)
 
     def draws(self, data_dir: Path) -> bool:
-        """Whether the data seed changes the data; False where they are read as they are."""
+        """Whether the data seed changes the data; False if they are only read from files."""
         del data_dir
         return True
 
     def key(self) -> dict[str, Any]:
-        """The parameters that make up the identity of the data: all but where the files are."""
+        """The parameters that identify the data: all except the folder of the files."""
         return {key: value for key, value in self.values().items() if key != "root"}
 
 
 def _check_types(dataset: Dataset, name: str, samples: Samples) -> None:
-    """Refuse columns of other types than `Samples` has: a conversion of them would hide what was meant."""
+    """Refuse columns whose types are not those of `Samples`: converting them could hide a mistake."""
     if dataset.input not in INPUTS:
         raise BenchmarkError(f"{dataset.name}: input must be one of {', '.join(INPUTS)}. Got {dataset.input!r}.")
     of_x = INPUTS[dataset.input]
@@ -190,12 +193,12 @@ def _check_types(dataset: Dataset, name: str, samples: Samples) -> None:
 
 
 def _check_features(dataset: Dataset, name: str, x: torch.Tensor, width: int | None) -> None:
-    """Refuse features that no network can take: float32 (N, D), finite, as many of each sample as in training."""
+    """Refuse features that no network can take. They must be float32 (N, D), finite, with the same D as in training."""
     if x.ndim != 2 or not x.shape[1]:
         raise BenchmarkError(f"{dataset.name}: x of {name} must be (N, D), a row a sample. Got {tuple(x.shape)}.")
     if x.shape[1] != width:
         raise BenchmarkError(f"{dataset.name}: {name} has {x.shape[1]:,} features a sample, and train has {width:,}.")
-    if not all(bool(torch.isfinite(end)) for end in torch.aminmax(x)):  # nan is the end of whatever holds one
+    if not all(bool(torch.isfinite(end)) for end in torch.aminmax(x)):  # aminmax returns nan if any value is nan
         raise BenchmarkError(f"{dataset.name}: x of {name} holds NaN or infinite values.")
 
 

@@ -1,4 +1,4 @@
-"""The data of a cell as tensors: `Samples` are columns, `Splits` are the samples of each part."""
+"""The data of a cell as tensors: `Samples` are columns, `Splits` are the samples of each split."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import Tensor
 from debiasbench.errors import BenchmarkError
 from debiasbench.reading import Rows, read_ahead
 
-ROUNDED_TO = 32  # tokens: few different lengths, little padding
-INPUTS = {"images": torch.uint8, "text": torch.int32, "features": torch.float32}  # what x can hold -> its type
+ROUNDED_TO = 32  # tokens; gives few different lengths and little padding
+INPUTS = {"images": torch.uint8, "text": torch.int32, "features": torch.float32}  # kind of input -> dtype of x
 
 
 @dataclass(frozen=True)
@@ -22,17 +22,17 @@ class Samples:
     """Columns of equal length N.
 
     Attributes:
-        x: uint8 (N, C, H, W) in 0..255 for images; int32 (N, L) for texts, token numbers that are padded with -1;
-            float32 (N, D) for features. It may stay in the host's memory, or on disk (a mapped tensor), when the other
-            columns are on a device: see `read`.
-        y: int64 (N,), the label, 0-based.
-        bias: int64 (N, A), one column a bias; -1 where it is not known.
-        conflict: bool (N, A), for biases whose values are not those of the label; else a sample conflicts if its
+        x: for images uint8 (N, C, H, W) in 0..255; for texts int32 (N, L), token numbers padded with -1; for features
+            float32 (N, D). It may stay in host memory, or on disk (a mapped tensor), while the other columns are on a
+            device: see `read`.
+        y: int64 (N,), the label, starting at 0.
+        bias: int64 (N, A), one column per bias; -1 if unknown.
+        conflict: bool (N, A), for biases whose values are not those of the label. If None, a sample conflicts if its
             bias is known and differs from its label.
-        x_sha256: of the bytes of x, where that is known already (large data are not read to be fingerprinted).
-        length: int64 (N,), on the host: tokens of each text. None for images and features.
-        groups: bool (N, G), on the host, of a dataset whose evaluation groups overlap: who is in each of its
-            `group_names`. Else groups are (label, bias).
+        x_sha256: digest of the bytes of x, if already known (large data are not read to be fingerprinted).
+        length: int64 (N,), on the host: the number of tokens of each text. None for images and features.
+        groups: bool (N, G), on the host, for datasets whose evaluation groups overlap: which samples are in each of
+            `group_names`. If None, groups are (label, bias).
     """
 
     x: Tensor
@@ -55,26 +55,26 @@ class Samples:
 
     @property
     def conflicting(self) -> Tensor:
-        """Bool (N, A): the bias is known and disagrees with the label."""
+        """Bool (N, A): whether each bias is known and disagrees with the label."""
         if self.conflict is not None:
             return self.conflict
         return (self.bias != self.y[:, None]) & (self.bias >= 0)
 
     def to(self, device: torch.device, *, with_x: bool = True) -> Samples:
-        """The same columns on another device; without `with_x`, x stays where it is."""
+        """The same columns on another device; with `with_x=False`, x stays where it is."""
         conflict = None if self.conflict is None else self.conflict.to(device)
         x = self.x.to(device) if with_x else self.x
         y, bias = self.y.to(device), self.bias.to(device)
         return Samples(x, y, bias, conflict, self.x_sha256, self.length, self.groups)
 
     def read(self, plan: Sequence[Rows], indices: Sequence[Tensor] | None = None) -> Iterator[Tensor]:
-        """X of each batch of a plan, on the device of the labels. Texts are cut to what the batch needs (`widths`).
+        """Yield x of each batch of a plan, on the device of the labels. Texts are cut to the length the batch needs.
 
-        Where x is on the host and the labels are on a GPU, the next batches are read while one is worked on.
+        If x is on the host and the labels are on a GPU, the next batches are read while the current one is in use.
 
         Args:
             plan: slices, or int64 indices on the host.
-            indices: the same indices on the device of the labels, where they are there too.
+            indices: the same indices on the device of the labels, if available.
         """
         widths = self.widths(plan)
         xs = [self.x if width is None else self.x[:, :width] for width in widths]
@@ -85,9 +85,10 @@ class Samples:
             yield from read_ahead(xs, plan, self.y.device)
 
     def widths(self, plan: Sequence[Tensor | slice]) -> Sequence[int | None]:
-        """How many tokens each batch of a plan needs: its longest text, rounded up to a multiple of 32.
+        """The number of tokens that each batch of a plan needs: its longest text, rounded up to a multiple of 32.
 
-        All batches at once, as lengths are on the host and the plan may be on the device. None for images and features.
+        It is computed for all batches at once, because lengths are on the host and the plan may be on the device. None
+        for images and features.
         """
         if self.length is None:
             return [None] * len(plan)
@@ -104,13 +105,18 @@ class Samples:
         batch_size: int,
         what: str = "The function must return (B, ...)",
     ) -> Tensor:
-        """`function(number of the batch, rows, x) -> (B, ...)` over all samples, joined in their order.
+        """Apply a function to all samples in batches, and join its results in the order of the samples.
 
-        Images and features go in their order; texts of like length go together. `what`: what it must do.
+        Batches of images and features follow the order of the samples; batches of texts hold texts of similar length.
+
+        Args:
+            function: (number of the batch, rows, x) -> (B, ...).
+            batch_size: samples in a batch.
+            what: what the function must do, for messages.
 
         Raises:
-            BenchmarkError: it returns something else than a tensor with a row a sample, or of another shape or type
-                than before.
+            BenchmarkError: the function returns anything but a tensor with one row per sample, or another shape or
+                type than for the batches before.
         """
         plan: list[Any]
         if self.length is None:
@@ -125,7 +131,7 @@ class Samples:
                     f"{what}: a tensor with a row for each sample, here {len(x)}. Got "
                     f"{tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__}."
                 )
-            if not n_done:  # one place for all: small results that are kept one by one keep the memory between them
+            if not n_done:  # one tensor for all: many small results, kept one by one, would fragment the memory
                 joined = part.new_empty((len(self), *part.shape[1:]))
             if (part.shape[1:], part.dtype) != (joined.shape[1:], joined.dtype):
                 raise BenchmarkError(
@@ -141,7 +147,7 @@ class Samples:
         return result
 
     def fingerprint(self) -> str:
-        """SHA-256 over the shapes, types and bytes of all columns."""
+        """SHA-256 of the shapes, types and bytes of all columns."""
         digest = hashlib.sha256()
         for column in fields(self):
             tensor = getattr(self, column.name)
@@ -157,11 +163,11 @@ class Samples:
 
 @dataclass(frozen=True)
 class Splits:
-    """The parts of a dataset.
+    """The splits of a dataset.
 
-    `valid` has the bias of the training data. `tune`, where there is one, holds validation samples with the bias
-    taken out: it serves to choose settings that no publication gives, never to report.
-    `official` says whether counts and digests are those of the data as published; `note` says what is not.
+    `valid` has the bias of the training data. `tune`, if there is one, holds validation samples without the bias. It is
+    used to choose settings without a published value, never to report results. `official` says whether counts and
+    digests are those of the published data; `note` says what differs.
     """
 
     train: Samples
@@ -174,7 +180,7 @@ class Splits:
 
     @classmethod
     def of(cls, named: Mapping[str, Samples], *, official: bool = True, note: str = "") -> Splits:
-        """From split name -> samples; `tune` may be missing. The inverse of `named`."""
+        """Make splits from a mapping of split name -> samples; `tune` may be missing. The inverse of `named`."""
         values: dict[str, Any] = {**named, "official": official, "note": note}
         return cls(**values)
 
@@ -184,9 +190,9 @@ class Splits:
         return {name: samples for name, samples in parts.items() if samples is not None}
 
     def to(self, device: torch.device, *, fraction: float = 0.5) -> Splits:
-        """The same splits on another device; x moves if all of it takes at most this fraction of its free memory.
+        """The same splits on another device. x moves if all of it takes at most `fraction` of the free memory there.
 
-        Splits that are one and the same (a validation split that is the test split) move once, and stay the same.
+        Splits that are the same object (a validation split that is the test split) move once and stay the same object.
         """
         different = {id(samples): samples for samples in self.named().values()}
         n_bytes = sum(samples.x.nbytes for samples in different.values())
@@ -197,11 +203,11 @@ class Splits:
 
     @property
     def valid_is_test(self) -> bool:
-        """Whether the "validation" split is the test split (as in LfF's code): nothing may be selected by it."""
+        """Whether the "validation" split is the test split (as in LfF's code): nothing may be selected on it."""
         return self.valid is self.test or self.valid.fingerprint() == self.test.fingerprint()
 
     def fingerprint(self) -> str:
-        """SHA-256 of the fingerprints of train, valid and test (tune does not touch a result)."""
+        """SHA-256 of the fingerprints of train, valid and test (tune does not affect results)."""
         if not self._fingerprint:
             parts = [part.fingerprint() for name, part in self.named().items() if name != "tune"]
             self._fingerprint.append(hashlib.sha256("".join(parts).encode()).hexdigest())
@@ -209,7 +215,16 @@ class Splits:
 
 
 def stratified(y: Tensor, fraction: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Places (int64, rising) of all but `fraction` of each class, and of that fraction, drawn at random and rounded."""
+    """Split each class at random: the rows of all but `fraction` of each class, and the rows of that fraction.
+
+    Args:
+        y: int64 (N,), the labels.
+        fraction: of each class, in [0, 1]; the number of samples is rounded.
+        generator: draws the samples.
+
+    Returns:
+        Two tensors of rows, int64, in ascending order.
+    """
     taken = torch.zeros(len(y), dtype=torch.bool)
     for label in y.unique():
         members = torch.nonzero(y == label)[:, 0]
@@ -219,12 +234,12 @@ def stratified(y: Tensor, fraction: float, generator: torch.Generator) -> tuple[
 
 
 def draw_of_class(labels: Tensor, wanted: Tensor, generator: torch.Generator) -> Tensor:
-    """For each of `wanted` (N,), the row of a sample with that label, drawn with replacement: int64 (N,).
+    """For each of the labels `wanted` (N,), draw the row of a sample with that label, with replacement: int64 (N,).
 
-    `labels` must have each of the wanted ones.
+    `labels` must contain each of the wanted labels.
     """
     order = torch.argsort(labels, stable=True)
     counts = torch.bincount(labels)
     starts = counts.cumsum(0) - counts
-    drawn = torch.randint(2**62, wanted.shape, generator=generator) % counts[wanted]  # a bias of 1e-15
+    drawn = torch.randint(2**62, wanted.shape, generator=generator) % counts[wanted]  # not exactly uniform, by 1e-15
     return order[starts[wanted] + drawn]

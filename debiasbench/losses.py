@@ -15,18 +15,18 @@ from torch import Tensor
 
 @dataclass
 class Smoothing:
-    """Label smoothing of the stage that trains, and whether its loss asked for it."""
+    """Label smoothing of the stage that is being trained, and whether its loss has used it."""
 
     amount: float = 0.0
     used: bool = False
 
 
-_smoothing = [Smoothing()]  # the last one is in force
+_smoothing = [Smoothing()]  # the last one applies
 
 
 @contextmanager
 def label_smoothing(amount: float) -> Iterator[Smoothing]:
-    """Smooth the labels of `cross_entropy` meanwhile: for the engine, around the loss of a stage."""
+    """A context in which `cross_entropy` smooths labels; the engine opens it around the loss of a stage."""
     _smoothing.append(Smoothing(amount))
     try:
         yield _smoothing[-1]
@@ -37,7 +37,7 @@ def label_smoothing(amount: float) -> Iterator[Smoothing]:
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     """Per-sample cross-entropy: logits (B, C), y int64 (B,) -> (B,).
 
-    In the loss of a stage it has the recipe's `label_smoothing`, elsewhere none.
+    In the loss of a stage, labels are smoothed by the recipe's `label_smoothing`; elsewhere they are not.
     """
     smoothing = _smoothing[-1]
     smoothing.used = True
@@ -45,9 +45,10 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def mean_cross_entropy(nets: Any, batch: Any, state: Any) -> Tensor:  # noqa: ARG001 - as every loss
-    """The loss of plain training, as `task.train` takes it: mean cross-entropy of `nets.net`.
+    """The loss of plain training, for `task.train`: mean cross-entropy of `nets.net`.
 
-    Methods that begin with plain training name it, so that equal first stages are trained once (`reuse=True`).
+    Methods that start with plain training use this function, so that equal first stages are trained once
+    (`reuse=True`).
     """
     return cross_entropy(nets.net(batch.x), batch.y).mean()
 
@@ -60,10 +61,10 @@ def mean_gce(nets: Any, batch: Any, state: Any, *, alpha: float, form: str) -> T
 def gce(logits: Tensor, y: Tensor, alpha: float, form: str = "paper") -> Tensor:
     """Per-sample generalised cross-entropy: logits (B, C), y (B,) -> (B,).
 
-    "paper": (1 - p_y^alpha) / alpha, the PGD paper's section 3; its limit at alpha = 0 is cross-entropy.
-    "official": alpha p_y^alpha CE with the factor held constant, as in every published implementation; its
-    gradient is alpha times the paper's, and alpha = 0 is special-cased there to cross-entropy, as here. Labels are
-    never smoothed: p_y would be none.
+    "paper": (1 - p_y^alpha) / alpha, from section 3 of the PGD paper. Its limit at alpha = 0 is cross-entropy.
+    "official": alpha p_y^alpha CE with the factor held constant, as in every published implementation. Its gradient is
+    alpha times that of the paper. alpha = 0 is special-cased to cross-entropy, there as here. Labels are never
+    smoothed, because p_y would not be defined.
     """
     ce = F.cross_entropy(logits, y, reduction="none")
     if alpha == 0:
@@ -74,11 +75,17 @@ def gce(logits: Tensor, y: Tensor, alpha: float, form: str = "paper") -> Tensor:
 
 
 def gradient_norm(features: Tensor, logits: Tensor, y: Tensor, *, order: float, bias: bool = True) -> Tensor:
-    """Norm of each sample's cross-entropy gradient for the final linear layer, in closed form -> (B,).
+    """Norm of each sample's cross-entropy gradient for the last linear layer, in closed form -> (B,).
 
     The gradient is the outer product of a = p - e_y and the features z, so its entry-wise norm of any order s
-    factorises: |a|_s |z|_s for the weight, |a|_s (|z|_s^s + 1)^(1/s) with the layer's bias. `order` may be inf,
-    or below 1 (a quasi-norm).
+    factorises: |a|_s |z|_s for the weight, |a|_s (|z|_s^s + 1)^(1/s) with the bias of the layer.
+
+    Args:
+        features: (B, D), the input of the layer.
+        logits: (B, C).
+        y: int64 (B,), the labels.
+        order: the order s of the norm; it may be inf, or below 1 (a quasi-norm).
+        bias: whether the layer's bias belongs to the gradient.
     """
     residual = logits.softmax(1) - F.one_hot(y, logits.shape[1])  # (B, C)
     if bias:
@@ -87,7 +94,7 @@ def gradient_norm(features: Tensor, logits: Tensor, y: Tensor, *, order: float, 
 
 
 def _entry_norm(x: Tensor, order: float) -> Tensor:
-    """(sum |x|^s)^(1/s) over dim 1, in float64: powers of a float32 run out of range for small orders."""
+    """(sum |x|^s)^(1/s) over dim 1, in float64: for small orders, powers leave the range of float32."""
     magnitude = x.double().abs()
     if math.isinf(order):
         return magnitude.amax(1)
@@ -95,9 +102,9 @@ def _entry_norm(x: Tensor, order: float) -> Tensor:
 
 
 def smoothed(table: Tensor, index: Tensor, value: Tensor, decay: float) -> Tensor:
-    """Per-sample moving average: the table (N,) with the rows `index` (B,) moved towards `value` (B,).
+    """Per-sample moving average: a new table (N,), whose rows `index` (B,) are moved towards `value` (B,).
 
-    A row that is still nan takes the value itself: the first visit has no bias towards zero.
+    A row that is still nan takes the value itself, so that the first visit has no bias towards zero.
     """
     old = table[index]
     value = value.detach().to(table.dtype)
@@ -106,7 +113,7 @@ def smoothed(table: Tensor, index: Tensor, value: Tensor, decay: float) -> Tenso
 
 
 def class_maxima(table: Tensor, y_all: Tensor, n_classes: int) -> Tensor:
-    """Maximum of a per-sample table (N,) over each class of the whole training set -> (C,); unvisited rows are 0."""
+    """Maximum of a per-sample table (N,) in each class of the whole training set -> (C,); unvisited rows count as 0."""
     start = torch.zeros(n_classes, dtype=table.dtype, device=table.device)
     return start.scatter_reduce(0, y_all, torch.nan_to_num(table), "amax")
 
@@ -114,9 +121,9 @@ def class_maxima(table: Tensor, y_all: Tensor, n_classes: int) -> Tensor:
 def relative_difficulty(biased: Tensor, debiased: Tensor, index: Tensor, y_all: Tensor, n_classes: int) -> Tensor:
     """LfF's weight W = b / (b + d) of the samples `index` (B,) -> (B,), in [0, 1], without gradient.
 
-    b and d are the smoothed losses of the biased and the debiased model (tables (N,)), each divided by its
-    maximum over the sample's class in the whole training set, whose labels are y_all (N,) (official LfF and Disen
-    code).
+    b and d are the smoothed losses of the biased and the debiased network (tables (N,)). Each is divided by its maximum
+    over the sample's class in the whole training set, whose labels are `y_all` (N,), as in the official code of LfF and
+    Disen.
     """
     relative = []
     for table in (biased, debiased):
@@ -126,7 +133,7 @@ def relative_difficulty(biased: Tensor, debiased: Tensor, index: Tensor, y_all: 
 
 
 def difficulty_tables(y: Tensor) -> dict[str, Tensor]:
-    """What `difficulty` starts from: a row for each of the labels (N,), nan."""
+    """The first tables of `difficulty`: one row of nan for each of the labels (N,)."""
     empty = torch.full(y.shape, float("nan"), device=y.device)
     return {"biased_loss": empty, "debiased_loss": empty.clone()}
 
@@ -134,7 +141,7 @@ def difficulty_tables(y: Tensor) -> dict[str, Tensor]:
 def difficulty(
     state: dict[str, Tensor], batch: Any, biased: Tensor, debiased: Tensor, *, smoothing: float, n_classes: int
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """LfF's weights W (B,) of a batch, and its tables, moved towards the losses of both networks, (B,) each."""
+    """LfF's weights W (B,) of a batch, and its tables, updated with the losses of both networks, (B,) each."""
     tables = {
         "biased_loss": smoothed(state["biased_loss"], batch.index, biased, smoothing),
         "debiased_loss": smoothed(state["debiased_loss"], batch.index, debiased, smoothing),
@@ -144,7 +151,7 @@ def difficulty(
 
 
 def difficulty_of_all(tables: dict[str, Tensor], y: Tensor, n_classes: int) -> Tensor:
-    """W of every sample, (N,), of labels y (N,)."""
+    """LfF's weight W of every sample, (N,), for labels y (N,)."""
     everyone = torch.arange(len(y), device=y.device)
     return relative_difficulty(tables["biased_loss"], tables["debiased_loss"], everyone, y, n_classes)
 
@@ -152,14 +159,22 @@ def difficulty_of_all(tables: dict[str, Tensor], y: Tensor, n_classes: int) -> T
 def group_dro(
     loss: Tensor, group: Tensor, q: Tensor, *, step_size: float, adjustment: Tensor | float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """One step of GroupDRO: per-sample losses (B,), their groups int64 (B,), the groups' weights q (G,).
+    """One step of GroupDRO.
 
-    Returns the loss sum_g q_g L_g and the new q, proportional to q_g exp(step_size (L_g + adjustment_g)), where L_g is
-    the mean loss of the group's samples in the batch; 0 for a group without any, whose weight is only renormalised
-    (without an adjustment). An adjustment (C / sqrt(N_g) in the authors' code) moves q alone, not the loss.
+    Args:
+        loss: per-sample losses (B,).
+        group: their groups, int64 (B,).
+        q: the weights of the groups, (G,).
+        step_size: of the update of q.
+        adjustment: (G,) or one number, C / sqrt(N_g) in the authors' code. It changes only q, not the loss.
+
+    Returns:
+        The loss sum_g q_g L_g, and the new q, proportional to q_g exp(step_size (L_g + adjustment_g)). L_g is the mean
+        loss of the group's samples in the batch. It is 0 for a group that has none; without an adjustment, the weight
+        of such a group is only renormalised.
     """
     members = F.one_hot(group, len(q)).to(loss.dtype)  # (B, G)
-    # a sum, not a product of matrices, which autocast would round to 8 bits
+    # a sum: autocast would round a product of matrices to 8 bits
     mean = (loss[:, None] * members).sum(0) / members.sum(0).clamp_min(1)
     q = q * torch.exp(step_size * (mean.detach() + adjustment))
     q = q / q.sum()
@@ -167,12 +182,12 @@ def group_dro(
 
 
 def balancing(group: Tensor) -> Tensor:
-    """Sampling weights float64 (N,) that draw all groups, int64 (N,), equally often."""
+    """Sampling weights, float64 (N,), that draw all groups equally often; `group` is int64 (N,)."""
     return (1 / torch.bincount(group)[group]).double()
 
 
 def group_dro_state(group: Tensor, n_groups: int, adjustment: float = 0.0) -> dict[str, Tensor]:
-    """What `group_dro` starts from: equal weights q (G,) of the groups that are there, and C / sqrt(N_g) (G,)."""
+    """The first state of `group_dro`: equal weights q (G,) of the groups that have samples, and C / sqrt(N_g), (G,)."""
     counts = torch.bincount(group, minlength=n_groups)
     there = (counts > 0).float()
     return {"q": there / there.sum(), "adjustment": adjustment * there / counts.clamp_min(1).sqrt()}
@@ -181,7 +196,7 @@ def group_dro_state(group: Tensor, n_groups: int, adjustment: float = 0.0) -> di
 def scale_gradient(logits: Tensor, y: Tensor) -> Tensor:
     """EIIL's g: d CE(s logits, y) / ds at s = 1, in closed form, E_p[f] - f_y: logits (B, C), y (B,) -> float64 (B,).
 
-    As a sum of differences: of confident samples the two terms are equal but for their last digits.
+    It is computed as a sum of differences, because for confident samples the two terms differ only in the last digits.
     """
     logits = logits.double()
     return (logits.softmax(1) * (logits - logits.gather(1, y[:, None]))).sum(1)

@@ -1,10 +1,10 @@
 """Parameters of methods and datasets: declared as dataclass fields, checked, and read from `name:key=value`.
 
-A plug-in declares a parameter as an annotated class attribute and, where values are limited, says so:
+A plug-in declares a parameter as an annotated class attribute. If the values are limited, it says so:
 
     alpha: float = between(0, 1, default=0.7)
 
-Everything else (typed reading from the command line, range checks, labels, identity) follows from that.
+Everything else follows from this: typed values from the command line, range checks, titles, identity.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from debiasbench.errors import BenchmarkError
 
 @dataclass(frozen=True)
 class Allowed:
-    """A limit on a value: the test and the words for it; where only some words are allowed, these."""
+    """A limit on a value: a test, its description, and the allowed words if only some words are allowed."""
 
     text: str
     holds: Callable[[Any], bool]
@@ -38,7 +38,7 @@ def _limited(default: Any, text: str, holds: Callable[[Any], bool], words: tuple
 
 
 def between(low: float, high: float, *, default: Any) -> Any:
-    """A number in [low, high], both ends allowed."""
+    """A number in [low, high], both ends included."""
     return _limited(default, f"a number in [{low:g}, {high:g}]", lambda value: low <= value <= high)
 
 
@@ -58,18 +58,18 @@ def one_of(*choices: str | int, default: str | int) -> Any:
     return _limited(default, "one of " + ", ".join(words), lambda value: value in choices, words)
 
 
-MOST_DIGITS = 15  # of a whole number: nothing is counted so far, and every reader of JSON has it exactly
+MOST_DIGITS = 15  # of a whole number: enough for every count, and exact in every JSON reader
 TOO_LONG = f"a whole number of at most {MOST_DIGITS} digits"
 
 
 def has_too_many_digits(text: str) -> bool:
-    """Whether a text is a whole number that is too large for anything; Python reads none of thousands of digits."""
+    """Whether a text is a whole number that is too large; Python refuses to read thousands of digits."""
     digits = text.strip().lstrip("+-")
     return digits.isdecimal() and len(digits) > MOST_DIGITS
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
-    """` Did you mean 'x'?` for the known word most like `word` in whatever case, or nothing."""
+    """` Did you mean 'x'?` with the known word most similar to `word`, in upper or lower case; "" if there is none."""
     words = {one.lower(): one for one in known}
     found = difflib.get_close_matches(word.lower(), list(words), n=1, cutoff=0.5)
     return f" Did you mean '{words[found[0]]}'?" if found else ""
@@ -79,7 +79,7 @@ def suggestion(word: str, known: Iterable[str]) -> str:
     frozen_default=True, kw_only_default=True, field_specifiers=(between, at_least, above, one_of, field)
 )
 class Parameters:
-    """Base of everything that has parameters: each subclass becomes a frozen, keyword-only dataclass."""
+    """Base class of everything with parameters: each subclass becomes a frozen, keyword-only dataclass."""
 
     name: ClassVar[str] = ""
 
@@ -88,7 +88,7 @@ class Parameters:
         _refuse_unannotated(cls)
         dataclass(frozen=True, kw_only=True)(cls)
         _refuse_without_default(cls)
-        # frozen by the two methods below instead: so a subclass that is decorated all the same is accepted
+        # the two methods below freeze it instead, so that a subclass with a decorator is accepted, too
         del cls.__setattr__, cls.__delattr__
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -98,7 +98,7 @@ class Parameters:
         raise FrozenInstanceError(f"cannot delete field '{name}'")
 
     def __post_init__(self) -> None:
-        """Check types and limits of all fields, and report all that is wrong at once."""
+        """Check types and limits of all fields, and report all mistakes at once."""
         hints = field_types(type(self))
         for item in fields_of(self):
             value, kinds = getattr(self, item.name), _kinds(hints[item.name])
@@ -110,10 +110,10 @@ class Parameters:
         self.check()
 
     def check(self) -> None:
-        """Override to refuse combinations of values: raise `BenchmarkError`."""
+        """Override this to refuse combinations of values, with a `BenchmarkError`."""
 
     def values(self) -> dict[str, Any]:
-        """The parameters as plain values, in order of declaration."""
+        """The parameters as plain values, in the order of declaration."""
         return {item.name: getattr(self, item.name) for item in fields_of(self)}
 
     def replace(self, **changes: Any) -> Self:
@@ -122,9 +122,9 @@ class Parameters:
 
 
 def _refuse_unannotated(cls: type[Any]) -> None:
-    """Refuse a class attribute that looks like a parameter and is none, as it has no annotation.
+    """Refuse a class attribute that looks like a parameter but is not one, because it has no annotation.
 
-    Constants are written in capitals or with an underscore; what the contract declares needs no annotation.
+    Constants are written in capitals or with an underscore. Attributes that the base class declares need no annotation.
     """
     bases = cls.__mro__[1:]
     parameters = {item.name for base in bases if dataclasses.is_dataclass(base) for item in dataclasses.fields(base)}
@@ -144,7 +144,7 @@ def _refuse_unannotated(cls: type[Any]) -> None:
 
 
 def _refuse_without_default(cls: type[Any]) -> None:
-    """Refuse parameters without a value: a name alone, without inline parameters, is a setting as well."""
+    """Refuse parameters without a default, because a name alone, without inline parameters, must run."""
     lacking = [item.name for item in fields_of(cls) if default_of(item) is MISSING]
     if lacking:
         raise BenchmarkError(
@@ -154,7 +154,7 @@ def _refuse_without_default(cls: type[Any]) -> None:
 
 
 def check_values(cls: type[Parameters], values: Mapping[str, Any]) -> None:
-    """Refuse values of the wrong type or outside their limits, all in one message."""
+    """Refuse values of a wrong type or outside their limits, all in one message."""
     hints = field_types(cls)
     problems = []
     for item in fields_of(cls):
@@ -169,20 +169,20 @@ def check_values(cls: type[Parameters], values: Mapping[str, Any]) -> None:
 
 
 def fields_of(owner: Any) -> tuple[Field[Any], ...]:
-    """The dataclass fields of a parameter class or instance, hidden ones left out."""
+    """The dataclass fields of a parameter class or instance."""
     return dataclasses.fields(owner)
 
 
 def field_types(cls: type) -> dict[str, Any]:
-    """Field name -> its type, with string annotations evaluated."""
+    """Field name -> type, with string annotations evaluated."""
     return _type_hints(cls)
 
 
-_type_hints = functools.cache(typing.get_type_hints)  # a grid makes thousands of one class
+_type_hints = functools.cache(typing.get_type_hints)  # a grid makes thousands of instances of one class
 
 
 def _kinds(hint: Any) -> tuple[Any, ...]:
-    """The plain types a hint allows: `float | None` -> (float, NoneType)."""
+    """The plain types that a hint allows: `float | None` -> (float, NoneType)."""
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
         return tuple(kind for part in typing.get_args(hint) for kind in _kinds(part))
     return (hint,)
@@ -200,7 +200,7 @@ def _words(kinds: tuple[Any, ...]) -> str:
 
 
 def _problem(value: Any, item: Field[Any], kinds: tuple[Any, ...]) -> str | None:
-    """What the value should have been, or None if it is right."""
+    """What the value should be, or None if it is right."""
     if value is None and type(None) in kinds:
         return None
     plain = tuple(typing.get_origin(kind) or kind for kind in kinds)
@@ -219,7 +219,7 @@ def _problem(value: Any, item: Field[Any], kinds: tuple[Any, ...]) -> str | None
 
 
 def read_value(text: str, hint: Any, what: str) -> Any:
-    """Read one inline value by the type of its field; `what` names it in the message.
+    """Read one inline value according to the type of its field; `what` names it in messages.
 
     Lists of numbers are written with slashes: `milestones=0.4/0.8`.
     """
@@ -249,8 +249,8 @@ def read_value(text: str, hint: Any, what: str) -> Any:
 def split_spec(spec: str) -> tuple[str, dict[str, list[str]]]:
     """`name:key=value,key=a|b` -> (name, {key: [values]}).
 
-    Split at the first `:`, at commas outside quotes, at the first `=` of each part; `|` separates the values of
-    a sweep, and quotes protect all of these.
+    The text is split at the first `:`, at commas, and at the first `=` of each part. `|` separates the values of a
+    sweep. None of these splits inside quotes.
     """
     name, _, rest = spec.partition(":")
     options: dict[str, list[str]] = {}
@@ -270,14 +270,14 @@ def split_spec(spec: str) -> tuple[str, dict[str, list[str]]]:
     return name.strip(), options
 
 
-MOST_SETTINGS = 10_000  # of one name: each is a row of the tables, or data that are built
+MOST_SETTINGS = 10_000  # of one name: each is a row in tables, or data to build
 
 
 def expand_sweeps(options: Mapping[str, list[str]]) -> list[dict[str, str]]:
     """Every combination of the swept values.
 
     Raises:
-        BenchmarkError: there are more than anybody can mean.
+        BenchmarkError: there are more than `MOST_SETTINGS`.
     """
     n = math.prod(map(len, options.values()))
     if n > MOST_SETTINGS:
@@ -305,14 +305,14 @@ def _unquote(text: str) -> str:
 
 
 def default_of(item: Field[Any]) -> Any:
-    """The class default of a field."""
+    """The default of a field; MISSING if it has none."""
     if item.default is not MISSING:
         return item.default
     return item.default_factory() if item.default_factory is not MISSING else MISSING
 
 
 def write_value(value: Any) -> str:
-    """A value as it is written inline; the inverse of `read_value`."""
+    """Write a value as it is given inline; the inverse of `read_value`."""
     if value is None or isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):

@@ -1,4 +1,4 @@
-"""The Python interface: run a grid, load results, compare, and load a trained predictor."""
+"""The Python interface: run a grid, load results, compare methods, and load a trained predictor."""
 
 from __future__ import annotations
 
@@ -62,42 +62,42 @@ def run(  # noqa: PLR0913 - the command line's options
     cache_dir: str | Path | None = None,
     progress: bool | None = None,
 ) -> pd.DataFrame:
-    """Run a grid and return its results as one tidy table, a row a cell x split x selection rule.
+    """Run a grid and return its results as one tidy table: one row per cell, split and selection rule.
 
-    A notebook shows progress while it runs, and the table as the report's comparison.
+    A notebook shows progress while the grid runs, and displays the table as the report's comparison.
 
     Args:
         methods: names with inline parameters, as on the command line: "pgd:norm=l1,alpha=0.9".
         datasets: likewise: "cmnist:rho=0.01".
-        seeds: how many (0, 1, ...), or which.
-        data_dir: default: $DEBIASBENCH_DATA, or `data`.
-        results_dir: finished cells in it are not run again.
+        seeds: the number of seeds (0, 1, ...), or a list of seeds.
+        data_dir: folder of the data; default: $DEBIASBENCH_DATA, or `data`.
+        results_dir: folder of the results; cells that are finished there do not run again.
         device: "auto", "cpu", "cuda", ...
-        workers: processes; default: one a core or GPU; 0: this process.
-        per_device: cells that share a GPU at a time.
-        executor: what trains the cells: "local" (this machine), "ray" or "ray:HOST:PORT", "slurm".
-        slurm: what a SLURM job has: "partition=gpu", "time=8h", "gpus=1", ..., or a .toml file.
+        workers: number of processes; default: one per core or GPU; 0: run in this process.
+        per_device: number of cells that share a GPU at the same time.
+        executor: where cells are trained: "local" (this machine), "ray" or "ray:HOST:PORT", "slurm".
+        slurm: options of a SLURM job: "partition=gpu", "time=8h", "gpus=1", ..., or a .toml file.
         epochs: replaces the epochs of each stage that follows the recipe.
-        data_seeds: how many draws of each dataset; default: one.
-        shared_recipes: train every method by the dataset's recipe.
-        rerun: which cells run: "missing", "failed", "changed" (also of methods whose code has changed) or "all".
-        keep_changed: count cells as finished although their method's code has changed.
+        data_seeds: number of draws of each dataset; default: one.
+        shared_recipes: train every method with the dataset's recipe.
+        rerun: which cells run: "missing", "failed", "changed" (also those of methods whose code changed) or "all".
+        keep_changed: count cells as finished even if the code of their method changed.
         save_weights: keep the trained networks, for `load_predictor`.
-        reuse: train equal stages of several cells once.
-        download: fetch missing data first, as `debiasbench prepare` does.
-        skip_missing: leave out datasets whose data are missing (still), with a warning for each.
-        shard: (i, n), only the i-th of n parts of the grid, from 1.
+        reuse: train equal stages of several cells only once.
+        download: first download missing data, as `debiasbench prepare` does.
+        skip_missing: leave out datasets whose data are (still) missing, with a warning for each.
+        shard: (i, n): run only the i-th of n parts of the grid; i starts at 1.
         checkpoint_every: seconds between checkpoints within a stage.
-        cell_timeout: seconds after which a cell is ended; default: never.
-        silence_timeout: seconds without progress after which a cell is ended, the start of its process counted;
+        cell_timeout: seconds after which a cell is stopped; default: never.
+        silence_timeout: seconds without progress after which a cell is stopped, including the start of its process;
             default: never.
         reference: the method that a report tests the others against; default: the first.
-        tuned: a file of `tune`: the methods run with the values that were chosen, and their titles say so.
-        cache_dir: for decoded images; default: $DEBIASBENCH_CACHE, or a folder of the user's own.
-        progress: show the live display; default: in a notebook.
+        tuned: a file written by `tune`: methods run with the chosen values, and their titles say so.
+        cache_dir: folder for decoded images; default: $DEBIASBENCH_CACHE, or a folder of the user.
+        progress: show the live display; default: only in a notebook.
 
     Raises:
-        BenchmarkError: something asked for cannot be run; nothing has been trained then.
+        BenchmarkError: something in the request cannot be run. Nothing has been trained in this case.
     """
     from debiasbench.report.notebook import Results
     from debiasbench.report.results import shortened
@@ -151,27 +151,27 @@ def tune(  # noqa: PLR0913 - the command line's options
     cache_dir: str | Path | None = None,
     progress: bool | None = None,
 ) -> pd.DataFrame:
-    """Choose the hyper-parameters of methods by validation, each among the same number of draws.
+    """Choose the hyper-parameters of methods on validation, with the same number of draws for each method.
 
     Args:
-        methods: names with inline parameters, which stay as they are: "pgd:norm=l1".
+        methods: names with inline parameters, which stay fixed: "pgd:norm=l1".
         datasets: likewise.
-        draws: of each method on each dataset; the first are its defaults.
-        seeds: runs of each, 1000, 1001, ...
-        rule: chooses the epoch of a run, and by the same measure the draw: "val_loss", "val_acc", "worst_class",
+        draws: number of draws for each method on each dataset; the first is its defaults.
+        seeds: number of runs of each draw, with seeds 1000, 1001, ...
+        rule: selects the epoch of a run, and by the same measure the draw: "val_loss", "val_acc", "worst_class",
             "class_gap", or "group_val", which uses the bias labels of validation.
-        output: what was chosen, for `run(tuned=...)`; default: `tuned.toml` in `results_dir`.
+        output: the file for the chosen values, for `run(tuned=...)`; default: `tuned.toml` in `results_dir`.
 
     The other arguments are those of `run`.
 
     Returns:
-        A row for each draw: dataset, method (titles as asked for), draw, run_as, a column for each value, rule, value
-        (what the rule went by, as a mean over seeds; nan where it has none), seconds, chosen, reason (why it has no
-        value).
+        One row per draw: dataset, method (titles as requested), draw, run_as, a column for each hyper-parameter, rule,
+        value (the measure of the rule, averaged over seeds; nan if there is none), seconds, chosen, reason (why there
+        is no value).
 
     Raises:
-        BenchmarkError: as `run`; a rule that reads the test split or chooses nothing; methods or data of which nothing
-            can be chosen by validation. Nothing has been trained then.
+        BenchmarkError: as in `run`; a rule that reads the test split or compares nothing; methods or data for which
+            nothing can be chosen on validation. Nothing has been trained in these cases.
     """
     import pandas as pd
 
@@ -209,7 +209,7 @@ def _cache_in(cache_dir: str | Path | None) -> None:
 
 
 def _train(ready: GridRun, *, progress: bool | None) -> None:
-    """Run what is not finished; a warning for each dataset that is left out."""
+    """Run the cells that are not finished; warn about each dataset that is left out."""
     from debiasbench.console import in_a_notebook
     from debiasbench.running.run import run_grid
 
@@ -226,19 +226,19 @@ def _train(ready: GridRun, *, progress: bool | None) -> None:
 
 @checked()
 def load_results(path: str | Path) -> pd.DataFrame:
-    """All records below a folder as one tidy table, a row a cell x split x selection rule, without copies.
+    """Load all records below a folder as one tidy table: one row per cell, split and selection rule, without copies.
 
-    A notebook shows it as the report's comparison. What is made of it, such as a part of its rows, is a plain data
-    frame.
+    A notebook displays it as the report's comparison. Anything derived from it, such as some of its rows, is a plain
+    data frame.
 
     Args:
-        path: a results folder, any folder of records, or an archive of them.
+        path: a results folder, any folder of records, or an archive of records.
 
     Returns:
-        The columns are told in docs/publication.md: accuracies are fractions in [0, 1].
+        The table. docs/publication.md explains its columns; accuracies are fractions in [0, 1].
 
     Raises:
-        BenchmarkError: there is no such folder, or it holds no record that can be read.
+        BenchmarkError: the folder does not exist, or has no record that can be read.
     """
     from debiasbench.report.notebook import Results
     from debiasbench.report.results import records_in
@@ -255,23 +255,26 @@ def compare(
     split: str = "test",
     select: str = "last",
 ) -> pd.DataFrame:
-    """Test on each dataset whether each method is better than a reference; a notebook shows the report's table of it.
+    """Test on each dataset whether each method is better than a reference.
+
+    A notebook displays the result as the report's table of tests.
 
     Args:
-        table: from `run` or `load_results`, all of it or a part of its rows. Draws of a tuning take no part.
-        reference: a method's title; default: the first method of the table that has finished runs.
-        metric: an accuracy, a metric of your own, or "loss"; default: each dataset's headline metric.
+        table: from `run` or `load_results`: the whole table or some of its rows. Draws of a tuning are left out.
+        reference: title of a method; default: the first method of the table that has finished runs.
+        metric: an accuracy, a metric of your own, or "loss"; default: the headline metric of each dataset.
         split: "test" or "valid".
         select: the rule that selected the epoch: "last", "val_acc", ...
 
     Returns:
-        A row for each dataset and method: dataset, metric, split, select, method, reference, n_a, n_b and n_pairs
-        (runs), gap (a fraction), p values, the same after Holm's correction, effect_size, the interval of the gap
-        (low, high), and the gap that this many runs could detect; see `debiasbench.report.results.compare`.
+        One row per dataset and method: dataset, metric, split, select, method, reference, n_a, n_b and n_pairs
+        (numbers of runs), gap (a fraction), p-values, the same after Holm's correction, effect_size, the confidence
+        interval of the gap (low, high), and the gap that this many runs could detect; see
+        `debiasbench.report.results.compare`.
 
     Raises:
-        BenchmarkError: no table of results, or no finished run in it; no such reference or metric; versions,
-            data or settings that must not be mixed.
+        BenchmarkError: this is not a table of results, or it has no finished run; the reference or metric does not
+            exist; it mixes versions, data or settings that must not be mixed.
     """
     from debiasbench.report.notebook import Tests
     from debiasbench.report.results import compare as compare_table
@@ -282,10 +285,11 @@ def compare(
 
 @checked()
 def load_predictor(record: str | Path) -> Any:
-    """The trained predictor of a cell that was run with `save_weights`: x float (B, C, H, W) -> logits (B, C).
+    """Load the trained predictor of a cell that was run with `save_weights`: x float (B, C, H, W) -> logits (B, C).
 
-    x is as the recipe normalises it (`debiasbench.data.augment.to_input` makes it from uint8 images). Of text, x holds
-    token numbers (B, L) with -1 where it is padded, and of features float32 (B, D), as in the dataset's `Samples`.
+    x must be normalised as in the recipe (`debiasbench.data.augment.to_input` makes it from uint8 images). For text, x
+    holds token numbers (B, L), padded with -1. For features it is float32 (B, D). Both are as in the dataset's
+    `Samples`.
 
     Raises:
         BenchmarkError: the record has no weights.

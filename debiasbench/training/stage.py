@@ -1,8 +1,8 @@
-"""The training loop, written once: what a method gives to `task.train` is carried out here.
+"""The training loop, written once: it carries out what a method passes to `task.train`.
 
-A stage draws the order of the samples, gathers and augments batches on the device, runs the loss, steps the optimiser
-by the recipe's schedule, and reads losses back once an epoch. A method's loss is a pure function of tensors, so it says
-nothing of all this.
+A stage draws the order of the samples, gathers and augments batches on the device, computes the loss, steps the
+optimiser with the schedule of the recipe, and reads losses back once per epoch. The loss of a method is a pure function
+of tensors and deals with none of this.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ from debiasbench.training.reuse import DeclinedReuse, Reuse, facts_of_loss, fact
 from debiasbench.training.updates import Terms, Update
 from debiasbench.training.updates import total as total_of
 
-Proxies = NDArray[np.uint16]  # (N,), a kind of each validation sample
+Proxies = NDArray[np.uint16]  # (N,), a kind for each validation sample
 Evaluate = Callable[[Callable[[Tensor], Tensor], Recipe, Proxies | None], Row]
 
 
 @dataclass
 class EpochUnderWay:
-    """An epoch that is being trained: sum of the losses, float64 (), how many samples and batches, the last rate."""
+    """An epoch in progress: sum of the losses, float64 (); samples and batches so far; the last learning rate."""
 
     total: Tensor
     n_seen: int
@@ -60,15 +60,15 @@ class EpochUnderWay:
 
 
 class Stage:
-    """One training stage: optimiser, schedule and epoch count live as long as the stage.
+    """One training stage. Its optimiser, schedule and epoch count last as long as the stage.
 
-    `run` may be called several times, for methods that take turns between networks.
+    `run` may be called several times, for methods that alternate between networks.
 
     Attributes:
-        losses: mean training loss a sample of each epoch so far, for a rule of one's own for stopping.
+        losses: mean training loss per sample in each epoch so far, for stopping rules of your own.
     """
 
-    def __init__(  # noqa: PLR0913 - the arguments of task.stage, handed on, and what the stages of a cell have in common
+    def __init__(  # noqa: PLR0913 - the arguments of task.stage, and what all stages of a cell share
         self,
         nets: dict[str, nn.Module],
         loss: Loss,
@@ -90,9 +90,9 @@ class Stage:
         self.nets, self.frozen, self.loss, self.recipe, self.reuse = nets, frozen, loss, recipe, reuse
         self.source, self.journal, self.evaluate, self.update = source, journal, evaluate, update
         self.sample, self.draws, self.contents, self.state, self.predict = sample, draws, contents, state, predict
-        self.find_proxies, self.proxies = find_proxies, ""  # the latter in hexadecimal digits, once they are found
+        self.find_proxies, self.proxies = find_proxies, ""  # the latter in hexadecimal digits, once computed
         self.key = journal.new_stage()
-        self.goes_on = True  # whether it may be run again
+        self.goes_on = True  # whether it can be run again
         self.epoch = 0
         self.step = 0
         self.losses: list[float] = []
@@ -100,8 +100,8 @@ class Stage:
     def run(self, epochs: int | None = None, *, sample: Sample = None, draws: int | None = None) -> State:
         """Train for `epochs` more epochs (default: to the end of the recipe) and return the state.
 
-        Where the recipe counts steps, the stage ends with the last of them, whatever `epochs` says.
-        `sample` and `draws` replace those of the stage for this run.
+        If the recipe counts steps, the stage ends with its last step, whatever `epochs` says. `sample` and `draws`
+        replace those of the stage for this run.
         """
         sample = self.sample if sample is None else sample
         draws = self.draws if draws is None else draws
@@ -130,7 +130,7 @@ class Stage:
 
     @property
     def n_epochs(self) -> int:
-        """Epochs of the whole stage, each sample once an epoch; where the recipe counts steps, rounded up."""
+        """Epochs of the whole stage if each epoch has each sample once; if the recipe counts steps, rounded up."""
         n_samples = len(self.source.samples)
         return self._length(n_batches(n_samples, self.recipe.batch_size, drop_last=self.recipe.drop_last))[1]
 
@@ -139,13 +139,13 @@ class Stage:
     def _train(
         self, run: StageRun, last_epoch: int, length: tuple[int, int], sample: Sample, draws: int | None
     ) -> None:
-        """Train up to `last_epoch`, of a stage of `length` (steps, epochs), from where it stands."""
+        """Train from the current epoch to `last_epoch`; the whole stage has the `length` (steps, epochs)."""
         begun = self._go_on(run)
-        if self.find_proxies is not None:  # by networks as they are before they are trained on
+        if self.find_proxies is not None:  # with the networks as they are before this stage trains
             self.proxies = run.proxies = self.proxies or self.find_proxies().tobytes().hex()
         clock = self._clock(run)
         device = self.source.device
-        # dropout is seeded a step; nobody else's draws change
+        # dropout is seeded at each step; the fork leaves all other draws unchanged
         own_draws = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
         with own_draws, held(self.frozen.values()), self.recipe.tf32(device):
             ended = begun is None and self.step == self.recipe.steps
@@ -171,7 +171,7 @@ class Stage:
         sample: Sample,
         draws: int | None,
     ) -> tuple[float, float]:
-        """One epoch, or the rest of one that was `begun` -> (mean loss a sample, learning rate at its end)."""
+        """Train one epoch, or the rest of one that was `begun` -> (mean loss per sample, last learning rate)."""
         total_steps, total_epochs = length
         plan = self._plan(sample, draws, run.call, self.epoch)
         for net in self.nets.values():
@@ -191,18 +191,18 @@ class Stage:
             if self.journal.between_steps(run, self.epoch, last_epoch):
                 run.seconds = clock()
                 self._keep_running(run, now)
-        mean = float(now.total) / max(now.n_seen, 1)  # the one read of the epoch
+        mean = float(now.total) / max(now.n_seen, 1)  # the only read from the device in this epoch
         check_finite(mean, call=run.call, epoch=self.epoch + 1, rate=now.rate)
         return mean, now.rate
 
     @staticmethod
     def _clock(run: StageRun) -> Callable[[], float]:
-        """Seconds of training in this run, earlier processes included, evaluation excluded."""
+        """Seconds of training in this run, with earlier processes and without evaluation."""
         started, before, evaluation = time.perf_counter(), run.seconds, run.evaluation_seconds
         return lambda: before + time.perf_counter() - started - (run.evaluation_seconds - evaluation)
 
     def _losses(self, nets: Nets, batch: Batch, total: Tensor) -> Iterator[tuple[float, Tensor | Terms]]:
-        """The loss of each part of a batch, with its fraction of the batch; added to `total` a sample."""
+        """Yield each part's fraction of the batch and its loss; add the loss, times the samples, to `total`."""
         size = len(batch.index)
         for part in [batch] if self.recipe.accumulate == 1 else batch.parts(self.recipe.accumulate):
             value = self._loss(nets, part)
@@ -230,7 +230,7 @@ class Stage:
     # ---- order and length -------------------------------------------------------------------------------------------
 
     def _plan(self, sample: Sample, draws: int | None, call: int, epoch: int) -> list[Tensor]:
-        """The batches of an epoch, as int64 indices on the host; a function of (seed, call, epoch) alone."""
+        """The batches of an epoch, as int64 indices on the host; they depend only on (seed, call, epoch)."""
         n_samples = len(self.source.samples)
         if callable(sample) and self.recipe.accumulate > 1:
             raise BenchmarkError(
@@ -252,7 +252,7 @@ class Stage:
         return plan
 
     def _n_batches(self, sample: Sample, draws: int | None, call: int) -> int:
-        """Batches of an epoch: arithmetic, but where a function lays them out and does not say how many."""
+        """The number of batches in an epoch, computed; a function that lays them out and has no length is called."""
         n_draws = draws_of(sample, len(self.source.samples), draws)
         if n_draws is not None:
             return n_batches(n_draws, self.recipe.batch_size, drop_last=self.recipe.drop_last)
@@ -262,14 +262,14 @@ class Stage:
         return n
 
     def _length(self, steps_per_epoch: int) -> tuple[int, int]:
-        """Steps and epochs of the whole stage."""
+        """Numbers of steps and epochs in the whole stage."""
         steps = self.recipe.steps or self.recipe.epochs * steps_per_epoch
         return steps, -(-steps // steps_per_epoch)
 
     # ---- evaluation -------------------------------------------------------------------------------------------------
 
     def _evaluate_epoch(self, run: StageRun, rate: float) -> None:
-        """An epoch that selection rules choose from."""
+        """Evaluate an epoch that selection rules can choose."""
         started = time.perf_counter()
         proxies = np.frombuffer(bytes.fromhex(self.proxies), np.uint16) if self.proxies else None
         row = self.evaluate(bound(self.predict, {**self.nets, **self.frozen}), self.recipe, proxies)
@@ -277,7 +277,7 @@ class Stage:
         run.evaluation_seconds += time.perf_counter() - started
 
     def _evaluate_end(self, run: StageRun) -> None:
-        """The accuracy of whole networks that no predictor speaks for (so the biased network's is known)."""
+        """Evaluate complete networks of a stage without a predictor, so that the biased network's accuracy is known."""
         if self.predict is not None:
             return
         started = time.perf_counter()
@@ -286,7 +286,7 @@ class Stage:
                 run.end[name] = self.evaluate(net, self.recipe, None)
         run.evaluation_seconds += time.perf_counter() - started
 
-    # ---- a stage used again -----------------------------------------------------------------------------------------
+    # ---- reuse ------------------------------------------------------------------------------------------------------
 
     def _reuse_or(
         self,
@@ -298,7 +298,7 @@ class Stage:
         *,
         whole: bool,
     ) -> None:
-        """Load what an equal stage of another cell ended with, or train and keep it."""
+        """Load the end of an equal stage from another cell, or train and keep the end."""
         try:
             if self.predict is not None:
                 raise DeclinedReuse("it has a predictor, whose epochs must be evaluated")
@@ -328,10 +328,10 @@ class Stage:
                 self.journal.note(run.call, reused=True)
                 self.journal.report(run, self.epoch, self.epoch)
 
-    # ---- a stage gone on with ---------------------------------------------------------------------------------------
+    # ---- resume -----------------------------------------------------------------------------------------------------
 
     def _wait(self, run: StageRun) -> None:
-        """Another worker trains this stage."""
+        """Wait while another worker trains this stage."""
         self.journal.report(run, 0, self.recipe.epochs)
         self.journal.stop_if_asked()
 
@@ -351,7 +351,7 @@ class Stage:
         self.proxies = run.proxies
 
     def _keep(self, run: StageRun) -> None:
-        """The run is finished."""
+        """Keep the end of a finished run."""
         end = replace(self._end(run, goes_on=self.goes_on), nets={})
         files = self.journal.files_of_nets(self.nets) | {self.key: end.to_bytes()}
         self.journal.end(run.call, files, run=asdict(run), epoch=self.epoch, step=self.step)
@@ -363,7 +363,7 @@ class Stage:
         )  # fmt: skip
 
     def _go_on(self, run: StageRun) -> EpochUnderWay | None:
-        """Go on where an earlier process left this run."""
+        """Resume this run where an earlier process left it; None if there is nothing to resume."""
         kept = self.journal.running(run, self.source.device)
         if kept is None:
             return None
@@ -373,12 +373,12 @@ class Stage:
         return EpochUnderWay(total, now["n_seen"], now["n_batches"], now["rate"])
 
     def _as_it_was(self, run: StageRun, epoch: int, step: int) -> None:
-        """An earlier process finished this run. What a later one changed again is without values."""
+        """Restore a run that an earlier process finished. What later calls changed again is left without values."""
         self.epoch, self.step, self.proxies = epoch, step, run.proxies
         self.losses += run.losses
         if run.losses:
             for net in self.nets.values():
-                net.train()  # as training leaves it
+                net.train()  # training leaves them in train mode
         self.journal.fill_nets(run.call, self.nets, self.source.device)
         if self.journal.is_newest(self.key, run.call):
             end = self.journal.stage_end(self.key, self.source.device)

@@ -1,4 +1,4 @@
-"""One seed's view of the training data and the tools for it: what a method's `fit` receives."""
+"""What the `fit` of a method receives: the training data of one seed, and the tools to train on them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Arguments = ParamSpec("Arguments")
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:
-    """What a network was at a time; without weights if an earlier process took it, and a later one took its place."""
+    """The state of a network at one time; without weights if an earlier process took it and no longer keeps it."""
 
     net: nn.Module
     weights: dict[str, Tensor] | None
@@ -46,7 +46,7 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Access:
-    """What a method may see besides images and labels of the training samples, and its name for messages."""
+    """What a method may see besides the images and labels of training samples, and its name for messages."""
 
     name: str
     bias_labels: bool = False
@@ -56,16 +56,16 @@ class Access:
 def _run_once(
     stage: Callable[Concatenate[Task, Arguments], Stage],
 ) -> Callable[Concatenate[Task, Arguments], State]:
-    """`Task.train`: the stage of these arguments, run to its end."""
+    """Make `Task.train` from `Task.stage`: a stage with these arguments, run to its end."""
 
     def train(self: Task, *arguments: Arguments.args, **options: Arguments.kwargs) -> State:
-        """Run one training stage, with a fresh optimiser and schedule, and return its end state.
+        """Run one training stage, with a new optimiser and schedule, and return its final state.
 
-        `task.stage(...).run()`: the arguments are those of `stage`.
+        It is the same as `task.stage(...).run()`; the arguments are those of `stage`.
         """
-        begin: Callable[..., Stage] = self.stage  # also where a subclass has its own
+        begin: Callable[..., Stage] = self.stage  # also if a subclass overrides it
         whole = begin(*arguments, **options)
-        whole.goes_on = False  # nobody else has it
+        whole.goes_on = False  # nobody else can run it
         return whole.run()
 
     train.__signature__ = inspect.signature(stage)  # type: ignore[attr-defined] # for help() and editors
@@ -73,16 +73,20 @@ def _run_once(
 
 
 class Task:
-    """The training data of one cell and the tools to train on it.
+    """The training data of one cell, and the tools to train on them.
 
-    Every call of `new_net`, `new_head`, `new_parameter`, `train` (or a stage's `run`), `batches`, `each`, `once`,
-    `snapshot`, `restore` and `log` has a number, and all randomness is a function of (purpose, seed, call number,
-    epoch, step).
+    Every call of `new_net`, `new_head`, `new_parameter`, `train` (or `run` of a stage), `batches`, `each`, `once`,
+    `snapshot`, `restore` and `log` has a number. All randomness is a function of (purpose, seed, call number, epoch,
+    step).
 
     Attributes:
-        y: int64 (N,), the labels of the training samples, on the device. x: their images, uint8 (N, C, H, W), or
-            texts, int32 (N, L), or features, float32 (N, D), on the device or, where they did not fit, on the host.
-        n_classes, n_samples, recipe, dataset: what the data are and how to train on them.
+        y: int64 (N,), the labels of the training samples, on the device.
+        x: their images, uint8 (N, C, H, W), or texts, int32 (N, L), or features, float32 (N, D). On the device, or on
+            the host if they do not fit there.
+        n_samples: the number N of training samples.
+        n_classes: the number of classes.
+        recipe: how to train.
+        dataset: the dataset of the cell.
         journal: what has been done so far.
     """
 
@@ -97,7 +101,7 @@ class Task:
         journal: Journal | None = None,
         reuse: Reuse | None = None,
     ) -> None:
-        """`splits` are where they are to be trained on: nothing is moved. `reuse`: where ends of stages are kept."""
+        """`splits` must be on the device already: nothing is moved. `reuse` keeps the ends of stages."""
         self.splits, self.dataset, self.recipe, self.seed = splits, dataset, recipe, seed
         self.access, self.journal, self.reuse = access, journal or Journal(), reuse
         self.x, self.y = splits.train.x, splits.train.y
@@ -106,14 +110,14 @@ class Task:
         self.source = Source(splits.train, seed, with_bias=access.bias_labels)
         self.evaluation = Evaluation(dataset, splits)
         self.predictor: Any = None
-        self.predicting_recipe = recipe  # how x is made for the predictor
+        self.predicting_recipe = recipe  # prepares x for the predictor
         self._predicting: dict[str, nn.Module] = {}
 
     # ---- what a method uses -------------------------------------------------------------------------------------
 
     @property
     def bias(self) -> Tensor:
-        """int64 (N, A), the biases of the training samples; only for a method that declares that it needs them."""
+        """int64 (N, A), the biases of the training samples; only for methods that declare `needs_bias_labels`."""
         if not self.access.bias_labels:
             raise PermissionError(
                 f"{self.access.name} reads bias labels but does not declare needs_bias_labels = True."
@@ -122,13 +126,16 @@ class Task:
 
     @property
     def conflicting(self) -> Tensor:
-        """Bool (N, A): which training samples conflict; only for a method that declares that it needs bias labels."""
-        _ = self.bias  # the same declaration
+        """Bool (N, A), which training samples conflict; only for methods that declare `needs_bias_labels`."""
+        _ = self.bias  # requires the same declaration
         return self.splits.train.conflicting
 
     @property
     def validation(self) -> Samples:
-        """The validation samples with labels and biases; only for a method that declares that it trains on them."""
+        """The validation samples with labels and biases.
+
+        Only for methods that declare `trains_on_validation` and `needs_bias_labels`.
+        """
         if not (self.access.validation and self.access.bias_labels):
             raise PermissionError(
                 f"{self.access.name} reads validation labels and biases but does not declare trains_on_validation = "
@@ -143,10 +150,10 @@ class Task:
 
     @property
     def conflict_ratio(self) -> float:
-        """The ratio that the dataset was built for (not a label of any sample).
+        """The conflict ratio that the dataset was built with (it is not a label of any sample).
 
         Raises:
-            BenchmarkError: it is not known; a method that needs it declines such a dataset.
+            BenchmarkError: it is not known. A method that needs it should decline such a dataset.
         """
         ratio = self.dataset.conflict_ratio
         if ratio is None:
@@ -156,7 +163,7 @@ class Task:
         return ratio
 
     def new_net(self, *, head: bool = True) -> Net:
-        """A new network of the recipe's kind; with `head=False` its `.head` is the identity (an encoder)."""
+        """Make a network of the recipe's kind. With `head=False`, its `.head` is the identity (an encoder)."""
         call = self.journal.number("new_net", {"net": self.recipe.net, "head": head})
         shape = self.recipe.input_shape(tuple(self.x.shape[1:]))
         with torch.random.fork_rng(devices=[]):
@@ -170,13 +177,13 @@ class Task:
         return self._placed(net, call)
 
     def new_parameter(self, *shape: int, start: float = 0.0) -> Learnable:
-        """A tensor that is learnt, filled with `start`: among the networks of a stage it is `nets.<name>.value`."""
+        """Make a learnable tensor, filled with `start`. Among the networks of a stage it is `nets.<name>.value`."""
         call = self.journal.number("new_parameter", {"shape": shape, "start": start})
         learnable: Learnable = self._placed(Learnable(shape, start), call)
         return learnable
 
     def new_head(self, n_in: int, n_out: int) -> nn.Linear:
-        """A new linear layer, in torch's own initialisation."""
+        """Make a linear layer with torch's default initialisation."""
         call = self.journal.number("new_head", {"n_in": n_in, "n_out": n_out})
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(derived_seed("init", self.seed, call))
@@ -204,40 +211,42 @@ class Task:
         turns: Sequence[str] = (),
         combine: Combine | None = None,
     ) -> Stage:
-        """A training stage, which may be run in parts (`Stage.run`); `train` runs it to its end at once.
+        """Make a training stage, which can be run in parts (`Stage.run`); `train` runs it to its end at once.
 
         Args:
-            nets: one network (`nets.net` in the loss) or several by name.
-            loss: `(nets, batch, state) -> loss` or `(loss, new state)`; a pure function of tensors. The loss is one
+            nets: one network (`nets.net` in the loss), or several by name.
+            loss: `(nets, batch, state) -> loss` or `(loss, new state)`, a pure function of tensors. The loss is one
                 number, or a dictionary of terms, which are added up (but see `recipe`, `turns` and `combine`).
-            epochs: length of the stage and of its schedule; default: the recipe's.
-            sample: see `debiasbench.training.batches.plan_epoch`.
-            draws: how many samples an epoch has, where `sample` holds probabilities.
-            columns: per-sample tensors (N, ...), gathered into the batch by name.
-            state: tensors that the loss reads and returns anew.
-            recipe: another recipe for this stage; or {network: recipe}, which gives each network an optimiser of its
-                own (others have the stage's recipe): a term of the loss then trains the network of its name alone.
-            predict: a method `(self, nets, x) -> logits` of the class, or the network itself. A stage with it is
-                evaluated every `recipe.eval_every` epochs, and its epochs are what selection rules choose from.
-            proxy: a biased network whose predictions stand in for the bias of validation samples, or `(x, y) -> int64
-                (B,)`, a kind of sample: the rule worst_proxy chooses among the epochs by them. They are found once,
-                before the stage trains, and the method never sees them.
-            reuse: equal stages of several cells are trained once (`debiasbench.training.reuse`); the loss is then a
-                function of a module, or a `partial` of one. Without effect on a stage with `predict`.
-            frozen: networks by name that the loss or the predictor uses and that are not trained here, such as a
-                teacher: in eval mode, without gradient, saved with the weights.
-            noise: distributions by name (`{"lam": torch.distributions.Beta(16.0, 16.0)}`); `batch.lam` is then drawn
-                anew for each sample, (B,).
-            views: `batch.views` holds so many augmented views of each image, (V, B, C, H, W); the first is `batch.x`.
-            inputs: per-sample tensors (N, ...) in place of the images, such as features made by `task.each`:
-                `batch.x` is then gathered from them.
-            turns: names of networks that step in turns, one a step: ("critic", "critic", "net").
-            combine: makes one gradient of those of the terms: {term: [gradient a parameter]} -> [gradient a
-                parameter], in the order of the networks and of their parameters.
+            epochs: length of the stage and of its schedule; default: that of the recipe.
+            sample: how samples are drawn; see `debiasbench.training.batches.plan_epoch`.
+            draws: number of samples in an epoch, if `sample` holds probabilities.
+            columns: per-sample tensors (N, ...) by name; each batch holds its rows of them.
+            state: tensors that the loss reads, and returns as new tensors.
+            recipe: another recipe for this stage; or {network: recipe}, which gives each of these networks its own
+                optimiser (other networks use the recipe of the stage). Each term of the loss then trains only the
+                network of its name.
+            predict: a method `(self, nets, x) -> logits` of the class, or the network itself. A stage with a predictor
+                is evaluated every `recipe.eval_every` epochs, and selection rules choose among its epochs.
+            proxy: a biased network whose predictions stand in for the bias of validation samples, or a function `(x, y)
+                -> int64 (B,)` that gives a kind for each sample. The rule worst_proxy uses them to choose among the
+                epochs. They are computed once, before the stage trains, and the method never sees them.
+            reuse: train equal stages of several cells only once (`debiasbench.training.reuse`). The loss must then be a
+                function of a module, or a `partial` of one. It has no effect on a stage with `predict`.
+            frozen: networks by name that the loss or the predictor uses but that this stage does not train, such as a
+                teacher. They are in eval mode, without gradient, and are saved with the weights.
+            noise: distributions by name (`{"lam": torch.distributions.Beta(16.0, 16.0)}`). Then `batch.lam`, (B,), has
+                a new draw for each sample.
+            views: number V of augmented views of each image in `batch.views`, (V, B, C, H, W); the first is `batch.x`.
+            inputs: per-sample tensors (N, ...) that replace the images in `batch.x`, such as features made by
+                `task.each`.
+            turns: names of the networks that are updated in turn, one per step: ("critic", "critic", "net").
+            combine: a function that makes one gradient from those of the terms: {term: [gradient per parameter]} ->
+                [gradient per parameter], in the order of the networks and of their parameters.
 
         Raises:
-            BenchmarkError: networks that are not the task's; a predictor that could not be saved.
-            ValueError, TypeError: arguments that do not go together; the message says which.
+            BenchmarkError: networks that this task did not make; a predictor that could not be saved.
+            ValueError: arguments that do not go together; the message says which.
+            TypeError: likewise.
         """
         named = self._own_nets({"net": nets} if isinstance(nets, nn.Module) else nets)
         still = self._own_nets(frozen or {})
@@ -247,7 +256,7 @@ class Task:
         if epochs is not None:
             own = own.replace(epochs=epochs, steps=None)
             recipes = recipes and {name: one.replace(epochs=epochs, steps=None) for name, one in recipes.items()}
-        # copies: what the method does to its own is no part of the stage, nor would it be after an interruption
+        # copies, so that the method cannot change them during the stage, which would be lost after an interruption
         state = {name: value.to(self.device, copy=True) for name, value in (state or {}).items()}
         contents = Contents(
             {name: value.to(self.device) for name, value in (columns or {}).items()}, noise or {}, views,
@@ -270,7 +279,7 @@ class Task:
     train = _run_once(stage)
 
     def snapshot(self, net: nn.Module) -> Snapshot:
-        """The weights and buffers of a network as they are now, for `restore`."""
+        """Keep the current weights and buffers of a network, for `restore`."""
         call = self.journal.number("snapshot", {"net": self._index(net)})
         key = f"snapshot-{call}"
         if self.journal.finished(call) is None:
@@ -279,11 +288,11 @@ class Task:
         else:
             kept = self.journal.is_newest(key, call)
             snapshot = Snapshot(net, self.journal.file(key, self.device)[0] if kept else None)
-        weakref.finalize(snapshot, self.journal.forget, key)  # what nobody can restore is not kept
+        weakref.finalize(snapshot, self.journal.forget, key)  # not kept once nothing can restore it
         return snapshot
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Put a network back to what it was when the snapshot was taken."""
+        """Put a network back into its state at the time of the snapshot."""
         call = self.journal.number("restore", {"net": self._index(snapshot.net)})
         nets = {"net": snapshot.net}
         if self.journal.finished(call) is not None:
@@ -297,9 +306,18 @@ class Task:
     def each(
         self, function: Callable[[Tensor, Tensor], Tensor], *, split: str = "train", augment: bool = False
     ) -> Tensor:
-        """`function(x, y) -> (B, ...)` of every sample, in the order of the split -> (N, ...), on the device.
+        """Apply `function(x, y) -> (B, ...)` to every sample -> (N, ...), on the device, in the order of the split.
 
-        Networks are in eval mode and no gradient is kept; x is not augmented unless asked for.
+        Networks are in eval mode, and no gradient is computed. x is augmented only with `augment=True`.
+
+        Args:
+            function: of the images (or texts, or features) and labels of a batch.
+            split: "train" or "valid".
+            augment: whether x is augmented.
+
+        Raises:
+            DivergedError: the result is not finite.
+            ValueError: another split.
         """
         if split not in ("train", "valid"):
             raise ValueError(f"task.each reads the train or the valid split, never test. Got {split!r}.")
@@ -318,7 +336,7 @@ class Task:
                 return function(augmented(x, self.recipe, generator), samples.y[rows])
             return function(to_input(x, self.recipe), samples.y[rows])
 
-        # in float32 whatever the recipe: scores of 8 bits would be equal
+        # float32 whatever the recipe says: with 8 bits, many scores would be equal
         with torch.no_grad(), evaluating(self.journal.nets):
             result = samples.map(of_batch, self.evaluation.batch_size, "The function of task.each must return (B, ...)")
         if result.is_floating_point() and not bool(torch.isfinite(result).all()):
@@ -328,10 +346,10 @@ class Task:
         return result
 
     def once(self, function: Callable[..., Any], *tensors: Tensor) -> Any:
-        """`function(*tensors, generator=...)`: for work outside the loop, such as k-means.
+        """Call `function(*tensors, generator=...)`, for work outside the training loop, such as k-means.
 
-        The generator is on the device of the first tensor. After an interruption a result is there that is a tensor, a
-        plain value, or a tuple, list or dictionary of them; anything else is computed again.
+        The generator is on the device of the first tensor. The result is kept for a resumed run if it is a tensor, a
+        plain value, or a tuple, list or dictionary of these; anything else is computed again after an interruption.
         """
         call = self.journal.number(
             "once", {"function": source_of(function), "tensors": [digest_of(tensor) for tensor in tensors]}
@@ -345,18 +363,20 @@ class Task:
         n_threads = torch.get_num_threads()
         try:
             result = function(*tensors, generator=derived_generator("once", self.seed, call, device=device))
-        finally:  # numba, under UMAP, sets those of torch too: then steps are thirty times slower, and sums differ
+        finally:  # numba, used by UMAP, changes torch's threads: steps become thirty times slower, and sums differ
             torch.set_num_threads(n_threads)
         self._spent(f"once {call}", started)
         self.journal.end_with(call, result, traces)
         return result
 
     def log(self, **columns: Tensor) -> None:
-        """Keep per-sample values (N,) or single numbers () with the record.
+        """Store per-sample values (N,) or single numbers () in the record.
 
-        Per-sample values are compared with the true conflicts. score: float (N,), the higher the likelier a sample
-        is bias-conflicting; for a method that samples by it, in proportion to the probability. selected: bool (N,),
-        the samples taken for conflicting.
+        Per-sample values are compared with the true conflicts. Names with a meaning:
+
+        - score: float (N,), higher if a sample is more likely to be bias-conflicting. For a method that samples by it,
+          it is proportional to the sampling probability.
+        - selected: bool (N,), the samples that the method takes for conflicting.
         """
         call = self.journal.number("log", {"columns": sorted(columns)})
         if self.journal.logged_before(call):
@@ -366,15 +386,15 @@ class Task:
             if shape == ():
                 self.journal.values[name] = float(column)
             elif shape == (self.n_samples,):
-                half = column.dtype in (torch.float16, torch.bfloat16)  # numpy does not know the latter
-                # a copy: the method may write into its own afterwards
+                half = column.dtype in (torch.float16, torch.bfloat16)  # numpy has no bfloat16
+                # a copy, because the method may change its tensor later
                 self.journal.columns[name] = (column.float() if half else column).detach().to("cpu", copy=True)
             else:
                 raise ValueError(f"task.log({name}=...) must have shape ({self.n_samples},) or (). Got {shape}.")
         self.journal.end_log(call, columns)
 
     def column(self, value: float) -> Tensor:
-        """A per-sample table (N,) filled with `value`, for `state`."""
+        """Make a per-sample table (N,), filled with `value`, for `state`."""
         return torch.full((self.n_samples,), value, device=self.device)
 
     def batches(
@@ -388,10 +408,10 @@ class Task:
         noise: Noise | None = None,
         views: int = 1,
     ) -> Loop:
-        """The slow path: batches as a loss sees them, for a loop of the method's own (such as bilevel optimisation).
+        """Yield batches as a loss sees them, for methods with their own loop (such as bilevel optimisation); slower.
 
-        Networks are put into train mode at each step. Such a method calls `task.evaluate` itself. Arguments as of
-        `stage`; see `Loop` for optimisers that follow the schedule and for the check that the loss is finite.
+        Networks are put into train mode at each step. Such a method must call `task.evaluate` itself. The arguments are
+        those of `stage`. See `Loop` for optimisers that follow the schedule, and for the check that the loss is finite.
         """
         recipe = recipe or self.recipe
         if epochs is not None:
@@ -405,9 +425,10 @@ class Task:
     def evaluate(
         self, predict: Predict, nets: Mapping[str, nn.Module] | None = None, *, recipe: Recipe | None = None
     ) -> None:
-        """Evaluate a predictor now, as one more epoch to select from; for methods with a loop of their own.
+        """Evaluate a predictor now, as one more epoch that rules can select; for methods with their own loop.
 
-        `nets` are what the predictor is called with (`nets.<name>`); a network that predicts itself needs none.
+        `nets` are the networks that the predictor is called with (`nets.<name>`). If the predictor is a network itself,
+        it needs none.
         """
         named = {"net": predict} if nets is None and isinstance(predict, nn.Module) else dict(nets or {})
         self._announce(predict, self._own_nets(named), recipe or self.recipe)
@@ -416,7 +437,7 @@ class Task:
     # ---- what the runner uses ---------------------------------------------------------------------------------------
 
     def _own_nets(self, nets: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
-        """The networks by name, all of them made by this task."""
+        """Return the networks by name, and refuse networks that this task did not make."""
         unknown = [name for name, net in nets.items() if not any(net is own for own in self.journal.nets)]
         if unknown:
             raise BenchmarkError(
@@ -430,7 +451,7 @@ class Task:
         return self.journal.index(net)
 
     def _announce(self, predict: Predict, nets: dict[str, nn.Module], recipe: Recipe) -> None:
-        """A predictor that is evaluated from now on, with what it is called with and how x is made for it."""
+        """Set the predictor that is evaluated from now on, its networks, and the recipe that prepares its input."""
         if isinstance(predict, nn.Module):
             if not any(predict is net for net in nets.values()):
                 raise BenchmarkError(
@@ -450,21 +471,21 @@ class Task:
         return self.evaluation.row(predict, self.journal.nets, recipe, proxies)
 
     def _proxies(self, proxy: nn.Module | Callable[[Tensor, Tensor], Tensor], recipe: Recipe) -> Proxies:
-        """What stands in for the bias of validation samples."""
+        """Compute the values that stand in for the bias of validation samples."""
         net = proxy if isinstance(proxy, nn.Module) else None
         function = proxy if net is None else lambda x, _: net(x).argmax(1)
         return self.evaluation.proxies(function, self.journal.nets, recipe)
 
     def final_predictor(self) -> Callable[[Tensor], Tensor]:
-        """X -> logits, by the predictor of the last evaluated stage."""
+        """The predictor of the last evaluated stage, x -> logits."""
         return bound(self.predictor, self._predicting)
 
     def all_nets(self) -> list[nn.Module]:
-        """Every network that this task made."""
+        """All networks that this task made."""
         return list(self.journal.nets)
 
     def predicting_nets(self) -> dict[str, nn.Module]:
-        """The networks of the stage that the predictor speaks for, by name."""
+        """The networks that the predictor is called with, by name."""
         return dict(self._predicting)
 
     def _placed(self, net: Any, call: int) -> Any:
@@ -480,7 +501,7 @@ class Task:
 
 
 def _all_known(samples: Samples, what: str, method: str) -> Samples:
-    """Refuse to form groups of samples whose bias is not known."""
+    """Return the samples, and refuse them if the bias of any is not known."""
     n_unknown = int((samples.bias < 0).any(1).sum())
     if n_unknown:
         raise BenchmarkError(f"{method} needs the bias of every {what} sample; {n_unknown:,} have none.")

@@ -1,4 +1,4 @@
-"""What every method, dataset and network must hold, for ours and for third parties' plug-ins.
+"""The checks that every method, dataset and network must pass: those of the suite and third-party plug-ins.
 
 In a test file of your own:
 
@@ -9,8 +9,8 @@ In a test file of your own:
     def test_my_method(check):
         check(MyMethod)
 
-Each check takes the class and raises `AssertionError` with a sentence that says what is wrong. Checks that look at a
-fit with the class defaults look at one and the same, which is made by the first of them.
+Each check takes the class and raises an `AssertionError` with a sentence that says what is wrong. Checks that need a
+fit with the class defaults share one fit, which the first of them makes.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ from debiasbench.training.updates import total
 
 
 class Tiny(Dataset):
-    """A few hundred coloured squares: the place of the square is the label, its colour the bias.
+    """A few hundred coloured squares: the position of the square is the label, and its colour is the bias.
 
-    One label in sixteen is wrong, so that nothing learns the training data whole; `clean=true` leaves them right.
+    One label in sixteen is wrong, so that no method fits the training data completely; with `clean=true` none is.
     """
 
     name = "tiny"
@@ -70,7 +70,7 @@ class Tiny(Dataset):
 
     @property
     def conflict_ratio(self) -> float:
-        """Before labels are made wrong."""
+        """The ratio before labels are made wrong."""
         return self.rho
 
     def build(self, data_dir: Path) -> Splits:
@@ -102,7 +102,7 @@ def make_task(
     task_class: type[Task] = Task,
     journal: Journal | None = None,
 ) -> Task:
-    """A task on the tiny dataset, for tests of methods."""
+    """Make a task on the tiny dataset, for tests of methods."""
     dataset = dataset or Tiny()
     splits = splits or dataset.build(Path())
     recipe = recipe or dataset.recipe
@@ -110,7 +110,7 @@ def make_task(
 
 
 def default_method(cls: type[Method], dataset: Dataset) -> Method:
-    """The method with its defaults for the tiny dataset; skips the calling test if it declines that."""
+    """The method with its defaults for the tiny dataset. Skips the calling test if the method declines it."""
     method = cls(**cls.by_dataset.get(dataset.name, {}))
     reason = method.decline(dataset) or method.decline_recipe(dataset.recipe)
     if reason is not None:
@@ -121,7 +121,7 @@ def default_method(cls: type[Method], dataset: Dataset) -> Method:
 
 
 def _fit(cls: type[Method], **options: Any) -> tuple[Task, Tensor]:
-    """A fitted task and its logits on the test split."""
+    """Fit a method: the task, and the logits of the test split."""
     return _fit_method(default_method(cls, options.get("dataset") or Tiny()), **options)
 
 
@@ -137,11 +137,13 @@ def _fit_method(method: Method, **options: Any) -> tuple[Task, Tensor]:
 
 @dataclass(frozen=True)
 class _DefaultFit:
-    """What a fit with the class defaults gave, and what it left behind.
+    """The result of a fit with the class defaults, and its side effects.
 
     Attributes:
+        task: the task after the fit.
         logits: of the test split, (N, C).
-        moved: the packages whose global generator it moved. changed: the splits whose samples it changed.
+        moved: the packages whose global generator it advanced.
+        changed: the splits whose samples it changed.
     """
 
     task: _NotingTask
@@ -151,20 +153,20 @@ class _DefaultFit:
 
 
 def _default_fit(cls: type[Method]) -> _DefaultFit:
-    """The fit with the class defaults; made once for the class as it is now, and not to be changed by who looks."""
-    default_method(cls, Tiny())  # a skip is the calling test's own
+    """The fit with the class defaults, made once for the class as it is now. Callers must not change it."""
+    default_method(cls, Tiny())  # a skip must come from the calling test, not from the cached fit
     return _fit_by_default(cls, _attributes(cls))
 
 
 def _attributes(cls: type[Method]) -> tuple[Any, ...]:
-    """What the class consists of now: one that was patched or reloaded since is fitted anew."""
+    """The current content of the class, so that a patched or reloaded class is fitted again."""
     attributes = [item for base in cls.__mro__ for item in vars(base).items()]
     return tuple((name, getattr(value, "__code__", None) or id(value)) for name, value in attributes)
 
 
-@lru_cache(maxsize=4)  # tests go on class by class
+@lru_cache(maxsize=4)  # tests proceed class by class
 def _fit_by_default(cls: type[Method], attributes: tuple[Any, ...]) -> _DefaultFit:
-    del attributes  # of the key alone
+    del attributes  # only part of the cache key
     splits = Tiny().build(Path())
     prints, states = _fingerprints(splits), _global_states()
     task, logits = _fit(cls, splits=splits, task_class=_NotingTask)
@@ -173,7 +175,7 @@ def _fit_by_default(cls: type[Method], attributes: tuple[Any, ...]) -> _DefaultF
 
 
 def _global_states() -> dict[str, Any]:
-    """The state of each global generator, as values that can be compared."""
+    """The state of each global generator, as comparable values."""
     of_numpy = np.random.get_state(legacy=False)  # noqa: NPY002 - the global state is the point
     of_numpy["state"]["key"] = of_numpy["state"]["key"].tolist()
     return {"torch": torch.get_rng_state().tolist(), "numpy": of_numpy}
@@ -191,11 +193,11 @@ def _unequal(before: dict[str, Any], after: dict[str, Any]) -> tuple[str, ...]:
 
 
 def check_declaration(cls: type[Method]) -> None:
-    """Name, documentation, presets, aliases and settings by dataset can be used."""
+    """Name, documentation, presets, aliases and settings by dataset are valid."""
     assert cls.name.islower(), f"{cls.__name__} needs a name in lower case."
     module = inspect.getmodule(cls)
     words = cls.__doc__ or ""
-    written = words and not words.startswith(f"{cls.__name__}(")  # a dataclass without words has its signature there
+    written = words and not words.startswith(f"{cls.__name__}(")  # else a dataclass has its signature there
     assert (module and module.__doc__) or written, f"{cls.name} needs documentation."
     values = cls().values()
     assert cls(**values).values() == values
@@ -213,7 +215,7 @@ def check_declaration(cls: type[Method]) -> None:
 
 
 def check_search(cls: type[Method]) -> None:
-    """What fair tuning draws from is its parameters or fields of the recipe, which take each of the values."""
+    """Fair tuning searches parameters of the method or fields of the recipe, and they accept every drawn value."""
     own = cls().values()
     for key, one in cls.search_space().items():
         assert key in own or key in Tiny.recipe.values(), (
@@ -228,7 +230,7 @@ def check_search(cls: type[Method]) -> None:
 
 
 def check_fit_returns_logits(cls: type[Method]) -> None:
-    """Fit returns a predictor whose logits are finite, (B, n_classes); everything logged is finite."""
+    """Fit returns a predictor with finite logits, (B, n_classes), and everything logged is finite."""
     fit = _default_fit(cls)
     task = fit.task  # shape and values of the logits were checked by the evaluation
     assert task.journal.epochs, f"{cls.name}: no epoch was evaluated."
@@ -237,7 +239,7 @@ def check_fit_returns_logits(cls: type[Method]) -> None:
 
 
 def check_same_seed_same_result(cls: type[Method]) -> None:
-    """Two runs of one seed are equal bit for bit, whatever was drawn in between."""
+    """Two runs with the same seed are equal bit for bit, whatever was drawn in between."""
     first = _default_fit(cls)
     torch.rand(7)
     np.random.rand(7)  # noqa: NPY002 - the global state is the point
@@ -253,7 +255,7 @@ def check_other_seed_other_result(cls: type[Method]) -> None:
 
 
 def check_bias_labels_are_not_read(cls: type[Method]) -> None:
-    """Unless declared, the result does not depend on the bias labels of any split."""
+    """The result does not depend on the bias labels of any split, unless the method declares that it uses them."""
     if cls.needs_bias_labels:
         return
     blind: dict[str, Any] = {
@@ -266,7 +268,7 @@ def check_bias_labels_are_not_read(cls: type[Method]) -> None:
 
 
 def check_valid_and_test_do_not_train(cls: type[Method]) -> None:
-    """The labels of test, and of validation unless the method declares that it uses them, change nothing."""
+    """Test labels do not affect training; nor do validation labels, unless the method declares that it uses them."""
     reads = cls.trains_on_validation or default_method(cls, Tiny()).selects_on_validation
     used = ("train", "valid") if reads else ("train",)
     changed: dict[str, Any] = {
@@ -279,19 +281,19 @@ def check_valid_and_test_do_not_train(cls: type[Method]) -> None:
 
 
 def check_global_randomness_is_left_alone(cls: type[Method]) -> None:
-    """Neither torch's nor numpy's global generator moves."""
+    """The method draws nothing from the global generators of torch and numpy."""
     moved = _default_fit(cls).moved
     assert not moved, f"{cls.name} draws from the global generator of {' and '.join(moved)}."
 
 
 def check_data_are_not_changed(cls: type[Method]) -> None:
-    """The samples are the same after fit as before."""
+    """Fit does not change the samples."""
     changed = _default_fit(cls).changed
     assert not changed, f"{cls.name} changes the data ({', '.join(changed)})."
 
 
 def check_what_is_returned_was_evaluated(cls: type[Method]) -> None:
-    """The final predictor's test predictions are those of the last evaluated epoch: tables show what is returned."""
+    """The returned predictor predicts on test as in the last evaluated epoch, so tables describe what is returned."""
     fit = _default_fit(cls)
     try:
         check_last_row(fit.task, fit.task.evaluation.correct_by_class("test", fit.logits))
@@ -300,7 +302,7 @@ def check_what_is_returned_was_evaluated(cls: type[Method]) -> None:
 
 
 def check_evaluation_leaves_no_trace(cls: type[Method]) -> None:
-    """Evaluating changes no batch statistics and no weights, and gives equal logits again."""
+    """Evaluation changes no batch statistics and no weights, and repeating it gives equal logits."""
     fit = _default_fit(cls)
     task = fit.task
     before = [{name: value.clone() for name, value in net.state_dict().items()} for net in task.all_nets()]
@@ -313,21 +315,21 @@ def check_evaluation_leaves_no_trace(cls: type[Method]) -> None:
 
 
 def check_goes_on_after_an_interruption(cls: type[Method]) -> None:
-    """Ended at each of its checkpoints, and gone on with, it trains no step twice and comes to the same result.
+    """If it is interrupted at each checkpoint and resumed, it trains no step twice and gives the same result.
 
-    A loop of the method's own (`task.batches`) is run again from its start, and its steps are not counted.
+    A method's own loop (`task.batches`) runs again from its start, and its steps are not counted.
     """
     compare_with_interrupted(default_method(cls, Tiny()))
 
 
 def compare_with_interrupted(method: Method) -> None:
-    """As `check_goes_on_after_an_interruption`, of a method with parameters."""
+    """Like `check_goes_on_after_an_interruption`, for a method with given parameters."""
     options = {"recipe": Tiny.recipe.replace(batch_size=128), "splits": Tiny().build(Path())}
     whole = _CountingJournal()
     logits = _fit_method(method, journal=whole, **options)[1]
     n_steps = 0
     with tempfile.TemporaryDirectory() as folder:
-        for _ in range(10 * (whole.n_steps + len(whole.calls))):  # more than it can need
+        for _ in range(10 * (whole.n_steps + len(whole.calls))):  # more than it can ever need
             part = _CountingJournal()
             part.keep_in(_OneCheckpoint(Path(folder, "cell"), {}, interval=0.0))
             try:
@@ -356,7 +358,7 @@ def compare_with_interrupted(method: Method) -> None:
     }
     same &= whole.values == again.journal.values and whole.columns.keys() == again.journal.columns.keys()
     same &= all(torch.equal(column, again.journal.columns[name]) for name, column in whole.columns.items())
-    same &= list(map(_values, whole.nets)) == list(map(_values, again.journal.nets))  # what would be saved
+    same &= list(map(_values, whole.nets)) == list(map(_values, again.journal.nets))  # the networks that would be saved
     assert same, (
         f"{method.name} comes to another result if it is interrupted and goes on: something that it keeps between "
         "calls is not a function of what the calls return."
@@ -364,7 +366,7 @@ def compare_with_interrupted(method: Method) -> None:
 
 
 def losses_of(run: StageRun) -> tuple[list[float], dict[str, Any], str]:
-    """What a run of a stage gave, without its seconds."""
+    """The results of a run of a stage, without its seconds."""
     return run.losses, run.end, run.proxies
 
 
@@ -374,37 +376,37 @@ def _values(net: nn.Module) -> dict[str, str]:
 
 
 class _InterruptedError(BaseException):
-    """A process that ends."""
+    """Stands for the end of a process."""
 
 
 class _OneCheckpoint(Checkpoints):
-    """Each step and each call is worth a checkpoint, and after the first of them the process ends."""
+    """Writes a checkpoint at each step and each call, and ends the process after the first one."""
 
     fraction = math.inf
 
     def write(self, journal: Mapping[str, Any], started: float | None = None) -> None:
-        """As of `Checkpoints`."""
+        """See `Checkpoints`."""
         super().write(journal, started)
         raise _InterruptedError
 
     def _write_file(self, path: Path, data: bytes) -> None:
         path.parent.mkdir(exist_ok=True)
-        path.write_bytes(data)  # no process ends here, and to wait for the disk takes long
+        path.write_bytes(data)  # no process really ends, so there is no need to wait for the disk
 
 
 class _CountingJournal(Journal):
-    """Counts the steps of stages."""
+    """Counts the steps of all stages."""
 
     n_steps = 0
 
     def between_steps(self, run: StageRun, epoch: int, epochs: int) -> bool:
-        """As of `Journal`."""
+        """See `Journal`."""
         self.n_steps += 1
         return super().between_steps(run, epoch, epochs)
 
 
 def check_easy_data(cls: type[Method]) -> None:
-    """Data that are learnt at once are survived, or refused in words (an empty error set, no clusters)."""
+    """On data that are learnt at once it trains, or says why it cannot (an empty error set, no clusters)."""
     recipe = Tiny.recipe.replace(epochs=6, augment=False, schedule="constant")
     message = None
     try:
@@ -415,7 +417,7 @@ def check_easy_data(cls: type[Method]) -> None:
 
 
 def check_decline_is_a_reason(cls: type[Method]) -> None:
-    """Decline gives None or a sentence, also on data without a known ratio."""
+    """`decline` returns None or a sentence, also for data without a known conflict ratio."""
 
     class Unknown(Tiny):
         name = "unknown"
@@ -434,7 +436,7 @@ def check_decline_is_a_reason(cls: type[Method]) -> None:
 
 
 def check_recipe_is_trained_or_declined(cls: type[Method]) -> None:
-    """A recipe that adds up gradients or smooths labels is one to train by, or is declined before training."""
+    """It can train with gradient accumulation and label smoothing, or declines such recipes before training."""
     method = default_method(cls, Tiny())
     taken: dict[str, Any] = {}
     for key, value in {"accumulate": 2, "label_smoothing": 0.1}.items():
@@ -454,7 +456,7 @@ def check_recipe_is_trained_or_declined(cls: type[Method]) -> None:
 
 
 def check_proxies_are_declared(cls: type[Method]) -> None:
-    """Whether it gives proxies is told before anything trains: `debiasbench tune --rule worst_proxy` asks for it."""
+    """It declares before training whether it gives proxies, which `debiasbench tune --rule worst_proxy` needs."""
     given, declared = _default_fit(cls).task.has_proxies, default_method(cls, Tiny()).gives_proxies
     assert given == declared, (
         f"{cls.name}: gives_proxies is {declared}, and task.train is given {'a' if given else 'no'} proxy=. Write "
@@ -471,7 +473,7 @@ def check_losses_are_pure(cls: type[Method]) -> None:
 
 
 class _NotingTask(Task):
-    """Notes what is given to each training stage."""
+    """Keeps the arguments of each training stage."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -482,13 +484,13 @@ class _NotingTask(Task):
         stage = super().stage(nets, loss, **options)
         layout = stage.sample if callable(stage.sample) else None
         self.has_proxies |= stage.find_proxies is not None
-        state = {name: value.clone() for name, value in stage.state.items()}  # as it begins, whatever the loss does
+        state = {name: value.clone() for name, value in stage.state.items()}  # copies: the loss may change its state
         self.seen.append(({**stage.nets, **stage.frozen}, loss, stage.contents, state, layout))
         return stage
 
 
 def sample_batch(task: Task, contents: Contents | None = None, *, index: Tensor | None = None) -> dict[str, Tensor]:
-    """What a batch of these samples (default: the first 16) holds, as plain tensors."""
+    """The content of a batch of these samples (default: the first 16), as plain tensors."""
     from debiasbench.data.augment import to_input
 
     index = torch.arange(16) if index is None else index
@@ -514,10 +516,11 @@ def sample_batch(task: Task, contents: Contents | None = None, *, index: Tensor 
 
 
 def lint_loss(loss: Loss, nets: dict[str, nn.Module], batch: dict[str, Tensor], state: State) -> None:
-    """Refuse a loss that is no pure function of tensors; such a loss could not be compiled, captured or resumed.
+    """Refuse a loss that is not a pure function of tensors: it could not be compiled, captured or resumed.
 
-    Two calls agree; the state is returned anew, not changed; no tensor hides in a closure; and two copies run at
-    once under `torch.vmap`, which refuses `.item()`, boolean masks and `if` on a tensor. Networks are in eval mode.
+    Two calls must agree. The state must be returned as new tensors, not changed. No tensor may hide in a closure.
+    Two copies must run at once under `torch.vmap`, which refuses `.item()`, boolean masks and `if` on a tensor.
+    Networks are in eval mode.
     """
     name = name_of(loss)
     given = loss.keywords if isinstance(loss, partial) else {}
@@ -570,7 +573,7 @@ _OUT_OF_PLACE = (
     "an operation in place changes a tensor that every copy has in common; use one that returns a new tensor "
     "(index_add for index_add_, scatter_add for scatter_add_, torch.where or torch.cat for an assignment to a part)"
 )
-_ADVICE = {  # what vmap says of a loss that may well be pure -> what to do
+_ADVICE = {  # message of vmap for a loss that may still be pure -> advice
     "autograd.Function": "write forward without ctx, and setup_context, in its autograd.Function, with "
     "generate_vmap_rule = True",
     "does not have vmap support": "set generate_vmap_rule = True in its autograd.Function",
@@ -580,7 +583,7 @@ _ADVICE = {  # what vmap says of a loss that may well be pure -> what to do
 
 
 class _Whole(nn.Module):
-    """A loss with its networks, as one module."""
+    """A loss and its networks as one module."""
 
     def __init__(self, nets: dict[str, nn.Module], loss: Loss) -> None:
         super().__init__()
@@ -616,23 +619,23 @@ METHOD_CHECKS: list[Callable[[type[Method]], None]] = [
 # ---- networks --------------------------------------------------------------------------------------------------------
 
 N_CLASSES = 4
-SHAPES = ((3, 28, 28), (3, 32, 32), (3, 64, 64), (3, 224, 224), (1, 28, 28), (64,))  # of what a network may be made for
+SHAPES = ((3, 28, 28), (3, 32, 32), (3, 64, 64), (3, 224, 224), (1, 28, 28), (64,))  # input shapes, tried in this order
 
 
 def check_net_declaration(cls: type[Net]) -> None:
-    """Name and documentation can be used."""
+    """Name and documentation are valid."""
     assert cls.name.islower(), f"{cls.__name__} needs a name in lower case."
     module = inspect.getmodule(cls)
     assert (module and module.__doc__) or cls.__dict__.get("__doc__"), f"{cls.name} needs documentation."
 
 
 def check_net_takes_samples(cls: type[Net]) -> None:
-    """It takes small or large images, or features; its head is the last layer, and reads what `features` gives."""
+    """It takes small or large images, or features. Its head is the last layer, and takes the output of `features`."""
     _shape_of(cls)
 
 
 def check_net_follows_the_seed(cls: type[Net]) -> None:
-    """Its start is drawn from torch's global generator and from nothing else."""
+    """Its initial weights depend only on torch's global generator."""
     first, again, other = (_new_net(cls, seed).state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(value, again[key]) for key, value in first.items()), (
         f"{cls.name}: two networks of one seed differ. Draw its start from torch's global generator alone."
@@ -642,7 +645,7 @@ def check_net_follows_the_seed(cls: type[Net]) -> None:
 
 
 def check_net_looks_at_each_sample_alone(cls: type[Net]) -> None:
-    """In eval mode the logits of a sample do not depend on what else is in its batch."""
+    """In eval mode, the logits of a sample do not depend on the other samples of its batch."""
     net, x = _new_net(cls).eval(), _samples_for(cls)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         together, alone = net(x), torch.cat([net(one) for one in x.split(1)])
@@ -653,7 +656,7 @@ def check_net_looks_at_each_sample_alone(cls: type[Net]) -> None:
 
 
 def check_net_is_its_state(cls: type[Net]) -> None:
-    """What it is after training is in its state_dict, so that it can be saved, resumed and reused."""
+    """Its state after training is all in its state_dict, so that it can be saved, resumed and reused."""
     net, x, y = _new_net(cls), _samples_for(cls), torch.arange(len(_samples_for(cls))) % N_CLASSES
     optimizer = torch.optim.SGD(net.parameters(), 0.1)
     with torch.random.fork_rng(devices=[]):
@@ -672,7 +675,7 @@ def check_net_is_its_state(cls: type[Net]) -> None:
 
 
 def check_net_learns(cls: type[Net]) -> None:
-    """Cross-entropy has a gradient for its head and for parameters of its body."""
+    """Cross-entropy has gradients for its head and for parameters of its body."""
     net, x = _new_net(cls).train(), _samples_for(cls)
     with torch.random.fork_rng(devices=[]):
         cross_entropy(net(x), torch.arange(len(x)) % N_CLASSES).mean().backward()
@@ -694,7 +697,7 @@ NET_CHECKS: list[Callable[[type[Net]], None]] = [
 
 
 def _shape_of(cls: type[Net]) -> tuple[int, ...]:
-    """The first of the shapes that it takes."""
+    """The first shape that the network takes."""
     reasons = []
     for shape in SHAPES:
         try:
@@ -707,7 +710,7 @@ def _shape_of(cls: type[Net]) -> tuple[int, ...]:
 
 
 def _made(cls: type[Any], shape: tuple[int, ...]) -> Net:
-    net: Net = cls(shape, N_CLASSES)  # their contract
+    net: Net = cls(shape, N_CLASSES)  # as the contract of networks requires
     return net
 
 
@@ -726,7 +729,7 @@ def _samples_for(cls: type[Net]) -> Tensor:
 
 
 def check_dataset_declaration(dataset: Dataset, splits: Splits) -> None:
-    """Names, recipe and counts can be used."""
+    """Names, recipe and counts are valid."""
     cls = type(dataset)
     assert cls.name.islower(), f"{cls.__name__} needs a name in lower case."
     module = inspect.getmodule(cls)
@@ -747,7 +750,7 @@ def check_dataset_declaration(dataset: Dataset, splits: Splits) -> None:
 
 
 def check_columns(dataset: Dataset, splits: Splits) -> None:
-    """Shapes, types and ranges of all splits."""
+    """All splits have valid shapes, types and ranges."""
     for split, samples in splits.named().items():
         where = f"{dataset.name}, {split}"
         assert len(samples) > 0, f"{where}: empty."
@@ -776,7 +779,7 @@ def check_columns(dataset: Dataset, splits: Splits) -> None:
 
 
 def check_headline(dataset: Dataset, splits: Splits) -> None:
-    """Every headline metric comes out of an evaluation of the test split."""
+    """An evaluation of the test split gives every headline metric."""
     logits = torch.nn.functional.one_hot(splits.test.y, dataset.n_classes).float()
     metrics = Evaluation(dataset, splits).metrics("test", logits)
     missing = [name for name in dataset.headline if name not in metrics]
@@ -784,13 +787,13 @@ def check_headline(dataset: Dataset, splits: Splits) -> None:
 
 
 def check_builds_the_same_again(dataset: Dataset, splits: Splits, data_dir: Path) -> None:
-    """Two builds are equal, whatever the global generators are at."""
+    """Two builds are equal, whatever the state of the global generators."""
     torch.rand(3)
     assert dataset.build(data_dir).fingerprint() == splits.fingerprint(), f"{dataset.name}: two builds differ."
 
 
 def check_counts(dataset: Dataset, splits: Splits) -> None:
-    """Data that are called official have the published counts."""
+    """Official data have the published counts."""
     counts = {split: len(samples) for split, samples in splits.named().items()}
     if splits.official:
         for split, expected in dataset.official_counts.items():
@@ -798,7 +801,7 @@ def check_counts(dataset: Dataset, splits: Splits) -> None:
 
 
 def check_ratio(dataset: Dataset, splits: Splits) -> None:
-    """The measured conflict ratio of the training data is the declared one, within five standard deviations."""
+    """The conflict ratio measured in training is the declared one, within five standard deviations."""
     if dataset.conflict_ratio is None or not dataset.has_bias_labels:
         return
     n, ratio = len(splits.train), dataset.conflict_ratio
@@ -810,8 +813,8 @@ def check_ratio(dataset: Dataset, splits: Splits) -> None:
 
 
 def check_bias_says_nothing_in_test(dataset: Dataset, splits: Splits) -> None:
-    """Where test is declared unbiased, label and bias are independent there: plain accuracy is then `acc_unbiased`."""
-    from debiasbench.report.inspection import mutual_information  # it takes a second, which no worker is to wait for
+    """If test is declared unbiased, label and bias are independent there: plain accuracy is then `acc_unbiased`."""
+    from debiasbench.report.inspection import mutual_information  # takes a second, which workers should not wait for
 
     if not dataset.unbiased_test:
         return
@@ -821,9 +824,9 @@ def check_bias_says_nothing_in_test(dataset: Dataset, splits: Splits) -> None:
         counts = np.zeros((dataset.n_classes, dataset.n_bias_values))
         np.add.at(counts, (y[known], bias[known]), 1)
         if counts.sum() < 5 * counts.size:
-            continue  # too few to tell (or the bias is not known): the estimate's own bias is no longer known
+            continue  # too few samples (or the bias is unknown): the bias of the estimate itself would not be known
         freedom = (dataset.n_classes - 1) * (dataset.n_bias_values - 1)
-        # of independent ones the estimate, less its bias, spreads by sqrt(2 d) / 2N
+        # if they are independent, the estimate without its bias has the standard deviation sqrt(2 d) / 2N
         allowed = 0.01 + 4 * math.sqrt(2 * freedom) / (2 * counts.sum())
         found = mutual_information(counts)
         assert found <= allowed, (
@@ -833,17 +836,17 @@ def check_bias_says_nothing_in_test(dataset: Dataset, splits: Splits) -> None:
 
 
 def check_no_image_in_two_splits(dataset: Dataset, splits: Splits) -> None:
-    """No image of validation or test is in another split: networks would be tested on what they have learnt."""
+    """No image of validation or test is in another split: networks would be tested on images they were trained on."""
     if splits.train.x.ndim != 4 or sum(part.x.nbytes for part in splits.named().values()) > 2**31:
-        return  # short texts come twice; large data would be read whole
+        return  # short texts occur twice; large data would be read completely
     seen: dict[bytes, str] = {}
     for name in ("train", "valid", "test"):
         if name == "test" and splits.valid_is_test:
-            continue  # declared: no rule selects by it
+            continue  # this is declared, and no rule selects on it
         rows = np.ascontiguousarray(splits.named()[name].x.numpy())
         digests = [hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in rows]
         twice = [index for index, digest in enumerate(digests) if seen.get(digest, name) != name]
-        # collections as published hold a few images twice
+        # published collections contain a few images twice
         allowed = 0.005 * len(digests) if splits.official else 0
         assert len(twice) <= allowed, (
             f"{dataset.name}: {len(twice):,} images of {name} are in {seen[digests[twice[0]]]} too (such as number "
@@ -854,7 +857,7 @@ def check_no_image_in_two_splits(dataset: Dataset, splits: Splits) -> None:
 
 
 def check_data_seed(dataset: Dataset, splits: Splits, data_dir: Path) -> None:
-    """Another data seed draws other data, or the dataset says that it draws nothing (`draws`)."""
+    """Another data seed gives other data, or the dataset declares that it draws nothing (`draws`)."""
     other = dataset.replace(data_seed=dataset.data_seed + 1).build(data_dir)
     differs = other.fingerprint() != splits.fingerprint()
     draws = dataset.draws(data_dir)
@@ -866,12 +869,12 @@ def check_data_seed(dataset: Dataset, splits: Splits, data_dir: Path) -> None:
 
 
 def check_net_runs(dataset: Dataset, splits: Splits) -> None:
-    """The recipe's network takes a batch of the data."""
+    """The network of the recipe takes a batch of the data."""
     from debiasbench.data.augment import augmented
 
     recipe = dataset.own_recipe
     shape = recipe.input_shape(tuple(splits.train.x.shape[1:]))
-    pretrained = recipe.pretrained if dataset.input == "text" else "none"  # an encoder is its weights
+    pretrained = recipe.pretrained if dataset.input == "text" else "none"  # an encoder comes only with its weights
     net = build_net(recipe.net, shape, dataset.n_classes, pretrained=pretrained)
     x = augmented(splits.train.x[:4], recipe, torch.Generator().manual_seed(0))
     features = net.features(x)
@@ -889,7 +892,7 @@ DATASET_CHECKS: list[Callable[[Dataset, Splits], None]] = [
     check_no_image_in_two_splits,
     check_net_runs,
 ]
-# which build the data once more
+# These build the data once more.
 DATASET_BUILD_CHECKS: list[Callable[[Dataset, Splits, Path], None]] = [check_builds_the_same_again, check_data_seed]
 
 
@@ -898,7 +901,14 @@ DATASET_BUILD_CHECKS: list[Callable[[Dataset, Splits, Path], None]] = [check_bui
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check found: `outcome` is "passed", "failed" or "skipped"; `protects`: what the check is there for."""
+    """What a check found.
+
+    Attributes:
+        check: its name.
+        protects: what the check guarantees.
+        outcome: "passed", "failed" or "skipped".
+        message: what is wrong, or why it was skipped.
+    """
 
     check: str
     protects: str
@@ -907,7 +917,7 @@ class Finding:
 
 
 def examine_method(cls: type[Method]) -> Iterator[Finding]:
-    """Run every check on a method, one after the other."""
+    """Run every check on a method, one after another."""
     reason = cls().decline(Tiny()) or cls().decline_recipe(Tiny.recipe)
     for check in METHOD_CHECKS:
         fits = check not in (check_declaration, check_search, check_decline_is_a_reason)
@@ -915,13 +925,13 @@ def examine_method(cls: type[Method]) -> Iterator[Finding]:
 
 
 def examine_net(cls: type[Net]) -> Iterator[Finding]:
-    """Run every check on a network, one after the other."""
+    """Run every check on a network, one after another."""
     for check in NET_CHECKS:
         yield _found(check, cls)
 
 
 def examine_dataset(dataset: Dataset, data_dir: Path) -> Iterator[Finding]:
-    """Build a dataset and run every check on it, one after the other."""
+    """Build a dataset and run every check on it, one after another."""
     splits = check_splits(dataset, dataset.build(data_dir))
     for check in DATASET_CHECKS:
         yield _found(check, dataset, splits)
@@ -934,7 +944,7 @@ def _found(check: Callable[..., None], *given: Any) -> Finding:
         check(*given)
     except AssertionError as error:
         return _finding(check, "failed", str(error))
-    except Exception as error:  # whatever a plug-in raises
+    except Exception as error:  # a plug-in can raise anything
         return _finding(check, "failed", f"{type(error).__name__}: {error}")
     return _finding(check, "passed")
 

@@ -1,4 +1,4 @@
-"""What fair tuning has chosen: as a cell knows it, and as a TOML file, which `debiasbench run --tuned` reads."""
+"""The choices of fair tuning: how a cell records them, and the TOML file that `debiasbench run --tuned` reads."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from debiasbench.plain import from_plain, to_plain
 
 @dataclass(frozen=True)
 class Draw:
-    """Which draw of a tuning a cell is: the title of the method that was asked for, and the number; 0: its defaults."""
+    """The draw of a tuning that a cell belongs to: the title of the requested method, and a number; 0: its defaults."""
 
     method: str
     number: int
@@ -30,10 +30,10 @@ class Tuned:
     """How the values of a cell were chosen.
 
     Attributes:
-        rule: by which, on validation.
-        draws: among how many.
-        seeds: that each of them was trained with.
-        draw: which of them it is; 0: the method's defaults.
+        rule: the rule that chose them, on validation.
+        draws: the number of draws that it chose from.
+        seeds: the seeds that each draw was trained with.
+        draw: the number of the chosen draw; 0: the method's defaults.
     """
 
     rule: str
@@ -43,7 +43,7 @@ class Tuned:
 
     @property
     def words(self) -> str:
-        """For a line below a table."""
+        """The text for a line below a table."""
         labels = "with" if uses_bias_labels(self.rule) else "without"
         seeds = f"seed{'s' * (len(self.seeds) > 1)} {', '.join(map(str, self.seeds))}"
         which = f"draw {self.draw} of {self.draws}" if self.draw else f"the defaults among {self.draws} draws"
@@ -52,15 +52,15 @@ class Tuned:
 
 @dataclass(frozen=True)
 class Chosen:
-    """What was chosen for a method on a dataset.
+    """The choice for a method on a dataset.
 
     Attributes:
-        dataset: its title.
-        method: its title.
-        draw: its number; 0: the defaults.
-        value: what the rule went by, of this draw: an accuracy, or a difference of two, as a fraction; or a loss.
-        default: the same of the defaults; None where they failed.
-        values: of what was searched, None as "none".
+        dataset: title of the dataset.
+        method: title of the method.
+        draw: number of the chosen draw; 0: the defaults.
+        value: the measure of the rule for this draw: an accuracy or a difference of two, as a fraction; or a loss.
+        default: the same for the defaults; None if they failed.
+        values: the values of the searched hyper-parameters, None as "none".
     """
 
     dataset: str
@@ -73,16 +73,16 @@ class Chosen:
 
 @dataclass(frozen=True)
 class TunedValues:
-    """The content of a file: how was chosen, and what.
+    """The content of a file of tuned values: how they were chosen, and the choices.
 
     Attributes:
-        version: of the suite that wrote it.
-        rule: by which was chosen, one of `CHOOSING`.
-        draws: of each method on each dataset.
-        seeds: that each draw was trained with.
-        chosen: what, for each method on each dataset.
-        digest: SHA-256 of all else that is written, as the file has it; "" where it was not read from one.
-        path: of the file, where it was read from one.
+        version: the version of the suite that wrote the file.
+        rule: the rule that chose, one of `CHOOSING`.
+        draws: number of draws for each method on each dataset.
+        seeds: the seeds that each draw was trained with.
+        chosen: the choice for each method on each dataset.
+        digest: SHA-256 of everything else in the file, as the file states it; "" if this was not read from a file.
+        path: the file, if this was read from one.
     """
 
     version: str
@@ -94,48 +94,48 @@ class TunedValues:
     path: Path | None = field(default=None, compare=False, metadata={"written": False})
 
     def of(self, dataset: str, method: str) -> Chosen | None:
-        """What was chosen for a method on a dataset; None where the file says nothing of them."""
+        """The choice for a method on a dataset; None if the file has none."""
         return next((one for one in self.chosen if (one.dataset, one.method) == (dataset, method)), None)
 
     @property
     def in_order(self) -> tuple[Chosen, ...]:
-        """What was chosen, in the order of the file."""
+        """The choices, in the order of the file."""
         return tuple(sorted(self.chosen, key=lambda one: (one.dataset, one.method)))
 
     def content(self) -> str:
-        """What `digest` must be."""
+        """The digest of the content, which `digest` must equal. Comments of the file are not part of it."""
         plain = to_plain(replace(self, digest="", chosen=self.in_order))
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
     def __post_init__(self) -> None:
         if self.rule not in CHOOSING:
-            raise ValueError(f"rule must be one of {', '.join(CHOOSING)}, and is {self.rule!r}")
+            raise ValueError(f"rule must be one of {', '.join(CHOOSING)}. Got {self.rule!r}")
         if self.draws < 1 or any(not 0 <= one.draw < self.draws for one in self.chosen):
-            raise ValueError("draws must be at least 1, and above the number of each draw that was chosen")
+            raise ValueError("draws must be at least 1, and larger than every chosen draw")
         if len({(one.dataset, one.method) for one in self.chosen}) < len(self.chosen):
-            raise ValueError("chosen must have each pair of a dataset and a method once")
+            raise ValueError("chosen must not have two entries for one dataset and method")
 
 
 def check_rule(rule: str) -> None:
-    """Refuse what no draw may be chosen by.
+    """Refuse a rule that cannot choose among draws.
 
     Raises:
-        BenchmarkError: why, and which rules there are.
+        BenchmarkError: says why, and which rules can.
     """
     if rule in CHOOSING:
         return
     why = {
-        "last": "'last' takes the last epoch whatever it is, so it cannot say which draw is best.",
-        "test_oracle": "'test_oracle' reads the test split, and what is chosen there is no result.",
+        "last": "'last' always takes the last epoch, so it cannot say which draw is best.",
+        "test_oracle": "'test_oracle' reads the test split, which must not be used to choose.",
     }.get(rule, f"No selection rule '{rule}'.{suggestion(rule, SELECTION_RULES)}")
-    raise BenchmarkError(f"{why} Draws are chosen on validation, by {', '.join(CHOOSING)} (which uses bias labels).")
+    raise BenchmarkError(f"{why} Choose on validation, with {', '.join(CHOOSING)} (the last one uses bias labels).")
 
 
 def check_output(path: Path) -> None:
-    """Refuse what is no file to write to, before hours of training.
+    """Refuse an output file that cannot be written, before hours of training.
 
     Raises:
-        BenchmarkError: it does not end in .toml, or is a folder, or cannot be written.
+        BenchmarkError: the path does not end in .toml, is a folder, or cannot be written.
     """
     if path.suffix != ".toml" or path.is_dir():
         raise BenchmarkError(f"--output must be a file that ends in .toml. Got {path}.")
@@ -143,40 +143,40 @@ def check_output(path: Path) -> None:
 
 
 def read_tuned(path: Path) -> TunedValues:
-    """A file of `debiasbench tune`.
+    """Read a file that `debiasbench tune` wrote.
 
     Raises:
-        BenchmarkError: it is not there, cannot be read, or is another file or a damaged one.
+        BenchmarkError: the file is missing, cannot be read, is a different kind of file, or was changed.
     """
     values = read_toml(path, "The file of tuned values")
     try:
         found: TunedValues = from_plain(TunedValues, values, "it")
     except ValueError as error:
         raise BenchmarkError(
-            f"{path} is no file that `debiasbench tune` wrote, or was changed: {error}. Write it again: the same "
-            "debiasbench tune trains nothing anew."
+            f"{path} was not written by `debiasbench tune`, or was changed: {error}. Run the same `debiasbench tune` "
+            "again to write the file: it repeats no training."
         ) from None
-    # whether the rule uses bias labels follows from the rule, which the digest covers
+    # the rule says whether it uses bias labels, and the digest covers the rule
     if found.digest != found.content() or values.get("uses_bias_labels") != uses_bias_labels(found.rule):
         raise BenchmarkError(
-            f"{path} was changed after it was written: its digest is not that of its content. Values of your own are "
-            "no tuned ones: give them inline, as in pgd:alpha=0.5. Or write it again: the same debiasbench tune trains "
-            "nothing anew."
+            f"{path} was changed after it was written: its digest does not match its content. Give values of your own "
+            "inline, as in pgd:alpha=0.5, because they are not tuned. Or run the same `debiasbench tune` again to "
+            "write the file: it repeats no training."
         )
     return replace(found, path=path)
 
 
 def write_tuned(path: Path, tuned: TunedValues) -> None:
-    """Write the file: equal choices give equal bytes."""
+    """Write the file. Equal choices give equal bytes."""
     better = "lower is better" if tuned.rule in SMALLEST else "higher is better"
     lines = [
-        "# Hyper-parameters that `debiasbench tune` chose, by validation alone: debiasbench run --tuned FILE",
-        f"# value: what the rule {tuned.rule} goes by, as the mean over seeds; {better}. default: that of draw 0, the",
-        "# method's defaults. none stands for no value.",
+        "# Hyper-parameters that `debiasbench tune` chose on validation only. Use: debiasbench run --tuned FILE",
+        f"# value: the measure of the rule {tuned.rule} for the chosen draw, averaged over seeds; {better}.",
+        '# default: the same for draw 0, the defaults of the method. "none" stands for no value.',
         f"version = {_toml(tuned.version)}",
         f"rule = {_toml(tuned.rule)}  # {SELECTION_RULES[tuned.rule].partition(';')[0]}",
         f"uses_bias_labels = {_toml(uses_bias_labels(tuned.rule))}",
-        f"draws = {tuned.draws}  # of each method on each dataset",
+        f"draws = {tuned.draws}  # for each method on each dataset",
         f"seeds = {_toml(tuned.seeds)}",
         f"digest = {_toml(tuned.content())}",
     ]
@@ -189,11 +189,11 @@ def write_tuned(path: Path, tuned: TunedValues) -> None:
 
 
 def tuned_values(rule: str, draws: int, seeds: Iterable[int], chosen: Iterable[Chosen]) -> TunedValues:
-    """What this version of the suite has chosen, in the order of the file."""
+    """The choices of this version of the suite, in the order of the file."""
     found = TunedValues(about.version(), rule, draws, tuple(seeds), tuple(chosen))
     return replace(found, chosen=found.in_order)
 
 
 def _toml(value: Any) -> str:
-    """A plain value as TOML, in which text, numbers and lists are written as in JSON; there is no null."""
+    """Write a plain value as TOML: text, numbers and lists are written as in JSON; TOML has no null."""
     return json.dumps("none" if value is None else value, ensure_ascii=False)

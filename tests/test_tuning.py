@@ -576,6 +576,17 @@ def test_the_file_reads_as_it_was_written_and_is_the_same_in_any_order(tmp_path)
     assert tomllib.loads(paths[1].read_text(encoding="utf-8"))["uses_bias_labels"] is True
 
 
+def test_the_digest_does_not_cover_comments(tmp_path):
+    path = tmp_path / "tuned.toml"
+    write_tuned(path, GOOD)
+    text = path.read_text(encoding="utf-8")
+    changes = (re.sub("(?m)^#.*\n", "", text), re.sub("  #.*", "  # another word", text), f"{text}# mine\n")
+    for changed_text in changes:
+        assert changed_text != text
+        path.write_text(changed_text, encoding="utf-8")
+        assert read_tuned(path) == GOOD
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -583,13 +594,13 @@ def test_the_file_reads_as_it_was_written_and_is_the_same_in_any_order(tmp_path)
         (lambda _: "", "version is missing"),
         (lambda _: 'methods = ["pgd"]\ndatasets = ["cmnist5k"]\n', "version is missing"),  # an experiment
         (lambda text: text.replace('rule = "worst_class"', 'rule = "test_oracle"'), "rule must be one of"),
-        (lambda text: text.replace("draws = 4", "draws = 2"), "draws must be at least 1, and above the number"),
+        (lambda text: text.replace("draws = 4", "draws = 2"), "draws must be at least 1, and larger than every"),
         (lambda text: text.replace("draw = 2", 'draw = "two"'), "draw must be a whole number"),
         (lambda text: text.replace("draw = 2", "draw = -2"), "draws must be"),
         (lambda text: text.replace("value = 0.8", "value = nan"), "value must be a finite number"),
         (lambda text: text.replace('method = "plain"', ""), "method is missing"),
         (lambda text: text.replace("seeds = [1000, 1001]", 'seeds = ["a"]'), "must be a whole number"),
-        (lambda text: text + text[text.index("[[chosen]]") :], "each pair of a dataset and a method once"),
+        (lambda text: text + text[text.index("[[chosen]]") :], "two entries for one dataset and method"),
         (lambda text: text.replace("kind =", "when = 2026-01-01\nkind ="), "must be a plain value"),
         (lambda text: text.replace("alpha = 0.25", "alpha = 0.3"), "was changed after it was written"),
         (lambda text: text.replace("draw = 2", "draw = 1"), "was changed after it was written"),

@@ -34,8 +34,8 @@ def section(title):
 def runs(dataset):
     """One row a finished record: method, seed, accuracy in per cent, and the biased network's where there is one."""
     rows = []
-    for record in RECORDS:
-        if record.done and record.cell.dataset_title == dataset:
+    for record in records_below(dataset.replace(":", "+")):
+        if record.done:
             biased = [end["test"]["acc_unbiased"] for stage in record.result.stages for end in stage.end.values()]
             rows.append(
                 {
@@ -103,6 +103,56 @@ def test_the_biased_network_and_the_conflict_mass_follow_from_the_records():
     assert [row[:2] for row in rows] == [[run.method, str(run.seed)] for run in scored.itertuples()]
     for row, (_, run) in zip(rows, scored.iterrows(), strict=True):
         assert row[2:] == [f"{run.biased:.2f}", f"{run.mass:.3f}", f"{run.accuracy:.2f}"]
+
+
+def accuracy(metrics):
+    return f"{100 * metrics['acc_unbiased']:.2f}"
+
+
+def test_biased_networks_after_few_epochs_follow_from_the_records():
+    """Table 7 of the paper, whose numbers stand in `paper.md` of the specification."""
+    ours = {}
+    for record in records_below("biased-network"):
+        values = record.cell.method_parameters
+        if record.cell.recipe["epochs"] == 6:
+            assert (record.cell.method, values["gce_form"]) == ("gce", "official")
+            epochs = record.result.epochs[:3]
+            assert [epoch.learning_rate for epoch in epochs] == [0.02] * 3
+            ours[record.cell.dataset_parameters["rho"], values["alpha"]] = [accuracy(epoch.test) for epoch in epochs]
+    rows = section("After how many epochs it is how biased")
+    assert len(ours) == 12
+    assert len(rows) == 3 * 4
+    distances = []
+    for first in range(0, len(rows), 4):
+        *epochs, published = rows[first : first + 4]
+        rho = float(published[0].removesuffix(" %")) / 100
+        for index, row in enumerate(epochs):
+            assert row == [
+                published[0],
+                f"epoch {index + 1}",
+                *(ours[rho, alpha][index] for alpha in (0.3, 0.5, 0.7, 0.9)),
+            ]
+        thirds = [float(text) for text in epochs[2][2:]]
+        distances += [abs(x - float(text.split()[0])) for x, text in zip(thirds, published[2:], strict=True)]
+    assert max(distances) < 7  # as the document says
+
+
+def test_pgd_with_a_short_first_stage_follows_from_the_records():
+    (long,) = [one for one in records_below("cmnist+rho=0.05") if one.cell.method_title == "pgd"]
+    (short,) = [one for one in records_below("biased-network") if one.cell.method == "short-pgd"]
+    (whole,) = [one for one in records_below("biased-network") if one.cell.recipe["epochs"] == 100 and one is not short]
+    for row, record in zip(section("Does its bias explain PGD at 5 per cent?"), (long, short), strict=False):
+        found = record.result
+        score = found.identification["score"]
+        assert row[2:] == [
+            accuracy(found.stages[0].end["net"]["test"]), f"{score['auroc']:.3f}", f"{score['conflict_mass']:.3f}",
+            accuracy(last_test(record)),
+        ]  # fmt: skip
+    best = whole.result.selected("val_loss")
+    assert (
+        f"{accuracy(last_test(whole))} % at the end and {accuracy(best.test)} % after epoch {best.epoch}"
+        in " ".join(DOCUMENT.split())
+    )
 
 
 def test_multi_bias_mnist_follows_from_the_records():
@@ -238,7 +288,7 @@ def test_records_are_of_one_protocol_and_one_drawing_of_the_data():
 
 def test_the_records_of_a_grid_are_loose_or_in_an_archive_that_debiasbench_archive_wrote():
     archives = sorted(FOLDER.glob("*.zip"))
-    assert len(archives) == 17
+    assert len(archives) == 18
     assert {one.path.relative_to(FOLDER).parts[0] for one in RECORDS} == {one.name for one in archives} | {
         "cmnist", "cmnist+rho=0.01", "cmnist+rho=0.05",
     }  # fmt: skip

@@ -22,7 +22,8 @@ scores with the loader they train with; ours are of clean images, unless `score_
 tau = 1, the score equals el2n up to a factor.
 
 Expected on Colored MNIST at 0.5 / 1 / 5 %: 96.88 +- 0.28 / 98.35 +- 0.12 / 98.62 +- 0.14 (Table 1, n = 3), with a
-biased network of 18.1 / 19.7 / 44.0 (Table 7); ours: docs/reproduction.md.
+biased network of 18.1 / 19.7 / 44.0 (Table 7); ours: docs/reproduction.md. At 5 %, 100 epochs leave our biased network
+hardly biased (93.9) and PGD has 96.8; after 3 epochs of step 1, it is at 56.5 and PGD at 98.7 (one seed each).
 """
 
 import math

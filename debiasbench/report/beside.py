@@ -1,4 +1,4 @@
-"""Published numbers of others beside ours in the comparison, never as if they had been measured here."""
+"""Published numbers beside ours in the comparison, never presented as if they were measured here."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ UNIQUE = ("method", "dataset", "generator", "metric", "source")
 
 
 def read(path: Path, metrics: Iterable[str]) -> pd.DataFrame:
-    """The published numbers of a CSV with these columns; datasets by the titles that tables have.
+    """Read published numbers from a CSV with these columns; datasets get the titles that our tables use.
 
     Args:
-        path: a line a number: accuracies in per cent.
-        metrics: of the records; the headlines of every dataset are known as well.
+        path: one number per line; accuracies are in per cent.
+        metrics: those of the records; the headline metrics of every dataset are allowed too.
 
     Raises:
-        BenchmarkError: what is wrong with it, and in which lines.
+        BenchmarkError: the file cannot be used; the message says what is wrong, and in which lines.
     """
     known = sorted({*metrics, *(metric for name in datasets.classes() for metric in headlines(name))})
     lines = read_numbers(path, COLUMNS, unique=UNIQUE, metrics=known)
@@ -45,7 +45,7 @@ def read(path: Path, metrics: Iterable[str]) -> pd.DataFrame:
 
 
 def _title(dataset: str) -> str:
-    """The title of a dataset that is known here, however it is written; that of another as it stands."""
+    """The one title of a dataset known here, however it is written; the text unchanged for any other dataset."""
     if dataset.partition(":")[0] not in {**datasets.classes(), **datasets.aliases()}:
         return dataset
     return dataset_from_spec(dataset)[1]
@@ -54,14 +54,14 @@ def _title(dataset: str) -> str:
 def with_published(
     comparison: Table, lines: pd.DataFrame, measures: Sequence[Measure], records: Iterable[Record], path: Path
 ) -> tuple[Table, list[str]]:
-    """The comparison with a row a method and source below ours, and what is to be complained of.
+    """Add a row for each method and source below our rows -> the comparison, and complaints.
 
     Args:
-        comparison: of `sections.comparison_table`: for each measure a column, and one of n.
-        lines: of `read`.
-        measures: of the comparison.
-        records: behind it, which tell the generators of our data.
-        path: of the file, for the notes.
+        comparison: from `sections.comparison_table`; each measure has two columns, its values and n.
+        lines: from `read`.
+        measures: those of the comparison.
+        records: the records behind the comparison; they name the generators of our data.
+        path: the file, for the notes.
     """
     shown = list(dict.fromkeys((one.dataset, one.metric) for one in measures))
     here = lines[[pair in shown for pair in zip(lines.dataset, lines.metric, strict=True)]]
@@ -81,7 +81,7 @@ def with_published(
     for method, source in dict.fromkeys(zip(here.method, here.source, strict=True)):
         some = here[(here.method == method) & (here.source == source)].sort_values("same", ascending=False)
         row = words(f"{method}, published [{sources.index(source) + 1}]")
-        told = set()  # by which rule an epoch was selected is not: the first column of several rules has the number
+        told = set()  # by dataset and metric: of the columns of several selection rules, the first has the number
         for measure in measures:
             pair = (measure.dataset, measure.metric)
             place = some[(some.dataset == pair[0]) & (some.metric == pair[1])]
@@ -103,7 +103,7 @@ def with_published(
 
 
 def _entries(place: pd.DataFrame) -> list[Entry]:
-    """The numbers of one place, and n; as values only one that is of our generator."""
+    """The numbers for one place of the table, and n; only a number for data of our generator becomes a value."""
     parts = []
     for line in place.itertuples():
         spread = "" if math.isnan(line.std) else f" ± {line.std:.2f}"

@@ -1,4 +1,4 @@
-"""How the values of a run were chosen: what a fair comparison has equal for all methods."""
+"""How the values of a run were chosen. A fair comparison chooses them alike for all methods."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class Budget:
     """How the values of a method were chosen for a dataset, as far as a record tells.
 
     Attributes:
-        draws: how many settings of its search space were compared; 0: none, its values are published ones or defaults;
-            None: some were, and their number is unknown.
-        seeds: how many runs each of them had.
+        draws: number of settings of its search space that were compared; 0: none, its values are published ones or
+            defaults; None: some, but their number is unknown.
+        seeds: number of runs of each setting.
         rule: the rule that chose among them; "" if nothing was chosen, or the rule is unknown.
         bias_labels: whether that rule used bias labels.
     """
@@ -29,7 +29,7 @@ class Budget:
 
     @property
     def words(self) -> str:
-        """For people: `not tuned`, `tuned with bias labels, number of draws unknown`, `16 draws of 1 seed by ...`."""
+        """As text: `not tuned`, `tuned with bias labels, number of draws unknown`, `16 draws of 1 seed by ...`."""
         if self.draws == 0:
             return "not tuned"
         labels = " with bias labels" if self.bias_labels else ""
@@ -39,7 +39,7 @@ class Budget:
 
 
 def budget_of(record: Record) -> Budget:
-    """The budget of a record's method for its dataset: by its tuning, else by what its method declares as tuned."""
+    """The budget of a record's method for its dataset: from its tuning, else from what the method declares as tuned."""
     tuned = record.cell.tuned
     if tuned is not None:
         return Budget(tuned.draws, len(tuned.seeds), tuned.rule, uses_bias_labels(tuned.rule))
@@ -47,7 +47,7 @@ def budget_of(record: Record) -> Budget:
 
 
 def as_asked(title: str) -> tuple[str, bool]:
-    """A method's title as it is asked for, and whether its values were chosen by a tuning: `run --tuned` gives them."""
+    """A method's title as in a command, and whether its values come from a tuning (then `run --tuned` sets them)."""
     name, _, options = title.partition(":")
     parts = options.split(",") if options else []
     kept = [part for part in parts if not part.startswith("tuned=")]
@@ -57,7 +57,7 @@ def as_asked(title: str) -> tuple[str, bool]:
 def declared(cell: Cell) -> dict[str, Any]:
     """The values of a cell that its method declares as chosen with bias knowledge (`Method.tuned`).
 
-    Of methods known here.
+    Empty if the method is not known here.
     """
     from debiasbench.methods import registry
 
@@ -68,9 +68,9 @@ def declared(cell: Cell) -> dict[str, Any]:
 
 
 def untuned(cell: Cell) -> str | None:
-    """The same method without tuned values, as it is written on the command line.
+    """The same method without tuned values, as written on the command line.
 
-    None where that cannot be written: they are its defaults as well, or are in its title.
+    None if that cannot be written: there are no tuned values, one is also the default, or one is set in the title.
     """
     from debiasbench.methods import registry
     from debiasbench.parameters import split_spec, write_value

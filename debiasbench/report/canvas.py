@@ -1,4 +1,4 @@
-"""The figure that all drawing makes. Imported when one is drawn: matplotlib is there by then (`drawing.library`)."""
+"""The figure class of all drawing. It is imported when a figure is drawn, after matplotlib (`drawing.library`)."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from matplotlib.figure import Figure
 
 from debiasbench.drawing import plain_settings
 
-PIXELS = 150  # an inch, where a notebook shows a figure: a column of a paper is 502 wide
+PIXELS = 150  # per inch, when a notebook shows a figure: the column of a paper is 502 pixels wide
 
 
 class OwnFigure(Figure):
-    """A figure that a notebook shows by itself: without pyplot, whatever backend the environment names."""
+    """A figure that a notebook can display without pyplot, whatever backend the environment names."""
 
     def _repr_png_(self) -> bytes:
         file = io.BytesIO()

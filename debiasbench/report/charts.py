@@ -1,7 +1,7 @@
-"""The charts of the page: what lies where. `page.html` draws them as SVG, in the colours of the reader's browser.
+"""The geometry of the page's charts. `page.html` draws them as SVG, in the colours of the reader's browser.
 
-A chart of a dozen methods over each other shows none of them. So each method has a panel of its own, on one scale, in
-which the means of all others are grey.
+With a dozen methods in one chart, none can be seen. So each method has its own panel, which shows the means of all
+others in grey. All panels have the same scale.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ import numpy as np
 
 from debiasbench.report.style import looks
 
-MOST_CURVES = 20  # of a method: of more runs, a band is drawn
-Curve = Mapping[int, float]  # epoch -> fraction, without the epochs that lack it
+MOST_CURVES = 20  # per method: with more runs, a band is drawn
+Curve = Mapping[int, float]  # epoch -> fraction; epochs without a value are left out
 Points = Sequence[tuple[float, float]]
 
-# A panel, in about pixels: its size, and where its curves lie; beside them is room for labels
+# The size of a panel and the area of its curves, in pixels (roughly); the rest is room for labels
 FRAME = {"width": 200, "height": 130, "left": 26, "right": 158, "top": 8, "bottom": 108}
 
 
 @dataclass(frozen=True)
 class Scale:
-    """A linear axis: `low` lies at `start`, `high` at `end`."""
+    """A linear axis: the value `low` is at position `start`, and `high` at `end`."""
 
     low: float
     high: float
@@ -33,23 +33,23 @@ class Scale:
     end: float
 
     def at(self, value: float) -> float:
-        """Where a value lies."""
+        """The position of a value on the axis."""
         return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
 
 
 @dataclass(frozen=True)
 class Panel:
-    """The curves of a method: paths, "" for none.
+    """The curves of a method as SVG paths; "" if there is no such curve.
 
     Attributes:
         method: its display title.
-        colour: of its curves, as `#0072B2`.
-        mean: over runs, on the test split.
+        colour: the colour of its curves, such as `#0072B2`.
+        mean: the mean over runs, on the test split.
         validation: the same on the validation split.
-        runs: each run, where there are several, and not more than MOST_CURVES.
-        band: from the lowest to the highest, where there are more.
-        last: of the mean: where it ends, and its percent there; None without a mean.
-        told: what it shows, in words.
+        runs: each run, if there are at least 2 and at most MOST_CURVES.
+        band: from the lowest to the highest run, if there are more than MOST_CURVES.
+        last: position of the end of the mean, and its value there in per cent; None without a mean.
+        told: what the panel shows, in words.
     """
 
     method: str
@@ -64,7 +64,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Panels:
-    """Learning curves, a panel a method on one scale. ticks: (y, label); epochs: the first and the last."""
+    """Learning curves: one panel per method, all on one scale. ticks: (y, label); epochs: the first and the last."""
 
     panels: list[Panel]
     ticks: list[tuple[float, str]]
@@ -74,13 +74,13 @@ class Panels:
 def learning_curves(
     test: Mapping[str, Sequence[Curve]], validation: Mapping[str, Sequence[Curve]], *, order: Iterable[str]
 ) -> Panels:
-    """Methods on one dataset, epoch by epoch: the means over runs, and each run.
+    """Learning curves of methods on one dataset: the mean over runs, and each run.
 
-    Means and bands are over the epochs that all runs have, as they would jump where one of them ends.
+    Means and bands cover the epochs that all runs have; otherwise they would jump where a run ends.
 
     Args:
         test: method -> its runs.
-        validation: the same on the validation split, of the methods that are to have such a curve.
+        validation: the same on the validation split, for the methods that get such a curve.
         order: all methods of the report, for colours.
     """
     seen = looks(order)
@@ -121,22 +121,22 @@ def _mean(runs: Sequence[Curve]) -> Curve:
 
 
 def _over(runs: Sequence[Curve], summed: Callable[[list[float]], float]) -> Curve:
-    """What sums up the values of all runs, at the epochs that all of them have."""
+    """A summary of the values of all runs, at the epochs that all of them have."""
     epochs = [epoch for epoch in (runs[0] if runs else ()) if all(epoch in run for run in runs)]
     return {epoch: summed([run[epoch] for run in runs]) for epoch in epochs}
 
 
 @dataclass(frozen=True)
 class Row:
-    """The runs of a method on a line of 100 by 20: paths, "" for none.
+    """The runs of a method as SVG paths in an area of 100 by 20; "" if there is no such path.
 
     Attributes:
         method: its display title.
-        colour: of its runs, as `#0072B2`.
-        runs: each run a dot; of more than MOST_CURVES a line from the lowest to the highest.
-        middle: of those a bar over the middle half.
-        mean: where it lies, from 0 to 100; None without a run.
-        told: what it shows, in words.
+        colour: the colour of its runs, such as `#0072B2`.
+        runs: one dot per run; with more than MOST_CURVES runs, a line from the lowest to the highest.
+        middle: with more than MOST_CURVES runs, a bar over the middle half.
+        mean: position of the mean, from 0 to 100; None without a run.
+        told: what the row shows, in words.
     """
 
     method: str
@@ -149,17 +149,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Rows:
-    """The runs of each method, a row a method on one scale. ticks: (x in per cent of the width, label)."""
+    """The runs of methods: one row per method, all on one scale. ticks: (x in per cent of the width, label)."""
 
     rows: list[Row]
     ticks: list[tuple[float, str]]
 
 
 def rows_of_runs(values: Mapping[str, Sequence[float]], *, order: Iterable[str]) -> Rows:
-    """The picture of a comparison on one dataset.
+    """The chart of a comparison on one dataset.
 
     Args:
-        values: method -> fractions, one a run.
+        values: method -> fractions, one per run.
         order: all methods of the report, for colours.
     """
     seen = looks(order)
@@ -180,14 +180,14 @@ def _row(method: str, colour: str, percents: Sequence[float], x: Scale) -> Row:
         runs, told = path([(x.at(low), 10), (x.at(high), 10)]), f"{told}, from {low:.2f} to {high:.2f}"
         middle = path([(x.at(float(end)), 10) for end in np.quantile(percents, (0.25, 0.75))])
     else:
-        heights = [10 + 10 * (index / (n - 1) - 0.5) if n > 1 else 10 for index in range(n)]  # so that equals are seen
+        heights = [10 + 10 * (index / (n - 1) - 0.5) if n > 1 else 10 for index in range(n)]  # equal runs apart
         runs = "".join(path([(x.at(value), height)]) for value, height in zip(percents, heights, strict=True))
         middle, told = "", told + (": " + ", ".join(f"{value:.2f}" for value in percents) if n > 1 else "")
     return Row(method, colour, runs, middle, round(x.at(mean), 2), told)
 
 
 def path(points: Points) -> str:
-    """An SVG path through points, to a tenth; a single one is a line of no length, which round ends make a dot."""
+    """An SVG path through points, to a tenth; a single point is a line of length 0, which round ends turn into a dot."""
     if not points:
         return ""
     places = " ".join(f"{round(number, 1) + 0.0:g}" for point in points for number in point)
@@ -195,9 +195,9 @@ def path(points: Points) -> str:
 
 
 def round_ticks(values: Sequence[float]) -> list[float]:
-    """At most seven round numbers at equal distances, the first below all values and the last above; 0 to 100 of none.
+    """At most seven round numbers at equal distances that enclose all values; 0 to 100 without values.
 
-    Values are in per cent: where all are equal, the numbers stay within 0 and 100 if they do.
+    Values are in per cent. If all are equal and between 0 and 100, the numbers stay between 0 and 100 too.
     """
     low, high = (min(values), max(values)) if values else (0, 100)
     if low == high:
@@ -211,6 +211,6 @@ def round_ticks(values: Sequence[float]) -> list[float]:
 
 
 def _steps(least: float) -> Iterator[float]:
-    """1, 2 and 5 times the powers of ten, rising, from at most `least` on."""
+    """1, 2 and 5 times the powers of ten in increasing order; the first is at most `least`."""
     for power in itertools.count(math.floor(math.log10(least))):
         yield from (number * 10.0**power for number in (1, 2, 5))

@@ -1,4 +1,4 @@
-"""The long table of results as one file for other programs: Parquet, CSV or JSON, by the ending of its name."""
+"""The long table of results as one file for other programs: Parquet, CSV or JSON, chosen by the file's ending."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def check_export(path: Path) -> None:
     """Refuse a file that cannot be written, before anything is read.
 
     Raises:
-        BenchmarkError: its ending is none of `ENDINGS`, it is a folder, its folder cannot be written, or a package
+        BenchmarkError: the ending is not one of `ENDINGS`, it is a folder, its folder cannot be written, or a package
             is missing.
     """
     if path.suffix.lower() not in ENDINGS:
@@ -43,7 +43,7 @@ def check_export(path: Path) -> None:
 
 
 def write_export(path: Path, table: pd.DataFrame) -> Path:
-    """Write a table of `results.to_frame` to a file that `check_export` has let pass."""
+    """Write a table of `results.to_frame` to a file that `check_export` has accepted."""
     with atomic_file(path) as file:
         match path.suffix.lower():
             case ".parquet":
@@ -54,14 +54,14 @@ def write_export(path: Path, table: pd.DataFrame) -> Path:
                 for part in _json(table):
                     file.write(part.encode())
             case _:
-                file.write(codecs.BOM_UTF8)  # without it Excel takes UTF-8 for something else
+                file.write(codecs.BOM_UTF8)  # without it Excel does not recognise UTF-8
                 for part in frame_csv(table):
                     file.write(encodable(part).encode())
     return path
 
 
 def _of_one_type(column: pd.Series) -> pd.Series:
-    """A column whose values have one type, as Parquet wants it: a mixture is text, as on the command line."""
+    """The column with values of one type, as Parquet requires; mixed types become text, as on the command line."""
     if column.dtype != object:
         return column
     there = column[column.notna()]
@@ -76,7 +76,7 @@ def _of_one_type(column: pd.Series) -> pd.Series:
 
 
 def _json(table: pd.DataFrame) -> Iterator[str]:
-    """A list of objects, one a line and row; what has no value is left out."""
+    """A list of objects, one per row and on its own line, without the fields that have no value."""
     yield "["
     for index, row in enumerate(table.to_dict("records")):
         known = {name: value for name, value in row.items() if value is not None and value == value}

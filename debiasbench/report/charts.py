@@ -187,7 +187,7 @@ def _row(method: str, colour: str, percents: Sequence[float], x: Scale) -> Row:
 
 
 def path(points: Points) -> str:
-    """An SVG path through points, to a tenth; a single point is a line of length 0, which round ends turn into a dot."""
+    """An SVG path through points, to a tenth; one point is a line of length 0, which round ends turn into a dot."""
     if not points:
         return ""
     places = " ".join(f"{round(number, 1) + 0.0:g}" for point in points for number in point)

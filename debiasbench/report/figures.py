@@ -1,6 +1,6 @@
-"""Figures for papers, readable at one column, safe for colour-blind readers.
+"""Figures for papers: readable in one column, and safe for colour-blind readers.
 
-Names of methods, datasets and classes are shown as they are (`parse_math=False`), also where they hold dollars.
+Names of methods, datasets and classes are shown as they are (`parse_math=False`), even if they contain dollar signs.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TONES = ALIGNED, CONFLICTING = PALETTE[4], PALETTE[1]
-FEWEST_FOR_HISTOGRAM = 10  # runs of some method: bins of fewer show where they were put, not how runs are spread
+FEWEST_FOR_HISTOGRAM = 10  # runs of some method: with fewer, a histogram shows its bins more than the runs
 
 
 @plainly
 def score_histogram(scores: dict[str, tuple[np.ndarray, np.ndarray]], *, title: str = "") -> Figure:
-    """Per-sample scores of aligned and conflicting samples, as the paper's Figure 9.
+    """Per-sample scores of aligned and conflicting samples, as in the paper's Figure 9.
 
-    scores: method -> (scores (N,), whether conflicting (N,)); each is divided by its maximum. Counts are on a
-    logarithmic axis, as conflicting samples are few.
+    scores: method -> (scores (N,), whether conflicting (N,)). Scores are divided by their maximum. Counts are on a
+    logarithmic axis, because conflicting samples are few.
     """
     figure, axes = new_figure(len(scores), 1.55)
     edges = np.linspace(0, 1, 31)
@@ -51,16 +51,16 @@ def score_histogram(scores: dict[str, tuple[np.ndarray, np.ndarray]], *, title: 
 def accuracy_figure(
     values: dict[str, np.ndarray], *, metric: str, title: str = "", order: list[str] | None = None
 ) -> Figure:
-    """Accuracies of the runs of each method: points where all have fewer than ten, else histograms.
+    """Accuracies of the runs of each method: points if all methods have fewer than ten runs, else histograms.
 
-    Points: a row a method, each run a dot (a little apart, so that equal runs are seen), a line at the mean.
-    Histograms, as the paper's Figure 10: a panel a method, every run a tick.
+    Points: one row per method, one dot per run (a little apart, so that equal runs are seen), a line at the mean.
+    Histograms, as in the paper's Figure 10: one panel per method, one tick per run.
 
     Args:
-        values: method -> fractions (n,); nan are left out.
-        metric: name for the axis.
+        values: method -> fractions (n,); nan values are left out.
+        metric: name on the axis.
         title: above the figure.
-        order: all methods of the report, so that colours stay the same everywhere.
+        order: all methods of the report; it keeps colours the same in all figures.
     """
     percents = {method: 100 * numbers[~np.isnan(numbers)] for method, numbers in values.items()}
     few = max(map(len, percents.values())) < FEWEST_FOR_HISTOGRAM
@@ -111,9 +111,9 @@ def _accuracy_histograms(percents: dict[str, np.ndarray], metric: str, order: li
 
 @dataclass(frozen=True)
 class Draws:
-    """What a tuning's figure shows of a method: what the rule went by, of its draws (n,) and of runs afterwards (m,).
+    """A method in the figure of a tuning: the values that the rule compared, for its draws (n,) and later runs (m,).
 
-    `default`, `chosen`: places among the draws; of the default None where it failed.
+    `default`, `chosen`: indices of these draws; `default` is None if that draw failed.
     """
 
     values: np.ndarray
@@ -131,17 +131,17 @@ def tuning_figure(
     title: str = "",
     order: list[str] | None = None,
 ) -> Figure:
-    """How far the draws of each method spread, beside the spread over seeds of runs with what was chosen.
+    """The spread of each method's draws, and the spread over seeds of runs with the chosen values.
 
-    A pair of rows a method: above its draws, a dot each, a cross for its defaults and a ring around what was chosen;
-    below the runs, a hollow mark each.
+    Each method has two rows. The upper one shows its draws as dots, with a cross on the defaults and a ring around the
+    chosen draw; the lower one shows the runs as hollow marks.
 
     Args:
         draws: method -> its draws and runs, in the same measure.
-        rule: by which was chosen: names the axis.
+        rule: the rule that chose; it names the axis.
         percent: whether values are fractions.
         title: above the figure.
-        order: all methods of the report, so that colours stay the same everywhere.
+        order: all methods of the report; it keeps colours the same in all figures.
     """
     from matplotlib.lines import Line2D
 
@@ -183,13 +183,13 @@ def tuning_figure(
 
 
 def _apart(n: int) -> np.ndarray:
-    """Heights of points (n,) about a row, so that equal ones are seen."""
+    """Heights of points (n,) around a row, so that equal points are seen."""
     return 0.18 * (np.arange(n) / max(1, n - 1) - 0.5) if n > 1 else np.zeros(n)
 
 
 @plainly
 def contact_sheet(images: np.ndarray, names: list[str], stem: Path, *, rows: list[str], title: str) -> list[Path]:
-    """A sheet of sample images: images (R, K, H, W, 3) uint8, row names, column names."""
+    """Draw a sheet of sample images (R, K, H, W, 3), uint8, with K `names` of columns and R names of `rows`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -211,20 +211,21 @@ def contact_sheet(images: np.ndarray, names: list[str], stem: Path, *, rows: lis
                 )
     headline(figure, title, 9)
     stem.parent.mkdir(parents=True, exist_ok=True)
-    path = stem.with_name(f"{stem.name}.png")  # a title may hold a point
+    path = stem.with_name(f"{stem.name}.png")  # a title may contain a dot
     figure.savefig(path, dpi=150)
     return [path]
 
 
 @plainly
 def fisher_figure(numbers: list[dict[str, Any]], *, in_rank: bool = False, order: list[str] | None = None) -> Figure:
-    """The trace of the inverse Fisher information of each method, as the paper's Figure 3; less is better.
+    """The trace of the inverse Fisher information of each method, as in the paper's Figure 3; less is better.
 
-    numbers: what `debiasbench.fisher.of_record` returns of each run. A panel for each dataset, network and damping,
-    which its title names; a row a method, a point a run, a line at the mean. Hollow: the same networks with all
-    samples weighted alike. The trace, in units of one over the squared gradient, is on a logarithmic axis.
+    numbers: for each run, what `debiasbench.fisher.of_record` returns. Each dataset, network and damping has a panel
+    with a title that names them. A panel has one row per method, one point per run, and a line at the mean. Hollow
+    points: the same networks with equal weights for all samples. The trace, in units of one over the squared gradient,
+    is on a logarithmic axis.
     in_rank: without the directions in which no sample has a gradient, such as those of dead units.
-    `order`: all methods of the report, so that colours stay the same everywhere.
+    `order`: all methods of the report; it keeps colours the same in all figures.
     """
     ending = "_in_rank" if in_rank else ""
     shown = [one["method"] for one in numbers]
@@ -244,7 +245,7 @@ def fisher_figure(numbers: list[dict[str, Any]], *, in_rank: bool = False, order
                     axis.plot([values.mean()] * 2, [height - 0.17, height + 0.17], color="black", linewidth=1.2)
                 axis.plot(values, np.full(len(values), height), marker, color=colour, mfc=face, markersize=4)
         axis.set_xscale("log")
-        axis.tick_params(which="minor", labelsize=6)  # named where there is less than a decade
+        axis.tick_params(which="minor", labelsize=6)  # they have labels if the axis spans less than a decade
         axis.set_yticks(range(len(methods)), [in_lines(method, 28) for method in methods], parse_math=False)
         axis.set_ylim(len(methods) - 0.5, -0.5)  # the first method on top
         space = "without dead dimensions" if in_rank else f"{dimension:,} dimensions"
@@ -267,8 +268,8 @@ def theorem_figure(
 ) -> Figure:
     """Theorem 2: the objective of the one-dimensional example, and its minimum at h proportional to |g|.
 
-    a: half of the distance of the two sets' optima, not 0. sizes: |M| and |m|, for each of which uniform sampling is
-    marked; the curve over the probability of M as a whole, and the minimum, are the same for all.
+    a: half of the distance between the optima of the two sets, not 0. sizes: pairs of |M| and |m|; uniform sampling is
+    marked for each. The curve over the probability of drawing from M, and its minimum, are the same for all sizes.
     """
     from debiasbench.report.fisher import objective_of_sets, optimal_sampling
 
@@ -303,15 +304,15 @@ def critical_difference(
     title: str = "",
     order: list[str] | None = None,
 ) -> Figure:
-    """Average ranks of methods, and who cannot be separated: Demsar's (2006) diagram with a row a method.
+    """Average ranks of methods, and which ones cannot be separated: Demsar's (2006) diagram with one row per method.
 
-    The rows leave room for long names and two dozen methods in one column of a paper, where names on both sides of
-    one line do not.
+    Rows leave room for long names and two dozen methods in one column of a paper; names on both sides of one line
+    do not.
 
     Args:
         ranks: method -> average rank, from 1 (best).
-        difference: by how much average ranks must differ, drawn as a bar; nan where no test was made: no bar then.
-        cliques: groups of methods that cannot be separated, each joined by a line beside its rows.
+        difference: critical difference of average ranks, drawn as a bar; nan (no bar) if no test was made.
+        cliques: groups of methods that cannot be separated; a line beside its rows joins each group.
         title: above the figure.
         order: all methods of the report, for colours and markers.
     """
@@ -333,7 +334,7 @@ def critical_difference(
         axis.annotate(words, (1, -1), (1, 3), textcoords="offset points", fontsize=6.5, va="bottom")
     rows = [sorted(methods.index(method) for method in group) for group in cliques]
     for level, members in zip(_levels([(group[0], group[-1]) for group in rows]), rows, strict=True):
-        x = 1.05 + 0.035 * level  # in widths of the panel
+        x = 1.05 + 0.035 * level  # as a fraction of the panel's width
         span = (members[0] - 0.25, members[-1] + 0.25)
         beside = axis.get_yaxis_transform()
         axis.plot((x, x), span, color="black", linewidth=2.2, solid_capstyle="butt", transform=beside, clip_on=False)
@@ -352,7 +353,7 @@ def critical_difference(
 
 
 def _levels(intervals: Sequence[tuple[float, float]]) -> list[int]:
-    """For each interval the first level on which it touches none before it."""
+    """For each interval, the first level on which it touches no earlier interval."""
     taken: list[list[tuple[float, float]]] = []
     levels = []
     for low, high in intervals:
@@ -374,16 +375,16 @@ def parameter_figure(
     title: str = "",
     order: list[str] | None = None,
 ) -> Figure:
-    """A few variants of a method on several datasets, as the paper's Figure 2: a panel a dataset, each on its scale.
+    """A few variants of a method on several datasets, as in the paper's Figure 2. Each dataset has a panel and a scale.
 
-    The mean as a marker, the sample standard deviation as bars, each run as a dot; no bar for a single run.
+    Markers show means, bars sample standard deviations (none for a single run), and dots the runs.
 
     Args:
-        values: dataset -> variant -> fractions (n,); nan are left out.
-        metric: name for the axis.
+        values: dataset -> variant -> fractions (n,); nan values are left out.
+        metric: name on the axis.
         published: dataset -> variant -> fraction, shown as an open marker beside ours.
         title: above the figure.
-        order: all methods of the report, for colours and markers; variants stand in the order of `values`.
+        order: all methods of the report, for colours and markers; variants keep the order of `values`.
     """
     from matplotlib.lines import Line2D
 
@@ -432,7 +433,7 @@ _GREY: dict[str, Any] = {"color": "0.45", "linestyle": (0, (4, 2)), "linewidth":
 
 
 def _line(look: Look) -> dict[str, Any]:
-    """How the line of a method looks."""
+    """The style of a method's line."""
     style: dict[str, Any] = {"color": look.colour, "marker": look.marker, "linestyle": (0, look.dashes)}
     return style | {"markersize": 4, "linewidth": 1.2}
 
@@ -446,15 +447,15 @@ def profile_figure(
     aligned_label: str,
     order: list[str] | None = None,
 ) -> Figure:
-    """Accuracies against the fraction of conflicting samples: a panel a dataset, a line a method.
+    """Accuracies against the fraction of conflicting samples: one panel per dataset, one line per method.
 
-    The mean as a marker, the sample standard deviation as bars; no bar for a single run. Dashed in grey: the reference
-    on aligned samples. The fraction, in per cent, is on a logarithmic axis, on which 0 has no place.
+    Markers show means, and bars sample standard deviations (none for a single run). The dashed grey line is the
+    reference on aligned samples. The fraction, in per cent, is on a logarithmic axis, so 0 cannot be shown.
 
     Args:
         curves: dataset -> method -> fraction of conflicting samples -> accuracies of the runs, fractions (n,).
-        aligned: dataset -> fraction of conflicting samples -> the same of the reference on aligned samples.
-        metrics: dataset -> name for its axis.
+        aligned: dataset -> fraction of conflicting samples -> accuracies of the reference on aligned samples.
+        metrics: dataset -> name on its axis.
         aligned_label: name of the grey line.
         order: all methods of the report, for colours and markers.
     """
@@ -472,7 +473,7 @@ def profile_figure(
             x = [ratio for ratio in sorted(values) if ratio > 0]
             percents = [100 * values[ratio] for ratio in x]
             spreads = [part.std(ddof=1) if len(part) > 1 else 0.0 for part in percents]
-            if x:  # bars of no height are none
+            if x:  # without a ratio above 0 there is nothing to draw
                 axis.errorbar([100 * ratio for ratio in x], [part.mean() for part in percents], spreads,
                               capsize=2, elinewidth=0.8, **style)  # fmt: skip
         axis.set_xscale("log")
@@ -499,12 +500,12 @@ def trials_histogram(
     title: str = "",
     order: list[str] | None = None,
 ) -> Figure:
-    """Many runs of two (or three) methods over each other, as the paper's Figure 10: a panel a dataset.
+    """Overlaid histograms of many runs of two (or three) methods, as in the paper's Figure 10: one panel per dataset.
 
     Args:
-        values: dataset -> method -> fractions (n,); nan are left out, and each dataset has a number.
-        metric: name for the axis.
-        p_values: dataset -> p of whatever test the title or caption names; nan and missing ones are left out.
+        values: dataset -> method -> fractions (n,); nan values are left out, and each dataset needs a number.
+        metric: name on the axis.
+        p_values: dataset -> p of the test that the title or caption names; nan and missing ones are left out.
         title: above the figure.
         order: all methods of the report, for the colours.
     """
@@ -525,11 +526,11 @@ def trials_histogram(
             axis.hist(percent, edges, color=colour, alpha=0.35, histtype="stepfilled")
             axis.hist(percent, edges, color=colour, linewidth=0.9, histtype="step")
             axis.axvline(percent.mean(), color=colour, linewidth=1.2, linestyle=(0, dashes))
-        axis.axhline(0, color="black", linewidth=1)  # over the outlines of empty bins
+        axis.axhline(0, color="black", linewidth=1)  # covers the outlines of empty bins
         highest = axis.get_ylim()[1]
         axis.yaxis.get_major_locator().set_params(integer=True, nbins=4)
         axis.set_yticks([tick for tick in axis.get_yticks() if 0 <= tick <= highest])
-        for index, (method, percent) in enumerate(percents.items()):  # below zero: every run a tick, a row a method
+        for index, (method, percent) in enumerate(percents.items()):  # below zero: a tick per run, a row per method
             rows = np.full(len(percent), -(0.6 + index) * 0.11 * highest)
             axis.plot(percent, rows, "|", color=seen[method].colour, markersize=4.5)
         axis.set_ylim(-(0.2 + len(percents)) * 0.11 * highest, highest)
@@ -560,11 +561,11 @@ def curve_figure(
     title: str = "",
     order: list[str] | None = None,
 ) -> Figure:
-    """Methods on one dataset, epoch by epoch: thick the mean over the runs, at the epochs that all have; thin each run.
+    """Learning curves on one dataset: a thick line for the mean at the epochs that all runs have, thin ones for runs.
 
     Args:
-        curves: method -> its runs, each epoch -> fraction.
-        metric: name for the axis.
+        curves: method -> its runs, each a mapping of epoch to fraction.
+        metric: name on the axis.
         title: above the figure.
         order: all methods of the report, for colours and markers.
     """
@@ -580,7 +581,7 @@ def curve_figure(
             axis.plot(list(run), [100 * value for value in run.values()], "." if len(run) == 1 else "", **thin)
         epochs = sorted(set(runs[0]).intersection(*runs))
         means = [100 * sum(run[epoch] for run in runs) / len(runs) for epoch in epochs]
-        step = max(1, len(epochs) // 6)  # about six marks, apart so that they do not hide each other
+        step = max(1, len(epochs) // 6)  # about six marks per line, offset so that they do not hide each other
         axis.plot(epochs, means, markevery=(index * step // len(curves), step), **style)
         handles.append(Line2D([], [], label=method, **style))
     axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))

@@ -189,7 +189,7 @@ def _apart(n: int) -> np.ndarray:
 
 @plainly
 def contact_sheet(images: np.ndarray, names: list[str], stem: Path, *, rows: list[str], title: str) -> list[Path]:
-    """Draw a sheet of sample images (R, K, H, W, 3), uint8, with K `names` of columns and R names of `rows`."""
+    """Draw a sheet of sample images (R, K, H, W, 3), uint8, with `names` of the K columns and of the R `rows`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -220,10 +220,10 @@ def contact_sheet(images: np.ndarray, names: list[str], stem: Path, *, rows: lis
 def fisher_figure(numbers: list[dict[str, Any]], *, in_rank: bool = False, order: list[str] | None = None) -> Figure:
     """The trace of the inverse Fisher information of each method, as in the paper's Figure 3; less is better.
 
-    numbers: for each run, what `debiasbench.fisher.of_record` returns. Each dataset, network and damping has a panel
-    with a title that names them. A panel has one row per method, one point per run, and a line at the mean. Hollow
-    points: the same networks with equal weights for all samples. The trace, in units of one over the squared gradient,
-    is on a logarithmic axis.
+    numbers: for each run, what `report.fisher.of_record` returns. Each dataset, network and damping has a panel with a
+    title that names them. A panel has one row per method, one point per run, and a line at the mean. Hollow points:
+    the same networks with equal weights for all samples. The trace, in units of one over the squared gradient, is on a
+    logarithmic axis.
     in_rank: without the directions in which no sample has a gradient, such as those of dead units.
     `order`: all methods of the report; it keeps colours the same in all figures.
     """

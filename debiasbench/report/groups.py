@@ -1,4 +1,4 @@
-"""The table of accuracies by group: which group is the worst, and what a method pays elsewhere."""
+"""The table of accuracies by group: which group is worst, and where a method loses accuracy in return."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from debiasbench.report.tables import METHOD, Column, Table, percent, words
 
 
 def groups_tables(records: Sequence[Record]) -> list[Table]:
-    """A table for each dataset whose records tell of groups, unless they are too many for columns (`MOST_GROUPS`)."""
+    """A table for each dataset whose records have groups, but at most `MOST_GROUPS` of them: each group is a column."""
     by_dataset: dict[str, list[Record]] = {}
     for record in distinct(records):
         if record.result and 0 < len(record.result.groups.get("test", ())) <= MOST_GROUPS:
@@ -22,7 +22,7 @@ def groups_tables(records: Sequence[Record]) -> list[Table]:
 
 
 def _table(dataset: str, records: list[Record]) -> Table | None:
-    """Methods x groups of one dataset; None where no group has samples."""
+    """Methods x groups of one dataset; None if no group has samples."""
     results = [record.result for record in records if record.result]
     sizes: dict[tuple[object, ...], set[int]] = {}
     runs: dict[str, dict[tuple[object, ...], list[float]]] = {}
@@ -60,7 +60,7 @@ def _key(group: GroupFacts) -> tuple[object, ...]:
 
 
 def _name(group: GroupFacts, data: DataFacts) -> str:
-    """`blond / male`; numbers where a record does not tell what labels and values are called."""
+    """`blond / male`; with numbers if the record has no names for labels and values."""
     if group.group is not None:
         return group.group
     label = _called(data.class_names, group.y)

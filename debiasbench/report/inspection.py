@@ -1,4 +1,4 @@
-"""How biased is a dataset: counts, conflict ratios, mutual information, and a picture to look at."""
+"""How biased a dataset is: counts, conflict ratios, mutual information, and pictures."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from debiasbench.files import file_name
 from debiasbench.report.tables import NOTHING, Column, Entry, Table, count, number, words
 from debiasbench.samples import Samples, Splits
 
-MOST_LISTED = 40  # of label and bias that are listed: of ten classes and ten colours, the smallest is enough
+MOST_LISTED = 40  # groups of (label, bias) in the table; with ten classes and ten colours, the smallest group is enough
 
 
 def inspect(dataset: Dataset, title: str, *, data_dir: Path, results_dir: Path) -> tuple[list[Table], list[Path]]:
-    """Tables on each split, and contact sheets in which the bias can be seen."""
+    """Tables of each split, and contact sheets that show the bias."""
     with raised_by(f"The data of {dataset.name} cannot be built"):
         splits = dataset.build_labels(data_dir)
     with_x = splits.train.x.numel() > 0
@@ -35,7 +35,7 @@ def inspect(dataset: Dataset, title: str, *, data_dir: Path, results_dir: Path) 
         Column("smallest", "smallest group"),
     ]  # fmt: skip
     notes = [
-        *([f"Data fingerprint {splits.fingerprint()[:16]}."] if with_x else []),  # of the data that train
+        *([f"Data fingerprint {splits.fingerprint()[:16]}."] if with_x else []),  # the fingerprint covers the inputs
         " ".join(["The data are complete." if splits.official else "NOT the published data.", splits.note]).strip(),
         "information: mutual information of label and bias, less its upward bias (C - 1)(K - 1) / 2N; "
         f"at most ln {dataset.n_classes} = {np.log(dataset.n_classes):.2f}.",
@@ -77,14 +77,14 @@ def _groups(dataset: Dataset, splits: Splits) -> Table:
 
 
 def _sizes(names: Sequence[str], counts: Mapping[str, Sequence[int]], notes: list[str]) -> Table:
-    """A row a group, a column a split: its sizes in the order of the names."""
+    """One row per group, and one column per split with its sizes in the order of the names."""
     rows = [[*words(name), *(count(sizes[index]) for sizes in counts.values())] for index, name in enumerate(names)]
     columns = [Column("group", "group", numeric=False), *(Column(name, name) for name in counts)]
     return Table("groups", "Evaluation groups", columns, rows, notes)
 
 
 def _lengths(splits: Splits) -> Table:
-    """How long the texts are, in tokens."""
+    """The lengths of the texts, in tokens."""
     rows = []
     for name, part in splits.named().items():
         assert part.length is not None
@@ -127,10 +127,10 @@ def mutual_information(counts: np.ndarray) -> float:
 
 
 def sides_of(dataset: Dataset, splits: Splits, column: int) -> list[tuple[str, Samples, torch.Tensor]]:
-    """What a contact sheet sets against each other: name, samples, and which of them (bool).
+    """The two sides of a contact sheet, each as its name, samples, and which of them belong to it (bool).
 
-    Aligned and conflicting training samples; where a bias of two values does not follow from the label, the two
-    values; where the bias is not known, training and test.
+    The sides are aligned and conflicting training samples. If a bias with two values does not follow from the label,
+    they are the two values; if the bias is unknown, the training and test samples.
     """
     train = splits.train
     bias, conflicting = train.bias[:, column], train.conflicting[:, column]
@@ -145,9 +145,9 @@ def sides_of(dataset: Dataset, splits: Splits, column: int) -> list[tuple[str, S
 
 
 def contact_sheets(dataset: Dataset, title: str, splits: Splits, folder: Path, *, n_each: int = 4) -> list[Path]:
-    """One sheet a bias: a row a class, with what `sides_of` gives on its left and right.
+    """Draw one sheet per bias, with a row for each class and the two `sides_of` the sheet on the left and right.
 
-    Of more classes than pictures a class: a column a class, with the two above and below.
+    With more classes than pictures per class, classes are columns, and the two sides are above and below.
     """
     from debiasbench.report.figures import contact_sheet
 
@@ -176,7 +176,7 @@ def contact_sheets(dataset: Dataset, title: str, splits: Splits, folder: Path, *
 
 
 def _picture(x: torch.Tensor) -> np.ndarray:
-    """uint8 (C, H, W) -> (H, W, 3)."""
+    """Pixels uint8 (C, H, W) -> (H, W, 3)."""
     if x.dtype != torch.uint8:
         raise BenchmarkError(f"A picture needs uint8 pixels. Got {x.dtype}.")
     image = x.cpu().numpy().transpose(1, 2, 0)

@@ -1,4 +1,4 @@
-"""Data frames that a notebook shows as the report's tables, with the numbers, titles and marks of the terminal."""
+"""Data frames that a notebook shows as the report's tables, with the same numbers, titles and marks as a terminal."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from debiasbench.report.results import Measure, bias_knowing, headlines_of, to_f
 from debiasbench.report.sections import comparison_table, marked, tests_table
 from debiasbench.report.tables import Table
 
-MOST_FAILURES = 10  # that are told one by one
+MOST_FAILURES = 10  # shown one by one
 
 
 class Results(pd.DataFrame):
-    """The results of records (`results.to_frame`), which a notebook shows as their comparison.
+    """The results of records (`results.to_frame`); a notebook shows them as a comparison.
 
-    A data frame as any other; what is made of it (a part of its rows, say) is a plain one.
+    Otherwise it is an ordinary data frame, and anything derived from it, such as some of its rows, is a plain one.
     """
 
-    _metadata: ClassVar[list[str]] = ["records", "made_of"]  # what pandas takes for attributes, and not for columns
+    _metadata: ClassVar[list[str]] = ["records", "made_of"]  # pandas treats these as attributes, not as columns
     records: Sequence[Record]
     made_of: list[str]  # columns
 
     @classmethod
     def of(cls, records: Sequence[Record]) -> Results:
-        """The table of these records."""
+        """The results of these records."""
         found = cls(to_frame(records))
         found.records, found.made_of = records, list(found.columns)
         return found
@@ -40,9 +40,9 @@ class Results(pd.DataFrame):
 
 
 class Tests(pd.DataFrame):
-    """Tests of methods against a reference (`results.compare`), which a notebook shows as the report's table of them.
+    """Tests of methods against a reference (`results.compare`); a notebook shows them as in the report.
 
-    A data frame as any other; what is made of it is a plain one.
+    Otherwise it is an ordinary data frame, and anything derived from it is a plain one.
     """
 
     _metadata: ClassVar[list[str]] = ["knowing", "made_of"]
@@ -51,7 +51,7 @@ class Tests(pd.DataFrame):
 
     @classmethod
     def of(cls, tests: pd.DataFrame, results: pd.DataFrame) -> Tests:
-        """These tests, which are of methods in these results."""
+        """Tests of methods in these results."""
         found = cls(tests)
         found.knowing, found.made_of = bias_knowing(results), list(found.columns)
         return found
@@ -63,14 +63,14 @@ class Tests(pd.DataFrame):
 def _html(
     frame: Results | Tests, plain: Callable[[], str | None], shown: Callable[[], tuple[list[Table], list[str]]]
 ) -> str | None:
-    """What a notebook shows of a frame; where its user wants data frames as text, or took columns out, as any other."""
+    """The HTML of a frame; None if the user wants data frames as text, and the plain one if it is empty or lacks columns."""
     if not pd.get_option("display.notebook_repr_html"):
         return None
     if not len(frame) or set(frame.made_of) - set(frame.columns):
         return plain()
     try:
         tables, lines = shown()
-    except BenchmarkError as error:  # what must not stand in one table: the reason, and the rows
+    except BenchmarkError as error:  # these runs must not share a table: show the reason, and the rows
         return _rendered([], [str(error)]) + (plain() or "")
     size = f"A data frame of {len(frame):,} row{'s' * (len(frame) != 1)} and {frame.shape[1]:,} columns"
     return _rendered(tables, [*lines, f"{size}: .head() shows it."])
@@ -111,6 +111,6 @@ def _rendered(tables: list[Table], lines: list[str]) -> str:
 
 
 def _printable(value: Any) -> Any:
-    """Text without control characters and halves of characters, which a notebook's file cannot hold."""
-    is_markup = hasattr(value, "__html__")  # of the template itself
+    """Text without control characters and lone surrogates, which a notebook file cannot hold."""
+    is_markup = hasattr(value, "__html__")  # from the template itself
     return printable(value) if isinstance(value, str) and not is_markup else value

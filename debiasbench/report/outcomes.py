@@ -1,4 +1,4 @@
-"""What an experiment is for: its table, beside the paper's numbers where it has any, and its figure."""
+"""The outcome of an experiment: its table, with the paper's numbers if it has any, and its figure."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from debiasbench.report.tables import Column, Entry, Table, count, number, words
 
 @dataclass(frozen=True)
 class Outcome:
-    """Tables and figures of an experiment; `lines`: ours beside the paper's, a line a number, or None.
+    """Tables and figures of an experiment; `lines`: our numbers beside the paper's, one per line, or None.
 
-    `complaints`: what could not be drawn, and why.
+    `complaints`: what could not be read or drawn, and why.
     """
 
     tables: list[Table] = field(default_factory=list)
@@ -39,7 +39,7 @@ def outcome(experiment: Experiment, results_dir: Path, data_dir: Path | None, *,
     """Make an experiment's table and figure from the records in a results folder.
 
     Args:
-        data_dir: for what is computed from trained networks and the data.
+        data_dir: the data folder, for tables and figures that are computed from trained networks and the data.
         order: all methods of the report, for colours.
     """
     found = Outcome()
@@ -48,13 +48,13 @@ def outcome(experiment: Experiment, results_dir: Path, data_dir: Path | None, *,
         records = finished(experiment, results_dir, found.complaints)
         draw = {"bins": _bins, "fisher": _fisher, "norms": _norms, "trials": _trials}.get(experiment.show)
         if draw and records:
-            order = [*order, *(record.cell.method_title for record in records)]  # where the report shows fewer
+            order = [*order, *(record.cell.method_title for record in records)]  # the report may show fewer methods
             stem = results_dir / "figures" / file_name(experiment.name)
             more = draw(experiment, records, stem, data_dir, order)
             found.tables.extend(more.tables)
             found.figures.extend(more.figures)
             found.complaints.extend(more.complaints)
-    except Exception as error:  # neither table nor figure ever costs the report of what was trained
+    except Exception as error:  # the report must not fail because of an experiment
         found.complaints.append(f"{experiment.name} could not be drawn: {type(error).__name__}: {error}")
     return found
 
@@ -85,13 +85,13 @@ def _values(records: list[Record]) -> dict[str, dict[str, np.ndarray]]:
 
 
 def _marked(records: list[Record]) -> Displays:
-    """What papers call the methods and datasets of finished records, with the marks of tables."""
+    """Display titles of the methods and datasets of finished records, with the marks of tables."""
     cells = [record.cell for record in records]
     return marked_titles_of(display_titles(cells), cells, records)
 
 
 def _values_displayed(values: dict[str, dict[str, np.ndarray]], displays: Displays) -> dict[str, dict[str, np.ndarray]]:
-    """The same by what papers call the datasets and methods."""
+    """The same values by display titles."""
     return {
         displays["dataset"][dataset]: {displays["method"][method]: runs for method, runs in one.items()}
         for dataset, one in values.items()
@@ -105,9 +105,9 @@ def _displayed(order: list[str], displays: Displays) -> list[str]:
 def _bins(
     experiment: Experiment, records: list[Record], stem: Path, data_dir: Path | None, order: list[str]
 ) -> Outcome:
-    """Counts of the scores, over the largest, in ten bins (their histograms are in every report)."""
+    """Counts of scores, divided by the largest, in ten bins (every report has histograms of them)."""
     del stem, data_dir, order
-    if experiment.paper:  # counted there
+    if experiment.paper:  # the paper's table has these counts
         return Outcome()
     rows, edges, complaints = [], np.empty(0), list[str]()
     for record in records:
@@ -146,7 +146,7 @@ def _fisher(
         assert record.path is not None
         try:
             found.append(of_record(record.path, data_dir))
-        except Exception as error:  # one damaged file is not the others'
+        except Exception as error:  # one damaged file must not affect the others
             complaints.append(f"{record.path}: no trace ({type(error).__name__}: {error})")
     if not found:
         return Outcome(complaints=complaints)
@@ -198,7 +198,7 @@ def _norms(
 def _trials(
     experiment: Experiment, records: list[Record], stem: Path, data_dir: Path | None, order: list[str]
 ) -> Outcome:
-    """Distributions over seeds; of two methods with the one-sided Welch test of the other against the reference."""
+    """Distributions over seeds; with two methods also the one-sided Welch test of the other against the reference."""
     from debiasbench.report.figures import trials_histogram
 
     del data_dir
@@ -207,7 +207,7 @@ def _trials(
     for dataset, of_method in values.items():
         reference = of_method.get(experiment.reference or next(iter(of_method)))
         others = [runs for runs in of_method.values() if runs is not reference]
-        if reference is not None and len(others) == 1:  # of two methods: one p
+        if reference is not None and len(others) == 1:  # two methods: one p
             p_values[dataset] = welch(direction(metric) * others[0], direction(metric) * reference)
     title = f"{experiment.title}{' (smoke run)' if experiment.smoke else ''}; p: Welch, one-sided"
     displays = _marked(records)

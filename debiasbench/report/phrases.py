@@ -1,4 +1,4 @@
-"""Text that holds titles of methods and datasets, and can be said again with what papers call them."""
+"""Text that contains titles of methods and datasets, and can be written again with their display titles."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ Displays = Mapping[str, Mapping[str, str]]  # kind -> title -> display title; ki
 
 
 class Phrase(str):
-    """Text made of parts, as by `str.format`: those that are given by name are titles of that kind.
+    """Text made of parts, as by `str.format`; a part given by keyword is a title of that kind.
 
-    A `str` for whoever only reads it; `displayed` makes the same text with display titles.
+    It reads as an ordinary `str`; `displayed` makes the same text with display titles.
     """
 
     template: str
@@ -26,20 +26,20 @@ class Phrase(str):
     titles: dict[str, str]
 
     def __new__(cls, template: str, *parts: str, **titles: str) -> Phrase:
-        """The text of `template`, in which nothing of a user's may stand, but in parts and titles."""
+        """The text of `template`; what users write may be in parts and titles, but never in the template."""
         self = super().__new__(cls, template.format(*parts, **titles))
         self.template, self.parts, self.titles = template, parts, titles
         return self
 
 
 def joined(separator: str, parts: Iterable[str]) -> Phrase:
-    """As `separator.join(parts)`."""
+    """Like `separator.join(parts)`."""
     parts = list(parts)
     return Phrase(separator.join(["{}"] * len(parts)), *parts)
 
 
 def displayed(text: str, displays: Displays) -> str:
-    """The text with display titles in place of the titles that are known as such; text that is no phrase as it is."""
+    """A phrase with display titles in place of its titles; other text is returned unchanged."""
     if not isinstance(text, Phrase):
         return text
     parts = (displayed(part, displays) for part in text.parts)
@@ -48,7 +48,7 @@ def displayed(text: str, displays: Displays) -> str:
 
 
 def titles_in(text: str, kind: str) -> set[str]:
-    """The titles of a kind that are in a text as such: none in one that is no phrase."""
+    """The titles of a kind in a phrase; none for other text."""
     if not isinstance(text, Phrase):
         return set()
     own = {text.titles[kind]} if kind in text.titles else set()
@@ -56,10 +56,10 @@ def titles_in(text: str, kind: str) -> set[str]:
 
 
 def display_titles(cells: Iterable[Cell]) -> Displays:
-    """What papers call the methods and datasets of these cells, where they are known here; others by their titles.
+    """Display titles of the methods and datasets of these cells; what is not known here keeps its title.
 
-    Looked up and not kept in records: a display title that is given or mended later then holds for all records. What
-    two would be called alike by keep their titles.
+    Display titles are looked up and not kept in records, so that one that is added or corrected later applies to all
+    records. Those that would have the same display title keep their titles.
     """
     from debiasbench.datasets import registry as datasets
     from debiasbench.methods import registry as methods
@@ -77,7 +77,7 @@ def display_titles(cells: Iterable[Cell]) -> Displays:
 
 
 def display_titles_in(table: pd.DataFrame) -> Displays:
-    """The same of the methods and datasets of a table with their titles, such as that of `results.to_frame`."""
+    """The same for the methods and datasets of a table that has their titles, such as that of `results.to_frame`."""
     from debiasbench.datasets import registry as datasets
     from debiasbench.grid import dataset_from_spec
     from debiasbench.methods import registry as methods
@@ -112,15 +112,15 @@ def _of_class(known: Mapping[str, Any], name: str) -> str:
 
 
 def _or(title: str, look_up: Callable[..., str], *given: Any) -> str:
-    """What is looked up; the title where that cannot be: not known here, or with other parameters now."""
+    """The display title; or the title, if the look-up fails: it is not known here, or its parameters have changed."""
     try:
         return look_up(*given)
-    except Exception:  # what a plug-in of others calls itself never costs the report
+    except Exception:  # the report must not fail because of a plug-in's display title
         return title
 
 
 def _apart(displays: Mapping[str, str]) -> dict[str, str]:
-    """Display titles, no two of them equal: titles in place of those that are."""
+    """Display titles that are all different: those that are equal are replaced by the titles."""
     apart = dict(displays)
     while True:
         twice = {display for display, n in Counter(apart.values()).items() if n > 1}

@@ -1,6 +1,6 @@
-"""The figures that a report draws of a table of results, by what papers call methods and datasets.
+"""The figures that a report draws from a table of results, with display titles of methods and datasets.
 
-`displays` are display titles, with the marks of tables where a caller has added them (`marked_titles`).
+`displays` are the display titles, with the marks of tables if the caller has added them (`marked_titles`).
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
 
 def marked_titles(displays: Displays, table: pd.DataFrame) -> Displays:
-    """Display titles of the methods and datasets of a table, with the marks that its tables have beside them."""
+    """Display titles of the methods and datasets in a table of results, with the marks that report tables have."""
     return with_marks(displays, knowing=bias_knowing(table), unofficial=unofficial(table))
 
 
 def marked_titles_of(displays: Displays, cells: Iterable[Cell], records: Iterable[Record]) -> Displays:
-    """The same of these cells' methods, and of the datasets that these records tell of."""
+    """The same for the methods of these cells, and with the marks of datasets taken from these records."""
     knowing = {cell.method_title for cell in cells if knows_bias(cell.method)}
     stand_ins = [record.cell for record in records if record.result is not None and not record.result.data.official]
     titles = {title for cell in stand_ins for title in (cell.dataset_title, dataset_title(cell))}
@@ -39,18 +39,18 @@ def marked_titles_of(displays: Displays, cells: Iterable[Cell], records: Iterabl
 
 
 def names_of(table: pd.DataFrame, displays: Displays) -> list[str]:
-    """What papers call the methods of a table, in its order."""
+    """Display titles of the methods of a table, in its order."""
     return [displays["method"][method] for method in table.method.unique()]
 
 
 def score_picture(scores: Mapping[str, tuple[np.ndarray, np.ndarray]], dataset: str, displays: Displays) -> Figure:
-    """Per-sample scores on a dataset: method -> (scores (N,), whether conflicting (N,))."""
+    """Per-sample scores on a dataset; `scores`: method -> (scores (N,), whether conflicting (N,))."""
     named = {displays["method"][method]: one for method, one in scores.items()}
     return figures.score_histogram(named, title=f"Per-sample scores on {displays['dataset'][dataset]}")
 
 
 def accuracy_picture(table: pd.DataFrame, measure: Measure, displays: Displays) -> Figure | None:
-    """The accuracies of all runs on a dataset; None where there are none."""
+    """The accuracies of all runs on a dataset; None if there are none."""
     title = displays["dataset"][measure.dataset]
     values = values_by_dataset(table, [measure], displays).get(title)
     if not values:
@@ -59,7 +59,7 @@ def accuracy_picture(table: pd.DataFrame, measure: Measure, displays: Displays) 
 
 
 def rank_picture(table: pd.DataFrame, measures: Sequence[Measure], displays: Displays) -> Figure | None:
-    """Average ranks over datasets; None where they cannot be tested."""
+    """Average ranks over datasets; None if they cannot be tested."""
     datasets = one_a_dataset(list(measures))
     test = rank_test(means_of(table, datasets)) if len(datasets) > 1 else None
     if test is None or not test.tested:
@@ -72,7 +72,7 @@ def rank_picture(table: pd.DataFrame, measures: Sequence[Measure], displays: Dis
 
 
 def profile_picture(table: pd.DataFrame, curves: Mapping[str, Curves], reference: str, displays: Displays) -> Figure:
-    """Accuracies by conflict ratio: what `profile.profile` has of each sweep, and its reference."""
+    """Accuracies by conflict ratio, from the curves and reference of `profile.profile`."""
     named = displays["method"]
     shown = {displayed(family(title), displays): one for title, one in curves.items()}
     return figures.profile_figure(
@@ -86,7 +86,7 @@ def profile_picture(table: pd.DataFrame, curves: Mapping[str, Curves], reference
 def curve_picture(
     curves: Mapping[str, Sequence[Mapping[int, float]]], table: pd.DataFrame, measure: Measure, displays: Displays
 ) -> Figure:
-    """Learning curves on a dataset: method -> its runs, each epoch -> fraction."""
+    """Learning curves on a dataset; `curves`: method -> its runs, each a mapping of epoch to fraction."""
     named = {displays["method"][method]: some for method, some in curves.items()}
     title = f"Test accuracy by epoch on {displays['dataset'][measure.dataset]}"
     return figures.curve_figure(named, metric=measure.metric, title=title, order=names_of(table, displays))
@@ -95,7 +95,7 @@ def curve_picture(
 def values_by_dataset(
     table: pd.DataFrame, measures: Sequence[Measure], displays: Displays
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Dataset -> method -> fractions (n,) of its runs, by display titles."""
+    """Dataset -> method -> fractions (n,) of its runs; keys are display titles."""
     found: dict[str, dict[str, np.ndarray]] = {}
     for measure in measures:
         chosen = runs(table, measure.dataset, measure.metric, select=measure.select)

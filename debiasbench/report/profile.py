@@ -1,4 +1,4 @@
-"""How hard a benchmark is: whether plain training fails on it, and how far apart methods are, by conflict ratio."""
+"""How hard a benchmark is, by conflict ratio: whether plain training fails on it, and how far apart methods are."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ALIGNED = "acc_aligned"
 
 @dataclass(frozen=True)
 class Sweep:
-    """One dataset at several conflict ratios: its title without the ratio, and title -> ratio, the lowest first."""
+    """One dataset at several conflict ratios: its title without the ratio, and title -> ratio, lowest first."""
 
     title: str
     ratios: dict[str, float]
@@ -32,9 +32,9 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Curves:
-    """What a figure shows of a sweep: method -> ratio -> headline accuracies of its runs, fractions.
+    """The data of a sweep's figure: method -> ratio -> headline accuracies of its runs, fractions.
 
-    `aligned`: ratio -> accuracies of the reference on aligned samples, where they are known.
+    `aligned`: ratio -> accuracies of the reference on aligned samples, if they are known.
     """
 
     metric: str
@@ -43,16 +43,16 @@ class Curves:
 
 
 def sweeps(records: Iterable[Record]) -> list[Sweep]:
-    """The datasets that have records at two or more conflict ratios, as their plug-ins tell these.
+    """The datasets with records at two or more conflict ratios; their plug-ins give the ratios.
 
     Raises:
-        BenchmarkError: there is none; one has several datasets of one ratio.
+        BenchmarkError: there is none, or several datasets of a sweep have the same ratio.
     """
     return _sweeps({dataset_title(record.cell): record.cell.build_dataset for record in records if record.done})
 
 
 def sweeps_in(table: pd.DataFrame) -> list[Sweep]:
-    """The same of the datasets of a table of results."""
+    """The same for the datasets of a table of results."""
     return _sweeps({title: partial(_dataset_of, title) for title in table.dataset.unique()})
 
 
@@ -85,7 +85,7 @@ def _sweeps(datasets: Mapping[str, Callable[[], Dataset]]) -> list[Sweep]:
 
 
 def _refuse_equal_ratios(sweep: Sweep) -> None:
-    """One place on the axis is of one set of data."""
+    """Each ratio on the axis must belong to one dataset."""
     of_ratio: dict[float, list[str]] = {}
     for title, ratio in sweep.ratios.items():
         of_ratio.setdefault(ratio, []).append(title)
@@ -98,11 +98,11 @@ def _refuse_equal_ratios(sweep: Sweep) -> None:
 
 
 def _ratio_of(title: str, build: Callable[[], Dataset]) -> tuple[str, float] | None:
-    """Title without the parameters that set the conflict ratio, and the ratio; None where it is not known here."""
+    """The title without the parameters that set the conflict ratio, and the ratio; None if it is not known here."""
     try:
         dataset = build()
         ratio = dataset.conflict_ratio
-    except (BenchmarkError, TypeError):  # a dataset, or parameters of it, that are not known here
+    except (BenchmarkError, TypeError):  # the dataset or one of its parameters is not known here
         return None
     if ratio is None:
         return None
@@ -114,11 +114,11 @@ def _ratio_of(title: str, build: Callable[[], Dataset]) -> tuple[str, float] | N
 
 
 def profile(table: pd.DataFrame, found: Sequence[Sweep], reference: str) -> tuple[Table, dict[str, Curves]]:
-    """The table of all sweeps, and what a figure shows of each.
+    """The table of all sweeps, and the data of each one's figure.
 
     Args:
-        table: of `to_frame`.
-        found: of `sweeps`.
+        table: from `to_frame`.
+        found: from `sweeps`.
         reference: the title of the method that stands for plain training.
     """
     rows, curves = [], {}
@@ -160,7 +160,7 @@ def profile(table: pd.DataFrame, found: Sequence[Sweep], reference: str) -> tupl
 
 
 def family(title: str) -> Phrase:
-    """The title of a sweep in text: as that of a dataset it would be the one of its default ratio."""
+    """The title of a sweep in text. As a dataset's title, it would mean the dataset with its default ratio."""
     return Phrase("{dataset_name}", dataset_name=title)
 
 
@@ -169,7 +169,7 @@ def _of_methods(chosen: pd.DataFrame) -> dict[str, np.ndarray]:
 
 
 def _with_aligned(table: pd.DataFrame, title: str, metric: str, method: str) -> np.ndarray:
-    """Headline and accuracy on aligned samples of each run of a method, float (n, 2)."""
+    """Headline accuracy and accuracy on aligned samples for each run of a method, float (n, 2)."""
     run = ["seed", "fingerprint"]
     parts = [name for name in table.columns if name == ALIGNED or name.startswith(f"{ALIGNED}.")]
     found = [runs(table[table.method == method], title, name)[[*run, "value"]] for name in (metric, *parts)]
@@ -181,7 +181,7 @@ def _with_aligned(table: pd.DataFrame, title: str, metric: str, method: str) -> 
 
 
 def _failing(pairs: np.ndarray) -> list[Entry]:
-    """n, both accuracies, the shortfall, its interval, and whether that is above 0."""
+    """n, both accuracies, the shortfall, its interval, and whether the interval is above 0."""
     if not len(pairs):
         return [count(0), *[NOTHING] * 5]
     n, shortfall = len(pairs), pairs[:, 1] - pairs[:, 0]
@@ -194,7 +194,7 @@ def _failing(pairs: np.ndarray) -> list[Entry]:
 
 
 def _spread(values: dict[str, np.ndarray], knowing: set[str], sign: int) -> list[Entry]:
-    """The best method, the range of means, and how many pairs a test tells apart. sign: -1 where lower is better."""
+    """The best method, the range of means, and how many pairs differ significantly. sign: -1 if lower is better."""
     competing = {method: some for method, some in values.items() if method not in knowing and len(some)}
     if len(competing) < 2:
         return [*(words(*competing) or [NOTHING]), NOTHING, NOTHING]

@@ -1,8 +1,8 @@
 """The report as one HTML page: the comparison and its tests first, then failures, learning curves, and every cell.
 
-The page is whole in itself (styles, script and figures are in it, nothing is loaded), and equal inputs give equal
-bytes. Its text, styles and script are in `page.html`, a Jinja template that escapes whatever it is given. Without a
-script all of it is shown; with one, tables sort, and what is told of a method or dataset can be hidden.
+The page contains its styles, script and figures, and loads nothing. Equal inputs give equal bytes. Its text, styles and
+script are in `page.html`, a Jinja template that escapes all values. Without the script, everything is shown; with it,
+tables can be sorted, and methods and datasets can be hidden.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from debiasbench.wording import duration
 if TYPE_CHECKING:
     from markupsafe import Markup
 
-# What the figures show, by how their file names begin: "scores-<dataset>.png", "tuning-<rule>-<dataset>.png"
+# Descriptions of figures by the start of the file name: "scores-<dataset>.png", "tuning-<rule>-<dataset>.png"
 _FIGURES = {
     "scores": "Histograms of the per-sample scores of aligned and of conflicting samples, a panel for each method",
     "accuracies": "Test accuracy of each run, and the means; histograms where there are many runs",
@@ -42,8 +42,8 @@ _FIGURES = {
     "tuning": "What the rule went by, of the draws of a tuning and of the runs with what was chosen",
     "ranks": "Average ranks of the methods; a bar joins those that do not differ significantly",
 }
-MOST_CELLS = 500  # that have a block each, and as many methods on a dataset that show their settings
-MOST_FAILURES = 100  # of different reasons that have one
+MOST_CELLS = 500  # with a block each; also the most blocks of a method on a dataset that show settings
+MOST_FAILURES = 100  # with different reasons that have a block
 _MEDIA = {".png": "image/png", ".svg": "image/svg+xml"}
 
 
@@ -61,12 +61,12 @@ def page(
 
     Args:
         title: the headline.
-        tables: in the order wanted.
-        figures: PNG or SVG files, which become part of the page; others (the PDFs beside them) are left out.
-        records: as `read_records` gives them, done and failed, in the order wanted; colours are those of the figures.
-        metrics: dataset -> what the runs beside the comparison show; default: its headline metric, as of the curves.
+        tables: in order.
+        figures: PNG or SVG files to embed in the page; others, such as the PDFs beside them, are left out.
+        records: finished and failed ones from `read_records`, in order; colours are those of the figures.
+        metrics: dataset -> metric of the chart of runs; default: its headline metric, which the curves always show.
         notes: what the reader should know first, such as files that could not be read.
-        verdicts: who is best, and whether that is certain.
+        verdicts: the best methods, and whether that is certain.
 
     Raises:
         OSError: a figure cannot be read.
@@ -81,7 +81,7 @@ def page(
     main = {_dataset(record): headlines(record.cell.dataset)[0] for record in records}
     by_dataset = {name: [record for record in done if _dataset(record) == name] for name in main}
     displays = display_titles(record.cell for record in records)
-    marked = marked_titles_of(displays, [record.cell for record in records], records)  # tables have marks already
+    marked = marked_titles_of(displays, [record.cell for record in records], records)  # for charts and figures: tables have marks already
     kept = _Kept(list(dict.fromkeys(map(_method, records))), list(main))
     charts, lost = _charts(by_dataset, main, metrics or {}, list(dict.fromkeys(map(_method, done))), marked)
     reasons = _reasons(failed, main)
@@ -119,31 +119,31 @@ def _dataset(record: Record) -> str:
 
 
 def _heading(dataset: str, displays: Displays, marked: Displays) -> str:
-    """What papers call a dataset, with its mark, and the title by which tables and commands know it."""
+    """The display title of a dataset, with its mark, and the title that tables and commands use."""
     heading = marked["dataset"][dataset]
     return heading if displays["dataset"][dataset] == dataset else f"{heading} ({dataset})"
 
 
 def _value(entry: Entry) -> str:
-    """An entry's value as the script reads it: of words those that are shown, as it is them that stand in order."""
+    """The value that the script sorts an entry by; words are sorted as they are shown."""
     if isinstance(entry.value, str):
         return entry.text
     return str(entry.value).replace("inf", "Infinity") if isinstance(entry.value, float) else str(entry.value)
 
 
 def _breakable(text: str) -> Markup:
-    """Escaped text in which long labels may be broken after a separator, so that narrow columns stay narrow."""
+    """Escaped text that may wrap after the separators of long labels, so that columns stay narrow."""
     from markupsafe import Markup, escape
 
     return Markup(re.sub(r"([:,/])(?=[^\W\d])", r"\1<wbr>", str(escape(text))))
 
 
 def _sha256(text: str) -> str:
-    """The digest by which the page's policy knows its own script: no other may run."""
+    """The digest of the page's script for its security policy, so that no other script can run."""
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-# ---- what is told first ----------------------------------------------------------------------------------------------
+# ---- summary ---------------------------------------------------------------------------------------------------------
 
 
 def _counted(n: int, word: str) -> str:
@@ -163,7 +163,7 @@ def _summary(records: list[Record]) -> str:
 
 
 def _facts(records: list[Record]) -> list[str]:
-    """Versions, commits, dates and devices of all records, each told once."""
+    """Versions, commits, dates and devices of all records, each one once."""
     provenances = [record.provenance for record in records]
     facts = []
     for name in ("debiasbench", "protocol", "torch", "python"):
@@ -178,7 +178,7 @@ def _facts(records: list[Record]) -> list[str]:
 
 
 def _short_commit(commit: str) -> str:
-    """Twelve digits, and whether the checkout differed from the commit."""
+    """The first twelve digits, and the suffix of a checkout that differed from the commit."""
     digits, plus, changes = commit.partition("+")
     return digits[:12] + plus + changes
 
@@ -187,28 +187,28 @@ def _short_commit(commit: str) -> str:
 
 
 class _Kept:
-    """What is of one method or dataset, and is hidden where the reader wants to see others: marked by numbers."""
+    """Numbers that mark what belongs to one method or dataset, so that the reader can hide it."""
 
     def __init__(self, methods: list[str], datasets: list[str]) -> None:
         self.titles = {"method": methods, "dataset": datasets}
         self._numbers = {kind: {title: n for n, title in enumerate(some)} for kind, some in self.titles.items()}
 
     def mark(self, **titles: str | None) -> Markup:
-        """The attributes of an element of this method, dataset or both; none for titles that no cell has."""
+        """HTML attributes of an element that belongs to this method, dataset or both; none for titles that no cell has."""
         from markupsafe import Markup
 
         numbers = ((kind, self._numbers[kind].get(title or "")) for kind, title in titles.items())
         return Markup("".join(f' data-{kind}="{n}"' for kind, n in numbers if n is not None))
 
     def of(self, *texts: str, kinds: Iterable[str] = ("method", "dataset")) -> dict[str, str]:
-        """Kind -> the only title of this kind that is in the texts, where there is only one."""
+        """Kind -> the title of this kind in the texts, if there is exactly one."""
         found = {kind: set().union(*(titles_in(text, kind) for text in texts)) for kind in kinds}
         return {kind: some.pop() for kind, some in found.items() if len(some) == 1}
 
 
 @dataclass(frozen=True)
 class _Shown:
-    """A table as the page shows it, with display titles. Marks: of the table, each column, row and note."""
+    """A table as the page shows it, with display titles, and marks of the table and of each column, row and note."""
 
     table: Table
     mark: Markup
@@ -218,7 +218,7 @@ class _Shown:
 
 
 def _by_place(tables: list[Table]) -> tuple[list[Table], list[Table]]:
-    """The tables that a reader looks for, up to the comparison, its tests and ranks; and all others."""
+    """The tables up to the comparison, its tests and ranks, which come first on the page; and all other tables."""
     places = {"comparison": 1, "tests": 2, "ranks": 3}
     index = next((n for n, one in enumerate(tables) if one.key == "comparison"), len(tables))
     place = [0 if n < index else places.get(one.key, 4) for n, one in enumerate(tables)]
@@ -264,7 +264,7 @@ def _figure(path: Path, datasets: list[str], displays: Displays) -> dict[str, st
 
 @dataclass(frozen=True)
 class Chart:
-    """The runs and learning curves of one dataset. methods: display titles, by which both call them -> titles."""
+    """The runs and learning curves on one dataset. methods: display title, as used in both charts -> title."""
 
     dataset: str
     metric: str
@@ -278,9 +278,9 @@ def _charts(
     by_dataset: dict[str, list[Record]], main: dict[str, str], compared: Mapping[str, str], methods: list[str],
     displays: Displays,
 ) -> tuple[list[Chart], list[str]]:  # fmt: skip
-    """A chart for each dataset with finished records, and a complaint about each that could not be drawn.
+    """A chart for each dataset with finished records, and a complaint about each one that could not be drawn.
 
-    main: dataset -> the metric of curves. compared: dataset -> that of runs, where it is another.
+    main: dataset -> metric of the curves. compared: dataset -> metric of the runs, if it is another one.
     """
     charts, lost = [], []
     for name, group in by_dataset.items():
@@ -288,7 +288,7 @@ def _charts(
             if group:
                 of_runs = compared.get(name, main[name])
                 charts.append(_chart(name, distinct(group), main[name], of_runs, methods, displays))
-        except Exception as error:  # a chart never costs the tables
+        except Exception as error:  # the page must not fail because of a chart
             lost.append(f"The learning curves on {name} could not be drawn: {type(error).__name__}: {error}")
     return charts, lost
 
@@ -296,7 +296,7 @@ def _charts(
 def _chart(
     dataset: str, records: list[Record], metric: str, of_runs: str, methods: list[str], displays: Displays
 ) -> Chart:
-    """Runs at their last epoch, of all methods of the page, and curves of the epochs that were evaluated."""
+    """Runs at their last epoch, for all methods of the page, and curves over the evaluated epochs."""
     named = {title: displays["method"][title] for title in methods}
     test: dict[str, list[dict[int, float]]] = {}
     validation: dict[str, list[dict[int, float]]] = {}
@@ -307,7 +307,7 @@ def _chart(
         test.setdefault(method, []).append(_by_epoch(record, "test", metric))
         value = record.result.epochs[-1].test.get(of_runs)
         last[method] += [] if value is None else [value]
-        # where no rule may select on validation, it is the test split, or was trained on
+        # if no rule may select on validation, it is the test split, or the method trains on it
         if record.result.selected("val_acc") is not None:
             validation.setdefault(method, []).append(_by_epoch(record, "valid", VALIDATED))
     order = list(named.values())
@@ -318,7 +318,7 @@ def _chart(
 
 
 def _by_epoch(record: Record, split: str, metric: str) -> dict[int, float]:
-    """Epoch -> a metric, without epochs that lack it."""
+    """Epoch -> a metric; epochs without it are left out."""
     if isinstance(record, Brief):
         return dict(zip(*record.curves[split], strict=True))
     epochs = record.result.epochs if record.result is not None else ()
@@ -337,7 +337,7 @@ def _cells(
 ) -> list[tuple[str, str, list[dict[str, Any]], int]]:
     """Each dataset with its metric, the blocks of its finished cells, and their number.
 
-    Each cell has a block; where they are too many each method has one, and a cell a line of it.
+    Each cell has a block. If there are too many cells, each method has a block with one line per cell.
     """
     groups = {name: _by_method(records) for name, records in by_dataset.items() if records}
     detailed = sum(map(len, groups.values())) <= MOST_CELLS
@@ -352,7 +352,7 @@ def _cells(
 
 
 def _by_method(records: list[Record]) -> list[list[Record]]:
-    """The cells of each method: methods in the order given, seeds in their own."""
+    """The cells of each method: methods in the given order, and cells by their seeds."""
     found: dict[str, list[Record]] = {}
     for record in records:
         found.setdefault(_method(record), []).append(record)
@@ -360,9 +360,9 @@ def _by_method(records: list[Record]) -> list[list[Record]]:
 
 
 def _group(records: list[Record], metric: str, *, detailed: bool) -> dict[str, Any]:
-    """What a block of all cells of a method on a dataset shows: means over them, and a line a cell.
+    """The content of a block with all cells of a method on a dataset: their means, and one line per cell.
 
-    detailed: with its settings, and all metrics.
+    detailed: whether it shows settings and all metrics.
     """
     lasts = [record.result.epochs[-1] for record in records if record.result is not None]
     splits = [one.test for one in lasts], [one.valid for one in lasts]
@@ -381,7 +381,7 @@ def _group(records: list[Record], metric: str, *, detailed: bool) -> dict[str, A
 
 
 def _mean_number(name: str, split: Sequence[Metrics]) -> str:
-    """The mean of a metric over cells, as it is written; nothing where no cell has it."""
+    """The mean of a metric over cells as text; empty if no cell has the metric."""
     mean = _mean(one.get(name) for one in split)
     return "" if mean is None else _number(name, mean)
 
@@ -392,7 +392,7 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 
 def _line(record: Record, metric: str) -> tuple[str, str, str]:
-    """A cell in a line: its seeds, the metric at its last epoch, and its time."""
+    """A cell in one line: its seeds, the metric at its last epoch, and its time."""
     cell, result = record.cell, record.result
     seed = f"seed {cell.seed}" + (f", data seed {data_seed(cell)}" if data_seed(cell) else "")
     value = _number(metric, result.epochs[-1].test.get(metric)) if result else ""
@@ -401,7 +401,7 @@ def _line(record: Record, metric: str) -> tuple[str, str, str]:
 
 @dataclass(frozen=True)
 class Reason:
-    """Why cells failed: their equal errors, what was run as (method, dataset, seed), and the first one's block."""
+    """Cells that failed with the same error, as (method, dataset, seed), and the block of the first one."""
 
     cells: list[tuple[str, str, str]]
     block: dict[str, Any]
@@ -413,7 +413,7 @@ def _kind_of_failure(record: Record) -> str:
 
 
 def _reasons(failed: list[Record], metrics: dict[str, str]) -> list[Reason]:
-    """The failures, those of an equal error together, in the order of the first of each."""
+    """The failures, grouped by error, in the order of their first cells."""
     found: dict[tuple[str, str], list[Record]] = {}
     for record in failed:
         assert record.failure is not None
@@ -426,7 +426,7 @@ def _reasons(failed: list[Record], metrics: dict[str, str]) -> list[Reason]:
 
 
 def _block(record: Record, metric: str) -> dict[str, Any]:
-    """What a cell's block shows: a line, named lists of values, the metrics, and the error if it failed."""
+    """The content of a cell's block: its line, named lists of values, the metrics, and the error if it failed."""
     cell, result = record.cell, record.result
     last = result.epochs[-1] if result else None
     seed, value, time = _line(record, metric)
@@ -482,7 +482,7 @@ def _outcome(cell: Cell, result: Result, metric: str) -> list[tuple[str, Pairs]]
 
 
 def _by_class(cell: Cell, result: Result) -> Pairs:
-    """Of the last epoch; a dash where an older record does not tell."""
+    """Test accuracy by class at the last epoch; a dash for older records without it."""
     from debiasbench.datasets import registry
 
     accuracies = result.accuracy_by_class(result.epochs[-1], "test")
@@ -490,7 +490,7 @@ def _by_class(cell: Cell, result: Result) -> Pairs:
         return [("", NOT_TOLD)]
     cls = registry.classes().get(cell.dataset)
     names = result.data.class_names or (cls.class_names if cls else ())
-    if not isinstance(names, tuple) or len(names) != len(accuracies):  # not told by the class: parameters decide
+    if not isinstance(names, tuple) or len(names) != len(accuracies):  # names that depend on parameters
         names = tuple(map(str, range(len(accuracies))))
     return [(str(name), _number("acc", accuracy)) for name, accuracy in zip(names, accuracies, strict=True)]
 
@@ -507,7 +507,7 @@ def _origin(record: Record) -> list[tuple[str, Pairs]]:
         *provenance.versions.items(), ("commit", _short_commit(provenance.commit)),
     ]  # fmt: skip
     files = [
-        ("file", "/".join(record.path.parts[-3:]) if record.path else ""),  # not where the results folder is
+        ("file", "/".join(record.path.parts[-3:]) if record.path else ""),  # without the path of the results folder
         ("hash", record.hash[:16]),
         ("data", record.result.data.fingerprint[:16] if record.result else ""),
     ]
@@ -519,7 +519,7 @@ def _origin(record: Record) -> list[tuple[str, Pairs]]:
 
 
 def _number(name: str, value: float | None) -> str:
-    """A metric by its name: accuracies in per cent, counts whole, others with four digits; a dash for none."""
+    """A metric as text: accuracies in per cent, counts as integers, others with four decimals; a dash for none."""
     if value is None:
         return NOT_TOLD
     if name.startswith("acc"):

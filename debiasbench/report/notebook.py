@@ -63,7 +63,7 @@ class Tests(pd.DataFrame):
 def _html(
     frame: Results | Tests, plain: Callable[[], str | None], shown: Callable[[], tuple[list[Table], list[str]]]
 ) -> str | None:
-    """The HTML of a frame; None if the user wants data frames as text, and the plain one if it is empty or lacks columns."""
+    """The HTML of a frame; None if the user wants text, and the plain one if it is empty or lacks columns."""
     if not pd.get_option("display.notebook_repr_html"):
         return None
     if not len(frame) or set(frame.made_of) - set(frame.columns):

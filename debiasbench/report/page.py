@@ -42,7 +42,7 @@ _FIGURES = {
     "tuning": "What the rule went by, of the draws of a tuning and of the runs with what was chosen",
     "ranks": "Average ranks of the methods; a bar joins those that do not differ significantly",
 }
-MOST_CELLS = 500  # with a block each; also the most blocks of a method on a dataset that show settings
+MOST_CELLS = 500  # with a block each; also the limit for (method, dataset) blocks that show settings
 MOST_FAILURES = 100  # with different reasons that have a block
 _MEDIA = {".png": "image/png", ".svg": "image/svg+xml"}
 
@@ -81,7 +81,7 @@ def page(
     main = {_dataset(record): headlines(record.cell.dataset)[0] for record in records}
     by_dataset = {name: [record for record in done if _dataset(record) == name] for name in main}
     displays = display_titles(record.cell for record in records)
-    marked = marked_titles_of(displays, [record.cell for record in records], records)  # for charts and figures: tables have marks already
+    marked = marked_titles_of(displays, [record.cell for record in records], records)  # tables have marks already
     kept = _Kept(list(dict.fromkeys(map(_method, records))), list(main))
     charts, lost = _charts(by_dataset, main, metrics or {}, list(dict.fromkeys(map(_method, done))), marked)
     reasons = _reasons(failed, main)
@@ -194,7 +194,7 @@ class _Kept:
         self._numbers = {kind: {title: n for n, title in enumerate(some)} for kind, some in self.titles.items()}
 
     def mark(self, **titles: str | None) -> Markup:
-        """HTML attributes of an element that belongs to this method, dataset or both; none for titles that no cell has."""
+        """HTML attributes of an element of this method, dataset or both; none for titles that no cell has."""
         from markupsafe import Markup
 
         numbers = ((kind, self._numbers[kind].get(title or "")) for kind, title in titles.items())

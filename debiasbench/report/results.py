@@ -1,4 +1,4 @@
-"""Records as one tidy table, and the comparison of methods in it."""
+"""Records as one tidy table, and comparisons of its methods."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from debiasbench.report.statistics import compare as compare_runs
 TESTS = ("welch", "paired", "wilcoxon", "sign_flip")
 
 SPLITS = ("valid", "test")
-VALIDATED = "acc_avg"  # what is shown of the biased validation split
+VALIDATED = "acc_avg"  # the metric shown for the biased validation split
 PLACE = ("split", "select", "epoch")
 Place = tuple[str | None, str | None, int | None]
 REQUIRED = (
@@ -40,22 +40,22 @@ def to_frame(records: Iterable[Record]) -> pd.DataFrame:
     """One row for each cell x split x selection rule; a failed cell has one row without metrics.
 
     Columns: method, dataset (titles), seed, data_seed, status, split, select, epoch, every metric (fractions in
-    [0, 1], nan where it has no value), seconds, device_kind ("cpu", "cuda", "" where nothing tells), precision ("fp32",
-    "tf32", "bf16", ""), official, fingerprint, protocol, hash, path, and the parameters as `method.<name>`,
-    `dataset.<name>` and `recipe.<name>`. Of the draws of a tuning `draw`, their number; of runs with the values that
-    were chosen `method.tuned`, how.
+    [0, 1], nan without a value), seconds, device_kind ("cpu", "cuda", "" if unknown), precision ("fp32", "tf32",
+    "bf16", ""), official, fingerprint, protocol, hash, path, and the parameters as `method.<name>`, `dataset.<name>`
+    and `recipe.<name>`. Draws of a tuning have their number in `draw`; runs with tuned values have in `method.tuned`
+    how these were chosen.
     """
     return in_parts(records).whole()
 
 
 @dataclass(frozen=True)
 class InParts:
-    """The table of `to_frame` with the settings of a record once, and not in each of its rows.
+    """The table of `to_frame`, with the settings of each record stored once and not in each of its rows.
 
     Attributes:
-        cells: what all rows of a record have in common. rows: place and metrics.
-        of_rows: the row of `cells` that each row belongs to.
-        columns: of the whole, in order.
+        cells: one row per record, with what all its rows share. rows: place and metrics of each row.
+        of_rows: the index in `cells` for each row.
+        columns: the columns of the whole table, in order.
     """
 
     cells: pd.DataFrame
@@ -64,22 +64,22 @@ class InParts:
     columns: list[str]
 
     def whole(self, which: Any = slice(None), columns: Sequence[str] | None = None) -> pd.DataFrame:
-        """All columns, or these, of all rows, or those that an index or a mask of numpy says."""
+        """The table as one frame; `which`: a NumPy index or mask of rows; `columns`: those to keep."""
         wanted = self.columns if columns is None else columns
         cells = self.cells[[name for name in wanted if name in self.cells]].iloc[self.of_rows[which]]
         rows = self.rows[[name for name in wanted if name in self.rows]].iloc[which]
         return pd.concat([part.reset_index(drop=True) for part in (cells, rows)], axis=1)[list(wanted)]
 
     def without_settings(self) -> pd.DataFrame:
-        """All rows without parameters and recipes, as the function `without_settings` leaves them."""
+        """All rows without parameters and recipes, like the function `without_settings`."""
         return self.whole(columns=_but_settings(self.columns))
 
     def of_rules(self, rules: Iterable[str]) -> pd.DataFrame:
-        """The rows of epochs that some rules select."""
+        """The rows of the epochs that these rules select."""
         return self.whole(self.rows["select"].isin(list(rules)).to_numpy())
 
     def by_method(self, rank: dict[str, int]) -> InParts:
-        """With the rows in the order of their methods' ranks."""
+        """The same, with rows in the order of their methods' ranks."""
         order = self.cells["method"].map(rank).to_numpy()[self.of_rows].argsort(kind="stable")
         return replace(self, rows=self.rows.iloc[order].reset_index(drop=True), of_rows=self.of_rows[order])
 
@@ -105,7 +105,7 @@ def in_parts(records: Iterable[Record]) -> InParts:
     columns = [
         *names,
         *sorted(headline_metrics - set(names)),
-    ]  # also of which no run has a value
+    ]  # also those without a value in any run
     of_cells = pd.DataFrame(cells)
     of_metrics = {
         name: np.array([one.get(name, math.nan) for one in metrics], dtype=float)
@@ -116,7 +116,7 @@ def in_parts(records: Iterable[Record]) -> InParts:
 
 
 def headlines(dataset: str) -> tuple[str, ...]:
-    """The headline metrics of a dataset by its name, the first one first; acc_avg where it is not known here."""
+    """The headline metrics of the dataset with this name, in order; acc_avg if it is not known here."""
     from debiasbench.datasets import registry
 
     cls = registry.classes().get(dataset)
@@ -124,26 +124,26 @@ def headlines(dataset: str) -> tuple[str, ...]:
 
 
 def shortened(record: Record) -> Record:
-    """What a report keeps of a record: its curves are of the headline metric, and on validation of plain accuracy."""
+    """The part of a record that a report keeps; curves have the headline metric, on validation plain accuracy."""
     return in_brief(record, valid=VALIDATED, test=headlines(record.cell.dataset)[0])
 
 
 def dataset_title(cell: Cell) -> str:
-    """The dataset's title without its data seed: drawings of one dataset stand together in tables."""
+    """The dataset's title without its data seed, so that tables show all draws of a dataset together."""
     return cell.data_title
 
 
 def data_seed(cell: Cell) -> int:
-    """The seed that the data were drawn with; 0 where a dataset has none."""
+    """The seed of the draw of the data; 0 if the dataset has none."""
     seed = cell.dataset_parameters.get("data_seed", 0)
     return seed if type(seed) is int else 0
 
 
 def distinct(records: Iterable[Record]) -> list[Record]:
-    """The finished records, without those that repeat one: of another data seed, and yet of equal data.
+    """The finished records in the given order, without repetitions: records of another data seed but equal data.
 
-    Where nothing is drawn, runs of one method and seed are equal for all data seeds: one run, that of the lowest data
-    seed. In the order given.
+    If a dataset draws nothing, runs of a method and seed are equal for all data seeds. They count as one run, the one
+    with the lowest data seed.
     """
     done = [record for record in records if record.result is not None]
     first: dict[tuple[str, ...], Record] = {}
@@ -153,14 +153,14 @@ def distinct(records: Iterable[Record]) -> list[Record]:
 
 
 def _run_of(record: Record) -> tuple[str, ...]:
-    """What makes a run of a method: equal for records that repeat one."""
+    """What identifies a run of a method; equal for records that repeat a run."""
     assert record.result is not None
     cell = record.cell
     return cell.method_title, dataset_title(cell), str(cell.seed), record.result.data.fingerprint
 
 
 def scores_of(record: Record, complaints: list[str]) -> tuple[np.ndarray, np.ndarray] | None:
-    """`read_scores` of a record; None and a complaint where its arrays are damaged."""
+    """`read_scores` of a record; None and a complaint if its arrays are damaged."""
     assert record.path is not None, "only records that were read have arrays"
     try:
         return read_scores(record.path)
@@ -170,7 +170,7 @@ def scores_of(record: Record, complaints: list[str]) -> tuple[np.ndarray, np.nda
 
 
 def _of_cell(record: Record) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The columns that all rows of a record have in common: those before and those behind the metrics."""
+    """The columns that all rows of a record have in common: those before and those after the metrics."""
     cell, result = record.cell, record.result
     head = {
         "method": cell.method_title,
@@ -196,7 +196,7 @@ def _of_cell(record: Record) -> tuple[dict[str, Any], dict[str, Any]]:
     tail |= {"dataset.name": cell.dataset, "dataset.version": cell.dataset_version}
     tail |= {f"dataset.{key}": value for key, value in cell.dataset_parameters.items()}
     tail |= {f"recipe.{key}": tuple(v) if isinstance(v, list) else v for key, v in cell.recipe.items()}
-    # pandas keeps text in Arrow where that is installed, which has no halves of characters, as in a path of odd bytes
+    # if Arrow is installed, pandas uses it for text; it has no lone surrogates, as in a path that is not UTF-8
     return head, {name: encodable(value) if isinstance(value, str) else value for name, value in tail.items()}
 
 
@@ -215,17 +215,17 @@ def _rows(record: Record) -> Iterator[tuple[Place, Metrics]]:
 
 
 def rules_of(result: Result) -> list[str]:
-    """The selection rules that a record can be read by: those of the suite, and others that it was made with."""
+    """The selection rules of a record: those of the suite, and others that it was run with."""
     return list(dict.fromkeys([*SELECTION_RULES, *result.selection]))
 
 
 def text_of(rule: str) -> str:
-    """What a rule chooses."""
+    """What a rule selects, in words."""
     return SELECTION_RULES.get(rule, f"by {rule}, a function outside the suite")
 
 
 def metrics_in(table: pd.DataFrame) -> list[str]:
-    """The metrics of a table by which methods can be compared: accuracies, and those outside the suite."""
+    """The metrics of a table that can compare methods: accuracies, and those outside the suite."""
     return [name for name in table.columns if name.startswith("acc_") or is_own_metric(name)]
 
 
@@ -233,7 +233,7 @@ def results_in(table: pd.DataFrame, to: str) -> pd.DataFrame:
     """The rows of finished runs, without the draws of a tuning, which are not results.
 
     Raises:
-        BenchmarkError: there is none. to: what was to be done with them, "draw" or "compare".
+        BenchmarkError: there is none. The message names the purpose `to`, "draw" or "compare".
     """
     results = table[table.draw.isna()] if "draw" in table else table
     done = results[results.status == "done"]
@@ -244,21 +244,21 @@ def results_in(table: pd.DataFrame, to: str) -> pd.DataFrame:
 
 
 def check_metric(table: pd.DataFrame, metric: str) -> None:
-    """Refuse what is no metric of a table; BenchmarkError tells which there are."""
+    """Refuse a name that is not a metric of the table; the BenchmarkError lists the metrics."""
     known = metrics_in(table)
     if metric not in known:
         raise BenchmarkError(f"No metric '{metric}'.{suggestion(metric, known)} Known: {', '.join(known)}.")
 
 
 def check_rule(table: pd.DataFrame, rule: str) -> None:
-    """Refuse what is no selection rule, of the suite or of a table; BenchmarkError tells which there are."""
+    """Refuse a name that is not a selection rule of the suite or the table; the BenchmarkError lists the rules."""
     known = list(dict.fromkeys([*SELECTION_RULES, *table["select"].dropna()]))
     if rule not in known:
         raise BenchmarkError(f"No selection rule '{rule}'.{suggestion(rule, known)} Known: {', '.join(known)}.")
 
 
 def check_reference(reference: str, methods: Sequence[str], where: str = "") -> None:
-    """Refuse a reference that is none of the methods; BenchmarkError tells which there are. where: they were sought."""
+    """Refuse a reference that is not among the methods; the BenchmarkError lists them, and says `where` it looked."""
     if reference not in methods:
         raise BenchmarkError(
             f"No results of the reference '{reference}'{where}.{suggestion(reference, methods)} "
@@ -287,7 +287,7 @@ def existing(results: Path) -> Path:
     """A folder of results, or an archive of records.
 
     Raises:
-        BenchmarkError: it is not there.
+        BenchmarkError: it does not exist.
     """
     if not (results.is_dir() or (results.suffix == ".zip" and results.is_file())):
         raise BenchmarkError(f"There is no results folder {results}.")
@@ -295,10 +295,10 @@ def existing(results: Path) -> Path:
 
 
 def check_table(table: object) -> None:
-    """Refuse what is no table of results, as `to_frame` makes it, or no part of its rows.
+    """Refuse anything that is not a table of results from `to_frame`, or a part of its rows.
 
     Raises:
-        BenchmarkError: it is none.
+        BenchmarkError: it is not.
     """
     if not isinstance(table, pd.DataFrame):
         raise BenchmarkError(f"A table of results is needed, {WANTED}. Got: {type(table).__name__}.")
@@ -317,7 +317,7 @@ def check_table(table: object) -> None:
 def runs(table: pd.DataFrame, dataset: str, metric: str, *, split: str = "test", select: str = "last") -> pd.DataFrame:
     """The finished runs of one dataset with the chosen metric as `value`.
 
-    Runs of one method and seed on equal data are one, whatever their data seeds: that of the lowest (see `distinct`).
+    Runs of one method and seed on equal data count as one, the one with the lowest data seed (see `distinct`).
 
     Raises:
         BenchmarkError: the table lacks the metric, or mixes versions or data that must not be mixed.
@@ -364,7 +364,7 @@ def _refuse_lacking(table: pd.DataFrame) -> None:
 
 
 def without_settings(table: pd.DataFrame) -> pd.DataFrame:
-    """The table without parameters and recipes, whose titles `runs` has found to stand for one set of values each."""
+    """The table without parameters and recipes; `runs` has checked that each title stands for one set of values."""
     return table[_but_settings(table)]
 
 
@@ -375,7 +375,7 @@ def _but_settings(columns: Iterable[str]) -> list[str]:
 
 
 def _refuse_twice(chosen: pd.DataFrame, dataset: str) -> None:
-    """A method, a seed and a drawing of the data are one run."""
+    """Refuse several runs with the same method, seed and draw of the data."""
     run = ["method", "seed", "data_seed", "fingerprint"]
     twice = chosen[chosen.duplicated(run, keep=False)]
     if not len(twice):
@@ -392,7 +392,7 @@ def _refuse_twice(chosen: pd.DataFrame, dataset: str) -> None:
 
 
 def _difference(several: pd.DataFrame) -> str:
-    """How records of one title and seed differ."""
+    """How records with the same title and seed differ."""
     machines = machines_of(several)
     if len(machines) > 1:
         return f"one {' and one '.join(machines)}"
@@ -405,9 +405,9 @@ def _difference(several: pd.DataFrame) -> str:
 
 
 def machines_of(table: pd.DataFrame) -> list[str]:
-    """On what kinds of device and in what precision the rows of a table were run, each once: `on cpu`.
+    """The kinds of device on which the rows of a table were run, each once: `on cpu`.
 
-    The precision is told where there are several, `on cuda in bf16`.
+    If there are several precisions, they are named as well: `on cuda in bf16`.
     """
     kinds = table[["device_kind", "precision"]].fillna("").drop_duplicates()
     several = kinds.precision.nunique() > 1
@@ -417,12 +417,12 @@ def machines_of(table: pd.DataFrame) -> list[str]:
 
 
 def _refuse_two_meanings(chosen: pd.DataFrame, dataset: str) -> None:
-    """A title must stand for one set of values; what an older record does not know says nothing."""
+    """Refuse a title that stands for several sets of values; values that older records lack are ignored."""
     settings = [name for name in chosen if name.startswith(("method.", "recipe."))]
     for title, rows in chosen.groupby("method", sort=False):
         for name in settings:
             column = rows[name]
-            known = column if column.dtype == object else column.unique().tolist()  # of a mixture, 1 is no True
+            known = column if column.dtype == object else column.unique().tolist()  # in a mixture, 1 equals True
             values = sorted({repr(value) for value in known if not _unknown(value)})
             if len(values) > 1:
                 raise BenchmarkError(
@@ -437,15 +437,15 @@ def _unknown(value: Any) -> bool:
 
 
 def headline_of(table: pd.DataFrame, dataset: str) -> str:
-    """The dataset's headline metric, from its class; acc_avg where the dataset is not known here."""
+    """The dataset's headline metric, from its class; acc_avg if the dataset is not known here."""
     return headlines(_name_of(table, dataset))[0]
 
 
 def headlines_of(table: pd.DataFrame, dataset: str) -> list[str]:
-    """What a comparison shows of a dataset: its first headline metric, and the others that its runs have on test.
+    """The metrics of a dataset in a comparison: its first headline metric, and the others that its runs have on test.
 
-    If the first is plain accuracy, `acc_worst` is shown beside it where the bias of the test split is known: on a test
-    split that is biased itself, plain accuracy says little.
+    If the first is plain accuracy and the bias of the test split is known, `acc_worst` is shown too, because plain
+    accuracy says little on a test split that is itself biased.
     """
     first, *others = headlines(_name_of(table, dataset))
     others += ["acc_worst"] if first == "acc_avg" else []
@@ -454,7 +454,7 @@ def headlines_of(table: pd.DataFrame, dataset: str) -> list[str]:
 
 
 def _name_of(table: pd.DataFrame, dataset: str) -> str:
-    """The name of a dataset by its title; "" for one that is not there."""
+    """The name of the dataset with this title; "" if the table does not have it."""
     names = table.loc[table.dataset == dataset, "dataset.name"].unique()
     return str(names[0]) if len(names) else ""
 
@@ -470,23 +470,23 @@ def compare(
     """Test on each dataset whether each method is better than a reference method.
 
     Args:
-        table: from `debiasbench.run` or `load_results`. Draws of a tuning take no part.
+        table: from `debiasbench.run` or `load_results`. Draws of a tuning are ignored.
         reference: a method's title; default: the first method of the table that has finished runs.
         metric: an accuracy, one outside the suite, or "loss"; default: each dataset's headline metric.
-        split, select: which numbers.
+        split, select: the split, and the rule that selects the epoch.
 
     Returns:
-        One row for each dataset and method: n, n_pairs, gap, p values (`welch`, one-sided, as the headline; of the
-        pairs `paired`, `wilcoxon` and `sign_flip`), the same after Holm's correction over all comparisons of the table
+        One row for each dataset and method: n, n_pairs, gap, one-sided p values (`welch` as the headline; `paired`,
+        `wilcoxon` and `sign_flip` on pairs), the same after Holm's correction over all comparisons of the table
         (`welch_holm`, ...), Hedges' g, the 95 % interval of the gap, and the gap that this many runs could detect.
-        Where lower is better (`selection.direction`), what is better has a gap below 0.
-        Runs are pairs where seed, data, kind of device and precision are equal. p is nan where no test can be made:
-        with fewer than two runs or pairs, where nothing spreads, and of `wilcoxon` and `sign_flip` where so few pairs
+        If lower is better (`selection.direction`), a better method has a gap below 0.
+        Two runs are a pair if seed, data, kind of device and precision are equal. p is nan if no test is possible:
+        with fewer than two runs or pairs, without any spread, and for `wilcoxon` and `sign_flip` if this many pairs
         could not reach the corrected level.
 
     Raises:
-        BenchmarkError: no table of results, or no finished run in it; no such reference; different data or versions
-            under one name.
+        BenchmarkError: it is not a table of results, or has no finished run; there is no such reference; one name
+            stands for different data or versions.
     """
     check_table(table)
     table = results_in(table, "compare")
@@ -495,7 +495,7 @@ def compare(
     check_reference(reference, methods)
     if split not in SPLITS:
         raise BenchmarkError(f"split must be {' or '.join(SPLITS)}. Got {split!r}.")
-    if metric not in (None, "loss"):  # of all else in a table nobody says what is better
+    if metric not in (None, "loss"):  # for other columns it is not known whether higher is better
         check_metric(table, metric)
     datasets = table.dataset.unique()
     measures = [Measure(dataset, metric or headline_of(table, dataset), select) for dataset in datasets]
@@ -505,7 +505,7 @@ def compare(
 def compare_by(
     table: pd.DataFrame, measures: Sequence[Measure], *, reference: str | None = None, split: str = "test"
 ) -> pd.DataFrame:
-    """As `compare`, in the measures of a comparison; Holm's correction is over all of them."""
+    """Like `compare`, for the measures of a comparison; Holm's correction is over all of them."""
     reference = reference or table.method.iloc[0]
     parts = []
     for measure in measures:
@@ -518,7 +518,7 @@ def compare_by(
 
 @dataclass(frozen=True)
 class _Family:
-    """Comparisons on one dataset: of `others` against `reference`."""
+    """Comparisons of `others` with `reference` on one dataset."""
 
     runs: pd.DataFrame
     reference: str
@@ -527,7 +527,7 @@ class _Family:
 
 
 def _test(families: list[_Family]) -> list[dict[str, Any]]:
-    """A row a comparison, Holm-corrected over all of them."""
+    """One row per comparison, with Holm's correction over all of them."""
     rows: list[dict[str, Any]] = []
     n_comparisons = max(sum(len(family.others) for family in families), 1)
     for family in families:
@@ -539,7 +539,7 @@ def _test(families: list[_Family]) -> list[dict[str, Any]]:
             pair_values = list(zip(sign * pairs.value_x, sign * pairs.value_y, strict=True))
             runs_of = (sign * other.value).tolist(), (sign * base.value).tolist()
             result = compare_runs(*runs_of, pair_values, n_comparisons=n_comparisons)
-            if sign < 0:  # tested as what is to be high, and told as it is
+            if sign < 0:  # tested with the sign changed, and reported with the original sign
                 result = replace(
                     result, gap=-result.gap, effect_size=-result.effect_size, low=-result.high, high=-result.low
                 )
@@ -552,7 +552,7 @@ def _test(families: list[_Family]) -> list[dict[str, Any]]:
 
 
 class Measure(NamedTuple):
-    """What methods are compared by: a metric on a dataset, of the epoch that a rule selects."""
+    """What methods are compared by: a metric on a dataset, at the epoch that a rule selects."""
 
     dataset: str
     metric: str
@@ -560,17 +560,17 @@ class Measure(NamedTuple):
 
     @property
     def direction(self) -> int:
-        """1, or -1 where lower is better: methods are compared by the metric times this."""
+        """1, or -1 if lower is better: methods are compared by the metric times this factor."""
         return direction(self.metric)
 
 
 def summaries(table: pd.DataFrame, measures: Sequence[Measure], *, split: str = "test") -> dict[Measure, pd.DataFrame]:
     """Mean, sample standard deviation and n of each method in each measure.
 
-    Also `best`, and `tied`: tested, and not separable from the best. "Separable" is decided after the fact: Welch
-    one-sided of the best method against each other, Holm below .05 over all these comparisons. `untested`: there was
-    no test against the best, as it takes two runs a side and a spread. Methods that know the bias take no part in this,
-    unless all do.
+    Also `best`, and `tied`: tested, but not separable from the best. The best is chosen after the fact: a one-sided
+    Welch test of the best method against each other one separates them if p is below .05 after Holm's correction over
+    all these comparisons. `untested`: there was no test against the best, which needs two runs per side and some
+    spread. Methods that use bias labels are left out of this, unless all do.
     """
     results: dict[Measure, pd.DataFrame] = {}
     best_of: dict[Measure, str] = {}
@@ -601,13 +601,13 @@ def summaries(table: pd.DataFrame, measures: Sequence[Measure], *, split: str = 
 
 
 def bias_knowing(table: pd.DataFrame) -> set[str]:
-    """Titles of the methods that train with bias labels: references, not competitors. Of methods known here."""
+    """Titles of the methods known here that train with bias labels: oracle baselines, not competitors."""
     pairs = table[["method", "method.name"]].drop_duplicates().itertuples(index=False)
     return {title for title, name in pairs if knows_bias(name)}
 
 
 def knows_bias(method: str) -> bool:
-    """Whether a method of this name trains with bias labels; not, as far as is known, where it is not known here."""
+    """Whether the method with this name trains with bias labels; False if it is not known here."""
     from debiasbench.methods import registry
 
     cls = registry.classes().get(method)
@@ -615,15 +615,15 @@ def knows_bias(method: str) -> bool:
 
 
 def unofficial(table: pd.DataFrame) -> set[str]:
-    """Titles of the datasets of which some runs are not on the published data."""
-    return set(table.dataset[table.official.eq(False)])  # of a failed run nothing is known
+    """Titles of the datasets with some runs that are not on the published data."""
+    return set(table.dataset[table.official.eq(False)])  # for a failed run it is unknown
 
 
 def ranks(table: pd.DataFrame, measures: Sequence[Measure], *, split: str = "test") -> pd.DataFrame:
-    """Methods x measures: the rank by mean (1 is best), shared by what no test tells apart.
+    """Methods x measures: the rank by mean (1 is best), shared by methods that no test separates.
 
-    A method's rank is 1 + the number of methods that are separably better: Welch one-sided, Holm below .05 over both
-    directions of all pairs of all measures. nan where a method has no run.
+    A method's rank is 1 + the number of methods that are separably better: one-sided Welch tests with p below .05 after
+    Holm's correction over both directions of all pairs of all measures. nan if a method has no run.
     """
     methods = table.method.unique().tolist()
     values, tests = {}, []
@@ -641,6 +641,6 @@ def ranks(table: pd.DataFrame, measures: Sequence[Measure], *, split: str = "tes
 def summary(
     table: pd.DataFrame, dataset: str, metric: str, *, split: str = "test", select: str = "last"
 ) -> pd.DataFrame:
-    """`summaries` of one dataset."""
+    """`summaries` for one dataset and metric."""
     measure = Measure(dataset, metric, select)
     return summaries(table, [measure], split=split)[measure]

@@ -1,4 +1,4 @@
-"""The tables of the report, a function each."""
+"""The tables of the report, one function each."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ from debiasbench.report.tables import (
 
 
 def marked(table: Table, knowing: set[str]) -> Table:
-    """The table with a mark after the methods that know the bias."""
+    """The table with a mark after the methods that train with bias labels."""
     keys = [column.key for column in table.columns]
     rows = [
         [
@@ -65,7 +65,7 @@ def marked(table: Table, knowing: set[str]) -> Table:
 def comparison_table(
     table: pd.DataFrame, records: list[Record], measures: list[Measure], *, by: str = "dataset"
 ) -> Table:
-    """Methods x measures: mean and spread on test, and n. `by`: "dataset" or "metric", what columns are grouped by."""
+    """Methods x measures: mean and spread on test, and n. `by`: columns are grouped by "dataset" or "metric"."""
     methods = table.method.unique().tolist()
     found = summaries(table, measures)
     rows = []
@@ -103,7 +103,7 @@ def comparison_table(
 
 
 def _n_runs(counts: set[int]) -> str:
-    """`n = 5 runs`; without the number if it is not the same everywhere."""
+    """`n = 5 runs`; without the number if it differs between entries."""
     return "n runs" if len(counts) != 1 else f"n = {min(counts)} run{'' if counts == {1} else 's'}"
 
 
@@ -167,14 +167,14 @@ def ranks_table(table: pd.DataFrame, measures: list[Measure]) -> Table | None:
 
 
 def one_a_dataset(measures: list[Measure]) -> list[Measure]:
-    """The first measure of each dataset: several measures of one dataset are not independent evidence."""
+    """The first measure of each dataset, because several measures of one dataset are not independent evidence."""
     return list({measure.dataset: measure for measure in reversed(measures)}.values())[::-1]
 
 
 def means_of(table: pd.DataFrame, measures: list[Measure]) -> np.ndarray:
-    """Mean of each method in each measure, (measures, methods), to rank by: minus it where lower is better.
+    """Mean of each method in each measure, (measures, methods), to rank by: negative if lower is better.
 
-    nan if it has no run.
+    nan if a method has no run.
     """
     methods = table.method.unique().tolist()
     found = [runs(table, measure.dataset, measure.metric, select=measure.select) for measure in measures]
@@ -183,7 +183,7 @@ def means_of(table: pd.DataFrame, measures: list[Measure]) -> np.ndarray:
 
 
 def _lower(metrics: Iterable[str]) -> str:
-    """What notes say of metrics that are better the lower they are; "" for none."""
+    """The sentence of a note on metrics of which lower is better; "" if there are none."""
     names = [metric for metric in dict.fromkeys(metrics) if direction(metric) < 0]
     return f" Lower is better: {', '.join(names)}." if names else ""
 
@@ -348,7 +348,7 @@ def identification_table(records: list[Record]) -> Table | None:
 
 
 def tests_table(tests: pd.DataFrame) -> Table:
-    """The tests of every method against the reference; in which column, where a dataset has several."""
+    """The tests of every method against the reference, with their metrics if a dataset has several."""
     several = bool((tests.groupby("dataset")[["metric", "select"]].nunique() > 1).to_numpy().any())
     rows = []
     for test in tests.to_dict("records"):

@@ -1,4 +1,4 @@
-"""Tables: values with what they look like, written as Markdown, LaTeX and CSV."""
+"""Tables: values and their texts, written as Markdown, LaTeX and CSV."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from debiasbench.report.results import InParts
 
 ROWS_AT_ONCE = 10_000
 _TO_QUOTE = re.compile('[",\r\n]')
-MARKED = "†"  # data that are not the published ones
+MARKED = "†"  # not the published data
 TIE = "~"  # statistically indistinguishable from the best
 ORACLE, KNOWS = "§", "‡"
 SIGNS = {
@@ -25,21 +25,21 @@ SIGNS = {
     KNOWS: "trains with bias labels: an oracle baseline, not a competitor",
     ORACLE: "selected with bias labels or on the test split",
 }
-# The columns whose values are titles, and of what
+# Columns with titles -> kind of title
 _TITLED = {"method": "method", "best": "method", "dataset": "dataset"}
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What stands in one place of a table.
+    """One entry of a table.
 
     Attributes:
-        value: the number itself (accuracies in [0, 1]; beside the paper in its unit) or the words; None for nothing.
-        text: how it is written, without marks.
+        value: the number (accuracies in [0, 1]; in tables of the paper in its unit) or the words; None if empty.
+        text: the value as shown, without marks.
         std: sample standard deviation in the unit of the value, in a column with a spread; None for a single run.
         best: whether it is the best of its column.
-        tied: whether no test tells it from the best.
-        mark: a sign behind the text, which a note below the table explains.
+        tied: whether it was tested and does not differ significantly from the best.
+        mark: a sign after the text, explained in a note below the table.
     """
 
     value: float | str | None
@@ -57,15 +57,15 @@ class Entry:
 
 @dataclass(frozen=True)
 class Column:
-    """What the entries of a column are.
+    """One column of a table.
 
     Attributes:
         key: its name in a CSV, unique within the table.
-        heading: its name for people.
+        heading: its name as shown.
         numeric: whether its values are numbers.
-        spread: whether its entries have a standard deviation, which is a column of its own in a CSV.
-        counts_runs: whether it is the n of the column before it: in LaTeX it is left out where every n is equal.
-        group: what it has in common with its neighbours, a heading over theirs in LaTeX; `part`: its own below that.
+        spread: whether its entries have a standard deviation; a CSV has a separate column for it.
+        counts_runs: whether it is the n of the column before it; LaTeX leaves it out if every n is equal.
+        group: heading that it shares with its neighbours in LaTeX; `part`: its own heading below that.
     """
 
     key: str
@@ -79,10 +79,10 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of entries, one a column; the first names the row. Notes follow below it.
+    """Rows with one entry per column; the first entry names the row. Notes follow below the table.
 
-    `key` is what a table is found by ("comparison", "tests"), `title` is for people. The first `in_caption` notes say
-    what it shows: in LaTeX they are in the caption.
+    `key` identifies a table ("comparison", "tests"), and `title` is shown. The first `in_caption` notes say what the
+    table shows; in LaTeX they are part of the caption.
     """
 
     key: str
@@ -98,7 +98,7 @@ METHOD, DATASET = (Column(key, key, numeric=False) for key in ("method", "datase
 
 
 def words(*texts: str) -> list[Entry]:
-    """An entry a text."""
+    """One entry per text."""
     return [Entry(text, text) for text in texts]
 
 
@@ -113,7 +113,7 @@ def number(value: float, write: Callable[[float], str]) -> Entry:
 
 
 def percent(mean: float, std: float, n: float) -> Entry:
-    """`96.88 ± 0.28` from fractions; without a spread for one run; a dash for nothing."""
+    """`96.88 ± 0.28` from fractions; without a spread for one run; a dash for nan."""
     if math.isnan(mean):
         return NOTHING
     text = f"{100 * mean:.2f}" + (f" ± {100 * std:.2f}" if n > 1 else "")
@@ -147,7 +147,7 @@ def _tex_entry(entry: Entry) -> str:
 
 
 def with_display_titles(table: Table, displays: Displays) -> Table:
-    """The table as it stands in a paper: with display titles, and without counts of runs that are all equal."""
+    """The table as in a paper: with display titles, and without the counts of runs if they are all equal."""
     counts = [index for index, column in enumerate(table.columns) if column.counts_runs]
     alike = len({row[index].text for row in table.rows for index in counts}) == 1
     kept = [index for index in range(len(table.columns)) if not (alike and index in counts)]
@@ -171,7 +171,7 @@ def with_display_titles(table: Table, displays: Displays) -> Table:
 
 
 def with_marks(displays: Displays, *, knowing: Collection[str], unofficial: Collection[str]) -> Displays:
-    """Display titles with the marks that tables have beside them, for pictures.
+    """Display titles with the marks that tables have, for figures.
 
     Args:
         displays: the titles.
@@ -191,7 +191,7 @@ def _named(text: str, names: Mapping[str, str], displays: Displays) -> str:
 
 
 def latex_file(tables: list[Table]) -> str:
-    r"""All tables as LaTeX to be `\input`, and in comments what it takes and what they are referred to by."""
+    r"""All tables as LaTeX for `\input`; comments name the packages and fonts that they need."""
     labels = _labels(tables)
     body = "\n\n".join(latex(table, label) for table, label in zip(tables, labels, strict=True)) + "\n"
     needs = ["% needs \\usepackage{booktabs, graphicx}\n"]
@@ -203,17 +203,17 @@ def latex_file(tables: list[Table]) -> str:
 
 
 def _labels(tables: list[Table]) -> list[str]:
-    """The label of each table, no two alike."""
+    """The label of each table; all labels differ."""
     labels: list[str] = []
     for table in tables:
         label = escaping.latex_label(table.key)
         n = sum(one == label or one.startswith(f"{label}--") for one in labels)
-        labels.append(f"{label}--{n + 1}" if n else label)  # two hyphens: no label of a key has them
+        labels.append(f"{label}--{n + 1}" if n else label)  # the label of a key never has two hyphens
     return labels
 
 
 def latex_document(tables: list[Table], name: str) -> str:
-    """A document to look at the tables in the file `name`; pdflatex shows a ? for characters that it does not know."""
+    """A document that shows the tables of the file `name`; pdflatex prints ? for characters that it does not know."""
     body = "".join(map(latex, tables))
     strange, letters = escaping.beyond_pdflatex(body), escaping.only_in_t1(body)
     lines = [
@@ -235,8 +235,8 @@ def latex(table: Table, label: str | None = None) -> str:
     """A table as LaTeX, at most as wide as the line; needs booktabs and graphicx.
 
     Args:
-        table: its title, and the notes that are said to be of the caption, are its caption; other notes stand below.
-        label: by which a paper refers to it, `tab:` before it; default: made of the table's key.
+        table: the caption has its title and its first `in_caption` notes; other notes are below the table.
+        label: the LaTeX label, without `tab:`; default: made from the table's key.
     """
     rows = [" & ".join(map(_tex_entry, row)) for row in table.rows]
     below = table.notes[table.in_caption :]
@@ -253,7 +253,7 @@ def latex(table: Table, label: str | None = None) -> str:
 
 
 def _caption(table: Table) -> str:
-    r"""`\caption`, with a short one for the list of tables where it says more than the title."""
+    r"""`\caption`, with a short version for the list of tables if it says more than the title."""
     title, told = escaping.latex(table.title), table.notes[: table.in_caption]
     if not told:
         return rf"\caption{{{title}}}"
@@ -263,7 +263,7 @@ def _caption(table: Table) -> str:
 
 
 def _headings(columns: list[Column]) -> list[str]:
-    """The line of headings; two where neighbours have a heading in common."""
+    """The line of headings; two lines and a rule if neighbours share a heading."""
     groups = [list(some) for _, some in itertools.groupby(columns, key=lambda column: column.group)]
     if all(len(some) == 1 or not some[0].group for some in groups):
         return [" & ".join(escaping.latex(column.heading) for column in columns) + r" \\"]
@@ -280,9 +280,9 @@ def _headings(columns: list[Column]) -> list[str]:
 
 
 def csv(table: Table) -> str:
-    """The values of a table as CSV: numbers as they were computed, an empty field for none.
+    """The values of a table as CSV: numbers as computed, and an empty field without a value.
 
-    A column with a spread is two: mean and standard deviation. Marks and notes are left to the other formats.
+    A column with a spread becomes two: mean and standard deviation. Marks and notes are left out.
     """
     names = [[f"{column.key} mean", f"{column.key} std"] if column.spread else [column.key] for column in table.columns]
     lines = [_line(itertools.chain.from_iterable(names))]
@@ -294,14 +294,14 @@ def csv(table: Table) -> str:
 
 
 def frame_csv(frame: pd.DataFrame) -> Iterator[str]:
-    """A data frame as CSV, part by part, by the rule of `csv` for text and names of columns."""
+    """A data frame as CSV, in parts, with the rules of `csv` for text and names of columns."""
     yield _line(frame)
     for first in range(0, len(frame), ROWS_AT_ONCE):
         yield "".join(f"{line}\n" for line in _lines(frame.iloc[first : first + ROWS_AT_ONCE]))
 
 
 def results_csv(table: InParts) -> Iterator[str]:
-    """The long table of results as `frame_csv` writes it, the settings of a record once for all of its rows."""
+    """The long table of results as `frame_csv` writes it, but the settings of a record become text only once."""
     yield _line(table.columns)
     for first in range(0, len(table.rows), ROWS_AT_ONCE):
         rows = slice(first, first + ROWS_AT_ONCE)
@@ -325,20 +325,20 @@ def _lines(frame: pd.DataFrame) -> list[str]:
 
 
 def _column_texts(column: pd.Series) -> list[str]:
-    """How the values of a column are written. Each value once: of a grid, most are there many times."""
-    if column.dtype == object:  # a mixture, in which 1 and True are equal, and not written alike
+    """The values of a column as text. Each different value is written once, because in a grid most values repeat."""
+    if column.dtype == object:  # mixed types: 1 and True are equal, but written differently
         return list(map(_written, column))
-    if column.dtype == float:  # by their bits, as 0.0 and -0.0 are equal
+    if column.dtype == float:  # by their bits, because 0.0 and -0.0 are equal
         codes, bits = pd.factorize(column.to_numpy().view(np.int64))
         values = bits.view(float)
     else:
         codes, values = pd.factorize(column)
-    texts = [*map(_written, values.tolist()), ""]  # the last one is that of -1, nothing
+    texts = [*map(_written, values.tolist()), ""]  # the last one, at -1, is for missing values
     return list(np.array(texts, dtype=object)[codes])
 
 
 def _written(value: object) -> str:
-    """A value as a field of a CSV, in quotes where it has to be; "" for none and nan."""
+    """A value as a field of a CSV, in quotes if necessary; "" for None and nan."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     text = str(escaping.csv_field(value))

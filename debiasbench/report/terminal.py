@@ -1,4 +1,4 @@
-"""Tables on terminals of any width: numbers stay whole, titles wrap between options, wide tables stand in parts."""
+"""Tables on terminals of any width: numbers never wrap, titles wrap between options, wide tables are split."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from rich.text import Text
 from debiasbench.console import PlainConsole
 from debiasbench.report.tables import Table
 
-FRAME = 3  # columns of the terminal that a column of a table takes beside its text; the table has one more
-NARROWEST = 10  # that a title is shown in, where a terminal has too little for anything
+FRAME = 3  # characters that a column takes besides its text; the table takes one more
+NARROWEST = 10  # characters for a title if the terminal is too narrow for anything
 
 
 def shown_in(table: Table, console: PlainConsole) -> list[RichTable]:
-    """The table, or where the console is too narrow for it parts of its columns, each with the titles of its rows."""
+    """The table; if the console is too narrow, several tables with some of its columns and the titles of its rows."""
     heads = [console.shown(column.heading) for column in table.columns]
     rows = [[console.shown(entry.shown) for entry in row] for row in table.rows]
     columns = [
@@ -51,7 +51,7 @@ def shown_in(table: Table, console: PlainConsole) -> list[RichTable]:
 
 @dataclass(frozen=True)
 class _Column:
-    """A heading and the texts below it, which are wrapped or not; the heading always may be."""
+    """A heading and the texts below it; the heading can always wrap, the texts only if `wraps`."""
 
     head: str
     texts: list[str]
@@ -59,29 +59,29 @@ class _Column:
 
     @cached_property
     def narrowest(self) -> int:
-        """The fewest columns of a terminal that cut nothing within a word or an option."""
+        """The smallest width, in characters, that cuts no word or option."""
         whole = [] if self.wraps else self.texts
         pieces = [piece for text in [self.head, *(self.texts if self.wraps else ())] for piece in _pieces(text)]
         return max(map(cell_len, [*whole, *(piece.rstrip() for piece in pieces)]), default=0)
 
     @cached_property
     def widest(self) -> int:
-        """What it takes without any wrapping."""
+        """The width without any wrapping."""
         return max(map(cell_len, [self.head, *self.texts]))
 
     def used(self, width: int) -> int:
-        """How much of a width is used, in as many lines."""
+        """The part of a width that is used when texts wrap to it."""
         lines = (line for text in [self.head, *self.texts] for line in _wrapped(text, width).splitlines())
         return max(map(cell_len, lines), default=0)
 
 
 def _pieces(text: str) -> list[str]:
-    """The parts of a text between which it may be wrapped: words, and the options of a title."""
+    """The parts of a text between which it can wrap: words, and the options of a title."""
     return re.findall(r"[^\s,:]*(?:[,:](?=\S)|\s+|[,:]+\s*|$)", text) if text else []
 
 
 def _wrapped(text: str, width: int) -> str:
-    """The text in lines of at most `width`, wrapped between its pieces where that is possible."""
+    """The text in lines of at most `width`, wrapped between its pieces if possible."""
     lines = [""]
     for piece in _pieces(text):
         if lines[-1] and cell_len(lines[-1] + piece.rstrip()) > width:
@@ -92,12 +92,12 @@ def _wrapped(text: str, width: int) -> str:
 
 
 def _taken(widths: Sequence[int] | Iterator[int]) -> int:
-    """How much of a terminal columns of these widths take."""
+    """The characters that columns of these widths take on a terminal."""
     return sum(width + FRAME for width in widths)
 
 
 def _within(widths: list[int], room: int) -> list[int]:
-    """The widths, the widest of them made narrower until they take no more than `room`."""
+    """The widths after the widest ones are reduced until all take at most `room`, none of them below `NARROWEST`."""
     found = list(widths)
     while found and _taken(found) > room and max(found) > NARROWEST:
         found[found.index(max(found))] -= 1
@@ -105,7 +105,7 @@ def _within(widths: list[int], room: int) -> list[int]:
 
 
 def _grown(widths: list[int], natural: Sequence[int], room: int) -> list[int]:
-    """The widths, the narrowest of them made wider, up to what is natural, as far as there is room for more."""
+    """The widths after the narrowest ones grow, each up to its `natural` width, and by at most `room` in total."""
     found = list(widths)
     for _ in range(room):
         growing = [index for index, wanted in enumerate(natural) if found[index] < wanted]
@@ -116,7 +116,7 @@ def _grown(widths: list[int], natural: Sequence[int], room: int) -> list[int]:
 
 
 def _parts(units: list[list[int]], columns: list[_Column], room: int) -> list[list[int]]:
-    """The columns in parts that fit into `room`; those of a unit stay together."""
+    """The columns in parts that fit into `room`; columns of a unit stay together."""
     parts: list[list[int]] = []
     for unit in units:
         joined = [*parts[-1], *unit] if parts else unit

@@ -1,4 +1,4 @@
-"""matplotlib as it comes: no display, settings file, style or backend of the environment changes or ends anything."""
+"""matplotlib with its defaults: no display, settings file, style or backend in the environment can affect drawing."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _FOR_OTHERS = re.compile("CJK|Han|Hei|Gothic|Ming|Song|Unicode|Fallback|Noto|Sym
 
 
 def library() -> Any:
-    """The module `matplotlib`, also where a backend that is not there, or a settings file, would end its import.
+    """Import `matplotlib`, even if a missing backend or a settings file would make its import fail.
 
-    Only then is the environment left aside: otherwise a notebook's own figures appear as they would without us.
+    Only then is the environment ignored, so that a notebook's own figures look as they would without this suite.
 
     Raises:
         BenchmarkError: it cannot be imported at all.
@@ -30,12 +30,12 @@ def library() -> Any:
     if "matplotlib" not in sys.modules:
         try:
             return importlib.import_module("matplotlib")
-        except Exception:  # what a half of it imported goes, so that no part knows another's
+        except Exception:  # remove what it imported so far, so that parts of two imports do not mix
             for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
                 if str(getattr(sys.modules[name], "__file__", "")).endswith(".py"):
                     del sys.modules[name]
         given = {name: os.environ.pop(name) for name in VARIABLES if name in os.environ}
-        os.environ["MATPLOTLIBRC"] = os.devnull  # before that of the home folder
+        os.environ["MATPLOTLIBRC"] = os.devnull  # takes precedence over the file in the home folder
         try:
             return importlib.import_module("matplotlib")
         except Exception as error:
@@ -51,32 +51,32 @@ def library() -> Any:
 
 @contextlib.contextmanager
 def plain_settings(text: str = "") -> Iterator[None]:
-    """The defaults of matplotlib while this lasts; the settings before it come back.
+    """Use matplotlib's default settings in this context, and restore the previous settings after it.
 
     Args:
-        text: what will be shown. For characters that the usual font lacks another one is taken that is installed;
-            where there is none a box stands, without a warning for each (see `lacking`).
+        text: the text that will be shown. Characters that the usual font lacks are taken from other installed fonts; if
+            no font has a character, a box is shown, without a warning for each (see `lacking`).
     """
     matplotlib = library()
     with matplotlib.rc_context(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of settings that a later version will not have
+            warnings.simplefilter("ignore")  # about settings that a later version removes
             defaults = {key: value for key, value in matplotlib.rcParamsDefault.items() if "backend" not in key}
             matplotlib.rcParams.update(defaults)
         families, _ = _fonts_for("".join(sorted(set(text))))
-        matplotlib.rcParams["font.family"] = ["DejaVu Sans", *families]  # which matplotlib brings along
+        matplotlib.rcParams["font.family"] = ["DejaVu Sans", *families]  # it comes with matplotlib
         yield
 
 
 def lacking(texts: Iterable[str]) -> str:
-    """The characters of texts that no installed font has, each once."""
+    """The characters in texts that no installed font has, each once."""
     return _fonts_for("".join(sorted(set().union(*texts))))[1]
 
 
 @functools.cache
 def _fonts_for(characters: str) -> tuple[tuple[str, ...], str]:
-    """Installed fonts that have what the usual one lacks of the characters, and what none has."""
+    """Installed fonts with the characters that the usual font lacks, and the characters that no font has."""
     if characters.isascii():
         return (), ""
     matplotlib = library()
@@ -99,9 +99,9 @@ def _fonts_for(characters: str) -> tuple[tuple[str, ...], str]:
 
 
 def _known_to(fonts: Any, path: str, characters: str) -> set[str]:
-    """Which characters a font has; none, if it cannot be read."""
+    """The characters that a font has; none if it cannot be read."""
     try:
         known = fonts.get_font(path).get_charmap()
-    except Exception:  # damaged, gone, of a kind that is not known
+    except Exception:  # damaged, removed, or of an unknown kind
         return set()
     return {one for one in characters if ord(one) in known}

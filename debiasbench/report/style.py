@@ -1,4 +1,4 @@
-"""How figures look."""
+"""The style of figures."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from debiasbench.report.tables import KNOWS
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Each reaches a contrast of 3:1 with white, as WCAG 2.2 asks of graphical objects (1.4.11). Any two differ for readers
-# with deuteranopia or protanopia too, as Machado, Oliveira and Fernandes (2009) simulate it: by at least 0.06 in OKLab,
-# three times what is just noticed. The first four and black are Okabe and Ito's (2008), whose orange, sky blue and
-# yellow are too light for white paper; #882255, #AA4499 and #EE6677 are Tol's (2021). What colours cannot tell apart,
-# markers and dashes do.
+# Each colour has a contrast of at least 3:1 with white, as WCAG 2.2 asks of graphical objects (1.4.11). Any two differ
+# by at least 0.06 in OKLab, three times the just noticeable difference, for readers with deuteranopia or protanopia too
+# (as simulated by Machado, Oliveira and Fernandes, 2009). The first four and black are Okabe and Ito's (2008), whose
+# orange, sky blue and yellow are too light for white paper; #882255, #AA4499 and #EE6677 are Tol's (2021). Markers and
+# dashes separate what colours cannot.
 PALETTE = (
     "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#3399DD", "#000000", "#6B4E16", "#882255",
     "#004488", "#AA4499", "#7B68EE", "#EE6677",
@@ -32,15 +32,15 @@ COLUMN = 3.35  # inches
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# one of each belongs to a colour; where colours come round again, the pair is another one (see `_look_at`)
+# each colour has one of each; when a colour is used again, it has another pair (see `_look_at`)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-DASHES: tuple[tuple[float, ...], ...] = (  # in line widths, on and off; () is solid
+DASHES: tuple[tuple[float, ...], ...] = (  # lengths on and off, in line widths; () is solid
     (), (4, 1.5), (1, 1.3), (6, 1.5, 1, 1.5), (9, 2.5), (3, 1.2, 1, 1.2, 1, 1.2), (2, 2.5), (9, 1.5, 3, 1.5),
 )  # fmt: skip
 
 
 class Look(NamedTuple):
-    """How a method looks."""
+    """The look of a method."""
 
     colour: str
     marker: str
@@ -48,16 +48,17 @@ class Look(NamedTuple):
 
 
 def looks(order: Iterable[str], shown: Iterable[str] | None = None) -> dict[str, Look]:
-    """How the methods of a figure look: each as in all other figures of the report, and no two in one colour.
+    """The looks of a figure's methods: the same in all figures of the report, and no two in one colour.
 
-    A method known here has the colour of its rank, by its name and by its display title: first the methods of which the
-    paper has numbers, which all differ, then the others by name. If a method of an earlier rank has that colour in this
-    report, it takes the first free one. Other labels, such as variants, follow in alphabetical order. With more methods
-    than colours, any two of 96 differ in (colour, marker) and in (colour, dashes).
+    A method known here has the colour of its rank, under its name and its display title. Methods for which the paper
+    has numbers rank first, and all their colours differ; the others follow by name. If a method with an earlier rank
+    has that colour in this report, the later one takes the first free colour. Other labels, such as variants, follow in
+    alphabetical order. With more methods than colours, any two of 96 differ in (colour, marker) and (colour, dashes).
 
     Args:
         order: all methods of the report, in any order.
-        shown: those of the figure; default: all. Of two that have one colour in the report, the later has another here.
+        shown: the methods of the figure; default: all. If two of them share a colour in the report, the later one has
+            another colour here.
     """
     order = list(order)
     shown = order if shown is None else list(shown)
@@ -71,7 +72,7 @@ def looks(order: Iterable[str], shown: Iterable[str] | None = None) -> dict[str,
 
 
 def _apart(wanted: Mapping[str, int | None]) -> dict[str, int]:
-    """Label -> its place, in the order given: as wanted, but for a colour that is taken while another is free."""
+    """Label -> index, in the given order: the wanted one, unless its colour is taken and another colour is free."""
     places: dict[str, int] = {}
     for label, place in wanted.items():
         taken = places.values()
@@ -85,13 +86,13 @@ def _apart(wanted: Mapping[str, int | None]) -> dict[str, int]:
 
 def _look_at(place: int) -> Look:
     turn, index = divmod(place, len(PALETTE))
-    again = turn + index // len(MARKERS)  # the ninth colour, too, has other marks than the first, which is as blue
-    other = (index + 3 * again) % len(MARKERS)  # 3 and 8 share no factor: eight turns without a pair twice
+    again = turn + index // len(MARKERS)  # so the ninth colour differs in marks from the first, which is blue too
+    other = (index + 3 * again) % len(MARKERS)  # 3 and 8 have no common factor: no pair repeats in eight turns
     return Look(PALETTE[index], MARKERS[other], DASHES[other])
 
 
 def _ranks() -> dict[str, int]:
-    """Name, or display title, of each method that is known here -> its place; what the paper shows most comes first."""
+    """Name or display title of each method known here -> its index; most numbers in the paper come first."""
     from debiasbench.methods import registry
 
     classes, of_paper = registry.classes(), _methods_of_paper()
@@ -102,7 +103,7 @@ def _ranks() -> dict[str, int]:
 
 @functools.cache
 def _methods_of_paper() -> Counter[str]:
-    """The methods, without parameters, of which `experiments/paper/` has numbers -> how many."""
+    """Methods, without parameters, with numbers in `experiments/paper/` -> how many."""
     from debiasbench import experiments
 
     numbers: Counter[str] = Counter()
@@ -113,7 +114,7 @@ def _methods_of_paper() -> Counter[str]:
 
 
 def plainly(function: Callable[P, R]) -> Callable[P, R]:
-    """A function that draws: in matplotlib's own settings, with fonts for what its arguments say."""
+    """Decorate a drawing function to use matplotlib's default settings, with fonts for the text in its arguments."""
 
     @functools.wraps(function)
     def drawn(*given: P.args, **options: P.kwargs) -> R:
@@ -137,14 +138,14 @@ def _texts(value: Any) -> Iterator[str]:
 def new_figure(
     n_panels: int, height: float, *, around: float = 0.0, n_columns: int = 1, width: float = COLUMN
 ) -> tuple[Figure, Any]:
-    """A figure and its panels in rows of `n_columns`.
+    """Make a figure with panels in rows of `n_columns`.
 
     Args:
-        n_panels: how many.
-        height: of a row, in inches.
-        around: height beside the rows, in inches.
-        n_columns: of panels.
-        width: of the figure, in inches; default: a column of a paper.
+        n_panels: number of panels.
+        height: height of a row, in inches.
+        around: additional height of the figure, in inches.
+        n_columns: panels per row.
+        width: width of the figure, in inches; default: one column of a paper.
 
     Returns:
         The figure, and its axes (n_panels,).
@@ -167,7 +168,7 @@ def new_figure(
 
 
 def headline(figure: Figure, title: str, size: float = 8) -> None:
-    """What stands above all panels, if anything; the figure grows by what does not fit into one line. size: points."""
+    """Add a title above all panels, if there is one; the figure grows by lines beyond the first. size: in points."""
     if title:
         title = in_lines(title, round(15.5 * figure.get_figwidth() * 8 / size))
         figure.suptitle(title, fontsize=size, parse_math=False)
@@ -180,23 +181,23 @@ def save(figure: Figure, stem: Path) -> list[Path]:
     paths = [stem.with_name(stem.name + ending) for ending in (".pdf", ".png")]
     with plain_settings():
         for path in paths:
-            metadata = {"CreationDate": None} if path.suffix == ".pdf" else None  # equal records, equal bytes
+            metadata = {"CreationDate": None} if path.suffix == ".pdf" else None  # so equal records give equal bytes
             figure.savefig(path, dpi=200, metadata=metadata)
-            figure.set_layout_engine("none")  # laid out by the first; doing it again is half of the second's time
+            figure.set_layout_engine("none")  # the first did the layout; again, it would take half of the second's time
     return paths
 
 
 def legend(figure: Figure, handles: list[Any], *, handle_length: float, size: float = 6.5) -> None:
-    """A legend below the panels in as many columns as fit; the figure grows by its height. size: of text, in points."""
+    """Add a legend below the panels, with as many columns as fit; the figure grows by its height. size: in points."""
     for handle in handles:
-        handle.set_label(in_lines(handle.get_label(), 44))  # one too long to fit would cut off all others
+        handle.set_label(in_lines(handle.get_label(), 44))  # a label that is too long would cut off all others
     for n_columns in range(min(4, len(handles)), 0, -1):
         legend = figure.legend(
             handles=handles, loc="outside lower center", ncols=n_columns, fontsize=size, frameon=False,
             handlelength=handle_length, handletextpad=0.6, columnspacing=1.4, borderaxespad=0.2, labelspacing=0.35,
         )  # fmt: skip
         for text in legend.get_texts():
-            text.set_parse_math(False)  # labels are no formulas, whatever dollars they hold
+            text.set_parse_math(False)  # labels are not formulas, even with dollar signs
         box = legend.get_window_extent()
         if box.width <= figure.bbox.width or n_columns == 1:
             break
@@ -205,9 +206,9 @@ def legend(figure: Figure, handles: list[Any], *, handle_length: float, size: fl
 
 
 def in_lines(label: str, width: int) -> str:
-    """A label in lines of at most `width` characters where it can be broken: behind a colon, comma or space.
+    """A label in lines of at most `width` characters if it can be broken after a colon, comma or space.
 
-    Words are cut that are longer than `width` and than 24 characters.
+    Words that are longer than `width` and longer than 24 characters are cut.
     """
     lines = [""]
     for part in re.split(r"(?<=[:, ])", one_line(label)):

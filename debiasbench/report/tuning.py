@@ -1,4 +1,4 @@
-"""What a tuning shows: the table of its draws, and their spread beside that over seeds."""
+"""The results of a tuning: the table of its draws, and a figure of their spread and the spread over seeds."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ from debiasbench.wording import duration
 
 @dataclass(frozen=True)
 class Conclusion:
-    """What a tuning came to.
+    """The outcome of a tuning.
 
     Attributes:
-        found: the draws, and what became of each.
-        values: what was chosen.
-        table: of the draws.
-        paths: files that were written, by what they hold.
-        lacking: methods on datasets of which no draw has a value.
+        found: the draws with their results.
+        values: the chosen values.
+        table: the table of the draws.
+        paths: kind of output -> files that were written.
+        lacking: methods on datasets for which no draw has a value.
         complaints: one for each figure that could not be drawn.
     """
 
@@ -57,15 +57,15 @@ class Conclusion:
 def conclude(
     trials: Sequence[Trial], results_dir: Path, *, rule: str, draws: int, seeds: Sequence[int], output: Path
 ) -> Conclusion:
-    """Choose among draws by their records, and write what was chosen, the table of the draws and figures.
+    """Choose among draws by their records, and write the chosen values, the table of the draws, and figures.
 
     Args:
         trials: the draws.
-        results_dir: where their records are, and tables and figures go.
-        rule: by which is chosen.
-        draws: of each method on each dataset.
-        seeds: that each draw was trained with.
-        output: the file of what was chosen.
+        results_dir: the folder of their records, and of tables and figures.
+        rule: the rule that chooses.
+        draws: number of draws of each method on each dataset.
+        seeds: the seeds of each draw.
+        output: the file for the chosen values.
     """
     found = tried(trials, results_dir, rule)
     best = choose(found)
@@ -87,7 +87,7 @@ def conclude(
 
 
 def draws_table(found: Sequence[Tried], rule: str) -> Table:
-    """A row a draw: what it was run as, what the rule went by, and the seconds of its runs."""
+    """One row per draw: its title in runs, the value that the rule compares, and the seconds of its runs."""
     best = {id(one) for one in choose(found)}
     rows, notes = [], list[str]()
     for one in found:
@@ -115,13 +115,13 @@ def draws_table(found: Sequence[Tried], rule: str) -> Table:
 
 
 def cells_of(found: Iterable[Tried]) -> list[Cell]:
-    """A cell a draw, called as its method and dataset were asked for."""
+    """One cell per draw, with the titles of method and dataset as in the command."""
     trials = [one.trial for one in found]
     return [replace(one.cells[0], method_title=one.method, dataset_title=one.dataset) for one in trials]
 
 
 def measure(rule: str) -> str:
-    """What a rule goes by, for people."""
+    """The value that a rule compares, in words."""
     words = SELECTION_RULES[rule].partition(";")[0]
     return words[0].upper() + words[1:]
 
@@ -129,14 +129,14 @@ def measure(rule: str) -> str:
 def draw_tuning(
     found: Sequence[Tried], records: Sequence[Record], rule: str, folder: Path, complaints: list[str]
 ) -> list[Path]:
-    """A figure a dataset: the draws of each method, and below them the runs with what was chosen, if there are any.
+    """Draw one figure per dataset: the draws of each method, and below them the runs with chosen values, if any.
 
     Args:
         found: the draws.
-        records: among them those of runs with tuned values.
-        rule: by which was chosen: its value is what is shown.
-        folder: of the figures.
-        complaints: grows by what could not be drawn.
+        records: records that include the runs with tuned values.
+        rule: the rule that chose; the figure shows the values that it compares.
+        folder: the folder for the figures.
+        complaints: figures that cannot be drawn are added here.
     """
     from debiasbench.report import figures, pictures
 
@@ -176,6 +176,6 @@ def draw_tuning(
                 order=[named[method] for method in dict.fromkeys(one.trial.method for one in found)],
             )  # fmt: skip
             paths += save(figure, folder / f"tuning-{rule}-{name}")
-        except Exception as error:  # a figure never costs what was trained
+        except Exception as error:  # a tuning must not fail because of a figure
             complaints.append(f"tuning-{rule}-{name} could not be drawn: {type(error).__name__}: {error}")
     return paths

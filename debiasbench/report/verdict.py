@@ -1,4 +1,4 @@
-"""Who is best on each dataset, and whether that is certain, in a sentence or two."""
+"""The best method on each dataset, and whether that is certain, in a sentence or two."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from debiasbench.report.tables import p_value
 
 
 def verdicts(table: pd.DataFrame, measures: Sequence[Measure], tests: pd.DataFrame | None) -> list[str]:
-    """A text for each measure of a comparison: its best method, and what the tests say of that.
+    """A text for each measure of a comparison: its best method, and what the tests say about it.
 
     Args:
-        table: one row a cell, split and selection rule, as `to_frame` makes it.
-        measures: the columns of the comparison. By rules that read bias labels or the test split nobody is best.
-        tests: of the methods against the reference, as `compare_by` makes them; None for one method alone.
+        table: one row for each cell, split and selection rule, from `to_frame`.
+        measures: the columns of the comparison; those with rules that use bias labels or the test split get no text.
+        tests: tests against the reference, from `compare_by`; None if there is only one method.
     """
     if tests is None:
         return []
@@ -40,11 +40,11 @@ def _verdict(measure: Measure, head: tuple[str, str], found: pd.DataFrame, tests
     """`cmnist5k: pgd is best with 84.1 % (acc_unbiased), 44.9 points above vanilla: ...`.
 
     Args:
-        measure: what they are compared by.
-        head: what tables say of the dataset, and of metric and rule.
-        found: as `summaries` makes it, of the methods that compete.
-        tests: of this measure.
-        among: whether other methods do not compete.
+        measure: the measure of the comparison.
+        head: how tables name the dataset, and the metric and rule.
+        found: from `summaries`, for the methods that compete.
+        tests: the tests in this measure.
+        among: whether some methods do not compete.
     """
     reached = found["mean"][found.best].item()
     best = list(found.index[measure.direction * (reached - found["mean"]) <= SAME])
@@ -68,12 +68,12 @@ def _verdict(measure: Measure, head: tuple[str, str], found: pd.DataFrame, tests
 def _beside_reference(
     measure: Measure, best: list[str], references: set[str], tests: pd.DataFrame, *, among: bool
 ) -> str:
-    """How the best stand to the reference: by tests of a table of their own, so it is left out of the ties."""
-    if references & set(best):  # one that is told the bias may well be better
+    """The best methods against the reference. These tests have their own table, so ties leave the reference out."""
+    if references & set(best):  # an oracle baseline may well be better
         than = "it, the reference" if len(best) == 1 else "the reference"
         return f"; {'none of them' if among else 'no method here'} is shown to be better than {than}."
     rows = tests[tests.method.isin(best)]
-    if not len(rows) or rows.gap.isna().any():  # the reference has no run there
+    if not len(rows) or rows.gap.isna().any():  # the reference has no run here
         return "."
     gap = 100 * rows.gap.iloc[0]
     certainty = "" if measure.direction * gap < 0 else f": {_certainty(rows.welch_holm.max(skipna=False))}"

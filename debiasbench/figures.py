@@ -1,9 +1,9 @@
-"""The figures of a report, from a table of results: for notebooks and scripts.
+"""The figures of a report, made from a table of results in notebooks and scripts.
 
-Each function takes a table as `debiasbench.run` and `debiasbench.load_results` return it, all of it or a part of its
-rows, and returns a `matplotlib.figure.Figure`, with the titles that papers use. Nothing is shown, saved or set, and
-whatever backend, style or settings file the environment names changes nothing. A notebook shows the figure that a cell
-ends with; `figure.savefig("figure.pdf")` saves it.
+Each function takes a table from `debiasbench.run` or `debiasbench.load_results`, or some of its rows, and returns a
+`matplotlib.figure.Figure` with the titles that papers use. It does not show or save the figure or change settings, and
+it ignores the backend, style and settings file of the environment. A notebook shows the figure on the last line of a
+cell; `figure.savefig("figure.pdf")` saves it.
 
     import debiasbench
 
@@ -11,8 +11,8 @@ ends with; `figure.savefig("figure.pdf")` saves it.
     debiasbench.figures.accuracies(table[table.dataset == "cmnist5k"])
 
 Raises:
-    BenchmarkError: (each of them) no table of results, no finished run in it, a name that is not there, or versions,
-        data or settings that must not be mixed.
+    BenchmarkError: (all functions) it is not a table of results, it has no finished run, a name is not in it, or it
+        mixes versions, data or settings that must not be mixed.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ __all__ = ["accuracies", "curves", "fisher", "profile", "ranks", "scores", "tria
 def accuracies(
     table: pd.DataFrame, *, dataset: str | None = None, metric: str | None = None, select: str = "last"
 ) -> Figure:
-    """The accuracies of all runs on a dataset, on the test split: a dot a run, or histograms where they are many.
+    """The accuracies of all runs on a dataset, on the test split: one dot per run, or histograms if there are many.
 
     Args:
         table: the results.
@@ -79,9 +79,9 @@ def accuracies(
 
 @checked()
 def curves(table: pd.DataFrame, *, dataset: str | None = None, metric: str | None = None) -> Figure:
-    """Learning curves on a dataset, on the test split: of each method the mean over its runs, and each run.
+    """Learning curves on a dataset, on the test split: for each method the mean over its runs, and each run.
 
-    Read from the records, which must still be where the table's column `path` says.
+    They are read from the records, which must still be at the paths in the table's column `path`.
 
     Args:
         table: the results.
@@ -90,7 +90,7 @@ def curves(table: pd.DataFrame, *, dataset: str | None = None, metric: str | Non
     """
     table = _finished(table)
     (measure,) = _measures(table, [_dataset(table, dataset)], metric, "last")
-    runs(table, measure.dataset, measure.metric)  # refuses what must not be mixed
+    runs(table, measure.dataset, measure.metric)  # refuses runs that must not be mixed
     found: dict[str, list[dict[int, float]]] = {}
     for record in distinct([read_record(path) for path in _paths(table, measure.dataset)]):
         epochs = record.result.epochs if record.result is not None else ()
@@ -104,10 +104,10 @@ def curves(table: pd.DataFrame, *, dataset: str | None = None, metric: str | Non
 
 @checked()
 def scores(table: pd.DataFrame, *, dataset: str | None = None) -> Figure:
-    """Per-sample scores of aligned and of conflicting samples: a histogram a method, of its first run that has them.
+    """Per-sample scores of aligned and conflicting samples: one histogram per method, for its first run with scores.
 
-    Read from the arrays beside the records, which must still be where the table's column `path` says. Methods that
-    score no samples are left out.
+    They are read from the arrays beside the records, which must still be at the paths in the table's column `path`.
+    Methods that do not score samples are left out.
 
     Args:
         table: the results.
@@ -131,9 +131,9 @@ def scores(table: pd.DataFrame, *, dataset: str | None = None) -> Figure:
 
 @checked()
 def ranks(table: pd.DataFrame, *, metric: str | None = None, select: str = "last") -> Figure:
-    """Average ranks of the methods over all datasets of the table, and which of them no test tells apart.
+    """Average ranks of the methods over all datasets of the table, and which ones do not differ significantly.
 
-    It takes three methods with runs on each of six datasets.
+    It needs at least three methods with runs on each of six datasets.
 
     Args:
         table: the results.
@@ -153,11 +153,11 @@ def ranks(table: pd.DataFrame, *, metric: str | None = None, select: str = "last
 
 @checked()
 def profile(table: pd.DataFrame, *, reference: str | None = None) -> Figure:
-    """Accuracies by the fraction of conflicting training samples: a panel a dataset, a line a method.
+    """Accuracies by the fraction of conflicting training samples: one panel per dataset, one line per method.
 
     Args:
-        table: the results, of one dataset at two conflict ratios or more.
-        reference: the method, by its title, whose accuracy on aligned samples is shown in grey; default: the first.
+        table: the results, with a dataset at two conflict ratios or more.
+        reference: title of the method whose accuracy on aligned samples is shown in grey; default: the first.
     """
     table = _finished(table)
     reference = _method(table, reference)
@@ -167,10 +167,10 @@ def profile(table: pd.DataFrame, *, reference: str | None = None) -> Figure:
 
 @checked()
 def variants(table: pd.DataFrame, *, metric: str | None = None, select: str = "last") -> Figure:
-    """Variants of a method over datasets, a panel a dataset: mean, standard deviation and every run.
+    """Variants of a method over datasets, one panel per dataset: mean, standard deviation and every run.
 
     Args:
-        table: the results, of a few methods.
+        table: the results of a few methods.
         metric: an accuracy, or a metric of your own; default: each dataset's headline metric.
         select: the rule that selected the epoch: "last", "val_acc", ...
     """
@@ -182,9 +182,9 @@ def variants(table: pd.DataFrame, *, metric: str | None = None, select: str = "l
 def trials(
     table: pd.DataFrame, *, reference: str | None = None, metric: str | None = None, select: str = "last"
 ) -> Figure:
-    """Histograms of many runs of a few methods over each other, a panel a dataset.
+    """Overlaid histograms of many runs of a few methods, one panel per dataset.
 
-    With two methods, p is that of Welch's one-sided test of the other against the reference.
+    With two methods, p is from Welch's one-sided test of the other method against the reference.
 
     Args:
         table: the results.
@@ -211,12 +211,12 @@ def trials(
 def fisher(table: pd.DataFrame, *, data_dir: str | Path | None = None, in_rank: bool = False) -> Figure:
     """The trace of the inverse Fisher information of the final layer of trained networks; less is better.
 
-    Computed from the networks and the data, which takes seconds a run, and minutes where the layer is large. Runs
-    without weights (`save_weights=True`) are left out.
+    It is computed from the networks and the data, which takes seconds per run, or minutes if the layer is large. Runs
+    without saved weights (`save_weights=True`) are left out.
 
     Args:
         table: the results.
-        data_dir: where the data are; default: $DEBIASBENCH_DATA, or `data`.
+        data_dir: the data folder; default: $DEBIASBENCH_DATA, or `data`.
         in_rank: without the directions in which no sample has a gradient, such as those of dead units.
     """
     table = _finished(table)
@@ -237,10 +237,10 @@ def fisher(table: pd.DataFrame, *, data_dir: str | Path | None = None, in_rank: 
 
 @checked()
 def tuning(table: pd.DataFrame, *, dataset: str | None = None) -> Figure:
-    """How far the draws of a tuning spread, with each method's defaults and what was chosen.
+    """The spread of the draws of a tuning, with each method's defaults and the chosen draw.
 
     Args:
-        table: as `debiasbench.tune` returns it.
+        table: from `debiasbench.tune`.
         dataset: its title; default: the only one of the table.
     """
     columns = ("dataset", "method", "draw", "run_as", "rule", "value", "chosen")
@@ -274,7 +274,7 @@ def tuning(table: pd.DataFrame, *, dataset: str | None = None) -> Figure:
 
 
 def _shown(figure: Figure) -> Figure:
-    """As large where a notebook's own backend shows it as where it shows itself."""
+    """The figure in the same size, whether a notebook's backend shows it or the figure itself."""
     from debiasbench.report.canvas import PIXELS
 
     figure.set_dpi(PIXELS)
@@ -282,7 +282,7 @@ def _shown(figure: Figure) -> Figure:
 
 
 def _displays(table: pd.DataFrame) -> Displays:
-    """What papers call its methods and datasets, with the marks of the report's tables."""
+    """Display titles of its methods and datasets, with the marks of the report's tables."""
     return pictures.marked_titles(display_titles_in(table), table)
 
 
@@ -316,7 +316,7 @@ def _method(table: pd.DataFrame, reference: str | None) -> str:
 
 
 def _measures(table: pd.DataFrame, datasets: list[str], metric: str | None, select: str) -> list[Measure]:
-    """What is drawn of each dataset."""
+    """The measure to draw for each dataset."""
     if metric is not None:
         check_metric(table, metric)
     check_rule(table, select)
@@ -326,7 +326,7 @@ def _measures(table: pd.DataFrame, datasets: list[str], metric: str | None, sele
 def _by_dataset(
     table: pd.DataFrame, metric: str | None, select: str
 ) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, Any]]:
-    """Dataset -> method -> fractions of its runs, all finished; and the name of the axis and the order of methods."""
+    """Dataset -> method -> fractions of its finished runs; and the name of the axis and the order of methods."""
     measures = _measures(table, table.dataset.unique().tolist(), metric, select)
     displays = _displays(table)
     values = pictures.values_by_dataset(table, measures, displays)

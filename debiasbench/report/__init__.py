@@ -1,1 +1,1 @@
-"""From records alone: tables, tests, figures, the page."""
+"""Tables, tests, figures and the page, from records alone."""

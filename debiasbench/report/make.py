@@ -1,4 +1,4 @@
-"""Tables, tests and figures from records alone, whoever made them, also while cells still run."""
+"""Tables, tests and figures from records alone, from any source, and also while cells still run."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ class Shown:
         metrics: names; empty: the headline metrics.
         select: selection rules.
         beside: a CSV of published numbers to show beside ours.
-        profile: whether to show as well how hard the benchmark is, by conflict ratio.
+        profile: whether to show also how hard the benchmark is, by conflict ratio.
         order: of the methods: "given", "score" (best mean in the first column first) or "name".
         by: what columns are grouped by: "dataset" or "metric".
     """
@@ -209,7 +209,7 @@ def make(  # noqa: PLR0913 - the report's options
     if export is not None:
         check_export(export)
     given, source = results_dir, sources(existing(results_dir))
-    if results_dir.is_file():  # an archive: what is made of it goes into a folder of its name
+    if results_dir.is_file():  # an archive: output goes into a folder of the same name
         results_dir = results_dir.with_suffix("")
     for part in ("tables", "figures"):  # before thousands of records are read
         check_writable(
@@ -221,7 +221,7 @@ def make(  # noqa: PLR0913 - the report's options
     if not records:
         raise _no_records(results_dir, complaints)
     draws: list[Record] = []
-    if keep is None:  # what was asked for by name is shown, also where it was a draw
+    if keep is None:  # a draw that was asked for by name is shown too
         draws = [record for record in records if record.cell.draw]
         records = [record for record in records if not record.cell.draw]
     if not records:
@@ -267,7 +267,7 @@ def make(  # noqa: PLR0913 - the report's options
         check(measures, parts.of_rules(one.select for one in measures))
     with_settings = parts.of_rules(["last"])
     for dataset in table.dataset.unique():
-        runs(with_settings, dataset, headline_of(table, dataset))  # refuses what must not be mixed
+        runs(with_settings, dataset, headline_of(table, dataset))  # refuses runs that must not be mixed
     reference = reference or table.method.iloc[0]
     if shown.order != "given":
         rank = _rank(table, measures[0], shown.order)
@@ -371,7 +371,7 @@ def _chosen(records: list[Record], shown: Shown) -> list[Record]:
 
 
 def _in_order(records: list[Record], shown: Shown) -> list[Record]:
-    """The records, grouped by method; methods, and the datasets of each, are in the order in which they are named."""
+    """The records by method; methods, and the datasets of each, are in the order in which they are named."""
 
     def place(cell: Cell, kind: str, wanted: tuple[str, ...]) -> int:
         return next((index for index, name in enumerate(wanted) if name in _names(cell, kind)), len(wanted))
@@ -388,7 +388,7 @@ def _in_order(records: list[Record], shown: Shown) -> list[Record]:
 
 
 def _rank(table: pd.DataFrame, first: Measure, order: str) -> dict[str, int]:
-    """Place of each method by the mean in the first column, best first and those without one last; or by title."""
+    """Rank of each method by its mean in the first column, best first, those without a mean last; or by title."""
     methods = table.method.unique().tolist()
     if order == "name":
         methods.sort(key=lambda title: (title.casefold(), title))
@@ -399,7 +399,7 @@ def _rank(table: pd.DataFrame, first: Measure, order: str) -> dict[str, int]:
 
 
 def _chosen_names(cell: Cell, shown: Shown) -> bool:
-    """Whether a cell is of the methods and datasets that are shown."""
+    """Whether the method and the dataset of a cell are shown."""
     wanted = {"method": shown.methods, "dataset": shown.datasets}
     return all(not names or bool(_names(cell, kind) & set(names)) for kind, names in wanted.items())
 
@@ -547,7 +547,7 @@ class LastGrid:
         if self.asked is None or set(self.order) & set(draws):
             return []
         found = []
-        for title in self.order or self.asked.methods:  # "all" may have meant fewer then
+        for title in self.order or self.asked.methods:  # "all" may have been fewer methods then
             spec, by_tuning = as_asked(title)
             cells = grid_cells(self.asked, [spec], self.asked.datasets)
             found += [replace(cell, method_title=title) if by_tuning else cell for cell in cells]
@@ -649,7 +649,7 @@ def _drawn(stem: Path, complaints: list[str], picture: Callable[..., Figure | No
     try:
         figure = picture(*given)
         return save(figure, stem) if figure is not None else []
-    except Exception as error:  # a figure never costs the report of what was trained
+    except Exception as error:  # the report must not fail because of a figure
         complaints.append(f"{stem.name} could not be drawn: {type(error).__name__}: {error}")
         return []
 

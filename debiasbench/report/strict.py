@@ -115,20 +115,20 @@ class Commands:
 
 
 class Facts(NamedTuple):
-    """What a whole record says: what in it cannot be true together, "" if nothing is known, and its `digest_of`."""
+    """Facts from a whole record: its contradiction, "" if none is found, and its `digest_of`."""
 
     contradiction: str
     sha256: str
 
 
 class Wholes:
-    """Facts of finished records, of which a report keeps what it shows: each is read again once, and not kept."""
+    """Facts of finished records. A report keeps only a part of each record, so each one is read once again for them."""
 
     def __init__(self) -> None:
         self._found: dict[Path, Facts] = {}
 
     def facts(self, record: Record) -> Facts:
-        """Of a finished record, as its file was when it was asked for first."""
+        """The facts of a finished record, from its file at the first call."""
         found = self._found.get(record.path) if record.path else None
         if found is None:
             whole = _whole(record)
@@ -189,7 +189,7 @@ def message(found: Sequence[Refusal], complaints: Sequence[str], commands: Comma
 
 
 def place_of(cell: Cell) -> Place:
-    """Where a cell stands."""
+    """The place of a cell."""
     return Place(cell.dataset_title, cell.method_title, cell.seed)
 
 

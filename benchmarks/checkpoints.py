@@ -1,8 +1,7 @@
-"""What checkpoints cost, as fractions of training time in one run: `python benchmarks/checkpoints.py`.
+"""The cost of checkpoints, as a fraction of training time in one run: `python benchmarks/checkpoints.py`.
 
-Prints JSON. A stage is trained that makes a checkpoint each `--every` steps; the steps with one are compared with the
-steps without, and what that is at the default interval follows. The look at the clock after each step is measured by
-itself.
+Prints JSON. It trains a stage that makes a checkpoint every `--every` steps, compares the steps with and without one,
+and computes the cost at the default interval from that. The look at the clock after each step is measured separately.
 """
 
 import argparse
@@ -25,14 +24,14 @@ from debiasbench.training.task import Task
 
 
 class Now(Checkpoints):
-    """A checkpoint each so many steps."""
+    """Checkpoints after a fixed number of steps."""
 
     every = 10
     looks = 0
 
     @property
     def is_due(self):
-        """As of `Checkpoints`."""
+        """Whether a checkpoint is due, as in `Checkpoints`."""
         self.looks += 1
         return self.looks % self.every == 0
 
@@ -74,7 +73,7 @@ def main():
         for _ in range(10_000):
             _ = plain.is_due
         clock = (time.perf_counter() - started) / 10_000
-    # a checkpoint is made after the look, and so is part of the time up to the next
+    # a checkpoint follows the look at the clock, so it counts in the time of the next step
     after = [seconds for number, seconds in enumerate(times) if number and number % options.every == 0]
     other = [seconds for number, seconds in enumerate(times) if number > 1 and number % options.every]
     step, with_one = statistics.median(other), statistics.median(after)

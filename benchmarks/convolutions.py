@@ -1,8 +1,8 @@
-"""What a CPU makes of SimConv-1's convolutions, and what else was tried: `python benchmarks/convolutions.py`.
+"""The speed of SimConv-1's convolutions on a CPU, and of alternatives: `python benchmarks/convolutions.py`.
 
-Prints JSON: milliseconds of the processor for a forward and backward pass of 128 images, for each variant, the median
-of rounds in which all take turns; of the convolutions alone the fraction of what one core reaches in a product of
-matrices; and an evaluation pass with batch normalisation folded into the convolutions.
+Prints JSON: for each variant, milliseconds of CPU time for a forward and backward pass of 128 images (the median of
+rounds in which all variants take turns); for the convolutions alone, the fraction of the speed that one core reaches in
+a matrix product; and an evaluation pass with batch normalisation folded into the convolutions.
 """
 
 import argparse
@@ -25,14 +25,14 @@ LAST, FIRST = torch.channels_last, torch.contiguous_format
 
 
 class Unfolded(nn.Module):
-    """A convolution as one product of matrices."""
+    """A convolution as one matrix product."""
 
     def __init__(self, conv):
         super().__init__()
         self.conv = conv
 
     def forward(self, x):
-        """As the convolution."""
+        """Compute the same as the convolution."""
         size = self.conv.kernel_size[0]
         columns = F.unfold(x, size).transpose(1, 2)
         out = columns @ self.conv.weight.flatten(1).T + self.conv.bias
@@ -41,7 +41,7 @@ class Unfolded(nn.Module):
 
 
 def unfolded(net):
-    """The network with such convolutions."""
+    """A copy of the network with such convolutions."""
     net = copy.deepcopy(net)
     for name, layer in net.body.named_children():
         if isinstance(layer, nn.Conv2d):
@@ -50,7 +50,7 @@ def unfolded(net):
 
 
 def folded(net):
-    """The network in eval mode, its first two batch normalisations within the convolutions before them."""
+    """A copy in eval mode, with its first two batch normalisations folded into the convolutions before them."""
     net = copy.deepcopy(net).eval()
     layers = list(net.body)
     for number, layer in enumerate(layers[1:], 1):
@@ -118,7 +118,7 @@ def main():
     n_products = 0
     for layer, images in zip(convolutions, inputs, strict=True):
         side = images.shape[2] - layer.kernel_size[0] + 1
-        ways = 3 if images.requires_grad else 2  # forward, by the weight, and by the input where it has a gradient
+        ways = 3 if images.requires_grad else 2  # forward; gradient of the weight; and of the input if it needs one
         n_products += ways * BATCH * side**2 * layer.weight.numel()
     reached = {
         "convolutions": 2 * n_products / milliseconds["the convolutions alone"] / 1e6,

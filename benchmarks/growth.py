@@ -1,9 +1,9 @@
-"""What training takes by the number of samples, of classes and of pixels: `python benchmarks/growth.py`.
+"""Training time and memory by the number of samples, classes and pixels: `python benchmarks/growth.py`.
 
-Prints JSON, for each method: microseconds of the processor for a sample that is trained on and for one that is
-evaluated, those that the plan of an epoch takes (for a sample), and the peak of memory in MB. Images are made up and
-the network is an MLP, whose work grows with the pixels alone, so that what is not linear shows. Each line is a process
-of its own, which has trained before, as the first step imports torch's compiler (1.5 s).
+Prints JSON. For each method: microseconds of CPU time per trained sample, per evaluated sample, and per sample in the
+plan of an epoch, and the peak memory in MB. Images are synthetic, and the network is an MLP whose work grows only with
+the pixels, so that any growth that is not linear shows. Each line is measured in its own process after a first
+training, because the first step imports torch's compiler (1.5 s).
 """
 
 import argparse
@@ -29,7 +29,7 @@ USUAL = {"samples": 10_000, "classes": 10, "pixels": 16}
 
 
 class MadeUp(Dataset):
-    """Noise with labels and biases."""
+    """Images of noise with labels and biases."""
 
     name = "made-up"
     samples: int = 10_000
@@ -38,12 +38,12 @@ class MadeUp(Dataset):
 
     @property
     def class_names(self):
-        """Their numbers."""
+        """The numbers of the classes."""
         return tuple(map(str, range(self.classes)))
 
     @property
     def n_bias_values(self):
-        """As many as classes."""
+        """The number of classes."""
         return self.classes
 
     @property
@@ -52,7 +52,7 @@ class MadeUp(Dataset):
         return 0.05
 
     def part(self, n):
-        """Of `n` samples."""
+        """A split of `n` samples."""
         generator = torch.Generator().manual_seed(n)
         y = torch.arange(n) % self.classes
         bias = torch.where(torch.rand(n, generator=generator) < 0.05, (y + 1) % self.classes, y)
@@ -60,12 +60,12 @@ class MadeUp(Dataset):
         return Samples(x, y, bias[:, None])
 
     def build(self, _):
-        """A tenth and a fifth besides are validation and test."""
+        """Training samples, and in addition a tenth as many for validation and a fifth for test."""
         return Splits(self.part(self.samples), self.part(self.samples // 10 + 10), self.part(self.samples // 5 + 10))
 
 
 def measure(name, **sizes):
-    """One line, in this process."""
+    """Measure one line in this process."""
     torch.set_num_threads(1)
     dataset = MadeUp(**sizes)
     splits = dataset.build(None)

@@ -1,7 +1,7 @@
-"""Peak memory of a training step of a ResNet, a variant a process: `python benchmarks/memory.py [--device cuda]`.
+"""Peak memory of a ResNet's training step, one process per variant: `python benchmarks/memory.py [--device cuda]`.
 
-Prints JSON: MiB for each image of the batch (the difference between two batch sizes, so what does not grow with the
-batch cancels out) and for the rest. Variants: as it is, with recomputed blocks; on a GPU also both with bf16.
+Prints JSON: MiB per image of the batch (from the difference between two batch sizes, so that constant memory cancels
+out) and for the rest. The variants are the plain network and one with recomputed blocks; on a GPU also both with bf16.
 """
 
 import argparse
@@ -35,7 +35,7 @@ else:
 
 
 def peak(net, device, size, batch, recompute, precision):
-    """MiB."""
+    """Peak memory of a variant, in MiB."""
     arguments = [net, device, size, batch, recompute, precision]
     command = [sys.executable, "-c", STEP, *map(str, arguments)]
     return float(subprocess.run(command, check=True, capture_output=True, encoding="utf-8").stdout.split()[-1])

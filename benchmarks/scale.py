@@ -1,9 +1,9 @@
-"""What a report and a plan take by the number of cells: `python benchmarks/scale.py --cells 1000 10000`.
+"""Time and memory of a report and a plan by the number of cells: `python benchmarks/scale.py --cells 1000 10000`.
 
-Prints JSON, for each number of cells: of `debiasbench report` on made-up records of that many cells, and of `run
---dry-run` on such a grid, once in an empty folder and once beside those records, the seconds (of the clock, and of the
-processor), the peak of memory in MB (of which the first line, one cell, is what the libraries take), and of the report
-the size of the page and of all records. Each is a process of its own.
+Prints JSON. For each number of cells, it measures `debiasbench report` on synthetic records of that many cells, and
+`run --dry-run` on such a grid, once with an empty folder and once with those records. It gives wall-clock seconds, CPU
+seconds, peak memory in MB (the first line, with one cell, shows what the libraries take), and for the report the sizes
+of the page and of all records. Each measurement runs in its own process.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FINGERPRINTS: dict[str, str] = {}
 
 
 def metrics(fraction: float, rng: random.Random) -> dict[str, float]:
-    """Of one split at one epoch, as many as a run writes."""
+    """Metrics of one split at one epoch, as many as a run writes."""
     names = ("acc_avg", "acc_unbiased", "acc_aligned", "acc_conflict", "acc_worst", "acc_cellmean", "acc_groupmean")
     found = {name: min(1.0, max(0.0, fraction + rng.gauss(0, 0.01))) for name in names}
     counts = {"n_conflict": 900.0, "n_worst": 7.0, "n_groups": 100.0}
@@ -38,7 +38,7 @@ def metrics(fraction: float, rng: random.Random) -> dict[str, float]:
 
 
 def fingerprint(cell: Cell) -> str:
-    """Of the data of a cell, which are made from its parameters."""
+    """The fingerprint of a cell's data, which are made from its parameters."""
     key = str(cell.dataset_parameters)
     if key not in FINGERPRINTS:
         FINGERPRINTS[key] = cell.build_dataset().build(Path()).fingerprint()
@@ -46,7 +46,7 @@ def fingerprint(cell: Cell) -> str:
 
 
 def record(cell: Cell, n_epochs: int) -> dict[str, object]:
-    """A finished record of made-up numbers, with all that a run of so many epochs writes."""
+    """A finished record with synthetic numbers and all fields that a run of `n_epochs` writes."""
     rng = random.Random(cell.hash)
     height = 0.5 + 0.04 * METHODS.index(cell.method)
     heights = [height * (1 - 0.5 * 0.9**epoch) + rng.gauss(0, 0.02) for epoch in range(n_epochs)]
@@ -85,7 +85,7 @@ def record(cell: Cell, n_epochs: int) -> dict[str, object]:
 
 
 def grid_of(n_cells: int) -> dict[str, object]:
-    """About so many cells: methods, datasets and a number of seeds."""
+    """Methods, datasets and a number of seeds for about `n_cells` cells."""
     n_methods, n_datasets = (len(METHODS), len(DATASETS)) if n_cells >= len(METHODS) * len(DATASETS) else (1, 1)
     return {
         "methods": METHODS[:n_methods], "datasets": DATASETS[:n_datasets], "seeds": n_cells // (n_methods * n_datasets),
@@ -93,7 +93,7 @@ def grid_of(n_cells: int) -> dict[str, object]:
 
 
 def write_records(folder: Path, n_cells: int, n_epochs: int) -> int:
-    """Make the records of a grid, unless they are there; returns their bytes."""
+    """Write the records of a grid unless they exist; returns their size in bytes."""
     size = 0
     for cell in expand(**grid_of(n_cells)).cells:
         path = record_path(folder, cell)
@@ -105,7 +105,7 @@ def write_records(folder: Path, n_cells: int, n_epochs: int) -> int:
 
 
 def measured(*words: str) -> dict[str, float]:
-    """Run a command: its seconds and the peak of its memory, libraries included."""
+    """Run a command; returns its seconds and its peak memory, libraries included."""
     began = time.perf_counter()
     process = subprocess.Popen([sys.executable, "-m", "debiasbench", *words], stdout=subprocess.DEVNULL)
     _, status, used = os.wait4(process.pid, 0)

@@ -1,7 +1,7 @@
-"""How long a user waits for an answer, and for the first training step: `python benchmarks/start.py`.
+"""The time until a user gets an answer, and until the first training step: `python benchmarks/start.py`.
 
-Prints JSON: seconds of the clock, the median of some rounds, and of the import of torch alone in the same rounds; then
-how much quicker a grid is with two workers than with one (cells of vanilla on cmnist5k, loading and tables included).
+Prints JSON: wall-clock seconds as the median of several rounds, and in the same rounds for the import of torch alone;
+then how much faster a grid is with two workers than with one (vanilla on cmnist5k, loading and tables included).
 """
 
 import argparse
@@ -41,7 +41,7 @@ class Telling(Method):
 
 
 def seconds(*words, expected=0):
-    """Of a command, without what it prints."""
+    """Seconds that a command takes; its output is discarded."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     started = time.perf_counter()
     done = subprocess.run([sys.executable, *words], env=environment, capture_output=True, check=False)

@@ -1,7 +1,8 @@
 """Seconds of a training step and of PGD's scoring, as ratios in one run: `python benchmarks/step.py [--device cuda]`.
 
-Prints JSON. What is compared: our dropout mask and torch's; channels-last and not; the parts of a step; PGD's step 2
-and a plain evaluation pass; and the closed form and one backward pass a sample, as in the official code.
+Prints JSON. It compares our dropout mask with torch's, channels-last with the default layout, the parts of a step,
+PGD's step 2 with a plain evaluation pass, and the closed form with one backward pass per sample, as in the official
+code.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from debiasbench.nets.small import HalfDropout
 
 
 def seconds(function, device, repeats):
-    """Median seconds of a call, after one to warm up."""
+    """Median seconds of a call, after one call to warm up."""
     times = []
     for _ in range(repeats + 1):
         start = time.perf_counter()

@@ -1,10 +1,10 @@
-"""What padding and tokenising cost: `python benchmarks/text.py --encoder FOLDER --root FOLDER`.
+"""The cost of padding and tokenising: `python benchmarks/text.py --encoder FOLDER --root FOLDER`.
 
-FOLDER of `--root` holds civilcomments_v1.0/all_data_with_identities.csv. Prints JSON: seconds for 1,000 comments, with
-all padded to 300 tokens (as WILDS and JTT do) and with ours, of a training step and of an evaluation; and of making
-tokens anew each time they are read, a comment at a time (as WILDS does), and once in blocks.
+FOLDER of `--root` contains civilcomments_v1.0/all_data_with_identities.csv. Prints JSON: seconds per 1,000 comments of
+training and of evaluation, with all padded to 300 tokens (as WILDS and JTT do) and with our padding; and of
+tokenising, one comment at a time at each read (as WILDS does), and once in blocks.
 
-`--rows N` measures instead the peak memory of building N comments: those of the file, repeated.
+`--rows N` measures the peak memory of building N comments instead: those of the file, repeated.
 """
 
 import argparse
@@ -28,7 +28,7 @@ FILE = "civilcomments_v1.0/all_data_with_identities.csv"
 
 
 def seconds(function, n):
-    """Seconds for 1,000 comments; the function works on n."""
+    """Seconds per 1,000 comments; the function processes n."""
     started = time.perf_counter()
     function()
     if torch.cuda.is_available():
@@ -37,7 +37,7 @@ def seconds(function, n):
 
 
 def measure(options):
-    """Ratios of one run."""
+    """Measure the seconds per 1,000 comments in one run."""
     dataset = registry.get("civilcomments")[0](encoder=options.encoder, root=options.root)
     splits = dataset.build(Path()).to(torch.device(options.device))
     recipe = dataset.own_recipe
@@ -62,7 +62,7 @@ def measure(options):
             for rows, width in zip(batches, widths, strict=True):
                 net(train.x[rows, :width])
 
-    for width in sorted({*train.widths(plan), 300}):  # the first use of a length costs more
+    for width in sorted({*train.widths(plan), 300}):  # the first use of a length takes longer
         steps([width])
     long = [300] * len(plan)
     in_order = list(order.split(100))
@@ -98,7 +98,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10, time.perf_coun
 
 
 def memory(options):
-    """Peak memory of a build that makes the tokens, and of one that finds them."""
+    """Peak memory of a build that makes the tokens, and of one that finds them in the cache."""
     table = pd.read_csv(Path(options.root) / FILE, index_col=0, dtype={"comment_text": str}, keep_default_na=False)
     table = table.iloc[[place % len(table) for place in range(options.rows)]].reset_index(drop=True)
     with tempfile.TemporaryDirectory() as folder:

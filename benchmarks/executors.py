@@ -1,8 +1,9 @@
-"""One grid by every executor that works here: `python benchmarks/executors.py`, prints JSON.
+"""Run one grid with every executor that works here: `python benchmarks/executors.py`, prints JSON.
 
-By worker processes of this machine, by a Ray cluster of two nodes (processes of this machine, with one core each), by
-jobs of SLURM, and in four shards whose folders are read as one. Of each: seconds, cells, and whether the `result` of
-every cell equals that of the first, bit for bit. What is not installed is left out and named.
+The executors are worker processes of this machine, a Ray cluster of two nodes (processes of this machine, with one core
+each), SLURM jobs, and four shards whose folders are read together. For each it prints seconds, the number of cells, and
+in how many cells the `result` equals that of the first executor, bit for bit. Executors that are not installed are
+named and left out.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ SHARDS = 4
 
 
 def run(folder: Path, options: argparse.Namespace, *words: str) -> float:
-    """Run the grid; returns seconds."""
+    """Run the grid, and return the seconds that it took."""
     command = [sys.executable, "-m", "debiasbench", "run", "--methods", *options.methods, "--datasets", options.dataset]
     command += ["--seeds", str(options.seeds), "--epochs", str(options.epochs), "--device", "cpu"]
     started = time.perf_counter()
@@ -36,7 +37,7 @@ def run(folder: Path, options: argparse.Namespace, *words: str) -> float:
 
 @contextlib.contextmanager
 def ray_of_two_nodes() -> Iterator[str]:
-    """Its address."""
+    """Start a Ray cluster of two nodes, and yield its address."""
     from ray.cluster_utils import Cluster
 
     memory = 80_000_000
@@ -52,7 +53,7 @@ def ray_of_two_nodes() -> Iterator[str]:
 
 
 def results(*folders: Path) -> dict[str, Any]:
-    """Cell -> result."""
+    """Hash of each cell -> its result."""
     found: dict[str, Any] = {}
     for folder in folders:
         found |= {record.hash: record.result for record in read_records(folder / "records")[0]}
@@ -60,7 +61,7 @@ def results(*folders: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run them one after another."""
+    """Run the grid with each executor in turn, and print the comparison."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--methods", nargs="+", default=["vanilla", "lff", "jtt", "disen", "pgd"])
     parser.add_argument("--dataset", default="cmnist5k")

@@ -1,19 +1,20 @@
-"""A step of Colored MNIST, ours and as others do it, as ratios in one run: `python benchmarks/references.py`.
+"""Our training step on Colored MNIST against those of others, as ratios in one run: `python benchmarks/references.py`.
 
-Prints JSON: milliseconds of the processor for a step of 128 images, of whole epochs, data loading included, the median
-of some rounds in which all take turns. References, all written here, and one thread each:
+Prints JSON: milliseconds of CPU time per step of 128 images, from whole epochs with data loading, as the median of
+several rounds in which all take turns. The references are all written here, and use one thread each:
 
-official    As the authors' programs do it: a PNG a sample, opened and augmented by PIL and torchvision one by one,
-            torch's DataLoader in this process, torch's dropout and memory format, losses read back at each step, and
-            the tables of LfF and Disen walked through class by class.
-v2          The same network and optimiser; images in memory as tensors, augmented by torchvision.transforms.v2 one by
-            one, which is what has the same distribution.
-v2, a batch The same, a whole batch augmented alike: another distribution, and the least that v2 can take.
-bare        A loop of the operations that ours does, without anything of the engine.
+official    As in the authors' programs: one PNG per sample, opened and augmented one by one by PIL and torchvision;
+            torch's DataLoader in this process; torch's dropout and memory format; losses read back at each step; and
+            the tables of LfF and Disen searched class by class.
+v2          The same network and optimiser. Images are tensors in memory, augmented one by one by
+            torchvision.transforms.v2, which gives the same distribution.
+v2, a batch The same, but all images of a batch are augmented alike: another distribution, and the fastest that v2 can
+            be.
+bare        A loop with the same operations as ours, but nothing of the engine.
 spuco       SpuCo's ERM (pip install spuco), on the images of `official`, with the workers that it starts itself.
 
-PGD's scoring is compared with a backward pass a sample, as in the official program; and it and evaluation with bare
-forward passes over the same images.
+PGD's scoring is compared with one backward pass per sample, as in the official program. Scoring and evaluation are both
+compared with bare forward passes over the same images.
 """
 
 import argparse
@@ -51,13 +52,13 @@ N_STEPS = -(-N // RECIPE.batch_size)
 
 
 def processor_seconds():
-    """Of this process and of its children that have ended."""
+    """CPU time of this process and of its finished children."""
     usages = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def seconds_of(function):
-    """Of the processor."""
+    """CPU time of a call."""
     started = processor_seconds()
     function()
     return processor_seconds() - started
@@ -67,7 +68,7 @@ def seconds_of(function):
 
 
 class Files(Dataset):
-    """A PNG a sample."""
+    """One PNG per sample."""
 
     def __init__(self, folder):
         self.paths = [folder / f"{number}.png" for number in range(N)]
@@ -90,14 +91,14 @@ class Files(Dataset):
 
 
 class Pairs(Files):
-    """The same for a program that has no use for numbers."""
+    """The same without sample numbers, for programs that do not use them."""
 
     def __getitem__(self, number):
         return super().__getitem__(number)[:2]
 
 
 class Tensors(Dataset):
-    """Images in memory, by torchvision.transforms.v2 one by one, or none where a batch is augmented as a whole."""
+    """Images in memory, augmented one by one by torchvision.transforms.v2 if `alone`; otherwise not augmented here."""
 
     def __init__(self, alone):
         self.transform = transform_of_v2() if alone else None
@@ -111,7 +112,7 @@ class Tensors(Dataset):
 
 
 def transform_of_v2():
-    """The recipe's augmentation."""
+    """The recipe's augmentation in torchvision.transforms.v2."""
     return v2.Compose([
         v2.RandomResizedCrop(28, RECIPE.crop_scale, RECIPE.crop_ratio, antialias=True),
         v2.RandomRotation(RECIPE.rotation),
@@ -121,7 +122,7 @@ def transform_of_v2():
 
 
 def plain_net(n_features=None):
-    """The network with torch's dropout, and a head of another width."""
+    """The network with torch's dropout; `n_features`: another width of its head."""
     net = build_net("simconv1", SHAPE, 10)
     for name, layer in net.body.named_children():
         if isinstance(layer, HalfDropout):
@@ -132,23 +133,23 @@ def plain_net(n_features=None):
 
 
 class Table:
-    """A moving average a sample, and the largest of a class by a look at all of its samples."""
+    """A moving average per sample; the largest one of a class is found by a search over all its samples."""
 
     def __init__(self):
         self.values = torch.zeros(N)
 
     def update(self, losses, index):
-        """Move the rows of a batch; a copy of them is returned."""
+        """Update the rows of a batch, and return a copy of them."""
         self.values[index] = 0.7 * self.values[index] + 0.3 * losses.detach()
         return self.values[index].clone()
 
     def maximum(self, label):
-        """Of the rows of one label."""
+        """The largest value of one label."""
         return self.values[torch.where(TRAIN.y == label)[0]].max()
 
 
 def weights(tables, losses, y, index):
-    """LfF's."""
+    """Sample weights of LfF."""
     relative = []
     for table, one in zip(tables, losses, strict=True):
         value = table.update(one, index)
@@ -160,13 +161,13 @@ def weights(tables, losses, y, index):
 
 
 def gce(logits, y, q=0.7):
-    """By the released form."""
+    """Generalised cross-entropy as in the released code."""
     p = logits.softmax(1).gather(1, y[:, None])[:, 0]
     return q * p.detach() ** q * F.cross_entropy(logits, y, reduction="none")
 
 
 def others(loader, method="vanilla", whole=None):
-    """An epoch of a plain program; `whole` augments a batch at once."""
+    """One epoch of a plain program; `whole` augments a batch at once."""
     tables = (Table(), Table())
     nets = [plain_net(128 if method == "disen" else None) for _ in range(1 if method == "vanilla" else 2)]
     optimizers = [torch.optim.SGD(net.parameters(), 0.02, momentum=0.9, weight_decay=1e-4) for net in nets]
@@ -206,7 +207,7 @@ def others(loader, method="vanilla", whole=None):
 
 
 def spuco_epoch(files):
-    """SpuCo's ERM; None where it is not installed."""
+    """One epoch of SpuCo's ERM; None if it is not installed."""
     try:
         from spuco.robust_train import ERM
     except ImportError:
@@ -226,7 +227,7 @@ def spuco_epoch(files):
 
 
 def bare():
-    """The operations of a step without the engine."""
+    """One epoch of a step's operations without the engine."""
     net = build_net("simconv1", SHAPE, 10).to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.SGD(net.parameters(), 0.02, momentum=0.9, weight_decay=1e-4, fused=True)
     generator = torch.Generator().manual_seed(0)
@@ -245,7 +246,7 @@ def bare():
 
 
 def ours(name):
-    """An epoch of a method's stage, by the engine; evaluation left out."""
+    """One epoch of a method's stage with the engine, without evaluation."""
     method = methods.get(name)[0]()
     task = make_task(method, dataset=DATASET, splits=SPLITS, recipe=RECIPE)
     nothing = task.evaluation.row(lambda x: torch.zeros(len(x), 10), [], RECIPE)
@@ -254,7 +255,7 @@ def ours(name):
 
 
 def one_by_one(net, n):
-    """A backward pass a sample, for the norm of the gradient of the last layer."""
+    """One backward pass per sample, for the norm of the last layer's gradient."""
     x = to_input(TRAIN.x[:n], RECIPE)
     for row in range(n):
         net.zero_grad()
@@ -284,7 +285,7 @@ def main():
         for number in range(options.rounds + 1):
             for name, program in programs.items():
                 taken = 1000 * seconds_of(program) / N_STEPS
-                if number:  # the first is to warm up
+                if number:  # the first round is to warm up
                     rounds[name].append(taken)
     milliseconds = {name: statistics.median(taken) for name, taken in rounds.items()}
     ratios = {

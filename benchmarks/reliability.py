@@ -1,9 +1,9 @@
-"""Kill runs on purpose, and see what is lost: `python benchmarks/reliability.py --kills 200`, prints JSON.
+"""Kill runs on purpose, and measure what is lost: `python benchmarks/reliability.py --kills 200`, prints JSON.
 
-A grid is started, something of it is killed while a worker trains (the worker, the parent, all of it; SIGKILL, SIGTERM,
-SIGHUP, Ctrl-C), and it is started again, until so many kills have hit a cell in training; then it is finished, and
-compared with the same grid without kills. A kill counts if the cell had written a checkpoint, was not finished, and its
-process was there. Progress is kept in the folder: the same command goes on.
+The benchmark starts a grid, kills a part of it while a worker trains (the worker, the parent, or all; by SIGKILL,
+SIGTERM, SIGHUP or Ctrl-C), and starts it again, until `--kills` kills have hit a cell in training. Then it finishes the
+grid and compares it with the same grid without kills. A kill counts if the cell had written a checkpoint and was not
+finished, and if its process existed. Progress is kept in the folder, so the same command goes on.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ EVERY = 0.2  # seconds between checkpoints
 
 
 def command(folder: Path, options: argparse.Namespace) -> list[str]:
-    """The run that is killed."""
+    """The command of the run to be killed."""
     words = [sys.executable, "-m", "debiasbench", "run", "--methods", *options.methods, "--datasets", options.dataset]
     words += ["--seeds", str(options.seeds), "--workers", str(options.workers), "--device", "cpu"]
     return [*words, "--checkpoint-every", f"{EVERY}s", "--rerun", "failed", "--results-dir", str(folder)]
 
 
 def start(folder: Path, options: argparse.Namespace) -> subprocess.Popen[bytes]:
-    """In a session of its own, as from a terminal of its own."""
+    """Start the run in its own session, as from its own terminal."""
     with (folder.parent / "output.log").open("ab") as log:
         return subprocess.Popen(command(folder, options), stdout=log, stderr=log, start_new_session=True)
 
@@ -60,7 +60,7 @@ def children(pid: int) -> list[int]:
 
 
 def kill(parent: int, kind: str) -> bool:
-    """Send what `kind` says; False if nobody was there."""
+    """Send the signal of `kind`; False if a process did not exist."""
     who, _, name = kind.partition(" ")
     number = signal.SIGINT if kind == "Ctrl-C" else getattr(signal, name)
     workers = children(parent)
@@ -74,7 +74,7 @@ def kill(parent: int, kind: str) -> bool:
 
 
 def checkpoints(folder: Path) -> dict[Path, float]:
-    """The checkpoints of running cells, and when they were written."""
+    """The checkpoints of running cells -> when they were written."""
     found = {}
     for path in (folder / "running").rglob("journal.json"):
         try:
@@ -85,7 +85,7 @@ def checkpoints(folder: Path) -> dict[Path, float]:
 
 
 def hit(folder: Path, options: argparse.Namespace, kind: str, wait: float) -> dict[str, float | str] | None:
-    """Start the grid, kill it in training; what was lost, or None if nothing was hit."""
+    """Start the grid and kill it in training; returns what was lost, or None if no cell was hit."""
     before = checkpoints(folder)
     began = time.time()
     process = start(folder, options)
@@ -97,12 +97,12 @@ def hit(folder: Path, options: argparse.Namespace, kind: str, wait: float) -> di
                 resumed = min(now[path] for path in news) - began
                 time.sleep(wait)
                 if process.poll() is not None or not any(path.exists() for path in news):
-                    break  # it was finished in time
+                    break  # it finished before the kill
                 at = time.time()
                 written = max((path.stat().st_mtime for path in news if path.exists()), default=at)
                 if not kill(process.pid, kind):
                     break
-                if kind.startswith("worker"):  # the parent has to notice by itself
+                if kind.startswith("worker"):  # the parent must notice it without help
                     time.sleep(1.0)
                 process.send_signal(signal.SIGINT)
                 process.wait(120)
@@ -116,7 +116,7 @@ def hit(folder: Path, options: argparse.Namespace, kind: str, wait: float) -> di
 
 
 def results(folder: Path) -> dict[str, str]:
-    """Title of each cell -> its result as text; those that are not done are left out."""
+    """Title of each finished cell -> its result as text."""
     return {
         record.cell.title: json.dumps(record.to_json()["result"], sort_keys=True)
         for record in read_records(folder / "records")[0]
@@ -125,7 +125,7 @@ def results(folder: Path) -> dict[str, str]:
 
 
 def main() -> None:
-    """See above."""
+    """Run the benchmark, and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--folder", type=Path, help="where progress is kept (default: a temporary one)")

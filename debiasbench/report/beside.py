@@ -45,7 +45,7 @@ def read(path: Path, metrics: Iterable[str]) -> pd.DataFrame:
 
 
 def _title(dataset: str) -> str:
-    """The one title of a dataset known here, however it is written; the text unchanged for any other dataset."""
+    """The title of a dataset known here, however it is written; for any other dataset the text as it is."""
     if dataset.partition(":")[0] not in {**datasets.classes(), **datasets.aliases()}:
         return dataset
     return dataset_from_spec(dataset)[1]

@@ -1,4 +1,4 @@
-"""How the values of a run were chosen. A fair comparison chooses them alike for all methods."""
+"""How the values of a run were chosen. A fair comparison chooses them in the same way for all methods."""
 
 from __future__ import annotations
 

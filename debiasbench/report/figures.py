@@ -111,7 +111,7 @@ def _accuracy_histograms(percents: dict[str, np.ndarray], metric: str, order: li
 
 @dataclass(frozen=True)
 class Draws:
-    """A method in the figure of a tuning: the values that the rule compared, for its draws (n,) and later runs (m,).
+    """A method in the figure of a tuning: values of the rule for its draws (n,) and for later runs (m,).
 
     `default`, `chosen`: indices of these draws; `default` is None if that draw failed.
     """
@@ -189,7 +189,7 @@ def _apart(n: int) -> np.ndarray:
 
 @plainly
 def contact_sheet(images: np.ndarray, names: list[str], stem: Path, *, rows: list[str], title: str) -> list[Path]:
-    """Draw a sheet of sample images (R, K, H, W, 3), uint8, with `names` of the K columns and of the R `rows`."""
+    """Draw a sheet of sample images (R, K, H, W, 3), uint8, with names of the columns (`names`) and `rows`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -375,7 +375,7 @@ def parameter_figure(
     title: str = "",
     order: list[str] | None = None,
 ) -> Figure:
-    """A few variants of a method on several datasets, as in the paper's Figure 2. Each dataset has a panel and a scale.
+    """A few variants of a method on several datasets, as in the paper's Figure 2: one panel per dataset, own scales.
 
     Markers show means, bars sample standard deviations (none for a single run), and dots the runs.
 

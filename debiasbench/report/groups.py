@@ -13,7 +13,7 @@ from debiasbench.report.tables import METHOD, Column, Table, percent, words
 
 
 def groups_tables(records: Sequence[Record]) -> list[Table]:
-    """A table for each dataset whose records have groups, but at most `MOST_GROUPS` of them: each group is a column."""
+    """A table for each dataset whose records have groups, at most `MOST_GROUPS` of them, with one column per group."""
     by_dataset: dict[str, list[Record]] = {}
     for record in distinct(records):
         if record.result and 0 < len(record.result.groups.get("test", ())) <= MOST_GROUPS:

@@ -145,7 +145,7 @@ def sides_of(dataset: Dataset, splits: Splits, column: int) -> list[tuple[str, S
 
 
 def contact_sheets(dataset: Dataset, title: str, splits: Splits, folder: Path, *, n_each: int = 4) -> list[Path]:
-    """Draw one sheet per bias, with a row for each class and the two `sides_of` the sheet on the left and right.
+    """Draw one sheet per bias, with a row for each class and the two sides from `sides_of` on the left and right.
 
     With more classes than pictures per class, classes are columns, and the two sides are above and below.
     """

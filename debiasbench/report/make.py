@@ -145,7 +145,7 @@ class Shown:
         metrics: names; empty: the headline metrics.
         select: selection rules.
         beside: a CSV of published numbers to show beside ours.
-        profile: whether to show also how hard the benchmark is, by conflict ratio.
+        profile: whether to also show how hard the benchmark is, by conflict ratio.
         order: of the methods: "given", "score" (best mean in the first column first) or "name".
         by: what columns are grouped by: "dataset" or "metric".
     """
@@ -221,7 +221,7 @@ def make(  # noqa: PLR0913 - the report's options
     if not records:
         raise _no_records(results_dir, complaints)
     draws: list[Record] = []
-    if keep is None:  # a draw that was asked for by name is shown too
+    if keep is None:  # with `keep`, draws that were asked for by name are shown
         draws = [record for record in records if record.cell.draw]
         records = [record for record in records if not record.cell.draw]
     if not records:

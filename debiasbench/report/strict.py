@@ -375,7 +375,7 @@ def _not_published(done: Sequence[Record], commands: Commands) -> Iterator[Refus
 
 
 def _contradictory(done: Sequence[Record], commands: Commands, wholes: Wholes) -> Iterator[Refusal]:
-    """Records whose parts contradict each other; nothing here tells how that came about."""
+    """Records whose parts contradict each other; the cause is unknown here."""
     by_reason: dict[str, list[Place]] = {}
     for record in done:
         reason = wholes.facts(record).contradiction
@@ -484,7 +484,7 @@ def _machine(kind: str, precision: str) -> str:
 
 
 def _few_seeds(done: Sequence[Record], measures: Sequence[Measure], commands: Commands) -> Iterator[Refusal]:
-    """Datasets with fewer runs a method than the sign-flip test needs at the level after correction."""
+    """Datasets with fewer runs per method than the sign-flip test needs at the level after correction."""
     by_dataset = dict(_by(done, lambda record: dataset_title(record.cell)))
     methods = {dataset: {record.cell.method_title for record in some} for dataset, some in by_dataset.items()}
     n_comparisons = sum(len(methods[measure.dataset] - {commands.reference}) for measure in measures)

@@ -42,8 +42,8 @@ def to_frame(records: Iterable[Record]) -> pd.DataFrame:
     Columns: method, dataset (titles), seed, data_seed, status, split, select, epoch, every metric (fractions in
     [0, 1], nan without a value), seconds, device_kind ("cpu", "cuda", "" if unknown), precision ("fp32", "tf32",
     "bf16", ""), official, fingerprint, protocol, hash, path, and the parameters as `method.<name>`, `dataset.<name>`
-    and `recipe.<name>`. Draws of a tuning have their number in `draw`; runs with tuned values have in `method.tuned`
-    how these were chosen.
+    and `recipe.<name>`. Draws of a tuning have their number in `draw`; runs with tuned values say in `method.tuned`
+    how they were chosen.
     """
     return in_parts(records).whole()
 
@@ -79,7 +79,7 @@ class InParts:
         return self.whole(self.rows["select"].isin(list(rules)).to_numpy())
 
     def by_method(self, rank: dict[str, int]) -> InParts:
-        """The same, with rows in the order of their methods' ranks."""
+        """The same table with its rows in the order of their methods' ranks."""
         order = self.cells["method"].map(rank).to_numpy()[self.of_rows].argsort(kind="stable")
         return replace(self, rows=self.rows.iloc[order].reset_index(drop=True), of_rows=self.of_rows[order])
 

@@ -1,9 +1,9 @@
 """Augmentation of whole batches on their device, with the distributions of torchvision's per-image transforms.
 
 Parameters are drawn per sample. Crop and rotation are one resampling that equals torchvision's two: the rotation
-(nearest) picks pixels of the cropped and resized image, so its source coordinates are rounded to that image's grid
-and clamped to the crop before the crop's bilinear sampling. A single bilinear resampling of both would differ in a
-quarter of the pixels.
+(nearest) picks pixels of the cropped and resized image, so its source coordinates are rounded to the grid of that
+image and clamped to the crop before the bilinear sampling of the crop. A single bilinear resampling of both would
+differ in a quarter of the pixels.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ _LUMA = (0.2989, 0.587, 0.114)  # torchvision's grey
 def to_input(x: Tensor, recipe: Recipe) -> Tensor:
     """uint8 (B, C, H, W) in 0..255 -> float32 in [0, 1], resized and normalised by the recipe, channels last.
 
-    Token numbers (B, L) and features (B, D) are what a network reads already.
+    Token numbers (B, L) and features (B, D) are returned as they are.
     """
     if x.ndim == 2:
         return x
     if _keeps_size(x, recipe):
-        x = x.contiguous(memory_format=torch.channels_last)  # bytes are laid out anew sooner than floats
+        x = x.contiguous(memory_format=torch.channels_last)  # copying bytes is faster than copying floats
     image = _resized(x.to(torch.float32).div_(255), recipe)
     return _normalised(image, recipe).contiguous(memory_format=torch.channels_last)
 
 
 def augmented(x: Tensor, recipe: Recipe, generator: Generator) -> Tensor:
-    """As `to_input`, with the recipe's augmentation (if it is on) drawn from `generator` (on x's device)."""
+    """Like `to_input`, with the recipe's augmentation (if it is on) drawn from `generator` (on x's device)."""
     if not recipe.augment or x.ndim == 2:
         return to_input(x, recipe)
     image = x.to(torch.float32).div_(255)
@@ -84,16 +84,16 @@ def _normalised(image: Tensor, recipe: Recipe) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """Numbers as a float32 tensor, made once: to copy them to a GPU makes the host wait for it."""
+    """Numbers as a float32 tensor, made once, because the host waits for every copy to a GPU."""
     return torch.tensor(values, dtype=torch.float32, device=device)
 
 
 def crop_boxes(n: int, height: int, width: int, recipe: Recipe, generator: Generator) -> Tensor:
     """Boxes of torchvision's RandomResizedCrop -> int64 (n, 4) as top, left, height, width.
 
-    Ten draws of area and aspect ratio; the first that fits the image is taken, else the largest central box whose
-    ratio is allowed. With `crop_scale` above 1 most draws do not fit: that is part of the official augmentation,
-    not a mistake to mend.
+    Area and aspect ratio are drawn ten times. The first draw that fits the image is taken; if none fits, the largest
+    central box with an allowed ratio. With `crop_scale` above 1 most draws do not fit. The official augmentation has
+    this too, so it is not a mistake to correct.
     """
     assert recipe.crop_scale is not None
     device = generator.device
@@ -140,13 +140,18 @@ def _crop_and_rotate(image: Tensor, recipe: Recipe, generator: Generator) -> Ten
 def resample(image: Tensor, boxes: Tensor, angle: Tensor, *, size: tuple[int, int] | None = None) -> Tensor:
     """Crop each image to its box, resize it (bilinear), rotate it counter-clockwise (nearest, filled with 0).
 
-    image: float (B, C, H, W); boxes: (B, 4) as top, left, height, width; angle: (B,) in radians; size: height and
-    width of the result, by default those of the image. A crop that is made smaller is sampled without antialiasing.
+    Downsizing a crop uses no antialiasing.
+
+    Args:
+        image: float (B, C, H, W).
+        boxes: (B, 4) as top, left, height, width.
+        angle: (B,) in radians.
+        size: height and width of the result; default: those of the image.
     """
     image_height, image_width = image.shape[2:]
     height, width = size or (image_height, image_width)
     device = image.device
-    rows = torch.arange(height, device=device) + 0.5 - height / 2  # pixel centres, from the middle
+    rows = torch.arange(height, device=device) + 0.5 - height / 2  # pixel centres, relative to the middle
     columns = torch.arange(width, device=device) + 0.5 - width / 2
     cos, sin = torch.cos(angle)[:, None, None], torch.sin(angle)[:, None, None]
     place = image.new_empty(2, len(image), height, width)  # column and row of each pixel, before the rotation
@@ -162,9 +167,9 @@ def resample(image: Tensor, boxes: Tensor, angle: Tensor, *, size: tuple[int, in
 
 
 def _nearest(place: Tensor, size: int) -> Tensor:
-    """From the middle of the resized crop to its pixels, in place -> 1 for those inside, else 0.
+    """Turn coordinates relative to the middle of the resized crop into its pixels, in place -> 1 inside, else 0.
 
-    Distances from the middle take half the time of two comparisons.
+    Comparing the distance from the middle takes half the time of two comparisons.
     """
     place.add_(size / 2).floor_()
     middle = (size - 1) / 2
@@ -172,7 +177,7 @@ def _nearest(place: Tensor, size: int) -> Tensor:
 
 
 def _to_grid(place: Tensor, size: int, start: Tensor, length: Tensor, image_size: int) -> None:
-    """From pixels of the resized crop to the image, clamped to the crop (as resizing it does), as -1..1; in place."""
+    """Map pixels of the resized crop to the image, clamped to the crop (as resizing does), as -1..1; in place."""
     place.add_(0.5).mul_(length / size).sub_(0.5).clamp_min_(0)
     torch.minimum(place, length - 1, out=place).add_(start)
     place.mul_(2).add_(1).div_(image_size).sub_(1)
@@ -191,9 +196,9 @@ def _pad_crop(image: Tensor, pad: int, generator: Generator) -> Tensor:
 
 
 def _colour_jitter(image: Tensor, saturation: float, hue: float, generator: Generator) -> Tensor:
-    """Torchvision's ColorJitter(saturation=, hue=): both, in an order drawn per image.
+    """Torchvision's ColorJitter(saturation=, hue=): both changes, in an order drawn per image.
 
-    A shift of hue commutes with scaling and with adding grey, so either order is
+    A hue shift commutes with scaling and with adding grey. So either order gives
     factor * shifted + (1 - factor) * grey, with the grey of the image before or after the shift.
     """
     draws = torch.rand(3, len(image), 1, 1, 1, generator=generator, device=image.device)
@@ -211,21 +216,21 @@ def _grey(image: Tensor) -> Tensor:
 def shift_hue(image: Tensor, turns: Tensor) -> Tensor:
     """Shift the hue of RGB images (B, 3, H, W) in [0, 1] by `turns` (broadcastable), through HSV."""
     red, green, blue = image.unbind(1)
-    high = torch.maximum(torch.maximum(red, green), blue)  # much quicker than a reduction over three channels
+    high = torch.maximum(torch.maximum(red, green), blue)  # much faster than a reduction over three channels
     low = torch.minimum(torch.minimum(red, green), blue)
     chroma = high - low
-    scale = 1 / chroma.clamp_min(torch.finfo(chroma.dtype).tiny)  # grey has no hue: 0 times anything finite
-    hue = ((red - green) * scale).add_(4)  # in sixths of a turn; by which channel is the highest
+    scale = 1 / chroma.clamp_min(torch.finfo(chroma.dtype).tiny)  # grey has no hue: 0 times a finite number
+    hue = ((red - green) * scale).add_(4)  # in sixths of a turn; first as if blue were the highest
     hue = torch.lerp(hue, ((blue - red) * scale).add_(2), _equal(high, green))
     hue = torch.lerp(hue, (green - blue) * scale, _equal(high, red))
     hue.add_(6 * turns[:, 0])
     offsets = _constant((0.0, 4.0, 2.0), image.device).view(3, 1, 1)
     turned = hue[:, None] + offsets  # (B, 3, H, W)
-    turned = turned.sub_(torch.floor(turned / 6), alpha=6)  # into 0..6: quicker than a remainder, or comparisons
+    turned = turned.sub_(torch.floor(turned / 6), alpha=6)  # into 0..6: faster than a remainder or comparisons
     ramp = turned.sub_(3).abs_().sub_(1).clamp_(0, 1)
     return torch.addcmul(low[:, None], ramp, chroma[:, None])
 
 
 def _equal(one: Tensor, other: Tensor) -> Tensor:
-    """1.0 where they are equal, else 0.0: a weight for `lerp`, which takes a tenth of the time of `where`."""
+    """1.0 where the two are equal, else 0.0: a weight for `lerp`, which takes a tenth of the time of `where`."""
     return torch.eq(one, other, out=torch.empty_like(one))

@@ -1,7 +1,7 @@
-"""Derived data on disk: decoded or generated images, made once, memory-mapped by every process.
+"""Derived data on disk, such as decoded or generated images: made once, memory-mapped by every process.
 
-An entry is a file of raw bytes and, written last, a JSON that says what it holds: an entry without its JSON, or of
-another length than that says, is not there. Nothing half-written is ever taken for whole.
+An entry is a file of raw bytes and a JSON file that describes it and is written last. An entry without its JSON, or
+with another length than the JSON says, counts as missing. So a half-written entry is never used.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from debiasbench.files import explained_errors, open_for_writing, to_path, write
 
 CACHE_VARIABLE = "DEBIASBENCH_CACHE"
 Part = TypeVar("Part")
-VERSION = 1  # of the files' format
+VERSION = 1  # of the file format
 
 
 @dataclass(frozen=True)
 class Cached:
-    """An entry.
+    """An entry of the cache.
 
     Attributes:
-        x: a uint8 tensor that is mapped from disk (read what you index).
-        sha256: of its bytes.
-        counts: what was counted while it was made.
+        x: a uint8 tensor, mapped from disk: only what you index is read.
+        sha256: SHA-256 of its bytes.
+        counts: counts from when the entry was made.
     """
 
     x: Tensor
@@ -44,7 +44,7 @@ class Cached:
 
 
 def cache_dir() -> Path:
-    """$DEBIASBENCH_CACHE (the command line's --cache-dir), or a folder of the user's own."""
+    """$DEBIASBENCH_CACHE (--cache-dir on the command line), or a cache folder of the user."""
     given = os.environ.get(CACHE_VARIABLE)
     return to_path(given or to_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "debiasbench")
 
@@ -57,17 +57,17 @@ def cached(
     *,
     counts: Callable[[], Mapping[str, int]] = dict,
 ) -> Cached:
-    """The entry for `identity`, made from `chunks()` if it is not there.
+    """The entry for `identity`, made from `chunks()` if it does not exist.
 
     Args:
-        name: what the entry is called on disk, for people.
-        identity: plain values that the contents follow from; another value is another entry.
-        shape: of the whole array; uint8.
-        chunks: makes the contents, as parts along the first dimension in their order.
-        counts: what was counted on the way, asked after the last chunk; kept with the entry.
+        name: readable name of the entry on disk.
+        identity: plain values that determine the contents; other values give another entry.
+        shape: shape of the whole array, which is uint8.
+        chunks: makes the contents, in parts along the first dimension, in order.
+        counts: returns counts to keep with the entry; called after the last chunk.
 
     Raises:
-        BenchmarkError: the folder cannot be written, or the disk is full.
+        BenchmarkError: the folder is not writable, or the disk is full.
     """
     from filelock import FileLock
 
@@ -75,10 +75,10 @@ def cached(
     path = cache_dir() / f"{name}-{key}.uint8"
     option = f"--cache-dir or ${CACHE_VARIABLE}"
     with explained_errors(f"The cache folder {path.parent}", option, needed=math.prod(shape)):
-        found = _finished(path, shape)  # also in a folder that can only be read, where no lock can be made
+        found = _finished(path, shape)  # before the lock, which a read-only folder does not allow
         if found is None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{path}.lock"):  # several processes make it once
+            with FileLock(f"{path}.lock"):  # only one of several processes makes it
                 found = _finished(path, shape)
                 if found is None:
                     sha256 = _write(path, shape, chunks)
@@ -88,7 +88,7 @@ def cached(
 
 
 def with_progress(parts: Sequence[Part], note: str) -> Iterable[Part]:
-    """The parts, one by one, of something that is made once: a bar on a terminal, a line elsewhere."""
+    """Yield the parts of something that is made once, with a bar on a terminal or a line elsewhere."""
     from rich.markup import escape
     from rich.progress import track
 
@@ -102,13 +102,13 @@ def with_progress(parts: Sequence[Part], note: str) -> Iterable[Part]:
 
 
 def mapped(path: Path) -> Tensor:
-    """The bytes of a file as a uint8 tensor that is read as it is used; what is written into it stays in this process.
+    """The bytes of a file as a uint8 tensor, read from disk as it is used; writes into it stay in this process.
 
-    The file may be larger than the memory: on Linux the mapping makes no claim on memory for what might be written.
+    The file may be larger than the memory: on Linux the mapping reserves no memory for possible writes.
     """
     with path.open("rb") as file:
         if sys.platform == "linux":
-            flags = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0x4000)  # Python names it from 3.13 on
+            flags = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0x4000)  # Python has the name since 3.13
             memory = mmap.mmap(file.fileno(), 0, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
         else:
             memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
@@ -116,7 +116,7 @@ def mapped(path: Path) -> Tensor:
 
 
 def _finished(path: Path, shape: tuple[int, ...]) -> dict[str, Any] | None:
-    """What the JSON of an entry says, or None if the entry is not there whole."""
+    """The JSON of an entry, or None if the entry is missing or incomplete."""
     try:
         found: dict[str, Any] = json.loads(path.with_suffix(".json").read_bytes())
         return found if found["sha256"] and path.stat().st_size == math.prod(shape) else None
@@ -125,7 +125,7 @@ def _finished(path: Path, shape: tuple[int, ...]) -> dict[str, Any] | None:
 
 
 def _write(path: Path, shape: tuple[int, ...], chunks: Callable[[], Iterable[np.ndarray]]) -> str:
-    """Write the bytes of an entry, and return their SHA-256."""
+    """Write the bytes of an entry and return their SHA-256."""
     partial = path.with_suffix(".partial")
     path.with_suffix(".json").unlink(missing_ok=True)
     digest = hashlib.sha256()
@@ -136,7 +136,7 @@ def _write(path: Path, shape: tuple[int, ...], chunks: Callable[[], Iterable[np.
                 assert chunk.dtype == np.uint8, chunk.dtype
                 assert chunk.shape[1:] == shape[1:], (chunk.shape, shape)
                 data = np.ascontiguousarray(chunk).data
-                file.write(data)  # written, not mapped: a full disk is then an error, not the end of the process
+                file.write(data)  # not mapped: so a full disk raises an error and does not kill the process
                 digest.update(data)
                 n_rows += len(chunk)
             file.flush()

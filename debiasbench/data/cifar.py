@@ -1,7 +1,7 @@
-"""CIFAR-10 (A. Krizhevsky, 2009) as it lies on disk: read in one place, for every dataset that is made of it.
+"""CIFAR-10 (A. Krizhevsky, 2009) on disk: the reader for every dataset made from it.
 
-Two layouts: `cifar-10-batches-py`, as its archive unpacks; and `cifar10_webp`, lossless pictures of
-32 x 32 tiles with a table beside each, in which a part of CIFAR-10 takes little room.
+It reads two layouts: `cifar-10-batches-py`, as the archive unpacks; and `cifar10_webp`, lossless mosaics of 32 x 32
+tiles with a table beside each, which store a part of CIFAR-10 in little space.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from debiasbench.errors import BenchmarkError
 from debiasbench.recipe import Recipe
 
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-COUNTS = {"train": 45_000, "valid": 5_000, "test": 10_000}  # as the PGD paper splits it
+COUNTS = {"train": 45_000, "valid": 5_000, "test": 10_000}  # the split of the PGD paper
 BATCHES = "cifar-10-batches-py"
 MOSAICS = "cifar10_webp"
 FILES = {"train": [f"data_batch_{number}" for number in range(1, 6)], "test": ["test_batch"]}  # of BATCHES
-SIZE, TILES = 32, 100  # pixels a side; images in a row of a mosaic
+SIZE, TILES = 32, 100  # pixels per side; images per row of a mosaic
 ARCHIVE = "cifar-10-python.tar.gz"
 ARCHIVE_SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
 MIRRORS = (  # the author's page, and copies of the same file
@@ -40,7 +40,7 @@ MIRRORS = (  # the author's page, and copies of the same file
 )
 SOURCE = f"{ARCHIVE} of https://www.cs.toronto.edu/~kriz/cifar.html"
 
-# PGD paper, Table 6 (column CCIFAR). Its magnitudes of augmentation are not published: crop and flip are Disen's.
+# PGD paper, Table 6 (column CCIFAR). It does not publish augmentation magnitudes: crop and flip are Disen's.
 CIFAR_RECIPE = Recipe(
     net="resnet18", epochs=200, batch_size=256, optimizer="adam", learning_rate=1e-3, weight_decay=1e-3,
     milestones=(0.2, 0.4, 0.6, 0.8), gamma=0.5, pad_crop=4, flip=True,
@@ -54,8 +54,8 @@ class Cifar10:
 
     Attributes:
         train, test: (x, y) in the order of CIFAR-10; x is uint8 (N, 3, 32, 32), y int64 (N,).
-        complete: all files are the published ones, by their digests.
-        note: what is there instead, if not.
+        complete: whether all files are the published ones, by their digests.
+        note: what was found instead, if not.
     """
 
     train: tuple[Tensor, Tensor]
@@ -71,7 +71,7 @@ class Cifar10:
 
 
 def missing_files(folder: Path) -> list[NeededFile]:
-    """What is needed of CIFAR-10 and not in `folder`, or below it."""
+    """The files of CIFAR-10 that are needed and are not in `folder` or below it."""
     batches, mosaics = _folders(folder)
     if batches.is_dir():
         names = [name for names in FILES.values() for name in names]
@@ -87,18 +87,18 @@ def missing_files(folder: Path) -> list[NeededFile]:
 
 
 def present_files(folder: Path) -> list[Path]:
-    """What is there of CIFAR-10, whole or not."""
+    """The files of CIFAR-10 that exist, complete or not."""
     return [path for place in _folders(folder) if place.is_dir() for path in sorted(place.iterdir())]
 
 
 def shortfalls(folder: Path) -> list[str]:
-    """Mosaics hold a part of CIFAR-10; the batches are checked by their digests when they are read."""
+    """A message if mosaics, a part of CIFAR-10, are read; the digests of batches are checked when they are read."""
     batches, mosaics = _folders(folder)
     return [] if batches.is_dir() else [f"{mosaics} is read: a part of CIFAR-10"]
 
 
 def download(folder: Path) -> None:
-    """Fetch CIFAR-10's archive, verified, and unpack it into `folder`."""
+    """Download and verify the archive of CIFAR-10, and unpack it into `folder`."""
     batches, _ = _folders(folder)
     archive = fetch(MIRRORS, batches.with_name(ARCHIVE), sha256=ARCHIVE_SHA256)
     unpack(archive, batches.parent)
@@ -106,10 +106,10 @@ def download(folder: Path) -> None:
 
 
 def read_cifar10(folder: Path) -> Cifar10:
-    """CIFAR-10 from one of its layouts in `folder` or below it; the batches count before the mosaics.
+    """CIFAR-10 from one of its layouts in `folder` or below it; batches take precedence over mosaics.
 
     Raises:
-        BenchmarkError: a file is missing, cut off, or not what it should be; the message names it.
+        BenchmarkError: a file is missing, truncated or wrong; the message names it.
     """
     missing = missing_files(folder)
     if missing:
@@ -137,7 +137,7 @@ def read_cifar10(folder: Path) -> Cifar10:
 
 
 def digest_of(*columns: Tensor) -> str:
-    """SHA-256 of the bytes of some columns: what generated data are known by."""
+    """SHA-256 of the bytes of some columns, which identifies generated data."""
     digest = hashlib.sha256()
     for column in columns:
         digest.update(f"{column.dtype} {tuple(column.shape)};".encode())
@@ -146,13 +146,13 @@ def digest_of(*columns: Tensor) -> str:
 
 
 def _folders(folder: Path) -> tuple[Path, Path]:
-    """Where the batches and the mosaics are: `folder` itself, if it has the name, or below it."""
+    """The folders of the batches and of the mosaics: `folder` itself if it has that name, or one below it."""
     named = [folder if folder.name == name else folder / name for name in (BATCHES, MOSAICS)]
     return named[0], named[1]
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Reads plain values and numpy arrays; a pickle that names anything else is refused, as it could run code."""
+    """Reads plain values and numpy arrays; refuses a pickle that names anything else, because it could run code."""
 
     ALLOWED = frozenset({
         ("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct"),
@@ -166,7 +166,7 @@ class _ArraysOnly(pickle.Unpickler):
 
 
 def _read_batch(path: Path) -> tuple[np.ndarray, Tensor]:
-    """Images uint8 (N, 3, 32, 32) and labels int64 (N,) of one pickled batch."""
+    """Read images uint8 (N, 3, 32, 32) and labels int64 (N,) from one pickled batch."""
     mend = "Delete it and fetch it again (debiasbench prepare)."
     try:
         batch = _ArraysOnly(io.BytesIO(path.read_bytes()), encoding="latin1").load()  # Python 2 wrote them
@@ -185,7 +185,7 @@ def _read_batch(path: Path) -> tuple[np.ndarray, Tensor]:
 
 
 def _read_mosaic(path: Path) -> tuple[np.ndarray, Tensor]:
-    """Images uint8 (N, 3, 32, 32) and labels int64 (N,) of a mosaic and the table beside it."""
+    """Read images uint8 (N, 3, 32, 32) and labels int64 (N,) from a mosaic and the table beside it."""
     table = path.with_suffix(".csv")
     mosaic = read_image(path).transpose(1, 2, 0)
     try:
@@ -208,7 +208,7 @@ def _read_mosaic(path: Path) -> tuple[np.ndarray, Tensor]:
 
 
 def _labels(path: Path, labels: list[Any]) -> Tensor:
-    """Labels as int64, each of which must be 0..9."""
+    """Labels as int64; each must be in 0..9."""
     known = {str(label): label for label in range(len(CLASS_NAMES))}
     wrong = [label for label in labels if str(label) not in known]
     if wrong:
@@ -217,7 +217,7 @@ def _labels(path: Path, labels: list[Any]) -> Tensor:
 
 
 def _are_published(folder: Path) -> bool:
-    """Whether all batches have the MD5 sums that torchvision knows."""
+    """Whether all batches have the MD5 sums listed in torchvision."""
     from torchvision.datasets import CIFAR10
 
     sums = [*CIFAR10.train_list, *CIFAR10.test_list]

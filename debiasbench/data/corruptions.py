@@ -1,18 +1,19 @@
 """The ten corruptions of Corrupted CIFAR-10 ("type 0" of LfF's generator), at 32 pixels.
 
-They are those of ImageNet-C (D. Hendrycks, T. Dietterich, ICLR 2019) with the constants of its CIFAR-10 variant,
-written anew from the constants and the published description: no maintained library has these constants (see
-`docs/design.md`). All take and give uint8 (H, W, 3) and cut off to whole grey levels, as the generator does.
+They are the corruptions of ImageNet-C (D. Hendrycks, T. Dietterich, ICLR 2019) with the constants of its CIFAR-10
+variant. They are reimplemented from the constants and the published description, because no maintained library has
+these constants (see `docs/design.md`). All take and return uint8 (H, W, 3) and truncate to whole grey levels, as the
+generator does.
 
-Where they differ from the generator:
-- snow: the motion blur is written out (a half Gaussian along a line, edges repeated) instead of calling ImageMagick,
-  whose result it was compared with: equal but for one level in one pixel of a thousand;
-- frost: unless the five photographs are given, their place is taken by textures drawn from a fixed seed with the
-  photographs' mean colour, contrast and coarseness. A departure; the dataset says so;
-- spatter at levels 1 to 3 (water): the distance to the edges is exact, not OpenCV's approximation of it.
+Differences from the generator:
+- snow: the motion blur is implemented here (a half Gaussian along a line, edges repeated) instead of calling
+  ImageMagick. The two results were compared: they differ by one level in one pixel of a thousand;
+- frost: unless the five photographs are given, textures drawn from a fixed seed replace them. They have the mean
+  colour, contrast and coarseness of the photographs. This is a departure; the dataset says so;
+- spatter at levels 1 to 3 (water): the distance to the edges is exact, not OpenCV's approximation.
 
-The generator has no seed. Here the randomness of an image follows from numbers that are given with it, so that no
-result depends on the order or the number of processes.
+The generator has no seed. Here the randomness of an image depends only on numbers that are passed with it, so no result
+depends on the order or the number of processes.
 """
 
 from __future__ import annotations
@@ -23,21 +24,21 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import scipy  # its modules are loaded when they are first used: every command imports this file
+import scipy  # it loads its modules at first use; every command imports this file
 from PIL import Image, features
 
 from debiasbench import drawing
 
-VERSION = 1  # of what the corruptions do; part of the identity of generated data
+VERSION = 1  # of the corruptions; part of the identity of generated data
 LEVELS = 5
-SIZE = 32  # pixels a side that the constants are made for
-BLOCK = 500  # images that are written at once
+SIZE = 32  # pixels per side, which the constants are for
+BLOCK = 500  # images written at once
 FROST_SEED = 0
 
 Textures = Sequence[np.ndarray]  # uint8 (H, W, 3) each, larger than the images
 Corruption = Callable[[np.ndarray, Any, np.random.Generator, Textures], np.ndarray]
 
-# Constants of levels 1 to 5, from ImageNet-C's generator for CIFAR-10.
+# Constants of levels 1 to 5, from the ImageNet-C generator for CIFAR-10.
 CONSTANTS: dict[str, tuple[Any, ...]] = {
     # mean and deviation of the flakes, zoom, threshold, length and deviation of the blur, weight of the image
     "snow": (
@@ -57,16 +58,16 @@ CONSTANTS: dict[str, tuple[Any, ...]] = {
     "elastic": ((0, 0, 2.56), (1.6, 6.4, 2.24), (2.56, 1.92, 1.92), (3.2, 1.28, 1.6), (3.2, 0.96, 0.96)),
     "jpeg": (80, 65, 58, 50, 40),  # quality
     "pixelate": (0.95, 0.9, 0.85, 0.75, 0.65),  # size
-    "saturate": ((0.3, 0), (0.1, 0), (1.5, 0), (2, 0.1), (2.5, 0.2)),  # saturation of HSV: factor, then added
+    "saturate": ((0.3, 0), (0.1, 0), (1.5, 0), (2, 0.1), (2.5, 0.2)),  # factor on the HSV saturation, then added value
 }  # fmt: skip
-NAMES = tuple(CONSTANTS)  # in the order of CIFAR-10's classes, each of which one goes with
+NAMES = tuple(CONSTANTS)  # in the order of the CIFAR-10 classes that they are aligned with
 
 GREY = np.array([0.299, 0.587, 0.114])
 MUD = np.array([63, 42, 20]) / 255
 WATER = np.array([175, 238, 238]) / 255
 
-# What the five photographs look like at a fifth of their size: mean and deviation of R, G, B, and how much of the
-# variance is clouds (so that as much as of theirs is left by smoothing). Measured; the second and the third are equal.
+# Statistics of the five photographs at a fifth of their size: mean and deviation of R, G, B, and the share of clouds in
+# the variance (so that smoothing leaves as much as in the photographs). Measured; the second and third are equal.
 FROST_LOOKS = (
     ((78, 149, 166), (27, 16, 15), 0.65),
     ((201, 205, 215), (21, 22, 23), 0.55),
@@ -79,12 +80,12 @@ FROST_LOOKS = (
 def corrupt(
     image: np.ndarray, name: str, level: int, generator: np.random.Generator, textures: Textures | None = None
 ) -> np.ndarray:
-    """One image, uint8 (H, W, 3), corrupted; `textures` are those of frost, by default drawn ones."""
+    """Corrupt one image, uint8 (H, W, 3); `textures` are for frost, by default drawn ones."""
     textures = drawn_textures() if textures is None else textures
     changed = CORRUPTIONS[name](image, CONSTANTS[name][level - 1], generator, textures)
     if changed.dtype == np.uint8:
         return changed
-    return (np.clip(changed, 0, 1) * 255).astype(np.uint8)  # cut off, not rounded, as in the generator
+    return (np.clip(changed, 0, 1) * 255).astype(np.uint8)  # truncated, not rounded, as in the generator
 
 
 def corrupted(
@@ -96,11 +97,11 @@ def corrupted(
     textures: Textures | None = None,
     note: str = "CIFAR-10",
 ) -> Iterator[np.ndarray]:
-    """Images uint8 (N, 3, H, W), each with the corruption `kinds` (N,) names by its place, in blocks of the same form.
+    """Corrupt images uint8 (N, 3, H, W), in blocks (B, 3, H, W); `kinds` (N,) are indices of the corruptions.
 
-    The randomness of image i follows from `numbers` and i alone. `note` names the data to the user, who has to wait.
+    The randomness of image i depends only on `numbers` and i. `note` names the data to the waiting user.
     """
-    from debiasbench.data.cache import with_progress  # both import torch, which the corruptions do without
+    from debiasbench.data.cache import with_progress  # both import torch, which the corruptions do not need
     from debiasbench.randomness import derived_seed
 
     for first in with_progress(range(0, len(images), BLOCK), f"Corrupting {len(images):,} images of {note}"):
@@ -115,7 +116,7 @@ def corrupted(
 
 
 def identity(textures: Textures | None = None) -> dict[str, Any]:
-    """What the corrupted pixels follow from, besides images and seeds: the code, the libraries, the textures."""
+    """What the corrupted pixels depend on besides images and seeds: the code, the libraries, the textures."""
     import hashlib
 
     import PIL
@@ -131,20 +132,20 @@ def identity(textures: Textures | None = None) -> dict[str, Any]:
 
 
 def snow(image: np.ndarray, constants: Any, generator: np.random.Generator, _: Textures) -> np.ndarray:
-    """Flakes, drawn out along a random direction downwards, and once more turned by 180 degrees; whitened colours."""
+    """Whiten the colours; add flakes, blurred along a random downward direction, and their rotation by 180 degrees."""
     mean, deviation, zoom, threshold, length, spread, weight = constants
     flakes = _zoomed(generator.normal(mean, deviation, image.shape[:2]), zoom)
     flakes[flakes < threshold] = 0
     layer = (np.clip(flakes, 0, 1) * 255).astype(np.uint8)  # 8 bit before and after the blur, as in the generator
     blurred = motion_blur(layer, length, spread, generator.uniform(-135, -45))
-    layer = np.rint(257 * blurred) // 257 / 255  # through 16 bit, then cut off to 8: as ImageMagick writes it
+    layer = np.rint(257 * blurred) // 257 / 255  # 16 bit, then truncated to 8, as ImageMagick writes it
     x = image / 255
     white = np.maximum(x, (x @ GREY)[..., None] * 1.5 + 0.5)
     return weight * x + (1 - weight) * white + (layer + layer[::-1, ::-1])[..., None]
 
 
 def _zoomed(field: np.ndarray, factor: float) -> np.ndarray:
-    """The middle of a square field, enlarged to the size of the whole (bilinear)."""
+    """The middle of a square field, enlarged to the size of the field (bilinear)."""
     size = len(field)
     inner = int(np.ceil(size / factor))
     top = (size - inner) // 2
@@ -156,8 +157,8 @@ def _zoomed(field: np.ndarray, factor: float) -> np.ndarray:
 def motion_blur(layer: np.ndarray, length: int, spread: float, angle: float) -> np.ndarray:
     """Weighted mean of a grey layer (H, W) along a line of 2 `length` + 1 pixels that starts at each pixel.
 
-    The weights are half a Gaussian of deviation `spread`, `angle` is in degrees; beyond the edges, the edge's
-    pixels are repeated. This is how ImageMagick describes its motion blur.
+    The weights are half a Gaussian with deviation `spread`; `angle` is in degrees. Beyond the edges, the edge pixels
+    are repeated. ImageMagick describes its motion blur like this.
     """
     steps = np.arange(2 * length + 1)
     weights = np.exp(-(steps**2) / (2 * spread**2))
@@ -175,7 +176,7 @@ def motion_blur(layer: np.ndarray, length: int, spread: float, angle: float) -> 
 
 
 def frost(image: np.ndarray, constants: Any, generator: np.random.Generator, textures: Textures) -> np.ndarray:
-    """A random cut-out of a random texture, laid over the image."""
+    """Blend a random crop of a random texture into the image."""
     height, width = image.shape[:2]
     texture = textures[int(generator.integers(len(textures)))]
     top, left = (generator.integers(side - size) for side, size in zip(texture.shape, (height, width), strict=False))
@@ -184,7 +185,7 @@ def frost(image: np.ndarray, constants: Any, generator: np.random.Generator, tex
 
 @functools.cache
 def drawn_textures() -> tuple[np.ndarray, ...]:
-    """Five textures of ice, uint8 (120, 180, 3), that are always the same: clouds under needles in all directions."""
+    """Five fixed textures of ice, uint8 (120, 180, 3): clouds under needles in all directions."""
     return tuple(_drawn(number, *look) for number, look in enumerate(FROST_LOOKS))
 
 
@@ -204,7 +205,7 @@ def _drawn(number: int, mean: tuple[int, ...], deviation: tuple[int, ...], coars
 
 
 def fog(image: np.ndarray, constants: Any, generator: np.random.Generator, _: Textures) -> np.ndarray:
-    """Haze of random density, added; then darkened to the image's own maximum."""
+    """Add haze of random density, then darken to the maximum of the image."""
     thickness, decay = constants
     x = image / 255
     height, width = image.shape[:2]
@@ -215,8 +216,8 @@ def fog(image: np.ndarray, constants: Any, generator: np.random.Generator, _: Te
 def plasma(size: int, decay: float, generator: np.random.Generator) -> np.ndarray:
     """A random height map (size, size) in [0, 1] by the diamond-square algorithm, on a torus.
 
-    Each halving of the step divides the roughness by `decay` squared: the generator multiplies a factor with a
-    uniform number whose range is that same factor.
+    Each halving of the step divides the roughness by `decay` squared, because the generator multiplies a factor by a
+    uniform number whose range is the same factor.
     """
     heights = np.zeros((size, size))
     step, roughness = size, 1.0
@@ -241,12 +242,12 @@ def plasma(size: int, decay: float, generator: np.random.Generator) -> np.ndarra
 
 
 def brightness(image: np.ndarray, constants: Any, _: np.random.Generator, __: Textures) -> np.ndarray:
-    """More of HSV's value."""
+    """Increase the value in HSV."""
     return _in_hsv(image, 2, 1, constants)
 
 
 def saturate(image: np.ndarray, constants: Any, _: np.random.Generator, __: Textures) -> np.ndarray:
-    """More of HSV's saturation."""
+    """Change the saturation in HSV."""
     return _in_hsv(image, 1, *constants)
 
 
@@ -261,7 +262,7 @@ def _in_hsv(image: np.ndarray, channel: int, factor: float, added: float) -> np.
 
 
 def contrast(image: np.ndarray, constants: Any, _: np.random.Generator, __: Textures) -> np.ndarray:
-    """Pixels nearer to the mean of their channel."""
+    """Move pixels towards the mean of their channel."""
     x = image / 255
     mean = x.mean((0, 1))
     return (x - mean) * constants + mean
@@ -271,7 +272,7 @@ def contrast(image: np.ndarray, constants: Any, _: np.random.Generator, __: Text
 
 
 def spatter(image: np.ndarray, constants: Any, generator: np.random.Generator, _: Textures) -> np.ndarray:
-    """Drops of water (levels 1 to 3) or of mud (4 and 5)."""
+    """Add drops of water (levels 1 to 3) or mud (4 and 5)."""
     mean, deviation, smoothing, threshold, last, mud = constants
     liquid = scipy.ndimage.gaussian_filter(
         generator.normal(mean, deviation, image.shape[:2]), smoothing, mode="nearest"
@@ -285,7 +286,7 @@ def spatter(image: np.ndarray, constants: Any, generator: np.random.Generator, _
 
 
 def _water(liquid: np.ndarray) -> np.ndarray:
-    """How light the water is at each pixel, in [0, 1]: drops with a shaded rim."""
+    """Lightness of the water at each pixel, in [0, 1]: drops with a shaded rim."""
     depth = (np.clip(liquid, 0, 1) * 255).astype(np.uint8)
     edges = canny(depth, 50, 150)
     if not edges.any():
@@ -299,9 +300,9 @@ def _water(liquid: np.ndarray) -> np.ndarray:
 
 
 def canny(grey: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Canny's edges of uint8 (H, W), bool: ridges of the gradient above `low` that hang together with one above `high`.
+    """Canny edges of uint8 (H, W), bool: ridges of the gradient above `low` that are connected to one above `high`.
 
-    The gradient is Sobel's, its size |dx| + |dy|, its direction one of four; no smoothing before.
+    The gradient is Sobel's, its size |dx| + |dy|, its direction one of four. The image is not smoothed first.
     """
     right, down = (scipy.ndimage.sobel(grey.astype(int), axis=axis, mode="nearest") for axis in (1, 0))
     size = abs(right) + abs(down)
@@ -327,7 +328,7 @@ def canny(grey: np.ndarray, low: float, high: float) -> np.ndarray:
 
 
 def _equalized(levels: np.ndarray) -> np.ndarray:
-    """Histogram equalisation of uint8 levels: the darkest becomes 0, the others follow their cumulated counts."""
+    """Histogram equalisation of uint8 levels: the darkest becomes 0, the others follow the cumulative counts."""
     counts = np.bincount(levels.ravel(), minlength=256)
     first = counts[counts > 0][0]
     if first == levels.size:
@@ -340,13 +341,13 @@ def _equalized(levels: np.ndarray) -> np.ndarray:
 
 
 def elastic(image: np.ndarray, constants: Any, generator: np.random.Generator, _: Textures) -> np.ndarray:
-    """A random affine map, then a random displacement of each pixel."""
+    """Apply a random affine map, then a random displacement of each pixel."""
     strength, smoothness, reach = constants
     height, width = image.shape[:2]
     middle, side = np.array([width // 2, height // 2]), min(height, width) // 3
     corners = middle + side * np.array([[1, 1], [1, -1], [-1, -1]])  # as (x, y)
     moved = corners + generator.uniform(-reach, reach, corners.shape)
-    # where a pixel of the result comes from: the affine map that takes the moved corners back
+    # where each pixel of the result comes from: the affine map from the moved corners back to the corners
     back = np.linalg.solve(np.column_stack([moved, np.ones(3)]), corners)
     down, right = np.mgrid[:height, :width].astype(float)
     source_right, source_down = (right * back[0, axis] + down * back[1, axis] + back[2, axis] for axis in (0, 1))
@@ -359,20 +360,20 @@ def elastic(image: np.ndarray, constants: Any, generator: np.random.Generator, _
 
 
 def _sampled(x: np.ndarray, down: np.ndarray, right: np.ndarray, mode: str) -> np.ndarray:
-    """Pixels (H, W, 3) at the places (down, right), bilinear; `mode` is scipy's name of what is beyond the edges."""
+    """Pixels (H, W, 3) at the places (down, right), bilinear; `mode` is scipy's, for values beyond the edges."""
     channels = [scipy.ndimage.map_coordinates(x[..., c], (down, right), order=1, mode=mode) for c in range(x.shape[2])]
     return np.stack(channels, -1)
 
 
 def jpeg(image: np.ndarray, constants: Any, _: np.random.Generator, __: Textures) -> np.ndarray:
-    """Coded as JPEG and back."""
+    """Encode as JPEG and decode."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "JPEG", quality=constants)
     return np.array(Image.open(buffer))
 
 
 def pixelate(image: np.ndarray, constants: Any, _: np.random.Generator, __: Textures) -> np.ndarray:
-    """Made smaller and as large again, by box filters."""
+    """Shrink and enlarge again, with box filters."""
     height, width = image.shape[:2]
     small = Image.fromarray(image).resize((int(width * constants), int(height * constants)), Image.Resampling.BOX)
     return np.array(small.resize((width, height), Image.Resampling.BOX))

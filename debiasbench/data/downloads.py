@@ -1,7 +1,7 @@
-"""Downloads: fetched whole or not at all, verified, tried again, and from another address where there is one.
+"""Downloads for the `prepare` of datasets: complete or not at all, verified, retried, with mirrors if there are any.
 
-For the `prepare` of datasets. The library pooch does the work; what goes wrong is one `BenchmarkError` that names the
-addresses, the file, and what to do by hand. Nothing here imports torch.
+The library pooch does the work. A failure is one `BenchmarkError` that names the addresses, the file, and what to do by
+hand. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from debiasbench import about
 from debiasbench.errors import BenchmarkError
 from debiasbench.files import alone, check_space, explained_errors, readable_size
 
-TIMEOUT = 30.0  # seconds that a server may be silent
-RETRIES = 2  # of each address, where the same request may succeed later
+TIMEOUT = 30.0  # seconds without an answer from the server
+RETRIES = 2  # of each address, if the same request may succeed later
 CHUNK = 1 << 18  # bytes read at once
 HUB_FILE = re.compile(r"hf://datasets/(?P<repo_id>[\w.-]+/[\w.-]+)(@(?P<revision>[^/@]+))?/(?P<filename>.+)")
 
@@ -31,24 +31,24 @@ Downloader = Callable[[str, str, Any], None]  # pooch's: (address, file to write
 
 
 def fetch(urls: str | Sequence[str], path: Path, *, sha256: str | None, size: int | None = None) -> Path:
-    """Download a file to `path`; what is there and right is not fetched again.
+    """Download a file to `path`, unless the right file is already there.
 
     Args:
-        urls: address of the file, or several, which are tried in their order: https; if `sha256` is given, also http,
-            and hf://datasets/OWNER/NAME@REVISION/FILE for the Hugging Face hub (without @REVISION: the newest).
-        path: the file; its folder is made.
-        sha256: of the file, in hexadecimal; None if nobody published it. Any file at `path` (of `size`, if given) then
-            counts as right.
-        size: of the file, in bytes.
+        urls: address of the file, or several, tried in order: https; if `sha256` is given, also http, and
+            hf://datasets/OWNER/NAME@REVISION/FILE for the Hugging Face hub (without @REVISION: the newest).
+        path: the file; its folder is created.
+        sha256: SHA-256 of the file, in hexadecimal; None if none is published. Then any file at `path` (of `size`, if
+            given) counts as right.
+        size: size of the file, in bytes.
 
     Raises:
-        BenchmarkError: the file cannot be fetched or written, or is not what it should be.
+        BenchmarkError: the file cannot be downloaded or written, or has the wrong contents.
     """
     return _obtain(_http_sources([urls] if isinstance(urls, str) else urls, path, sha256, size), path, sha256, size)
 
 
 def _http_sources(urls: Sequence[str], path: Path, sha256: str | None, size: int | None) -> dict[str, Downloader]:
-    """What downloads from each address, which is refused if what comes from there could not be trusted."""
+    """Address -> its downloader; addresses whose files could not be trusted are refused."""
 
     def over_http(url: str, file: str, _: Any) -> None:
         import pooch
@@ -67,10 +67,10 @@ def _http_sources(urls: Sequence[str], path: Path, sha256: str | None, size: int
 
 
 def _address(url: str, has_checksum: bool) -> str:
-    """The address to ask: that of the hub (or of the mirror that $HF_ENDPOINT names) for hf://.
+    """The address to request; hf:// becomes that of the hub (or of the mirror in $HF_ENDPOINT).
 
     Raises:
-        BenchmarkError: it is of another kind, or of one that is trusted by a checksum alone, and there is none.
+        BenchmarkError: the address is of another kind, or of one that needs a checksum, and there is none.
     """
     scheme = urllib.parse.urlsplit(url).scheme
     on_hub = HUB_FILE.fullmatch(url)
@@ -89,13 +89,13 @@ def _address(url: str, has_checksum: bool) -> str:
 def fetch_from_drive(
     file_id: str, path: Path, *, sha256: str, size: int | None = None, mirrors: Sequence[str] = ()
 ) -> Path:
-    """Download a public file of Google Drive to `path`, through gdown; else as `fetch`.
+    """Download a public file from Google Drive to `path`, with gdown; otherwise like `fetch`.
 
-    `mirrors` are addresses as of `fetch`, which are tried first, as Drive refuses what is asked for often. What broke
-    off is gone on with when it is asked for again, which gdown can.
+    `mirrors` are addresses as in `fetch`. They are tried first, because Drive refuses files that are requested often.
+    An interrupted download is resumed by the next call, which gdown supports.
 
     Raises:
-        BenchmarkError: gdown is not installed, and no mirror has the file; and as `fetch`.
+        BenchmarkError: gdown is not installed, and no mirror has the file; otherwise as in `fetch`.
     """
     page = f"https://drive.google.com/file/d/{file_id}/view"
     if _is_right(path, sha256, size):
@@ -114,7 +114,7 @@ def fetch_from_drive(
     def from_drive(url: str, file: str, _: Any) -> None:
         if gdown is None or not usable:
             raise _RefusedError(lacking)
-        whole = Path(file).with_name("whole")  # the same each time: gdown finds the part of it that is there
+        whole = Path(file).with_name("whole")  # always the same name: gdown finds the part downloaded before
         try:
             with meter(f"fetching {path.name} from {url}", size) as show:
                 gdown.download(
@@ -131,7 +131,7 @@ def fetch_from_drive(
 
 @contextlib.contextmanager
 def meter(title: str, total: int | None) -> Iterator[Callable[[int, int | None], None]]:
-    """A progress bar on a terminal, one line elsewhere; yields a function of (bytes done, bytes in all)."""
+    """Show a progress bar on a terminal, one line elsewhere; yields a function of (bytes done, total bytes)."""
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
     from debiasbench.console import console as new_console
@@ -153,40 +153,40 @@ def meter(title: str, total: int | None) -> Iterator[Callable[[int, int | None],
 
 
 class _RefusedError(Exception):
-    """The server's answer is not the file, and would not be if it were asked again."""
+    """The server's answer is not the file, and asking again would not help."""
 
 
 class _Bar:
-    """What pooch calls a progress bar: gets `total`, 0 where the server does not tell it, and the lengths of chunks."""
+    """A progress bar for pooch, which sets `total` (0 if the server does not tell it) and passes lengths of chunks."""
 
     def __init__(self, show: Callable[[int, int | None], None]) -> None:
         self.show, self.total, self.done = show, 0, 0
 
     def update(self, n_bytes: int) -> None:
-        self.done += n_bytes  # the last chunk counts as a whole one
+        self.done += n_bytes  # pooch counts the last chunk as a full one
         self.show(min(self.done, self.total) if self.total else self.done, self.total or None)
 
     def reset(self) -> None:
-        """Pooch then sends the whole length at once: the bar is full as it is."""
+        """Do nothing: pooch then passes the whole length at once, and the bar is already full."""
 
     def close(self) -> None:
-        """The meter closes itself."""
+        """Do nothing: the meter closes itself."""
 
 
 def _obtain(sources: dict[str, Downloader], path: Path, sha256: str | None, size: int | None) -> Path:
-    """The file at `path`, downloaded from the first of the `sources` (by their addresses) that has it."""
+    """The file at `path`, downloaded from the first of the `sources` (address -> downloader) that has it."""
     if _is_right(path, sha256, size):
         return path
     import pooch
     import requests
 
-    pooch.get_logger().setLevel("ERROR")  # what it would say is said here
+    pooch.get_logger().setLevel("ERROR")  # this module reports instead
     with explained_errors(str(path), "--data-dir"), alone(path):
-        if _is_right(path, sha256, size):  # another process may have fetched it meanwhile
+        if _is_right(path, sha256, size):  # another process may have downloaded it meanwhile
             return path
         if size is not None:
             check_space(path.parent, size, path.name)
-        place = path.with_name(f".{path.name}.fetching")  # what a killed process leaves is cleared away with it
+        place = path.with_name(f".{path.name}.fetching")  # what a killed process left here is removed with it
         problems = ""
         for url, downloader in sources.items():
             files = {"registry": {path.name: sha256}, "urls": {path.name: url}}
@@ -198,11 +198,11 @@ def _obtain(sources: dict[str, Downloader], path: Path, sha256: str | None, size
                 problems += f"\n  {url}: {_reason(error)}"
         else:
             with contextlib.suppress(OSError):
-                place.rmdir()  # unless it holds what gdown began
+                place.rmdir()  # unless it holds a part downloaded by gdown
             raise BenchmarkError(f"{path.name} could not be fetched:{problems}\nTry again later. {_by_hand(path)}.")
         with found.open("rb+") as file:
             os.fsync(file.fileno())
-        found.chmod(0o644)  # pooch's are the user's alone
+        found.chmod(0o644)  # only the user can read files from pooch
         found.replace(path)
         shutil.rmtree(place)
     return path
@@ -218,7 +218,7 @@ def _is_right(path: Path, sha256: str | None, size: int | None) -> bool:
 
 
 def _refusing(path: Path, size: int | None) -> Callable[..., None]:
-    """A hook for requests that looks at each answer, also at those that redirect, before its contents are read."""
+    """A hook for requests that checks each answer, including redirects, before its contents are read."""
 
     def look(response: Any, **_: Any) -> None:
         length = response.headers.get("Content-Length", "")
@@ -240,7 +240,7 @@ def _refusing(path: Path, size: int | None) -> Callable[..., None]:
 
 
 def _reason(error: BaseException) -> str:
-    """What went wrong, in a few words: of a connection, what the system said of it below requests and urllib3."""
+    """What went wrong, in a few words; for a connection, the system's error below requests and urllib3."""
     import requests
 
     if isinstance(error, requests.HTTPError) and error.response is not None:

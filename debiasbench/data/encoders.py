@@ -1,7 +1,7 @@
-"""Texts as tokens, and where encoders are.
+"""Texts as tokens, and the folders of encoders.
 
-Nothing here downloads while a grid runs: an encoder is a folder of the user's, or in the cache of the Hugging Face
-hub, where `debiasbench prepare` puts it.
+Nothing here downloads while a grid runs. An encoder is a folder of the user or in the cache of the Hugging Face hub,
+where `debiasbench prepare` puts it.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from debiasbench.datasets import NeededFile
 from debiasbench.errors import BenchmarkError
 from debiasbench.files import to_path
 
-VERSION = 1  # of how texts become tokens
-BLOCK = 2_000  # texts that are tokenised before they are written
-PADDING = -1  # in place of a token; the network makes the attention mask from it
+VERSION = 1  # of the tokenisation
+BLOCK = 2_000  # texts tokenised between two writes
+PADDING = -1  # in place of a token; the network derives the attention mask from it
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
-KINDS = ("*.json", "*.txt", "*.model", "*.safetensors")  # what is downloaded of an encoder
+KINDS = ("*.json", "*.txt", "*.model", "*.safetensors")  # files of an encoder that are downloaded
 OLDER_KINDS = ("pytorch_model*.bin", "pytorch_model.bin.index.json")  # if it has no safetensors
-# whose positions start behind the number of the padding token
+# their positions start after the number of the padding token
 SHIFTED = (
     "roberta",
     "roberta-prelayernorm",
@@ -42,33 +42,33 @@ SHIFTED = (
 
 
 def model_folder(given: str) -> Path | None:
-    """The folder of a model of transformers: `given` itself, or where the hub's cache has it. None without weights."""
+    """The folder of a transformers model: `given` itself or its folder in the hub's cache. None without weights."""
     folder = to_path(given)
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
 
         try:
             folder = Path(snapshot_download(given, local_files_only=True))
-        except Exception:  # no such folder, no name of the hub, nothing in its cache: not there
+        except Exception:  # no such folder, no such name, or not in the cache
             return None
-    return folder if any((folder / name).is_file() for name in WEIGHTS) else None  # without: begun, and broken off
+    return folder if any((folder / name).is_file() for name in WEIGHTS) else None  # otherwise an interrupted download
 
 
 def encoder_folder(encoder: str) -> Path | None:
-    """The folder of an encoder, as of `model_folder`; None if it is not there whole."""
+    """The folder of an encoder, as in `model_folder`; None if it is missing or incomplete."""
     folder = model_folder(encoder)
     if folder is None or to_path(encoder).is_dir() or any((folder / name).is_file() for name in TOKENIZERS):
         return folder
-    return None  # fetched by somebody who needed the network alone
+    return None  # downloaded for the network only
 
 
 def _is_a_place(encoder: str) -> bool:
-    """Whether it is meant as a folder; names on the hub are `name` or `owner/name`."""
+    """Whether the user means a folder; names on the hub are `name` or `owner/name`."""
     return to_path(encoder).is_dir() or encoder.startswith((".", "~", "/")) or encoder.count("/") > 1 or "\\" in encoder
 
 
 def missing_encoder(encoder: str) -> list[NeededFile]:
-    """What a dataset needs of its encoder that is not there."""
+    """The files of its encoder that a dataset needs and that are missing."""
     if encoder_folder(encoder) is not None:
         return []
     path = to_path(encoder)
@@ -84,10 +84,10 @@ def missing_encoder(encoder: str) -> list[NeededFile]:
 
 
 def download_encoder(encoder: str) -> None:
-    """Fetch an encoder from the Hugging Face hub into its cache.
+    """Download an encoder from the Hugging Face hub into its cache.
 
     Raises:
-        BenchmarkError: it could not be fetched.
+        BenchmarkError: the download failed.
     """
     if encoder_folder(encoder) is not None or _is_a_place(encoder):
         return
@@ -98,7 +98,7 @@ def download_encoder(encoder: str) -> None:
         folder = Path(snapshot_download(encoder, allow_patterns=list(KINDS)))
         if not any((folder / name).is_file() for name in WEIGHTS):
             snapshot_download(encoder, allow_patterns=[*KINDS, *OLDER_KINDS])
-    except Exception as error:  # the hub raises of almost anything
+    except Exception as error:  # the hub can raise almost anything
         reason = first_line(error)
     if encoder_folder(encoder) is None:
         raise BenchmarkError(
@@ -108,10 +108,10 @@ def download_encoder(encoder: str) -> None:
 
 
 def whole_folder(encoder: str) -> Path:
-    """The folder of an encoder that is there whole.
+    """The folder of a complete encoder.
 
     Raises:
-        BenchmarkError: it is not.
+        BenchmarkError: it is missing or incomplete.
     """
     folder = encoder_folder(encoder)
     if folder is None:
@@ -125,11 +125,11 @@ def whole_folder(encoder: str) -> Path:
 
 
 def tokenizer_of(encoder: str, max_length: int) -> Any:
-    """The fast tokenizer of an encoder. It needs no token for padding or masks: texts are padded here.
+    """The fast tokenizer of an encoder. It needs no token for padding or masks, because this module pads texts.
 
     Raises:
-        BenchmarkError: it has no vocabulary or does not belong to the network beside it, of which no token can stand
-            for padding, or which takes fewer tokens than `max_length`.
+        BenchmarkError: it has no vocabulary or does not belong to the network beside it; or that network has no token
+            usable as padding, or takes fewer tokens than `max_length`.
     """
     from transformers import AutoConfig, AutoTokenizer
 
@@ -138,10 +138,10 @@ def tokenizer_of(encoder: str, max_length: int) -> Any:
     try:
         config = AutoConfig.from_pretrained(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True)
-    except Exception as error:  # transformers raises of almost anything
+    except Exception as error:  # transformers can raise almost anything
         raise BenchmarkError(f"The tokenizer of {encoder} cannot be read ({first_line(error)}). {mend}") from None
     names = [name for name in tokenizer.vocab_files_names.values() if name]
-    if not any((folder / name).is_file() for name in names):  # transformers makes an empty one instead
+    if not any((folder / name).is_file() for name in names):  # transformers would make an empty tokenizer
         raise BenchmarkError(f"The tokenizer of {encoder} has no vocabulary ({' or '.join(names)} in {folder}). {mend}")
     if not tokenizer.is_fast:
         raise BenchmarkError(f"{encoder} has no fast tokenizer (tokenizer.json), which is needed here. {mend}")
@@ -158,7 +158,7 @@ def tokenizer_of(encoder: str, max_length: int) -> Any:
             "another encoder: encoder=FOLDER."
         )
     n_positions = getattr(config, "max_position_embeddings", None)
-    if n_positions is not None and n_positions > 0:  # XLNet says -1 and T5 nothing: their positions are relative
+    if n_positions is not None and n_positions > 0:  # XLNet has -1 and T5 none: their positions are relative
         longest = n_positions - ((config.pad_token_id or 0) + 1 if config.model_type in SHIFTED else 0)
         if max_length > longest:
             raise BenchmarkError(f"{encoder} takes at most {longest} tokens. Got max_length={max_length}.")
@@ -166,9 +166,9 @@ def tokenizer_of(encoder: str, max_length: int) -> Any:
 
 
 def padding_token(config: Any) -> int | None:
-    """The token that stands where a text is padded: an encoder's own, else the one that ends its texts; else None.
+    """The token used as padding: the encoder's padding token, else its end-of-text token, else None.
 
-    Networks made to write text have the latter alone; in the middle of a text it does not occur.
+    Networks that generate text have only the latter; it does not occur in the middle of a text.
     """
     ending = getattr(config, "eos_token_id", None)
     candidates = [getattr(config, "pad_token_id", None), *(ending if isinstance(ending, list) else [ending])]
@@ -178,17 +178,17 @@ def padding_token(config: Any) -> int | None:
 
 
 def tokenised(name: str, text_sha256: str, texts: Any, n: int, tokenizer: Any, max_length: int) -> Cached:
-    """Token numbers int32 (n, max_length), padded with -1: from the cache, if they were made before.
+    """Token numbers int32 (n, max_length), padded with -1; from the cache, if they were made before.
 
     Args:
-        name: what the entry is called on disk, for people.
-        text_sha256: of the texts, or of what they follow from.
-        texts: a function that gives the n texts; called only if they are not in the cache.
+        name: readable name of the entry on disk.
+        text_sha256: SHA-256 of the texts, or of what determines them.
+        texts: a function that returns the n texts; called only if the tokens are not in the cache.
 
     Raises:
         BenchmarkError: a text has no token.
     """
-    tokenizer.backend_tokenizer.no_truncation()  # both are set by its file or by its last use, and are in its text
+    tokenizer.backend_tokenizer.no_truncation()  # its file or last use may set both, and its text includes them
     tokenizer.backend_tokenizer.no_padding()
     identity = {
         "texts": text_sha256, "max_length": max_length, "version": VERSION,
@@ -207,7 +207,7 @@ def _blocks(name: str, texts: Sequence[str], tokenizer: Any, max_length: int) ->
         )["input_ids"]
         block = np.full((len(some), max_length), PADDING, dtype="<i4")
         for place, row in enumerate(rows):
-            if not row:  # where the tokenizer adds none for the beginning or the end
+            if not row:  # the tokenizer adds no token for the beginning or end
                 raise BenchmarkError(
                     f"The tokenizer makes no token of text {start + place + 1:,} of {name} ({some[place][:40]!r}). "
                     "Take it out, or name another encoder: encoder=FOLDER."
@@ -217,6 +217,6 @@ def _blocks(name: str, texts: Sequence[str], tokenizer: Any, max_length: int) ->
 
 
 def first_line(error: Exception) -> str:
-    """What an error says first."""
+    """The first line of an error."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

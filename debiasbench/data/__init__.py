@@ -1,1 +1,1 @@
-"""Data: decoded, generated, cached, augmented; what dataset files build on."""
+"""Data: decoding, generation, cache and augmentation, which dataset files build on."""

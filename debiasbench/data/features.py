@@ -1,6 +1,6 @@
-"""Folders of features: the files, checked and converted only once, the table beside them, and how they were made.
+"""Folders of features: their files, checked and converted once, the table beside them, and how they were made.
 
-Nothing that is read can run code: pickled arrays are refused, as are arrays of Python objects.
+Reading never runs code: pickled arrays and arrays of Python objects are refused.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ from debiasbench.parameters import write_value
 from debiasbench.plain import from_plain
 
 ENDINGS = (".npy", ".safetensors")
-VERSION = 1  # of how files become features
-BLOCK = 2**22  # values that are converted before they are written
+VERSION = 1  # of the conversion of files to features
+BLOCK = 2**22  # values converted between two writes
 FLOATS = ("float16", "bfloat16", "float32", "float64")
-EMBEDDING = "embedding.json"  # beside the files: how they were made
-PRECISION = 1e-12  # relative, of a standard deviation: below it a feature is constant
-NO_BIAS = frozenset({  # columns that name a sample, its group or its label otherwise
+EMBEDDING = "embedding.json"  # says how the files beside it were made
+PRECISION = 1e-12  # relative; a feature with a smaller standard deviation is constant
+NO_BIAS = frozenset({  # columns that identify a sample or its group, or its label under another name
     "", "id", "index", "name", "file", "filename", "file_name", "path", "image", "image_id", "img_id", "img_filename",
     "place_filename", "sample", "text", "g", "group", "yy", "label",
 })  # fmt: skip
@@ -56,11 +56,13 @@ MOST_VALUES = 100  # of a bias
 
 @dataclass(frozen=True)
 class Array:
-    """An array in a file, which is read where it is indexed.
+    """An array in a file; only the indexed rows are read.
 
     Attributes:
-        shape: (N, D). dtype: of the file, one of `FLOATS`. sha256: of the file.
-        take: rows by their places, int64 (n,) -> (n, D), float32 or float64.
+        shape: (N, D).
+        dtype: type in the file, one of `FLOATS`.
+        sha256: SHA-256 of the file.
+        take: function from row numbers, int64 (n,), to rows (n, D), float32 or float64.
     """
 
     path: Path
@@ -74,7 +76,7 @@ def read_array(path: Path) -> Array:
     """The array of floating-point numbers (N, D) in an .npy or .safetensors file.
 
     Raises:
-        BenchmarkError: the file is cut off or none of the kind, or what it holds is no such array; names it.
+        BenchmarkError: the file is truncated or of another kind, or does not hold such an array; names the file.
     """
     try:
         shape, dtype, take = _of_npy(path) if path.suffix.lower() == ".npy" else _of_safetensors(path)
@@ -102,7 +104,7 @@ Opened = tuple[tuple[int, ...], str, Callable[[np.ndarray], np.ndarray]]  # shap
 
 
 def _of_npy(path: Path) -> Opened:
-    """What an .npy file holds, mapped; numpy would unpickle what is no array, and says little of a file that is cut."""
+    """Map the array in an .npy file. numpy would unpickle other contents, and explains truncated files badly."""
     size = path.stat().st_size
     if not size:
         raise BenchmarkError(f"{path} is empty.")
@@ -118,7 +120,7 @@ def _of_npy(path: Path) -> Opened:
     needed = offset + int(np.prod(shape, dtype=object)) * dtype.itemsize
     if size < needed:
         raise BenchmarkError(f"{path} is cut off: it has {size:,} bytes of {needed:,}. Fetch or write it again.")
-    if needed == offset:  # nothing can be mapped
+    if needed == offset:  # an empty array cannot be mapped
         raise BenchmarkError(f"{path} is empty: it holds an array {shape}.")
     array = np.memmap(path, dtype, "r", offset, shape, "F" if fortran else "C")
     wide = np.float64 if dtype.itemsize > 4 else np.float32
@@ -126,7 +128,7 @@ def _of_npy(path: Path) -> Opened:
 
 
 def _of_safetensors(path: Path) -> Opened:
-    """What a .safetensors file with a single tensor holds, mapped."""
+    """Map the array in a .safetensors file with a single tensor."""
     from safetensors import safe_open
 
     if not path.stat().st_size:
@@ -155,16 +157,16 @@ class Rows:
     places: np.ndarray
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """Float32 (n, D) or float64, a few at a time.
+        """Yield the rows in blocks (n, D), float32 or float64.
 
         Raises:
-            BenchmarkError: a value is NaN or infinite, or too large for float32; says where.
+            BenchmarkError: a value is NaN, infinite or too large for float32; says where.
         """
         step = max(1, BLOCK // self.array.shape[1])
         for start in range(0, len(self.places), step):
             rows = self.places[start : start + step]
             block = self.array.take(rows)
-            bad = np.argwhere(~(np.abs(block) <= np.finfo(np.float32).max))  # nan is never below
+            bad = np.argwhere(~(np.abs(block) <= np.finfo(np.float32).max))  # nan is never smaller
             if len(bad):
                 row, column = bad[0]
                 raise BenchmarkError(
@@ -175,12 +177,12 @@ class Rows:
             yield block
 
     def identity(self) -> str:
-        """What the values follow from."""
+        """Identifies the file and the rows."""
         return f"{self.array.sha256} {hashlib.sha256(self.places.tobytes()).hexdigest()}"
 
     @functools.cached_property
     def spread(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation of each feature, float64 (D,); 1 for those that are constant."""
+        """Mean and standard deviation of each feature, float64 (D,); the deviation is 1 for constant features."""
         total = sum(block.sum(0, dtype=np.float64) for block in self.blocks())
         mean = total / len(self.places)
         squares = sum(((block - mean) ** 2).sum(0) for block in self.blocks())
@@ -189,12 +191,12 @@ class Rows:
 
 
 def features(name: str, rows: Rows, *, standard: Rows | None = None) -> Cached:
-    """Float32 (n, D): from the cache, if they were made before.
+    """Features float32 (n, D); from the cache, if they were made before.
 
     Args:
-        name: what the entry is called on disk, for people.
+        name: readable name of the entry on disk.
         rows: which features.
-        standard: those by whose mean and standard deviation each feature is scaled; default: it stays as it is.
+        standard: rows whose mean and standard deviation standardise each feature; default: features stay unscaled.
 
     Raises:
         BenchmarkError: a value is not finite, or the cache cannot be written.
@@ -216,10 +218,10 @@ def features(name: str, rows: Rows, *, standard: Rows | None = None) -> Cached:
 
 
 def files_of_splits(root: Path) -> tuple[dict[str, Path], list[Path]]:
-    """Split -> its file of features; and the other such files.
+    """Split -> its file of features; and the other files of features.
 
     Raises:
-        BenchmarkError: several files are one split, or the name of one tells two.
+        BenchmarkError: several files mean the same split, or one file name means two splits.
     """
     found: dict[str, Path] = {}
     others = []
@@ -243,13 +245,15 @@ def files_of_splits(root: Path) -> tuple[dict[str, Path], list[Path]]:
 
 
 def read_arrays(root: Path, n_lines: Mapping[str, int], table: str) -> tuple[dict[str, Array], list[str]]:
-    """The array of each split that has lines in the table of that name, and what is to be said of the files.
+    """The array of each split that has lines in the table, and notes on the files.
 
     Args:
-        n_lines: of each split.
+        root: the folder.
+        n_lines: number of lines per split.
+        table: name of the table, for messages.
 
     Raises:
-        BenchmarkError: a file is missing or damaged, or does not fit to the table or to the other files.
+        BenchmarkError: a file is missing or damaged, or does not match the table or the other files.
     """
     paths, others = files_of_splits(root)
     arrays = {}
@@ -288,12 +292,13 @@ def _names(paths: Iterable[Path]) -> str:
 
 @dataclass(frozen=True)
 class Table:
-    """What a table of labels and biases says of the rows of each split, in their order.
+    """A table of labels and biases: the values for the rows of each split, in order.
 
     Attributes:
-        y: split -> labels. biases: name -> split -> values, "" where it is unknown.
-        conflicts: name of a bias -> split -> "0" or "1"; of those biases that have such a column.
-        notes: what is to be said of names and columns.
+        y: split -> labels.
+        biases: name -> split -> values, "" where unknown.
+        conflicts: name of a bias -> split -> "0" or "1"; only biases that have such a column.
+        notes: notes on names and columns.
     """
 
     y: Mapping[str, list[str]]
@@ -303,16 +308,16 @@ class Table:
 
 
 def read_metadata(path: Path, named: Sequence[str] = (), *, y: str = "y", split: str = "split") -> Table:
-    """A table with columns for label, split, biases and, if it says so, who conflicts.
+    """Read a table with columns for label, split, biases and, optionally, which samples conflict.
 
     Args:
-        path: of the table.
-        named: the columns that are biases; by default all but those of `NO_BIAS`.
-        y: what it calls the column of labels.
-        split: what it calls that of splits.
+        path: path of the table.
+        named: the columns that are biases; default: all except `NO_BIAS`.
+        y: name of the column of labels.
+        split: name of the column of splits.
 
     Raises:
-        BenchmarkError: it cannot be read, or columns or lines of it; names them.
+        BenchmarkError: the table, or a column or line of it, cannot be read; names it.
     """
     columns, lines = read_table(path)
     of = columns_of(
@@ -370,7 +375,7 @@ def read_metadata(path: Path, named: Sequence[str] = (), *, y: str = "y", split:
 
 
 def conflict_column(bias: str, biases: Sequence[str]) -> str:
-    """What the column is called that says which samples conflict in a bias."""
+    """The name of the column that says which samples conflict in a bias."""
     return f"{CONFLICT}.{bias}" if len(biases) > 1 else CONFLICT
 
 
@@ -379,9 +384,9 @@ def _of_splits() -> dict[str, list[str]]:
 
 
 def _bias_columns(path: Path, columns: Sequence[str], named: Sequence[str], of: Mapping[str, str]) -> list[str]:
-    """The columns that are biases: those that are named, or all that may be.
+    """The columns that are biases: the named ones, or all that can be biases.
 
-    of: "y" and "split" -> their columns.
+    `of` maps "y" and "split" to their columns.
     """
     if not named:
         no_bias = {*of, *of.values(), CONFLICT, *NO_BIAS}
@@ -405,21 +410,21 @@ class Embedding:
     """How the features of a folder were made: `embedding.json`, as `debiasbench embed` writes it beside them.
 
     Attributes:
-        encoder: its kind and name; no place on a machine.
-        weights_sha256: of its weights and buffers.
-        code_sha256: of its file, if it has one.
-        preprocessing: of images: size, mean and std; empty for text.
-        dataset: the title of what was embedded.
-        fingerprint: of its data.
-        official: whether these are the published ones.
-        note: of its data.
-        class_names: the names of the labels 0, 1, ...
+        encoder: kind and name of the encoder, without a path of a machine.
+        weights_sha256: SHA-256 of its weights and buffers.
+        code_sha256: SHA-256 of its file, if it has one.
+        preprocessing: for images: size, mean and std; empty for text.
+        dataset: title of the embedded dataset.
+        fingerprint: fingerprint of its data.
+        official: whether these are the published data.
+        note: note on its data.
+        class_names: names of the labels 0, 1, ...
         bias_names: the columns of the table that are biases.
-        bias_values: of each, the names of the values 0, 1, ...; empty where they have none.
+        bias_values: for each bias, the names of the values 0, 1, ...; empty if they have none.
         files: name -> SHA-256.
-        conflict_ratio: that the dataset was built for, where it is known.
-        versions: of the packages.
-        device: the kind that the encoder ran on.
+        conflict_ratio: the ratio that the dataset was built for, if known.
+        versions: versions of the packages.
+        device: kind of device that the encoder ran on.
     """
 
     encoder: str
@@ -439,22 +444,22 @@ class Embedding:
     bias_values: tuple[tuple[str, ...], ...] = ()
 
     def says_the_same(self, other: Embedding) -> bool:
-        """Whether both are of equal data by the same encoder, whatever they were made with."""
+        """Whether both are from equal data and the same encoder; versions and device may differ."""
         return all(
             getattr(self, name) == getattr(other, name)
             for name in ("encoder", "weights_sha256", "code_sha256", "preprocessing", "dataset", "fingerprint")
         )
 
     def told(self) -> str:
-        """The same in sentences, for a note."""
+        """A summary in sentences, for a note."""
         weights, data = self.weights_sha256[:16], self.fingerprint[:16]
         return f"Made by {self.encoder} (weights {weights}) from {self.dataset} (data {data}). {self.note}".rstrip()
 
     def check(self, arrays: Iterable[Array]) -> None:
-        """Refuse files that are others than those that it tells of.
+        """Refuse files that differ from those listed here.
 
         Raises:
-            BenchmarkError: the first such file.
+            BenchmarkError: a file differs; names the first.
         """
         for array in arrays:
             if self.files.get(array.path.name) != array.sha256:
@@ -465,7 +470,7 @@ class Embedding:
 
 
 def read_embedding(folder: Path) -> Embedding | None:
-    """How the features of a folder were made; None where nothing says so.
+    """How the features of a folder were made; None if the folder does not say.
 
     Raises:
         BenchmarkError: the file cannot be read.

@@ -21,20 +21,20 @@ from debiasbench.errors import BenchmarkError
 from debiasbench.files import absent, is_ignored
 
 Image.init()
-# What Pillow reads, but for PostScript, which is a program that another program would run, and for formats that it
-# recognises and does not decode (WMF: it does on Windows).
+# The formats that Pillow reads, except PostScript, which is a program that another program would run, and except
+# formats that it recognises but does not decode (WMF: only on Windows).
 FORMATS = tuple(sorted(set(Image.OPEN) - {"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"}))
 ENDINGS = frozenset(ending for ending, name in Image.registered_extensions().items() if name in (*FORMATS, "MPO"))
-VERSION = 2  # of how files become pixels
-BLOCK = 512  # images decoded before they are written
+VERSION = 2  # of the conversion of files to pixels
+BLOCK = 512  # images decoded between two writes
 SHOWN = 10  # bad files named in one message
 
-TURNS = {  # by the orientation in EXIF
+TURNS = {  # EXIF orientation -> operation
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
-CONVERSIONS = {  # what is done to pixels that 8 bits in red, green and blue cannot hold
+CONVERSIONS = {  # of images that are not 8-bit RGB
     "deep": "more than 8 bits, scaled to 8 (the highest value is white)",
     "transparent": "transparent in places, put on white",
     "several": "several pictures in one file, of which the first is read",
@@ -42,7 +42,7 @@ CONVERSIONS = {  # what is done to pixels that 8 bits in red, green and blue can
 
 
 class Contents(NamedTuple):
-    """What is in a folder, each in the order of the names: folders, images that can be read, and other files."""
+    """The contents of a folder: folders, readable images and other files, each in the order of their names."""
 
     folders: list[Path]
     images: list[Path]
@@ -50,10 +50,10 @@ class Contents(NamedTuple):
 
 
 def contents(folder: Path) -> Contents:
-    """What is in a folder, without what is hidden or the system's.
+    """The contents of a folder, without hidden and system files.
 
     Raises:
-        BenchmarkError: there is no such folder, it cannot be read, or a link in it leads nowhere.
+        BenchmarkError: the folder does not exist or cannot be read, or a link in it is broken.
     """
     if not folder.is_dir():
         raise BenchmarkError(absent(folder, "folder"))
@@ -64,7 +64,7 @@ def contents(folder: Path) -> Contents:
                 path = Path(entry.path)
                 if entry.is_dir():
                     found.folders.append(path)
-                elif entry.is_file():  # nothing is read from pipes and sockets
+                elif entry.is_file():  # not a pipe or socket
                     (found.images if _is_image(entry.name) else found.others).append(path)
                 elif entry.is_symlink():
                     broken.append(path)
@@ -80,7 +80,7 @@ def image_files(*folders: Path, below: bool = False) -> list[Path]:
     """The image files of each folder (`below`: and of its subfolders), in the order of their names.
 
     Raises:
-        BenchmarkError: there is no such folder, no image in it, or a link that leads nowhere.
+        BenchmarkError: a folder does not exist, has no image, or has a broken link.
     """
     paths = []
     for folder in folders:
@@ -92,12 +92,12 @@ def image_files(*folders: Path, below: bool = False) -> list[Path]:
 
 
 def other_files(*folders: Path, below: bool = False) -> list[Path]:
-    """The files of each folder (`below`: and of its subfolders) that are no images, or none that can be read."""
+    """The files of each folder (`below`: and of its subfolders) that are not readable images."""
     return [path for folder in folders for path in _files(folder, below=below).others]
 
 
 def left_out(others: Iterable[Path]) -> str:
-    """A sentence for a note on the files that are not read, by their endings; empty if there are none."""
+    """A sentence for a note on the files that are not read, by their extensions; empty if there are none."""
     kinds = Counter(path.suffix.lower() or "without an ending" for path in others)
     shown_kinds = ", ".join(f"{n:,} {kind}" for kind, n in sorted(kinds.items(), key=lambda one: (-one[1], one[0])))
     return f"Files left out, as they are no images that can be read: {shown_kinds}." if kinds else ""
@@ -113,46 +113,46 @@ def _files(folder: Path, *, below: bool) -> Contents:
 
 
 def has_images(folder: Path) -> bool:
-    """Whether there is an image in a folder, or below it."""
+    """Whether there is an image in a folder or below it."""
     return folder_of_images(folder) is not None
 
 
 def folder_of_images(folder: Path) -> Path | None:
-    """The first folder, of this one and those below it, that images lie in."""
+    """The first folder with images: this one or one below it."""
     return next((Path(place) for place, n in _images_below(folder) if n), None)
 
 
 def shortfalls(published: Mapping[Path, int]) -> list[str]:
-    """Which folders hold (in themselves and below) another number of images than was published."""
+    """Messages for folders whose number of images (in them and below) differs from the published number."""
     found = {folder: sum(n for _, n in _images_below(folder)) for folder in published}
     return [f"{folder}: {found[folder]:,} of {n:,} images" for folder, n in published.items() if found[folder] != n]
 
 
 def _images_below(folder: Path) -> Iterator[tuple[str, int]]:
-    """Each folder and its number of image files; by `os.walk`, as 200,000 paths take `pathlib` seconds."""
+    """Each folder and its number of image files; with `os.walk`, because `pathlib` takes seconds for 200,000 paths."""
     for place, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not is_ignored(name))  # where it goes on
+        folders[:] = sorted(name for name in folders if not is_ignored(name))  # os.walk continues with these
         yield place, sum(_is_image(name) and not is_ignored(name) for name in names)
 
 
 def _is_image(name: str) -> bool:
-    """By its ending."""
+    """Whether the extension is that of an image."""
     return os.path.splitext(name)[1].lower() in ENDINGS  # noqa: PTH122 - see above
 
 
 def read_image(
     path: Path, *, size: int | None = None, square: bool = False, done: list[str] | None = None
 ) -> np.ndarray:
-    """One image as RGB uint8 (3, H, W), turned as its EXIF says (if that can be read); other modes are converted.
+    """Read one image as RGB uint8 (3, H, W), rotated by its EXIF orientation if readable; other modes are converted.
 
     Args:
-        path: of a file in one of `FORMATS`, by its contents.
-        size: resize to size x size (bilinear, the aspect is not kept).
-        square: first cut out the central square.
-        done: which of the `CONVERSIONS` were done is appended.
+        path: a file in one of `FORMATS`, judged by its contents.
+        size: resize to size x size (bilinear, without keeping the aspect ratio).
+        square: crop to the central square first.
+        done: receives the names of the `CONVERSIONS` that were applied.
 
     Raises:
-        BenchmarkError: the file is cut off, no image, or of values whose white is not known; names it.
+        BenchmarkError: the file is truncated, not an image, or has values whose white is unknown; names the file.
     """
     conversions: list[str] = []
     try:
@@ -174,7 +174,7 @@ def read_image(
 
 
 def _problem(path: Path, error: Exception) -> str:
-    """What is wrong with a file that the decoder refused."""
+    """The reason why the decoder refused a file."""
     if isinstance(error, FileNotFoundError):
         return absent(path)
     if isinstance(error, UnidentifiedImageError):
@@ -183,18 +183,18 @@ def _problem(path: Path, error: Exception) -> str:
 
 
 def _upright_rgb(file: Image.Image, done: list[str]) -> Image.Image:
-    """The pixels of an open file, of the first picture where it has several."""
-    # what else a photograph (MPO) and a layered image (PSD) hold is previews and layers of it
+    """The pixels of an open file; of its first picture, if it has several."""
+    # the other pictures in a photograph (MPO) or a layered image (PSD) are its previews and layers
     if file.format not in ("MPO", "PSD") and getattr(file, "is_animated", False):
         done.append("several")
-    file.load()  # a TIFF turns itself meanwhile, and is upright then
+    file.load()  # this also turns a TIFF upright
     turn = TURNS.get(_orientation(file))
     image = _rgb(file, done)
     return image if turn is None else image.transpose(turn)
 
 
 def _orientation(file: Image.Image) -> int:
-    """As EXIF (or XMP) says; 1, upright, where that is damaged."""
+    """The orientation in EXIF (or XMP); 1, upright, if that is damaged."""
     try:
         return int(file.getexif().get(0x0112, 1))
     except Exception:  # a damaged block can raise anything
@@ -216,26 +216,26 @@ def _rgb(file: Image.Image, done: list[str]) -> Image.Image:
 
 
 def _refuse_without_white(file: Image.Image) -> None:
-    """Refuse values of which nothing says how high they go.
+    """Refuse values of unknown range.
 
     Raises:
-        BenchmarkError: which of them is white is not known.
+        BenchmarkError: it is unknown which value is white.
     """
-    wide = file.mode == "I" and file.format not in ("PNG", "PPM")  # whose values are of 16 bits
+    wide = file.mode == "I" and file.format not in ("PNG", "PPM")  # these have 16 bits
     signed = file.format == "TIFF" and 2 in file.tag_v2.get(339, ())  # type: ignore[attr-defined]
-    # a FITS file holds measurements, with a sign; Pillow takes the two bytes of each in the wrong order
+    # a FITS file holds signed measurements; Pillow reads the two bytes of each in the wrong order
     measured = file.format == "FITS" and file.mode.startswith("I;16")
     if file.mode == "F" or wide or signed or measured:
         kind = "floating-point values" if file.mode == "F" else "whole numbers of 32 bits or with a sign"
         values = np.asarray(file)
-        reach = f" ({values.min():g} to {values.max():g})" if file.mode in ("I", "F") else ""  # others are misread
+        reach = f" ({values.min():g} to {values.max():g})" if file.mode in ("I", "F") else ""  # the others are misread
         raise BenchmarkError(
             f"holds {kind}{reach}, and nothing says which is white. Save it with 8 or 16 bits, or take it out."
         )
 
 
 def _scaled(file: Image.Image, done: list[str]) -> np.ndarray:
-    """Grey values of more than 8 bits as uint8 (H, W): their upper 8 bits, as Pillow does with colours."""
+    """Grey values of more than 8 bits as uint8 (H, W): their upper 8 bits, as Pillow does for colours."""
     values = np.asarray(file)
     tags = file.tag_v2 if file.format == "TIFF" else {}  # type: ignore[attr-defined]
     bits = tags.get(258, (16,))[0]
@@ -251,7 +251,7 @@ def _scaled(file: Image.Image, done: list[str]) -> np.ndarray:
 
 
 def remarks(images: Iterable[Cached], others: Iterable[Path] = ()) -> list[str]:
-    """Sentences for a note: what was done to images beside decoding them, and which files were left out."""
+    """Sentences for a note: which conversions were applied to images, and which files were left out."""
     counts: Counter[str] = Counter()
     for one in images:
         counts.update(one.counts)
@@ -263,14 +263,14 @@ def remarks(images: Iterable[Cached], others: Iterable[Path] = ()) -> list[str]:
 def decode(name: str, paths: Sequence[Path], *, size: int | None = None, square: bool = False) -> Cached:
     """All images of a split as one array (N, 3, H, W), from the cache if they were decoded before.
 
-    Without `size` they must all have one size.
+    Without `size`, all images must have the same size.
 
     Raises:
-        BenchmarkError: files that cannot be read, each by name; images of several sizes; the cache cannot be written.
+        BenchmarkError: files cannot be read (lists them); the sizes of images differ; the cache cannot be written.
     """
     done: list[str] = []
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's name no file, and what matters is told by name
+        warnings.simplefilter("ignore")  # Pillow's warnings name no file; relevant problems are reported with the file
         first = read_image(paths[0], size=size, square=square)
         identity = {
             "files": _digest_of_files(paths), "size": size, "square": square, "version": VERSION,
@@ -284,10 +284,10 @@ def decode(name: str, paths: Sequence[Path], *, size: int | None = None, square:
 
 
 def _digest_of_files(paths: Sequence[Path]) -> str:
-    """Names, sizes and times: what changes when a file does."""
+    """Digest of names, sizes and times, which change when a file does."""
     digest = hashlib.sha256()
     for path in paths:
-        with contextlib.suppress(OSError):  # decoding names it
+        with contextlib.suppress(OSError):  # decoding reports it
             status = path.stat()
             digest.update(os.fsencode(path.resolve()) + f" {status.st_size} {status.st_mtime_ns};".encode())
     return digest.hexdigest()
@@ -315,7 +315,7 @@ def _decoded(
     with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None) as pool:
         for block in with_progress(blocks, f"Decoding {len(paths):,} images of {name}"):
             images = [image for image in pool.map(one, block) if image is not None]
-            if not problems:  # go on reading after a bad file, so that all bad files are told at once
+            if not problems:  # reading continues after a bad file, so that all are reported at once
                 yield np.stack(images)
     if problems:
         more = f"\n... and {len(problems) - SHOWN} more." if len(problems) > SHOWN else ""

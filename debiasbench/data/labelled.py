@@ -1,4 +1,4 @@
-"""Labelled image files, as people keep them in folders or in a table; tables, and the names that they give."""
+"""Labelled image files in folders or listed in a table; the reading of tables and of names in them."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from debiasbench.errors import BenchmarkError
 from debiasbench.files import absent
 from debiasbench.parameters import write_value
 
-SPLITS: Mapping[str, tuple[str, ...]] = {  # the usual names of each, in any case
+SPLITS: Mapping[str, tuple[str, ...]] = {  # the usual names of each split, in any letter case
     "train": ("train", "training"),
     "valid": ("valid", "val", "validation", "dev"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
-NUMBERED = {"0": "train", "1": "valid", "2": "test"}  # in tables, as GroupDRO has them
-SHORT = {"tr": "train", "va": "valid", "te": "test"}  # as SubpopBench has them
+NUMBERED = {"0": "train", "1": "valid", "2": "test"}  # in tables, as in GroupDRO
+SHORT = {"tr": "train", "va": "valid", "te": "test"}  # as in SubpopBench
 ALSO_SPLITS = ("holdout", "heldout", "hold-out", "held-out", "hold_out", "held_out", "extra", "unseen")  # not read
-MISSING = frozenset({  # how tables and people write that a value is not known, in any case and without brackets
+MISSING = frozenset({  # words for an unknown value, in any letter case and without brackets
     "na", "n/a", "n.a.", "#na", "#n/a", "#n/a n/a", "nat", "null", "#null!", r"\n", "nil", "none", "1.#ind", "-1.#ind",
     "1.#qnan", "-1.#qnan", "unknown", "not known", "unk", "missing", "undefined", "undetermined", "not available",
     "not applicable", "unlabeled", "unlabelled", "no label", "n.d.",
 })  # fmt: skip
-SHOWN = 10  # mistakes told in one message
-# What nobody sees, too, which Python does not take for blanks: without width, or turning the direction of writing
+SHOWN = 10  # mistakes listed in one message
+# Includes invisible characters that Python does not count as blanks: of zero width, or changing the writing direction
 BLANKS = r"[\s\u00ad\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff]+"
 Row = tuple[Path, str, str]  # the file, its label, and its bias or ""
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """The images of each split, each with label and bias; and what is to be said of how they were read."""
+    """The images of each split with label and bias, and notes on how they were read."""
 
     rows: Mapping[str, list[Row]]
     notes: list[str]
@@ -47,27 +47,27 @@ class Labelled:
 
 @lru_cache(maxsize=10_000)
 def split_named(name: str) -> str | None:
-    """Train, valid or test by one of its usual names; None if it is none of them."""
+    """The split (train, valid or test) that a usual name means; None for any other name."""
     word = tidied(name).lower()
     return next((split for split, names in SPLITS.items() if word in names), None)
 
 
 @lru_cache(maxsize=10_000)
 def split_in_table(name: str) -> str | None:
-    """As `split_named`, in tables, which number splits or shorten their names as well."""
+    """Like `split_named`, for tables, which also number splits or shorten their names."""
     word = tidied(name).lower()
     return NUMBERED.get(word) or SHORT.get(word) or split_named(word)
 
 
 @lru_cache(maxsize=10_000)  # a million rows have few names
 def tidied(name: str) -> str:
-    """A name without the blanks around it."""
+    """A name without surrounding blanks."""
     return re.sub(f"^{BLANKS}|{BLANKS}$", "", name)
 
 
 @lru_cache(maxsize=10_000)
 def is_missing(name: str) -> bool:
-    """Whether a value says that it is not known: by a word, by a mark such as - or ?, as no number, or as -1."""
+    """Whether a value means unknown: a word, a mark such as - or ?, NaN, or -1."""
     word = tidied(name).lower().strip("<>()[]")
     if word in MISSING or re.fullmatch(r"[-\u2013\u2014?.]*", word):
         return True
@@ -79,7 +79,7 @@ def is_missing(name: str) -> bool:
 
 
 def alike(names: Iterable[str]) -> list[list[str]]:
-    """Names that differ in blanks, case, Unicode form, or as numbers are written, and in nothing else."""
+    """Groups of names that differ only in blanks, letter case, Unicode form, or the writing of a number."""
     groups = defaultdict(set)
     for name in names:
         groups[_essence(name)].add(name)
@@ -95,7 +95,7 @@ def _essence(name: str) -> str:
 
 
 def _quoted(names: Iterable[str]) -> str:
-    """Names for people, so that blanks are seen; those that look equal with their code points."""
+    """Names for messages, with visible blanks; with code points if they look equal."""
     names = list(names)
     same = len({unicodedata.normalize("NFKC", name) for name in names}) < len(names)
     return " and ".join(ascii(name) if same else repr(name) for name in names)
@@ -108,7 +108,7 @@ def from_folders(root: Path) -> Labelled:
     """Images in root/<split>/<class>/*, or root/<split>/<class>/<bias>/*.
 
     Raises:
-        BenchmarkError: a folder or image whose meaning cannot be told, or that would be left out.
+        BenchmarkError: the meaning of a folder or image is unclear, or it would be left out.
     """
     found: dict[str, list[Row]] = {split: [] for split in SPLITS}
     others: list[Path] = []
@@ -155,7 +155,7 @@ def _splits(root: Path) -> tuple[dict[str, Path], list[Path]]:
     """Split -> its folder; and the other folders.
 
     Raises:
-        BenchmarkError: several folders are one split.
+        BenchmarkError: several folders mean the same split.
     """
     splits: dict[str, Path] = {}
     rest = []
@@ -174,7 +174,7 @@ def _splits(root: Path) -> tuple[dict[str, Path], list[Path]]:
 
 
 def _looks_like_split(folder: Path, classes: set[str]) -> bool:
-    """Whether a folder with images is called nearly like a split, or it or a folder below it has folders of classes."""
+    """Whether a folder has images, and a name close to a split's or folders of classes in it or below."""
     return has_images(folder) and (_is_nearly_split(folder.name) or _has_classes(folder, classes))
 
 
@@ -187,7 +187,7 @@ def _has_classes(folder: Path, classes: set[str]) -> bool:
 
 
 def _is_nearly_split(name: str) -> bool:
-    """Whether a word of a name is that of a split, or nearly: val2017, my-test, val_set, testset, vali, tests."""
+    """Whether a name contains the word for a split, or nearly: val2017, my-test, val_set, testset, vali, tests."""
     name, names = tidied(name).lower(), [name for names in SPLITS.values() for name in names]
     if re.search(rf"(?<![a-z])({'|'.join([*names, *ALSO_SPLITS])})(s|sets?)?(?![a-z])", name):
         return True
@@ -195,9 +195,9 @@ def _is_nearly_split(name: str) -> bool:
 
 
 def _is_slip(word: str, split: str) -> bool:
-    """Whether a word is the beginning of a name, or the name with letters in another order, one too few or too many.
+    """Whether a word is a prefix of a split name, or the name with reordered letters or one letter more or less.
 
-    Only with the same first letter (strain is no train), and never with another letter in place of one (text, trail).
+    The first letter must be the same (strain is not train), and no letter may be replaced by another (text, trail).
     """
     longer, shorter = sorted((word, split), key=len, reverse=True)
     return word[0] == split[0] and (
@@ -215,9 +215,9 @@ def _allowed() -> str:
 # ---- a table --------------------------------------------------------------------------------------------------------
 
 
-COLUMNS = ("file", "label", "split", "bias")  # of a table of images, by their usual names
+COLUMNS = ("file", "label", "split", "bias")  # of a table of images, with their usual names
 _LABELS = ("label", "y", "target", "class", "class_name", "label_name", "category", "category_name")
-CALLED: Mapping[str, tuple[str, ...]] = {  # what people call the columns of tables, by ours
+CALLED: Mapping[str, tuple[str, ...]] = {  # our name of a column -> other usual names
     "file": ("filename", "file_name", "path", "filepath", "file_path", "image", "image_path", "img", "img_path",
              "img_filename", "image_id"),
     "label": _LABELS,
@@ -229,16 +229,16 @@ CALLED: Mapping[str, tuple[str, ...]] = {  # what people call the columns of tab
 
 
 def from_table(root: Path, table: Path, named: Mapping[str, str]) -> Labelled:
-    """Images as a table lists them.
+    """Images listed in a table.
 
     Args:
-        root: what the files are below.
+        root: the folder that the files are in or below.
         table: a CSV file.
-        named: each of `COLUMNS` -> what the table calls it. Without a column for the bias of its usual name, no bias
-            is known.
+        named: each of `COLUMNS` -> its name in the table. If the bias has its usual name and the table has no such
+            column, no bias is known.
 
     Raises:
-        BenchmarkError: the table cannot be read, columns are missing, or lines of it cannot be meant; names them.
+        BenchmarkError: the table cannot be read, columns are missing, or lines of it are wrong; names them.
     """
     columns, lines = read_table(table)
     given = table.relative_to(root) if table.is_relative_to(root) else table
@@ -279,13 +279,13 @@ def columns_of(
     """Role -> its column, tidied and in lower case.
 
     Args:
-        table: for messages, as `needed` (its columns in words) and `spec` (the dataset and the table, as typed).
-        columns: that it has.
-        named: role, which is the usual name of its column -> what the table calls it.
-        optional: roles whose column may be missing, if it was not called otherwise.
+        table: for messages, as are `needed` (its columns in words) and `spec` (the dataset and the table, as typed).
+        columns: the columns of the table.
+        named: role (the usual name of its column) -> the name in the table.
+        optional: roles whose column may be missing, if the user gave it no other name.
 
     Raises:
-        BenchmarkError: columns are missing, or one has two roles; names those that are there, and what may be meant.
+        BenchmarkError: columns are missing, or one has two roles; lists the existing columns and likely candidates.
     """
     of = {role: tidied(name).lower() for role, name in named.items()}
     missing = [role for role, name in of.items() if name not in columns and not (name == role in optional)]
@@ -306,7 +306,7 @@ def columns_of(
 
 
 def _meant(columns: Sequence[str], of: Mapping[str, str], missing: Sequence[str]) -> str:
-    """`file=path,label=COLUMN`: the columns of a table that may be meant by the roles that it has none for."""
+    """`file=path,label=COLUMN`: likely columns of a table for the roles whose column is missing."""
     free = [name for name in columns if name and name not in of.values()]
     meant = []
     for role in missing:
@@ -317,7 +317,7 @@ def _meant(columns: Sequence[str], of: Mapping[str, str], missing: Sequence[str]
 
 
 def _likely(names: Sequence[str], columns: Sequence[str]) -> str | None:
-    """The column that is called by one of these names, or else nearly as the first; None if there is none."""
+    """The column with one of these names, or else with a name close to the first; None if there is none."""
     found = [name for name in names if name in columns] or difflib.get_close_matches(names[0], columns)
     return found[0] if found else None
 
@@ -326,7 +326,7 @@ def read_table(table: Path) -> tuple[list[str], list[dict[str, str]]]:
     """The columns of a table, tidied and in lower case, and its lines, each as column -> text.
 
     Raises:
-        BenchmarkError: it is not there, or cannot be read.
+        BenchmarkError: the table does not exist or cannot be read.
     """
     if not table.is_file():
         raise BenchmarkError(absent(table))
@@ -341,10 +341,10 @@ def read_table(table: Path) -> tuple[list[str], list[dict[str, str]]]:
 
 
 def refuse_twice(table: Path, columns: Sequence[str], used: Iterable[str]) -> None:
-    """Refuse a table with several columns of one name.
+    """Refuse a table that has several columns of the same name, if that name is used.
 
     Raises:
-        BenchmarkError: one that is used is there twice; names it.
+        BenchmarkError: a used column exists twice; names it.
     """
     twice = [name for name in used if columns.count(name) > 1]
     if twice:
@@ -352,10 +352,10 @@ def refuse_twice(table: Path, columns: Sequence[str], used: Iterable[str]) -> No
 
 
 def refuse_lines(table: Path, problems: Sequence[str]) -> None:
-    """Tell what is wrong with the lines of a table, the first of them.
+    """Report the problems of the lines of a table, up to the first `SHOWN`.
 
     Raises:
-        BenchmarkError: something is.
+        BenchmarkError: there is a problem.
     """
     if problems:
         more = f"\n... and {len(problems) - SHOWN} more." if len(problems) > SHOWN else ""
@@ -366,13 +366,13 @@ def refuse_lines(table: Path, problems: Sequence[str]) -> None:
 
 
 def no_label(label: str, what: str = "image") -> str:
-    """What is said of a label that says that it is missing."""
+    """The message for a label that means a missing value."""
     return f"{label!r} as a label says that it is missing, and every {what} needs one."
 
 
 def _named(rows: Mapping[str, list[Row]], *notes: str) -> Labelled:
-    """The rows with tidied names and without a bias that is missing, and what is to be said of the names."""
-    written: dict[str, set[str]] = defaultdict(set)  # tidied name -> as it was written
+    """The rows with tidied names and with "" for missing biases, and notes on the names."""
+    written: dict[str, set[str]] = defaultdict(set)  # tidied name -> as written
     unknown: Counter[str] = Counter()
     named: dict[str, list[Row]] = {}
     for split, part in rows.items():
@@ -388,11 +388,11 @@ def _named(rows: Mapping[str, list[Row]], *notes: str) -> Labelled:
 
 
 def remarks_on(written: Mapping[str, set[str]], unknown: Mapping[str, int]) -> list[str]:
-    """Sentences for a note on names: those taken for unknown, those that are one, and those that nearly are.
+    """Sentences for a note on names: those taken for unknown, those treated as the same, and those that look alike.
 
     Args:
-        written: tidied name -> as it was written.
-        unknown: name of a bias that is missing -> how often.
+        written: tidied name -> as written.
+        unknown: name that means a missing bias -> how often.
     """
     told = []
     if unknown:

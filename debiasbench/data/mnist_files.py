@@ -1,4 +1,4 @@
-"""Collections in MNIST's format: where their files are, which bytes they must have, how they are fetched."""
+"""Collections in the format of MNIST: the places of their files, their checksums, and their download."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class Collection:
     """Grey images of 28 x 28 pixels and their labels, as IDX files, in torchvision's layout: `<name>/raw/<file>`.
 
     Attributes:
-        name: of the folder.
+        name: name of the folder.
         files: file name -> (size of its .gz, SHA-256 of the unpacked bytes).
-        mirrors: addresses of folders that hold `archives`, in the order in which they are tried.
-        archives: what is fetched -> its SHA-256: the .gz of each file, or one .zip that holds them.
-        train, test: what the names of the files of that part begin with.
-        source: for people.
+        mirrors: addresses of folders that hold `archives`, tried in this order.
+        archives: downloaded file -> its SHA-256: the .gz of each file, or one .zip of all.
+        train, test: prefix of the file names of that part.
+        source: the source, for messages.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Collection:
     source: str = ""
 
     def missing(self, folder: Path) -> list[NeededFile]:
-        """The files that are not in `folder`, neither plain nor as .gz."""
+        """The files that are missing in `folder`, both plain and as .gz."""
         return [
             NeededFile(folder / f"{name}.gz", size, f"{self.mirrors[0]}{self.source}", downloads=True)
             for name, (size, _) in self.files.items()
@@ -47,15 +47,15 @@ class Collection:
         ]
 
     def present(self, folder: Path) -> list[Path]:
-        """The files that are in `folder`, whole or not."""
+        """The files that are in `folder`, complete or not."""
         return [path for name in self.files if (path := _find(folder, name))]
 
     def images(self, folder: Path, part: str) -> np.ndarray:
-        """Uint8 (N, 28, 28), read-only; `part` is `train` or `test` of the collection."""
+        """Images uint8 (N, 28, 28), read-only; `part` is `train` or `test` of the collection."""
         return self._read(folder, f"{part}-images-idx3-ubyte")
 
     def labels(self, folder: Path, part: str) -> np.ndarray:
-        """int64 (N,), as the files have them."""
+        """Labels int64 (N,), as in the files."""
         return self._read(folder, f"{part}-labels-idx1-ubyte").astype(np.int64)
 
     def _read(self, folder: Path, name: str) -> np.ndarray:
@@ -67,10 +67,10 @@ class Collection:
         return read_idx(path, sha256=self.files[name][1])
 
     def download(self, folder: Path) -> None:
-        """Fetch what is missing in `folder`, verified; what is there already is kept.
+        """Download and verify the files that are missing in `folder`; existing files are kept.
 
         Raises:
-            BenchmarkError: it cannot be fetched, or not be written.
+            BenchmarkError: a file cannot be downloaded or written.
         """
         missing = [file.path for file in self.missing(folder)]
         in_one = next((name for name in self.archives if name.endswith(".zip")), None)
@@ -90,10 +90,10 @@ class Collection:
 
 
 def prepare(collections: dict[Path, Collection]) -> None:
-    """Download the collections of which files are missing, into their folders.
+    """Download the collections that have missing files into their folders.
 
     Raises:
-        BenchmarkError: as `Collection.download`.
+        BenchmarkError: as in `Collection.download`.
     """
     for folder, collection in collections.items():
         collection.download(folder)
@@ -103,7 +103,7 @@ def _find(folder: Path, name: str) -> Path | None:
     return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
 
 
-# The archives of the first three have the MD5 sums that torchvision knows; their SHA-256 were taken of such files.
+# The archives of the first three have the MD5 sums listed in torchvision; the SHA-256 were computed from such files.
 MNIST = Collection(
     "MNIST",
     {
@@ -197,7 +197,7 @@ def read_idx(path: Path, *, sha256: str | None = None) -> np.ndarray:
     """Read an IDX file (MNIST's format), plain or gzip-ed.
 
     Raises:
-        BenchmarkError: the file is empty, cut off, no IDX file, or (its unpacked bytes) not of the given SHA-256.
+        BenchmarkError: the file is empty, truncated or not an IDX file, or its unpacked bytes have another SHA-256.
     """
     mend = "Delete it and fetch it again (debiasbench prepare)."
     try:

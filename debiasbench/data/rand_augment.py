@@ -1,7 +1,7 @@
-"""RandAugment (Cubuk, Zoph, Shlens, Le; NeurIPS 2020 workshops) of whole batches on their device.
+"""RandAugment (Cubuk, Zoph, Shlens, Le; NeurIPS 2020 workshops) for whole batches on their device.
 
-The operations are torchvision's, and so are their ranges; torchvision draws one operation for a whole batch, and here
-each image has its own. Images are rounded to 8 bits before, as files are.
+The operations and their ranges are torchvision's. torchvision draws one operation for a whole batch; here each image
+has its own. Images are first rounded to 8 bits, as in files.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def _adjust(what: str) -> Operation:
     return lambda vision, image, strength: getattr(vision, f"adjust_{what}")(image, 1 + 0.9 * strength)
 
 
-SIGNED: tuple[Operation, ...] = (  # in either direction: strength in -1 .. 1
+SIGNED: tuple[Operation, ...] = (  # in both directions: strength in -1 .. 1
     _shear(1, 0), _shear(0, 1), _translate(1, 0), _translate(0, 1),
     lambda vision, image, strength: vision.rotate(image, 30 * strength),
     _adjust("brightness"), _adjust("saturation"), _adjust("contrast"), _adjust("sharpness"),
@@ -60,9 +60,13 @@ OPERATIONS = (  # each of the fourteen equally often
 
 
 def rand_augmented(image: Tensor, n_operations: int, magnitude: int, generator: Generator) -> Tensor:
-    """Apply `n_operations` of the fourteen to each image, drawn anew for each, one after the other.
+    """Apply `n_operations` random operations to each image, one after the other; each is drawn from the fourteen.
 
-    image: float (B, 3, H, W) in [0, 1]; magnitude: 0 to 30; generator: on the image's device.
+    Args:
+        image: float (B, 3, H, W) in [0, 1].
+        n_operations: number of operations per image.
+        magnitude: 0 to 30.
+        generator: on the device of the image.
     """
     from torchvision.transforms.v2 import functional as vision  # takes a second to import
 

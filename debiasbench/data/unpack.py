@@ -1,4 +1,4 @@
-"""Archives unpacked with care."""
+"""Safe unpacking of archives."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from debiasbench.files import alone, check_space, explained_errors, open_for_wri
 
 
 def unpack(archive: Path, folder: Path, *, strip: int = 0) -> Path:
-    """Unpack a zip or tar (plain, .gz, .bz2, .xz) into `folder`; does nothing if all of its files are there.
+    """Unpack a zip or tar (plain, .gz, .bz2, .xz) into `folder`; does nothing if all of its files exist.
 
-    All entries are looked at before anything is written, and all is unpacked beside before anything moves into place.
-    Files of the same name are replaced, others stay. The `__MACOSX` of Macs is left out.
+    All entries are checked before anything is written. They are unpacked into a temporary folder first and then moved
+    into place. Files of the same name are replaced, others stay. `__MACOSX` folders are left out.
 
     Args:
-        archive: the file; by its contents, not its name.
-        folder: where the entries belong.
-        strip: so many leading folders are taken off each entry (1 for GitHub's archives).
+        archive: the file; its contents decide the kind, not its name.
+        folder: the target folder.
+        strip: number of leading folders to remove from each entry (1 for archives from GitHub).
 
     Raises:
         BenchmarkError: the archive is damaged, has an entry that leaves the folder or is not a regular file, or the
@@ -49,10 +49,10 @@ def unpack(archive: Path, folder: Path, *, strip: int = 0) -> Path:
         if all(_is_there(entry, folder) for entry in entries):
             return folder
         with alone(folder / "unpacking" if folder.is_dir() else folder):
-            # Inside where the folder is there: it may be a disk of its own, and renaming works on one disk only.
+            # Inside the folder, if it exists: it may be a separate disk, and renaming works only within a disk.
             place = folder if folder.is_dir() else folder.parent
             temporary = place / f".{folder.name}.unpacking"
-            shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
+            shutil.rmtree(temporary, ignore_errors=True)  # left by a killed process
             check_space(place, sum(entry.size for entry in entries), f"the contents of {archive.name}")
             try:
                 _unpack(archive, entries, open_member, temporary)
@@ -64,10 +64,10 @@ def unpack(archive: Path, folder: Path, *, strip: int = 0) -> Path:
 
 @dataclass(frozen=True)
 class _Entry:
-    path: PurePosixPath  # below the folder, without what is stripped
+    path: PurePosixPath  # below the folder, without the stripped part
     size: int
     is_folder: bool
-    member: Any  # what zipfile or tarfile calls it
+    member: Any  # the member in zipfile or tarfile
 
 
 _Contents = tuple[list[Any], Callable[[Any], IO[bytes] | None]]
@@ -75,9 +75,9 @@ _Contents = tuple[list[Any], Callable[[Any], IO[bytes] | None]]
 
 @contextlib.contextmanager
 def _contents(archive: Path) -> Iterator[_Contents]:
-    """The members of an archive, and a function that opens one."""
+    """Open an archive: its members, and a function that opens one."""
     with archive.open("rb") as file:
-        is_zip = file.read(2) == b"PK"  # zipfile's own test also takes a tar for a zip that ends with one
+        is_zip = file.read(2) == b"PK"  # zipfile's own test mistakes a tar that ends with a zip for a zip
     if is_zip:
         with zipfile.ZipFile(archive) as packed:
             yield packed.infolist(), packed.open
@@ -89,7 +89,7 @@ def _contents(archive: Path) -> Iterator[_Contents]:
 
 
 def _check_end(packed: tarfile.TarFile) -> None:
-    """Refuse a tar without its end, which tarfile takes for shorter, and read on to the checksum of what packs it."""
+    """Refuse a truncated tar, which tarfile takes for a shorter one, and read on to the checksum of its compression."""
     file = packed.fileobj
     assert file is not None
     file.seek(packed.offset)
@@ -108,7 +108,7 @@ def _explained_archive(archive: Path) -> Iterator[None]:
     ) as error:  # fmt: skip
         raise _damaged(archive, str(error)) from None
     except OSError as error:
-        if error.errno is None:  # the unpacker's own, such as gzip's wrong checksum; the system's have numbers
+        if error.errno is None:  # from the unpacker, such as a wrong gzip checksum; errors of the system have a number
             raise _damaged(archive, str(error)) from None
         if error.filename is not None and Path(error.filename) == archive:
             raise BenchmarkError(f"{archive} cannot be read ({error.strerror}).") from None
@@ -121,10 +121,10 @@ def _damaged(archive: Path, reason: str) -> BenchmarkError:
 
 
 def _entry(archive: Path, member: Any, strip: int) -> _Entry | None:
-    """What becomes of a member; None if nothing does.
+    """The entry for a member; None if the member is left out.
 
     Raises:
-        BenchmarkError: it must not be unpacked.
+        BenchmarkError: the member must not be unpacked.
     """
     if isinstance(member, zipfile.ZipInfo):
         name, size, is_folder, problem = _zip_member(member)
@@ -149,7 +149,7 @@ def _entry(archive: Path, member: Any, strip: int) -> _Entry | None:
 
 
 def _zip_member(member: zipfile.ZipInfo) -> tuple[str, int, bool, str]:
-    kind = stat.S_IFMT(member.external_attr >> 16)  # 0 where the archive was not made on Unix
+    kind = stat.S_IFMT(member.external_attr >> 16)  # 0 if the archive was not made on Unix
     problem = ""
     if stat.S_ISLNK(kind):
         problem = "is a link"
@@ -157,7 +157,7 @@ def _zip_member(member: zipfile.ZipInfo) -> tuple[str, int, bool, str]:
         problem = "is not a regular file or folder"
     elif member.flag_bits & 1:
         problem = "is encrypted"
-    # orig_filename: zipfile cuts the other at a zero byte
+    # orig_filename, because zipfile cuts filename at a zero byte
     return member.orig_filename, member.file_size, member.is_dir(), problem
 
 
@@ -186,7 +186,7 @@ def _unpack(archive: Path, entries: list[_Entry], open_member: Callable[[Any], I
                 continue
             path.parent.mkdir(parents=True, exist_ok=True)
             source = open_member(entry.member)
-            assert source is not None  # what is not a regular file was refused
+            assert source is not None  # entries that are not regular files were refused
             with source, open_for_writing(path) as file:
                 shutil.copyfileobj(source, file, CHUNK)
             if path.stat().st_size != entry.size:
@@ -195,7 +195,7 @@ def _unpack(archive: Path, entries: list[_Entry], open_member: Callable[[Any], I
 
 
 def _move(source: Path, target: Path) -> None:
-    """Rename `source` to `target`; a folder that is there already is filled up."""
+    """Rename `source` to `target`; if both are folders, merge them."""
     if source.is_dir() and target.is_dir():
         for path in sorted(source.iterdir()):
             _move(path, target / path.name)

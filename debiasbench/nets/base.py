@@ -1,4 +1,4 @@
-"""What a network is: a body and a head; and networks in eval mode for a while."""
+"""The base class of networks, a body and a head; and context managers that put networks in eval mode."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 class evaluating:  # noqa: N801 - reads as a statement: with evaluating(nets)
-    """Networks in eval mode for a while; their modes are put back."""
+    """Context manager: puts networks in eval mode, and restores their modes at the end."""
 
     def __init__(self, nets: Any) -> None:
         self.nets = list(nets)
@@ -29,7 +29,7 @@ class evaluating:  # noqa: N801 - reads as a statement: with evaluating(nets)
 
 @contextmanager
 def held(nets: Iterable[nn.Module]) -> Iterator[None]:
-    """Networks in eval mode whose parameters get no gradient, for a while; both are put back."""
+    """Context manager: networks in eval mode, with parameters that get no gradient; restores both at the end."""
     nets = list(nets)
     trained = [parameter for net in nets for parameter in net.parameters() if parameter.requires_grad]
     with evaluating(nets):
@@ -43,10 +43,10 @@ def held(nets: Iterable[nn.Module]) -> Iterator[None]:
 
 
 def refuse_not_finite(weights: dict[str, Tensor]) -> None:
-    """Refuse weights that training has broken: a network that starts with them can learn nothing.
+    """Refuse weights that training has broken; a network that starts with them cannot learn.
 
     Raises:
-        ValueError: some are NaN or infinite.
+        ValueError: weights are NaN or infinite.
     """
     bad = {key: int(n) for key, value in weights.items() if (n := (~torch.isfinite(value)).sum())}
     if bad:
@@ -58,7 +58,7 @@ def refuse_not_finite(weights: dict[str, Tensor]) -> None:
 
 
 class Learnable(nn.Module):
-    """A tensor that is learnt, as a network: `nets.<name>.value`."""
+    """A learnt tensor in the form of a network: `nets.<name>.value`."""
 
     def __init__(self, shape: tuple[int, ...], start: float) -> None:
         super().__init__()
@@ -74,11 +74,11 @@ def bound(predict: Any, nets: Mapping[str, nn.Module]) -> Callable[[Tensor], Ten
 
 
 class Net(nn.Module):
-    """A network that is a body and a final head.
+    """A network with a body and a final head.
 
     Attributes:
-        name: of a network outside the suite, as in `net=NAME`.
-        head: from features to logits; the identity in an encoder.
+        name: name of a network outside the suite, as in `net=NAME`.
+        head: maps features to logits; the identity in an encoder.
         n_features: D, the width of the head's input.
         input_shape, n_classes: what the network was built for.
     """
@@ -90,7 +90,7 @@ class Net(nn.Module):
     n_classes: int
 
     def features(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W), tokens (B, L) or features (B, D), as the network takes them -> (B, n_features)."""
+        """Images (B, C, H, W), tokens (B, L) or features (B, D), whichever the network takes -> (B, n_features)."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
@@ -99,15 +99,16 @@ class Net(nn.Module):
 
 
 class Nets(SimpleNamespace):
-    """The networks of a stage by name, as losses and predictors get them: `nets.net`, or the names of `task.train`.
+    """The networks of a stage by name, as losses and predictors receive them: `nets.net`, or names from `task.train`.
 
     Attributes:
-        net: the network of a stage that was given one, without a name.
-        Others, by name: networks; heads, which are called alike and have no features; learnt tensors (`.value`).
+        net: the network of a stage that was given one network without a name.
+        Others, by name: networks; heads, which are called in the same way but have no `features`; learnt tensors
+            (`.value`).
     """
 
     net: Net
 
     def __getattr__(self, name: str) -> Any:
-        """Given networks are found; of others, say which are there."""
+        """Called only for unknown names: says which networks exist."""
         raise AttributeError(f"there is no network '{name}'; there are {', '.join(sorted(vars(self)))}")

@@ -1,4 +1,4 @@
-"""Networks by name: of the suite, of libraries, and those of other files."""
+"""Networks by name: those of the suite, of libraries, and in files of your own."""
 
 from __future__ import annotations
 
@@ -44,16 +44,16 @@ PRETRAINED_NETS = ("resnet18", "resnet50", "transformer")
 
 
 def check_net(name: str, pretrained: str = "none", *, inputs: str | None = None, fetch: bool = True) -> None:
-    """Refuse a network that does not exist or is not made for such inputs, and weights that cannot be had.
+    """Refuse a network that does not exist or does not take these inputs, and weights that are not available.
 
     Args:
-        name: as of `build_net`.
-        pretrained: as of `build_net`. ImageNet weights are downloaded if need be.
-        inputs: "images", "text" or "features"; None: whatever it takes.
-        fetch: False: weights that would have to be downloaded are not looked at.
+        name: as in `build_net`.
+        pretrained: as in `build_net`. ImageNet weights are downloaded if necessary.
+        inputs: "images", "text" or "features"; None: any.
+        fetch: False: do not check weights that would have to be downloaded.
 
     Raises:
-        BenchmarkError: why, and what there is instead.
+        BenchmarkError: the reason, and the alternatives.
     """
     registry.check()
     of_library, is_own = parts_of(name), own_net(name) is not None
@@ -64,7 +64,7 @@ def check_net(name: str, pretrained: str = "none", *, inputs: str | None = None,
     taken = sorted(registry.classes().keys() & NETS.keys())
     if taken:
         raise BenchmarkError(f"The suite has a net '{taken[0]}' already: give yours another name.")
-    takes = ("images", "features") if is_own else TAKES.get(name, ("images",))  # one of its own sees the shape
+    takes = ("images", "features") if is_own else TAKES.get(name, ("images",))  # an own network is told the shape
     if inputs is not None and inputs not in takes:
         fitting = [net for net in NETS if inputs in TAKES.get(net, ("images",))]
         raise BenchmarkError(f"The net {name} does not take {inputs}. Allowed: {', '.join(fitting)}.")
@@ -81,25 +81,25 @@ def check_net(name: str, pretrained: str = "none", *, inputs: str | None = None,
 def build_net(
     name: str, shape: tuple[int, ...], n_classes: int, *, pretrained: str = "none", recompute: bool = False
 ) -> Net:
-    """A new network; its start is drawn from torch's global generator.
+    """Build a new network; its start weights are drawn from torch's global generator.
 
     Args:
-        name: of the suite ("resnet18"), of a library ("timm:resnet26"), or of another file.
-        shape: of the samples, (C, H, W) or (D,).
+        name: a network of the suite ("resnet18"), of a library ("timm:resnet26"), or of a file of your own.
+        shape: shape of the samples, (C, H, W) or (D,).
         n_classes: width of its head.
-        pretrained: "none", "imagenet", or the path of a state dict in the library's format; of a transformer, the
+        pretrained: "none", "imagenet", or the path of a state dict in the library's format; for a transformer, the
             encoder.
-        recompute: blocks of ResNets are computed again in the backward pass.
+        recompute: whether ResNets recompute their blocks in the backward pass.
 
     Raises:
-        BenchmarkError: there is no such network, or its weights cannot be had.
+        BenchmarkError: the network does not exist, or its weights are not available.
     """
     check_net(name)
     of_library, own = parts_of(name), own_net(name)
     if of_library is not None:
         net: Net = Split(*of_library, shape, n_classes, pretrained)
     elif own is not None:
-        net = own(shape, n_classes)  # their contract
+        net = own(shape, n_classes)  # the contract of own networks
     else:
         net = NETS[name](shape, n_classes, pretrained)
     if isinstance(net, ResNet):
@@ -108,23 +108,23 @@ def build_net(
     return net
 
 
-ROUNDING = 1e-4  # relative, between two ways to the same logits
+ROUNDING = 1e-4  # relative, between two ways to compute the same logits
 
 
 @functools.lru_cache(maxsize=64)
 def check_fits(name: str, shape: tuple[int, ...], n_classes: int, pretrained: str = "none") -> None:
-    """Refuse a network that does not take samples of `shape`, (C, H, W) or (D,), or is not its head on its features.
+    """Refuse a network that does not take samples of `shape`, (C, H, W) or (D,), or differs from its head on features.
 
-    Two samples go through a new one in eval mode, in the layout in which training has them.
+    Two samples pass through a new network in eval mode, in the same memory layout as in training.
 
     Raises:
-        BenchmarkError: what it gives or how it fails.
+        BenchmarkError: what the network returns or how it fails.
     """
     check_made(name, lambda: build_net(name, shape, n_classes, pretrained=pretrained), shape, n_classes)
 
 
 def check_made(name: str, make: Callable[[], Net], shape: tuple[int, ...], n_classes: int) -> None:
-    """As `check_fits`, of what `make` builds."""
+    """Like `check_fits`, for the network that `make` builds."""
     size = " x ".join(map(str, shape))
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         try:
@@ -134,7 +134,7 @@ def check_made(name: str, make: Callable[[], Net], shape: tuple[int, ...], n_cla
             problem = _problem(net.to(memory_format=layout), x, n_classes)
         except BenchmarkError:
             raise
-        except Exception as error:  # a network of anybody's may raise anything
+        except Exception as error:  # a user's network can raise anything
             said = str(error).strip().partition("\n")[0] or "no message"
             raise BenchmarkError(
                 f"The net {name} does not take samples of {size} ({type(error).__name__}: {said}). Give another net, "
@@ -145,7 +145,7 @@ def check_made(name: str, make: Callable[[], Net], shape: tuple[int, ...], n_cla
 
 
 def _problem(net: Net, x: Tensor, n_classes: int) -> str:
-    """What is wrong with a network and what it gives for two samples; "" if nothing is."""
+    """What is wrong with a network and its output for two samples; "" if nothing is."""
     features = net.features(x)
     if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != 2:
         return f"features(x) must be of shape (B, D), here (2, D), and is {_shape(features)}"

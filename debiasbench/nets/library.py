@@ -1,4 +1,4 @@
-"""Classification models of torchvision and timm by name, `torchvision:convnext_tiny`."""
+"""Classification models of torchvision and timm by name, such as `torchvision:convnext_tiny`."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ ENDING = "A network of your own can be made of it: see docs/adding-a-network.md.
 
 
 def parts_of(name: str) -> tuple[str, str] | None:
-    """Library and model of a network's name; None for one that is of no library."""
+    """The library and the model in a network's name; None if it names no library."""
     library, colon, model = name.partition(":")
     return (library, model) if colon and library in LIBRARIES else None
 
 
 def check_model(library: str, model: str) -> None:
-    """Refuse a model that is not there.
+    """Refuse a model that is not available.
 
     Raises:
-        BenchmarkError: the library is not installed, or has no such model.
+        BenchmarkError: the library is not installed or has no such model.
     """
     if library == "timm" and importlib.util.find_spec("timm") is None:
         raise BenchmarkError(
@@ -41,25 +41,25 @@ def check_model(library: str, model: str) -> None:
 
 
 def _models_of(library: str, *, tagged: bool) -> list[str]:
-    """Their names; `tagged`: those of timm with their weights' origin, "vit_tiny_patch16_224.augreg_in21k"."""
+    """Names of models; `tagged`: those of timm with the tag of their weights, "vit_tiny_patch16_224.augreg_in21k"."""
     if library == "torchvision":
         import torchvision
 
-        return torchvision.models.list_models(module=torchvision.models)  # segmentation, video, ... are in others
+        return torchvision.models.list_models(module=torchvision.models)  # other modules have segmentation, video, ...
     import timm
 
     return timm.list_pretrained() if tagged else timm.list_models()
 
 
 def new_model(library: str, model: str, n_channels: int = 3) -> nn.Module:
-    """A model of a library as it makes it, with a random start; its last layer has the library's width.
+    """A model as the library makes it, with random start weights; its last layer has the library's width.
 
     Raises:
         BenchmarkError: it cannot be split into a body and a last linear layer.
     """
     name = f"{library}:{model}"
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # googlenet and inception tell of their initialisation
+        warnings.simplefilter("ignore")  # googlenet and inception warn about their initialisation
         made: Any
         if library == "torchvision":
             import torchvision
@@ -79,13 +79,13 @@ def new_model(library: str, model: str, n_channels: int = 3) -> nn.Module:
 
 
 def last_linear(model: nn.Module) -> str | None:
-    """Where the last linear layer of a model is, "classifier.1"; None if it has none."""
+    """The path of the last linear layer of a model, such as "classifier.1"; None if it has none."""
     places = [place for place, part in model.named_modules() if isinstance(part, nn.Linear)]
     return places[-1] if places else None
 
 
 def bare_model(name: str) -> nn.Module:
-    """`new_model` of a whole name ("resnet18" is torchvision's), whose start nothing follows from."""
+    """`new_model` for a full name ("resnet18" is torchvision's), without changing torch's global generator."""
     library, model = parts_of(name) or ("torchvision", name)
     with torch.random.fork_rng(devices=[]):
         return new_model(library, model)

@@ -1,7 +1,7 @@
-"""Networks outside the suite, one file each, and what else such files hold (metrics and selection rules).
+"""Networks outside the suite, one file each; the files can also hold metrics and selection rules.
 
 Like `debiasbench/methods.py`, this file is a one-file package: `debiasbench.nets.own.<file>` is the file of that name
-in a folder of $DEBIASBENCH_NETS_PATH, which `--nets-dir` adds to. The suite's own networks are no modules of it.
+in a folder of $DEBIASBENCH_NETS_PATH, to which `--nets-dir` adds. The networks of the suite are not modules of it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __path__ = folders_of("DEBIASBENCH_NETS_PATH")
 
 
 class Networks(Registry):
-    """Classes of networks by name; `modules`: all that were imported, which may hold functions; `files`: of folders."""
+    """Classes of networks by name; `modules`: all imported modules, which may hold functions; `files`: files found."""
 
     def __init__(self) -> None:
         super().__init__(NETS_PACKAGE, "Net", "DEBIASBENCH_NETS_PATH", group="debiasbench.nets")
@@ -30,12 +30,12 @@ class Networks(Registry):
         self.files: list[str] = []
 
     def check(self) -> None:
-        """Refuse folders and files in them that cannot be used: what they hold may count for every cell.
+        """Refuse folders, and files in them, that cannot be used: their contents may affect every cell.
 
-        What an installed package brings is left alone, as it may be nobody's wish.
+        Broken modules of installed packages are ignored, because the user may not have asked for them.
 
         Raises:
-            BenchmarkError: all of them.
+            BenchmarkError: lists all such folders and files.
         """
         self.classes()
         problems = [
@@ -62,10 +62,10 @@ class Networks(Registry):
         super()._import(name, module_name, base)
         if name not in self.broken:
             self.modules.append(sys.modules[module_name])
-            digest_of_module(module_name)  # of the source as it is now, also where it holds functions alone
+            digest_of_module(module_name)  # digest of the source at import, also if it holds only functions
 
     def _register(self, cls: type[Any], base: type[Any], where: str) -> None:
-        if isinstance(cls, ModuleType):  # of an entry point
+        if isinstance(cls, ModuleType):  # from an entry point
             self._take(cls, base)
             self.modules.append(cls)
         else:
@@ -81,5 +81,5 @@ registry = Networks()
 
 
 def own_net(name: str) -> type[Net] | None:
-    """The class of a network outside the suite; None where there is none of this name."""
+    """The class of a network outside the suite; None if there is none of this name."""
     return registry.classes().get(name)

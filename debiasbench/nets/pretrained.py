@@ -1,4 +1,4 @@
-"""Pretrained weights of torchvision's networks and of encoders: read, checked, told apart."""
+"""Pretrained weights of library models and encoders: reading, checks, and digests."""
 
 from __future__ import annotations
 
@@ -25,15 +25,17 @@ SHOWN = 3  # entries named in one message
 
 @functools.lru_cache(maxsize=2)
 def pretrained_weights(name: str, pretrained: str) -> dict[str, Tensor]:
-    """The state dict of a library's model: "imagenet" (torchvision's IMAGENET1K_V1 weights) or of a file.
+    """The state dict for a library's model: "imagenet" (torchvision's IMAGENET1K_V1 weights) or from a file.
+
+    A failure is always an error, never a random start.
 
     Args:
         name: "resnet18" (torchvision's), "torchvision:convnext_tiny", "timm:resnet26".
-        pretrained: "imagenet", or the path of a file of torch.save, or of safetensors.
+        pretrained: "imagenet", or the path of a file made by torch.save or safetensors.
 
     Raises:
-        BenchmarkError: the file cannot be read, is of another network, or holds values that are not finite; the
-            download failed. Never a random start instead.
+        BenchmarkError: the file cannot be read, belongs to another network, or holds values that are not finite; or
+            the download failed.
     """
     library, model = parts_of(name) or ("torchvision", name)
     weights = _imagenet(library, model) if pretrained == "imagenet" else None
@@ -42,11 +44,11 @@ def pretrained_weights(name: str, pretrained: str) -> dict[str, Tensor]:
     if weights is not None:
         try:
             contents: Any = weights.get_state_dict(progress=False, check_hash=True)
-            _check_name(weights.url)  # what was there already is not checked by torchvision
+            _check_name(weights.url)  # torchvision does not check a file that already exists
             state = _network_in(contents, expected, head)
             refuse_not_finite(state)
             return state
-        except Exception as error:  # no network, a wrong checksum, or a damaged file, which raises almost anything
+        except Exception as error:  # no connection, wrong checksum, or a damaged file, which can raise almost anything
             file = hub_file(weights.url)
             raise BenchmarkError(
                 f"The ImageNet weights of {name} could not be downloaded or read ({error}). Fetch {weights.url} "
@@ -56,9 +58,9 @@ def pretrained_weights(name: str, pretrained: str) -> dict[str, Tensor]:
         contents = _read(to_path(pretrained))
     except BenchmarkError:
         raise
-    except Exception as error:  # what is no state dict makes torch raise almost anything
+    except Exception as error:  # for other files, torch can raise almost anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if isinstance(error, pickle.UnpicklingError):  # torch then says how to read it all the same
+        if isinstance(error, pickle.UnpicklingError):  # torch's message advises how to read it anyway
             found = re.search(r"GLOBAL (\S+)", str(error))
             reason = "it is another kind of file: a web page, perhaps, or Git LFS' pointer to the file"
             if found:
@@ -80,10 +82,10 @@ def pretrained_weights(name: str, pretrained: str) -> dict[str, Tensor]:
 
 
 def needed_weights(name: str, pretrained: str) -> NeededFile | None:
-    """The file that would be downloaded for such a network; None where it is there, or nothing is to be downloaded.
+    """The file that has to be downloaded for this network; None if it exists or no download is needed.
 
     Raises:
-        BenchmarkError: there are no ImageNet weights of this name.
+        BenchmarkError: this network has no ImageNet weights.
     """
     if pretrained != "imagenet":
         return None
@@ -95,10 +97,10 @@ def needed_weights(name: str, pretrained: str) -> NeededFile | None:
 
 
 def _imagenet(library: str, model: str) -> Any:
-    """Torchvision's entry of the ImageNet weights of a model.
+    """Torchvision's entry for the ImageNet weights of a model.
 
     Raises:
-        BenchmarkError: there are none of this name.
+        BenchmarkError: the model has no ImageNet weights.
     """
     if library == "torchvision":
         import torchvision
@@ -112,7 +114,7 @@ def _imagenet(library: str, model: str) -> Any:
 
 
 def _read(path: Path) -> Any:
-    """What a file of weights holds."""
+    """The contents of a file of weights."""
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
 
@@ -121,14 +123,15 @@ def _read(path: Path) -> Any:
 
 
 def _network_in(contents: Any, expected: dict[str, Tensor], head: str) -> dict[str, Tensor]:
-    """The entries of a library's network in what a file holds, under the names and in the types of `expected`.
+    """The entries of a library's network in the contents of a file, with the names and types of `expected`.
 
     Training scripts wrap them: in a dictionary beside the optimiser's state ("state_dict", "model"), and in modules
-    that put a word before every name ("module.", "backbone."). Whatever these are called, the one place with a whole
-    network is meant. What stands beside it is not used; the last layer, `head`, need not be there: here it is new.
+    that add a prefix to every name ("module.", "backbone."). Whatever the wrapping is called, the only place with a
+    complete network is used, and entries beside it are ignored. The last layer, `head`, may be missing, because it is
+    new here.
 
     Raises:
-        ValueError: no place holds a whole network, or several do.
+        ValueError: no place holds a complete network, or several do.
     """
     first = next(iter(expected))
     places: dict[str, dict[str, Any]] = {}
@@ -155,7 +158,7 @@ def _network_in(contents: Any, expected: dict[str, Tensor], head: str) -> dict[s
 
 
 def _dictionaries(contents: Any, name: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """A dictionary of named entries and those in it, each with the path to it: "state_dict."."""
+    """Yield a dictionary of named entries and all nested ones, each with the path to it: "state_dict."."""
     if isinstance(contents, dict):
         yield name, {key: value for key, value in contents.items() if isinstance(key, str)}
         for key, value in contents.items():
@@ -165,7 +168,7 @@ def _dictionaries(contents: Any, name: str = "") -> Iterator[tuple[str, dict[str
 
 
 def _problems(state: dict[str, Any], expected: dict[str, Tensor], head: str) -> list[str]:
-    """What keeps entries from being those of the network, one by one."""
+    """A list of the differences between entries and those of the network."""
     problems = []
     for key, wanted in expected.items():
         value = state.get(key)
@@ -180,12 +183,12 @@ def _problems(state: dict[str, Any], expected: dict[str, Tensor], head: str) -> 
 
 
 def hub_file(url: str) -> Path:
-    """Where torch's hub keeps what was downloaded from an address."""
+    """The path where torch's hub keeps the download from an address."""
     return Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
 
 
 def _check_name(url: str) -> None:
-    """The file that torchvision keeps of this address must have the checksum that its name begins to tell."""
+    """Check that the file which torchvision keeps for an address has the checksum whose beginning is in its name."""
     path = hub_file(url)
     told = path.stem.rsplit("-", 1)[1]
     with path.open("rb") as file:
@@ -196,10 +199,10 @@ def _check_name(url: str) -> None:
 
 @functools.lru_cache(maxsize=8)
 def weights_sha256(name: str, pretrained: str) -> str:
-    """What the pretrained weights are, whatever their file is called; "" for a random start.
+    """SHA-256 of the pretrained weights, independent of their file's name; "" for a random start.
 
     Raises:
-        BenchmarkError: they cannot be had or used.
+        BenchmarkError: the weights are not available or not usable.
     """
     if pretrained == "none":
         return ""
@@ -207,7 +210,7 @@ def weights_sha256(name: str, pretrained: str) -> str:
     if name == "transformer":
         from debiasbench.nets.transformer import encoder_weights
 
-        weights = encoder_weights(pretrained)  # not kept: each network reads its own
+        weights = encoder_weights(pretrained)  # not kept: each network reads them itself
     else:
         weights = pretrained_weights(name, pretrained)
     for key, value in sorted(weights.items()):

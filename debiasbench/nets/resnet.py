@@ -12,15 +12,15 @@ from torch.utils.checkpoint import checkpoint
 from debiasbench.nets.base import Net
 from debiasbench.nets.pretrained import pretrained_weights
 
-HEAD = "fc."  # torchvision's last layer, which is never taken over
+HEAD = "fc."  # torchvision's last layer, which is never used
 
 
 class ResNet(Net):
-    """A torchvision ResNet: body to the average pool, and a new linear head.
+    """A torchvision ResNet: body up to the average pool, and a new linear head.
 
-    `small_images=True` has the stem that is usual for CIFAR (3 x 3 convolution, no pooling) instead of ImageNet's
-    (7 x 7 with stride 2, pooling), after which 32 x 32 pixels are one. With `recompute` the residual blocks are
-    computed again in the backward pass instead of being kept: about a third more time, much less memory.
+    `small_images=True` uses the usual CIFAR stem (3 x 3 convolution, no pooling) instead of the ImageNet stem (7 x 7
+    with stride 2, pooling), with which the body reduces 32 x 32 pixels to one. `recompute` computes the residual blocks
+    again in the backward pass instead of keeping their activations: about a third more time, much less memory.
     """
 
     recompute = False
@@ -54,18 +54,18 @@ class ResNet(Net):
 
 
 def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """For the forward pass and for its repetition in the backward pass."""
+    """The contexts for the forward pass and for its repetition in the backward pass."""
     return nullcontext(), _statistics_kept(block)
 
 
 @contextmanager
 def _statistics_kept(block: nn.Module) -> Iterator[None]:
-    """Batch normalisation that does not count the same batch twice."""
+    """Keep batch normalisation from counting the same batch twice."""
     norms = [module for module in block.modules() if isinstance(module, nn.BatchNorm2d)]
     before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
         norm.momentum = 0.0
-        norm.num_batches_tracked = norm.num_batches_tracked.clone()  # type: ignore[union-attr] # they do count
+        norm.num_batches_tracked = norm.num_batches_tracked.clone()  # type: ignore[union-attr] # counts on
     try:
         yield
     finally:

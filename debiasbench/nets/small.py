@@ -12,12 +12,12 @@ from debiasbench.nets.base import Net
 
 
 class HalfDropout(nn.Module):
-    """Element-wise dropout with p = 0.5, whose mask is made of random bits.
+    """Element-wise dropout with p = 0.5, with a mask of random bits.
 
-    Drawing one bit a value instead of one float makes the mask almost free: with `nn.Dropout` it is half of a
-    SimConv step on a CPU. On a GPU it is torch's own, which is one kernel.
+    Drawing one bit per value instead of one float makes the mask almost free: with `nn.Dropout` it takes half of a
+    SimConv step on a CPU. On a GPU this uses torch's dropout, which is one kernel.
 
-    inplace: write into the input, which nothing else may need (such as the output of batch normalisation).
+    `inplace` writes into the input, which nothing else may need (such as the output of batch normalisation).
     """
 
     def __init__(self, inplace: bool = False) -> None:
@@ -25,7 +25,7 @@ class HalfDropout(nn.Module):
         self.inplace = inplace
 
     def forward(self, x: Tensor) -> Tensor:
-        """Zero half of the values and double the others; in eval mode, x itself."""
+        """Zero half of the values and double the others; in eval mode, return x."""
         if not self.training:
             return x
         if x.is_cuda:
@@ -49,7 +49,7 @@ def half_mask(like: Tensor) -> Tensor:
     """A mask of zeros and twos, each with probability 1/2, in the shape and memory layout of `like`."""
     n_values = like.numel()
     words = torch.empty((n_values + 63) // 64, dtype=torch.int64, device=like.device)
-    words.random_(-(2**63), None)  # the full range: 64 fair bits a word
+    words.random_(-(2**63), None)  # the full range: 64 fair bits per word
     table = _bit_table(like.device, like.dtype)
     flat = table.index_select(0, words.view(torch.uint8).int()).view(-1)[:n_values]
     return flat.as_strided(like.shape, like.stride()) if _dense(like) else flat.view(like.shape)
@@ -63,8 +63,8 @@ class SimConv1(Net):
     """The paper's network for Colored MNIST (appendix B; equal in the official code): 38,210 parameters.
 
     Input (B, 3, 28, 28), no padding; spatial 28 -> 25 -> 12 -> 9 -> 4 -> 1. The third block has ReLU *before*
-    batch normalisation, so features can be negative. Dropout stands before ReLU instead of after it, which gives the
-    same values (a mask is never negative) and lets both work in place: a tenth of a step.
+    batch normalisation, so features can be negative. Dropout comes before ReLU instead of after it. This gives the same
+    values (a mask is never negative) and lets both work in place, which saves a tenth of a step.
     """
 
     def __init__(self, shape: tuple[int, ...], n_classes: int) -> None:
@@ -79,16 +79,15 @@ class SimConv1(Net):
 
     def features(self, x: Tensor) -> Tensor:
         """(B, 3, 28, 28) -> (B, 64)."""
-        return self.body(x).mean((2, 3))  # adaptive pooling's CUDA gradient would not be deterministic
+        return self.body(x).mean((2, 3))  # the CUDA gradient of adaptive pooling is not deterministic
 
 
 class SimConv2(Net):
     """The paper's network for Multi-bias MNIST (appendix B): 140,634 parameters.
 
-    Input (B, 3, 56, 56). Pooling of 3 x 3 with stride 3, as printed, runs out of pixels: below 87 there is no
-    output. `pool=2` (default here) pools 2 x 2 (56 -> 50 -> 25 -> 19 -> 9 -> 5 -> 3); `pool=3` pools 3 x 3 as
-    printed, with padded convolutions that keep the size (56 -> 18 -> 6). Blocks 3 and 4 have ReLU *before* batch
-    normalisation.
+    Input (B, 3, 56, 56). The printed pooling, 3 x 3 with stride 3, runs out of pixels: below 87 there is no output.
+    `pool=2` (default here) pools 2 x 2 (56 -> 50 -> 25 -> 19 -> 9 -> 5 -> 3). `pool=3` pools 3 x 3 as printed, with
+    padded convolutions that keep the size (56 -> 18 -> 6). Blocks 3 and 4 have ReLU *before* batch normalisation.
     """
 
     def __init__(self, shape: tuple[int, ...], n_classes: int, *, pool: int = 2) -> None:
@@ -111,7 +110,7 @@ class SimConv2(Net):
 
 
 class Linear(Net):
-    """A linear layer on features (D,) as they are: D x C + C parameters, all of them the head's."""
+    """A linear layer on unchanged features (D,): D x C + C parameters, all in the head."""
 
     def __init__(self, shape: tuple[int, ...], n_classes: int) -> None:
         super().__init__()
@@ -119,15 +118,15 @@ class Linear(Net):
         self.head = nn.Linear(self.n_features, n_classes)
 
     def features(self, x: Tensor) -> Tensor:
-        """(B, D) -> the same."""
+        """Return the features (B, D) unchanged."""
         return x
 
 
 class MLP(Net):
     """Three hidden layers on flat pixels, as in the official LfF and Disen code, or on features (D,).
 
-    Their networks divide images that are already in [0, 1] by 255 once more; so does this one, as it is part of
-    what they report. Features are taken as they are.
+    The official networks divide images that are already in [0, 1] by 255 once more. This one does the same, because
+    the published results include it. Features are not changed.
     """
 
     def __init__(self, shape: tuple[int, ...], n_classes: int, *, width: int = 100) -> None:

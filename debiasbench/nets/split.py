@@ -1,4 +1,4 @@
-"""A library's classification model as a network: its last linear layer is the head, what that reads the features."""
+"""A library's classification model as a network: its last linear layer is the head, whose input are the features."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from debiasbench.nets.pretrained import pretrained_weights
 
 
 class Split(Net):
-    """A model of torchvision or timm, without its last linear layer, and a new head.
+    """A model of torchvision or timm without its last linear layer, and a new head.
 
-    Models of timm are made for the number of channels of the data, those with weights for three. What a model has
-    before its last layer, dropout included, is part of its features.
+    Models of timm are built for the channels of the data; with pretrained weights, for three. Everything before the
+    last layer, including dropout, is part of the features.
     """
 
     def __init__(self, library: str, model: str, shape: tuple[int, ...], n_classes: int, pretrained: str) -> None:
@@ -34,7 +34,7 @@ class Split(Net):
         return self.body(x)
 
     def as_whole(self, x: Tensor) -> Tensor:
-        """Logits (B, n_classes) of the model with the head where its last layer was: equal, if it was split rightly."""
+        """Logits (B, n_classes) with the head put back as the last layer: equal to `forward` if the split is right."""
         self.body.set_submodule(self.place, self.head)
         try:
             return self.body(x)

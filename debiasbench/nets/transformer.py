@@ -15,26 +15,26 @@ from debiasbench.nets.base import Net, refuse_not_finite
 from debiasbench.nets.library import last_linear
 
 MEND = "Name the folder of a transformers encoder: encoder=FOLDER."
-PADDING_TOLERANCE = 0.01  # by how much padding may change an answer; exact networks differ by rounding alone
+PADDING_TOLERANCE = 0.01  # how much padding may change the output; exact networks differ only by rounding
 ROUNDING = 1e-5  # relative, of float32
 
 # ---- networks -------------------------------------------------------------------------------------------------------
 
 
 class Transformer(Net):
-    """A transformers model for sequence classification: its features are what its last linear layer reads.
+    """A transformers model for sequence classification; its features are the input of its last linear layer.
 
-    So for BERT they come after the pooler and dropout, as PGD's scores need them. The last layer is the head, in the
-    library's own initialisation.
+    For BERT, the features therefore come after the pooler and dropout, as PGD's scores need. The last layer is the
+    head, with the library's initialisation.
     """
 
     def __init__(self, n_classes: int, encoder: str) -> None:
         super().__init__()
         body, new = load_encoder(encoder, n_classes)
         place, head = _last_layer(body, n_classes)
-        if head.bias is None:  # of networks that write text: here every head has one, which PGD's scores count
+        if head.bias is None:  # networks that generate text have none; here every head has one, which PGD's scores use
             head.bias = nn.Parameter(torch.zeros(n_classes))
-        if f"{place}.weight" not in new:  # the folder is a classifier's: here it starts afresh
+        if f"{place}.weight" not in new:  # the folder holds a trained classifier: start anew
             nn.init.normal_(head.weight, std=getattr(body.config, "initializer_range", 0.02))
             nn.init.zeros_(head.bias)
         body.set_submodule(place, nn.Identity())
@@ -44,18 +44,18 @@ class Transformer(Net):
 
     def features(self, x: Tensor) -> Tensor:
         """Token numbers (B, L), -1 where padded -> (B, D)."""
-        # the library looks into a mask that it is to make ready, for which the host has to wait for a GPU
+        # the library reads the values of a raw mask, for which the host would wait for the GPU
         return _output(self.body, x, ready_mask=x.is_cuda and self.takes_ready_mask)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (B, n_classes), in float32 whatever the precision: in 8 bits many would be equal."""
+        """Logits (B, n_classes), always in float32: with 8 bits many would be equal."""
         features = self.features(x)
         with torch.autocast(x.device.type, enabled=False):
             return self.head(features.float())
 
 
 def load_encoder(encoder: str, n_classes: int) -> tuple[Any, set[str]]:
-    """The model, and the names of its weights that are not the encoder's but new."""
+    """Load the model; also returns the names of the weights that are new, not the encoder's."""
     from transformers import AutoModelForSequenceClassification
 
     folder = whole_folder(encoder)
@@ -64,9 +64,9 @@ def load_encoder(encoder: str, n_classes: int) -> tuple[Any, set[str]]:
             model, report = AutoModelForSequenceClassification.from_pretrained(
                 folder, num_labels=n_classes, dtype=torch.float32, output_loading_info=True, local_files_only=True
             )
-    except Exception as error:  # transformers raises of almost anything
+    except Exception as error:  # transformers can raise almost anything
         raise BenchmarkError(f"The encoder {encoder} cannot be loaded ({first_line(error)}). {MEND}") from None
-    model.config.pad_token_id = padding_token(model.config)  # by which networks that write text find a text's end
+    model.config.pad_token_id = padding_token(model.config)  # networks that generate text find the end of a text by it
     new = set(report["missing_keys"])
     inside = [name for name in new if name.startswith(f"{model.base_model_prefix}.") and ".pooler." not in name]
     if inside or report["mismatched_keys"]:
@@ -79,10 +79,10 @@ def load_encoder(encoder: str, n_classes: int) -> tuple[Any, set[str]]:
 
 
 def encoder_weights(encoder: str) -> dict[str, Tensor]:
-    """The weights that an encoder brings, without what is new in a classifier.
+    """The weights of an encoder, without those that are new in a classifier.
 
     Raises:
-        BenchmarkError: it cannot be loaded whole, its values are not finite, or it cannot be trained on padded texts.
+        BenchmarkError: the encoder is incomplete, has values that are not finite, or cannot train on padded texts.
     """
     with torch.random.fork_rng(devices=[]):
         model, new = load_encoder(encoder, 2)
@@ -97,7 +97,7 @@ def encoder_weights(encoder: str) -> dict[str, Tensor]:
 
 
 def _last_layer(model: Any, n_classes: int) -> tuple[str, nn.Linear]:
-    """The layer that gives the logits, and its name.
+    """The name of the layer that computes the logits, and the layer.
 
     Raises:
         ValueError: it is not the last linear layer.
@@ -109,9 +109,9 @@ def _last_layer(model: Any, n_classes: int) -> tuple[str, nn.Linear]:
 
 
 def _output(model: Any, x: Tensor, *, ready_mask: bool = False) -> Tensor:
-    """What a model gives for token numbers (B, L), -1 where padded.
+    """The output of a model for token numbers (B, L), -1 where padded.
 
-    `ready_mask`: it is given a mask (B, 1, 1, L) as its attention uses it, not one to make that of.
+    `ready_mask`: pass the mask (B, 1, 1, L) that the attention uses, instead of a raw mask (B, L).
     """
     there = x != PADDING
     tokens = torch.where(there, x, model.config.pad_token_id or 0).long()
@@ -120,29 +120,29 @@ def _output(model: Any, x: Tensor, *, ready_mask: bool = False) -> Tensor:
 
 @torch.no_grad()
 def _takes_ready_mask(model: Any) -> bool:
-    """Whether a model (in eval mode) gives the same by a ready mask: not those that read from left to right, say."""
+    """Whether a model (in eval mode) gives the same output with a ready mask; left-to-right models do not."""
     try:
         _, batch = _two_texts(model)
         made, ready = _output(model, batch), _output(model, batch, ready_mask=True)
-    except Exception:  # transformers raises of almost anything
+    except Exception:  # transformers can raise almost anything
         return False
     return bool((made - ready).norm() <= ROUNDING * made.norm())
 
 
 def _two_texts(model: Any) -> tuple[Tensor, Tensor]:
-    """A short text (L,) of a model's tokens, and a batch (2, M) of a longer one and the short one, padded."""
+    """A short text (L,) of tokens, and a batch (2, M) of a longer text and the padded short one."""
     ending = getattr(model.config, "eos_token_id", None)
     endings = ending if isinstance(ending, list) else [] if ending is None else [ending]
     special = {model.config.pad_token_id, *endings}
     words = [token for token in range(model.config.vocab_size) if token not in special]
-    long = torch.tensor([*words[-5:], *endings[:1]])  # some read a text's end
+    long = torch.tensor([*words[-5:], *endings[:1]])  # some models read the end of a text
     short = long[3:]
     return short, torch.stack([long, torch.cat([short, torch.full((3,), PADDING)])])
 
 
 @torch.no_grad()
 def _check_padding(model: Any) -> None:
-    """Refuse a model that reads padding as if it were text: its answer would depend on what else is in the batch.
+    """Refuse a model that reads padding as text: its output would depend on the rest of the batch.
 
     Raises:
         ValueError: it does, or it does not run on two texts of different lengths.
@@ -150,7 +150,7 @@ def _check_padding(model: Any) -> None:
     short, batch = _two_texts(model)
     try:
         alone, padded = _output(model, short[None])[0], _output(model, batch)[1]
-    except Exception as error:  # transformers raises of almost anything
+    except Exception as error:  # transformers can raise almost anything
         raise ValueError(f"its network does not run on texts of different lengths ({first_line(error)})") from None
     if (alone - padded).norm() > PADDING_TOLERANCE * alone.norm():
         raise ValueError(
@@ -161,7 +161,7 @@ def _check_padding(model: Any) -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without the library's bars and reports: that the classifier is new is what is meant."""
+    """Silence the library's bars and reports, such as that the classifier is new, which is intended."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

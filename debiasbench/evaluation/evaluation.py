@@ -1,4 +1,4 @@
-"""Predictors evaluated on the splits of a dataset: logits once, every metric from them."""
+"""Evaluation of predictors on the splits of a dataset: logits are computed once, and every metric from them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PROXIES = "proxy= must give each validation sample one whole number in 0..65535"
 
 @dataclass(frozen=True)
 class Row:
-    """Metrics of one evaluation on validation and on test, and how many of each class were predicted rightly."""
+    """Metrics of one evaluation on validation and on test, and the number of correct predictions per class."""
 
     valid: dict[str, float]
     test: dict[str, float]
@@ -55,7 +55,7 @@ class Evaluation:
     def logits(
         self, predict: Callable[[Tensor], Tensor], nets: Iterable[nn.Module], samples: Samples, recipe: Recipe
     ) -> Tensor:
-        """Logits of all samples -> (N, C), in eval mode, without augmentation, on the device."""
+        """Logits of all samples, (N, C), on the device: in eval mode, without augmentation."""
         nets = list(nets)
         buffers = [(buffer, buffer._version) for net in nets for buffer in net.buffers()]
         device = self.splits.test.y.device
@@ -78,7 +78,7 @@ class Evaluation:
     def proxies(
         self, function: Callable[[Tensor, Tensor], Tensor], nets: Iterable[nn.Module], recipe: Recipe
     ) -> NDArray[np.uint16]:
-        """`function(x, y) -> int64 (B,)` of all validation samples -> uint16 (N,): a kind of sample each, 0..65535."""
+        """Apply `function(x, y) -> int64 (B,)` to all validation samples -> uint16 (N,), a kind 0..65535 for each."""
         valid = self.splits.valid
         with torch.no_grad(), evaluating(list(nets)):
             proxy = valid.map(
@@ -98,7 +98,7 @@ class Evaluation:
         recipe: Recipe,
         proxies: NDArray[np.uint16] | None = None,
     ) -> Row:
-        """Evaluate a predictor on validation and test; `proxies` of validation samples: for the rule worst_proxy."""
+        """Evaluate a predictor on validation and test; the rule worst_proxy needs `proxies` of validation samples."""
         nets, named = list(nets), self.splits.named()
         logits = {split: self.logits(predict, nets, named[split], recipe) for split in ("valid", "test")}
         metrics = {split: self.metrics(split, logits[split]) for split in logits}
@@ -110,7 +110,7 @@ class Evaluation:
         return Row(**metrics, correct_by_class={split: self.correct_by_class(split, logits[split]) for split in logits})
 
     def metrics(self, split: str, logits: Tensor) -> dict[str, float]:
-        """Every metric of one split from its logits (N, C)."""
+        """Compute every metric of one split from its logits (N, C)."""
         y, bias, conflict = self._columns[split]
         loss = nn.functional.cross_entropy(logits, torch.from_numpy(y).to(logits.device)).item()
         correct = logits.argmax(1).cpu().numpy() == y
@@ -127,13 +127,13 @@ class Evaluation:
         return {"loss": loss} | found | own
 
     def correct_by_class(self, split: str, logits: Tensor) -> tuple[int, ...]:
-        """How many samples of each class are predicted rightly -> (C,)."""
+        """The number of correct predictions per class, (C,)."""
         y, _, _ = self._columns[split]
         right = y[logits.argmax(1).cpu().numpy() == y]
         return tuple(np.bincount(right, minlength=self.dataset.n_classes).tolist())
 
     def groups(self, split: str, logits: Tensor) -> list[dict[str, Any]]:
-        """Accuracy and size of every group of a split; by (label, bias) only for a single bias."""
+        """Accuracy and size of every group of a split; groups by (label, bias) exist only for a single bias."""
         y, bias, _ = self._columns[split]
         correct = logits.argmax(1).cpu().numpy() == y
         groups = self._groups(split)
@@ -153,7 +153,7 @@ class Evaluation:
         return rows
 
     def _adjusted(self, groups: list[dict[str, Any]]) -> float:
-        """The mean over the groups that are there, each weighted by its number of training samples."""
+        """The mean accuracy of the groups with samples, each weighted by its number of training samples."""
         y, bias, _ = self._columns["train"]
         there = [group for group in groups if group["n"]]
         counts = np.array([((y == group["y"]) & (bias[:, 0] == group["bias"])).sum() for group in there])

@@ -1,8 +1,8 @@
-"""Every metric of predictions; no network is known here.
+"""Every metric of predictions; networks are not used here.
 
-Metric names are those of the field, told apart (see docs/metrics.md): `acc_avg` is plain accuracy on a split;
+Metric names are those of the field, made unambiguous (see docs/metrics.md): `acc_avg` is plain accuracy on a split;
 `acc_unbiased` is the same on a test split whose bias is independent of the label. Accuracies are fractions in [0, 1];
-what has no samples is nan.
+an accuracy without samples is nan.
 """
 
 from __future__ import annotations
@@ -13,17 +13,21 @@ from torch import Tensor
 from debiasbench.samples import Samples
 
 NAN = float("nan")
-FEWEST = 10  # samples of a cell that decides
+FEWEST = 10  # samples of a (label, proxy) cell that counts
 
 
 def overlapping(correct: np.ndarray, groups: np.ndarray) -> dict[str, float]:
-    """Accuracies over groups that overlap: correct bool (N,), groups bool (N, G), who is in each.
+    """Accuracies over groups that overlap.
 
     `acc_overlapavg` is CNC's average: each sample counts once for every group that it is in.
+
+    Args:
+        correct: bool (N,), the samples predicted correctly.
+        groups: bool (N, G), the members of each group.
     """
     n = groups.sum(0)
     n_correct = (groups & correct[:, None]).sum(0)
-    fraction = n_correct[n > 0] / n[n > 0]  # over the groups that are there: an empty one has no accuracy
+    fraction = n_correct[n > 0] / n[n > 0]  # an empty group has no accuracy
     if not len(fraction):
         return {
             "acc_worst": NAN,
@@ -52,11 +56,18 @@ def accuracies(
     unbiased: bool,
     conflict: np.ndarray | None = None,
 ) -> dict[str, float]:
-    """Accuracies by name, from which samples were predicted correctly.
+    """Accuracies by name.
 
-    correct: bool (N,). y: int (N,). bias: int (N, A), -1 where unknown. conflict: bool (N, A); default: the known
-    biases that differ from y. With several biases, `acc_aligned` and
-    `acc_conflict` are given for each (`acc_conflict.colour`), and no groups are formed.
+    With several biases, `acc_aligned` and `acc_conflict` are given for each (`acc_conflict.colour`), and no groups are
+    formed.
+
+    Args:
+        correct: bool (N,), the samples predicted correctly.
+        y: int (N,), the labels.
+        bias: int (N, A), -1 where unknown.
+        bias_names: the name of each bias.
+        unbiased: whether the bias is independent of the label in this split.
+        conflict: bool (N, A); default: the known biases that differ from y.
     """
     result = {"n": float(len(y)), "acc_avg": mean_or_nan(correct)}
     if unbiased:
@@ -73,7 +84,7 @@ def accuracies(
         groups = y[known].astype(np.int64) * (int(bias.max()) + 1) + bias[known, 0]
         n_group = np.bincount(groups)
         fraction = np.bincount(groups, correct[known])[n_group > 0] / n_group[n_group > 0]
-        # over the groups that are there: an empty one has no accuracy
+        # an empty group has no accuracy
         result["acc_worst"] = float(fraction.min())
         result["n_worst"] = float(n_group[n_group > 0][fraction.argmin()])
         result["acc_cellmean"] = result["acc_groupmean"] = float(fraction.mean())
@@ -87,18 +98,23 @@ def mean_or_nan(values: np.ndarray) -> float:
 
 
 def adjusted_accuracy(group_accuracies: np.ndarray, train_counts: np.ndarray) -> float:
-    """`acc_adjusted`: group accuracies weighted by the groups' *training* frequencies (Waterbirds' convention)."""
+    """`acc_adjusted`: group accuracies weighted by *training* frequencies of the groups (the Waterbirds convention)."""
     return float(np.average(group_accuracies, weights=train_counts))
 
 
 def identification(column: Tensor, samples: Samples, bias_names: tuple[str, ...]) -> dict[str, float]:
-    """How well per-sample values find the bias-conflicting training samples.
+    """How well per-sample values identify the bias-conflicting training samples.
 
-    column: bool (N,), the samples taken for conflicting: precision and recall. Float (N,), scores: AUROC, the
-    fraction of the total score on conflicting samples (`conflict_mass`; of the sampling distribution, where it is
-    proportional to the score), and precision among the n highest, n being the number of true conflicts (where it
-    equals recall). With several biases each has its own numbers (`auroc.fashion`), and `spearman` is the rank
-    correlation with the number of conflicting biases.
+    For a bool column: precision and recall. For scores: AUROC; the fraction of the total score on conflicting samples
+    (`conflict_mass`; if the sampling distribution is proportional to the score, the fraction of that distribution); and
+    precision among the n highest, where n is the number of true conflicts (so it equals recall). With several biases,
+    each has its own numbers (`auroc.fashion`), and `spearman` is the rank correlation with the number of conflicting
+    biases.
+
+    Args:
+        column: bool (N,), the samples judged conflicting; or float (N,), scores.
+        samples: the training samples.
+        bias_names: the name of each bias.
     """
     from sklearn.metrics import roc_auc_score
 
@@ -117,7 +133,7 @@ def identification(column: Tensor, samples: Samples, bias_names: tuple[str, ...]
                 f"recall{suffix}": found / n_true if n_true else NAN,
             }
             continue
-        total = float(values.sum(dtype=np.float64)) if values.min() >= 0 else 0.0  # of signed scores it is no fraction
+        total = float(values.sum(dtype=np.float64)) if values.min() >= 0 else 0.0  # no fraction if scores are signed
         highest = np.argsort(-values, kind="stable")[:n_true]
         result |= {
             f"auroc{suffix}": float(roc_auc_score(truth, values)) if 0 < n_true < len(truth) else NAN,
@@ -139,9 +155,14 @@ def spearman(score: np.ndarray, n_conflicts: np.ndarray) -> float:
 
 
 def worst_of_proxies(correct: np.ndarray, y: np.ndarray, proxy: np.ndarray) -> float | None:
-    """The lowest accuracy among the (label, proxy) cells of ten samples and more, bool (N,), int (N,) each.
+    """The lowest accuracy among the (label, proxy) cells with at least ten samples.
 
-    None where no class has two of them: then it would be an accuracy of classes.
+    None if no class has two such cells, because then it would be an accuracy of classes.
+
+    Args:
+        correct: bool (N,), the samples predicted correctly.
+        y: int (N,), the labels.
+        proxy: int (N,), the kind of each sample.
     """
     cells, cell, n = np.unique(np.stack([y, proxy], 1), axis=0, return_inverse=True, return_counts=True)
     usable = n >= FEWEST

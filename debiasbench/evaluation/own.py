@@ -1,12 +1,12 @@
 """Metrics and selection rules outside the suite: functions in the files of `--nets-dir`, by name.
 
     @metric
-    def brier(logits, y): ...                 # what it asks for by name, as numpy arrays -> one number
+    def brier(logits, y): ...                 # arguments by name, as numpy arrays -> one number
 
     @rule
     def smooth(rows): ...                     # metrics of the evaluated epochs on validation -> the index of one
 
-They are called with copies, so that nothing they do reaches another number.
+They are called with copies, so they cannot change other numbers.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from debiasbench.evaluation.selection import SELECTION_RULES, WORST_PROXY, uses_
 from debiasbench.nets.own import registry
 from debiasbench.plain import shown
 
-GIVEN = {  # what a metric may ask for, by the names of its arguments
+GIVEN = {  # the arguments that a metric can have, by name
     "logits": "float32 (N, C)", "predictions": "int64 (N,)", "y": "int64 (N,)",
     "bias": "int64 (N, A), -1 where unknown", "conflicting": "bool (N, A)",
 }  # fmt: skip
@@ -40,21 +40,21 @@ TAKEN = (
     "loss", "n", "method", "dataset", "seed", "data_seed", "status", "split", "select", "epoch", "seconds",
     "device_kind", "precision", "official", "fingerprint", "protocol", "hash", "path", "value",
 )  # fmt: skip
-OF_SUITE = ("acc_", "n_")  # how its metrics begin
+OF_SUITE = ("acc_", "n_")  # prefixes of the suite's metrics
 MARK = "debiasbench_kind"
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def metric(function: Function) -> Function:
-    """Make a function of the files of `--nets-dir` a metric, called by its name in records and tables.
+    """Make a function in a file of `--nets-dir` a metric; records and tables use its name.
 
     Its arguments are any of `logits` float32 (N, C), `predictions` int64 (N,), `y` int64 (N,), `bias` int64 (N, A) with
-    -1 where unknown, and `conflicting` bool (N, A). It returns a number, which tables show times 100 as they do
-    accuracies; None where it has no value. The higher the better, unless its name ends in `_loss` or `_error`: then the
-    lower (see `selection.direction`).
+    -1 where unknown, and `conflicting` bool (N, A). It returns a number, which tables multiply by 100 as they do
+    accuracies, or None if it has no value. Higher is better, unless its name ends in `_loss` or `_error`: then lower is
+    better (see `selection.direction`).
 
     Raises:
-        BenchmarkError: it asks for something else, or its name is taken.
+        BenchmarkError: it has other arguments, or its name is taken.
     """
     strange = [name for name in _arguments(function) if name not in GIVEN]
     if strange or not _arguments(function):
@@ -66,11 +66,11 @@ def metric(function: Function) -> Function:
 
 
 def rule(function: Function) -> Function:
-    """Make a function of the files of `--nets-dir` a selection rule, called by its name in records and tables.
+    """Make a function in a file of `--nets-dir` a selection rule; records and tables use its name.
 
-    Its argument is a list with a dictionary for each evaluated epoch, its metrics on validation: `loss`, `acc_avg`, and
-    those of `@metric` that read no bias. It returns the index of an epoch, from 0; None where it cannot choose. A rule
-    whose name begins with `group_` is given all metrics on validation, and tables mark it, as it uses bias labels.
+    Its argument is a list with one dictionary per evaluated epoch, the metrics on validation: `loss`, `acc_avg`, and
+    those of `@metric` that read no bias. It returns the index of an epoch, from 0, or None if it cannot choose. A rule
+    whose name begins with `group_` receives all metrics on validation; tables mark it, because it uses bias labels.
 
     Raises:
         BenchmarkError: it takes other arguments, or its name is taken.
@@ -86,7 +86,7 @@ def is_own_metric(column: str) -> bool:
 
 
 def _arguments(function: Callable[..., Any]) -> list[str]:
-    """The names of the arguments that have no default."""
+    """The names of the arguments without a default."""
     parameters = inspect.signature(function).parameters.values()
     return [one.name for one in parameters if one.default is one.empty]
 
@@ -103,7 +103,7 @@ def _marked(function: Function, kind: str, taken: Sequence[str], beginnings: tup
 
 
 def own_functions(kind: str) -> dict[str, Callable[..., Any]]:
-    """The metrics or the rules outside the suite, by name: `kind` is "metric" or "rule".
+    """The metrics or rules outside the suite, by name; `kind` is "metric" or "rule".
 
     Raises:
         BenchmarkError: two files define the same name.
@@ -123,7 +123,7 @@ def own_functions(kind: str) -> dict[str, Callable[..., Any]]:
 
 
 def digests_of_functions() -> dict[str, str | None]:
-    """`metric brier`, `rule smooth` -> digest of the source of its file and of the local modules which that imports."""
+    """`metric brier`, `rule smooth` -> digest of the source of its file and of the local modules that it imports."""
     return {
         f"{kind} {name}": digest_of_module(function.__module__)
         for kind in ("metric", "rule")
@@ -134,10 +134,10 @@ def digests_of_functions() -> dict[str, str | None]:
 def own_metrics(
     split: str, logits: Tensor, y: np.ndarray, bias: np.ndarray, conflicting: np.ndarray
 ) -> dict[str, float]:
-    """The metrics outside the suite of one split, by name; nan where one has no value.
+    """The metrics outside the suite for one split, by name; nan for a metric without a value.
 
     Raises:
-        BenchmarkError: one fails, or returns something else than a finite number or None; a file cannot be used.
+        BenchmarkError: a metric fails, or returns anything but a finite number or None; or a file cannot be used.
     """
     registry.check()
     found = {}
@@ -162,11 +162,11 @@ def own_selection(valid: Sequence[Mapping[str, float]], *, validation: bool = Tr
     """Rule outside the suite -> the row that it chooses, or None.
 
     Args:
-        valid: metrics of each evaluated epoch on validation; those that have no value are nan.
-        validation: False: there is no validation split apart from test, so no rule can choose.
+        valid: metrics of each evaluated epoch on validation; nan for a metric without a value.
+        validation: False: there is no validation split separate from test, so no rule can choose.
 
     Raises:
-        BenchmarkError: one fails, or returns something else than the index of a row or None.
+        BenchmarkError: a rule fails, or returns anything but the index of a row or None.
     """
     without_bias = {
         *WITHOUT_BIAS,
@@ -194,10 +194,10 @@ def own_selection(valid: Sequence[Mapping[str, float]], *, validation: bool = Tr
 
 
 def _called(what: str, where: str, function: Callable[..., Any], *values: Any, **named: Any) -> Any:
-    """What a function returns; its own failure in words.
+    """Call a function of the user, and put its failure into words.
 
     Raises:
-        BenchmarkError: it raises.
+        BenchmarkError: the function raises.
     """
     try:
         with _apart():
@@ -210,7 +210,7 @@ def _called(what: str, where: str, function: Callable[..., Any], *values: Any, *
 
 
 def _as(kind: Callable[[Any], Any], value: Any) -> Any:
-    """A value as a number of a kind; None if it is none."""
+    """Convert a value with `kind`; None if that fails."""
     try:
         return kind(value)
     except (TypeError, ValueError, RuntimeError, OverflowError):
@@ -219,7 +219,7 @@ def _as(kind: Callable[[Any], Any], value: Any) -> Any:
 
 @contextmanager
 def _apart() -> Iterator[None]:
-    """What others compute meanwhile stays as it is: random numbers, gradients, threads."""
+    """Isolate a function of the user: it changes no random numbers, gradients or thread counts of the cell."""
     n_threads = torch.get_num_threads()
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         try:

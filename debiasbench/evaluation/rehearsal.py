@@ -1,4 +1,4 @@
-"""Rules, and metrics and rules outside the suite, tried on the data before anything trains."""
+"""Trial of rules, and of metrics and rules outside the suite, on the data before anything trains."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ from debiasbench.samples import Samples, Splits
 
 
 def rehearse(dataset: Dataset, splits: Splits) -> None:
-    """Call metrics with the labels of validation and test, with drawn logits and with such that give one class alone.
+    """Call metrics and rules outside the suite before training, to find their errors.
 
-    A network often predicts one class at first. Rules are called with one epoch, as some methods have, and more.
+    Metrics are called with the labels of validation and test, once with random logits and once with logits that predict
+    a single class, as networks often do at first. Rules are called with one epoch, which some methods have, and with
+    more.
 
     Raises:
-        BenchmarkError: one fails, or returns what it may not.
+        BenchmarkError: a metric or rule fails, or returns an invalid value.
     """
     if not (own_functions("metric") or own_functions("rule")):
         return
@@ -37,7 +39,7 @@ def rehearse(dataset: Dataset, splits: Splits) -> None:
 def without_value(dataset: Dataset, splits: Splits) -> frozenset[str]:
     """The rules of `CHOOSING` that have no value on the validation split, whatever is trained.
 
-    Whether worst_proxy has one is a matter of the method: `Method.gives_proxies`.
+    Whether worst_proxy has a value depends on the method: see `Method.gives_proxies`.
     """
     evaluation, logits = Evaluation(dataset, splits), _logits(dataset, splits.valid)
     metrics = evaluation.metrics("valid", logits)
@@ -49,5 +51,5 @@ def without_value(dataset: Dataset, splits: Splits) -> frozenset[str]:
 
 
 def _logits(dataset: Dataset, samples: Samples) -> Tensor:
-    """Some of each sample (N, C), drawn."""
+    """Random logits (N, C)."""
     return torch.randn(len(samples), dataset.n_classes, generator=torch.Generator().manual_seed(0))

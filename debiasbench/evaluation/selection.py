@@ -19,28 +19,28 @@ SELECTION_RULES = {
     "group_val": "best group metric on validation; uses bias labels",
     "test_oracle": "best headline metric on test; an upper bound, never a result",
 }
-OF_CLASSES: dict[str, Callable[[Sequence[float]], float]] = {  # accuracies of the classes -> value to maximise
+OF_CLASSES: dict[str, Callable[[Sequence[float]], float]] = {  # class accuracies -> value to maximise
     "worst_class": min,
     "class_gap": lambda accuracies: min(accuracies) - max(accuracies),
 }
-WORST_PROXY = "acc_worst_proxy"  # the metric on validation that worst_proxy maximises; of stages with `proxy=`
-LATER = (*OF_CLASSES, "worst_proxy")  # rules that can be applied to the logged epochs of records older than the rule
+WORST_PROXY = "acc_worst_proxy"  # the metric on validation that worst_proxy maximises, for stages with `proxy=`
+LATER = (*OF_CLASSES, "worst_proxy")  # rules that also apply to the logged epochs of records older than the rule
 USES_BIAS_LABELS = ("group_val", "test_oracle")
 SMALLEST = ("val_loss", "class_gap")  # rules that minimise
-CHOOSING = tuple(rule for rule in SELECTION_RULES if rule not in ("last", "test_oracle"))  # by validation; also draws
+CHOOSING = tuple(rule for rule in SELECTION_RULES if rule not in ("last", "test_oracle"))  # on validation; tuning, too
 
 
 def direction(metric: str) -> int:
-    """1 where a metric is better the higher it is, -1 where the lower; decided here, for all that compares by metrics.
+    """1 if a higher value of a metric is better, -1 if a lower one is; every comparison of metrics uses this.
 
-    The lower the better are `loss`, and those outside the suite whose names end in `_loss` or `_error`.
+    Lower is better for `loss`, and for metrics outside the suite whose names end in `_loss` or `_error`.
     """
     is_lower = metric == "loss" or (metric.endswith(("_loss", "_error")) and not metric.startswith("acc_"))
     return -1 if is_lower else 1
 
 
 def uses_bias_labels(rule: str) -> bool:
-    """Whether a rule reads bias labels or the test split; a rule outside the suite says so by its name, `group_...`."""
+    """Whether a rule reads bias labels or the test split; outside the suite, the name `group_...` declares it."""
     return rule in USES_BIAS_LABELS or rule.startswith("group_")
 
 
@@ -49,19 +49,19 @@ class Evaluated(Protocol):
 
     @property
     def valid(self) -> Mapping[str, float]:
-        """On validation."""
+        """Metrics on validation."""
 
     @property
     def test(self) -> Mapping[str, float]:
-        """On test."""
+        """Metrics on test."""
 
 
 def select(epochs: Sequence[Evaluated], headline: tuple[str, ...], *, validation: bool = True) -> dict[str, int | None]:
     """Rule -> index of the epoch that it selects, or None if it cannot select one.
 
-    The rules of `LATER` are not among them: see `select_by_classes` and `select_by_proxy`. Ties go to the later epoch.
-    Rules read logged metrics only; `last`, `val_loss` and `val_acc` never read the test split or a bias label.
-    `validation=False`: the validation split is the test split, so the rules that need validation select nothing.
+    The rules of `LATER` are not included: see `select_by_classes` and `select_by_proxy`. Ties go to the later epoch.
+    Rules read only logged metrics; `last`, `val_loss` and `val_acc` never read the test split or a bias label.
+    `validation=False` means that the validation split is the test split, so rules that need validation select nothing.
     """
     return {
         "last": len(epochs) - 1 if epochs else None,
@@ -74,14 +74,14 @@ def select(epochs: Sequence[Evaluated], headline: tuple[str, ...], *, validation
 
 
 def select_by_classes(rule: str, accuracies: Sequence[Sequence[float | None] | None]) -> int | None:
-    """Index of the epoch that a rule of `OF_CLASSES` selects by the class accuracies on validation (BAM; SubpopBench).
+    """Index of the epoch that a rule of `OF_CLASSES` selects by class accuracies on validation (BAM; SubpopBench).
 
     It reads no group label. Ties go to the later epoch.
 
     Args:
         rule: "worst_class" or "class_gap".
-        accuracies: in [0, 1], by epoch and class; None for a class without samples, and for an epoch without a log of
-            them.
+        accuracies: in [0, 1], by epoch and class; None for a class without samples, and for an epoch without logged
+            accuracies.
     """
     return _best([criterion(rule, {}, row, ()) for row in accuracies])
 
@@ -92,14 +92,14 @@ def criterion(
     """The value that a rule of `CHOOSING` maximises, at one epoch; nan if it has no value.
 
     Args:
-        rule: its name.
+        rule: the name of the rule.
         valid: the metrics on validation.
         accuracies: class accuracies on validation, None for a class without samples; None if they were not logged.
         headline: the dataset's headline metrics.
     """
     if rule in OF_CLASSES:
         there = [value for value in accuracies or () if value is not None]
-        return OF_CLASSES[rule](there) if len(there) > 1 else NAN  # of a single class nothing is the worst
+        return OF_CLASSES[rule](there) if len(there) > 1 else NAN  # a single class has no worst one
     if rule == "group_val":
         return _of_groups(valid, headline)
     if rule == "val_loss":
@@ -108,7 +108,7 @@ def criterion(
 
 
 def _of_groups(valid: Mapping[str, float], headline: tuple[str, ...]) -> float:
-    """The group metric on validation; nan if fewer than ten samples conflict, or are in the smallest group."""
+    """The group metric on validation; nan if fewer than ten samples conflict or are in the smallest group."""
     deciding = [number for name, number in valid.items() if name.startswith(("n_conflict", "n_smallest"))]
     if min(deciding, default=0) < 10:
         return NAN
@@ -119,7 +119,7 @@ def _of_groups(valid: Mapping[str, float], headline: tuple[str, ...]) -> float:
 
 
 def select_by_proxy(valid: Sequence[Mapping[str, float]]) -> int | None:
-    """Index of the epoch that `worst_proxy` selects by metrics on validation (uLA, EVaLS, XRM); None without proxies.
+    """Index of the epoch that `worst_proxy` selects on validation (uLA, EVaLS, XRM); None without proxies.
 
     It reads no group label. Ties go to the later epoch.
     """
@@ -127,6 +127,6 @@ def select_by_proxy(valid: Sequence[Mapping[str, float]]) -> int | None:
 
 
 def _best(values: Sequence[float]) -> int | None:
-    """The index of the highest number, the last one among equals; None if all are nan."""
+    """The index of the highest number (the last one, if tied); None if all are nan."""
     usable = [index for index, number in enumerate(values) if not math.isnan(number)]
     return max(usable, key=lambda index: (values[index], index)) if usable else None

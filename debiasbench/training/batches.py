@@ -1,4 +1,4 @@
-"""Batches: the order of the samples of an epoch, their rows, and what a loss sees of a step."""
+"""Batches: the order of the samples in an epoch, their values, and what a loss receives in a step."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ Layout = Callable[[torch.Generator], list[Tensor]]
 Sample = Tensor | Layout | None
 Noise = Mapping[str, torch.distributions.Distribution]
 
-AT_ONCE = 10_000_000  # values of images that a GPU augments at once: of fewer, starting its kernels takes the time
+AT_ONCE = 10_000_000  # values of images that a GPU augments at once; with fewer, kernel launches take most of the time
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where the batches of a cell come from: the training samples, the seed, and whether a batch tells the bias."""
+    """The source of a cell's batches: the training samples, the seed, and whether batches include the bias."""
 
     samples: Samples
     seed: int
@@ -40,25 +40,27 @@ class Source:
 
     @property
     def device(self) -> torch.device:
-        """Where batches are; images that do not fit there may be on the host."""
+        """The device of batches; images that do not fit there may be on the host."""
         return self.samples.y.device
 
 
 class Batch(SimpleNamespace):
-    """What a loss sees of one step.
+    """What a loss receives in one step.
 
     Attributes:
-        x: float32 (B, C, H, W), augmented and normalised; for text, token numbers (B, L), -1 where it is padded; of
+        x: images, float32 (B, C, H, W), augmented and normalised; or token numbers (B, L), -1 where padded; or
             features, float32 (B, D).
-        y: int64 (B,). index: int64 (B,), into the training set.
-        step, epoch: int64 (), 0-based in the stage. n_steps: int64 (), steps of the whole stage.
+        y: int64 (B,), the labels.
+        index: int64 (B,), the positions in the training set.
+        step, epoch: int64 (), counted from 0 in the stage.
+        n_steps: int64 (), steps of the whole stage.
         y_all: int64 (N,), all labels of the training set.
         bias: int64 (B, A), only for a method that declares `needs_bias_labels`.
-        views: float32 (V, B, C, H, W), of a stage with `views=V`; the first is x.
+        views: float32 (V, B, C, H, W), in a stage with `views=V`; the first is x.
         Declared columns, by name: (B, ...). Declared noise, by name: (B,).
     """
 
-    __slots__ = ("_place",)  # what a batch holds else, `vars(batch)`, are tensors alone
+    __slots__ = ("_place",)  # so that `vars(batch)` holds only tensors
 
     x: Tensor
     y: Tensor
@@ -70,20 +72,20 @@ class Batch(SimpleNamespace):
     _place: tuple[int, ...] | None
 
     def __init__(self, place: tuple[int, ...] | None = None, /, **values: Tensor) -> None:
-        """`place`: (seed, call, epoch, step), and which part, which the permutation follows where it is not given."""
+        """`place` is (seed, call, epoch, step), and the part if any; it determines the permutation if none is given."""
         super().__init__(**values)
         self._place = place
 
     @cached_property
     def perm(self) -> Tensor:
-        """int64 (B,), a permutation of the batch; drawn when it is asked for."""
+        """A permutation of the batch, int64 (B,); drawn at the first access."""
         if self._place is None:
             raise AttributeError
         generator = derived_generator("permutation", *self._place, device=self.index.device)
         return torch.randperm(len(self.index), generator=generator, device=self.index.device)
 
     def parts(self, n: int) -> Iterator[Batch]:
-        """At most `n` parts of like size, of two samples and more; what is not a sample's own is the same in each."""
+        """At most `n` parts of similar size with at least two samples each; values not per sample are in every part."""
         size = max(2, -(-len(self.index) // n))
         common = ("step", "epoch", "n_steps", "y_all")
         values = vars(self)
@@ -97,12 +99,12 @@ class Batch(SimpleNamespace):
                 },
             )
 
-    if TYPE_CHECKING:  # of names that it does not declare, a SimpleNamespace says Any
+    if TYPE_CHECKING:  # undeclared names of a SimpleNamespace would be Any
 
         def __getattribute__(self, name: str) -> Tensor: ...
 
     def __getattr__(self, name: str) -> Tensor:
-        """Declared columns are found; of others, say what a batch holds, and why `bias` is not there."""
+        """Called only for unknown names: says what a batch holds, and why `bias` is not there."""
         if name == "bias":
             raise AttributeError("batch.bias is only there for a method that declares needs_bias_labels = True")
         known = sorted({*vars(self), "perm"} - {name})
@@ -115,9 +117,9 @@ class Contents:
 
     Attributes:
         columns: per-sample values (N, ...), on the device, gathered by name.
-        noise: distributions of a number a sample, drawn anew each time that the sample is.
-        views: how many augmented views there are of each image.
-        inputs: per-sample values (N, ...) in place of the images, which are then neither gathered nor augmented.
+        noise: distributions of one number per sample, drawn anew each time the sample is drawn.
+        views: number of augmented views of each image.
+        inputs: per-sample values (N, ...) used as x instead of the images, which are then not read or augmented.
     """
 
     columns: Mapping[str, Tensor] = field(default_factory=dict)
@@ -126,11 +128,11 @@ class Contents:
     inputs: Tensor | None = None
 
     def check(self, samples: Samples, recipe: Recipe) -> None:
-        """Refuse what cannot be put into a batch.
+        """Refuse contents that a batch cannot have.
 
         Raises:
-            ValueError: columns of another length; names that a batch has already.
-            BenchmarkError: views of what has none, which the recipe may decide.
+            ValueError: a column has another length; a batch already has a name.
+            BenchmarkError: there are no different views, for which the recipe may be the reason.
         """
         n_samples = len(samples)
         for name, column in [*self.columns.items(), *([("inputs", self.inputs)] if self.inputs is not None else [])]:
@@ -152,7 +154,7 @@ class Contents:
             )
 
     def noise_of_epoch(self, n: int, seed: int, call: int, epoch: int, device: torch.device) -> dict[str, Tensor]:
-        """Noise of the `n` samples of an epoch, in the order of its batches; a function of its place alone."""
+        """Noise for the `n` samples of an epoch, in the order of its batches; depends only on (seed, call, epoch)."""
         drawn = {}
         for number, (name, distribution) in enumerate(sorted(self.noise.items())):
             with torch.random.fork_rng(devices=[]):  # distributions draw from the global generator
@@ -162,7 +164,7 @@ class Contents:
 
 
 def n_at_once(samples: Samples, recipe: Recipe, contents: Contents) -> int:
-    """How many batches are gathered and augmented together: on a GPU, as many small images as keep it busy."""
+    """How many batches are gathered and augmented together: on a GPU, enough small images to keep it busy."""
     if samples.y.device.type != "cuda" or samples.x.ndim != 4 or contents.inputs is not None:
         return 1
     return max(1, AT_ONCE // (recipe.batch_size * prod(recipe.input_shape(tuple(samples.x.shape[1:])))))
@@ -176,9 +178,9 @@ def gathered(
     place: tuple[int, int, int, int],
     contents: Contents,
 ) -> dict[str, Tensor]:
-    """What batches hold of the samples `index`, a row each; x are their rows as stored, augmented here.
+    """The contents of batches for the samples `index`, one row each; `x` are their stored rows, augmented here.
 
-    `place` is (seed, call, epoch, step): all randomness follows it.
+    `place` is (seed, call, epoch, step); it determines all randomness.
     """
     device = index.device
     rows = {"index": index, "y": source.samples.y[index]}
@@ -196,7 +198,7 @@ def gathered(
     return rows
 
 
-def batches_of_epoch(  # noqa: PLR0913 - where it is, keyword-only
+def batches_of_epoch(  # noqa: PLR0913 - the position is keyword-only
     source: Source,
     recipe: Recipe,
     plan: list[Tensor],
@@ -208,14 +210,21 @@ def batches_of_epoch(  # noqa: PLR0913 - where it is, keyword-only
     n_steps: int,
     skip: int = 0,
 ) -> Iterator[Batch]:
-    """The batches of an epoch, from step `step` of a stage of `n_steps`: call it inside `fork_rng`.
+    """Yield the batches of an epoch, from step `step` of a stage with `n_steps`; call it inside `fork_rng`.
 
-    Nothing here makes the host wait for the device but the copy of the plan, once an epoch. Dropout layers draw from
-    the global generators, which are set for each batch.
+    The host waits for the device only for the copy of the plan, once per epoch. Dropout layers draw from the global
+    generators, which are seeded for each batch.
 
     Args:
-        plan: int64 (B,) a batch, on the host.
-        skip: how many batches of the epoch were trained on before, by an earlier process.
+        source: where the batches come from.
+        recipe: how to train.
+        plan: the batches, int64 (B,) each, on the host.
+        contents: what batches hold besides the samples.
+        call: number of the call.
+        epoch: number of the epoch, from 0.
+        step: number of the first step, from 0.
+        n_steps: number of steps in the stage.
+        skip: how many batches of the epoch an earlier process has already trained on.
     """
     device = source.device
     n = n_at_once(source.samples, recipe, contents)
@@ -231,7 +240,7 @@ def batches_of_epoch(  # noqa: PLR0913 - where it is, keyword-only
         "epoch": torch.full((), epoch, device=device),
     }
     done = skip // n
-    number = step - skip % n  # an earlier process may have ended within a chunk: that is augmented as a whole again
+    number = step - skip % n  # if an earlier process ended within a chunk, the whole chunk is augmented again
     xs = source.samples.read(hosts[done:], indices[done:]) if contents.inputs is None else repeat(None)
     for at, x in zip(range(done, len(chunks)), xs, strict=False):
         rows = gathered(source, recipe, indices[at], x, (source.seed, call, epoch, number), contents)
@@ -250,10 +259,10 @@ def batches_of_epoch(  # noqa: PLR0913 - where it is, keyword-only
 
 
 def check_finite(mean: float, *, call: int, epoch: int, rate: float) -> None:
-    """Refuse to go on with a loss that is no number.
+    """Stop training if the loss is not a finite number.
 
     Raises:
-        DivergedError: it is nan or infinite.
+        DivergedError: the loss is nan or infinite.
     """
     if mean != mean or mean in (float("inf"), float("-inf")):
         raise DivergedError(
@@ -273,12 +282,18 @@ def plan_epoch(
 ) -> list[Tensor]:
     """Lay out one epoch as batches of indices, on the host.
 
-    sample: None: each sample once, shuffled. Float (N,): `draws` (default N) independent draws with replacement,
-        in proportion to the values. Int64 (N,): so many copies of each sample, shuffled. Callable: lays out the
-        batches itself, from a generator; `len()` of it, where it has one, is how many an epoch has.
+    The last batch is kept even if smaller, unless `drop_last`. A last batch of one sample joins the batch before it,
+    because batch normalisation cannot train on one sample.
 
-    The last batch is kept as a smaller one unless `drop_last`; a tail of one sample joins the batch before it, as
-    batch normalisation cannot train on one.
+    Args:
+        sample: None: each sample once, shuffled. Float (N,): `draws` (default N) independent draws with replacement,
+            proportional to the values. Int64 (N,): the number of copies of each sample, shuffled. Callable: lays out
+            the batches itself, from a generator; its `len()`, if it has one, is their number per epoch.
+        n_samples: the number N of samples.
+        batch_size: samples per batch.
+        drop_last: leave out a smaller last batch.
+        draws: number of draws, if `sample` has weights.
+        generator: generator of the order.
     """
     if callable(sample):
         laid_out = [batch.cpu() for batch in sample(generator)]
@@ -293,7 +308,7 @@ def plan_epoch(
         order = torch.arange(n_samples).repeat_interleave(sample.cpu())
         order = order[torch.randperm(len(order), generator=generator)]
     else:
-        # float64: in float32 the running sum of many small probabilities loses some of them
+        # float64, because in float32 the cumulative sum loses some of many small probabilities
         edges = sample.detach().cpu().double().cumsum(0)
         points = torch.rand(draws or n_samples, generator=generator, dtype=torch.float64) * edges[-1]
         order = torch.searchsorted(edges, points, right=True).clamp_max(n_samples - 1)
@@ -304,21 +319,21 @@ def plan_epoch(
 
 
 def joined_tail(parts: Sequence[Tensor]) -> list[Tensor]:
-    """Parts of which none is a single sample: one at the end joins the part before it."""
+    """The parts, with a last part of a single sample joined to the part before it."""
     if len(parts) > 1 and len(parts[-1]) == 1:
         return [*parts[:-2], torch.cat(list(parts[-2:]))]
     return list(parts)
 
 
 def n_batches(n_draws: int, batch_size: int, *, drop_last: bool = False) -> int:
-    """How many batches `plan_epoch` lays out of `n_draws` samples."""
+    """The number of batches that `plan_epoch` makes from `n_draws` samples."""
     full, rest = divmod(n_draws, batch_size)
-    alone = full == 0  # a single batch is kept, however small
+    alone = full == 0  # the only batch is kept, however small
     return full + (rest > 0 and (alone or not (drop_last or rest == 1)))
 
 
 def draws_of(sample: Sample, n_samples: int, draws: int | None) -> int | None:
-    """How many samples an epoch has; None where a function lays them out."""
+    """The number of samples in an epoch; None if a function lays them out."""
     if callable(sample):
         return None
     if sample is None:
@@ -349,5 +364,5 @@ def check_sample(sample: Any, n_samples: int, state: Mapping[str, Tensor]) -> No
 
 
 def tables_in(state: Mapping[str, Tensor], n_samples: int) -> list[str]:
-    """Names of the per-sample tables in a state."""
+    """The names of the per-sample tables in a state."""
     return [name for name, value in state.items() if value.ndim and len(value) == n_samples]

@@ -1,8 +1,8 @@
-"""What a running cell has finished, in a folder of its own, so that it goes on after an interruption.
+"""Checkpoints of a running cell, in its own folder, so that it can resume after an interruption.
 
-`journal.json` says what is finished and names a file for each thing that is kept: the newest weights of each network,
-the newest state of each stage, results of `each` and `once`, the run that is under way. Files are written first and
-never changed, `journal.json` replaces its predecessor last: whenever a process ends, what it names is whole.
+`journal.json` says what is finished and names a file for everything that is kept: the newest weights of each network,
+the newest state of each stage, results of `each` and `once`, and the run in progress. Files are written first and never
+changed; `journal.json` replaces its predecessor last. So the files that it names are complete, whenever a process ends.
 """
 
 from __future__ import annotations
@@ -19,26 +19,27 @@ from typing import Any
 from debiasbench.files import write_atomically
 
 JOURNAL = "journal.json"
-N_FOLDERS = 2  # above that of a cell: its method's and its dataset's
+N_FOLDERS = 2  # above the folder of a cell: of its method and of its dataset
 
 
 class Checkpoints:
     """The folder of a running cell.
 
     Attributes:
-        fraction: of a cell's time that writing may take: after one that took a second, the next is 1 / fraction later.
-        n_written: how often `journal.json` was, by this process.
-        unused: why nothing is gone on from, although something was there; "" otherwise.
+        fraction: the share of a cell's time that writing may take. After a write of one second, the next one comes no
+            sooner than 1 / fraction seconds later.
+        n_written: how often this process has written `journal.json`.
+        unused: why an existing checkpoint is not resumed; "" otherwise.
     """
 
     fraction = 0.005
 
     def __init__(self, folder: Path, header: Mapping[str, Any], *, interval: float = 60.0) -> None:
-        """Nothing is read or written yet.
+        """Set up; nothing is read or written yet.
 
         Args:
-            folder: the cell's own.
-            header: what the cell follows from; where any of it differs nothing is gone on from.
+            folder: the folder of the cell.
+            header: what the cell depends on; a checkpoint with any difference is not resumed.
             interval: seconds between two checkpoints within a call.
         """
         self.folder, self.interval, self.header = folder, interval, json.loads(json.dumps(header))
@@ -49,7 +50,7 @@ class Checkpoints:
         self._last = time.monotonic()
 
     def read(self) -> dict[str, Any] | None:
-        """What an earlier process left, if it can be gone on from; else the first checkpoint takes its place."""
+        """The journal of an earlier process, if it can be resumed; otherwise the first checkpoint replaces it."""
         try:
             content = json.loads((self.folder / JOURNAL).read_bytes())
             journal: dict[str, Any] = content["journal"]
@@ -68,19 +69,19 @@ class Checkpoints:
         return None
 
     def bytes_of(self, key: str) -> bytes | None:
-        """The file that is kept under a key; None where there is none."""
+        """The contents of the file kept under a key; None if there is none."""
         if key not in self._files:
             return None
         with contextlib.suppress(OSError):
-            return (self.folder / Path(self._files[key]).name).read_bytes()  # whatever is written there: of this folder
+            return (self.folder / Path(self._files[key]).name).read_bytes()  # always of this folder
         return None
 
     def keep(self, key: str, data: bytes) -> None:
-        """Have a file written with the next checkpoint, in place of what the key had."""
+        """Write a file with the next checkpoint; it replaces the file of the key."""
         self._pending[key] = data
 
     def forget(self, key: str) -> None:
-        """What a key has is not needed any more, from the next checkpoint on."""
+        """Drop the file of a key with the next checkpoint, because it is no longer needed."""
         self._files.pop(key, None)
         self._pending.pop(key, None)
 
@@ -91,16 +92,16 @@ class Checkpoints:
 
     @property
     def is_cheap(self) -> bool:
-        """Whether one at the end of a call costs no more than it may."""
+        """Whether `fraction` allows a checkpoint at the end of a call."""
         return bool(time.monotonic() - self._last >= self._cost / self.fraction)
 
     def write(self, journal: Mapping[str, Any], started: float | None = None) -> None:
-        """Write what is pending, and then the journal. What cannot be written costs the checkpoint, not the cell.
+        """Write pending files, then the journal. If that fails, the checkpoint is lost, but the cell goes on.
 
-        `started`: when the work for it began (`time.monotonic`); by default now.
+        `started` is when the work for the checkpoint began (`time.monotonic`); default: now.
         """
         started = time.monotonic() if started is None else started
-        pending = dict(self._pending)  # a snapshot may be forgotten at any time
+        pending = dict(self._pending)  # a snapshot can be forgotten at any time
         names = {key: f"{key}.{self.n_written}-{time.time_ns()}.safetensors" for key in pending}
         try:
             for key, name in names.items():
@@ -116,7 +117,7 @@ class Checkpoints:
                 if path.name != JOURNAL and path.name not in files.values():
                     path.unlink(missing_ok=True)
         except OSError:
-            for name in names.values():  # they take the room that a record may need
+            for name in names.values():  # they take space that a record may need
                 with contextlib.suppress(OSError):
                     (self.folder / name).unlink(missing_ok=True)
         self._last = time.monotonic()
@@ -126,11 +127,11 @@ class Checkpoints:
         write_atomically(path, data)
 
     def clear(self) -> None:
-        """Remove everything: the cell is finished, or starts anew."""
+        """Remove everything, because the cell is finished or starts over."""
         self._files, self._pending = {}, {}
         shutil.rmtree(self.folder, ignore_errors=True)
         for folder in self.folder.parents[:N_FOLDERS]:
-            with contextlib.suppress(OSError):  # of other cells, too
+            with contextlib.suppress(OSError):  # not empty: other cells use it
                 folder.rmdir()
 
 

@@ -1,4 +1,4 @@
-"""Digests of values, and what tells one function from another: for the signatures of numbered calls."""
+"""Digests of values, and what distinguishes functions, for the signatures of numbered calls."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def source_of(function: Any) -> str:
-    """The source text of a function, as far as it can be had; of a `partial` with its values."""
+    """The source text of a function, if available; for a `partial`, with its values."""
     if function is None:
         return ""
     if isinstance(function, functools.partial):
@@ -23,7 +23,7 @@ def source_of(function: Any) -> str:
 
 
 def name_of(function: Any) -> str:
-    """What a function is called, for messages."""
+    """The name of a function, for messages."""
     if isinstance(function, functools.partial):
         return name_of(function.func)
     return str(getattr(function, "__qualname__", type(function).__qualname__))

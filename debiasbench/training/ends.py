@@ -1,7 +1,6 @@
-"""What a stage ended with, and tensors as files: for stages that are reused and for cells that go on.
+"""Ends of stages, and tensors as files: for stages that are reused and for cells that resume.
 
-A file is safetensors: tensors, and plain values as JSON in its metadata, with a checksum of both. Nothing in it can
-run.
+Files are safetensors: tensors, and plain values as JSON in the metadata, with a checksum of both. They contain no code.
 """
 
 from __future__ import annotations
@@ -26,12 +25,15 @@ Optimizers = dict[str, dict[str, Tensor]]  # name -> "<parameter>.<what>" -> val
 
 @dataclass(frozen=True)
 class StageEnd:
-    """What a stage ended with, or where it stands.
+    """The end of a stage, or its current state.
 
     Attributes:
-        nets: network -> its state dict. state: the loss's state. losses: mean training loss a sample, by epoch.
-        epoch, step: how many it did. seconds: of the training.
-        optimizers: their state, where the stage may go on.
+        nets: network -> its state dict.
+        state: the state of the loss.
+        losses: mean training loss per sample, by epoch.
+        epoch, step: how many epochs and steps are done.
+        seconds: seconds of training.
+        optimizers: state of the optimisers, if the stage can go on.
     """
 
     nets: dict[str, Weights]
@@ -43,7 +45,7 @@ class StageEnd:
     optimizers: Optimizers = field(default_factory=dict)
 
     def to_bytes(self, **more: Any) -> bytes:
-        """As the content of a file; `more` plain values are kept with it."""
+        """The content of a file, which also keeps `more` plain values."""
         groups = {"net": self.nets, "optimizer": self.optimizers, "state": {"": self.state}}
         tensors = {
             json.dumps([kind, name, key]): value
@@ -57,10 +59,10 @@ class StageEnd:
 
     @classmethod
     def from_bytes(cls, data: bytes, device: torch.device) -> tuple[StageEnd, dict[str, Any]]:
-        """The inverse of `to_bytes`: what it ended with, on the device, and the values that were kept with it.
+        """The inverse of `to_bytes`: the end of the stage, on the device, and the other values.
 
         Raises:
-            ValueError: damaged, or something else.
+            ValueError: the data are damaged or something else.
         """
         tensors, about = from_bytes(data, device)
         try:
@@ -85,20 +87,20 @@ class StageEnd:
 
 
 def state_of(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """What an optimiser remembers, by "<parameter>.<what>"; learning rates are the schedule's."""
+    """The state of an optimiser, by "<parameter>.<what>", without learning rates, which the schedule sets."""
     return {
         f"{index}.{what}": value
         for index, values in optimizer.state_dict()["state"].items()
         for what, value in values.items()
-        if isinstance(value, Tensor)  # no momentum yet is None
+        if isinstance(value, Tensor)  # None before the first momentum
     }
 
 
 def put_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Tensor]) -> None:
-    """Give an optimiser what another one like it remembered, on the device where it is to be.
+    """Give an optimiser the state of another one like it, which is already on the right device.
 
-    `load_state_dict` would leave the buffers contiguous beside parameters that are channels-last, and the fused kernels
-    walk through both as they lie in memory: wrong numbers, and no error.
+    `load_state_dict` would leave the buffers contiguous while parameters are channels-last. The fused kernels read both
+    in memory order, so the numbers would be wrong without an error.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     optimizer.state.clear()
@@ -116,23 +118,24 @@ def put_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Tensor]) -> 
 
 
 class StaleJournalError(BaseException):
-    """What is on disk is not of this way of `fit`: the cell starts anew. Not for a method to catch."""
+    """The journal on disk does not match this run of `fit`: the cell starts over. Methods must not catch this."""
 
 
 class Guard(TorchDispatchMode):
-    """While it lasts, no value is made of what has none; what is written into it is lost, as it gets later values.
+    """While active, refuses to compute values from tensors that have none.
 
-    torch lets much of it pass: a layer without values gives what lies in memory, and to add nothing is no error.
+    Writes into such tensors are ignored, because they get their later values anyway. torch itself allows much of this:
+    a layer without values returns arbitrary memory, and adding nothing is no error.
     """
 
-    paused = False  # while networks lose or get their values
+    paused = False  # True while networks lose or get their values
 
     def __init__(self) -> None:
         super().__init__()
         self._made: list[weakref.ref[Tensor]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Each operation."""
+        """Check one operation."""
         absent = [one.is_meta for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
         if Guard.paused or not any(absent):
             return func(*args, **(kwargs or {}))
@@ -142,20 +145,20 @@ class Guard(TorchDispatchMode):
         if not all(absent):
             raise StaleJournalError(f"what has no values yet is read, by {func._schema.name}")
         try:
-            made = func(*args, **(kwargs or {}))  # without values as well, if it can be made at all
+            made = func(*args, **(kwargs or {}))  # the result has no values either, if the operation works at all
         except (RuntimeError, NotImplementedError) as error:
             raise StaleJournalError(f"what has no values yet is read: {error}") from None
         self._made += [weakref.ref(one) for one in tree_leaves(made) if isinstance(one, Tensor)]
         return made
 
     def check_nothing_is_held(self) -> None:
-        """Refuse to go on where something without values is held that was made of networks, when these have theirs.
+        """Refuse to go on if `fit` still holds a tensor without values that was computed from networks without values.
 
         Raises:
-            StaleJournalError: a tensor is.
+            StaleJournalError: it holds such a tensor.
         """
         if self._holds():
-            gc.collect()  # only what is in circles: it takes a third of a second
+            gc.collect()  # frees reference cycles; only if needed, as it takes a third of a second
         if self._holds():
             raise StaleJournalError("what has no values yet is read: something that was made of it is held")
 
@@ -173,7 +176,7 @@ def _unguarded() -> Iterator[None]:
 
 
 def without_values(net: nn.Module) -> None:
-    """Take the values out of a network, until `fill`: whatever reads one of them fails."""
+    """Remove the values of a network, until `fill`; every read of them fails."""
     kept = {id(value) for value in net.state_dict(keep_vars=True).values()}
     with _unguarded():
         for tensor in _tensors(net):
@@ -182,7 +185,7 @@ def without_values(net: nn.Module) -> None:
 
 
 def fill(net: nn.Module, weights: Mapping[str, Tensor], device: torch.device) -> None:
-    """Give a network its values, where it has some as where they were taken out."""
+    """Give a network its values, whether they were removed before or not."""
     with _unguarded():
         for tensor in _tensors(net):
             if tensor.is_meta:
@@ -195,7 +198,7 @@ def _tensors(net: nn.Module) -> list[Tensor]:
 
 
 def _swap(tensor: Tensor, other: Tensor) -> None:
-    """Put other values behind a tensor: whoever holds it, such as an optimiser, holds it still."""
+    """Exchange the contents of a tensor; references to it, such as an optimiser's, stay valid."""
     if isinstance(tensor, nn.Parameter):
         other = nn.Parameter(other.detach(), requires_grad=tensor.requires_grad)
     torch.utils.swap_tensors(tensor, other)
@@ -208,7 +211,7 @@ def to_bytes(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> bytes:
     """Tensors and plain values as the content of a safetensors file, with a checksum.
 
     Raises:
-        RuntimeError, KeyError: of a kind that the format does not know.
+        RuntimeError, KeyError: the format does not support the kind of a tensor.
     """
     from safetensors.torch import save
 
@@ -216,24 +219,24 @@ def to_bytes(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> bytes:
     places = set()
     for name, value in tensors.items():
         one = value.detach().cpu().contiguous()
-        if one.untyped_storage().data_ptr() in places:  # tied weights, say: the format has no place for them
+        if one.untyped_storage().data_ptr() in places:  # such as tied weights, which the format does not support
             one = one.clone()
         places.add(one.untyped_storage().data_ptr())
         flat[name] = one
     lying = {
         name: value.stride()
         for name, value in tensors.items()
-        if not value.is_contiguous() and 0 not in value.stride()  # views of one value many times come back as copies
+        if not value.is_contiguous() and 0 not in value.stride()  # expanded views come back as copies
     }
     text = json.dumps({"about": about, "strides": lying})
     return save(flat, metadata={"content": text, "checksum": _checksum(flat, text)})
 
 
 def from_bytes(data: bytes, device: torch.device | str = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The inverse of `to_bytes`; tensors lie in memory as they did, on the device.
+    """The inverse of `to_bytes`; tensors have their earlier memory layout and are on the device.
 
     Raises:
-        ValueError: damaged, or something else.
+        ValueError: the data are damaged or something else.
     """
     from safetensors.torch import load
 
@@ -250,12 +253,12 @@ def from_bytes(data: bytes, device: torch.device | str = "cpu") -> tuple[dict[st
                 value = torch.empty_strided(value.shape, stride, dtype=value.dtype).copy_(value)
             placed[name] = value.to(device)
         return placed, content["about"]
-    except Exception as error:  # garbage makes the library raise almost anything
+    except Exception as error:  # for other data the library can raise almost anything
         raise ValueError(f"it cannot be read: {error}") from None
 
 
 def _checksum(tensors: Mapping[str, Tensor], text: str) -> str:
-    """BLAKE2b of contiguous tensors and of a text, in hexadecimal."""
+    """BLAKE2b of contiguous tensors and a text, in hexadecimal."""
     digest = hashlib.blake2b(text.encode(), digest_size=16)
     for name, value in sorted(tensors.items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())

@@ -1,9 +1,9 @@
-"""What a cell has done so far: its numbered calls, its stages, evaluated epochs, what was logged, and seconds.
+"""What a cell has done so far: numbered calls, stages, evaluated epochs, logged values, and seconds.
 
-Kept on disk (`Checkpoints`), it is what an interrupted cell goes on from: `fit` is run again from its top, finished
-calls return what they returned, and the stage that was interrupted goes on where it stood. A network whose later
-weights are known has no values until the last finished call that trained it, so that nothing can be read from it that
-was never true. All randomness follows the place of a call, so a call that is skipped changes no other.
+An interrupted cell resumes from the journal on disk (`Checkpoints`): `fit` runs again from its top, finished calls
+return their earlier results, and the interrupted stage goes on where it stopped. A network whose later weights are
+known has no values until the last finished call that trained it, so no wrong values can be read from it. All randomness
+depends on the position of a call, so skipping a call changes no other.
 """
 
 from __future__ import annotations
@@ -34,34 +34,34 @@ from debiasbench.training.ends import (
 )
 from debiasbench.training.traces import Traces, versions_of
 
-Curve = Sequence[tuple[str, float, int]]  # points: name ("test/acc_avg"), value, epoch
-Progress = Callable[[str, int, int, Curve], None]  # (stage, epoch, epochs, what is new since the epoch before)
-TOLD = 5.0  # seconds between two signs of life within an epoch
+Curve = Sequence[tuple[str, float, int]]  # points: (name such as "test/acc_avg", value, epoch)
+Progress = Callable[[str, int, int, Curve], None]  # (stage, epoch, epochs, new points of the epoch)
+TOLD = 5.0  # seconds between two progress reports within an epoch
 
 
 class StoppedError(BaseException):
-    """The cell was asked to stop, and can go on from its journal; no error of its method."""
+    """The cell was asked to stop and can resume from its journal; this is not an error of its method."""
 
 
 @dataclass
 class StageRun:
-    """One run of a stage, while it goes on and afterwards."""
+    """One run of a stage, during and after it."""
 
     call: int  # its call number
-    parameters: dict[str, int]  # network -> how many values it has
+    parameters: dict[str, int]  # network -> its number of parameters
     epochs: int
-    evaluated: bool  # whether its epochs are, each `eval_every`
-    losses: list[float] = field(default_factory=list)  # mean training loss a sample, by epoch
+    evaluated: bool  # whether its epochs are evaluated, every `eval_every`
+    losses: list[float] = field(default_factory=list)  # mean training loss per sample, by epoch
     end: dict[str, Row] = field(default_factory=dict)  # network -> its metrics at the end of the run
-    seconds: float = 0.0  # training alone; of a reused stage, of the training that took place
+    seconds: float = 0.0  # of training only; for a reused stage, of the original training
     evaluation_seconds: float = 0.0
     rows: list[EvaluatedEpoch] = field(default_factory=list)  # its evaluated epochs
-    proxies: str = ""  # of validation samples, two bytes each, in hexadecimal digits
+    proxies: str = ""  # of validation samples, two bytes each, in hexadecimal
 
 
 @dataclass(frozen=True)
 class EvaluatedEpoch:
-    """An epoch that selection rules choose from."""
+    """An epoch that selection rules can choose."""
 
     epoch: int
     row: Row
@@ -80,7 +80,7 @@ class EvaluatedEpoch:
 
 
 def points_of(row: Any) -> list[tuple[str, float, int]]:
-    """Name, value and epoch of all that has a value in an epoch, which has `valid`, `test` and `epoch`."""
+    """Name, value and epoch of every metric with a value in an epoch, which has `valid`, `test` and `epoch`."""
     return [
         (f"{split}/{metric}", value, row.epoch)
         for split, metrics in (("valid", row.valid), ("test", row.test))
@@ -93,16 +93,21 @@ class Journal:
     """What a cell has done so far.
 
     Attributes:
-        calls: the numbered calls, in order: kind, and the digest of what they depend on.
-        nets: the networks that were made. stages: the runs of stages. epochs: the evaluated epochs.
-        columns: per-sample values that the method logged, (N,), on the CPU. values: single numbers that it logged.
-        seconds: of `each` and `once`. waited: seconds, for stages that another worker was training.
-        spent: seconds of earlier processes on this cell. resumed: where each of them left off, in words.
-        stopping: whether the cell shall end at the next step, or between two calls, with a checkpoint.
+        calls: the numbered calls, in order: kind, and digest of what they depend on.
+        nets: the networks that were made.
+        stages: the runs of stages.
+        epochs: the evaluated epochs.
+        columns: per-sample values that the method logged, (N,), on the CPU.
+        values: single numbers that it logged.
+        seconds: seconds of `each` and `once`.
+        waited: seconds spent waiting for stages that another worker was training.
+        spent: seconds of earlier processes on this cell.
+        resumed: where each of them stopped, in words.
+        stopping: whether the cell must stop at the next step or between two calls, with a checkpoint.
     """
 
     def __init__(self, progress: Progress | None = None, checkpoints: Checkpoints | None = None) -> None:
-        """`checkpoints`: what is there is gone on from."""
+        """Resume from `checkpoints` if they have a journal."""
         self.calls: list[dict[str, Any]] = []
         self.nets: list[nn.Module] = []
         self.stages: list[StageRun] = []
@@ -120,21 +125,21 @@ class Journal:
         self._n_evaluations = self._n_stages = 0
         self._versions: dict[int, list[int]] = {}  # of each network, before a call of `each` or `once`
         self._then = _Then()
-        self._replay = contextlib.ExitStack()  # what holds until the last finished call
+        self._replay = contextlib.ExitStack()  # contexts active until the last finished call
         self._guard: Guard | None = None
-        self._ended: list[dict[str, Any]] = []  # of each finished call, what it has besides files
+        self._ended: list[dict[str, Any]] = []  # plain values of each finished call
         self._newest: dict[str, int] = {}  # key -> the last finished call that kept something under it
-        self._evaluations: list[dict[str, Any]] = []  # apart from those of stages
+        self._evaluations: list[dict[str, Any]] = []  # outside stages
         if checkpoints is not None:
             self.keep_in(checkpoints)
 
     # ---- numbered calls ---------------------------------------------------------------------------------------------
 
     def number(self, kind: str, signature: Mapping[str, Any]) -> int:
-        """The number of a call that begins, from 1; `signature` is what it depends on.
+        """Begin a call and return its number, from 1; `signature` is what it depends on.
 
         Raises:
-            StaleJournalError: an earlier process had another call in its place.
+            StaleJournalError: an earlier process had another call at this position.
             StoppedError: the cell was asked to stop.
         """
         call = {"kind": kind, "signature": digest_of(signature)}
@@ -154,11 +159,11 @@ class Journal:
         return len(self.calls)
 
     def close(self) -> None:
-        """All that an earlier process finished is there again, or nothing more is done here."""
+        """End the replay: all finished calls of an earlier process are restored, or the journal is no longer used."""
         self._replay.close()
 
     def stop_if_asked(self) -> None:
-        """Between steps of a call that cannot be gone on with.
+        """Stop if asked to, between two calls or between steps of a call that cannot be resumed.
 
         Raises:
             StoppedError: the cell was asked to stop.
@@ -168,18 +173,18 @@ class Journal:
             raise StoppedError
 
     def note(self, call: int, **what: Any) -> None:
-        """Keep something of a call with it."""
+        """Add values to the entry of a call."""
         self.calls[call - 1] |= what
 
     def finished(self, call: int) -> dict[str, Any] | None:
-        """What an earlier process kept of a call that it finished; None of one that is to be done."""
+        """The values that an earlier process kept of a call it finished; None if the call is still to be done."""
         return self._ended[call - 1] if call <= len(self._then.calls) else None
 
     def end(self, call: int, files: Mapping[str, bytes] | None = None, **about: Any) -> None:
-        """A call is finished. `files` are kept by key, in place of what a key had; `about` are plain values.
+        """Mark a call as finished. `files` are kept by key and replace earlier ones; `about` are plain values.
 
-        Calls are finished in their order. A loop of the method's own never is, nor a call that makes others: these are
-        done again, with all that follows.
+        Calls are finished in order. A training loop of the method, or a call that makes other calls, is never marked
+        as finished: after an interruption, it is done again with everything that follows.
         """
         if not self._is_next(call):
             return
@@ -194,31 +199,32 @@ class Journal:
             self._write()
 
     def _is_next(self, call: int) -> bool:
-        """Whether all calls before this one are finished, and it has made none itself."""
+        """Whether all calls before this one are finished and it has made no other calls."""
         return call == len(self._ended) + 1 == len(self.calls)
 
     # ---- networks ---------------------------------------------------------------------------------------------------
 
     def made(self, net: nn.Module) -> None:
-        """A network was made. If a finished call has trained it, it has no values until that call."""
+        """Register a new network. If a finished call has trained it, it has no values until that call."""
         self.nets.append(net)
         if f"net-{len(self.nets) - 1}" in self._then.newest:
             without_values(net)
 
     def index(self, net: nn.Module) -> int:
-        """Which of the networks it is, in the order in which they were made."""
+        """The index of a network, in the order in which they were made."""
         return next(index for index, own in enumerate(self.nets) if own is net)
 
     def files_of_nets(self, nets: Mapping[str, nn.Module]) -> dict[str, bytes]:
-        """The weights of networks as they are, for `end`."""
+        """The current weights of networks, for `end`."""
         if self._checkpoints is None:
             return {}
         return {self._key(net): to_bytes(net.state_dict(), {}) for net in nets.values()}
 
     def fill_nets(self, call: int, nets: Mapping[str, nn.Module], device: torch.device) -> None:
-        """Give networks their weights at the end of a finished call that trained them.
+        """Give networks their weights from the end of a finished call that trained them.
 
-        Where a later one has, they have no values: nor have parts that they were given meanwhile, such as a head.
+        If a later finished call trained them too, they have no values instead. The same is true for parts that they
+        were given meanwhile, such as a head.
         """
         for net in nets.values():
             key = self._key(net)
@@ -233,12 +239,12 @@ class Journal:
     # ---- stages -----------------------------------------------------------------------------------------------------
 
     def new_stage(self) -> str:
-        """The key of a stage that was declared."""
+        """The key of a new stage."""
         self._n_stages += 1
         return f"stage-{self._n_stages}"
 
     def begin_run(self, call: int, nets: Mapping[str, nn.Module], epochs: int, *, evaluated: bool) -> StageRun:
-        """A run of a stage begins, or begins again as it was when it was finished."""
+        """Begin a run of a stage; a finished run starts with its final values."""
         sizes = {name: sum(p.numel() for p in net.parameters()) for name, net in nets.items()}
         run = StageRun(call, sizes, epochs, evaluated)
         kept = self.finished(call)
@@ -249,29 +255,29 @@ class Journal:
         return run
 
     def evaluated(self, run: StageRun, epoch: EvaluatedEpoch) -> None:
-        """An epoch of a run was evaluated."""
+        """Keep an evaluated epoch of a run."""
         run.rows.append(epoch)
         self.epochs.append(epoch)
 
     def evaluation(self, evaluate: Callable[[], Row]) -> None:
-        """One more epoch to select from, outside a stage; one that an earlier process evaluated is not again."""
+        """Add an epoch to select from, outside a stage; it is not evaluated again if an earlier process did so."""
         place = self._n_evaluations
         self._n_evaluations += 1
         if place < len(self._evaluations):
             row = _row_of(self._evaluations[place])
         else:
             row = evaluate()
-            if len(self.calls) == len(self._ended):  # else what comes before it is done again, and so is this
+            if len(self.calls) == len(self._ended):  # otherwise earlier calls are done again, and so is this
                 self._evaluations.append(asdict(row))
         self.epochs.append(EvaluatedEpoch(len(self.epochs) + 1, row))
 
     def report(self, run: StageRun, epoch: int, epochs: int) -> None:
-        """Tell whoever watches how far a run has come."""
+        """Report the progress of a run."""
         self._told = time.monotonic()
         self._progress(f"stage {self.stages.index(run) + 1}", epoch, epochs, ())
 
     def report_epoch(self, run: StageRun, epoch: int, epochs: int) -> None:
-        """Tell that an epoch of a run has ended, and its numbers."""
+        """Report the end of an epoch of a run, with its numbers."""
         stage = f"stage {self.stages.index(run) + 1}"
         curve = [(f"{stage}/train_loss", run.losses[-1], len(run.losses))] if run.losses else []
         if run.rows and run.rows[-1].epoch == epoch:
@@ -280,13 +286,13 @@ class Journal:
         self._progress(stage, epoch, epochs, curve)
 
     def between_steps(self, run: StageRun, epoch: int, epochs: int) -> bool:
-        """Called after each step: gives signs of life, and says whether a checkpoint is to be made (`keep_running`)."""
+        """Called after each step: reports progress, and says whether to make a checkpoint (`keep_running`)."""
         if time.monotonic() - self._told > TOLD:
             self.report(run, epoch, epochs)
         return self.stopping or (self._checkpoints is not None and self._is_next(run.call) and self._checkpoints.is_due)
 
     def keep_running(self, run: StageRun, end: StageEnd, **about: Any) -> None:
-        """A checkpoint of the run that is under way.
+        """Write a checkpoint of the run in progress.
 
         Raises:
             StoppedError: the cell was asked to stop.
@@ -297,12 +303,12 @@ class Journal:
             self._then.running = about | {"call": run.call, "run": asdict(run), "of": self.calls[run.call - 1]}
             self._write(started)
         elif self.stopping:
-            self._write()  # what was finished before
+            self._write()  # the calls finished before
         if self.stopping:
             raise StoppedError
 
     def running(self, run: StageRun, device: torch.device) -> tuple[StageEnd, dict[str, Any]] | None:
-        """Where an earlier process left a run, once; None if it had not begun."""
+        """Where an earlier process stopped in this run; None if it had not begun it. Call it once per run."""
         about = self._then.running
         if about is None or about["call"] != run.call:
             return None
@@ -320,10 +326,10 @@ class Journal:
     # ---- results and files ------------------------------------------------------------------------------------------
 
     def end_with(self, call: int, result: Any, traces: Traces) -> None:
-        """A call of `each` or `once` is finished, with its result, and with the networks that it wrote into.
+        """Mark a call of `each` or `once` as finished; keeps its result and the networks that it wrote into.
 
-        A result is not kept that is no tensor, plain value, or tuple, list or dictionary of them, or whose function
-        left other traces: it is computed again.
+        A result is kept only if it is a tensor, a plain value, or a tuple, list or dictionary of them, and if its
+        function left no other traces. Otherwise it is computed again after an interruption.
         """
         if self._checkpoints is None or self.finished(call) is not None:
             self.end(call)
@@ -337,9 +343,9 @@ class Journal:
         self.end(call, files)
 
     def result(self, call: int, device: torch.device) -> Any:
-        """What a finished call returned, tensors on the device; `ABSENT` where it is to be computed.
+        """The result of a finished call, tensors on the device; `ABSENT` if it must be computed.
 
-        The networks that it wrote into are then as it left them.
+        The networks that the call wrote into are restored as well.
         """
         if self.finished(call) is None:
             if self._checkpoints is not None:
@@ -353,13 +359,13 @@ class Journal:
         return _of_form(about["form"], tensors, device)
 
     def end_log(self, call: int, names: Iterable[str]) -> None:
-        """Values were logged under some names, in a call."""
+        """Mark a call that logged values under these names as finished."""
         own = [name for name in names if name in self.columns]
         columns = {f"column-{name}": to_bytes({"": self.columns[name]}, {}) for name in own}
         self.end(call, columns, columns=own, values={name: self.values[name] for name in names if name in self.values})
 
     def logged_before(self, call: int) -> bool:
-        """Whether an earlier process logged in this call; what it logged is then there again."""
+        """Whether an earlier process logged in this call; if so, restores the logged values."""
         kept = self.finished(call)
         if kept is None:
             return False
@@ -368,26 +374,26 @@ class Journal:
             if self.is_newest(f"column-{name}", call):
                 self.columns[name] = self.file(f"column-{name}", "cpu")[0][""]
             else:
-                self.columns.setdefault(name, torch.empty(0))  # its place in their order, until the call that has it
+                self.columns.setdefault(name, torch.empty(0))  # keeps its position, until the call that has the values
         return True
 
     def file(self, key: str, device: torch.device | str) -> tuple[Weights, dict[str, Any]]:
-        """What is kept under a key."""
+        """The tensors and plain values kept under a key."""
         try:
             return from_bytes(self._bytes(key), device)
         except ValueError as error:
             raise StaleJournalError(f"{key}: {error}") from None
 
     def is_newest(self, key: str, call: int) -> bool:
-        """Whether an earlier process kept something under the key in this call, and in no later one."""
+        """Whether this call is the last in which an earlier process kept something under the key."""
         return self._then.newest.get(key) == call
 
     def stage_end(self, key: str, device: torch.device) -> StageEnd:
-        """The end of a stage that is kept under a key."""
+        """The end of a stage kept under a key."""
         return StageEnd.from_bytes(self._bytes(key), device)[0]
 
     def forget(self, key: str) -> None:
-        """What is kept under a key is not needed any more."""
+        """Drop what is kept under a key."""
         self._newest.pop(key, None)
         if self._checkpoints is not None:
             self._checkpoints.forget(key)
@@ -407,11 +413,11 @@ class Journal:
 
     @property
     def is_resumed(self) -> bool:
-        """Whether anything of an earlier process is gone on from."""
+        """Whether the cell resumes from an earlier process."""
         return bool(self.resumed)
 
     def keep_in(self, checkpoints: Checkpoints) -> None:
-        """Go on from what is there, and keep from now on what is done."""
+        """Resume from `checkpoints` if they have a journal, and write to them from now on."""
         self._checkpoints = checkpoints
         then = checkpoints.read()
         if then is None:
@@ -422,7 +428,7 @@ class Journal:
         self.waited, self.spent = then["waited"], then["spent"]
         self.resumed = [*then["resumed"], f"after {len(self._ended)} calls"]
         self._replay.enter_context(warnings.catch_warnings())
-        # weights copied into a network that gets later ones: true the first time, and nothing to tell now
+        # `fit` may copy weights into a network that has no values yet; the warning is irrelevant during the replay
         warnings.filterwarnings("ignore", "for .*: copying from a non-meta parameter in the checkpoint to a meta")
         self._guard = self._replay.enter_context(Guard())
 
@@ -439,7 +445,7 @@ class Journal:
 
 @dataclass
 class _Then:
-    """What an earlier process had finished, and the run that was under way; the latter also of this process."""
+    """The finished calls of an earlier process, and the run in progress, of that process or of this one."""
 
     calls: list[dict[str, Any]] = field(default_factory=list)
     newest: dict[str, int] = field(default_factory=dict)
@@ -463,11 +469,11 @@ ABSENT = object()
 
 
 class _FormlessError(Exception):
-    """A value that is no tensor, plain value, or tuple, list or dictionary of them."""
+    """A value is not a tensor, a plain value, or a tuple, list or dictionary of them."""
 
 
 def _form_of(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """A value as JSON that names its tensors, which go to `tensors`."""
+    """A value as JSON with the names of its tensors, which are put into `tensors`."""
     if type(value) is Tensor:
         name = str(len(tensors))
         tensors[name] = value

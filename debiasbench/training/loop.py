@@ -1,4 +1,4 @@
-"""Batches for a training loop of the method's own, with what a stage would do around it."""
+"""Batches for a training loop written by the method, with everything else that a stage does."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from debiasbench.training.updates import new_optimizer, set_rate
 
 
 class Loop:
-    """Batches of a stage that the method trains itself: iterate over it.
+    """Batches for a method that writes its own training loop; iterate over it.
 
         loop = task.batches(epochs=5)
         optimizer = loop.optimizer(net)
@@ -69,13 +69,13 @@ class Loop:
         )
 
     def optimizer(self, *nets: nn.Module) -> torch.optim.Optimizer:
-        """The recipe's optimiser over some networks; its learning rate follows the schedule while the loop runs."""
+        """Make the recipe's optimiser for some networks; its learning rate follows the schedule in the loop."""
         optimizer = new_optimizer({str(index): net for index, net in enumerate(nets)}, self.recipe)
         self._optimizers.append(optimizer)
         return optimizer
 
     def note(self, value: Tensor) -> None:
-        """Keep the loss of this step; that its mean is finite is checked at the end of each epoch."""
+        """Keep the loss of this step; the end of each epoch checks that the mean is finite."""
         self._noted.append((value.detach().double(), self._n_samples))
 
     def __iter__(self) -> Iterator[Batch]:
@@ -94,7 +94,7 @@ class Loop:
                 source, recipe, plan, self.contents, call=call, epoch=epoch, step=step, n_steps=n_steps
             )
             while True:
-                # the method's step runs inside the fork: dropout is seeded there, and nobody else's draws change
+                # the method's step runs inside the fork, which seeds dropout and leaves all other draws unchanged
                 own_draws = torch.random.fork_rng(devices=[source.device] if source.device.type == "cuda" else [])
                 with own_draws, recipe.tf32(source.device):
                     batch = next(batches, None)
@@ -118,7 +118,7 @@ class Loop:
         run.seconds = time.perf_counter() - started
 
     def _end_epoch(self, epoch: int, rate: float) -> None:
-        """Read the noted losses, once."""
+        """Read the noted losses from the device, once per epoch."""
         n_samples = sum(n for _, n in self._noted)
         mean = float(torch.stack([value * n for value, n in self._noted]).sum()) / n_samples
         self._noted.clear()

@@ -1,13 +1,13 @@
 """Equal training stages of several cells are trained once: `task.train(..., reuse=True)`.
 
-What a stage ends with is kept under a key of all that it follows from: the name of its loss and its keyword values, the
-source of the module that the loss is in and of the local modules which that imports, the source of the suite, recipe,
-epochs, seed, call number, start weights, the data's fingerprint, versions, kind of device, threads. A cell whose stage
-has the same key loads that end instead of training, and its result is equal bit for bit. A lock a key: of two workers
-that need the same stage one trains it, and the other waits.
+The end of a stage is kept under a key of everything that it depends on: the name of its loss and its keyword values,
+the source of the loss's module and of the local modules that it imports, the source of the suite, recipe, epochs, seed,
+call number, start weights, the fingerprint of the data, versions, kind of device, threads. A cell whose stage has the
+same key loads that end instead of training, and its result is equal bit for bit. Each key has a lock: if two workers
+need the same stage, one trains it and the other waits.
 
-So that the key can be told, the loss is a function of a module, or `functools.partial` of one with plain keyword
-values. Of any other the stage is trained, and the record says why.
+To have a key, the loss must be a function of a module, or a `functools.partial` of one with plain keyword values. With
+any other loss the stage is trained, and the record says why.
 """
 
 from __future__ import annotations
@@ -34,50 +34,50 @@ from debiasbench.files import write_atomically
 from debiasbench.training.digests import digest_of, name_of
 from debiasbench.training.ends import StageEnd
 
-POLL = 5.0  # seconds between two signs of life while another worker trains
+POLL = 5.0  # seconds between two progress reports while another worker trains
 PLAIN = (bool, int, float, str, type(None))
 
 
-class DeclinedReuse(Exception):  # noqa: N818 - no error: the stage is trained
-    """Why a stage is trained, although it was declared reusable."""
+class DeclinedReuse(Exception):  # noqa: N818 - not an error: the stage is trained
+    """The reason why a stage is trained although it was declared reusable."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Where one stage's end is, or will be."""
+    """The file of a stage's end, existing or not."""
 
     path: Path
 
     def load(self, device: torch.device) -> StageEnd | None:
-        """What is kept, on the device; None where there is nothing, or it cannot be read."""
+        """The kept end, on the device; None if there is none or it cannot be read."""
         try:
             return StageEnd.from_bytes(self.path.read_bytes(), device)[0]
         except (OSError, ValueError):
             return None
 
     def save(self, end: StageEnd) -> None:
-        """Keep an end. A full disk costs the reuse and not the cell."""
+        """Keep an end. If the disk is full, the end cannot be reused, but the cell goes on."""
         with contextlib.suppress(OSError, RuntimeError):
             write_atomically(self.path, end.to_bytes())
 
 
 class Reuse:
-    """Ends of stages in a folder, which may be deleted at any time."""
+    """Ends of stages in a folder, which can be deleted at any time."""
 
     def __init__(self, folder: Path, *, data: str, device: torch.device) -> None:
-        """`data`: fingerprint of the data that the cell trains on, on `device`."""
+        """`data` is the fingerprint of the data that the cell trains on; `device` is the device it trains on."""
         self.folder, self.data, self.device = folder, data, device
 
     def key(self, **facts: Any) -> str:
-        """What a stage follows from, as SHA-256 in hexadecimal; `facts` are plain values."""
+        """SHA-256, in hexadecimal, of everything that a stage depends on; `facts` are plain values."""
         known = facts_of_machine(self.device) | facts | {"data": self.data}
         return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 
     @contextlib.contextmanager
     def entry(self, key: str, while_waiting: Callable[[], None] = lambda: None) -> Iterator[Entry]:
-        """The entry of a key, while nobody else touches it; `while_waiting` is called each few seconds until then.
+        """The locked entry of a key; `while_waiting` is called every few seconds until the lock is free.
 
-        Where the folder cannot be written or locked the stage is trained without it.
+        If the folder cannot be written or locked, the stage is trained without a lock.
         """
         from filelock import FileLock, Timeout
 
@@ -98,7 +98,7 @@ class Reuse:
 
 
 def facts_of_machine(device: torch.device) -> dict[str, Any]:
-    """What the last bit of a number follows from, besides what is computed."""
+    """What the last bit of a number depends on, besides the computation."""
     return {
         "suite": digest_of_suite(),
         "versions": [PROTOCOL_VERSION, torch.__version__, platform.python_version()],
@@ -108,10 +108,10 @@ def facts_of_machine(device: torch.device) -> dict[str, Any]:
 
 
 def facts_of_loss(loss: Any, what: str = "loss") -> list[Any]:
-    """Module, name and keyword values of a loss, or of `what` it is, and the digest of its source.
+    """Module, name and keyword values of a loss (or of another function, called `what`), and the digest of its source.
 
     Raises:
-        DeclinedReuse: it is no module-level function, nor a partial of one with plain keyword values.
+        DeclinedReuse: it is neither a module-level function nor a partial of one with plain keyword values.
     """
     values: dict[str, Any] = {}
     function = loss
@@ -136,10 +136,10 @@ def facts_of_loss(loss: Any, what: str = "loss") -> list[Any]:
 
 
 def facts_of_noise(name: str, distribution: torch.distributions.Distribution) -> list[Any]:
-    """Kind and parameters of a distribution: torch's own text for it leaves some of them out.
+    """Kind and parameters of a distribution, because torch's text for it leaves some of them out.
 
     Raises:
-        DeclinedReuse: it does not say what its parameters are.
+        DeclinedReuse: the distribution does not say what its parameters are.
     """
     parameters = sorted(distribution.arg_constraints)
     if not parameters:
@@ -148,10 +148,10 @@ def facts_of_noise(name: str, distribution: torch.distributions.Distribution) ->
 
 
 def facts_of_nets(nets: Mapping[str, nn.Module]) -> dict[str, Any]:
-    """Form, source, start weights and buffers of networks, and which of them are trained.
+    """Structure, source, start weights and buffers of networks, and which of these are trained.
 
     Raises:
-        DeclinedReuse: a network has hooks, which may do anything.
+        DeclinedReuse: a network has hooks, which could do anything.
     """
     facts = {}
     for name, net in nets.items():
@@ -165,9 +165,10 @@ def facts_of_nets(nets: Mapping[str, nn.Module]) -> dict[str, Any]:
 
 
 def _source_of(net: type[nn.Module]) -> str | None:
-    """Digest of the source of a network's class, None of the suite's; of an installed package its version.
+    """Digest of the source of a network's class, None for the suite's; for an installed package, its version.
 
-    A digest would be of all modules of the package, a minute for torch: only where it does not say its version.
+    A digest would cover all modules of the package, which takes a minute for torch; so it is used only if the package
+    has no version.
     """
     package = net.__module__.partition(".")[0]
     version = getattr(sys.modules.get(package), "__version__", "")

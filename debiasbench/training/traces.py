@@ -1,6 +1,6 @@
-"""What a function of `each` or `once` leaves behind besides its result: then it is called again after an interruption.
+"""Finds functions of `each` or `once` with side effects; these are called again after an interruption.
 
-Such a function is skipped where its result is known. Skipping one that fills a list as well would change what follows.
+Other functions are skipped if their result is known. Skipping one that also fills a list would change what follows.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from torch import Tensor, nn
 from debiasbench.parameters import Parameters
 
 PLAIN = (bool, int, float, str, bytes, type(None))
-CODE = (type, type(len))  # classes, and functions that are built in
+CODE = (type, type(len))  # classes and built-in functions
 
 
 class Traces:
-    """Whether a function leaves traces: it holds what can be written into unseen, or writes into a tensor it holds."""
+    """Whether a function leaves traces: it holds something with unobservable writes, or writes into a held tensor."""
 
     def __init__(self, function: Callable[..., Any], *arguments: Tensor, harmless: Any = None) -> None:
-        """Look at a function before it is called with `arguments`; `harmless` is an object that it may hold."""
+        """Inspect a function before it is called with `arguments`; `harmless` is an object that it may hold."""
         held = [value for value in _held_by(function) if value is not harmless]
         self._tensors = [*arguments, *(value for value in held if isinstance(value, Tensor))]
         self._may_be_written = not all(_is_sealed(value) for value in held)
         self._before = self._versions()
 
     def were_left(self) -> bool:
-        """Whether it left any, after it was called; yes where that cannot be told."""
+        """Whether the function left traces, after its call; True if that is unknown."""
         return self._may_be_written or self._versions() != self._before
 
     def _versions(self) -> list[int]:
@@ -37,12 +37,12 @@ class Traces:
 
 
 def versions_of(net: nn.Module) -> list[int]:
-    """How often each tensor of a network was written into."""
+    """The number of writes into each tensor of a network."""
     return [value._version for value in net.state_dict(keep_vars=True).values()]
 
 
 def _held_by(value: Any, seen: set[int] | None = None) -> Iterator[Any]:
-    """What a function reaches by its closure, defaults and object, functions in it looked into."""
+    """The objects that a function reaches by its closure, defaults and `self`; functions among them are followed."""
     seen = set() if seen is None else seen
     if id(value) in seen:
         return
@@ -73,5 +73,5 @@ def _is_filled(cell: Any) -> bool:
 
 
 def _is_sealed(value: Any) -> bool:
-    """Whether nothing can be written into a value unseen: networks and tensors count their writes."""
+    """Whether every write into a value can be observed; networks and tensors count their writes."""
     return isinstance(value, (*PLAIN, *CODE, Tensor, nn.Module, Parameters))

@@ -1,8 +1,8 @@
-"""From the value of a loss to a step: one optimiser for all networks of a stage, or one for each.
+"""Steps from the value of a loss: one optimiser for all networks of a stage, or one for each.
 
-A loss returns one number, or named terms. Terms are added up; or, where each network has a recipe of its own or the
-networks take turns, a term trains the network that it is named after and no other; or `combine` makes one gradient
-from the gradients of the terms.
+A loss returns one number or named terms. By default terms are added up. If networks have their own recipes or take
+turns, a term trains only the network that it is named after. With `combine`, the method makes one gradient from the
+gradients of the terms.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from debiasbench.schedule import rate_at
 from debiasbench.training.digests import source_of
 
 Terms = dict[str, Tensor]
-Gradients = list[Tensor]  # one a trained parameter, in the order of the networks
+Gradients = list[Tensor]  # one per trained parameter, in the order of the networks
 Combine = Callable[[dict[str, Gradients]], Gradients]
 
-# what recipes of networks that are trained side by side may differ in
+# fields in which recipes of networks trained side by side may differ
 OF_THE_OPTIMIZER = (
     "optimizer", "learning_rate", "momentum", "weight_decay", "decayed", "schedule", "milestones", "gamma", "warm_up",
     "clip_norm",
@@ -36,40 +36,40 @@ class Update(Protocol):
     combine: Combine | None
 
     def set_rates(self, step: int, n_steps: int, epoch: int, n_epochs: int) -> float:
-        """Set learning rates by the schedules, at a step of a stage; returns that of the first optimiser."""
+        """Set learning rates by the schedules, for a step of a stage; returns that of the first optimiser."""
 
     def step(self, values: Iterable[tuple[float, Tensor | Terms]], number: int) -> None:
-        """Compute gradients and step; `number` is how many steps the stage has done.
+        """Compute gradients and step; `number` is the number of steps that the stage has done.
 
-        `values` are the losses of the parts of a batch, each with its fraction of the batch; they are asked for one
-        after another, so that one graph is in memory at a time.
+        `values` are the fraction of the batch and the loss for each part of a batch. They are read one after another,
+        so that only one graph is in memory at a time.
         """
 
     def signature(self) -> dict[str, Any]:
-        """What the steps depend on, besides the stage's recipe."""
+        """What the steps depend on besides the recipe of the stage."""
 
 
 class Together:
-    """One optimiser over all networks."""
+    """One optimiser for all networks."""
 
     def __init__(self, nets: Mapping[str, nn.Module], recipe: Recipe, combine: Combine | None) -> None:
         self.nets, self.recipe, self.combine = nets, recipe, combine
-        self.stepped = [_trained(net) for net in nets.values()]  # what the optimiser knows, whatever is frozen later
+        self.stepped = [_trained(net) for net in nets.values()]  # what the optimiser trains, even if frozen later
         self.optimizer = new_optimizer(nets, recipe)
         self.optimizers = {"": self.optimizer}
 
     def set_rates(self, step: int, n_steps: int, epoch: int, n_epochs: int) -> float:
-        """As of `Update`."""
+        """As in `Update`."""
         rate = rate_at(self.recipe, step, n_steps, epoch, n_epochs)
         set_rate(self.optimizer, rate)
         return rate
 
     def signature(self) -> dict[str, Any]:
-        """As of `Update`."""
+        """As in `Update`."""
         return {"combine": source_of(self.combine)}
 
     def step(self, values: Iterable[tuple[float, Tensor | Terms]], number: int) -> None:
-        """As of `Update`."""
+        """As in `Update`."""
         del number
         self.optimizer.zero_grad(set_to_none=True)
         for fraction, value in values:
@@ -85,7 +85,7 @@ class Together:
         parameters = [one for net in self.nets.values() for one in _trained(net)]
         names = list(terms)
         gradients = {}
-        for name in names:  # the terms have one graph, which the last of them frees
+        for name in names:  # the terms share a graph, which the last one frees
             found = _gradients(terms[name], parameters, keep=name != names[-1])
             pairs = zip(parameters, found, strict=True)
             gradients[name] = [torch.zeros_like(one) if gradient is None else gradient for one, gradient in pairs]
@@ -102,7 +102,7 @@ class Together:
 
 
 class ByNetwork:
-    """An optimiser for each network, which step together or in turns."""
+    """One optimiser per network; they step together or in turns."""
 
     combine: Combine | None = None
 
@@ -112,18 +112,18 @@ class ByNetwork:
         self.optimizers = {name: new_optimizer({name: net}, recipes[name]) for name, net in nets.items()}
 
     def set_rates(self, step: int, n_steps: int, epoch: int, n_epochs: int) -> float:
-        """As of `Update`."""
+        """As in `Update`."""
         rates = {name: rate_at(recipe, step, n_steps, epoch, n_epochs) for name, recipe in self.recipes.items()}
         for name, optimizer in self.optimizers.items():
             set_rate(optimizer, rates[name])
         return next(iter(rates.values()))
 
     def signature(self) -> dict[str, Any]:
-        """As of `Update`."""
+        """As in `Update`."""
         return {"recipes": {name: one.values() for name, one in self.recipes.items()}, "turns": list(self.turns)}
 
     def step(self, values: Iterable[tuple[float, Tensor | Terms]], number: int) -> None:
-        """As of `Update`; all gradients are computed before anything steps."""
+        """As in `Update`; all gradients are computed before any optimiser steps."""
         ((_, value),) = values
         names = [self.turns[number % len(self.turns)]] if self.turns else list(self.nets)
         if not isinstance(value, Tensor) and set(value) != set(self.nets):
@@ -132,7 +132,7 @@ class ByNetwork:
                 f"networks {', '.join(self.nets)}. Got {', '.join(value)}."
             )
         for name in names:
-            self.optimizers[name].zero_grad(set_to_none=True)  # of what was frozen meanwhile, too
+            self.optimizers[name].zero_grad(set_to_none=True)  # also of parameters frozen meanwhile
             term = value if isinstance(value, Tensor) else value[name]
             parameters = _trained(self.nets[name])
             found = _gradients(term, parameters, keep=name != names[-1])
@@ -150,15 +150,19 @@ def new_update(
     turns: Sequence[str],
     combine: Combine | None,
 ) -> Update:
-    """The update of a stage.
+    """Make the update of a stage.
 
     Args:
-        recipe: of the stage. recipes: of networks that have one of their own; others have the stage's.
-        turns: names of the networks that step, one a step, over and over; empty: all step, each step.
+        nets: the trained networks, by name.
+        recipe: recipe of the stage.
+        recipes: recipes of networks that have their own; the others use that of the stage.
+        turns: names of the networks that step, one per step, repeated in this order; empty: all networks step in every
+            step.
+        combine: makes one gradient from those of the terms.
 
     Raises:
-        ValueError: names that are no networks; recipes that differ in more than the optimiser; what excludes itself.
-        BenchmarkError: gradients are to be accumulated, which the recipe decides, where they cannot be.
+        ValueError: names are not networks; recipes differ in more than the optimiser; arguments exclude each other.
+        BenchmarkError: the recipe accumulates gradients, which is not possible here.
     """
     unknown = [name for name in [*(recipes or {}), *turns] if name not in nets]
     if unknown:
@@ -188,14 +192,14 @@ def new_update(
 
 
 def total(value: Tensor | Terms) -> Tensor:
-    """The terms added up."""
+    """The sum of the terms."""
     return value if isinstance(value, Tensor) else torch.stack(list(value.values())).sum()
 
 
 def new_optimizer(nets: Mapping[str, nn.Module], recipe: Recipe) -> torch.optim.Optimizer:
-    """The recipe's optimiser over the trained parameters of some networks."""
+    """Make the recipe's optimiser for the trained parameters of some networks."""
     rate, decay = recipe.learning_rate, recipe.weight_decay
-    # names within their network: what it is called ("biased") says nothing of its parameters
+    # names within the network; its own name ("biased") says nothing about its parameters
     named = [pair for net in nets.values() for pair in net.named_parameters() if pair[1].requires_grad]
     parameters = [parameter for _, parameter in named]
     if recipe.optimizer == "sgd":
@@ -214,15 +218,15 @@ def new_optimizer(nets: Mapping[str, nn.Module], recipe: Recipe) -> torch.optim.
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give all parameters of an optimiser a learning rate."""
+    """Set the learning rate of all parameters of an optimiser."""
     for group in optimizer.param_groups:
         group["lr"] = rate
 
 
 def _is_decayed(name: str, parameter: nn.Parameter, rule: str) -> bool:
-    if rule == "wilds":  # by name: the layer norms of DistilBERT are called otherwise, and are decayed there
+    if rule == "wilds":  # by name; the layer norms of DistilBERT have other names and are decayed there
         return not ("bias" in name or "LayerNorm.weight" in name)
-    return parameter.ndim >= 2  # biases and normalisation are vectors
+    return parameter.ndim >= 2  # biases and normalisation weights are vectors
 
 
 def _trained(net: nn.Module) -> list[nn.Parameter]:
@@ -230,12 +234,12 @@ def _trained(net: nn.Module) -> list[nn.Parameter]:
 
 
 def _gradients(term: Tensor, parameters: Sequence[nn.Parameter], *, keep: bool) -> Sequence[Tensor | None]:
-    """Gradients of a term, None where it does not reach; `keep` the graph for another term."""
+    """Gradients of a term, None for parameters it does not depend on; `keep` the graph for another term."""
     return torch.autograd.grad(term, parameters, retain_graph=keep, allow_unused=True)
 
 
 def _clip(stepped: Sequence[Sequence[nn.Parameter]], recipe: Recipe) -> None:
-    """Clip what is stepped, a list for each network: others may hold gradients of earlier stages."""
+    """Clip only the parameters that step, a list per network; others may hold gradients of earlier stages."""
     if recipe.clip_norm is not None:
-        for parameters in stepped:  # each by itself: nets that learn side by side must not meet here
+        for parameters in stepped:  # separately: networks trained side by side must not affect each other
             nn.utils.clip_grad_norm_(parameters, recipe.clip_norm)

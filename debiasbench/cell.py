@@ -1,4 +1,4 @@
-"""One run, every value resolved."""
+"""One run, with every value resolved."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OF_TUNING = ("draw", "tuned")  # fields that most cells lack
 
 @dataclass(frozen=True)
 class Cell:
-    """One run: a method, a dataset, a seed, and every value resolved. Plain values only; workers receive cells."""
+    """One run: a method, a dataset, a seed, and every value resolved. All values are plain; workers receive cells."""
 
     method: str
     method_version: int | str
@@ -35,16 +35,16 @@ class Cell:
     dataset_parameters: dict[str, Any]
     recipe: dict[str, Any]
     seed: int
-    # for people and for finding files; not part of the identity
+    # for display and for finding files; not part of the identity
     method_title: str = field(compare=False)
     dataset_title: str = field(compare=False)
     recipe_changes: dict[str, Any] = field(compare=False)  # fields that the method trains with instead of the dataset's
     root: str | None = field(default=None, compare=False)
-    draw: Draw | None = field(default=None, compare=False)  # of a tuning, which is no result
-    tuned: Tuned | None = None  # how its values were chosen; of the identity, where they were
+    draw: Draw | None = field(default=None, compare=False)  # a draw of tuning, which is not a result
+    tuned: Tuned | None = None  # how its values were chosen, if tuned; part of the identity
 
     def identity(self) -> dict[str, Any]:
-        """What makes two cells one: all resolved values and the versions."""
+        """All resolved values and the versions; cells with equal identity are the same."""
         names = (
             "method", "method_version", "method_parameters", "dataset", "dataset_version", "dataset_parameters",
             "recipe", "seed",
@@ -59,7 +59,7 @@ class Cell:
 
     @property
     def title(self) -> str:
-        """For progress and messages."""
+        """The title for progress and messages."""
         return f"{self.method_title} on {self.dataset_title}, seed {self.seed}"
 
     @property
@@ -70,12 +70,12 @@ class Cell:
         return name + (":" + ",".join(kept) if kept else "")
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values; the inverse of `from_json`."""
+        """The cell as plain values; the inverse of `from_json`."""
         plain = asdict(self)
         return json.loads(json.dumps({key: plain[key] for key in plain if key not in OF_TUNING or plain[key]}))
 
     def to_record(self) -> dict[str, Any]:
-        """As plain values for a record, which names no place on a machine."""
+        """The cell as plain values for a record, without paths of a machine."""
         return self.to_json() | {"root": None}
 
     @classmethod
@@ -83,15 +83,15 @@ class Cell:
         """A cell from its plain values.
 
         Raises:
-            ValueError: they are not those of a cell.
+            ValueError: the values are not those of a cell.
         """
         cell: Cell = from_plain(cls, values, "cell")
         return cell
 
     def code(self) -> dict[str, str | None]:
-        """Digests of the source of the method and of the dataset; None where they cannot be told.
+        """Digests of the source of the method and of the dataset; None if unknown.
 
-        Also of what is outside the suite: the network ("net"), and each metric and rule ("metric brier").
+        Also of parts outside the suite: the network ("net"), and each metric and rule ("metric brier").
         """
         classes = {"method": method_registry.get(self.method)[0], "dataset": dataset_registry.get(self.dataset)[0]}
         net = own_net(self.recipe["net"])
@@ -99,20 +99,20 @@ class Cell:
         return {name: digest_of_plugin(cls) for name, cls in classes.items()} | digests_of_functions()
 
     def name_of_part(self, kind: str) -> str:
-        """A key of `code` as people call it: "method pgd", "net mine", "metric brier"."""
+        """A readable name for a key of `code`: "method pgd", "net mine", "metric brier"."""
         names = {"method": self.method, "dataset": self.dataset, "net": self.recipe["net"]}
         return f"{kind} {names[kind]}" if kind in names else kind
 
     def build_method(self) -> Method:
-        """The method with this cell's parameters."""
+        """Build the method with this cell's parameters."""
         return method_registry.get(self.method)[0](**self.method_parameters)
 
     def build_dataset(self) -> Dataset:
-        """The dataset with this cell's parameters."""
+        """Build the dataset with this cell's parameters."""
         return dataset_registry.get(self.dataset)[0](**self.dataset_parameters, root=self.root)
 
     def build_recipe(self) -> Recipe:
-        """The recipe with this cell's values (lists of JSON are tuples again)."""
+        """Build the recipe with this cell's values (lists from JSON become tuples again)."""
         values: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in self.recipe.items()
         }

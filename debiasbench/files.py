@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, and what is said where they cannot be."""
+"""Files: written completely or not at all, and the messages if they cannot be written."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from typing import IO, Any
 
 from debiasbench.errors import BenchmarkError
 
-UNFINISHED = ".writing"  # ends the names of files that are being written, or were when their process was killed
+UNFINISHED = ".writing"  # suffix of files being written, or left by a killed process
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all (see `atomic_file`)."""
+    """Write a file completely or not at all (see `atomic_file`)."""
     with atomic_file(path) as file:
         file.write(data)
 
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write to, which takes its place in the end: nobody ever sees half of it."""
+    """Open a temporary file, which replaces `path` at the end; so no process ever sees an incomplete file."""
     with _named(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=UNFINISHED, dir=path.parent)
@@ -46,7 +46,7 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Let a refusal of the system name the file that was meant, where it names a temporary one or none."""
+    """Make a system error name the intended file if it names a temporary one or none."""
     try:
         yield
     except OSError as error:
@@ -55,7 +55,7 @@ def _named(path: Path) -> Iterator[None]:
         raise
 
 
-# what archivers, disks and file managers leave in folders
+# entries that archivers, disks and file managers leave in folders
 SYSTEM_ENTRIES = frozenset({
     "__macosx", "lost+found", "$recycle.bin", "system volume information", "@eadir", "@tmp", "@recycle", "#recycle",
     "#snapshot", "__pycache__", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r",
@@ -63,17 +63,18 @@ SYSTEM_ENTRIES = frozenset({
 
 
 def is_ignored(name: str) -> bool:
-    """Whether an entry of a folder is hidden or the system's, and none of the user's data."""
+    """Whether an entry of a folder is hidden or belongs to the system, so that it is not the user's data."""
     return name.startswith(".") or name.lower() in SYSTEM_ENTRIES
 
 
-_DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)  # no file names on Windows
+_DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)  # not allowed as file names on Windows
 
 
 def file_name(text: str) -> str:
-    """A title as a file name on every system; titles that differ in odd characters alone may have one name.
+    """A title as a file name for every system; titles that differ only in unusual characters may share a name.
 
-    It never leads anywhere: no separator, no drive, and neither empty nor dots alone. At most 121 characters.
+    It never points elsewhere: it has no separator or drive, and is neither empty nor only dots. It has at most 121
+    characters.
     """
     name = re.sub(r"[^A-Za-z0-9_.,=+-]", "-", text.replace(":", "+", 1))[:120]
     if _DEVICES.match(name):
@@ -82,9 +83,9 @@ def file_name(text: str) -> str:
 
 
 def file_names(titles: Iterable[str]) -> dict[str, str]:
-    """A file name for each title, as `file_name` makes them, unlike all others also where upper and lower case are one.
+    """A file name for each title, as in `file_name`, unique even if upper and lower case count as the same.
 
-    Where several titles would have one name, each has a digest behind it.
+    If several titles would have the same name, a digest is appended to each.
     """
     names = {title: file_name(title) for title in titles}
     several = Counter(name.lower() for name in names.values())
@@ -93,26 +94,28 @@ def file_names(titles: Iterable[str]) -> dict[str, str]:
 
 
 def to_path(given: str | Path) -> Path:
-    """The path that a setting means: every path that a user gives comes through here, and stays as given until then.
+    """The path that a setting means. Every path from a user passes through here and is unchanged until then.
 
     Raises:
-        BenchmarkError: as `expanded`; or a link in it leads nowhere.
+        BenchmarkError: as in `expanded`; or a link in it is broken.
     """
     path = expanded(given)
-    if broken_link(path) is not None:  # of a disk that is not mounted, say: nothing is there, and nothing can be made
+    if broken_link(path) is not None:  # e.g. to a disk that is not mounted: nothing exists there, nor can be made
         raise BenchmarkError(f"{absent(path)} Mend the link, or give another path.")
     return path
 
 
 def expanded(given: str | Path) -> Path:
-    """As `to_path`, of data whose lack is told with all that is missing (`NeededFile`) or does not matter.
+    """Like `to_path`, without the check for broken links.
 
-    `~` and `~user` are homes: a shell leaves them alone inside `root=~/x`, and files and environment variables know no
-    shell. `$NAME` is not replaced: shells do that everywhere, and a folder may be called so. Where the locale cannot
-    write the text, file names are UTF-8.
+    It is for data that are reported with all other missing files (`NeededFile`), or whose absence does not matter.
+
+    `~` and `~user` are expanded, because a shell does not do so inside `root=~/x`, and files and environment variables
+    are read without a shell. `$NAME` is not replaced, because shells do that everywhere, and a folder may have such a
+    name. If the locale cannot encode the text, file names are UTF-8.
 
     Raises:
-        BenchmarkError: it begins with `~`, and there is no such home.
+        BenchmarkError: the path begins with `~`, and there is no such home.
     """
     text = str(given)
     try:
@@ -121,7 +124,7 @@ def expanded(given: str | Path) -> Path:
         text = os.fsdecode(text.encode("utf-8", "surrogateescape"))
     if not text.startswith("~"):
         path = Path(text)
-        return path.absolute() if path.parts[:1] and path.parts[0].startswith("~") else path  # ./~x stays what it is
+        return path.absolute() if path.parts[:1] and path.parts[0].startswith("~") else path  # keeps ./~x
     try:
         return Path(text).expanduser()
     except RuntimeError:
@@ -132,12 +135,12 @@ def expanded(given: str | Path) -> Path:
 
 
 def broken_link(path: Path) -> Path | None:
-    """The link that leads nowhere, if there is one: the path itself or a folder above it."""
+    """The broken link, if there is one: the path itself or a folder above it."""
     return next((one for one in (path, *path.parents) if os.path.islink(one) and not os.path.exists(one)), None)  # noqa: PTH110, PTH114 - these raise nothing
 
 
 def absent(path: Path, what: str = "file") -> str:
-    """What is said of a path at which nothing is: a link that leads nowhere names itself and its aim."""
+    """The message for a path that does not exist; for a broken link, with the link and its target."""
     link = broken_link(path)
     if link is not None:
         return f"{link} is a link to {link.readlink()}, which is not there."
@@ -145,10 +148,10 @@ def absent(path: Path, what: str = "file") -> str:
 
 
 def read_toml(path: Path, what: str) -> dict[str, Any]:
-    """The content of a TOML file. what: it is called in the message, with a capital letter.
+    """The content of a TOML file; `what` is its name in the message, with a capital letter.
 
     Raises:
-        BenchmarkError: it cannot be read, or is no TOML.
+        BenchmarkError: the file cannot be read or is not TOML.
     """
     try:
         return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
@@ -160,23 +163,23 @@ def read_toml(path: Path, what: str) -> dict[str, Any]:
         raise BenchmarkError(f"{path} is no valid TOML: it is nested too deeply.") from None
     except tomllib.TOMLDecodeError as error:
         raise BenchmarkError(f"{path} is no valid TOML: {error}") from None
-    except ValueError:  # Python reads none of thousands of digits
+    except ValueError:  # Python reads no number with thousands of digits
         raise BenchmarkError(f"{path} is no valid TOML: it has a number of thousands of digits.") from None
 
 
-# ---- where nothing can be written -----------------------------------------------------------------------------------
+# ---- folders that cannot be written ---------------------------------------------------------------------------------
 
 
 def check_writable(folder: Path, option: str, *, what: str = "") -> None:
-    """Refuse a folder that cannot be written, before any work is done for it; nothing is made.
+    """Refuse a folder that cannot be written, before any work is done for it; nothing is created.
 
     Args:
-        folder: it need not be there yet.
-        option: of the command line, names another folder.
-        what: the folder is called in the message; its path, if not given.
+        folder: the folder, which need not exist yet.
+        option: the command-line option that chooses another folder.
+        what: name of the folder in the message; default: its path.
 
     Raises:
-        BenchmarkError: neither the folder nor the nearest one above it that is there can be written.
+        BenchmarkError: the folder, or the nearest existing one above it, cannot be written.
     """
     if broken_link(folder) is not None:
         raise BenchmarkError(
@@ -189,12 +192,12 @@ def check_writable(folder: Path, option: str, *, what: str = "") -> None:
             with tempfile.TemporaryFile(dir=place):
                 pass
         except OSError as error:
-            error.filename = str(place)  # not the file that was tried
+            error.filename = str(place)  # not the file used for the test
             raise
 
 
 def nearest_there(folder: Path) -> Path:
-    """The folder, or the nearest one above it that is there: where it would be made."""
+    """The folder, or the nearest existing one above it, in which it would be created."""
     place = folder.absolute()
     while not (place.exists() or place.is_symlink()) and place != place.parent:
         place = place.parent
@@ -203,15 +206,15 @@ def nearest_there(folder: Path) -> Path:
 
 @contextlib.contextmanager
 def explained_errors(what: str, option: str, *, needed: int | None = None) -> Iterator[None]:
-    """Turn the system's refusals to write into one clear error.
+    """Turn system errors while writing into one clear error.
 
     Args:
-        what: is written, for people.
-        option: of the command line, names another folder.
-        needed: bytes in all, if that is known.
+        what: what is written, for the message.
+        option: the command-line option that chooses another folder.
+        needed: total bytes, if known.
 
     Raises:
-        BenchmarkError: as `not_written` words it.
+        BenchmarkError: the error of `not_written`.
     """
     try:
         yield
@@ -220,7 +223,7 @@ def explained_errors(what: str, option: str, *, needed: int | None = None) -> It
 
 
 def not_written(error: OSError, what: str, option: str, *, needed: int | None = None) -> BenchmarkError:
-    """What is said wherever the system refuses to write; arguments as those of `explained_errors`."""
+    """The error for every refusal of the system to write; arguments as in `explained_errors`."""
     if disk_is_full(error):
         need = f" ({readable_size(needed)} are needed)" if needed is not None else ""
         return BenchmarkError(
@@ -233,19 +236,19 @@ def not_written(error: OSError, what: str, option: str, *, needed: int | None = 
 
 
 def disk_is_full(error: OSError) -> bool:
-    """Whether there is no room left, on the disk or in the user's quota."""
+    """Whether the disk or the user's quota is full."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def open_for_writing(path: Path) -> IO[bytes]:
-    """As `open(path, "wb")`; apart, so that tests can fill the disk."""
+    """Like `open(path, "wb")`; a separate function, so that tests can simulate a full disk."""
     return path.open("wb")
 
 
 def readable_size(n_bytes: int) -> str:
-    """A number of bytes for people: "9.9 MB"."""
+    """A readable number of bytes: "9.9 MB"."""
     number, unit = float(n_bytes), "B"
-    for unit in ("B", "kB", "MB", "GB", "TB"):  # noqa: B007 - the unit that is reached is what is wanted
+    for unit in ("B", "kB", "MB", "GB", "TB"):  # noqa: B007 - the last unit is used
         if number < 999.5:
             break
         number /= 1000
@@ -254,19 +257,19 @@ def readable_size(n_bytes: int) -> str:
 
 @contextlib.contextmanager
 def alone(path: Path) -> Iterator[None]:
-    """One process at a time works on `path`; two would write into the same part."""
+    """Let only one process at a time work on `path`; two would write into the same temporary files."""
     from filelock import FileLock
 
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = path.with_name(f".{path.name}.lock")
     with FileLock(lock):
         yield
-        with contextlib.suppress(OSError):  # Windows keeps what is open
-            lock.unlink()  # whoever waited for it finds the work done
+        with contextlib.suppress(OSError):  # Windows does not delete open files
+            lock.unlink()  # a process that waited finds the work done
 
 
 def check_space(folder: Path, needed: int, what: str) -> None:
-    """Refuse to write `needed` bytes into a folder whose disk has no room for them."""
+    """Refuse to write `needed` bytes into a folder whose disk has no space for them."""
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise BenchmarkError(

@@ -1,9 +1,9 @@
 """What to run: a grid of methods x datasets x seeds, and its cells with all values resolved.
 
-A value comes from, each overriding the one before: the class, the class for this dataset, a preset, inline
-parameters, `--epochs`. Of the recipe a method may be given what fair tuning searches, such as the learning rate, which
-overrides what the dataset is given; all else is the dataset's, so that methods have it in common. Names, parameters
-and combinations are all checked here, before anything trains.
+A value comes from the class, the class for this dataset, a preset, inline parameters, or `--epochs`; each overrides
+those before. Of the recipe, a method can be given only the fields that fair tuning searches, such as the learning rate.
+They override those given to the dataset. All other fields belong to the dataset, so that methods share them. All names,
+parameters and combinations are checked here, before anything trains.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from debiasbench.plain import shown
 from debiasbench.plugins import defaults, read_parameters, title_of, version_of
 from debiasbench.recipe import Recipe
 
-MOST_CELLS = 1_000_000  # of a grid: with seconds each, weeks
-MOST_COST = 1_000_000  # of a cell, in vanilla runs
+MOST_CELLS = 1_000_000  # in a grid; at seconds per cell, these take weeks
+MOST_COST = 1_000_000  # per cell, in vanilla runs
 
 
 @dataclass(frozen=True)
 class Skip:
-    """A method that declines a dataset, and why."""
+    """A method that declines a dataset, and the reason."""
 
     method_title: str
     dataset_title: str
@@ -40,7 +40,7 @@ class Skip:
 
 @dataclass(frozen=True)
 class Grid:
-    """Cells to run, what is left out, and notices for the user."""
+    """Cells to run, skipped combinations, and notices for the user."""
 
     cells: list[Cell]
     skips: list[Skip]
@@ -59,11 +59,11 @@ def expand(
 ) -> Grid:
     """Resolve names and parameters into cells, ordered by dataset, then seed, then method.
 
-    `seeds` are the training seeds, or how many of them (0, 1, ...). The name "all" stands for all that are not named
-    beside it.
+    `seeds` are the training seeds, or their number (0, 1, ...). The name "all" stands for all names not listed beside
+    it.
 
     Raises:
-        BenchmarkError: everything that is wrong with names, parameters and seeds, in one message.
+        BenchmarkError: names, parameters or seeds are wrong; one message lists all problems.
     """
     methods, datasets = named_all(methods, method_registry), named_all(datasets, dataset_registry)
     problems: list[str] = []
@@ -123,10 +123,10 @@ def expand(
 
 
 def _seeds(given: int | Sequence[int]) -> list[int]:
-    """The training seeds of a number of them, or of a list of them.
+    """The training seeds for a number or a list of them.
 
     Raises:
-        BenchmarkError: there are none or too many, or they are no different whole numbers of at least 0.
+        BenchmarkError: there are none or too many, or they are not distinct whole numbers of at least 0.
     """
     n = given if isinstance(given, int) else len(given)
     if not 1 <= n <= MOST_CELLS:
@@ -140,7 +140,7 @@ def _seeds(given: int | Sequence[int]) -> list[int]:
 
 
 def named_all(specs: list[str], registry: Any) -> list[str]:
-    """The specs, with "all" replaced by the names that are not there."""
+    """The specs, with "all" replaced by the names that are not listed."""
     if "all" not in specs:
         return specs
     given = {split_spec(spec)[0] for spec in specs if spec != "all"}
@@ -150,10 +150,10 @@ def named_all(specs: list[str], registry: Any) -> list[str]:
 
 
 def dataset_from_spec(spec: str) -> tuple[Dataset, str]:
-    """The dataset that a name with inline parameters gives, and its label.
+    """The dataset for a name with inline parameters, and its title.
 
     Raises:
-        BenchmarkError: unknown names or parameters; a sweep, where one dataset is wanted.
+        BenchmarkError: a name or parameter is unknown, or the spec is a sweep instead of one dataset.
     """
     choices = _dataset_choices(spec, None)
     if len(choices) != 1:
@@ -166,7 +166,7 @@ def dataset_from_spec(spec: str) -> tuple[Dataset, str]:
 
 
 def _collect(problems: list[str], function: Any, *arguments: Any) -> list[Any]:
-    """The function's list, or nothing and its complaint noted."""
+    """The list that the function returns; if it fails, an empty list, and its error is added to `problems`."""
     try:
         return function(*arguments)
     except BenchmarkError as error:
@@ -176,13 +176,13 @@ def _collect(problems: list[str], function: Any, *arguments: Any) -> list[Any]:
 
 @dataclass(frozen=True)
 class _Choice:
-    """One method or dataset with what was given for it, not yet resolved."""
+    """One method or dataset with the values given for it, not yet resolved."""
 
     cls: type[Any]
     preset: str
     given: dict[str, Any]
-    recipe: dict[str, Any] = field(default_factory=dict)  # fields that were given
-    shared_recipes: bool = False  # of a method: train with the dataset's recipe whatever the method would change
+    recipe: dict[str, Any] = field(default_factory=dict)  # the given fields
+    shared_recipes: bool = False  # for a method: train with the dataset's recipe, without the method's changes
 
 
 def _preset_of(cls: type[Any], options: dict[str, str]) -> str:
@@ -229,7 +229,7 @@ def _dataset_choices(spec: str, data_seeds: int | None) -> list[_Choice]:
         given, recipe = read_parameters(cls, single, Recipe)
         values = {**cls.presets.get(preset, {}), **implied, **given}
         values.pop("recipe", None)
-        data = cls(**values)  # complain now, once, not for every method
+        data = cls(**values)  # to report errors now and only once, not for every method
         _refuse_following(data, recipe)
         Recipe(**{**cls.recipe.values(), **recipe})
         choices.append(_Choice(cls, preset, {**implied, **given}, recipe))
@@ -237,7 +237,7 @@ def _dataset_choices(spec: str, data_seeds: int | None) -> list[_Choice]:
 
 
 def _refuse_following(data: Dataset, recipe: dict[str, Any]) -> None:
-    """Refuse fields of a recipe that follow from a dataset's parameters."""
+    """Refuse fields of a recipe that are determined by the parameters of a dataset."""
     following = [key for key in recipe if getattr(data.own_recipe, key) != getattr(type(data).recipe, key)]
     if following:
         raise BenchmarkError(
@@ -247,7 +247,7 @@ def _refuse_following(data: Dataset, recipe: dict[str, Any]) -> None:
 
 
 def _resolve(method: _Choice, dataset: _Choice, seed: int, epochs: int | None) -> tuple[Cell, str | None, float]:
-    """One cell with all values, why it is declined (or None), and its relative cost."""
+    """One cell with all values, the reason why it is declined (or None), and its relative cost."""
     data_preset = dict(dataset.cls.presets.get(dataset.preset, {}))
     recipe_preset = data_preset.pop("recipe", {})
     data = dataset.cls(**{**data_preset, **dataset.given})
@@ -276,7 +276,7 @@ def _resolve(method: _Choice, dataset: _Choice, seed: int, epochs: int | None) -
 
     bases = {"": base}
     for name, values in method.cls.presets.items():
-        if preset_recipes == values.get("recipes", {}):  # a preset's recipes are part of what it says
+        if preset_recipes == values.get("recipes", {}):  # a preset includes its recipes
             bases[name] = {**base, **{key: value for key, value in values.items() if key != "recipes"}}
     if preset_recipes:
         bases.pop("")
@@ -308,24 +308,27 @@ def _resolve(method: _Choice, dataset: _Choice, seed: int, epochs: int | None) -
 
 
 def relative_cost(method: Method, data: Dataset, recipe: Recipe) -> float:
-    """What a run costs, in runs of plain training by the dataset's own recipe."""
+    """The cost of a run, in runs of plain training with the dataset's own recipe."""
     return method.relative_cost(data) * _length(recipe, data) / _length(data.own_recipe, data)
 
 
 def _always_shown(base: dict[str, Any], recipe: dict[str, Any]) -> dict[str, Any]:
-    """A base in which recipe fields that were given are shown: whether they change anything depends on the other."""
+    """A base with which titles always show the given recipe fields.
+
+    Whether a field changes anything depends on the other side (method or dataset).
+    """
     return {**base, **dict.fromkeys(recipe, MISSING)}
 
 
 def _declined(method: Method, data: Dataset, recipe: Recipe) -> str | None:
-    """Why a method cannot run on a dataset by a recipe, or None."""
+    """Why a method cannot run on a dataset with a recipe, or None."""
     if data.input not in method.inputs:
         return f"{method.name} is made for {', '.join(method.inputs)} only, and {data.name} is {data.input}"
     return method.decline(data) or method.decline_recipe(recipe)
 
 
 def _length(recipe: Recipe, data: Dataset) -> float:
-    """Epochs of a recipe, also where it counts steps and the size of the training data is published."""
+    """Epochs of a recipe; if it counts steps, converted from these, if the size of the training data is published."""
     n_train = data.official_counts.get("train")
     if recipe.steps is None or n_train is None:
         return recipe.epochs

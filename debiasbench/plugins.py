@@ -1,4 +1,4 @@
-"""What methods and datasets have in common as plug-ins: where their files are, and how they are found by name."""
+"""The common part of methods, datasets and networks as plug-ins: where their files are, and how names find them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from debiasbench.parameters import (
 
 
 def folders(module_file: str, variable: str) -> list[str]:
-    """Where the modules of a one-file package are: beside it in a wheel, at the top of a clone; and $variable.
+    """The folders of a one-file package's modules: beside it in a wheel, at the top of a clone, and those in $variable.
 
     `module_file` is the `__file__` of `debiasbench/methods.py` or `debiasbench/datasets.py`.
     """
@@ -46,18 +46,19 @@ def folders(module_file: str, variable: str) -> list[str]:
 
 
 def folders_of(variable: str) -> list[str]:
-    """The folders that an environment variable names."""
+    """The folders listed in an environment variable."""
     return [str(to_path(folder)) for folder in os.environ.get(variable, "").split(os.pathsep) if folder]
 
 
 def add_folder(kind: str, folder: str | Path) -> None:
-    """Look for plug-ins in one more folder, here and in worker processes (which inherit the variable).
+    """Search one more folder for plug-ins, here and in worker processes (which inherit the variable).
 
     Args:
         kind: "method", "dataset" or "net".
+        folder: the folder.
 
     Raises:
-        BenchmarkError: it is no folder.
+        BenchmarkError: it is not a folder.
     """
     path = to_path(folder).resolve()
     if not path.is_dir():
@@ -73,8 +74,8 @@ def add_folder(kind: str, folder: str | Path) -> None:
 
 
 NETS_PACKAGE = "debiasbench.nets.own"  # the suite's networks are modules of debiasbench.nets
-LIBRARIES = ("torchvision", "timm")  # whose models are networks
-MODELS = tuple(f"{library}:NAME" for library in LIBRARIES)  # what these are called in messages
+LIBRARIES = ("torchvision", "timm")  # their models are networks
+MODELS = tuple(f"{library}:NAME" for library in LIBRARIES)  # their names in messages
 
 
 def _package(kind: str) -> str:
@@ -86,7 +87,7 @@ def _variable(kind: str) -> str:
 
 
 def unknown(name: str, kind: str, known: Iterable[str], perhaps: str = "") -> BenchmarkError:
-    """The error of a name that no plug-in of the kind has, with the most similar of those that are known."""
+    """The error for a name that no plug-in of the kind has, with the most similar known names."""
     known = sorted(known)
     of_library = kind == "net" and ":" in name
     similar = suggestion(f"{name.partition(':')[0]}:NAME", MODELS) if of_library else suggestion(name, known)
@@ -99,7 +100,7 @@ def unknown(name: str, kind: str, known: Iterable[str], perhaps: str = "") -> Be
 
 # ---- names, before anything is imported ------------------------------------------------------------------------------
 
-# classes that are made or changed by a call, or given another name: no statement says what they are called
+# classes made or changed by a call, or renamed: their source does not show their names
 _MADE = re.compile(
     r"\btype\([^()]*,|(?<![.\w])(setattr|exec|eval|globals|locals|vars)\(|new_class|make_dataclass|"
     r"\.(name|aliases)\s*=[^=]"
@@ -107,19 +108,20 @@ _MADE = re.compile(
 
 
 def check_names(kind: str, names: Iterable[str]) -> None:
-    """Refuse names that no plug-in can have, as far as their files tell: importing them imports torch, for seconds.
+    """Refuse unknown names by reading the files of plug-ins, because importing them imports torch and takes seconds.
 
     Args:
-        kind: "method", "dataset" or "net". names: of plug-ins, without parameters.
+        kind: "method", "dataset" or "net".
+        names: names of plug-ins, without parameters.
 
     Raises:
-        BenchmarkError: which are not known.
+        BenchmarkError: names are unknown; lists them.
     """
-    if _package(kind) in sys.modules:  # which knows better
+    if _package(kind) in sys.modules:  # already imported: its registry knows better
         return
     if kind == "net":
         places = folders_of(_variable(kind))
-        names = [name for name in names if name.partition(":")[0] not in LIBRARIES]  # these know better
+        names = [name for name in names if name.partition(":")[0] not in LIBRARIES]  # these check their names
         of_suite = _nets_of_suite() | {*MODELS}
     else:
         places, of_suite = folders(str(PACKAGE / f"{kind}s.py"), _variable(kind)), set()
@@ -128,17 +130,17 @@ def check_names(kind: str, names: Iterable[str]) -> None:
     if written is None:
         return
     known = written.keys() | of_suite
-    files = {module for module, _, _ in plugin_files}  # of one, importing it says what it lacks
+    files = {module for module, _, _ in plugin_files}  # the import of such a file reports what it lacks
     problems = [str(unknown(name, kind, known)) for name in dict.fromkeys(names) if name not in known | files]
     if problems:
         raise BenchmarkError("\n".join(problems))
 
 
-File = tuple[str, Path, int]  # of a plug-in: its module, where it is, and when it was changed
+File = tuple[str, Path, int]  # of a plug-in: module, path, and time of change
 
 
 def _files_in(places: Iterable[str]) -> tuple[File, ...]:
-    """The files of plug-ins in some folders."""
+    """The files of plug-ins in folders."""
     files = []
     for folder in places:
         for one in pkgutil.iter_modules([folder]):
@@ -147,12 +149,12 @@ def _files_in(places: Iterable[str]) -> tuple[File, ...]:
     return tuple(files)
 
 
-@functools.lru_cache(3)  # of methods, datasets and nets: asked for by names, and then by what imports them
+@functools.lru_cache(3)  # for methods, datasets and nets: used to check names, then to import
 def _written_names(plugin_files: tuple[File, ...], group: str) -> dict[str, str] | None:
-    """The names and aliases of all plug-ins, as they are written in their files, and the module of each.
+    """Name or alias of each plug-in, as written in its file -> its module.
 
-    None where that cannot be told: a name is computed, a name or a module is there twice, a class is made by a call, a
-    file is no Python, or there are plug-ins in installed packages, as entry points of the `group`.
+    None if the files do not show this: a name is computed, a name or module exists twice, a call makes a class, a file
+    is not Python, or installed packages have plug-ins, as entry points of the `group`.
     """
     if entry_points(group=group) or len({module for module, _, _ in plugin_files}) < len(plugin_files):
         return None
@@ -171,7 +173,7 @@ def _written_names(plugin_files: tuple[File, ...], group: str) -> dict[str, str]
 
 
 def _nets_of_suite() -> set[str]:
-    """The names of the suite's networks, as they are written in nets/build.py."""
+    """The names of the suite's networks, as written in nets/build.py."""
     tree = ast.parse((PACKAGE / "nets" / "build.py").read_text(encoding="utf-8"))
     table = next(one.value for one in tree.body if isinstance(one, ast.AnnAssign) and ast.unparse(one.target) == "NETS")
     return {ast.literal_eval(key) for key in getattr(table, "keys", ())}
@@ -182,7 +184,7 @@ def _is_class(node: ast.AST) -> bool:
 
 
 def _names_of(node: Any) -> list[str]:
-    """The name and the aliases that a class statement gives; ValueError where they are not written as text."""
+    """The name and aliases in a class statement; ValueError if they are not written as text."""
     if node.keywords or (node.bases and node.decorator_list):
         raise ValueError
     found: list[Any] = []
@@ -201,25 +203,25 @@ def _names_of(node: Any) -> list[str]:
 
 
 class Registry:
-    """Names -> plug-in classes of one kind; modules are imported when first asked for, and failures are kept."""
+    """Names -> plug-in classes of one kind; modules are imported at first use, and failures are kept."""
 
     def __init__(self, package: str, contract: str, variable: str, group: str = "") -> None:
-        """`group`: of entry points; default: the package's name."""
+        """`group` is the group of entry points; default: the name of the package."""
         self.package, self.contract, self.variable, self.group = package, contract, variable, group or package
         self.kind = contract.lower()
         self.broken: dict[str, str] = {}  # module -> traceback
-        self.unusable: dict[str, str] = {}  # name of a class that was imported -> why it cannot be used
+        self.unusable: dict[str, str] = {}  # name of an imported class -> why it cannot be used
         self._classes: dict[str, type[Any]] = {}
         self._aliases: dict[str, tuple[str, dict[str, Any]]] = {}
         self._scanned: tuple[str, ...] | None = None
-        self._alone: dict[tuple[tuple[str, ...], str], tuple[type[Any], dict[str, Any]]] = {}  # (folders, name) -> it
+        self._alone: dict[tuple[tuple[str, ...], str], tuple[type[Any], dict[str, Any]]] = {}  # by (folders, name)
 
     def add_folder(self, folder: str | Path) -> None:
-        """As `plugins.add_folder`."""
+        """Like `plugins.add_folder`."""
         add_folder(self.kind, folder)
 
     def classes(self) -> dict[str, type[Any]]:
-        """All plug-ins that could be imported, by name."""
+        """All plug-ins that can be imported, by name."""
         package = importlib.import_module(self.package)
         path = tuple(package.__path__)
         if self._scanned != path:
@@ -237,11 +239,11 @@ class Registry:
     def get(self, name: str) -> tuple[type[Any], dict[str, Any]]:
         """The class of a name or alias, and the parameters that an alias stands for.
 
-        Only its own module is imported, where the files of all plug-ins tell which one that is.
+        Only the module of this class is imported, if the files of the plug-ins show which one it is.
 
         Raises:
-            BenchmarkError: no plug-in has this name, its file could not be imported, it cannot be used, or two have a
-                name in common.
+            BenchmarkError: no plug-in has this name, its file could not be imported, it cannot be used, or two plug-ins
+                share a name.
         """
         package = importlib.import_module(self.package)
         path = tuple(package.__path__)
@@ -272,7 +274,7 @@ class Registry:
         self._scanned = None
 
     def _import_alone(self, package: ModuleType, name: str) -> tuple[type[Any], dict[str, Any]] | None:
-        """As `get`, of a name whose module is the only one to be imported; None where that does not give it."""
+        """Like `get`, but importing only the module of this name; None if that does not provide it."""
         module = (_written_names(_files_in(package.__path__), self.group) or {}).get(name)
         if module is None:
             return None
@@ -300,14 +302,14 @@ class Registry:
                 self._register(entry.load(), base, entry.value)
             except BenchmarkError:
                 raise
-            except (Exception, SystemExit, KeyboardInterrupt):  # a third party's package must not stop the rest
+            except (Exception, SystemExit, KeyboardInterrupt):  # a broken installed package must not stop the rest
                 self.broken[entry.name] = traceback.format_exc()
 
     def _import(self, name: str, module_name: str, base: type[Any]) -> None:
         try:
             module = importlib.import_module(module_name)
         except (Exception, SystemExit, KeyboardInterrupt) as error:  # one broken file must not stop the rest; its
-            self.broken[name] = traceback.format_exc()  # traceback is shown when it is asked for
+            self.broken[name] = traceback.format_exc()  # traceback is shown on request
             if isinstance(error, TypeError) and "non-frozen dataclass" in str(error):
                 self.broken[name] += f"(remove the line @dataclass: a {self.contract} is a frozen dataclass by itself)"
             return
@@ -316,7 +318,7 @@ class Registry:
             self.broken[name] = problem
 
     def _take(self, module: ModuleType, base: type[Any]) -> str:
-        """Register the plug-ins that a module defines; returns what is wrong if it has some and none of a name."""
+        """Register the plug-ins that a module defines; returns the problem if it defines some but none has a name."""
         own: list[Any] = [
             value
             for value in vars(module).values()
@@ -334,7 +336,7 @@ class Registry:
     def _register(self, cls: type[Any], base: type[Any], where: str) -> None:
         if not isinstance(cls, type) or base not in cls.__mro__:
             raise BenchmarkError(f"{where} is no {self.contract}: it must be a subclass of {base.__qualname__}.")
-        aliases = cls.__dict__.get("aliases", {})  # not those of a parent, which are the parent's
+        aliases = cls.__dict__.get("aliases", {})  # not inherited: a parent's aliases mean the parent
         problem = self._problem_of(cls, aliases)
         if problem:
             self.unusable[str(cls.name)] = problem
@@ -347,12 +349,12 @@ class Registry:
                     f"The {self.kind} name '{name}' is used twice: by {taken.__module__} and {cls.__module__}."
                 )
         self._classes[cls.name] = cls
-        digest_of_plugin(cls)  # of the source as it is now, when it was imported
+        digest_of_plugin(cls)  # digest of the source at import
         for alias, values in aliases.items():
             self._aliases[alias] = (cls.name, values)
 
     def _problem_of(self, cls: type[Any], aliases: Mapping[str, Any]) -> str | None:
-        """Why a class can be no plug-in, or None if it can."""
+        """Why a class cannot be a plug-in, or None if it can."""
         if inspect.isabstract(cls):
             lacking = ", ".join(sorted(cls.__abstractmethods__))
             return f"{cls.__name__} ({cls.__module__}) lacks {lacking}, which every {self.kind} defines."
@@ -365,7 +367,7 @@ class Registry:
         return self._problem_of_display(cls, aliases)
 
     def _problem_of_display(self, cls: type[Any], aliases: Mapping[str, Any]) -> str | None:
-        """Why what papers are to call it and its aliases, or cite, cannot be used; None if it can."""
+        """Why its titles or citations for papers, or those of its aliases, cannot be used; None if they can."""
         own, of_aliases = vars(cls).get("display", ""), vars(cls).get("alias_display", {})
         if not isinstance(of_aliases, dict) or not set(of_aliases) <= set(aliases):
             known = ", ".join(aliases) or "none"
@@ -380,11 +382,12 @@ class Registry:
 
 
 def version_of(cls: type[Any], plugin: Any = None, *where: Any) -> int | str:
-    """The version of a plug-in; of one whose parents are plug-ins, with theirs: raising one makes both new.
+    """The version of a plug-in. It includes those of parents that are plug-ins: raising a parent's changes both.
 
     Args:
-        cls: the class. plugin: one of it with its values, where they are known. where: what its `version_for` is asked
-            with (of a method: the dataset), where a version follows from the values.
+        cls: the class.
+        plugin: an instance of it with its values, if they are known.
+        where: arguments of `version_for`, if the version depends on the values (for a method: the dataset).
     """
     named: list[Any] = [one for one in cls.__mro__[1:] if one.__dict__.get("name") not in (None, "", cls.name)]
     parents = [one for one in named if hasattr(one, "version")]
@@ -395,10 +398,10 @@ def version_of(cls: type[Any], plugin: Any = None, *where: Any) -> int | str:
 
 
 def _own_version(cls: type[Any], plugin: Any, where: tuple[Any, ...]) -> int:
-    """What the nearest class says of the version, by its `version_for` where it has one and values are known."""
+    """The version from the nearest class that has one; from its `version_for` if it has that and values are known."""
     classes: tuple[Any, ...] = cls.__mro__
     for one in classes:
-        if plugin is not None and "version_for" in vars(one) and one.name:  # that of the contract says nothing
+        if plugin is not None and "version_for" in vars(one) and one.name:  # not that of the contract
             following: int = one.version_for(plugin, *where)
             return following
         if "version" in vars(one):
@@ -408,7 +411,7 @@ def _own_version(cls: type[Any], plugin: Any, where: tuple[Any, ...]) -> int:
 
 
 def is_shipped(cls: type[Any]) -> bool:
-    """Whether a plug-in is a file of the suite: its `version` then says whether its numbers moved."""
+    """Whether a plug-in is a file of the suite; then its `version` says whether its numbers changed."""
     package, _, _ = cls.__module__.rpartition(".")
     if package not in ("debiasbench.methods", "debiasbench.datasets"):
         return False
@@ -426,14 +429,14 @@ def read_parameters(
     extra: type[Parameters] | None = None,
     among: Container[str] | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Inline texts -> typed values of `cls` and, for keys that `cls` lacks, of `extra` (the recipe).
+    """Read inline texts as typed values of `cls` and, for keys that `cls` lacks, of `extra` (the recipe).
 
-    `among`: the keys of `extra` that may be given; default: all of its fields.
+    `among` are the keys of `extra` that may be given; default: all of its fields.
 
     Returns (values of cls, values of extra).
 
     Raises:
-        BenchmarkError: unknown keys or texts that do not read, all of them in one message.
+        BenchmarkError: keys are unknown or texts cannot be read; one message lists all of them.
     """
     known = {
         c: [f.name for f in fields_of(c) if c is cls or among is None or f.name in among] for c in (cls, extra) if c
@@ -474,19 +477,19 @@ def title_of(name: str, values: Mapping[str, Any], bases: Mapping[str, Mapping[s
 
 
 def display_of(plugin: Any, title: str) -> str:
-    """What a paper calls a method or dataset with these parameters: `PGD, norm=l1`, `Colored MNIST, 0.5 %`.
+    """The name for papers of a method or dataset with these parameters: `PGD, norm=l1`, `Colored MNIST, 0.5 %`.
 
     Args:
-        plugin: a method's class; a dataset with its values.
-        title: as `title_of` has it, which tells the values that are no default.
+        plugin: the class of a method, or a dataset with its values.
+        title: the title from `title_of`, which contains the values that differ from the defaults.
     """
     cls: Any = plugin if isinstance(plugin, type) else type(plugin)
     words: dict[str, str] = {} if plugin is cls else plugin.in_words()
     name, given = split_spec(title)
-    if name != cls.name:  # no title that the suite gave
+    if name != cls.name:  # not a title from the suite
         return title
     options = {key: write_value(values[0]) for key, values in given.items() if key not in words}
-    display = (plugin.display if "display" in vars(cls) else "") or name  # not that of a parent, which is another
+    display = (plugin.display if "display" in vars(cls) else "") or name  # not inherited: a parent is another method
     for alias, values in vars(cls).get("aliases", {}).items():
         stands_for = {key: write_value(value) for key, value in values.items()}
         if alias in cls.alias_display and stands_for.items() <= options.items():

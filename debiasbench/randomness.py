@@ -1,7 +1,7 @@
-"""Stateless randomness: every generator is a function of a purpose and numbers, never of what ran before.
+"""Stateless randomness: every generator depends only on a purpose and numbers, never on earlier draws.
 
-The numbers are (seed, call number, epoch, step), as far as they apply. So a stage that is skipped or resumed draws
-the same values as in an uninterrupted run, and adding a draw in one place changes no other.
+The numbers are (seed, call number, epoch, step), as far as they apply. So a skipped or resumed stage draws the same
+values as in an uninterrupted run, and a new draw in one place changes no other.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ def derived_seed(purpose: Purpose, *numbers: int) -> int:
 
 
 def seed_dropout(device: torch.device, *numbers: int) -> None:
-    """Seed the global generators, from which dropout layers draw: call it inside `torch.random.fork_rng`."""
-    # torch.manual_seed would do, but it walks the stack at each call until CUDA is in use
+    """Seed the global generators, from which dropout layers draw; call it inside `torch.random.fork_rng`."""
+    # torch.manual_seed does the same, but walks the stack at each call until CUDA is in use
     torch.default_generator.manual_seed(derived_seed("dropout", *numbers))
     if device.type == "cuda":
         torch.cuda.default_generators[device.index or 0].manual_seed(derived_seed("dropout", *numbers))

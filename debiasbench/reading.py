@@ -1,8 +1,8 @@
-"""Rows that stay on the host, brought to a GPU while it computes.
+"""Copies of rows from the host to a GPU while it computes.
 
-Threads gather the next batches into page-locked memory, and copies go on a stream of their own, so that neither the
-host nor what the device computes waits for them. torch keeps page-locked memory for reuse, once the copies from it have
-ended: with as many batches on their way as `AHEAD` it is a ring of so many buffers.
+Threads gather the next batches into page-locked memory, and a separate stream copies them, so that neither the host nor
+the computation on the device waits. torch reuses page-locked memory once the copies from it have ended. As `AHEAD`
+batches are in transit, this amounts to a ring of `AHEAD` buffers.
 """
 
 from __future__ import annotations
@@ -14,28 +14,28 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-READERS, AHEAD = 4, 8  # threads, and batches that are on their way
+READERS, AHEAD = 4, 8  # threads, and batches in transit
 
 Rows = slice | Tensor  # of a column: a slice, or int64 indices (B,) on the host
 
 
 class Lane:
-    """Copies to a GPU beside what it computes."""
+    """Copies to a GPU, parallel to its computation."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.stream = torch.cuda.Stream(device)
 
     def send(self, rows: Tensor) -> tuple[Tensor, torch.cuda.Event]:
-        """Start to copy from page-locked memory -> what will be there, and when it is."""
+        """Start a copy from page-locked memory -> the copy, and the event of its completion."""
         with torch.cuda.stream(self.stream):
             return rows.to(self.device, non_blocking=True), self.stream.record_event()
 
     def receive(self, rows: Tensor, copied: torch.cuda.Event) -> Tensor:
-        """What was sent, for the stream that computes: that one waits for the copy, the host does not."""
+        """Hand a copy to the computing stream, which waits for it; the host does not wait."""
         computing = torch.cuda.current_stream(self.device)
         computing.wait_event(copied)
-        rows.record_stream(computing)  # else its memory could be given away while it is still read
+        rows.record_stream(computing)  # otherwise its memory could be reused while it is still read
         return rows
 
 
@@ -52,7 +52,7 @@ def read_ahead(xs: Sequence[Tensor], plan: Sequence[Rows], device: torch.device)
     """The rows of each batch of a plan, on a GPU.
 
     Args:
-        xs: a column on the host for each batch, (N, ...): views of one, as texts are cut to what a batch needs.
+        xs: a column on the host for each batch, (N, ...); these are views of one, because texts are cut per batch.
         plan: the rows of each batch.
         device: the GPU.
     """

@@ -1,4 +1,4 @@
-"""Trained networks beside their record: saved with `--save-weights`, loaded with `debiasbench.load_predictor`."""
+"""Trained networks beside their record, saved with `--save-weights` and loaded with `debiasbench.load_predictor`."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from debiasbench.training.task import Task
 
 
 def weights_path(record: Path) -> Path:
-    """The file of weights that belongs to a record."""
+    """The file of weights for a record."""
     return record.with_suffix(BESIDE[1])
 
 
 def has_weights(record: Record) -> bool:
-    """Whether the networks of this very record are there: not those of an earlier run of its cell."""
+    """Whether the networks of exactly this record exist, not those of an earlier run of its cell."""
     saved = record.result is not None and record.result.weights is not None
     return saved and record.path is not None and is_there(weights_path(record.path))
 
 
 def save(task: Task, path: Path) -> dict[str, Any]:
-    """Save the networks of the predictor to `path`; returns what the record must know to build them again."""
+    """Save the networks of the predictor to `path`; returns what the record needs to build them again."""
     from safetensors.torch import save as to_bytes
 
     nets = task.predicting_nets()
@@ -55,10 +55,12 @@ def _form(net: nn.Module) -> dict[str, Any]:
 
 
 def load(record: Path) -> Callable[[Tensor], Tensor]:
-    """X float (B, C, H, W), normalised as by `augment.to_input` -> logits (B, C), on the CPU, in eval mode.
+    """Load a predictor: x float (B, C, H, W), normalised as by `augment.to_input` -> logits (B, C).
+
+    It runs on the CPU, in eval mode.
 
     Raises:
-        BenchmarkError: the record has no weights, or their file is gone or damaged.
+        BenchmarkError: the record has no weights, or their file is missing or damaged.
     """
     from safetensors.torch import load as from_bytes
 
@@ -77,7 +79,7 @@ def load(record: Path) -> Callable[[Tensor], Tensor]:
         if "net" in form:
             return nets[form["net"]]
         function = getattr(cell.build_method(), form["function"])
-    except Exception as error:  # garbage, or weights of something else, make others raise almost anything
+    except Exception as error:  # damaged or foreign weights can raise almost anything
         why = str(error).strip().partition("\n")[0] or type(error).__name__
         raise BenchmarkError(f"{weights_path(record)}: it cannot be read as weights of its record ({why}).") from None
     return bound(function, nets)
@@ -88,7 +90,7 @@ def _build(form: dict[str, Any], cell: Cell) -> nn.Module:
         return nn.Linear(*form["linear"])
     if "learnable" in form:
         return Learnable(tuple(form["learnable"]), 0.0)
-    pretrained = cell.recipe["pretrained"] if cell.recipe["net"] == "transformer" else "none"  # its form is there
+    pretrained = cell.recipe["pretrained"] if cell.recipe["net"] == "transformer" else "none"  # its structure is there
     net = build_net(cell.recipe["net"], tuple(form["shape"]), form["classes"], pretrained=pretrained)
     if not form["head"]:
         net.head = nn.Identity()

@@ -23,8 +23,8 @@ def seconds_for(
 ) -> float | None:
     """How many seconds cells will take on equal workers; None if a dataset has no suitable finished run.
 
-    The estimate uses seconds per cost of finished runs on the same data: of cells in the same grid, and of methods that
-    cost as much as plain training, which is the unit.
+    The estimate uses the seconds per unit of cost of finished runs on the same data: of cells in the same grid, and of
+    methods that cost as much as plain training, which is the unit.
 
     Args:
         cells: the cells to train.

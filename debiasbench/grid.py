@@ -328,7 +328,7 @@ def _declined(method: Method, data: Dataset, recipe: Recipe) -> str | None:
 
 
 def _length(recipe: Recipe, data: Dataset) -> float:
-    """Epochs of a recipe; if it counts steps, converted from these, if the size of the training data is published."""
+    """Epochs of a recipe; steps are converted to epochs if the size of the training data is published."""
     n_train = data.official_counts.get("train")
     if recipe.steps is None or n_train is None:
         return recipe.epochs

@@ -108,7 +108,7 @@ _MADE = re.compile(
 
 
 def check_names(kind: str, names: Iterable[str]) -> None:
-    """Refuse unknown names by reading the files of plug-ins, because importing them imports torch and takes seconds.
+    """Refuse unknown names, as far as the source of plug-ins shows them: importing it imports torch and takes seconds.
 
     Args:
         kind: "method", "dataset" or "net".
@@ -477,7 +477,7 @@ def title_of(name: str, values: Mapping[str, Any], bases: Mapping[str, Mapping[s
 
 
 def display_of(plugin: Any, title: str) -> str:
-    """The name for papers of a method or dataset with these parameters: `PGD, norm=l1`, `Colored MNIST, 0.5 %`.
+    """The name in papers for a method or dataset with these parameters: `PGD, norm=l1`, `Colored MNIST, 0.5 %`.
 
     Args:
         plugin: the class of a method, or a dataset with its values.
@@ -489,7 +489,7 @@ def display_of(plugin: Any, title: str) -> str:
     if name != cls.name:  # not a title from the suite
         return title
     options = {key: write_value(values[0]) for key, values in given.items() if key not in words}
-    display = (plugin.display if "display" in vars(cls) else "") or name  # not inherited: a parent is another method
+    display = (plugin.display if "display" in vars(cls) else "") or name  # not inherited: a parent is another one
     for alias, values in vars(cls).get("aliases", {}).items():
         stands_for = {key: write_value(value) for key, value in values.items()}
         if alias in cls.alias_display and stands_for.items() <= options.items():

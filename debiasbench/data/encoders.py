@@ -188,7 +188,7 @@ def tokenised(name: str, text_sha256: str, texts: Any, n: int, tokenizer: Any, m
     Raises:
         BenchmarkError: a text has no token.
     """
-    tokenizer.backend_tokenizer.no_truncation()  # its file or last use may set both, and its text includes them
+    tokenizer.backend_tokenizer.no_truncation()  # its file or last use may set these, and they are in its text
     tokenizer.backend_tokenizer.no_padding()
     identity = {
         "texts": text_sha256, "max_length": max_length, "version": VERSION,

@@ -22,7 +22,7 @@ from debiasbench.files import absent, is_ignored
 
 Image.init()
 # The formats that Pillow reads, except PostScript, which is a program that another program would run, and except
-# formats that it recognises but does not decode (WMF: only on Windows).
+# formats that it recognises but does not decode (it decodes WMF only on Windows).
 FORMATS = tuple(sorted(set(Image.OPEN) - {"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"}))
 ENDINGS = frozenset(ending for ending, name in Image.registered_extensions().items() if name in (*FORMATS, "MPO"))
 VERSION = 2  # of the conversion of files to pixels
@@ -34,7 +34,7 @@ TURNS = {  # EXIF orientation -> operation
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
-CONVERSIONS = {  # of images that are not 8-bit RGB
+CONVERSIONS = {  # of images that 8-bit RGB cannot hold
     "deep": "more than 8 bits, scaled to 8 (the highest value is white)",
     "transparent": "transparent in places, put on white",
     "several": "several pictures in one file, of which the first is read",

@@ -22,7 +22,7 @@ __path__ = folders_of("DEBIASBENCH_NETS_PATH")
 
 
 class Networks(Registry):
-    """Classes of networks by name; `modules`: all imported modules, which may hold functions; `files`: files found."""
+    """Classes of networks by name; `modules`: imported ones, which may hold functions; `files`: those of folders."""
 
     def __init__(self) -> None:
         super().__init__(NETS_PACKAGE, "Net", "DEBIASBENCH_NETS_PATH", group="debiasbench.nets")

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from debiasbench.nets.base import Net
 from debiasbench.nets.pretrained import pretrained_weights
 
-HEAD = "fc."  # torchvision's last layer, which is never used
+HEAD = "fc."  # prefix of torchvision's last layer, whose weights are never used
 
 
 class ResNet(Net):

@@ -120,7 +120,7 @@ def _output(model: Any, x: Tensor, *, ready_mask: bool = False) -> Tensor:
 
 @torch.no_grad()
 def _takes_ready_mask(model: Any) -> bool:
-    """Whether a model (in eval mode) gives the same output with a ready mask; left-to-right models do not."""
+    """Whether a model (in eval mode) gives the same output with a ready mask; not true of left-to-right models, say."""
     try:
         _, batch = _two_texts(model)
         made, ready = _output(model, batch), _output(model, batch, ready_mask=True)

@@ -1,11 +1,11 @@
-"""Records: what a cell produced, one JSON file each, with per-sample arrays in a safetensors file beside it.
+"""Records: what a cell produced, in one JSON file each, with per-sample arrays in a safetensors file beside it.
 
-A record has two parts. `result` is what must come out equal again: metrics by epoch, selection, digests. What may
-differ from run to run (seconds, versions, device) is in `provenance`. Files are written whole or not at all, and read
-through one door that checks every field: what comes out of it needs no further look.
+A record has two parts. `result` holds what must come out equal in every run of the cell: metrics by epoch, selection,
+digests. `provenance` holds what may differ between runs: seconds, versions, device. Files are written completely or not
+at all. Reading checks every field in one place, so a record that was read needs no further checks.
 
-The records of a complete grid may be kept in one .zip (`pack`), which is read as the folder that it was made of: a path
-may lead into it (`all.zip/cmnist5k/pgd/s0-1a2b3c4d.json`).
+The records of a complete grid may be kept in one .zip (`pack`). It is read like the folder that it was made from: a
+path may lead into it (`all.zip/cmnist5k/pgd/s0-1a2b3c4d.json`).
 """
 
 from __future__ import annotations
@@ -35,30 +35,30 @@ from debiasbench.files import atomic_file, file_name, write_atomically
 from debiasbench.plain import encodable, from_plain, shown, to_plain
 
 SCHEMA = 2
-MOST_GROUPS = 16  # of label and bias whose accuracies are shown one by one
-MOST_BYTES = 2**28  # of a record, and of its arrays: what is larger is none
-PARTS = ("records", "logs", "reuse", "tables", "figures")  # of a results folder, which cannot do without
-BESIDE = (".safetensors", ".weights.safetensors")  # what may lie beside a record: per-sample arrays, trained networks
+MOST_GROUPS = 16  # groups of label and bias whose accuracies are shown one by one
+MOST_BYTES = 2**28  # size limit of a record, and of its arrays; larger files are refused
+PARTS = ("records", "logs", "reuse", "tables", "figures")  # folders that every results folder needs
+BESIDE = (".safetensors", ".weights.safetensors")  # files beside a record: per-sample arrays, trained networks
 
-Metrics = dict[str, float]  # by name, finite; a metric that has no value (an empty group's accuracy) has no key
+Metrics = dict[str, float]  # by name, finite; a metric without a value (accuracy of an empty group) has no key
 
 
 @dataclass(frozen=True)
 class SplitFacts:
-    """A split's size, how many of its samples conflict (by bias), and how many are of each class."""
+    """The size of a split, and the number of its samples that conflict (by bias) and that belong to each class."""
 
     n: int
-    x_sha256: str = ""  # of cached images; else they are in the fingerprint alone
+    x_sha256: str = ""  # for cached images; other samples are only in the fingerprint
     n_conflict: dict[str, int] = field(default_factory=dict)
-    n_by_class: tuple[int, ...] | None = None  # None: not told (schema 1)
+    n_by_class: tuple[int, ...] | None = None  # None: not recorded (schema 1)
 
 
 @dataclass(frozen=True)
 class DataFacts:
-    """Which data a cell was run on; `official`: whether they are as published, `note`: what is not.
+    """The data that a cell was run on; `official`: whether they are as published, `note`: what differs.
 
-    What labels and the values of each bias are called is no part of a result; None where it was not told, or where
-    they have numbers alone.
+    The names of the labels and of the values of each bias are not compared between results. They are None where they
+    were not recorded, or where labels or values are only numbered.
     """
 
     fingerprint: str
@@ -71,9 +71,9 @@ class DataFacts:
 
 @dataclass(frozen=True)
 class StageFacts:
-    """One training stage: its call number, epochs, sizes of its networks, mean loss a sample by epoch.
+    """One training stage: its call number, epochs, sizes of its networks, mean loss per sample by epoch.
 
-    `end`: network -> split -> metrics at its end, of networks that no predictor speaks for.
+    `end`: network -> split -> metrics at the end of the stage, if it has no predictor.
     """
 
     call: int
@@ -86,22 +86,22 @@ class StageFacts:
 
 @dataclass(frozen=True)
 class EpochFacts:
-    """An evaluated epoch: metrics on validation and test, and how many of each class were predicted rightly."""
+    """An evaluated epoch: metrics on validation and test, and the number of correct predictions for each class."""
 
     epoch: int
     valid: Metrics
     test: Metrics
     learning_rate: float | None = None
     train_loss: float | None = None
-    correct_by_class: dict[str, tuple[int, ...]] | None = None  # "valid", "test"; None: not told (schema 1)
+    correct_by_class: dict[str, tuple[int, ...]] | None = None  # "valid", "test"; None: not recorded (schema 1)
 
 
 @dataclass(frozen=True)
 class GroupFacts:
-    """Size and accuracy of a group: of (y, bias), or of a name where evaluation groups overlap."""
+    """Size and accuracy of a group, which is given by (y, bias), or by a name where evaluation groups overlap."""
 
     n: int
-    acc: float | None = None  # None: it is empty
+    acc: float | None = None  # None: the group is empty
     y: int | None = None
     bias: int | None = None
     group: str | None = None
@@ -109,13 +109,13 @@ class GroupFacts:
 
 @dataclass(frozen=True)
 class Result:
-    """What must come out equal again, on the same device type and number of threads.
+    """What must come out equal in every run of the cell on the same device type with the same number of threads.
 
     Attributes:
-        selection: rule -> index into `epochs`, or None where it cannot choose.
+        selection: rule -> index into `epochs`, or None where the rule cannot choose.
         identification: logged column -> how well it finds the conflicting samples.
         logged: single numbers that the method logged.
-        arrays: name -> digest of what is in the file beside the record.
+        arrays: name -> digest of the array in the file beside the record.
         weights: how to build the predictor from the saved weights; None if they were not saved.
     """
 
@@ -139,14 +139,14 @@ class Result:
                 raise ValueError(f"selection.{rule} points outside of the {len(self.epochs)} evaluated epochs")
 
     def selected(self, rule: str = "last") -> EpochFacts | None:
-        """The epoch that a rule chooses; None where it cannot, or is not known."""
+        """The epoch that a rule chooses; None if the rule cannot choose or is not known."""
         index = self.chosen(rule)
         return None if index is None else self.epochs[index]
 
     def chosen(self, rule: str) -> int | None:
-        """The index into `epochs` of the epoch that a rule chooses; None where it cannot, or is not known.
+        """The index into `epochs` of the epoch that a rule chooses; None if the rule cannot choose or is not known.
 
-        The rules of `LATER` are applied to the logged epochs where a record lacks them.
+        The rules in `LATER` are applied to the logged epochs if the record has no selection for them.
         """
         if rule in LATER and rule not in self.selection and self.selection.get("val_acc") is not None:
             if rule in OF_CLASSES:
@@ -155,9 +155,9 @@ class Result:
         return self.selection.get(rule)
 
     def criterion(self, rule: str, headline: tuple[str, ...]) -> float | None:
-        """What a rule on validation is to be highest of, at the epoch that it chooses; None where it cannot choose.
+        """The value that a validation rule maximises, at the epoch that it chooses; None where it cannot choose.
 
-        headline: the dataset's headline metrics. Nothing of the test split is read.
+        headline: the dataset's headline metrics. Nothing from the test split is read.
         """
         epoch = self.selected(rule)
         if epoch is None:
@@ -170,7 +170,7 @@ class Result:
         return [self.accuracy_by_class(epoch, "valid") for epoch in self.epochs]
 
     def accuracy_by_class(self, epoch: EpochFacts, split: str) -> list[float | None] | None:
-        """Accuracies in [0, 1] of the classes of "valid" or "test" (None: no sample); None where it was not kept."""
+        """Accuracy in [0, 1] of each class of "valid" or "test" (None: no samples); None if it was not recorded."""
         n_by_class = self.data.splits[split].n_by_class if split in self.data.splits else None
         correct = (epoch.correct_by_class or {}).get(split)
         if n_by_class is None or correct is None or len(correct) != len(n_by_class):
@@ -180,31 +180,32 @@ class Result:
 
 @dataclass(frozen=True)
 class Seconds:
-    """How long a cell took, in seconds: in all, and of that for data, evaluation, each stage, each pass in between.
+    """The seconds that a cell took: in total, and for data, evaluation, each stage, and each pass between stages.
 
-    `total` is without the time that it waited for a stage of another cell. `calls`: "each 3" -> seconds.
+    `total` excludes the time spent waiting for a stage that another cell trains. `calls`: "each 3" -> seconds.
     """
 
     total: float
     data: float = 0.0
     evaluation: float = 0.0
-    stages: tuple[float, ...] = ()  # where a stage was reused, of the training that took place
+    stages: tuple[float, ...] = ()  # for a reused stage, the seconds of its original training
     calls: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where, when, with what and how long.
+    """Where, when, with what, and for how long a cell ran.
 
     Attributes:
-        host: the name of the machine. executor: by which it ran there: "local", "ray", "slurm".
+        host: the name of the machine. executor: what started the cell there: "local", "ray", "slurm".
         device: its name. device_kind: "cpu" or "cuda". precision: that networks really had ("fp32", "tf32", "bf16").
         code: digests of the source of the method and of the dataset, with the local modules that they import.
         calls: the numbered calls of the method, with what they depend on.
-        resumed: where the cell had been interrupted, each time; where nothing is undetermined, its result is that of an
-            undisturbed run.
-        undetermined: operations of this run on a GPU whose results may be rounded otherwise in another run, as torch
-            has no deterministic form of them; None on a CPU, where all are determined, and where it was not told.
+        resumed: where the cell was interrupted, one entry per interruption; if nothing is undetermined, the result
+            equals that of an uninterrupted run.
+        undetermined: operations of this run on a GPU whose results may be rounded differently in another run, because
+            torch has no deterministic version of them; None on a CPU, where all are deterministic, and where it was not
+            recorded.
     """
 
     finished: str
@@ -214,7 +215,7 @@ class Provenance:
     threads: int = 1
     peak_memory_mib: int = 0
     commit: str = ""
-    device_kind: str | None = None  # these three are None where they were not told (schema 1)
+    device_kind: str | None = None  # these three are None where they were not recorded (schema 1)
     precision: str | None = None
     code: dict[str, str] | None = None
     calls: tuple[dict[str, Any], ...] = ()
@@ -225,14 +226,14 @@ class Provenance:
 
     @property
     def protocol(self) -> int | None:
-        """The protocol's version."""
+        """The version of the protocol."""
         version = self.versions.get("protocol")
         return version if isinstance(version, int) else None
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a cell has no result; of a process that was lost, how many times in a row."""
+    """Why a cell has no result; if its process was lost, how many times in a row."""
 
     type: str
     message: str
@@ -242,7 +243,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Record:
-    """A cell and what became of it: a result, or a failure."""
+    """A cell and its outcome: a result or a failure."""
 
     hash: str
     cell: Cell
@@ -257,44 +258,44 @@ class Record:
 
     @property
     def done(self) -> bool:
-        """Whether it has a result."""
+        """Whether the record has a result."""
         return self.result is not None
 
     @property
     def status(self) -> str:
-        """Done or failed, as a word."""
+        """The word "done" or "failed"."""
         return "done" if self.done else "failed"
 
     @property
     def device_kind(self) -> str:
-        """What it was run on: "cpu" or "cuda"; "" where nothing tells. Of schema 1 the device's name tells."""
+        """What the cell ran on: "cpu" or "cuda"; "" if unknown. In schema 1 it follows from the device's name."""
         told, name = self.provenance.device_kind, self.provenance.device
         return told if told is not None else "" if not name else "cpu" if name.startswith("cpu") else "cuda"
 
     @property
     def precision(self) -> str:
-        """What its networks really had: "fp32", "tf32" or "bf16"; "" where nothing tells."""
+        """The precision that networks really had: "fp32", "tf32" or "bf16"; "" if unknown."""
         if self.provenance.precision is not None:
             return self.provenance.precision
         from debiasbench.recipe import Recipe
 
-        asked = self.cell.recipe.get("precision", "fp32")  # a record of before there was a choice lacks it
+        asked = self.cell.recipe.get("precision", "fp32")  # missing in records from before it was an option
         if asked != "auto":
             return str(asked)
         return Recipe(precision="auto").effective_precision(self.device_kind) if self.device_kind else ""
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values, the inverse of `record_from_json`."""
+        """The record as plain values: the inverse of `record_from_json`."""
         plain: dict[str, Any] = to_plain(self)
         return {"schema": SCHEMA, "status": self.status} | plain | {"cell": self.cell.to_record()}
 
 
 @dataclass(frozen=True)
 class Brief(Record):
-    """A record without most of its epochs, of which thousands fit into memory: see `in_brief`.
+    """A record without most of its epochs, so that thousands fit into memory: see `in_brief`.
 
     Attributes:
-        curves: "valid" and "test" -> a metric by epoch, of all epochs that have it: their numbers, its values.
+        curves: "valid" and "test" -> one metric by epoch, as (epoch numbers, values) of all epochs that have it.
     """
 
     curves: dict[str, tuple[array[int], array[float]]] = field(
@@ -303,10 +304,10 @@ class Brief(Record):
 
 
 def in_brief(record: Record, *, valid: str, test: str) -> Record:
-    """What tables and a page show of a finished record.
+    """A finished record reduced to what tables and the report page show.
 
-    Of its epochs these are the last one and those that a rule selects; of the others only the metrics `valid` (on
-    validation) and `test` are left. Losses of stages, the method's calls, and groups where they are many are left out.
+    It keeps the last epoch and those that a rule selects. From the other epochs it keeps only the metrics `valid` (on
+    validation) and `test`. Losses of stages, the method's calls, and groups of a split with many of them are left out.
     """
     result = record.result
     if result is None:
@@ -329,15 +330,15 @@ def in_brief(record: Record, *, valid: str, test: str) -> Record:
 
 
 class LaterSchemaError(ValueError):
-    """A record that a later version of the suite wrote: not damaged, and not to be read."""
+    """A record that a later version of the suite wrote: it is not damaged, but cannot be read."""
 
 
 def record_from_json(values: Any) -> Record:
-    """A record from its plain values, of this schema or an earlier one.
+    """A record from its plain values, in this schema or an earlier one.
 
     Raises:
         LaterSchemaError: a later version wrote it.
-        ValueError: it is none; the message says which part is wrong.
+        ValueError: the values are not a record; the message says which part is wrong.
     """
     if not isinstance(values, dict):
         raise ValueError(f"it is no record but {shown(values)}")
@@ -362,7 +363,7 @@ def record_from_json(values: Any) -> Record:
 
 
 def _check(record: Record) -> None:
-    """Refuse values that are of the right type and that no run writes: nothing could be compared by them."""
+    """Refuse values of the right type that no run writes: records with them could not be compared."""
     cell, result = record.cell, record.result
     if not re.fullmatch("[0-9a-f]{64}", record.hash):
         raise ValueError(f"record.hash must be a SHA-256 in hexadecimal, and is {shown(record.hash)}")
@@ -379,7 +380,7 @@ def _check(record: Record) -> None:
 
 
 def _from_schema_1(values: dict[str, Any]) -> dict[str, Any]:
-    """The fields under the names that they have now; nan was null, and is no key now."""
+    """The fields under their present names; nan was written as null, and now the key is left out."""
 
     def renamed(part: Any, names: dict[str, str]) -> Any:
         return {names.get(key, key): value for key, value in part.items()} if isinstance(part, dict) else part
@@ -433,12 +434,12 @@ def _has(part: Any, key: str) -> bool:
 
 
 def record_path(results_dir: Path, cell: Cell) -> Path:
-    """Where a cell's record goes: records/<dataset title>/<method title>/s<seed>-<hash>.json."""
+    """The path of a cell's record: records/<dataset title>/<method title>/s<seed>-<hash>.json."""
     return results_dir / "records" / _place_of(cell)
 
 
 def running_path(record: Path) -> Path:
-    """The folder that a cell has while it runs, of the path of its record: running/ in place of records/."""
+    """The folder that a cell uses while it runs: the path of its record, with running/ in place of records/."""
     dataset, method = record.parent.parent.name, record.parent.name
     return record.parents[3] / "running" / dataset / method / record.stem
 
@@ -455,12 +456,12 @@ def find_record(results_dir: Path, cell: Cell) -> Path | None:
 
 
 def found_record(results_dir: Path, cell: Cell) -> Record | None:
-    """The record of an equal cell, also one written before a parameter existed that has its default here.
+    """The record of an equal cell, also if it was written before a parameter existed that has its default here.
 
-    An exact hash is looked for first. Else a record of the same titles and seed counts, if all values that it knows
-    are equal and those that it does not know have their class defaults: so a new option does not make everybody's
-    results stale. Records in archives count as those beside them, and one that is done before one that failed. A
-    damaged record is as if it were not there.
+    A record with the same hash comes first. Otherwise a record with the same titles and seed counts, if all values that
+    it has are equal and those that it lacks have their class defaults here: a new option does not invalidate existing
+    results. Records in archives count like those beside them, and a finished record comes before a failed one. A
+    damaged record is ignored.
     """
     places = list(_places_of(results_dir, cell))
     exact = [record for path in places if (record := _readable(path)) is not None and record.hash == cell.hash]
@@ -478,10 +479,10 @@ def found_record(results_dir: Path, cell: Cell) -> Record | None:
 
 
 def _places_of(results_dir: Path, cell: Cell) -> Iterator[Path]:
-    """Where a cell's record may be: in its folder, in the archive of a folder above it, in an archive of a grid."""
+    """The places of a cell's record: in its folder, in the archive of a folder above it, in the archive of a grid."""
     records, place = results_dir / "records", _place_of(cell)
     if not any(one.exists() for one in (records, records.with_name("records.zip"))):
-        return  # a new folder, in which thousands of cells are looked for
+        return  # a new folder: do not search it for each of thousands of cells
     yield records / place
     for depth in range(len(place.parts)):  # the archive of a folder lies beside it: records/cmnist.zip/pgd/s0-...
         folder = records.joinpath(*place.parts[:depth])
@@ -517,7 +518,7 @@ def _equal_but_for_new_defaults(known: Cell, cell: Cell) -> bool:
 
 
 def write_record(path: Path, record: Record, arrays: dict[str, Any] | None = None) -> None:
-    """Write a record, and before it its arrays (name -> tensor)."""
+    """Write the arrays (name -> tensor), then the record."""
     if arrays:
         from safetensors.torch import save
 
@@ -526,12 +527,12 @@ def write_record(path: Path, record: Record, arrays: dict[str, Any] | None = Non
 
 
 def failed_path(path: Path) -> Path:
-    """Where a failed run is recorded whose cell has a finished record: that one is never replaced by a failure."""
+    """Where a failed run is recorded: at `path`, or beside it if it holds a finished record, which is kept."""
     return path.with_name(path.name + ".failed") if _is_done(path) else path
 
 
 def failure_at(path: Path) -> Failure | None:
-    """The failure that is recorded there, if one is."""
+    """The failure that is recorded at `path`, if there is one."""
     record = _readable(path)
     return record.failure if record is not None else None
 
@@ -547,7 +548,7 @@ def arrays_path(record: Path) -> Path:
 
 
 def has_arrays(record: Path) -> bool:
-    """Whether that file is there."""
+    """Whether the file of per-sample arrays exists."""
     return is_there(arrays_path(record))
 
 
@@ -555,24 +556,24 @@ def read_arrays(record: Path) -> dict[str, np.ndarray]:
     """The per-sample arrays of a record.
 
     Raises:
-        BenchmarkError: their file is not there, or cannot be read.
+        BenchmarkError: their file does not exist or cannot be read.
     """
     from safetensors.numpy import load
 
     path = arrays_path(record)
     try:
         return load(bytes_of(path, MOST_BYTES))
-    except Exception as error:  # garbage makes the library raise almost anything
+    except Exception as error:  # on damaged files the library raises almost anything
         raise BenchmarkError(f"{encodable(str(path))}: it cannot be read as arrays ({_first_line(error)}).") from None
 
 
 def read_scores(record: Path) -> tuple[np.ndarray, np.ndarray] | None:
-    """(scores (N,), conflicting bool (N,)) of a record; None if its method kept none, or such with another meaning.
+    """(scores (N,), conflicting bool (N,)) of a record; None if its method logged no scores, or some below 0.
 
-    Scores that can be shown as fractions of the largest are at least 0.
+    Scores are shown as fractions of the largest, so they must be at least 0.
 
     Raises:
-        BenchmarkError: its arrays cannot be read, do not go together, or are not finite.
+        BenchmarkError: the arrays cannot be read, differ in length, or are not finite.
     """
     if not has_arrays(record):
         return None
@@ -589,10 +590,10 @@ def read_scores(record: Path) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def read_record(path: Path) -> Record:
-    """Read one record, and check all of it.
+    """Read one record and check all of it.
 
     Raises:
-        BenchmarkError: the file cannot be read, is damaged in any part, no record, or of a later schema.
+        BenchmarkError: the file cannot be read, is damaged, is not a record, or has a later schema.
     """
     try:
         content = bytes_of(path, MOST_BYTES)
@@ -605,7 +606,7 @@ def read_record(path: Path) -> Record:
 
 @dataclass(frozen=True)
 class _Written:
-    """A record of this schema, as its file has it."""
+    """A record of this schema, as it is in its file."""
 
     schema: int
     status: str
@@ -617,19 +618,19 @@ class _Written:
 
 
 _DECODER = msgspec.json.Decoder(_Written)
-_MANY_DIGITS = b" " + b"0" * 19  # a whole number of so many may need more than 64 bits
+_MANY_DIGITS = b" " + b"0" * 19  # a whole number with this many digits may need more than 64 bits
 _DIGITS_AS_ZEROS = bytes(48 if 48 <= byte < 58 else byte if byte == 46 else 32 for byte in range(256))  # "0", ".", " "
 
 
 def decoded(content: bytes) -> Record | None:
-    """A record of this schema that nothing is wrong with, many times as quickly as by `record_from_json`.
+    """A valid record of this schema, read many times faster than with `record_from_json`.
 
-    None for all else: `record_from_json` says what is wrong with it, and reads earlier schemas.
+    None for everything else: `record_from_json` says what is wrong with it, and reads earlier schemas.
     """
     if _MANY_DIGITS in content.translate(_DIGITS_AS_ZEROS):
         return None
     try:
-        content.decode()  # of keys that no record has, msgspec does not look at the characters
+        content.decode()  # msgspec does not check the characters in keys that no record has
         found = _DECODER.decode(content)
         if found.schema != SCHEMA or found.status != ("done" if found.result is not None else "failed"):
             return None
@@ -637,7 +638,7 @@ def decoded(content: bytes) -> Record | None:
         _check(record)
         cell, weights = record.cell, record.result and record.result.weights
         anybodys = [cell.method_parameters, cell.dataset_parameters, cell.recipe, cell.recipe_changes, weights]
-        from_plain(Any, [*anybodys, *record.provenance.calls])  # which may be nested more deeply than can be written
+        from_plain(Any, [*anybodys, *record.provenance.calls])  # they may be nested too deeply to be written
     except (ValueError, RecursionError):
         return None
     return record
@@ -646,7 +647,7 @@ def decoded(content: bytes) -> Record | None:
 def _parsed(content: bytes) -> Any:
     """The value of a JSON file."""
     try:
-        text = content.decode("utf-8-sig")  # some editors begin a file with a byte-order mark
+        text = content.decode("utf-8-sig")  # some editors write a byte-order mark first
     except UnicodeDecodeError as error:
         raise ValueError(f"it is no text in UTF-8 (byte {error.start})") from None
     if not text.strip():
@@ -665,7 +666,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def sources(folder: Path) -> list[Path]:
-    """Where the records of a results folder are: in `records` and in its archive; of another folder, in it."""
+    """Where the records of a folder are: in `records` and `records.zip` for a results folder, else in it."""
     known = [one for one in (folder / "records", folder / "records.zip") if one.exists()]
     return known or [folder]
 
@@ -673,10 +674,10 @@ def sources(folder: Path) -> list[Path]:
 def read_records(
     *folders: Path, shorten: Callable[[Record], Record] = lambda record: record
 ) -> tuple[list[Record], list[str]]:
-    """All records below folders (or in archives), and a complaint about each file that cannot be read as one.
+    """All records below folders (or in archives), and a complaint about each file that cannot be read as a record.
 
-    Of a cell that has a record in an archive and another in the same place in a folder, the latter is read, unless it
-    failed and the former is done. `shorten` is what is kept of each (see `in_brief`).
+    If a cell has one record in an archive and another at the same place in a folder, the one in the folder counts,
+    unless it failed and the archived one is done. `shorten` reduces each record (see `in_brief`).
     """
     records: list[Record] = []
     complaints: list[str] = []
@@ -695,7 +696,7 @@ def _without_replaced(records: list[Record]) -> list[Record]:
         inside = archive_of(record.path) if record.path else None
         if inside is not None:
             archive, place = inside
-            for folder in (archive.with_suffix(""), archive.parent):  # of a folder, or of a grid
+            for folder in (archive.with_suffix(""), archive.parent):  # the archive of a folder, or of a grid
                 other = in_folders.get(folder / place)
                 if other is not None and other.hash == record.hash:
                     dropped.add(other.path if record.done and not other.done else record.path)
@@ -703,10 +704,10 @@ def _without_replaced(records: list[Record]) -> list[Record]:
 
 
 def without_copies(records: list[Record]) -> list[Record]:
-    """The records that count where all of them are looked at as one, such as those of two machines that overlap.
+    """The records that count when all are evaluated together, such as overlapping records of two machines.
 
-    A cell counts once where its records are equal in all that must come out equal, whatever they are called and
-    wherever they lie; unequal ones all stay. A failure does not count beside a finished record, nor beside a later one.
+    A cell counts once if its records are equal in everything that must come out equal, whatever their titles and paths;
+    unequal ones are all kept. A failure does not count if there is a finished record or a later failure.
     """
     of_cell: dict[str, list[Record]] = {}
     for record in records:
@@ -726,13 +727,13 @@ def without_copies(records: list[Record]) -> list[Record]:
 
 
 def _lack(record: Record) -> tuple[bool, bool]:
-    """What a record lacks that a copy of it may have: trained networks, per-sample arrays."""
+    """What a record lacks and a copy of it may have: trained networks, per-sample arrays."""
     saved = record.result is not None and record.result.weights is not None
     return not saved, record.path is None or not has_arrays(record.path)
 
 
 def _are_equal(one: Record, other: Record) -> bool:
-    """Whether two finished records are so in all that must come out equal; networks need not have been saved."""
+    """Whether two finished records agree in everything that must come out equal; saved networks are not compared."""
     whole = [
         read_record(record.path) if isinstance(record, Brief) and record.path else record for record in (one, other)
     ]
@@ -741,14 +742,14 @@ def _are_equal(one: Record, other: Record) -> bool:
 
 
 def _record_files(folder: Path, complaints: list[str]) -> Iterator[Path]:
-    """The paths of records below `folder`, in order; archives that cannot be read are complained of."""
+    """The paths of records below `folder`, in order; unreadable archives are added to the complaints."""
     if folder.suffix == ".zip" and not folder.is_dir():
         found, archives = [], [folder] if folder.exists() else []
     else:
         found = [path for path in folder.rglob("*.json") if _is_named_as_record(path.name)]
         archives = sorted(path for path in folder.rglob("*.zip") if not path.name.startswith("."))
     for archive in archives:
-        if archive.is_dir():  # a folder as any other
+        if archive.is_dir():  # an ordinary folder
             if not any(archive in path.parents for path in found):
                 complaints.append(f"{encodable(str(archive))}: it is a folder without records.")
             continue
@@ -780,13 +781,13 @@ def _is_named_as_record(name: str) -> bool:
 
 
 def pack(folder: Path, archive: Path) -> int:
-    """Put the records below a folder, and their arrays and weights, into one .zip; returns how many files.
+    """Put the records below a folder, with their arrays and weights, into one .zip; returns the number of files.
 
-    Equal files give equal bytes (names sorted, no dates), up to the version of zlib. Failures of cells that have a
-    finished record are left out.
+    Equal files give an equal archive (names sorted, no dates) with the same version of zlib. Failures of cells that
+    have a finished record are left out.
 
     Raises:
-        BenchmarkError: a record cannot be read, or there is none; the folder holds archives already.
+        BenchmarkError: a record cannot be read, or there is none; the folder already holds archives.
     """
     if not folder.is_dir():
         raise BenchmarkError(f"There is no folder {folder}.")
@@ -801,7 +802,7 @@ def pack(folder: Path, archive: Path) -> int:
     names = sorted(path.relative_to(folder).as_posix() for path in together if path.is_file())
     with atomic_file(archive) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as packed:
         for name in names:
-            entry = zipfile.ZipInfo(name)  # of 1980, whatever the file's date
+            entry = zipfile.ZipInfo(name)  # dated 1980, whatever the file's date
             entry.compress_type, entry.external_attr, entry.create_system = zipfile.ZIP_DEFLATED, 0o644 << 16, 3
             entry.file_size = (folder / name).stat().st_size
             with (folder / name).open("rb") as source, packed.open(entry, "w") as target:
@@ -810,7 +811,7 @@ def pack(folder: Path, archive: Path) -> int:
 
 
 def check_writable(results_dir: Path) -> None:
-    """Refuse a results folder in which something that a run makes cannot be written, before anything trains."""
+    """Refuse a results folder in which a run could not write all its files, before anything trains."""
     for name in PARTS:
         files.check_writable(results_dir / name, "--results-dir", what=f"The results folder {results_dir}")
 
@@ -819,7 +820,7 @@ def check_writable(results_dir: Path) -> None:
 
 
 def dump(value: Any, indent: str = "", width: int = 118) -> str:
-    """JSON for people: what fits on a line is on one line."""
+    """JSON for people: a value that fits on one line is written on one line."""
     flat = json.dumps(value, ensure_ascii=False)
     if len(indent) + len(flat) <= width or not isinstance(value, dict | list):
         return flat

@@ -1,7 +1,7 @@
-"""Files that may be in a .zip: `all.zip/pgd/s0-1a2b3c4d.json` leads into the archive all.zip.
+"""Read files that may be in a .zip: `all.zip/pgd/s0-1a2b3c4d.json` is a path into the archive all.zip.
 
-An archive is read as the folder that it was made of. Nothing is unpacked, and a name that leads out of the archive is
-no file of it, so that an archive of somebody else's cannot reach anything on this machine.
+An archive is read like the folder that it was made from. Nothing is unpacked, and names that lead out of the archive
+are ignored, so an archive from somebody else cannot reach anything on this machine.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 
 
 class ArchiveError(ValueError):
-    """An archive cannot be read, or what is in it cannot."""
+    """An archive, or a file in it, cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Contents:
     """What an archive holds.
 
     Attributes:
-        members: path in the archive -> where it is. folders: folder in the archive ("." for its top) -> names of the
+        members: path in the archive -> its entry. folders: folder in the archive ("." for its top) -> names of the
             files in it, sorted. outside: names that lead out of the archive.
     """
 
@@ -31,16 +31,16 @@ class Contents:
 
 
 def contents(archive: Path) -> Contents:
-    """What an archive holds; kept until the file changes.
+    """What an archive holds; cached until the file changes.
 
     Raises:
-        OSError, ArchiveError: it is not there, or is none.
+        OSError, ArchiveError: it does not exist, or is not an archive.
     """
     return _contents(archive, _state(archive))
 
 
 def _state(archive: Path) -> tuple[int, ...]:
-    """Differs when a file has changed."""
+    """A state of the file that differs once it has changed."""
     state = archive.stat()
     if not archive.is_file():  # a pipe, a device: reading might never end
         raise ArchiveError("it is not a regular file")
@@ -53,7 +53,7 @@ def _opened(archive: Path, _state: tuple[int, ...]) -> zipfile.ZipFile:
         return zipfile.ZipFile(archive)
     except OSError:
         raise
-    except Exception as error:  # damaged ones make the library raise almost anything
+    except Exception as error:  # on damaged archives the library raises almost anything
         raise ArchiveError(_words(error)) from None
 
 
@@ -74,15 +74,15 @@ def _contents(archive: Path, state: tuple[int, ...]) -> Contents:
 
 
 def archive_of(path: Path) -> tuple[Path, str] | None:
-    """The archive that a path leads into, and the path in it; None for a file of its own."""
-    for parent in path.parents if ".zip" in str(path) else ():  # most are of none, and a grid asks for thousands
+    """The archive that a path leads into, and the path in it; None for a file outside archives."""
+    for parent in path.parents if ".zip" in str(path) else ():  # most lead into none; a grid asks for thousands
         if parent.suffix == ".zip" and parent.is_file():
             return parent, path.relative_to(parent).as_posix()
     return None
 
 
 def is_there(path: Path) -> bool:
-    """Whether a path leads to a plain file, of its own or in an archive that can be read."""
+    """Whether a path leads to a plain file, outside archives or in one that can be read."""
     inside = archive_of(path)
     if inside is None:
         return path.is_file()
@@ -93,7 +93,7 @@ def is_there(path: Path) -> bool:
 
 
 def files_in(folder: Path) -> list[Path]:
-    """The files of a folder, which may be (in) an archive, in order; none where it is not there or cannot be read."""
+    """The files of a folder, which may be (in) an archive, sorted; none if it does not exist or cannot be read."""
     inside = (folder, ".") if folder.suffix == ".zip" and folder.is_file() else archive_of(folder)
     try:
         if inside is None:
@@ -104,10 +104,10 @@ def files_in(folder: Path) -> list[Path]:
 
 
 def bytes_of(path: Path, most: int | None = None) -> bytes:
-    """The content of a file, of its own or in an archive, of at most so many bytes.
+    """The content of a file, outside archives or in one, with at most `most` bytes.
 
     Raises:
-        OSError, ArchiveError, ValueError: it is not there, no plain file, damaged, or larger.
+        OSError, ArchiveError, ValueError: it does not exist, is not a plain file, is damaged, or is larger.
     """
     inside = archive_of(path)
     if inside is not None:
@@ -129,11 +129,11 @@ def _bytes_in(archive: Path, name: str, most: int | None) -> bytes:
         raise ArchiveError("it is encrypted")
     try:
         with _opened(archive, _state(archive)).open(entry) as member:
-            # not by the size that the archive tells, which may be wrong
+            # the size that the archive states may be wrong, so it is not used
             content = member.read() if most is None else member.read(most + 1)
     except OSError:
         raise
-    except Exception as error:  # cut, packed in a way that is not known here, ...
+    except Exception as error:  # truncated, compressed with an unknown method, ...
         raise ArchiveError(f"it cannot be unpacked ({_words(error)})") from None
     if most is not None and len(content) > most:
         raise ValueError("it is too large")

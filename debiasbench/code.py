@@ -1,7 +1,8 @@
-"""Digests of source code: what a plug-in is made of, whatever its comments say.
+"""Digests of the source code of plug-ins, without comments.
 
-Docstrings, comments, layout and display titles do not count, so equal code has an equal digest, on every version of
-Python. Digests are taken when a plug-in is imported and kept: what is on disk later may differ from what runs.
+Docstrings, comments, layout and display titles do not count, so equal code has an equal digest on every version of
+Python. A digest is computed when the plug-in is imported, and kept: a file that is edited later may differ from the
+code that runs.
 """
 
 from __future__ import annotations
@@ -19,21 +20,21 @@ from typing import Any
 
 from debiasbench.about import PACKAGE
 
-# modules of the one-file packages, which are no part of the suite
+# modules of the one-file packages, which do not count as the suite
 PLUGINS = ("debiasbench.methods.", "debiasbench.datasets.", "debiasbench.nets.own.")
 
 
 def digest_of_plugin(cls: type[Any]) -> str | None:
-    """Digest of the modules that a class and its bases are defined in, and of the local modules that these import.
+    """Digest of the modules in which a class and its bases are defined, and of the local modules that these import.
 
-    None where that cannot be told: a class of the suite itself, or without a source file.
+    None if there is none: for a class of the suite itself, or one without a source file.
     """
     return _digest_of(tuple(dict.fromkeys(one.__module__ for one in cls.__mro__)), cls.__module__)
 
 
 @functools.cache
 def _digest_of(modules: tuple[str, ...], within: str) -> str | None:
-    """Of those of the modules that are neither of the suite nor of an installed package other than that of `within`."""
+    """Digest of those modules that belong neither to the suite nor to an installed package other than `within`'s."""
     own = [name for name in modules if not _of_suite(name) and not _installed(name, within=within)]
     parts = [digest_of_module(name) for name in own]
     known = [part for part in parts if part is not None]
@@ -44,9 +45,10 @@ def _digest_of(modules: tuple[str, ...], within: str) -> str | None:
 
 @functools.cache
 def digest_of_module(module: str) -> str | None:
-    """Digest of a module and of all local modules that it imports; None where it has no source file.
+    """Digest of a module and of all local modules that it imports; None if it has no source file.
 
-    Local is what is neither Python's own, nor of an installed package (but the module's own), nor of the suite.
+    A module is local if it belongs neither to Python, nor to an installed package (other than that of the importing
+    module), nor to the suite.
     """
     try:
         found = {
@@ -60,7 +62,7 @@ def digest_of_module(module: str) -> str | None:
 
 
 def files_of_plugin(cls: type[Any]) -> dict[str, Path]:
-    """Module -> source file of all that a class is made of and that no installed package brings: see the digest.
+    """Module -> source file, for the code that a class is made of (see the digest), without installed packages.
 
     Raises:
         OSError, SyntaxError, ValueError: a file cannot be read.
@@ -69,7 +71,7 @@ def files_of_plugin(cls: type[Any]) -> dict[str, Path]:
 
 
 def files_of_modules(modules: Iterable[str]) -> dict[str, Path]:
-    """The same of modules."""
+    """The same for modules."""
     files: dict[str, Path] = {}
     for module in dict.fromkeys(modules):
         if not _of_suite(module) and not _installed(module, within=""):
@@ -78,9 +80,9 @@ def files_of_modules(modules: Iterable[str]) -> dict[str, Path]:
 
 
 def _local_parts(module: str, *, packages: bool = False) -> Iterator[tuple[str, Path, ast.AST]]:
-    """A module and all local modules that it imports: each with its file and its source.
+    """A module and all local modules that it imports, each with its file and syntax tree.
 
-    `packages`: with those that they are in, whose own source runs first.
+    `packages`: also the packages that contain them, whose own source runs first.
     """
     seen: set[str] = set()
     waiting = [module]
@@ -98,19 +100,19 @@ def _local_parts(module: str, *, packages: bool = False) -> Iterator[tuple[str, 
 
 @functools.cache
 def digest_of_suite() -> str:
-    """Digest of every source file of the suite, without plug-ins."""
-    plugins = {PACKAGE / "methods", PACKAGE / "datasets"}  # where a wheel has them
+    """Digest of all source files of the suite, without plug-ins."""
+    plugins = {PACKAGE / "methods", PACKAGE / "datasets"}  # their folders in a wheel
     files = [path for path in sorted(PACKAGE.rglob("*.py")) if not plugins & set(path.parents)]
     return hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()
 
 
 def is_local(module: str) -> bool:
-    """Whether a module is of the suite, a plug-in, or otherwise of no installed package."""
+    """Whether a module belongs to the suite, is a plug-in, or belongs to no installed package."""
     return _of_suite(module) or not _installed(module, within="")
 
 
 def _words(node: ast.AST) -> Iterator[str]:
-    """A tree as words: names of nodes and their fields, without positions, empty fields and docstrings."""
+    """A syntax tree as words: names of nodes and their fields, without positions, empty fields and docstrings."""
     yield type(node).__name__
     for name, value in ast.iter_fields(node):
         parts = value if isinstance(value, list) else [value]
@@ -123,7 +125,7 @@ def _words(node: ast.AST) -> Iterator[str]:
         yield f"{name}("
         for part in parts:
             if isinstance(node, ast.JoinedStr) and isinstance(part, ast.Constant) and part.value == "":
-                continue  # of some versions, in the format of an f-string
+                continue  # some versions of Python have it in the format of an f-string
             if isinstance(part, ast.AST):
                 yield from _words(part)
             else:
@@ -136,13 +138,13 @@ def _is_text(node: Any) -> bool:
 
 
 def _only_names(node: Any) -> bool:
-    """Whether a statement of a class says what papers call it, and nothing else."""
+    """Whether a statement of a class only sets the names under which it is displayed."""
     names = {getattr(target, "id", "") for target in node.targets} if isinstance(node, ast.Assign) else set()
     return bool(names) and names <= {"display", "alias_display", "alias_citation"}
 
 
 def _imported(tree: ast.AST, module: str) -> list[str]:
-    """Names of the modules that a module imports anywhere, and what may be modules among the names it takes."""
+    """Names of the modules that a module imports anywhere, and of imported names that may be modules."""
     names = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -163,7 +165,7 @@ def _of_suite(module: str) -> bool:
 
 
 def _installed(module: str, *, within: str) -> bool:
-    """Whether a module is Python's own or of an installed package, other than that of the module `within`."""
+    """Whether a module belongs to Python or to an installed package other than that of the module `within`."""
     file = _file_of(module)
     if file is None:
         return True
@@ -175,12 +177,12 @@ def _installed(module: str, *, within: str) -> bool:
 @functools.cache
 def _places_of_packages() -> frozenset[Path]:
     paths = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
-    paths += [*site.getsitepackages(), site.getusersitepackages()]  # Debian's dist-packages, and those of the user
+    paths += [*site.getsitepackages(), site.getusersitepackages()]  # Debian's dist-packages, and the user's
     return frozenset(Path(path).resolve() for path in paths)
 
 
 def _file_of(module: str) -> Path | None:
-    """The source file of a module, imported or not; None if it has none. Nothing is imported for it."""
+    """The source file of a module, imported or not; None if it has none. Nothing is imported to find it."""
     loaded = sys.modules.get(module)
     if loaded is not None:
         place = getattr(loaded, "__file__", None)

@@ -1,4 +1,4 @@
-"""Typed values from the plain ones of JSON, checked once, and back again."""
+"""Convert plain values (as in JSON) to typed ones, checking them once, and back."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def from_plain(kind: Any, value: Any, where: str = "the content") -> Any:
     """A plain value as the type `kind`.
 
     Args:
-        kind: str, bool, int, float, None, a union of these, `tuple[X, ...]`, `dict[str, X]`, a dataclass of such
-            fields, any of them or None, or Any. A dataclass may lack keys that have a default; keys that it does not
-            know are left out. A dataclass may refuse values that do not go together, by a ValueError that begins with
-            the name of a field.
+        kind: str, bool, int, float, None, a union of these, `tuple[X, ...]`, `dict[str, X]`, a dataclass with such
+            fields, any of these or None, or Any. For a dataclass, keys with a default may be missing, and unknown keys
+            are ignored. A dataclass may refuse an inconsistent set of values by a ValueError that begins with the name
+            of a field.
         value: what `json.loads` returns.
         where: names the value in messages.
 
@@ -51,9 +51,9 @@ def from_plain(kind: Any, value: Any, where: str = "the content") -> Any:
 
 
 def to_plain(value: Any) -> Any:
-    """What `from_plain` reads: dataclasses as dictionaries without fields that are None, tuples as lists.
+    """The inverse of `from_plain`: dataclasses become dictionaries without the fields that are None, tuples lists.
 
-    A number that is not finite has no place in JSON: as a value of a dictionary its key is left out. Text is made
+    JSON has no numbers that are not finite: if a value in a dictionary is one, its key is left out. Text is made
     `encodable`.
     """
     if dataclasses.is_dataclass(value):
@@ -67,12 +67,12 @@ def to_plain(value: Any) -> Any:
 
 
 def encodable(text: str) -> str:
-    r"""Text that can be written as UTF-8: halves of characters (bytes of a foreign file name, say) as `\udc80`."""
+    r"""Text that can be written as UTF-8: lone surrogates (from bytes in file names, for example) become `\udc80`."""
     return text if _is_whole(text) else text.encode("utf-8", "backslashreplace").decode()
 
 
 def shown(value: Any) -> str:
-    """A value in a few words, on one line, as in JSON."""
+    """A value on one short line, as in JSON."""
     return _NAMES[value] if value is None or isinstance(value, bool) else _SHORT.repr(value)
 
 
@@ -81,7 +81,7 @@ def _is_odd(value: Any) -> bool:
 
 
 def _is_whole(text: str) -> bool:
-    """Whether no half of a surrogate pair stands alone: such text cannot be written anywhere."""
+    """Whether a text has no lone surrogate, with which it could not be written anywhere."""
     if text.isascii():
         return True
     try:
@@ -91,12 +91,12 @@ def _is_whole(text: str) -> bool:
     return True
 
 
-# ---- readers: one a type, made once, since records hold many values ------------------------------------------------
+# ---- readers: one per type, made once, since records hold many values ----------------------------------------------
 
 
 @functools.cache
 def _reader(kind: Any) -> Read:
-    """What reads a plain value of a type, or raises a `_MisfitError`."""
+    """The function that reads a plain value as a type, or raises a `_MisfitError`."""
     if kind is Any:
         return _read_any
     if kind in _OF_SIMPLE:
@@ -125,7 +125,7 @@ def _read_text(value: Any) -> str:
 
 @functools.lru_cache(4096)
 def _read_name(name: Any) -> str:
-    """Thousands of records have the same few names: each is there once."""
+    """Read a name as one shared string, since thousands of records have the same few names."""
     return sys.intern(_read_text(name))
 
 
@@ -162,7 +162,7 @@ _OF_SIMPLE: dict[Any, Read] = {
 
 
 def _read_any(value: Any) -> Any:
-    """Any plain value, whose numbers and text are such as can be written again."""
+    """Any plain value whose numbers and text can be written again."""
     if isinstance(value, dict):
         return _mapping_reader(_read_any)(value)
     if isinstance(value, list):
@@ -205,7 +205,7 @@ def _mapping_reader(read: Read) -> Read:
 
 
 def _union_reader(kinds: tuple[Any, ...]) -> Read:
-    """The first of the types that fits."""
+    """A reader that takes the first type that fits."""
     may_be_none = type(None) in kinds
     readers = [_reader(kind) for kind in kinds if kind is not type(None)]
     words = " or ".join(_WORDS[kind] for kind in kinds) if all(kind in _WORDS for kind in kinds) else ""
@@ -221,14 +221,14 @@ def _union_reader(kinds: tuple[Any, ...]) -> Read:
             try:
                 return read(value)
             except _MisfitError as misfit:
-                problems.append(misfit.with_traceback(None))  # which holds this frame, and with it all of the value
+                problems.append(misfit.with_traceback(None))  # a traceback would keep the whole value alive
         raise _not(words, value) if words else problems[0]
 
     return read_union
 
 
 def _fields(kind: type) -> list[dataclasses.Field[Any]]:
-    """The fields that are written: all but those that say where a value came from."""
+    """The fields that are written: all except those marked as not written, such as a record's path."""
     return [item for item in dataclasses.fields(kind) if item.metadata.get("written", True)]
 
 
@@ -254,7 +254,7 @@ def _dataclass_reader(kind: Any) -> Read:
                 raise _MisfitError(" is missing", f".{name}")
         try:
             return kind(**found)
-        except ValueError as problem:  # of values that do not go together
+        except ValueError as problem:  # inconsistent values
             raise _MisfitError(f".{problem}") from None
 
     return read_dataclass

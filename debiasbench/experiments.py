@@ -1,6 +1,6 @@
 """Experiments: grids as TOML files, one for each table and figure of the paper.
 
-This file is a one-file package, as `debiasbench/methods.py`: the files are in the top-level folder `experiments/` of a
+This is a one-file package like `debiasbench/methods.py`: the TOML files are in the top-level folder `experiments/` of a
 clone, or in the folder beside this file in an installed wheel.
 """
 
@@ -21,7 +21,7 @@ from debiasbench.plugins import folders
 __path__ = folders(__file__, "DEBIASBENCH_EXPERIMENTS_PATH")
 
 SHOWN = ("accuracy", "cost", "bins", "fisher", "norms", "trials")
-_GRID: dict[str, tuple[Any, str]] = {  # key -> its type, and the words for it
+_GRID: dict[str, tuple[Any, str]] = {  # key -> its type, and the type in words
     "methods": (tuple[str, ...], "a list of names"),
     "datasets": (tuple[str, ...], "a list of names"),
     "seeds": (int | tuple[int, ...], "a whole number or a list of them"),
@@ -37,18 +37,19 @@ KEYS = _GRID | {
 
 @dataclass(frozen=True)
 class Experiment:
-    """One file's grid.
+    """The grid of one file.
 
     Attributes:
-        methods, datasets: with parameters inline.
+        methods, datasets: names with inline parameters.
         seeds: how many, or which.
-        about: what a newcomer is told before it runs.
-        then: what they are told afterwards, to try next.
+        about: text for newcomers, shown before the run.
+        then: text shown after the run: what to try next.
         paper: the stem of the file in `experiments/paper/` whose numbers it regenerates; "" for none.
-        show: what is made of it: accuracy (tables), cost (seconds by step), bins (counts of scores), fisher (traces of
-            the inverse Fisher information), norms (variants over datasets), trials (distributions over seeds).
-        instead: dataset of the experiment -> what runs in its place, in a smoke run.
-        epochs, shared_recipes, data_seeds: as on the command line; files do not say them.
+        show: what is made from its results: accuracy (tables), cost (seconds by step), bins (counts of scores), fisher
+            (traces of the inverse Fisher information), norms (variants over datasets), trials (distributions over
+            seeds).
+        instead: dataset of the experiment -> what runs in its place in a smoke run.
+        epochs, shared_recipes, data_seeds: as on the command line; they are not in the files.
     """
 
     name: str
@@ -69,20 +70,20 @@ class Experiment:
 
     @property
     def needs_weights(self) -> bool:
-        """Whether it is drawn from the trained networks."""
+        """Whether its figure needs the trained networks."""
         return self.show == "fisher"
 
     def ran(self, dataset: str) -> str | None:
-        """What runs for a dataset of the paper: itself, or in a smoke run its stand-in, or nothing."""
+        """What runs for a dataset of the paper: the dataset itself, or in a smoke run its stand-in or nothing."""
         return self.instead.get(dataset) if self.smoke else dataset
 
 
 def read_experiment(name: str, *, smoke: bool = False) -> Experiment:
-    """The experiment of this name, or of this TOML file; with `smoke` the short one on stand-ins.
+    """The experiment with this name or from this TOML file; with `smoke`, the short one on stand-ins.
 
     Raises:
-        BenchmarkError: no such experiment; a file that cannot be read, is no TOML, or lacks or misspells something; no
-            smoke variant.
+        BenchmarkError: there is no such experiment; the file cannot be read, is not TOML, or lacks or misspells a key;
+            there is no smoke variant.
     """
     is_file = name.endswith(".toml")
     if not is_file and name not in names():
@@ -118,9 +119,9 @@ def read_experiment(name: str, *, smoke: bool = False) -> Experiment:
 
 
 def write_grid(results_dir: Path, asked: Experiment, methods: Sequence[str]) -> None:
-    """Keep what `debiasbench report` needs to show a grid as its run did, and to tell what of it has no record.
+    """Write what `debiasbench report` needs to show a grid as its run did, and to name cells without a record.
 
-    `methods` are titles, in order.
+    `methods`: titles, in order.
     """
     shown = asdict(asked) if asked.paper or asked.show != "accuracy" else None
     content = {"reference": asked.reference, "order": list(methods), "experiment": shown, "asked": asdict(asked)}
@@ -128,7 +129,7 @@ def write_grid(results_dir: Path, asked: Experiment, methods: Sequence[str]) -> 
 
 
 def names() -> list[str]:
-    """The experiments that are shipped."""
+    """The names of the shipped experiments."""
     return sorted(file.stem for file in Path(__path__[0]).glob("*.toml"))
 
 
@@ -138,10 +139,10 @@ def _unknown(name: str) -> BenchmarkError:
 
 
 def _checked(path: Path, where: str, values: dict[str, Any], kinds: dict[str, tuple[Any, str]]) -> dict[str, Any]:
-    """The values of a file, with lists for tuples.
+    """The values of a file, with lists as tuples.
 
     Raises:
-        BenchmarkError: a key that is not known, or a value of another type.
+        BenchmarkError: a key is unknown, or a value has another type.
     """
     found = {}
     for key, value in values.items():

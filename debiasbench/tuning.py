@@ -1,8 +1,8 @@
-"""Fair tuning: the same number of seeded draws for every method, chosen by validation alone.
+"""Fair tuning: the same number of seeded draws for every method, chosen on validation only.
 
 A draw is an ordinary cell: its values are inline parameters of the method, as on the command line. Draw 0 is the
-method's defaults; another follows from the names of method, dataset and parameter and from its number alone, so more
-draws go on where fewer ended, and what is given inline changes nothing of the rest.
+method's defaults. Every other draw depends only on its number and on the names of method, dataset and parameter: more
+draws extend fewer, and values given inline do not change the other values.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from debiasbench.records import Record, found_record
 from debiasbench.search import Range
 from debiasbench.tuned import Chosen, Draw, Tuned, TunedValues
 
-FIRST_SEED = 1000  # of the runs that choose: those that are reported have other seeds
-MOST_TRIES = 100  # to find values that a method takes
+FIRST_SEED = 1000  # first seed of the draws; reported runs have other seeds
+MOST_TRIES = 100  # attempts to find values that a method accepts
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One draw: titles of dataset and method as asked for, its number, its values, and its cells, one a seed."""
+    """One draw: titles of dataset and method as given, its number, its values, and its cells, one per seed."""
 
     dataset: str
     method: str
@@ -43,11 +43,11 @@ class Trial:
 
 @dataclass(frozen=True)
 class Tried:
-    """What became of a draw.
+    """The outcome of a draw.
 
     Attributes:
-        value: what the rule is to be highest of, as the mean over seeds; None where it has none.
-        seconds: of its records, together.
+        value: the value that the rule maximises, as the mean over seeds; None if there is none.
+        seconds: total of its records.
         reason: why it has no value, in words.
     """
 
@@ -59,7 +59,7 @@ class Tried:
 
 @dataclass(frozen=True)
 class _Single:
-    """One method or dataset that a spec stands for: its text, its class, and the keys that it gives a value."""
+    """One method or dataset that a spec stands for: its text, its class, and the keys that it sets."""
 
     text: str
     cls: type[Any]
@@ -79,16 +79,16 @@ def expand_draws(
     epochs: int | None = None,
     shared_recipes: bool = False,
 ) -> tuple[Grid, list[Trial]]:
-    """The cells of all draws, and the draws; methods that cannot be tuned are among the skips, with the reason.
+    """The cells of all draws, and the draws; methods that cannot be tuned are skipped, with the reason.
 
     Args:
-        methods, datasets: with parameters inline, which stay as they are and are not searched.
-        draws: of each method on each dataset, the defaults being the first.
-        seeds: how many runs of each draw, with seeds 1000, 1001, ...
-        rule: by which will be chosen.
+        methods, datasets: names with inline parameters, which stay fixed and are not searched.
+        draws: number for each method on each dataset; the first is the defaults.
+        seeds: number of runs of each draw, with seeds 1000, 1001, ...
+        rule: the rule that will choose.
 
     Raises:
-        BenchmarkError: everything that is wrong with names, parameters and numbers; no method can be tuned.
+        BenchmarkError: names, parameters or numbers are wrong (all mistakes at once), or no method can be tuned.
     """
     if not 1 <= draws <= MOST_SETTINGS:
         raise BenchmarkError(f"--draws must be from 1 to {MOST_SETTINGS}. Got {draws}.")
@@ -132,7 +132,7 @@ def _refuse_too_many(n_cells: int) -> None:
 
 
 def _why_not(method: Method, rule: str) -> str:
-    """Why no values of a method can be chosen by a rule; "" if they can."""
+    """Why a rule cannot choose values of a method; "" if it can."""
     if method.trains_on_validation:
         return "it trains on the validation samples, so no rule on validation can choose its values"
     if rule == "worst_proxy" and not method.gives_proxies:
@@ -143,10 +143,10 @@ def _why_not(method: Method, rule: str) -> str:
 def _draws(
     method: _Single, dataset: _Single, found: Grid, draws: int, options: dict[str, Any]
 ) -> Iterator[tuple[dict[str, Any], Grid]]:
-    """The values and cells of each draw; of the first, those of `found`, the defaults.
+    """The values and cells of each draw; those of the first are the defaults, in `found`.
 
     Raises:
-        BenchmarkError: nothing is left to search; the method takes hardly any of its values.
+        BenchmarkError: nothing is left to search, or the method refuses `MOST_TRIES` attempts at one draw.
     """
     cell = found.cells[0]
     space = _space(method, dataset)
@@ -176,11 +176,11 @@ def _draws(
 
 
 def _space(method: _Single, dataset: _Single) -> dict[str, Range]:
-    """What is searched: the ranges of the method, without what was given inline.
+    """The search space: the ranges of the method, without what was given inline.
 
     Raises:
-        BenchmarkError: a range of something that is neither a parameter of the method nor a field of the recipe;
-            everything was given.
+        BenchmarkError: a range is for something that is neither a parameter of the method nor a field of the recipe,
+            or everything was given inline.
     """
     cls: type[Method] = method.cls
     own, space = defaults(cls), cls.search_space()
@@ -197,7 +197,7 @@ def _space(method: _Single, dataset: _Single) -> dict[str, Range]:
 
 
 def _singles(specs: list[str], registry: Any) -> Iterator[_Single]:
-    """Each method or dataset that specs stand for, sweeps as several."""
+    """Each method or dataset that specs stand for; a sweep gives several."""
     for spec in named_all(specs, registry):
         name, options = split_spec(spec)
         cls, implied = registry.get(name)
@@ -209,13 +209,13 @@ def _singles(specs: list[str], registry: Any) -> Iterator[_Single]:
 
 
 def with_values(spec: str, values: dict[str, Any]) -> str:
-    """A spec with more parameters inline."""
+    """A spec with more inline parameters."""
     parts = ",".join(f"{key}={write_value(value)}" for key, value in values.items())
     return f"{spec}{',' if ':' in spec else ':'}{parts}" if parts else spec
 
 
 def _together(grids: Iterable[Grid], skips: Iterable[Skip], notices: Iterable[str]) -> Grid:
-    """Several grids as one, equal cells once."""
+    """Several grids as one, with equal cells once."""
     cells: dict[str, Cell] = {}
     costs: dict[str, float] = {}
     for grid in grids:
@@ -229,12 +229,12 @@ def _together(grids: Iterable[Grid], skips: Iterable[Skip], notices: Iterable[st
 
 
 def tried(trials: Iterable[Trial], results_dir: Path, rule: str) -> list[Tried]:
-    """What became of draws, by their records; of these only validation is read. rule: of `CHOOSING`."""
+    """The outcomes of draws, from their records, of which only validation is read. rule: one of `CHOOSING`."""
     return [_tried(trial, [found_record(results_dir, cell) for cell in trial.cells], rule) for trial in trials]
 
 
 def tried_by(records: Iterable[Record], rule: str) -> list[Tried]:
-    """The same of records alone, of the draws among them."""
+    """The outcomes of the draws among records."""
     of_draws: dict[tuple[str, str, int], list[Record]] = {}
     for record in records:
         cell = record.cell
@@ -262,7 +262,7 @@ def _tried(trial: Trial, records: Sequence[Record | None], rule: str) -> Tried:
             reasons.append(f"{rule} has no value there, and cannot choose")
         else:
             values.append(value)
-    whole = len(values) == len(records)  # a mean over fewer seeds than the others have would be another thing
+    whole = len(values) == len(records)  # a mean over fewer seeds could not be compared with the others
     return Tried(trial, sum(values) / len(values) if whole else None, seconds, "; ".join(dict.fromkeys(reasons)))
 
 
@@ -272,7 +272,7 @@ def _headline(dataset: str) -> tuple[str, ...]:
 
 
 def choose(found: Sequence[Tried]) -> list[Tried]:
-    """The best draw of each method on each dataset, of equals the earlier; none where no draw has a value."""
+    """The best draw of each method on each dataset, the earlier one in a tie; none where no draw has a value."""
     best: dict[tuple[str, str], Tried] = {}
     for one in sorted((one for one in found if one.value is not None), key=lambda one: one.trial.number):
         pair = one.trial.dataset, one.trial.method
@@ -282,7 +282,7 @@ def choose(found: Sequence[Tried]) -> list[Tried]:
 
 
 def as_chosen(best: Tried, found: Sequence[Tried]) -> Chosen:
-    """What the file says of a draw that was chosen among others; values as people read them, the sign aside."""
+    """The entry of the file for a draw that was chosen among `found`; the rule's values are given without sign."""
     trial = best.trial
     default = next(
         one.value for one in found
@@ -308,10 +308,10 @@ def expand_tuned(
     epochs: int | None = None,
     shared_recipes: bool = False,
 ) -> Grid:
-    """As `grid.expand`, with the values that were chosen for each method on each dataset; their titles say so.
+    """Like `grid.expand`, with the values that were chosen for each method on each dataset; the titles say so.
 
     Raises:
-        BenchmarkError: as `expand`; nothing was chosen for a method on a dataset, and what there is instead.
+        BenchmarkError: as in `expand`, or nothing was chosen for a method on a dataset; it says for which there is.
     """
     options: dict[str, Any] = {"epochs": epochs, "shared_recipes": shared_recipes}
     asked = expand(methods, datasets, seeds=seeds, data_seeds=data_seeds, **options)
@@ -332,7 +332,7 @@ def expand_tuned(
 
 
 def _with_chosen(cell: Cell, chosen: Chosen, tuned: TunedValues, options: dict[str, Any]) -> Grid:
-    """The grid of one cell with the values that were chosen for its method; titles are specs, so they say the rest."""
+    """The grid of one cell with the values chosen for its method; titles are specs, so they give all other values."""
     try:
         found = expand(
             [with_values(cell.method_title, chosen.values)], [_spec_of_data(cell)], seeds=[cell.seed], **options
@@ -349,5 +349,5 @@ def _with_chosen(cell: Cell, chosen: Chosen, tuned: TunedValues, options: dict[s
 
 
 def _spec_of_data(cell: Cell) -> str:
-    """The title of the dataset, with its place."""
+    """The title of the dataset, with its root folder."""
     return with_values(cell.dataset_title, {} if cell.root is None else {"root": cell.root})

@@ -1,7 +1,7 @@
-"""The arguments of the Python interface, checked by the types that its functions declare.
+"""Check the arguments of the Python interface against the types that its functions declare.
 
-The command line checks what it is given while it reads it. This does so for what callers of Python hand in, so that a
-slip is one sentence and not a traceback from deep inside.
+The command line checks its arguments while it parses them. This module does the same for calls from Python, so that a
+mistake gives one sentence and not a traceback from deep inside.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ R = TypeVar("R")
 
 
 def checked(**limits: Allowed) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """A function of the interface that refuses arguments of other types than it declares.
+    """Decorate a function of the interface, so that it refuses arguments of types that it does not declare.
 
     Args:
         limits: argument -> which values of its type are allowed.
 
     Raises:
-        BenchmarkError: (the function) all arguments that cannot be used, with what was given and what is allowed.
+        BenchmarkError: (the function) some arguments are invalid; it names all, what was given and what is allowed.
     """
 
     def with_check(function: Callable[P, R]) -> Callable[P, R]:
@@ -44,7 +44,7 @@ def checked(**limits: Allowed) -> Callable[[Callable[P, R]], Callable[P, R]]:
         def door(*given: P.args, **options: P.kwargs) -> R:
             try:
                 bound = signature.bind(*given, **options)
-            except TypeError as error:  # as Python tells it, which names the function
+            except TypeError as error:  # as Python words it, with the function's name
                 raise TypeError(f"{function.__name__}() {error}") from None
             problems = []
             for name, value in bound.arguments.items():
@@ -66,16 +66,16 @@ def checked(**limits: Allowed) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
 
 def _read(kind: str, value: Any) -> Any:
-    """A value as one of the kinds that an annotation names.
+    """A value as one of the types that an annotation names.
 
     Raises:
-        TypeError, ValueError: it is none of them.
+        TypeError, ValueError: it has none of these types.
     """
     kinds = kind.split(" | ")
     if value is None and "None" in kinds:
         return None
     if not {*kinds} <= {*_READ, "None"}:
-        return value  # which the function looks at itself
+        return value  # the function checks it itself
     for _, read in (_READ[one] for one in kinds if one != "None"):
         with contextlib.suppress(TypeError, ValueError):
             return read(value)
@@ -83,7 +83,7 @@ def _read(kind: str, value: Any) -> Any:
 
 
 def _words(kind: str) -> str:
-    """What the kinds of an annotation are, for people."""
+    """The types of an annotation, in words for people."""
     told = [_READ[one][0] for one in kind.split(" | ") if one in _READ]
     return " or ".join(dict.fromkeys(told)) + (" (or None)" if "None" in kind.split(" | ") else "")
 
@@ -103,7 +103,7 @@ def _path(value: Any) -> str | Path:
 def _whole(value: Any) -> int:
     if isinstance(value, bool):
         raise TypeError
-    return operator.index(value)  # numpy's too
+    return operator.index(value)  # numpy's integers too
 
 
 def _number(value: Any) -> float:
@@ -111,7 +111,7 @@ def _number(value: Any) -> float:
         raise TypeError
     try:
         number = float(value)
-    except OverflowError:  # a whole number of hundreds of digits
+    except OverflowError:  # a whole number with hundreds of digits
         raise ValueError from None
     if not math.isfinite(number):
         raise ValueError
@@ -128,13 +128,13 @@ def _several(read: Callable[[Any], Any]) -> Callable[[Any], list[Any]]:
     def values(given: Any) -> list[Any]:
         if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
             raise TypeError
-        return [read(one) for one in islice(given, MOST_CELLS + 1)]  # a range may fill the memory
+        return [read(one) for one in islice(given, MOST_CELLS + 1)]  # a huge range would fill the memory
 
     return values
 
 
 def _texts(given: Any) -> list[str]:
-    """Several, or a single one, which is a sequence of letters to Python."""
+    """Several texts, or a single one, which Python would read as a sequence of letters."""
     return [given] if isinstance(given, str) else _several(_text)(given)
 
 
@@ -143,7 +143,7 @@ def _pair(given: Any) -> tuple[int, int]:
     return first, second
 
 
-# annotation -> what it is in words, and what reads it
+# annotation -> its type in words, and the function that reads it
 _READ: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "str": ("text", _text),
     "Path": ("a path", _path),

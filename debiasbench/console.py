@@ -1,4 +1,4 @@
-"""What people see on a terminal or in a notebook: text as it is, never markup, and never an error for a character."""
+"""Output on a terminal or in a notebook: text is printed as it is, never as markup, and no character is an error."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from rich.text import Text
 
 from debiasbench.escaping import never_failing, printable
 
-EACH = 0.5  # seconds between two looks at what changes, in a notebook
+EACH = 0.5  # seconds between updates in a notebook
 _HTML = '<pre style="white-space: pre; overflow-x: auto; line-height: normal; font-family: monospace">{code}</pre>'
 
 
 class PlainConsole(Console):
-    """A console that takes nothing in a text for markup, and shows the codes of characters that the terminal lacks.
+    """A console without markup, which prints a code for each character that the terminal cannot show.
 
-    The codes are there before lines are laid out, so that columns stay straight.
+    Characters are replaced by codes before the layout, so that columns stay aligned.
     """
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """What every str goes through: printed, in a table, as a title."""
+        """Render a str; every str passes through here: printed, in a table, as a title."""
         return super().render_str(self.shown(text), **(options | {"markup": False, "emoji": False}))
 
     def shown(self, text: str) -> str:
@@ -34,7 +34,7 @@ class PlainConsole(Console):
 
 
 def console(*, stderr: bool = False) -> PlainConsole:
-    """A console on the standard output, or for progress and messages on the standard error; 170 wide in a file."""
+    """A console on standard output, or on standard error for progress and messages; 170 wide if output is a file."""
     never_failing(sys.stderr if stderr else sys.stdout)
     found = PlainConsole(stderr=stderr, highlight=False, markup=False, emoji=False)
     if not found.is_terminal and not stderr:
@@ -43,33 +43,34 @@ def console(*, stderr: bool = False) -> PlainConsole:
 
 
 def in_a_notebook() -> bool:
-    """Whether what is shown goes to a notebook (Jupyter, Colab, ...), which draws it."""
+    """Whether output goes to a notebook (Jupyter, Colab, ...)."""
     return PlainConsole().is_jupyter
 
 
 def live(shown: RenderableType, on: PlainConsole) -> Live | NotebookLive | None:
-    """What shows something that changes, on a terminal or in a notebook; None where it cannot be, as in a file."""
+    """A live display on a terminal or in a notebook; None where there can be none, as in a file."""
     if on.is_jupyter:
         return NotebookLive(shown, on)
     return Live(shown, console=on, refresh_per_second=4) if on.is_terminal else None
 
 
 class NotebookLive:
-    """Something that changes in an output of its own, put in place of itself.
+    """A live display in a notebook: one output, which each update replaces.
 
-    rich's live display takes widgets in a notebook, which many lack, and which are gone when it is opened again.
+    The live display of rich uses widgets in a notebook. Many notebooks lack them, and they are gone when the notebook
+    is opened again.
     """
 
     def __init__(self, shown: RenderableType, on: PlainConsole) -> None:
         self.shown, self.width = shown, on.width
         self._ended = threading.Event()
-        # what a thread shows belongs to the cell that began it
+        # with this context, output of the thread belongs to the notebook cell that started it
         self._thread = threading.Thread(target=contextvars.copy_context().run, args=(self._go_on,), daemon=True)
         self._output: Any = None
-        self._before: dict[str, str] = {}  # what was shown last
+        self._before: dict[str, str] = {}  # the output shown last
 
     def start(self) -> None:
-        """Show it, and look again until `stop`."""
+        """Show it, and update it until `stop`."""
         from IPython.display import display
 
         self._before = self._now()
@@ -77,7 +78,7 @@ class NotebookLive:
         self._thread.start()
 
     def stop(self) -> None:
-        """Leave it as it is now."""
+        """Update it once more and stop."""
         self._ended.set()
         self._thread.join()
         self._output.update(self._now(), raw=True)
@@ -90,7 +91,7 @@ class NotebookLive:
             self._before = now
 
     def _now(self) -> dict[str, str]:
-        """As text and as HTML."""
+        """The present state as text and as HTML."""
         page = PlainConsole(
             file=io.StringIO(), width=self.width, record=True, force_jupyter=False, force_terminal=True,
             color_system="truecolor", highlight=False, legacy_windows=False,

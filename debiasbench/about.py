@@ -1,36 +1,36 @@
-"""Version of the suite and of its protocol, and where it is."""
+"""The versions of the suite and of its protocol, and where the suite is."""
 
 import functools
 import os
 import re
 from pathlib import Path
 
-PACKAGE = Path(__file__).parent  # its parent is the clone, or where packages are installed
+PACKAGE = Path(__file__).parent  # its parent is the clone, or the folder of installed packages
 
-# Raised when evaluation, sampling or randomness change so that numbers move: part of every cell's identity.
+# Raised when a change of evaluation, sampling or randomness changes results; part of the identity of every cell.
 PROTOCOL_VERSION = 1
 
 
 @functools.cache
 def version() -> str:
-    """Version of the suite: in a clone that of what is checked out now, elsewhere that of what was installed.
+    """Version of the suite: of the present checkout in a clone, elsewhere of the installed package.
 
-    It follows from the tag, as setuptools-scm has it: 0.2.1.dev5+g1a2b3c4d5 is the fifth commit after v0.2.0. Without a
-    tag it begins with 0.dev; 0.dev0 is said where nothing tells. `.changes` at its end: files of the clone were edited.
+    It is derived from the tag as by setuptools-scm: 0.2.1.dev5+g1a2b3c4d5 is the fifth commit after v0.2.0. Without a
+    tag it begins with 0.dev, and it is 0.dev0 if unknown. It ends in `.changes` if files of the clone were edited.
     """
     return _checked_out() or _installed() or "0.dev0"
 
 
 def git(*words: str) -> str:
-    """What git says of the clone that the suite is run from; "" outside a clone.
+    """The output of git in the clone that the suite runs from; "" outside a clone.
 
     Raises:
-        OSError, subprocess.SubprocessError: there is no git, or it refuses.
+        OSError, subprocess.SubprocessError: git is not installed, or fails.
     """
     import subprocess
 
     root = PACKAGE.parent
-    if not (root / ".git").exists():  # packages may be installed within a checkout of something else
+    if not (root / ".git").exists():  # an installed package may lie within another project's checkout
         return ""
     command = ["git", "-C", str(root), *words]
     return subprocess.run(
@@ -39,7 +39,7 @@ def git(*words: str) -> str:
 
 
 def _checked_out() -> str:
-    """Version of a clone; "" outside a clone, and where git cannot say it."""
+    """Version of a clone; "" outside a clone, and if git cannot tell."""
     import subprocess
 
     try:
@@ -60,12 +60,12 @@ def _checked_out() -> str:
 
 
 def _installed() -> str:
-    """Version of the distribution whose files lie here: another one may be installed as well. "" if there is none."""
+    """Version of the distribution in this folder, as another may be installed as well; "" if there is none."""
     from importlib import metadata
 
     return next((one.version for one in metadata.distributions(name="debiasbench", path=[str(PACKAGE.parent)])), "")
 
 
 def with_package(python_path: str) -> str:
-    """PYTHONPATH by which a process finds the suite as this one does, whether installed or run from a clone."""
+    """PYTHONPATH with which a process finds the same suite as this one, whether installed or run from a clone."""
     return os.pathsep.join(filter(None, [str(PACKAGE.parent), python_path]))

@@ -1,6 +1,6 @@
-"""Features of a dataset by a frozen network, as the folder that the dataset `features` reads: `debiasbench embed`.
+"""Compute features of a dataset with a frozen network, for the dataset `features` to read: `debiasbench embed`.
 
-Nothing is downloaded: an encoder is a file, a folder, or in a cache.
+Nothing is downloaded: an encoder is in a file, a folder or a cache.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ from debiasbench.running.plan import check_data
 from debiasbench.samples import Samples, Splits
 from debiasbench.weights import load
 
-KINDS = {  # of encoders -> how they are written
+KINDS = {  # kind of encoder -> how to name one
     "torchvision": "torchvision:NAME, with ImageNet weights from torch's hub folder, or --weights FILE",
     "transformers": "transformers:FOLDER, or the name of one in the Hugging Face cache",
     "file": "file:NET.py, a file with a function encoder()",
     "record": "record:RECORD.json, the network of a cell that was run with --save-weights",
 }
-PIXELS = 224  # a side, for networks that say nothing
+PIXELS = 224  # image width and height for networks that do not state one
 
 
 @dataclass(frozen=True)
@@ -62,12 +62,12 @@ class Encoder:
     """A frozen network.
 
     Attributes:
-        name: for people and for `embedding.json`; it names no place on a machine.
-        network: whose weights are told apart.
+        name: for people and for `embedding.json`; it contains no path.
+        network: the module whose weights identify the encoder.
         features: images (B, 3, H, W) as `preprocessing` makes them, or tokens (B, L) with -1 where padded -> (B, D).
-        preprocessing: of images: size (pixels a side, or None), mean and std (or None); None of text.
-        code_sha256: of the file that makes the network, if there is one.
-        folder: of text, whose tokens the network reads.
+        preprocessing: for images: size (width and height in pixels, or None), mean and std (or None); None for text.
+        code_sha256: digest of the file that builds the network, if there is one.
+        folder: for text, the folder whose tokens the network reads.
     """
 
     name: str
@@ -79,11 +79,11 @@ class Encoder:
 
     @property
     def input(self) -> str:
-        """What it takes: "images" or "text"."""
+        """The kind of input: "images" or "text"."""
         return "text" if self.preprocessing is None else "images"
 
     def recipe(self) -> Recipe:
-        """How images are made for it: the whole image is resized to a square, without augmentation."""
+        """How images are preprocessed: the whole image is resized to a square, without augmentation."""
         return Recipe(augment=False, **(self.preprocessing or {}))
 
     def weights_sha256(self) -> str:
@@ -108,10 +108,10 @@ class Encoder:
 
 
 def encoder_from_spec(spec: str, weights: Path | None = None) -> Encoder:
-    """The encoder that `KIND:WHAT` means, with a file of weights for one of torchvision.
+    """The encoder that `KIND:WHAT` names; `weights`: a file of weights, for torchvision only.
 
     Raises:
-        BenchmarkError: it is not there, cannot be loaded, or needs what cannot be had here.
+        BenchmarkError: the encoder does not exist, cannot be loaded, or needs something that is not available here.
     """
     kind, colon, what = spec.partition(":")
     if kind not in KINDS or not colon or not what:
@@ -125,7 +125,7 @@ def encoder_from_spec(spec: str, weights: Path | None = None) -> Encoder:
 
 
 def _of_torchvision(name: str, weights: Path | None) -> Encoder:
-    """A classification model of torchvision without its last linear layer."""
+    """A torchvision classification model without its last linear layer."""
     import torchvision
 
     check_model("torchvision", name)
@@ -150,10 +150,10 @@ def _of_torchvision(name: str, weights: Path | None) -> Encoder:
 
 
 def _of_transformers(given: str) -> Encoder:
-    """A model of the library transformers: of images or of text, as its configuration says.
+    """A model of the library transformers, for images or text, as its configuration says.
 
-    Images: the projection of CLIP and its like, else what the pooler gives, else the first token, or the average over
-    the image of networks that have none. Text: the mean of the last hidden states over the tokens.
+    Images: the projection of CLIP and similar models; else the pooler's output; else the first token; for networks
+    without tokens, the average over the image. Text: the mean of the last hidden states over the tokens.
     """
     folder = _folder_of(given)
     if folder is None:
@@ -169,7 +169,7 @@ def _of_transformers(given: str) -> Encoder:
             network, report = AutoModel.from_pretrained(
                 folder, dtype=torch.float32, output_loading_info=True, local_files_only=True
             )
-    except Exception as error:  # transformers raises of almost anything
+    except Exception as error:  # transformers raises almost any type of error
         raise BenchmarkError(f"The encoder {given} cannot be loaded ({first_line(error)}).") from None
     new = [name for name in report["missing_keys"] if "pooler." not in name]
     if new or report["mismatched_keys"]:
@@ -185,13 +185,13 @@ def _of_transformers(given: str) -> Encoder:
 
 
 def _folder_of(given: str) -> Path | None:
-    """The folder of a model of transformers, with its settings; None if it is not there whole."""
+    """The folder of a transformers model with its settings; None if it does not exist or is incomplete."""
     folder = model_folder(given)
     return folder if folder is not None and (folder / "config.json").is_file() else None
 
 
 def _preprocessing(folder: Path, given: str) -> dict[str, Any]:
-    """Size, mean and std as the processor of a vision model has them."""
+    """Size, mean and std, as in the preprocessor settings of a vision model."""
     try:
         said = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
         size = said.get("crop_size") if said.get("do_center_crop", False) else said.get("size")
@@ -227,7 +227,7 @@ def _of_tokens(network: Any, x: Tensor) -> Tensor:
 
 
 def _of_file(given: str) -> Encoder:
-    """What the function `encoder` of a Python file returns; its SIZE, MEAN and STD say how images are made for it."""
+    """The encoder that the function `encoder` of a Python file returns; SIZE, MEAN and STD set its preprocessing."""
     path = to_path(given)
     if not path.is_file():
         raise BenchmarkError(f"There is no file {path}: --encoder file:NET.py names one with a function encoder().")
@@ -237,7 +237,7 @@ def _of_file(given: str) -> Encoder:
         assert spec is not None
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
-        sys.modules["encoder_file"] = module  # dataclasses look for their module
+        sys.modules["encoder_file"] = module  # dataclasses look up their module
         spec.loader.exec_module(module)
         if not callable(getattr(module, "encoder", None)):
             raise BenchmarkError(f"{path} has no function encoder(), which returns the network.")
@@ -256,12 +256,12 @@ def _of_file(given: str) -> Encoder:
 
 @contextmanager
 def _errors_of(path: Path) -> Iterator[None]:
-    """What a user's file raises, as one message with its line."""
+    """Turn an error in a user's file into one message with the line."""
     try:
         yield
     except BenchmarkError:
         raise
-    except Exception as error:  # anything
+    except Exception as error:  # a user's file may raise anything
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path]
         if isinstance(error, SyntaxError):
             lines = [error.lineno]
@@ -271,7 +271,7 @@ def _errors_of(path: Path) -> Iterator[None]:
 
 
 def _of_record(given: str) -> Encoder:
-    """The network of a cell that was run with `--save-weights`, with its recipe's preprocessing."""
+    """The network of a cell that was run with `--save-weights`, with the preprocessing of its recipe."""
     path = to_path(given)
     cell, network = read_record(path).cell, load(path)
     if not isinstance(network, Net) or cell.build_dataset().input != "images":
@@ -289,12 +289,12 @@ def _of_record(given: str) -> Encoder:
 
 @dataclass(frozen=True)
 class Embedded:
-    """What was made.
+    """The result of `embed`.
 
     Attributes:
-        folder: that the dataset `features` reads.
-        embedding: how it was made.
-        there: whether it was there already, so that nothing was computed.
+        folder: the folder that the dataset `features` reads.
+        embedding: how the features were made.
+        there: whether the folder existed already, so that nothing was computed.
     """
 
     folder: Path
@@ -315,17 +315,17 @@ def embed(
     """Write the features of train, valid and test of a dataset, a table of labels and biases, and how they were made.
 
     Args:
-        spec: a dataset, with parameters inline.
+        spec: a dataset, with inline parameters.
         encoder_spec: one of `KINDS`.
         data_dir: where the files of datasets are.
-        output: default: features/DATASET-ENCODER. It appears when it is whole.
-        weights: of a network of torchvision, in a file.
+        output: folder; by default features/DATASET-ENCODER. It appears only when it is complete.
+        weights: file with the weights of a torchvision network.
         device: "auto", "cpu", "cuda", "cuda:1", ...
-        batch_size: how many samples go through the encoder at once.
+        batch_size: number of samples per forward pass.
 
     Raises:
-        BenchmarkError: what cannot be embedded or written; nothing has been computed then, unless values that the
-            encoder gives are not finite.
+        BenchmarkError: something cannot be embedded or written. This is raised before anything is computed, except
+            if features are not finite.
     """
     if batch_size < 1:
         raise BenchmarkError(f"--batch-size must be at least 1. Got {batch_size}.")
@@ -360,7 +360,7 @@ def embed(
             (writing / EMBEDDING).write_text(json.dumps(to_plain(embedding), indent=1) + "\n", encoding="utf-8")
             writing.chmod(0o755)
             if folder.exists():
-                shutil.rmtree(folder)  # it is empty, or of the same features and damaged
+                shutil.rmtree(folder)  # it is empty, or a damaged copy of the same features
             writing.replace(folder)
         finally:
             shutil.rmtree(writing, ignore_errors=True)
@@ -368,15 +368,15 @@ def embed(
 
 
 def _plain(text: str) -> str:
-    """A file name without what has a meaning among the parameters of a dataset."""
+    """A file name without the characters that have a meaning in the parameters of a dataset."""
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", file_name(text))
 
 
 def _what_is_there(folder: Path) -> Embedding | None:
-    """How the features were made that a folder holds; None where there is nothing.
+    """How the features in a folder were made; None if it is empty or does not exist.
 
     Raises:
-        BenchmarkError: it holds something else.
+        BenchmarkError: the folder holds something else.
     """
     if folder.is_dir() and not any(folder.iterdir()):
         return None
@@ -401,7 +401,7 @@ def _sha256(path: Path) -> str:
 
 
 def _check_fits(dataset: Dataset, encoder: Encoder) -> None:
-    """Refuse an encoder of another kind of input than the dataset has, or of other tokens."""
+    """Refuse an encoder whose kind of input, or whose tokens, differ from those of the dataset."""
     if dataset.input == "features":
         raise BenchmarkError(f"{dataset.name} holds features already.")
     if dataset.input != encoder.input:
@@ -422,7 +422,7 @@ def _columns(dataset: Dataset) -> tuple[str, ...]:
     """The names of the biases as columns of the table.
 
     Raises:
-        BenchmarkError: they cannot be told from the other columns, or from each other.
+        BenchmarkError: a name equals that of another column or of another bias.
     """
     names = tuple(tidied(name).lower() for name in dataset.bias_names)
     if len(set(names)) < len(names) or any(name in ("y", "split", "") or name.startswith(CONFLICT) for name in names):
@@ -436,7 +436,7 @@ def _columns(dataset: Dataset) -> tuple[str, ...]:
 def _described(
     dataset: Dataset, title: str, splits: Splits, encoder: Encoder, names: tuple[str, ...], device: torch.device
 ) -> Embedding:
-    """What `embedding.json` says, without the files, which are not written yet."""
+    """The content of `embedding.json`, without the files, which are not written yet."""
     import torchvision
     import transformers
 
@@ -459,7 +459,7 @@ def _described(
 def _write(
     folder: Path, splits: Splits, encoder: Encoder, names: Sequence[str], device: torch.device, batch_size: int
 ) -> dict[str, str]:
-    """Write table and features into a folder -> SHA-256 of each file of features."""
+    """Write the table and the features into a folder -> SHA-256 of each file of features."""
     parts = {split: samples for split, samples in splits.named().items() if split != "tune"}
     (folder / "metadata.csv").write_bytes(_table(parts, names).encode())
     encoder.network.eval().requires_grad_(False).to(device)
@@ -480,10 +480,10 @@ def _table(parts: dict[str, Samples], names: Sequence[str]) -> str:
 
 
 def _write_features(path: Path, samples: Samples, encoder: Encoder, device: torch.device, batch_size: int) -> str:
-    """Write the features of a split as they come -> SHA-256 of the file.
+    """Write the features of a split batch by batch -> SHA-256 of the file.
 
     Raises:
-        BenchmarkError: the encoder raises, or gives no finite features (B, D).
+        BenchmarkError: the encoder raises an error, or does not give finite features (B, D).
     """
     recipe, digest, width = encoder.recipe(), hashlib.sha256(), None
     plan = [slice(start, min(start + batch_size, len(samples))) for start in range(0, len(samples), batch_size)]
@@ -506,12 +506,12 @@ def _write_features(path: Path, samples: Samples, encoder: Encoder, device: torc
 
 
 def _features_of(encoder: Encoder, recipe: Recipe, x: Tensor, where: str) -> Tensor:
-    """Finite float32 (B, D) of samples as they are stored; `where` they are, for messages."""
+    """Finite float32 features (B, D) of stored samples; `where`: which samples, for messages."""
     try:
         found: Any = encoder.features(to_input(x, recipe))
     except BenchmarkError:
         raise
-    except Exception as error:  # a network of anybody's may raise anything
+    except Exception as error:  # a user's network may raise anything
         said = f"{type(error).__name__}: {first_line(error)}"
         raise BenchmarkError(
             f"The encoder {encoder.name} does not take the samples, {tuple(x.shape[1:])} each ({said})."

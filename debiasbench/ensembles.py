@@ -1,7 +1,8 @@
-"""BiasEnsemble: networks that follow the bias vote on which samples are aligned. What lff and disen have in common.
+"""BiasEnsemble: networks that follow the bias vote on which samples are aligned. lff and disen share this code.
 
-Lee, Park, Kim, Lee, Choi, Choo: Revisiting the Importance of Amplifying Bias for Debiasing (AAAI 2023), from its
-description: five networks, 1,000 steps of generalised cross-entropy each; a sample is aligned if most are sure of it.
+Written from the description in Lee, Park, Kim, Lee, Choi, Choo: Revisiting the Importance of Amplifying Bias for
+Debiasing (AAAI 2023): five networks are trained for 1,000 steps of generalised cross-entropy each; a sample is aligned
+if most of them are sure of it.
 """
 
 from __future__ import annotations
@@ -18,17 +19,17 @@ from debiasbench.nets.base import Net
 from debiasbench.training.batches import Loss
 from debiasbench.training.task import Task
 
-SURE = 0.99  # p_y
+SURE = 0.99  # p_y above which a network is sure
 
 
 def aligned_by_vote(task: Task, loss: Loss, *, networks: int, steps: int) -> Tensor:
-    """The samples of which most of the voting networks are sure, bool (N,); what is not goes to the record.
+    """The samples that most of the voting networks are sure of, bool (N,); the other samples are logged as `selected`.
 
     Args:
-        task: trains the networks, at the first rate of its recipe.
-        loss: of `nets.net`; a function of a module, so that equal ensembles are trained once.
-        networks: how many vote.
-        steps: of each.
+        task: trains the networks, with a constant learning rate (the first one of its recipe).
+        loss: loss of `nets.net`; a function of a module, so that equal ensembles are trained once.
+        networks: number of networks that vote.
+        steps: training steps of each network.
 
     Raises:
         RuntimeError: no sample is aligned.
@@ -54,12 +55,12 @@ def _is_sure(net: Net, x: Tensor, y: Tensor) -> Tensor:
 
 
 def mean_of_kept(losses: Tensor, kept: Tensor) -> Tensor:
-    """The mean of the losses (B,) that are kept, bool (B,); 0 if none is."""
+    """The mean of the losses (B,) of the samples in `kept`, bool (B,); 0 if there is none."""
     return (losses * kept).sum() / kept.sum().clamp_min(1)
 
 
 def cost_of_vote(dataset: Dataset, *, networks: int, steps: int) -> float:
-    """In units of one vanilla run on that dataset; where its size is not known, each network counts as a run."""
+    """Cost in vanilla runs on that dataset; if the dataset's size is unknown, each network counts as one run."""
     recipe, n_train = dataset.own_recipe, dataset.official_counts.get("train")
     whole = recipe.steps or (recipe.epochs * n_train / recipe.batch_size if n_train else steps)
     return networks * steps / whole

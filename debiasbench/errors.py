@@ -1,4 +1,4 @@
-"""User-fixable errors. They are printed as one message, without a traceback."""
+"""User-fixable errors, which are printed as one message without a traceback."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from pathlib import Path
 
 
 class BenchmarkError(ValueError):
-    """A mistake in what was asked or given: says what is wrong, what was given, what is allowed, what to do."""
+    """A user's mistake; the message says what is wrong, what was given, what is allowed and what to do."""
 
 
 class DivergedError(RuntimeError):
-    """A training produced values that are not finite; the cell is recorded as failed and the grid goes on."""
+    """Training produced values that are not finite; the cell is recorded as failed and the grid goes on."""
 
 
 @contextlib.contextmanager
 def raised_by(whose: str) -> Iterator[None]:
-    """What the code of a plug-in raises while a grid is planned, as one error that says whose it is and where.
+    """Turn any error that a plug-in raises while a grid is planned into one that names the plug-in and the line.
 
     Raises:
-        BenchmarkError: as the plug-in raised it, or made of what else it raised.
+        BenchmarkError: the plug-in's own BenchmarkError, or one made from any other error.
     """
     try:
         yield

@@ -1,1 +1,1 @@
-"""Cells to worker processes, and what a person sees meanwhile."""
+"""Run cells in worker processes, and show progress."""

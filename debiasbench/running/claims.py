@@ -1,14 +1,14 @@
-"""Several runs on one results folder share the work: who trains a cell claims it, and the others wait for its record.
+"""Share the work of several runs on one results folder: one run claims a cell, the others wait for its record.
 
-A claim is a small file beside the folder of the running cell, written anew every few seconds by the run that holds it
-(`BEAT`), with how far the cell has come. It is a lease: one that was not renewed for `LEASE` seconds is void, and at
-once if its process is known to have ended. Its age is that of its time stamp against the time stamp of a file just
-touched on the same file system, so clocks of machines may differ. Claims are taken and given back under a lock of the
-file system. Of that is needed, over NFS as well: `flock` (NFS 4, or lockd), an atomic rename, and attributes that are
-cached for less than `LEASE`.
+A claim is a small file beside the folder of the running cell. The run that holds it rewrites it every `BEAT` seconds,
+with the progress of the cell. It is a lease: a claim is void if it was not renewed for `LEASE` seconds, and at once if
+its process is known to have ended. Its age is the difference between its time stamp and that of a file just touched on
+the same file system, so the clocks of machines may differ. Claims are taken and given back under a lock of the file
+system. The file system, also NFS, must have `flock` (NFS 4, or lockd), an atomic rename, and attributes that are cached
+for less than `LEASE`.
 
-If two runs should train one cell all the same (a machine that slept for longer than a lease), both come to the same
-result and write the same record.
+If two runs train the same cell nevertheless (a machine slept for longer than a lease), both come to the same result and
+write the same record.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from debiasbench.files import write_atomically
 from debiasbench.plain import from_plain
 from debiasbench.records import Record, read_record, record_path, running_path
 
-RecordState = tuple[int, int] | None  # of the file: when it was written, and which it is
+RecordState = tuple[int, int] | None  # of the file: time of writing, and inode
 BEAT = 5.0  # seconds
 LEASE = 150.0
-FORGOTTEN = 7 * 86_400.0  # after which the mark of a run that was killed is removed; that of one that sleeps is missed
+FORGOTTEN = 7 * 86_400.0  # marks this old are left by killed runs and removed; a sleeping run needs its mark
 POLL = 1.0
-PRESENT = ".present-"  # begins the names of the marks of runs
+PRESENT = ".present-"  # prefix of the names of the marks of runs
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Who trains a cell, and how far it has come.
+    """The run that trains a cell, and its progress.
 
     Attributes:
-        token: of the run. machine: where its process number means something.
+        token: identifies the run. machine: the machine or container in which its process number is valid.
     """
 
     token: str
@@ -58,12 +58,12 @@ class Holder:
 
     @property
     def is_here(self) -> bool:
-        """Whether its process is one of this machine, which can be asked for."""
+        """Whether its process is on this machine, so that its state can be checked."""
         return self.machine == _machine() and os.name == "posix"
 
     @property
     def has_ended(self) -> bool:
-        """Whether its process is known to have: only that of this machine can be."""
+        """Whether its process is known to have ended, which is only possible on this machine."""
         if not self.is_here:
             return False
         try:
@@ -76,7 +76,7 @@ class Holder:
 
 
 class Claims:
-    """What one run holds of a results folder; as a context, all is given back at its end."""
+    """The claims that one run holds on a results folder; as a context, it gives all back at its end."""
 
     def __init__(self, results_dir: Path) -> None:
         self.results_dir = results_dir
@@ -108,7 +108,7 @@ class Claims:
         return True
 
     def tell(self, cell: Cell, stage: str, epoch: int, epochs: int) -> None:
-        """How far a cell has come, for the other runs: written with the next beat."""
+        """Tell other runs the progress of a cell: it is written with the next beat."""
         path = claim_path(self.results_dir, cell)
         with self._lock:
             if path in self._held:
@@ -124,12 +124,12 @@ class Claims:
                 return
             with contextlib.suppress(OSError):
                 path.unlink()
-            for folder in list(path.parents)[:2]:  # of its method and of its dataset
-                with contextlib.suppress(OSError):  # of other cells, too
+            for folder in list(path.parents)[:2]:  # the folders of its method and of its dataset
+                with contextlib.suppress(OSError):  # other cells may still use them
                     folder.rmdir()
 
     def _is_mine(self, path: Path) -> bool:
-        """Whether nobody else has taken it, after this run had slept for longer than its lease."""
+        """Whether no other run has taken the claim while this run slept for longer than its lease."""
         there = read_claim(path)
         return there is not None and there.token == self._me.token
 
@@ -141,12 +141,12 @@ class Claims:
                         self._write(path)
 
     def _write(self, path: Path) -> None:
-        with contextlib.suppress(OSError):  # a full disk: another run may take the cell
+        with contextlib.suppress(OSError):  # on a full disk another run may take the cell
             write_atomically(path, json.dumps(asdict(self._held[path])).encode())
 
 
 class Work:
-    """The cells that a run is to train, shared with the other runs on its folder. Threads may take from it."""
+    """The cells that a run has to train, shared with other runs on the same folder. It is safe to use from threads."""
 
     def __init__(
         self,
@@ -157,15 +157,15 @@ class Work:
         accepts: Callable[[Cell, Record], bool] = lambda *_: True,
         waits: bool = True,
     ) -> None:
-        """What another run writes meanwhile need not be trained.
+        """Cells for which another run writes a record meanwhile are not trained.
 
         Args:
             cells: in the order in which they are taken.
             results_dir: where their records go.
-            before: what was there of each cell's record when it was found to be missing; by default what is there now.
-            accepts: whether a record that is new since then is what this run would make.
-            waits: whether cells that others train are waited for, and trained if the others do not finish them; else
-                they are looked at once more when nothing else is left.
+            before: state of each cell's record when it was found to be missing; by default its present state.
+            accepts: whether a record written since then is one that this run would make.
+            waits: whether to wait for cells that other runs train, and to train those that they do not finish; if
+                False, such cells are checked once more when nothing else is left.
         """
         self.cells, self.results_dir, self.accepts, self.waits = list(cells), results_dir, accepts, waits
         self.claims = Claims(results_dir)
@@ -176,9 +176,9 @@ class Work:
     def next(
         self, watch: Callable[[Cell, Holder], None], stopped: Callable[[], bool] = lambda: False
     ) -> tuple[Cell, Path | None] | None:
-        """The next cell to train (to be released), or one that another run has finished, with its record.
+        """The next cell to train (release it afterwards), or one that another run has finished, with its record.
 
-        Cells that others train come last: they are waited for, and `watch` is called each second.
+        Cells that other runs train come last: this waits for them, and calls `watch` each second.
 
         Returns:
             None: nothing is left, or `stopped`.
@@ -208,12 +208,12 @@ class Work:
         return None
 
     def put_back(self, cell: Cell) -> None:
-        """A cell is to be trained after all; it was released."""
+        """Add a released cell again, as it has to be trained after all."""
         with self._lock:
             self._waiting.append(cell)
 
     def new_record(self, cell: Cell) -> Path | None:
-        """The record of a cell that another run has written meanwhile, if it counts."""
+        """The record of a cell that another run has written since `before`, if it is accepted."""
         path = record_path(self.results_dir, cell)
         if state_of(path) == self.before[cell.hash]:
             return None
@@ -224,9 +224,9 @@ class Work:
 
 
 class Presence:
-    """Whether a results folder is the one that it was at the start: a worker that writes may have made it again.
+    """Check that a results folder is still the same: if it was deleted, a worker may have created it again.
 
-    As a context it leaves a file in the folder for as long as it lasts.
+    As a context, it keeps a mark (a file) in the folder.
     """
 
     def __init__(self, results_dir: Path) -> None:
@@ -237,7 +237,7 @@ class Presence:
         folder = self._mark.parent
         folder.mkdir(parents=True, exist_ok=True)
         self._mark.touch()
-        for other in folder.glob(f"{PRESENT}*"):  # of runs that were killed
+        for other in folder.glob(f"{PRESENT}*"):  # marks of killed runs
             with contextlib.suppress(OSError):
                 if self._mark.stat().st_mtime - other.stat().st_mtime > FORGOTTEN:
                     other.unlink()
@@ -248,10 +248,10 @@ class Presence:
             self._mark.unlink()
 
     def check(self) -> None:
-        """Refuse to go on where it was deleted.
+        """Refuse to go on if the folder was deleted.
 
         Raises:
-            BenchmarkError: it was.
+            BenchmarkError: the folder was deleted or replaced.
         """
         try:
             os.utime(self._mark)
@@ -261,32 +261,32 @@ class Presence:
                 "trained; the same command starts again with what is there."
             ) from None
         except OSError:
-            return  # a network that is down for a while: nothing is known
+            return  # nothing is known, for example while the network is down
 
 
 def is_at_work(results_dir: Path) -> bool:
-    """Whether a run is there, be it that it trains no cell now."""
+    """Whether a run is at work on the folder, even if it trains no cell at the moment."""
     folder = results_dir / "running"
     marks = list(folder.glob(f"{PRESENT}*"))
     try:
         return bool(marks) and any(now_at(folder) - mark.stat().st_mtime < LEASE for mark in marks)
-    except OSError:  # a folder that can only be read, or a run that has just ended: it may be
+    except OSError:  # a read-only folder, or a run that has just ended: assume that one is at work
         return True
 
 
 def claim_path(results_dir: Path, cell: Cell) -> Path:
-    """The file of a cell's claim."""
+    """The path of a cell's claim."""
     return claim_path_of(record_path(results_dir, cell))
 
 
 def claim_path_of(record: Path) -> Path:
-    """The file of the claim of the cell that has its record there."""
+    """The path of the claim of the cell with this record path."""
     folder = running_path(record)
     return folder.with_name(f"{folder.name}.claim")
 
 
 def read_claim(path: Path) -> Holder | None:
-    """Who wrote a claim; None where there is none, or it cannot be read."""
+    """The holder that wrote a claim, void or not; None if there is no claim, or it cannot be read."""
     try:
         holder: Holder = from_plain(Holder, json.loads(path.read_bytes()))
     except (OSError, ValueError):
@@ -295,7 +295,7 @@ def read_claim(path: Path) -> Holder | None:
 
 
 def running_cells(results_dir: Path) -> Iterator[tuple[Path, Holder]]:
-    """The claims of a results folder that hold, with who holds them."""
+    """The valid claims of a results folder, with their holders."""
     for path in sorted((results_dir / "running").rglob("*.claim")):
         holder = holder_of(path)
         if holder is not None:
@@ -306,24 +306,24 @@ UNKNOWN = Holder("", "?", "", 0)
 
 
 def holder_of(path: Path) -> Holder | None:
-    """Who holds a claim; None where there is none, or it is void."""
+    """The holder of a claim; None if there is no claim, or it is void."""
     try:
         with path.open("rb") as file:
             written = os.fstat(file.fileno()).st_mtime
     except OSError:
         return None
-    holder = read_claim(path) or UNKNOWN  # damaged: held until it is old
+    holder = read_claim(path) or UNKNOWN  # a damaged claim is valid until its lease ends
     if holder.has_ended:
         return None
     try:
         age = now_at(path.parent) - written
-    except OSError:  # a folder that can only be read: by this machine's clock
+    except OSError:  # a read-only folder: use this machine's clock
         age = time.time() - written
     return holder if age < LEASE else None
 
 
 def _machine() -> str:
-    """What tells processes of this machine, or container, from those of others."""
+    """A name that distinguishes this machine, or container, from others."""
     try:
         return f"{socket.gethostname()} {Path('/proc/self/ns/pid').readlink()}"
     except OSError:
@@ -331,7 +331,7 @@ def _machine() -> str:
 
 
 def now_at(folder: Path) -> float:
-    """The time of the file system of a folder."""
+    """The present time on the file system of a folder."""
     touched = folder / f".now-{os.getpid()}-{threading.get_ident()}"
     try:
         touched.write_bytes(b"")
@@ -341,7 +341,7 @@ def now_at(folder: Path) -> float:
 
 
 def state_of(path: Path) -> RecordState:
-    """What tells whether a record was written anew."""
+    """The state of a record file, which differs once the file was rewritten."""
     try:
         found = path.stat()
     except OSError:
@@ -351,7 +351,7 @@ def state_of(path: Path) -> RecordState:
 
 @contextlib.contextmanager
 def alone_with_claims(results_dir: Path) -> Iterator[None]:
-    """One run at a time looks at claims and takes one; without the lock where the file system has none."""
+    """Let one run at a time look at claims and take one; without a lock if the file system has none."""
     from filelock import FileLock, Timeout
 
     with contextlib.ExitStack() as held:

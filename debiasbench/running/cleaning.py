@@ -1,9 +1,9 @@
-"""What may be deleted of a results folder and of the cache, and deleting it: `debiasbench clean`.
+"""Find and delete files of a results folder and of the cache that are no longer needed: `debiasbench clean`.
 
-All of it can be made again, at the price of time. Only files with the names that the suite gives are looked at;
-records, weights, logs, tables, figures and data are none of them. What another process is using stays: a claimed cell,
-an entry whose lock is held. That is asked again for each thing when it is deleted, under the lock that its users take.
-No link is followed.
+All of them can be made again, which takes time. Only files with names that the suite gives are considered, and never
+records, weights, logs, tables, figures or data. Files in use by another process stay: those of a claimed cell, or of an
+entry whose lock is held. This is checked again for each item when it is deleted, under the lock that its users take. No
+link is followed.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from debiasbench.records import read_record
 from debiasbench.running.claims import PRESENT, alone_with_claims, holder_of, now_at, read_claim, running_cells
 from debiasbench.training.checkpoints import JOURNAL
 
-YOUNG = 3600.0  # seconds: what was written to since then may still be written
+YOUNG = 3600.0  # seconds; files written more recently may still be in use
 
 _REUSED = re.compile(r"([0-9a-f]{64})\.(safetensors|lock)")
 _CACHED = re.compile(r"(.+-[0-9a-f]{16})\.(json|uint8|uint8\.lock|partial)")
 _CHECKPOINT = re.compile(rf"{re.escape(JOURNAL)}|[^.].*\.safetensors")
-_LEFT = {  # by a process that was killed
+_LEFT = {  # files that a killed process leaves behind
     "a write that was cut off": re.compile(rf"\..+{re.escape(UNFINISHED)}"),
     "a mark of a run": re.compile(rf"{re.escape(PRESENT)}[0-9a-f]{{16}}|\.now-\d+-\d+"),
 }
@@ -36,7 +36,7 @@ _LEFT = {  # by a process that was killed
 
 @dataclass(frozen=True)
 class Folders:
-    """Where to look; one cache may serve several results folders."""
+    """The folders to search; several results folders may share one cache."""
 
     results: Path
     cache: Path
@@ -44,12 +44,12 @@ class Folders:
 
 @dataclass(frozen=True)
 class Removable:
-    """Files that go together.
+    """Files that are deleted together.
 
     Attributes:
-        kind: one of `KINDS`. place: the folder or file that a table shows. files: in the order in which they go.
-        size: of all, in bytes. root: the folder that they must be in. why: they may go.
-        stays: why they must not; empty if they may go.
+        kind: one of `KINDS`. place: the folder or file that a table shows. files: in the order of deletion.
+        size: of all files, in bytes. root: the folder that they must be in. why: the reason why they may be deleted.
+        stays: the reason why they must stay; empty if they may be deleted.
     """
 
     kind: str
@@ -62,10 +62,10 @@ class Removable:
 
 
 def find(folders: Folders, kinds: Iterable[str] = ()) -> list[Removable]:
-    """What there is of these kinds (of all, if none is given), also what must stay. Nothing is deleted.
+    """All items of these kinds (of all kinds, if none is given), including those that must stay. Nothing is deleted.
 
     Raises:
-        BenchmarkError: there is no such results folder.
+        BenchmarkError: the results folder does not exist.
     """
     asked = set(kinds) or set(KINDS)
     if asked != {"cache"} and not folders.results.is_dir():
@@ -74,7 +74,7 @@ def find(folders: Folders, kinds: Iterable[str] = ()) -> list[Removable]:
 
 
 def remove(found: Iterable[Removable], folders: Folders) -> tuple[int, list[str]]:
-    """Delete what may go, if that still holds -> bytes that became free, and a line for each thing that is left."""
+    """Delete the items that may still be deleted -> bytes freed, and a line for each item that is left."""
     freed, left = 0, []
     for one in found:
         if one.stays:
@@ -96,7 +96,7 @@ def remove(found: Iterable[Removable], folders: Folders) -> tuple[int, list[str]
 
 
 def _reuse(folders: Folders) -> Iterator[Removable]:
-    """Ends of stages."""
+    """Stored ends of stages."""
     folder, links = folders.results / "reuse", list[Path]()
     for key, files in _named(_REUSED, _files(folder, folders.results, links)).items():
         lock = folder / f"{key}.lock"
@@ -107,13 +107,13 @@ def _reuse(folders: Folders) -> Iterator[Removable]:
 
 
 def _checkpoints(folders: Folders) -> Iterator[Removable]:
-    """What cells have left in their folders while they ran."""
+    """Checkpoints that cells wrote into their folders while they ran."""
     running, links = folders.results / "running", list[Path]()
     for folder, every in _walk(running, folders.results, links):
         files = [path for path in every if _CHECKPOINT.fullmatch(path.name)]
         if not files or len(folder.relative_to(running).parts) != 3:  # dataset, method, cell
             continue
-        files.sort(key=lambda path: path.name != JOURNAL)  # what it names is there as long as it is
+        files.sort(key=lambda path: path.name != JOURNAL)  # first, so that it never names a file that is gone
         why = "nobody runs its cell, which would go on from here and then starts anew"
         if _is_finished(folders.results, folder):
             why = "its cell is finished"
@@ -123,12 +123,12 @@ def _checkpoints(folders: Folders) -> Iterator[Removable]:
 
 
 def _cache(folders: Folders) -> Iterator[Removable]:
-    """Entries of the cache, also what is left of one that was not finished."""
+    """Entries of the cache, and remains of unfinished entries."""
     links = list[Path]()
     for name, files in _named(_CACHED, _files(folders.cache, folders.cache, links)).items():
         entry, lock = folders.cache / f"{name}.uint8", folders.cache / f"{name}.uint8.lock"
         files = sorted((path for path in files if path != lock), key=lambda path: path.suffix != ".json")
-        files = [*files, lock]  # the JSON first: without it an entry is not there
+        files = [*files, lock]  # the JSON file first: without it an entry does not count
         why = "made again when it is needed" if entry in files else "left of an entry that was not finished"
         stays = _use_of_lock(lock) or _use_of_entry(entry, folders)
         yield Removable("cache", entry, tuple(files), _size(files), folders.cache, why, stays)
@@ -136,7 +136,7 @@ def _cache(folders: Folders) -> Iterator[Removable]:
 
 
 def _temporary(folders: Folders) -> Iterator[Removable]:
-    """What writes and claims have left that ended with their process."""
+    """Temporary files and void claims of processes that have ended."""
     found = [path for _, files in _walk(folders.results, folders.results, []) for path in files]
     for root, files in ((folders.results, found), (folders.cache, _files(folders.cache, folders.cache, []))):
         now = _now(root)
@@ -163,7 +163,7 @@ KINDS: dict[str, Callable[[Folders], Iterator[Removable]]] = {
 
 @contextlib.contextmanager
 def _reserved(one: Removable, folders: Folders) -> Iterator[str]:
-    """Keep others from what is to be deleted; yields why it stays after all, or "" if it may go."""
+    """Lock an item against its users before it is deleted; yields why it must stay, or "" if it may be deleted."""
     if any(_leads_away(file, one.root) for file in one.files):
         yield "a link leads out of the folder"
         return
@@ -181,7 +181,7 @@ def _reserved(one: Removable, folders: Folders) -> Iterator[str]:
 
 @contextlib.contextmanager
 def _locked(lock: Path) -> Iterator[str]:
-    """Hold a lock; yields why it cannot be had, or ""."""
+    """Hold a lock; yields why it cannot be acquired, or ""."""
     from filelock import FileLock, Timeout
 
     with contextlib.ExitStack() as held:
@@ -196,17 +196,17 @@ def _locked(lock: Path) -> Iterator[str]:
 
 
 def _use_of_lock(lock: Path) -> str:
-    """Why what a lock protects must stay, or ""."""
-    if not lock.exists():  # to ask would make it
+    """Why an item that a lock protects must stay, or ""."""
+    if not lock.exists():  # trying to acquire it would create it
         return ""
     with _locked(lock) as stays:
         return stays
 
 
 def _use_of_claim(claim: Path) -> str:
-    """Why what a claim protects must stay, or "".
+    """Why an item that a claim protects must stay, or "".
 
-    A claim of this machine holds as long as its process is there: on a full disk it cannot be renewed.
+    A claim from this machine is valid as long as its process exists, because it cannot be renewed on a full disk.
     """
     holder, writer = holder_of(claim), read_claim(claim)
     if holder is None and writer is not None and writer.is_here and not writer.has_ended:
@@ -215,7 +215,7 @@ def _use_of_claim(claim: Path) -> str:
 
 
 def _use_of_entry(entry: Path, folders: Folders) -> str:
-    """Why an entry of the cache must stay, or "": here, processes that read it are known; elsewhere, running cells."""
+    """Why an entry of the cache must stay, or "": a process here reads it, or running cells anywhere may read it."""
     if entry.resolve() in _mapped_files():
         return "a process is reading it"
     if next(running_cells(folders.results), None) is not None:
@@ -224,10 +224,10 @@ def _use_of_entry(entry: Path, folders: Folders) -> str:
 
 
 def _mapped_files() -> set[Path]:
-    """The files of caches that processes of this machine have mapped, as far as Linux shows them to us."""
+    """The cache files that processes of this machine have mapped into memory, as far as Linux shows them."""
     found = set()
     for maps in Path("/proc").glob("[0-9]*/maps"):
-        with contextlib.suppress(OSError):  # of other users, or its process has ended
+        with contextlib.suppress(OSError):  # a process of another user, or one that has ended
             for line in maps.read_text("utf-8", "surrogateescape").splitlines():
                 if line.endswith(".uint8"):
                     found.add(Path(f"/{line.partition('/')[2]}"))
@@ -235,7 +235,7 @@ def _mapped_files() -> set[Path]:
 
 
 def _is_finished(results: Path, folder: Path) -> bool:
-    """Whether the cell that has this folder has a record that is done, loose or in an archive."""
+    """Whether the cell with this folder has a finished record, in a folder or in an archive."""
     dataset, method = folder.parent.parent.name, folder.parent.name
     records = results / "records"
     places = (
@@ -252,7 +252,7 @@ def _is_finished(results: Path, folder: Path) -> bool:
 
 
 def _claim_of(folder: Path) -> Path:
-    """The claim of the cell that has this folder."""
+    """The claim of the cell with this folder."""
     return folder.with_name(f"{folder.name}.claim")
 
 
@@ -261,7 +261,7 @@ def _is_claim(path: Path, folders: Folders) -> bool:
 
 
 def _now(folder: Path) -> float:
-    """The time of the file system of a folder; of this machine, where nothing can be written."""
+    """The present time on the file system of a folder; this machine's time, if the folder cannot be written."""
     try:
         return now_at(folder)
     except OSError:
@@ -279,7 +279,7 @@ def _is_young(path: Path, now: float) -> bool:
 
 
 def _named(pattern: re.Pattern[str], files: Sequence[Path]) -> dict[str, list[Path]]:
-    """Name of an entry -> its files, by the first group of the pattern; other files are left out."""
+    """Name of an entry (the first group of the pattern) -> its files; files that do not match are left out."""
     entries: dict[str, list[Path]] = {}
     for path in files:
         if named := pattern.fullmatch(path.name):
@@ -293,7 +293,7 @@ def _files(folder: Path, root: Path, links: list[Path]) -> list[Path]:
 
 
 def _walk(start: Path, root: Path, links: list[Path]) -> Iterator[tuple[Path, list[Path]]]:
-    """Each folder from `start` on with its plain files, sorted; links below the root are told in `links` instead."""
+    """`start` and each folder below it with its plain files, sorted; links below the root go into `links` instead."""
     waiting = [start]
     while waiting:
         folder = waiting.pop()
@@ -303,7 +303,7 @@ def _walk(start: Path, root: Path, links: list[Path]) -> Iterator[tuple[Path, li
         try:
             entries = sorted(folder.iterdir())
         except OSError:
-            continue  # it is not there, or cannot be read
+            continue  # it does not exist or cannot be read
         links += [path for path in entries if path.is_symlink()]
         entries = [path for path in entries if not path.is_symlink()]
         waiting += [path for path in reversed(entries) if path.is_dir()]
@@ -311,7 +311,7 @@ def _walk(start: Path, root: Path, links: list[Path]) -> Iterator[tuple[Path, li
 
 
 def _leads_away(path: Path, root: Path) -> bool:
-    """Whether a link stands on the way from the root, which may be one, to a path, itself included."""
+    """Whether the path or a folder between it and the root is a link; the root itself may be one."""
     straight = Path(os.path.realpath(root)) / path.relative_to(root)
     return (path != root and path.is_symlink()) or Path(os.path.realpath(path)) != straight
 
@@ -327,21 +327,21 @@ def _size(files: Iterable[Path]) -> int:
 
 
 def _delete(path: Path) -> int:
-    """Delete a file, if it is there -> the bytes that it had."""
+    """Delete a file, if it exists -> its size in bytes."""
     size = _size([path])
     try:
         path.unlink(missing_ok=True)
     except PermissionError:
-        if path.suffix != ".lock":  # which Windows keeps while it is held
+        if path.suffix != ".lock":  # Windows does not delete a lock that is held
             raise
     return size
 
 
 def _remove_empty(folder: Path, running: Path) -> None:
-    """Remove the folder of a cell, and those of its method and its dataset, where nothing is in them any more."""
+    """Remove the folder of a cell, and then those of its method and its dataset, if they are empty."""
     while folder.is_relative_to(running) and folder != running:
         try:
             folder.rmdir()
-        except OSError:  # something is
+        except OSError:  # the folder is not empty
             return
         folder = folder.parent

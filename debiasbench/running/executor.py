@@ -1,7 +1,7 @@
-"""What trains cells: on this machine (`local`), on a Ray cluster (`ray_cluster`), or on a SLURM cluster (`slurm`).
+"""Executors train cells: on this machine (`local`), on a Ray cluster (`ray_cluster`) or a SLURM cluster (`slurm`).
 
-An executor takes cells, hands on what happens, and can be stopped. Display, failures, claims and results are the same
-with each.
+An executor takes cells, reports events, and can be stopped. Display, failures, claims and results are the same for all
+executors.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ KINDS = ("local", "ray", "slurm")
 
 @dataclass(frozen=True)
 class Settings:
-    """What is needed to train besides the cell.
+    """Settings for training, apart from the cell.
 
     Attributes:
-        devices: one for each cell that runs at a time. resume: interrupted cells go on where they stood.
-        checkpoint_every: seconds.
-        cell_timeout, silence_timeout: seconds after which a cell is ended, in all or of silence; None: never. A process
-            that has not started after that long is ended as well, as something hangs there.
+        devices: one for each cell that runs at a time. resume: whether interrupted cells go on from their checkpoints.
+        checkpoint_every: seconds between checkpoints.
+        cell_timeout, silence_timeout: seconds after which a cell is ended, in total or without a sign of life; None:
+            never. A process that takes as long to start is ended as well, as it must be stuck.
     """
 
     data_dir: Path
@@ -48,19 +48,19 @@ class Settings:
 
     @property
     def device_kind(self) -> str:
-        """What kind the devices are of: "cpu" or "cuda"."""
+        """The kind of the devices: "cpu" or "cuda"."""
         return self.devices[0].partition(":")[0]
 
 
 @dataclass(frozen=True)
 class Event:
-    """What happened.
+    """Something that happened to a cell.
 
     Attributes:
-        kind: "started", "epoch", "elsewhere" (another run trains it: how far it is), "finished", "lost", or "note" (a
-            message to show, of no worker).
-        curve: of an epoch that has ended, its numbers: name, value, epoch.
-        path: of a finished cell, its record. by_other: whether another run has finished it.
+        kind: "started", "epoch", "elsewhere" (progress in another run, which trains it), "finished", "lost", or "note"
+            (a message to show, which belongs to no worker).
+        curve: the values of an epoch that has ended: name, value, epoch.
+        path: the record of a finished cell. by_other: whether another run has finished it.
     """
 
     kind: str
@@ -76,7 +76,7 @@ class Event:
 
 
 def elsewhere(cell: Cell, holder: Holder, worker: int) -> Event:
-    """How far another run is with a cell."""
+    """The progress of a cell that another run trains."""
     stage = f"in another run ({holder.host}) {holder.stage}".rstrip()
     return Event("elsewhere", cell, worker, stage=stage, epoch=holder.epoch, epochs=holder.epochs)
 
@@ -85,43 +85,43 @@ class Executor(Protocol):
     """Where cells are trained.
 
     Attributes:
-        devices: one for each cell that runs at a time: "cpu", "cuda:0". threads: of torch, for each.
+        devices: one for each cell that runs at a time: "cpu", "cuda:0". threads: torch threads for each.
     """
 
     devices: tuple[str, ...]
     threads: int
 
     def check(self, cells: Sequence[Cell], settings: Settings) -> None:
-        """Refuse what would fail, before anything trains.
+        """Refuse a run that would fail, before anything trains.
 
         Raises:
-            BenchmarkError: machines that cannot be reached, other versions there, folders that are not shared.
+            BenchmarkError: machines cannot be reached or have other versions, or folders are not shared.
         """
 
     def script(self, settings: Settings) -> str:
-        """What a cluster is given, to look at; "" where that is no text."""
+        """The script that a cluster is given, for display; "" if there is none."""
 
     def submit(self, work: Work, settings: Settings) -> None:
-        """Begin to train."""
+        """Start training."""
 
     def leave(self, work: Work, settings: Settings) -> str:
-        """Begin to train what goes on without this process; returns the command that stops it, "" if nothing would."""
+        """Start training that goes on without this process; returns the command that stops it, "" if none can go on."""
 
     def events(self) -> Iterator[Event | None]:
-        """What happens, until nothing is left to do; None where nothing did for `POLL` seconds.
+        """The events, until nothing is left to do; None if nothing happened for `POLL` seconds.
 
         Raises:
-            BenchmarkError: it cannot go on.
+            BenchmarkError: the executor cannot go on.
         """
 
     def stop(self) -> None:
-        """End what still runs, with a checkpoint; what takes longer is ended without."""
+        """Stop the running cells, with a checkpoint; those that take too long are ended without one."""
 
 
 def run_cells(executor: Executor, work: Work, settings: Settings, handle: Callable[[Event], None]) -> None:
     """Train all cells, calling `handle` in this thread for every event; returns when all are finished or lost.
 
-    On KeyboardInterrupt (or any error of `handle`) what runs is stopped. Records written so far stay.
+    On KeyboardInterrupt (or any error in `handle`) the running cells are stopped. Records written so far stay.
 
     Raises:
         BenchmarkError: the results folder was deleted meanwhile; the executor cannot go on.
@@ -141,10 +141,10 @@ def run_cells(executor: Executor, work: Work, settings: Settings, handle: Callab
 
 
 def kind_of(name: str) -> tuple[str, str]:
-    """The kind of an executor and what follows it: "ray:10.0.0.1:6379" is of the kind "ray", at "10.0.0.1:6379".
+    """The kind and the address of an executor: "ray:10.0.0.1:6379" has kind "ray" and address "10.0.0.1:6379".
 
     Raises:
-        BenchmarkError: there is none of that kind, or it takes no address.
+        BenchmarkError: the kind is unknown, or it takes no address.
     """
     kind, colon, address = name.partition(":")
     if kind not in KINDS or (colon and (kind != "ray" or not address)):

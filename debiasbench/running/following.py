@@ -1,4 +1,4 @@
-"""Follow a grid that runs elsewhere, from the files of its results folder alone."""
+"""Follow a grid that runs elsewhere, using only the files of its results folder."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from debiasbench.running.plan import Plan
 from debiasbench.running.slurm_queue import is_queued, told_jobs
 
 States = list[list[int] | None]
-CELLS = "cells.json"  # the cells of the run that was started last, with the states of their records then
+CELLS = "cells.json"  # cells of the run started last, with the states of their records at its start
 
 
 def tell_cells(results_dir: Path, planned: Plan) -> None:
-    """Write down what a run is to train, for those who follow it."""
+    """Write down which cells a run will train, for those who follow it."""
     told = {name_of(results_dir, cell): states_of(record_path(results_dir, cell)) for cell in planned.to_run}
     write_atomically(results_dir / CELLS, json.dumps(told).encode())
 
 
 @dataclass
 class Seen:
-    """A cell that was seen to be trained.
+    """A cell that is being trained.
 
     Attributes:
-        name: where its record will be, below the folder of records.
-        holder: who trains it, and how far it has come.
+        name: place of its record below the folder of records, without suffix.
+        holder: the run that trains it, and its progress.
         started: when it was first seen, on the monotonic clock (seconds).
-        pace: how fast it is.
+        pace: the time that its epochs take.
     """
 
     name: str
@@ -47,29 +47,29 @@ class Seen:
         self.pace = Pace(self.holder.stage, self.holder.epoch)
 
     def see(self, holder: Holder) -> None:
-        """Another look at it."""
+        """Update it."""
         self.pace.hear(holder.stage, holder.epoch)
         self.holder = holder
 
     @property
     def seconds(self) -> float:
-        """Since it was first seen."""
+        """Seconds since it was first seen."""
         return time.monotonic() - self.started
 
 
 @dataclass
 class Following:
-    """How far the run is that was started last on a folder.
+    """The progress of the run that was started last on a folder.
 
     Attributes:
         results_dir: the folder.
         waiting: records that are not written yet -> their states when the run was started.
-        done: titles of cells, in the order in which they were seen to end.
-        failed: such titles -> why, in a line.
-        running: cells that were being trained at the last look, by name.
-        started: when it was first looked at, on the monotonic clock (seconds).
+        done: titles of finished cells, in the order in which they were seen to end.
+        failed: titles of failed cells -> why, in one line.
+        running: cells in training at the last look, by name.
+        started: time of the first look, on the monotonic clock (seconds).
         sign: when a run was last seen at work, on the same clock.
-        n_before: cells that had ended when it was first looked at.
+        n_before: number of cells that had ended at the first look.
     """
 
     results_dir: Path
@@ -86,7 +86,7 @@ class Following:
         """The run that was started last on a results folder.
 
         Raises:
-            BenchmarkError: there is none.
+            BenchmarkError: no run was started there.
         """
         try:
             told = json.loads((results_dir / CELLS).read_bytes())
@@ -99,10 +99,10 @@ class Following:
         return following
 
     def look(self) -> list[Seen]:
-        """Look for new records; returns what is running.
+        """Look for new records; returns the running cells.
 
         Raises:
-            BenchmarkError: no run was at work for a while, and records are missing.
+            BenchmarkError: no run has been at work for a while, and records are missing.
         """
         for name, before in list(self.waiting.items()):
             path = self.results_dir / name
@@ -112,9 +112,9 @@ class Following:
             try:
                 record = read_record(path)
             except BenchmarkError:
-                continue  # another look will tell
+                continue  # try again at the next look
             del self.waiting[name]
-            if record.failure is None and now[1] in (None, before[1]):  # it may have been cleared
+            if record.failure is None and now[1] in (None, before[1]):  # an old failure may have been removed
                 self.done.append(record.cell.title)
             else:
                 self.failed[record.cell.title] = _reason(path)
@@ -126,7 +126,7 @@ class Following:
         self.running = running
         if running or is_at_work(self.results_dir):
             self.sign = time.monotonic()
-        elif self.waiting and time.monotonic() - self.sign > LEASE:  # a run that is told to begin takes a while
+        elif self.waiting and time.monotonic() - self.sign > LEASE:  # a new run takes a while to begin
             if not any(
                 is_queued(number) for _, number, cells in told_jobs(self.results_dir) if cells.keys() & self.waiting
             ):
@@ -139,13 +139,13 @@ class Following:
 
     @property
     def seconds_left(self) -> float | None:
-        """By the cells that have ended since this was made; None while none has."""
+        """Estimated from the cells that have ended since the first look; None while none has."""
         ended = len(self.done) + len(self.failed) - self.n_before
         return (time.monotonic() - self.started) / ended * len(self.waiting) if ended else None
 
 
 def _reason(record: Path) -> str:
-    """Why a cell failed: the failure beside a finished record, else in it."""
+    """Why a cell failed, from the failure beside its finished record, else from the record itself."""
     for path in (failure_beside(record), record):
         with contextlib.suppress(BenchmarkError):
             failure = read_record(path).failure
@@ -155,15 +155,15 @@ def _reason(record: Path) -> str:
 
 
 def name_of(results_dir: Path, cell: Cell) -> str:
-    """What a cell is called in files of its results folder: where its record goes there."""
+    """The name of a cell in the files of its results folder: the place of its record there."""
     return record_path(results_dir, cell).relative_to(results_dir).as_posix()
 
 
 def states_of(record: Path) -> States:
-    """Of a record and of a failure beside it, as JSON has them."""
+    """The states of a record and of a failure beside it, as plain values for JSON."""
     return [list(one) if one else None for one in map(state_of, (record, failure_beside(record)))]
 
 
 def failure_beside(record: Path) -> Path:
-    """Where a failure is recorded of a cell that has a finished record."""
+    """The path of a failure of a cell that has a finished record."""
     return record.with_name(record.name + ".failed")

@@ -1,4 +1,4 @@
-"""Nothing that a cell does may reach the next cell of its process: handed data and global state are as they were."""
+"""Isolate cells that share a process: each finds data and global state as they were before the others."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from torch import Tensor
 from debiasbench.errors import BenchmarkError
 from debiasbench.samples import Samples, Splits
 
-SMALL = 2**28  # bytes of images whose checksum costs next to nothing beside a cell
+SMALL = 2**28  # bytes; computing the checksum of this much takes next to no time compared with a cell
 
 
 # ---- data ------------------------------------------------------------------------------------------------------------
 
 
 def handed(splits: Splits) -> Splits:
-    """The splits with labels, biases and groups of their own: what a cell writes there it writes into copies."""
+    """The splits with copies of labels, biases and groups, so that a cell can only write into its own copies."""
     copies: dict[int, Samples] = {}
     for samples in splits.named().values():
         if id(samples) not in copies:
@@ -42,7 +42,7 @@ def handed(splits: Splits) -> Splits:
 
 
 class Watch:
-    """Whether data that were handed to a method are still as they were."""
+    """Check that a method has not changed the data that it was given."""
 
     def __init__(self, splits: Splits) -> None:
         self._tensors = {
@@ -54,10 +54,10 @@ class Watch:
         self._before = self._state()
 
     def check(self, method: str) -> None:
-        """Refuse what was written into.
+        """Refuse data that were written into.
 
         Raises:
-            BenchmarkError: a method has changed what it was handed; names both.
+            BenchmarkError: a method has changed its data; the message names both.
         """
         after = self._state()
         changed = [name for name, state in self._before.items() if after[name] != state]
@@ -69,7 +69,7 @@ class Watch:
             )
 
     def _state(self) -> dict[str, tuple[int, int]]:
-        """Each tensor's count of writes, and a checksum, as views of numpy escape the count."""
+        """The number of writes to each tensor, and a checksum, because writes through NumPy views are not counted."""
         return {name: (tensor._version, _checksum(tensor)) for name, tensor in self._tensors.items()}
 
 
@@ -92,7 +92,7 @@ def _set_deterministic(kept: tuple[bool, bool]) -> None:
 
 
 def _autocast_nesting() -> int:
-    """How many contexts of autocast are open; torch tells the number only when it changes."""
+    """The number of open autocast contexts, which torch only returns when it changes."""
     torch.autocast_increment_nesting()
     return int(torch.autocast_decrement_nesting())
 
@@ -101,14 +101,14 @@ def _set_autocast(kept: tuple[bool, int]) -> None:
     torch.set_autocast_enabled("cpu", kept[0])
     while _autocast_nesting() > kept[1]:
         torch.autocast_decrement_nesting()
-    torch.clear_autocast_cache()  # else later contexts take weights that were cast before
+    torch.clear_autocast_cache()  # otherwise later contexts would use weights cast earlier
 
 
 def _set_filters(kept: list[Any]) -> None:
     warnings.filters[:] = kept  # type: ignore[index] # it is a list
 
 
-# global by design of torch, and without a public name for all of them
+# hooks that are global by torch's design, and not all of which have a public name
 _HOOKS: list[dict[Any, Any]] = [
     hooks
     for module in ("torch.nn.modules.module", "torch.optim.optimizer")
@@ -123,7 +123,7 @@ def _set_hooks(kept: list[dict[Any, Any]]) -> None:
         hooks.update(before)
 
 
-# what it is, for messages -> how it is read and how it is put back
+# name, for messages -> functions that read it and put it back
 _STATE: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "torch's default dtype": (torch.get_default_dtype, torch.set_default_dtype),
     "torch's default device": (lambda: str(torch.get_default_device()), torch.set_default_device),
@@ -160,7 +160,7 @@ _STATE: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "the module path": (lambda: list(sys.path), lambda kept: sys.path.__setitem__(slice(None), kept)),
     "the filters of warnings": (lambda: list(warnings.filters), _set_filters),
 }
-# what importing a library may add to (sklearn and torch's compiler do), and whether anything else was done to it
+# state that importing a library may add to (sklearn and torch's compiler do) -> whether the change is only an addition
 _ADDED_TO: dict[str, Callable[[Any, Any], bool]] = {
     "the environment": lambda kept, now: kept.items() <= now.items(),
     "the filters of warnings": lambda kept, now: all(one in now for one in kept),
@@ -173,7 +173,7 @@ _GENERATORS: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = [
 
 
 class GlobalState:
-    """What a process has in common for all of its cells, as it is when this is made."""
+    """The state that all cells of a process share, as it was when this object was made."""
 
     def __init__(self) -> None:
         self._kept = {name: read() for name, (read, _) in _STATE.items()}
@@ -182,10 +182,10 @@ class GlobalState:
         self._threads = set(threading.enumerate())
 
     def put_back(self) -> list[str]:
-        """Put everything back; returns what had been changed.
+        """Put everything back; returns the names of what had been changed.
 
-        Without generators, which any cell may move, and without what was only added to while modules were imported. A
-        thread that still runs cannot be ended; it is among what had been changed.
+        These do not include random generators, which any cell may advance, or state that was only added to while
+        modules were imported. A thread that still runs cannot be ended, and is included.
         """
         changed = ["threads that still run"] if set(threading.enumerate()) - self._threads else []
         imported = set(sys.modules) > self._modules
@@ -195,13 +195,13 @@ class GlobalState:
                 now = read()
                 differs = now != kept
                 by_import = imported and name in _ADDED_TO and _ADDED_TO[name](kept, now)
-            except Exception:  # a current folder that was deleted
+            except Exception:  # for example, the current folder was deleted
                 differs, by_import = True, False
             if differs:
                 write(kept)
                 if not by_import:
                     changed.append(name)
-        torch.set_flush_denormal(False)  # cannot be read
+        torch.set_flush_denormal(False)  # its state cannot be read
         for (_, write), kept in zip(_GENERATORS, self._generators, strict=True):
             write(kept)
         return changed

@@ -1,4 +1,4 @@
-"""Train cells on this machine: in worker processes, one a core or a GPU, or in this process."""
+"""Train cells on this machine, in worker processes (one per core or GPU) or in this process."""
 
 from __future__ import annotations
 
@@ -20,39 +20,39 @@ if TYPE_CHECKING:
 
 
 class LocalExecutor(Supervisor):
-    """Worker processes of this machine; of GPUs, each sees its own only."""
+    """Worker processes on this machine; each sees only its own GPU."""
 
     name = "local"
 
     def __init__(self, device: str, workers: int | None, per_device: int = 1) -> None:
-        """As on the command line; `per_device`: workers that share a GPU.
+        """Arguments as on the command line; `per_device`: workers that share a GPU.
 
         Raises:
-            BenchmarkError: no such device here; less than no worker.
+            BenchmarkError: this machine has no such device, or a number of workers is too small.
         """
         from debiasbench.running.runner import n_cores
 
         self.devices = worker_devices(device, workers, per_device)
-        if self.devices[0] != "cpu":  # sums of a CPU are those of one thread; on a GPU they are not the result's
+        if self.devices[0] != "cpu":  # CPU results need one thread; GPU results do not depend on it
             self.threads = max(1, n_cores() // len(self.devices))
 
     def check(self, cells: Sequence[Cell], settings: Settings) -> None:
-        """There is nothing to refuse."""
+        """Refuse nothing: this machine can run any cell."""
 
     def start(self, number: int) -> WorkerProcess:
-        """A worker process."""
+        """Start a worker process."""
         device = self.devices[number]
         settings = self.process_settings(own_device(device), share=self.devices.count(device))
         return WorkerProcess(settings, visible_gpu(device, os.environ))
 
 
 def own_device(device: str) -> str:
-    """What a device is called by a process that sees no other GPU."""
+    """The name of a device in a process that sees no other GPU."""
     return "cuda:0" if device.startswith("cuda") else device
 
 
 def visible_gpu(device: str, environment: Mapping[str, str]) -> dict[str, str]:
-    """The variable by which a process sees one GPU of those that this process sees; none for a CPU."""
+    """The environment variable that lets a process see only this GPU, of those that this process sees; none for CPU."""
     kind, _, index = device.partition(":")
     if kind != "cuda":
         return {}
@@ -62,10 +62,10 @@ def visible_gpu(device: str, environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def worker_devices(device: str, workers: int | None, per_device: int = 1) -> tuple[str, ...]:
-    """One device for each worker: all cores, or `per_device` a GPU, by default; 0 workers are this process.
+    """One device for each worker. Default: one worker per core, or `per_device` per GPU; 0 means this process.
 
     Raises:
-        BenchmarkError: no such device here; less than no worker.
+        BenchmarkError: this machine has no such device, or a number of workers is too small.
     """
     import torch
 
@@ -95,7 +95,7 @@ def worker_devices(device: str, workers: int | None, per_device: int = 1) -> tup
 def run_cells_here(work: Work, settings: Settings, handle: Callable[[Event], None]) -> None:
     """Run all cells one after another in this process, so that `print` and debuggers work in methods.
 
-    As `executor.run_cells`, but what a method prints goes to the console, and the traceback of a cell that fails.
+    Like `executor.run_cells`, but the console shows what methods print, and the traceback of a cell that fails.
     """
     from debiasbench.records import read_record
     from debiasbench.running.runner import Runner
@@ -124,7 +124,7 @@ def run_cells_here(work: Work, settings: Settings, handle: Callable[[Event], Non
                 try:
                     there.check()
                 except BenchmarkError:
-                    runner.stop()  # what is raised here would be the cell's failure
+                    runner.stop()  # an error raised here would count as the cell's failure
 
             try:
                 path = runner.run(cell, told)

@@ -1,4 +1,4 @@
-"""One worker process: started, asked, listened to, and ended whatever it does."""
+"""One worker process: start it, send requests, read its messages, and end it in any case."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from typing import Any
 from debiasbench.about import with_package
 
 COMMAND = [sys.executable, "-m", "debiasbench.running.worker"]
-GRACE = 10.0  # seconds that a worker has to write a checkpoint, or to leave when nothing is left to do
+GRACE = 10.0  # seconds for a worker to write a checkpoint, or to exit when nothing is left to do
 
 
 class WorkerProcess:
-    """A worker process, which answers requests with messages, one JSON line each."""
+    """A worker process, which answers requests with messages, each one line of JSON."""
 
-    waits = is_lost = False  # see `supervision.Process`: it begins at once, and its machine is this one
+    waits = is_lost = False  # see `supervision.Process`: it starts at once, on this machine
 
     def __init__(self, settings: Mapping[str, Any], variables: Mapping[str, str] | None = None) -> None:
-        """Start it. `variables`: of its environment, besides or in place of those of this process.
+        """Start the process. `variables`: environment variables, which are added to or replace those of this process.
 
         Raises:
-            OSError: no process could be started.
+            OSError: the process could not be started.
         """
         environment = {**os.environ, **(variables or {})}
         environment["PYTHONPATH"] = with_package(environment.get("PYTHONPATH", ""))
@@ -41,12 +41,12 @@ class WorkerProcess:
             encoding="utf-8",
             errors="backslashreplace",
             env=environment,
-            start_new_session=True,  # Ctrl-C is the parent's to handle
-            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # the same, of Windows
+            start_new_session=True,  # the parent handles Ctrl-C
+            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # the same on Windows
         )
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._was_killed = False
-        # a thread of its own: a child of the worker may hold the pipe open when the worker is long gone
+        # in its own thread, because a child of the worker may keep the pipe open long after the worker has ended
         threading.Thread(target=self._listen, daemon=True).start()
         self.send(settings)
 
@@ -56,14 +56,14 @@ class WorkerProcess:
         return self._process.poll() is not None
 
     def send(self, request: Mapping[str, Any]) -> None:
-        """Ask for something; of a process that is gone, nothing comes back."""
+        """Send a request; if the process has ended, nothing happens."""
         assert self._process.stdin is not None
         with contextlib.suppress(OSError, ValueError):
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
 
     def next_message(self, timeout: float) -> dict[str, Any] | None:
-        """The next message; None if none came within `timeout` seconds, or none comes any more."""
+        """The next message; None if none came within `timeout` seconds, or no more can come."""
         try:
             line = self._lines.get(timeout=timeout)
             message = json.loads(line) if line else None
@@ -72,13 +72,13 @@ class WorkerProcess:
         return message if isinstance(message, dict) else None
 
     def ask_to_stop(self) -> None:
-        """Ask it to end at the next step, with a checkpoint: by ending its input."""
+        """Ask it to end at the next step, with a checkpoint, by closing its input."""
         assert self._process.stdin is not None
         with contextlib.suppress(OSError, ValueError):
             self._process.stdin.close()
 
     def kill(self) -> None:
-        """End it now, with whatever it has started."""
+        """Kill it now, with all processes that it has started."""
         self._was_killed = self._was_killed or not self.is_over
         with contextlib.suppress(OSError):
             if os.name == "posix":
@@ -87,17 +87,17 @@ class WorkerProcess:
                 self._process.kill()
 
     def end(self, grace: float | None = None) -> None:
-        """End its input, upon which it leaves by itself; what does not within `grace` seconds (`GRACE`) is killed."""
+        """Close its input, so that it exits by itself; kill it if it does not within `grace` seconds (`GRACE`)."""
         self.ask_to_stop()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(GRACE if grace is None else grace)
-        self.kill()  # also what it has left behind
+        self.kill()  # also processes that it has left behind
         self._process.wait()
 
     @property
     def was_killed_by_others(self) -> bool:
-        """Whether it was killed, and not by this process: as a rule for want of memory."""
-        return not self._was_killed and self._process.wait() == -9  # SIGKILL, which Windows does not name
+        """Whether it was killed, and not by this process: usually because memory ran out."""
+        return not self._was_killed and self._process.wait() == -9  # SIGKILL, which has no name on Windows
 
     def cause_of_death(self) -> str:
         """How it ended, in words."""

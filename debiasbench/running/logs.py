@@ -1,4 +1,4 @@
-"""Cells for TensorBoard or Weights & Biases (`--log`): curves as they grow, at the end metrics and parameters."""
+"""Log cells to TensorBoard or Weights & Biases (`--log`): curves during training, then metrics and parameters."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KINDS = {"tensorboard": "tensorboard", "wandb": "wandb"}  # name -> the package 
 
 
 def check(kinds: Sequence[str]) -> None:
-    """Refuse an unknown kind, or one whose package is not there, before anything trains."""
+    """Refuse an unknown kind, or one whose package is not installed, before anything trains."""
     for kind in kinds:
         if kind not in KINDS:
             raise BenchmarkError(f"Unknown log '{kind}'.{suggestion(kind, KINDS)} Known: {', '.join(KINDS)}.")
@@ -31,11 +31,11 @@ def check(kinds: Sequence[str]) -> None:
 
 
 class Live:
-    """The curves of cells while they train; as a context."""
+    """Logs the curves of cells while they train; a context."""
 
     def __init__(self, kinds: Sequence[str], folder: Path) -> None:
         self.kinds, self.folder = kinds, folder
-        self._logs: dict[str, list[_Log]] = {}  # of cells that train, by their hash
+        self._logs: dict[str, list[_Log]] = {}  # of cells in training, by hash
 
     def __enter__(self) -> Self:
         return self
@@ -46,11 +46,11 @@ class Live:
                 log.end(None)
 
     def add(self, cell: Cell, curve: Curve) -> None:
-        """What is new of a cell."""
+        """Log new points of a cell."""
         if not (self.kinds and curve):
             return
         logs = self._logs.get(cell.hash)
-        self._logs[cell.hash] = []  # what fails is not tried again while the cell trains
+        self._logs[cell.hash] = []  # after an error, do not try again while the cell trains
         if logs is None:
             logs = [_LOGS[kind](cell, self.folder) for kind in self.kinds]
         for log in logs:
@@ -58,18 +58,18 @@ class Live:
         self._logs[cell.hash] = logs
 
     def end(self, record: Record) -> None:
-        """Log what is known at the end of a cell, and all of one that was not seen to train."""
+        """Log the end of a cell; if it was not trained by this run, also its curves."""
         for log in self._logs.pop(record.hash, None) or [_LOGS[kind](record.cell, self.folder) for kind in self.kinds]:
             log.end(record)
 
 
 def name_of(cell: Cell) -> str:
-    """`cmnist5k/vanilla/s0-1a2b3c4d`."""
+    """The name of a cell: `cmnist5k/vanilla/s0-1a2b3c4d`."""
     return f"{cell.dataset_title}/{cell.method_title}/s{cell.seed}-{cell.hash[:8]}"
 
 
 def curves(record: Record) -> Iterator[tuple[str, float, int]]:
-    """(`test/acc_unbiased`, value, epoch) of everything that was evaluated, and training losses by stage."""
+    """(`test/acc_unbiased`, value, epoch) for every evaluated metric, and for the training losses of each stage."""
     if record.result is None:
         return
     for row in record.result.epochs:
@@ -80,37 +80,37 @@ def curves(record: Record) -> Iterator[tuple[str, float, int]]:
 
 
 def settings(cell: Cell) -> dict[str, Any]:
-    """The cell's values, flat: `method.alpha`, `recipe.learning_rate`."""
+    """The parameters of a cell as a flat dictionary: `method.alpha`, `recipe.learning_rate`."""
     parts = {"method": cell.method_parameters, "dataset": cell.dataset_parameters, "recipe": cell.recipe}
     named = {"method": cell.method, "dataset": cell.dataset, "seed": cell.seed}
     return named | {f"{part}.{key}": value for part, values in parts.items() for key, value in values.items()}
 
 
 def last_metrics(record: Record) -> dict[str, float]:
-    """`last/acc_unbiased` on test, for comparing cells."""
+    """Accuracies of the last epoch on test, such as `last/acc_unbiased`, for comparing cells."""
     last = record.result.selected() if record.result else None
     return {f"last/{name}": value for name, value in (last.test if last else {}).items() if name.startswith("acc_")}
 
 
 def short(text: str, most: int = 128) -> str:
-    """Text on one line and at most so long, as services want names: its beginning and its end."""
+    """Text on one line of at most `most` characters, as services require of names; a longer one loses its middle."""
     text = one_line(text)
     half = (most - 1) // 2
     return text if len(text) <= most else f"{text[: most - 1 - half]}…{text[-half:]}"
 
 
 class _Log(Protocol):
-    """One cell's run in another program."""
+    """The run of one cell in another program."""
 
     def add(self, curve: Curve) -> None:
-        """Some points more."""
+        """Add points."""
 
     def end(self, record: Record | None) -> None:
-        """Nothing more comes; the record, where there is one."""
+        """Finish the run, with the record if there is one."""
 
 
 class _TensorBoard:
-    """A folder of events; at the end they are written anew, as the record has them."""
+    """A folder of events; at the end they are rewritten from the record."""
 
     def __init__(self, cell: Cell, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -137,9 +137,9 @@ class _TensorBoard:
 
 
 def _emptied(folder: Path, cell: Cell) -> Path:
-    """Where a cell is logged below a folder, without the events of an earlier run: they would be drawn as well.
+    """The folder in which a cell is logged. Events of an earlier run are deleted, as they would be plotted as well.
 
-    Only such files are removed, and no link is followed, whatever the titles are and wherever the record is from.
+    Only such files are deleted, and no link is followed, whatever the titles are and wherever the record comes from.
 
     Raises:
         BenchmarkError: a link leads out of the folder.
@@ -153,7 +153,7 @@ def _emptied(folder: Path, cell: Cell) -> Path:
 
 
 class _WandB:
-    """A run of Weights & Biases, whose points are by epoch."""
+    """A run of Weights & Biases, with the epoch as the x-axis."""
 
     def __init__(self, cell: Cell, folder: Path) -> None:
         import wandb
@@ -164,7 +164,7 @@ class _WandB:
             job_type=short(cell.method_title), config=settings(cell), dir=str(folder), reinit="create_new",
             id=cell.hash[:16], resume="allow",
         )  # fmt: skip
-        self.run.define_metric("*", step_metric="epoch")  # a second stage begins at its first epoch again
+        self.run.define_metric("*", step_metric="epoch")  # epochs of a second stage start at 1 again
 
     def add(self, curve: Curve) -> None:
         self.is_new = False

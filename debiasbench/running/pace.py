@@ -1,4 +1,4 @@
-"""How fast a cell is, from what is heard of it."""
+"""Measure how fast a cell trains, from its progress messages."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from dataclasses import dataclass
 
 @dataclass
 class Pace:
-    """How long an epoch of a cell takes, evaluation and all.
+    """The time that an epoch of a cell takes, including evaluation.
 
-    It is measured from one end of an epoch to another: neither loading data, nor what was left of the epoch in which
-    the cell is first heard of, is the time of an epoch.
+    It is measured between the ends of epochs. So it does not include loading data, or the rest of the epoch in which
+    the first message came.
 
     Attributes:
-        stage, epoch: where the cell was when it was last heard of; epochs of the stage that have ended.
-        n_epochs: epochs that have ended between `first` and `last`.
-        first, last: when an epoch was heard to end, on the monotonic clock (seconds); None: not yet.
+        stage, epoch: the stage in the last message, and the number of its epochs that had ended.
+        n_epochs: number of epochs that ended between `first` and `last`.
+        first, last: times of the first and the last message that an epoch had ended, on the monotonic clock (seconds);
+            None: not yet.
     """
 
     stage: str = ""
@@ -26,10 +27,10 @@ class Pace:
     last: float | None = None
 
     def hear(self, stage: str, epoch: int) -> None:
-        """Where the cell is now."""
+        """Note the present position of the cell."""
         ended = epoch - (self.epoch if stage == self.stage else 0)
         self.stage, self.epoch = stage, epoch
-        if ended <= 0:  # a sign of life within an epoch, or gone back to a checkpoint
+        if ended <= 0:  # a message within an epoch, or after going back to a checkpoint
             return
         self.last = time.monotonic()
         if self.first is None:
@@ -39,7 +40,7 @@ class Pace:
 
     @property
     def seconds_an_epoch(self) -> float | None:
-        """None while no whole epoch was seen."""
+        """Mean seconds per epoch; None before a whole epoch was seen."""
         if self.first is None or self.last is None or not self.n_epochs:
             return None
         return (self.last - self.first) / self.n_epochs

@@ -1,4 +1,4 @@
-"""Progress: a live display on a terminal and in a notebook, plain lines elsewhere, one each minute at least."""
+"""Progress: a live display on a terminal or in a notebook; elsewhere plain lines, at least one a minute."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from debiasbench.cell import Cell
     from debiasbench.running.executor import Event
 
-EVERY = 60.0  # seconds between two lines where there is no terminal, such as in the log file of a cluster
-MOST_NAMED = 3  # running cells in such a line
+EVERY = 60.0  # seconds between lines where there is no terminal, such as in a cluster's log file
+MOST_NAMED = 3  # running cells named in such a line
 
 
 @dataclass
@@ -31,11 +31,11 @@ class Running:
     Attributes:
         title: of the cell.
         cost: in vanilla runs.
-        epochs: of a vanilla run; None where the recipe counts steps.
-        started: when it was first heard of, on the monotonic clock (seconds).
-        reached: stage -> its epoch.
-        of: epochs of the stage that it is in.
-        pace: how fast it is.
+        epochs: of a vanilla run; None if the recipe counts steps.
+        started: time of its first event, on the monotonic clock (seconds).
+        reached: stage -> the epoch that it has reached.
+        of: number of epochs of the present stage.
+        pace: the time that its epochs take.
     """
 
     title: str
@@ -48,18 +48,18 @@ class Running:
 
     @classmethod
     def of_cell(cls, cell: Cell, cost: float) -> Running:
-        """A cell that is first heard of now."""
+        """A cell at its first event."""
         epochs = None if cell.recipe.get("steps") else cell.recipe.get("epochs")
         return cls(cell.title, cost, epochs, time.monotonic())
 
     def hear(self, stage: str, epoch: int, epochs: int) -> None:
-        """How far it has come."""
+        """Note its progress."""
         self.pace.hear(stage, epoch)
         self.reached[stage], self.of = epoch, max(epochs, 1)
 
     @property
     def fraction(self) -> float:
-        """How much of it is done, by the epochs of all of its stages; never all."""
+        """The part of it that is done, by the epochs of all its stages; at most 0.95."""
         return min(0.95, sum(self.reached.values()) / (self.cost * (self.epochs or self.of)))
 
     def __str__(self) -> str:
@@ -71,12 +71,12 @@ class Running:
 
 
 def _words(text: str, style: str = "none") -> TextColumn:
-    """A column of text, which is no markup."""
+    """A column of text without markup."""
     return TextColumn(text, style, markup=False)
 
 
 class Display:
-    """Shows the grid, and for each worker its cell, stage and epoch; estimates the time left."""
+    """Shows progress of the grid, and the cell, stage and epoch of each worker; estimates the time left."""
 
     def __init__(self, planned: Plan, shown_on: PlainConsole | None = None) -> None:
         self.console = shown_on or console(stderr=True)
@@ -120,7 +120,7 @@ class Display:
             self._row(
                 event, title=event.cell.title, stage=event.stage, completed=event.epoch, total=max(event.epochs, 1)
             )
-            if event.worker not in self.running:  # of another run, which may be within an epoch
+            if event.worker not in self.running:  # a cell of another run, which may be within an epoch
                 running = Running.of_cell(event.cell, self.costs.get(event.cell.hash, 1.0))
                 running.pace = Pace(event.stage, event.epoch)
                 self.running[event.worker] = running
@@ -131,7 +131,7 @@ class Display:
         self.grid_bar.update(self.grid_task, left=self._left())
 
     def _row(self, event: Event, **fields: object) -> None:
-        """What the row of a worker shows from now on."""
+        """Update the row of a worker."""
         if event.worker not in self.rows:
             self.rows[event.worker] = self.cell_bars.add_task("", total=1, title="", stage="")
         shown = {name: self.console.shown(one) if isinstance(one, str) else one for name, one in fields.items()}
@@ -159,7 +159,7 @@ class Display:
             self.console.print(f"done {n_done}/{total}  {event.cell.title} ({took}){'  ' + left if left else ''}")
 
     def _tell_now_and_then(self) -> None:
-        """Where nothing is drawn: how far the grid and its running cells are."""
+        """Without a live display, print the progress of the grid and of its running cells every `EVERY` seconds."""
         if self.live is not None or time.monotonic() - self.told < EVERY:
             return
         self.told = time.monotonic()
@@ -170,7 +170,7 @@ class Display:
         self.console.print("; ".join(part for part in parts if part), soft_wrap=True)
 
     def _left(self) -> str:
-        """The time left, from the cost of what is done."""
+        """The estimated time left, from the cost of what is done; "" while unknown."""
         done = self.done_cost + sum(one.cost * one.fraction for one in self.running.values())
         if not done:
             return ""

@@ -1,4 +1,4 @@
-"""What the machines of a cluster must have in common with the one that a run was started on. Checked, not assumed."""
+"""Check what machines of a cluster must have in common with the one that started the run: versions, code, folders."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from debiasbench.code import digest_of_suite
 from debiasbench.errors import BenchmarkError
 from debiasbench.files import to_path
 
-INSTALLED = ("torch", "torchvision", "numpy")  # results follow from them
+INSTALLED = ("torch", "torchvision", "numpy")  # results depend on their versions
 
 
 def versions() -> dict[str, str]:
-    """What numbers follow from besides data and plug-ins: the suite, by a digest of its source, and packages."""
-    # not its version, which tells of commits that leave the source as it is, and says little of a copy without git
+    """The versions that results depend on, besides data and plug-ins: packages, and a digest of the suite's source."""
+    # not its version, which changes with commits that leave the source as it is, and says little in a copy without git
     found = {"debiasbench": f"source {digest_of_suite()[:12]}"}
     for name in INSTALLED:
         try:
@@ -28,7 +28,7 @@ def versions() -> dict[str, str]:
 
 
 def other_versions(expected: Mapping[str, str] | None) -> str:
-    """Why this machine may not take part; "" if it may. `expected`: the versions of the run; None: any."""
+    """Why this machine cannot take part; "" if it can. `expected`: the versions of the run; None: any."""
     here = versions() if expected else {}
     apart = [f"{name} {here[name]} (the run has {one})" for name, one in (expected or {}).items() if here[name] != one]
     if not apart:
@@ -37,7 +37,7 @@ def other_versions(expected: Mapping[str, str] | None) -> str:
 
 
 def other_code(cell: Cell, expected: Mapping[str, str | None] | None) -> str:
-    """Why a cell may not be trained here: it consists of other code than that of the run; "" if it may."""
+    """Why a cell cannot be trained here: its code differs from that of the run; "" if it can."""
     if not expected:
         return ""
     try:
@@ -52,13 +52,13 @@ def other_code(cell: Cell, expected: Mapping[str, str | None] | None) -> str:
 
 
 def shared_folders(cells: Sequence[Cell], data_dir: Path, results_dir: Path) -> list[Path]:
-    """The folders that every machine must see, as far as they are there."""
+    """The existing folders that every machine must see."""
     roots = {to_path(cell.root) for cell in cells if cell.root}
     return [one for one in dict.fromkeys([results_dir, data_dir, *sorted(roots)]) if one.exists()]
 
 
 def unreachable(folders: Iterable[Path], mark: Path) -> str:
-    """Why this machine cannot work in the folders of a run; "" if it can. `mark`: a file that the run has just made."""
+    """Why this machine cannot use the folders of a run; "" if it can. `mark`: a file that the run has just created."""
     lacks = [str(folder) for folder in folders if not folder.exists()]
     if not lacks and not mark.exists():
         lacks = [f"{mark.parent} as the run does"]

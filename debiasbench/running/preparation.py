@@ -1,4 +1,4 @@
-"""What `debiasbench prepare` does, and `run --download`: which data are there, and fetching what is not."""
+"""Find out which data are present, and download missing ones: `debiasbench prepare` and `run --download`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def named_datasets(specs: list[str]) -> list[tuple[Dataset, str]]:
-    """The datasets and their labels; every mistake is told, before anything is downloaded."""
+    """The datasets and their labels; all mistakes are reported at once, before anything is downloaded."""
     from debiasbench.grid import dataset_from_spec
 
     found, problems = [], []
@@ -33,7 +33,7 @@ def named_datasets(specs: list[str]) -> list[tuple[Dataset, str]]:
 
 
 def prepare(dataset: Dataset, data_dir: Path) -> tuple[list[NeededFile], str]:
-    """Let a dataset fetch what it lacks -> what it lacks then (to be fetched by hand), and what went wrong."""
+    """Let a dataset download missing files -> files still missing (to be fetched by hand), and what went wrong."""
     from debiasbench.files import check_writable
 
     needed = dataset.needed_files(data_dir)
@@ -52,19 +52,20 @@ def prepare(dataset: Dataset, data_dir: Path) -> tuple[list[NeededFile], str]:
 def with_data(
     grid: Grid, data_dir: Path, *, download: bool = False, skip_missing: bool = False, dry_run: bool = False
 ) -> tuple[Grid, dict[str, str]]:
-    """The cells of a grid whose data are there -> the grid of these, and of each dataset that is left out, why.
+    """Select the cells whose data are present -> the grid of these, and for each dataset that is left out, why.
 
     Args:
-        download: fetch first what can be fetched, as `prepare` does. skip_missing: leave out what is missing then.
+        download: first download missing files where possible, like `prepare`. skip_missing: leave out datasets whose
+            files are still missing.
         dry_run: download nothing.
 
     Raises:
-        BenchmarkError: files are missing, and are not to be left out, or nothing would remain. It says what is missing,
-            from where, and which of the two options can help.
+        BenchmarkError: files are missing and `skip_missing` is not set, or nothing would remain. It says what is
+            missing, where to get it, and which of the two options can help.
     """
     cells = {data_key(cell): cell for cell in grid.cells}
     lacking: dict[str, str] = {}  # key of the data -> what is missing
-    fetched: dict[tuple[Path, ...], str] = {}  # files that variants share, asked for once -> what went wrong
+    fetched: dict[tuple[Path, ...], str] = {}  # files, which variants share, so tried once -> what went wrong
     n_downloads = 0
     for key, cell in cells.items():
         dataset = cell.build_dataset()
@@ -102,16 +103,16 @@ def with_data(
 
 
 def in_words(error: Exception) -> str:
-    """One sentence about an error: our own speak for themselves."""
+    """An error in one sentence; messages of our own errors need no addition."""
     return str(error) if isinstance(error, BenchmarkError) else f"{type(error).__name__}: {error}"
 
 
 class DataState(NamedTuple):
-    """What is there of a dataset.
+    """Which files of a dataset are present.
 
     Attributes:
         word: complete, subset (usable, but less than was published), incomplete, absent, or error.
-        missing: its files that are not there; or what went wrong. sources: where to get them.
+        missing: missing files, or what went wrong. sources: where to get them.
         does: what `debiasbench prepare` does about them.
     """
 
@@ -123,10 +124,10 @@ class DataState(NamedTuple):
 
 
 def states(specs: list[str], data_dir: Path) -> list[DataState]:
-    """What is there of each dataset; without `specs` of all, also of those whose file could not be imported.
+    """The state of each dataset; without `specs`, of all, including those whose file could not be imported.
 
     Raises:
-        BenchmarkError: mistakes in the names.
+        BenchmarkError: there are mistakes in the names.
     """
     from debiasbench.datasets import registry
     from debiasbench.grid import dataset_from_spec
@@ -138,7 +139,7 @@ def states(specs: list[str], data_dir: Path) -> list[DataState]:
         try:
             dataset, label = dataset_from_spec(spec)
             found.append(_state_of(dataset, label, data_dir))
-        except Exception as error:  # one plug-in that raises must not hide the others
+        except Exception as error:  # an error in one plug-in must not hide the others
             found.append(DataState(label, "error", in_words(error)))
     if not specs:
         for name, text in registry.broken.items():
@@ -147,9 +148,9 @@ def states(specs: list[str], data_dir: Path) -> list[DataState]:
 
 
 def state(specs: list[str], data_dir: Path) -> tuple[Table, list[str]]:
-    """What is there of each dataset, and what `prepare` can do about the rest, as a table; and lines to show below it.
+    """A table of each dataset's state and what `prepare` can do about missing files, and lines to show below it.
 
-    Where to get what is missing is in the lines: a table would break an address in two.
+    The lines say where to get missing files, because a table could break an address into two lines.
     """
     from rich.styled import Styled
     from rich.table import Table

@@ -1,4 +1,4 @@
-"""A grid sorted into what to run and what is finished."""
+"""Plan a grid: which cells have to run, and which are finished."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from debiasbench.training.checkpoints import JOURNAL
 
 if TYPE_CHECKING:
     from debiasbench.datasets import Dataset, NeededFile
-TIMES_LOST = 3  # in a row: such a cell runs again with rerun="failed"
+TIMES_LOST = 3  # times in a row; after these a lost cell only runs again with rerun="failed"
 RERUN = ("missing", "failed", "changed", "all")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A grid sorted into what to run and what is there already (cell hash -> record).
+    """A grid, divided into the cells to run and those with a record (cell hash -> record).
 
     Attributes:
-        before: cell hash -> what was there of its record when it was looked at.
-        fingerprints: of the data, by `data_key`. unvalidated: the keys of data without a validation split apart from
-            test. without_value: by `data_key`, the rules that have no value on its validation split.
-        weights: whether a record without networks beside it does not count.
+        before: cell hash -> state of its record when the plan was made.
+        fingerprints: of the data, by `data_key`. unvalidated: keys of the data whose validation split is the test
+            split. without_value: by `data_key`, the rules that have no value on its validation split.
+        weights: whether a record only counts with saved networks beside it.
     """
 
     grid: Grid
@@ -48,7 +48,7 @@ class Plan:
     weights: bool = False
 
     def accepts(self, cell: Cell, record: Record) -> bool:
-        """Whether a record that another run has written meanwhile is what this run would make; a failure is."""
+        """Whether a record that another run wrote meanwhile counts as one that this run would make; a failure does."""
         if record.hash != cell.hash:
             return False
         return record.result is None or (
@@ -68,24 +68,26 @@ def plan(  # noqa: PLR0913 - the ways in which a run differs
     device_kind: str | None = None,
     fetch: bool = True,
 ) -> Plan:
-    """Check that the data are there and whole, and find the cells that are finished.
+    """Check that the data are complete and undamaged, and find the finished cells.
 
-    A cell is finished if a record of an equal cell is done and was made with equal data and by equal code. Failed cells
-    run again with `rerun="failed"`; everything with `rerun="all"`; with `weights` also what has none beside its record.
+    A cell is finished if an equal cell has a finished record that was made with equal data and equal code. Failed cells
+    run again with `rerun="failed"`, and all cells with `rerun="all"`. With `weights`, cells without saved networks
+    beside their record run again as well.
 
-    Where the code of a method, network, metric or rule outside the suite has changed since, its cells run again with
-    `rerun="changed"`, and count as finished with `keep_changed`. Of shipped files the version decides, and of datasets
-    the fingerprint. Where a metric or rule is new since, they run again with `rerun="changed"`, and else count.
+    If the code of a method, network, metric or rule outside the suite has changed since, its cells run again with
+    `rerun="changed"`, and count as finished with `keep_changed`. For shipped files the version decides, and for
+    datasets the fingerprint. If a metric or rule is new since, cells run again with `rerun="changed"`, and count as
+    finished otherwise.
 
-    What was run on another kind of device than `device_kind` ("cpu", "cuda"; None: any), or in another precision than
-    the recipe has there, counts as finished, and a notice says so.
+    A cell that ran on another kind of device than `device_kind` ("cpu", "cuda"; None: any), or in another precision
+    than its recipe has there, counts as finished, and a notice says so.
 
-    Without `fetch` nothing is downloaded: a notice says which pretrained weights a run would download, and those of
-    finished cells are not compared with them.
+    Without `fetch` nothing is downloaded: a notice says which pretrained weights a run would download, and finished
+    cells with these weights are not checked for having used them.
 
     Raises:
-        BenchmarkError: files are missing (what, how big, from where, where to put it) or damaged; code has changed, and
-            it was not said what to do.
+        BenchmarkError: files are missing (the message gives name, size, source and destination) or damaged, or code has
+            changed and no option says what to do.
     """
     if rerun not in RERUN:
         raise BenchmarkError(f"rerun must be one of {', '.join(RERUN)}. Got {rerun!r}.")
@@ -93,7 +95,7 @@ def plan(  # noqa: PLR0913 - the ways in which a run differs
     datasets = {key: cell.build_dataset() for key, cell in cells.items()}
     check_data(list(datasets.values()), data_dir)
     nets = ((cell.recipe["net"], cell.recipe["pretrained"], datasets[data_key(cell)].input) for cell in grid.cells)
-    needed: dict[tuple[str, str], NeededFile] = {}  # net and pretrained weights -> what is not there of these
+    needed: dict[tuple[str, str], NeededFile] = {}  # net and pretrained weights -> missing file
     for net, pretrained, inputs in dict.fromkeys(nets):
         check_net(net, pretrained, inputs=inputs, fetch=fetch)
         if not fetch and (file := needed_weights(net, pretrained)) is not None:
@@ -103,13 +105,13 @@ def plan(  # noqa: PLR0913 - the ways in which a run differs
     fingerprints = {key: one.fingerprint for key, one in built.items()}
     _refuse_equal_draws(grid, fingerprints)
     to_run, finished, failed = [], {}, {}
-    changed: dict[str, list[Cell]] = {}  # what has changed, "method pgd" -> finished cells
+    changed: dict[str, list[Cell]] = {}  # changed part, such as "method pgd" -> finished cells
     lacking: dict[str, int] = {}  # metric or rule -> finished cells without it
     elsewhere: dict[tuple[str, str], int] = {}
     before = {}
     for cell in grid.cells:
         before[cell.hash] = state_of(record_path(results_dir, cell))
-        record = found_record(results_dir, cell) if rerun != "all" else None  # one cut off or foreign is as none
+        record = found_record(results_dir, cell) if rerun != "all" else None  # ignores truncated and foreign ones
         if record is None or record.path is None or _is_not_its_fault(record.failure):
             to_run.append(cell)
         elif record.result is None:
@@ -145,9 +147,9 @@ def plan(  # noqa: PLR0913 - the ways in which a run differs
 
 
 def _is_whole(record: Record, cell: Cell, fingerprint: str, *, weights: bool, known: bool = True) -> bool:
-    """Whether a finished record was made from the data and pretrained weights of today, and has what is asked for.
+    """Whether a finished record was made from the present data and pretrained weights, and has the networks if needed.
 
-    known: whether the pretrained weights are there; else any are taken for those of today.
+    known: whether the pretrained weights are present; if not, any weights count as the present ones.
     """
     from debiasbench.weights import has_weights
 
@@ -157,12 +159,12 @@ def _is_whole(record: Record, cell: Cell, fingerprint: str, *, weights: bool, kn
 
 
 def _is_not_its_fault(failure: Failure | None) -> bool:
-    """Whether a cell was lost with its process, and not so often that it may be what ends it."""
+    """Whether a cell was lost with its process, and not so often that the cell itself may be the cause."""
     return failure is not None and failure.type == "LostWorker" and (failure.times or 1) < TIMES_LOST
 
 
 def _of_data(grid: Grid, built: dict[str, Built]) -> list[str]:
-    """What each dataset says of its data: what is not as published, was converted, or was left out."""
+    """The notes of each dataset: what differs from the published data, was converted, or was left out."""
     told = [f"{cell.dataset_title}: {built[data_key(cell)].note}" for cell in grid.cells if built[data_key(cell)].note]
     return list(dict.fromkeys(told))
 
@@ -170,17 +172,17 @@ def _of_data(grid: Grid, built: dict[str, Built]) -> list[str]:
 def _refuse_unfit(
     grid: Grid, datasets: dict[str, Dataset], built: dict[str, Built], without: Collection[tuple[str, str]]
 ) -> None:
-    """Refuse networks that do not take the data; those in `without` are tried without their pretrained weights.
+    """Refuse networks that do not accept the data; those in `without` are tried without their pretrained weights.
 
     Raises:
-        BenchmarkError: which, and why.
+        BenchmarkError: some do not; it says which, and why.
     """
     cells = {(data_key(one), *(one.recipe[key] for key in ("net", "size", "pretrained"))): one for one in grid.cells}
     problems = []
     for cell in cells.values():
         dataset, recipe, shape = datasets[data_key(cell)], cell.build_recipe(), built[data_key(cell)].shape
         if dataset.input == "text" or not shape:
-            continue  # an encoder was tried already
+            continue  # text encoders were tried before
         try:
             start = "none" if _start_of(cell) in without else recipe.pretrained
             check_fits(recipe.net, recipe.input_shape(shape), dataset.n_classes, start)
@@ -191,12 +193,12 @@ def _refuse_unfit(
 
 
 def _refuse_equal_draws(grid: Grid, fingerprints: dict[str, str]) -> None:
-    """Refuse several data seeds of data in which nothing is drawn: equal runs would be counted as new samples.
+    """Refuse several data seeds for data in which nothing is random: equal runs would count as new samples.
 
     Raises:
         BenchmarkError: two data seeds of one dataset give equal data.
     """
-    seen: dict[tuple[str, str], int] = {}  # data without their seed, fingerprint -> data seed
+    seen: dict[tuple[str, str], int] = {}  # (data without their seed, fingerprint) -> data seed
     for cell in grid.cells:
         data_seed = cell.dataset_parameters.get("data_seed", 0)
         others = {key: value for key, value in cell.dataset_parameters.items() if key != "data_seed"}
@@ -209,9 +211,9 @@ def _refuse_equal_draws(grid: Grid, fingerprints: dict[str, str]) -> None:
 
 
 def changed_code(record: Record, cell: Cell) -> list[str]:
-    """Of what a record was made by other code than there is now, as keys of `Cell.code`; of a dataset the data tell.
+    """The parts (keys of `Cell.code`) whose code differs between a record and now; for datasets the data decide.
 
-    What is not known, then or now, has not changed.
+    A part whose code is not known, then or now, counts as unchanged.
     """
     then = record.provenance.code or {}
     return [
@@ -222,22 +224,22 @@ def changed_code(record: Record, cell: Cell) -> list[str]:
 
 
 def new_functions(record: Record, cell: Cell) -> list[str]:
-    """Metrics and rules outside the suite that a record was made without, as keys of `Cell.code`."""
+    """Metrics and rules outside the suite (keys of `Cell.code`) that did not exist when a record was made."""
     then = record.provenance.code or {}
     return [kind for kind in cell.code() if kind.startswith(("metric ", "rule ")) and kind not in then]
 
 
 def _is_outdated(record: Record, cell: Cell) -> bool:
-    """Whether something outside the suite has changed since; of a shipped method its version tells."""
+    """Whether code outside the suite has changed since a record was made; for a shipped method its version decides."""
     changed = changed_code(record, cell)
     return changed not in ([], ["method"]) or (bool(changed) and not is_shipped(type(cell.build_method())))
 
 
 def _of_changed_code(changed: dict[str, list[Cell]], *, keep: bool) -> list[str]:
-    """Notices of what has changed since records were made that count as finished: "method pgd" -> their cells.
+    """Notices of code that has changed since finished records were made: "method pgd" -> their cells.
 
     Raises:
-        BenchmarkError: some are not of the suite, and are not to be kept.
+        BenchmarkError: code outside the suite has changed, and its records are not to be kept.
     """
     notices, problems = [], []
     for what, cells in changed.items():
@@ -258,7 +260,7 @@ def _of_changed_code(changed: dict[str, list[Cell]], *, keep: bool) -> list[str]
 def _machines(record: Record, cell: Cell, device_kind: str) -> tuple[str, str] | None:
     """The kind of device and precision of a record, and those that its cell would have here; None if they are equal.
 
-    What a record does not tell is no difference.
+    A value that a record does not contain counts as equal.
     """
     here = (device_kind, cell.build_recipe().effective_precision(device_kind))
     then = (record.device_kind or here[0], record.precision or here[1])
@@ -266,7 +268,7 @@ def _machines(record: Record, cell: Cell, device_kind: str) -> tuple[str, str] |
 
 
 def _of_other_machines(n_by_machines: dict[tuple[str, str], int]) -> list[str]:
-    """Notices of finished cells of another kind of device or precision than this run has."""
+    """Notices of finished cells that ran on another kind of device, or in another precision, than this run."""
     return [
         f"{n} finished cell{' was' if n == 1 else 's were'} run on {then}, and this run is on {here}: counted as "
         "finished, and not paired with runs from here. To run all of them here: --rerun all."
@@ -275,7 +277,7 @@ def _of_other_machines(n_by_machines: dict[tuple[str, str], int]) -> list[str]:
 
 
 def _made_from(result: Result) -> tuple[str, str]:
-    """Fingerprint of the data and of the pretrained weights."""
+    """Digests of the data and of the pretrained weights."""
     return result.data.fingerprint, result.pretrained_sha256
 
 
@@ -289,7 +291,7 @@ def _start_of(cell: Cell) -> tuple[str, str]:
 
 
 def check_data(datasets: Sequence[Dataset], data_dir: Path, *, with_x: bool = True) -> None:
-    """Refuse to start while files are missing, naming them all; without `with_x`, those that `build_labels` needs."""
+    """Refuse to start while files are missing, naming all; without `with_x`, only those that `build_labels` needs."""
     problems = []
     for dataset in {(dataset.name, repr(dataset)): dataset for dataset in datasets}.values():
         with raised_by(f"needed_files of {dataset.name} failed"):
@@ -301,7 +303,7 @@ def check_data(datasets: Sequence[Dataset], data_dir: Path, *, with_x: bool = Tr
 
 
 def missing(dataset: Dataset, needed: Sequence[NeededFile], data_dir: Path) -> str:
-    """What a dataset lacks: each file, how big it is, where it comes from, and what to do."""
+    """A message on missing files of a dataset: each file with its size and source, and what to do."""
     lines = [f"The data of {dataset.name} are not complete. Needed:"]
     lines += [f"  {file.path} ({file.size}) from: {file.source}" for file in needed]
     if all(file.downloads for file in needed):
@@ -314,23 +316,23 @@ def missing(dataset: Dataset, needed: Sequence[NeededFile], data_dir: Path) -> s
 
 
 def begun(cells: Sequence[Cell], results_dir: Path) -> list[Cell]:
-    """Those of the cells that an earlier run has left a checkpoint of."""
+    """The cells for which an earlier run has left a checkpoint."""
     if not (results_dir / "running").exists():
         return []
     return [cell for cell in cells if (running_path(record_path(results_dir, cell)) / JOURNAL).exists()]
 
 
 def data_key(cell: Cell) -> str:
-    """Equal for cells whose data are the same."""
+    """A key that is equal for cells with the same data."""
     return f"{cell.dataset} {cell.dataset_parameters} {cell.root}"
 
 
 class Built(NamedTuple):
-    """Of data that were built.
+    """Facts about data that were built.
 
     Attributes:
-        fingerprint: of them. note: what is to be said of them. valid_is_test: whether validation is the test split.
-        shape: of the x of a sample; () where it is not known. without_value: rules that cannot choose there.
+        fingerprint: digest of the data. note: a note to show. valid_is_test: whether validation is the test split.
+        shape: of the x of a sample; () if unknown. without_value: rules that cannot choose on these data.
     """
 
     fingerprint: str
@@ -341,7 +343,7 @@ class Built(NamedTuple):
 
 
 def build_all(datasets: dict[str, Dataset], data_dir: Path) -> dict[str, Built]:
-    """Build each dataset once: damaged files are told before anything trains."""
+    """Build each dataset once, so that damaged files are reported before anything trains."""
     from debiasbench.datasets import check_splits
 
     built, problems = {}, []

@@ -1,4 +1,4 @@
-"""The way of a grid, under both doors: what was asked for becomes cells, a plan, and records."""
+"""Run a grid, for both the command line and Python: from the request to cells, a plan, and records."""
 
 from __future__ import annotations
 
@@ -28,20 +28,21 @@ from debiasbench.tuning import Trial, expand_draws, expand_tuned
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Where a grid's data and results are, on what it runs, and which of its cells.
+    """Where the data and results of a grid are, what it runs on, and which of its cells run.
 
     Attributes:
-        device: "auto", "cpu", "cuda", "cuda:1", ... workers: processes; None: one a core or GPU; 0: this process.
+        device: "auto", "cpu", "cuda", "cuda:1", ... workers: processes; None: one per core or GPU; 0: this process.
         per_device: workers that share a GPU. executor: "local", "ray" (or "ray:HOST:PORT") or "slurm".
-        slurm: what SLURM is asked for, as on the command line.
-        rerun: "missing", "failed", "changed" or "all". keep_changed: count as finished what other code made.
+        slurm: options for SLURM, as on the command line.
+        rerun: "missing", "failed", "changed" or "all". keep_changed: count cells as finished even if their code has
+            changed since.
         save_weights: keep the trained networks.
         reuse: train equal stages of several cells once. shard: (i, n), the i-th of n parts of the grid, from 1.
-        checkpoint_every: seconds within a stage; a checkpoint is also made at the end of each call.
-        cell_timeout, silence_timeout: seconds, after which a cell is ended (of silence: without a sign of life).
-        log: loggers of finished cells ("tensorboard", "wandb").
-        download: fetch missing data first, as `debiasbench prepare` does. skip_missing: leave out datasets whose data
-            are missing (still), and say so.
+        checkpoint_every: seconds between checkpoints within a stage; one is also written at the end of each call.
+        cell_timeout, silence_timeout: seconds after which a cell is ended, in total or without a sign of life.
+        log: loggers of cells ("tensorboard", "wandb").
+        download: download missing data first, like `debiasbench prepare`. skip_missing: leave out datasets whose data
+            are (still) missing, and say so.
         tuned: values that `debiasbench tune` chose, to run with. dry_run: only plan.
     """
 
@@ -69,10 +70,10 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class GridRun:
-    """A grid that is ready to run: what was asked for (with its reference by title), the plan, and the workers.
+    """A grid that is ready to run: the request (with its reference by title), the plan, and the executor.
 
     Attributes:
-        left_out: datasets that are not run, with their numbers of cells -> what is missing (`skip_missing`).
+        left_out: datasets that do not run, with their numbers of cells -> what is missing (`skip_missing`).
     """
 
     asked: Experiment
@@ -84,20 +85,20 @@ class GridRun:
 
     @property
     def methods(self) -> list[str]:
-        """Titles of the methods, in the order asked for."""
+        """Titles of the methods, in the order given."""
         return list(dict.fromkeys(cell.method_title for cell in self.plan.grid.cells))
 
 
-MANY_CELLS, MANY_DATA = 10_000, 100  # which take so long to check that it is told
+MANY_CELLS, MANY_DATA = 10_000, 100  # above these, checking takes so long that a message says so
 
 
 def plan_grid(asked: Experiment, options: RunOptions, told: Callable[[str], None] = lambda _: None) -> GridRun:
-    """Check all that can be wrong before anything trains, and find what is finished.
+    """Check everything that can be wrong before anything trains, and find the finished cells.
 
-    `told` is called with a line where that takes long.
+    `told` is called with a message if this takes long.
 
     Raises:
-        BenchmarkError: names, parameters, files, devices or folders that cannot be used; what to do about it.
+        BenchmarkError: names, parameters, files, devices or folders cannot be used; it says what to do.
     """
     _check_workers(options)
     given: dict[str, Any] = {
@@ -120,17 +121,17 @@ class Tuning:
 
     @property
     def seeds(self) -> list[int]:
-        """That each draw is trained with."""
+        """The seeds with which each draw is trained."""
         return [cell.seed for cell in self.trials[0].cells]
 
 
 def plan_tuning(
     asked: Experiment, options: RunOptions, *, draws: int, rule: str, told: Callable[[str], None] = lambda _: None
 ) -> Tuning:
-    """As `plan_grid`, of the draws of a tuning; `asked.seeds` is how many runs of each there are.
+    """Like `plan_grid`, for the draws of a tuning; `asked.seeds` is the number of runs of each draw.
 
     Raises:
-        BenchmarkError: as `plan_grid`; nothing can be tuned, or not on these data.
+        BenchmarkError: as in `plan_grid`, or nothing can be tuned, or not on these data.
     """
     _check_workers(options)
     assert isinstance(asked.seeds, int)
@@ -151,11 +152,11 @@ def plan_tuning(
             f"The rule {rule} has no value on the validation split of {', '.join(dict.fromkeys(without))}: "
             f"{NEEDS.get(rule, 'too few samples are there')}. Choose by another rule, or leave it out."
         )
-    left = {cell.hash for cell in ready.plan.grid.cells}  # without datasets that are left out
+    left = {cell.hash for cell in ready.plan.grid.cells}  # datasets without data may have been left out
     return Tuning([trial for trial in trials if all(cell.hash in left for cell in trial.cells)], ready)
 
 
-NEEDS = {  # rule -> what it lacks where it has no value
+NEEDS = {  # rule -> why it has no value
     "group_val": "too few samples of known bias are in the smallest group, or conflict (ten at least)",
     **dict.fromkeys(("worst_class", "class_gap"), "it has samples of one class alone"),
 }
@@ -169,12 +170,12 @@ def _check_workers(options: RunOptions) -> None:
 
 
 def plan_cells(grid: Grid, asked: Experiment, options: RunOptions, told: Callable[[str], None]) -> GridRun:
-    """As `plan_grid`, of the cells of a grid."""
+    """Like `plan_grid`, for given cells."""
     n_cells, n_data = len(grid.cells), len({cell.dataset_title for cell in grid.cells})
     if n_cells > MANY_CELLS or n_data > MANY_DATA:
         told(f"{n_cells:,} cells on {n_data:,} set{'s' * (n_data > 1)} of data: checking them takes a while.")
     logs.check(options.log)
-    asked = replace(asked, reference=_reference(asked.reference, grid.cells))  # a slip is told before data are fetched
+    asked = replace(asked, reference=_reference(asked.reference, grid.cells))  # report a mistake before downloads
     if options.shard is not None:
         grid = part_of(grid, *options.shard)
     limits = [name for name in ("cell_timeout", "silence_timeout") if getattr(options, name) is not None]
@@ -186,23 +187,23 @@ def plan_cells(grid: Grid, asked: Experiment, options: RunOptions, told: Callabl
     weights = options.save_weights or asked.needs_weights
     executor = _executor(options)
     settings = Settings(
-        data_dir=options.data_dir.absolute(),  # whatever folder a method changes to
+        data_dir=options.data_dir.absolute(),  # a method may change the current folder
         results_dir=options.results_dir.absolute(),
         devices=executor.devices,
         threads=executor.threads,
         save_weights=weights,
-        reuse=options.reuse and options.rerun != "all",  # what was kept would make a check of equality void
+        reuse=options.reuse and options.rerun != "all",  # stored stages would hide differences
         resume=options.rerun != "all",
         checkpoint_every=options.checkpoint_every,
         cell_timeout=options.cell_timeout,
         silence_timeout=options.silence_timeout,
     )
     if not options.dry_run:
-        check_writable(options.results_dir)  # before the data are fetched or built
+        check_writable(options.results_dir)  # before data are downloaded or built
     grid, left_out = with_data(
         grid, options.data_dir, download=options.download, skip_missing=options.skip_missing, dry_run=options.dry_run
     )
-    if options.shard is None:  # of a part, the reference may be in another
+    if options.shard is None:  # the reference may be in another part of the grid
         asked = replace(asked, reference=_reference(asked.reference, grid.cells))
     planned = plan(
         grid, data_dir=options.data_dir, results_dir=options.results_dir, rerun=options.rerun,
@@ -213,10 +214,10 @@ def plan_cells(grid: Grid, asked: Experiment, options: RunOptions, told: Callabl
 
 
 def _executor(options: RunOptions) -> Executor:
-    """What trains the cells.
+    """The executor that trains the cells.
 
     Raises:
-        BenchmarkError: there is no such executor; packages, machines or devices that it needs are not there.
+        BenchmarkError: there is no such executor, or it lacks packages, machines or devices.
     """
     kind, address = kind_of(options.executor)
     if options.slurm and kind != "slurm":
@@ -233,15 +234,15 @@ def _executor(options: RunOptions) -> Executor:
 
 
 def run_grid(ready: GridRun, handle: Callable[[Event], None]) -> None:
-    """Run what is not finished, calling `handle` in this thread for each event."""
+    """Run the cells that are not finished, calling `handle` in this thread for each event."""
     planned = ready.plan
     with logs.Live(ready.options.log, ready.options.results_dir) as live:
 
         def logged(cell: Cell, log: Callable[[], None]) -> None:
-            """A log that fails is told, and costs nothing else."""
+            """Call `log`; if it fails, show a note and go on."""
             try:
                 log()
-            except Exception as error:  # whatever a package of others does: the record is there
+            except Exception as error:  # a logging package may raise anything; the record is kept
                 handle(Event("note", cell, 0, message=f"{cell.title} was not logged ({error})."))
 
         def at_end(cell: Cell, path: Path) -> None:
@@ -269,12 +270,12 @@ def run_grid(ready: GridRun, handle: Callable[[Event], None]) -> None:
 
 
 def leave_grid(ready: GridRun) -> str:
-    """Begin to run what goes on without this process; returns the command that stops it, "" if nothing would."""
+    """Start a run that goes on without this process; returns the command that stops it, "" if none can go on."""
     return ready.executor.leave(_work(ready), ready.settings) if ready.plan.to_run else ""
 
 
 def _work(ready: GridRun) -> Work:
-    """The cells to train; what was asked for is written down for `report` and `status --follow`."""
+    """The cells to train; the request is written down for `report` and `status --follow`."""
     results_dir, planned = ready.options.results_dir, ready.plan
     write_grid(results_dir, ready.asked, ready.methods)
     tell_cells(results_dir, planned)
@@ -282,14 +283,14 @@ def _work(ready: GridRun) -> Work:
 
 
 def part_of(grid: Grid, index: int, count: int) -> Grid:
-    """The `index`-th of `count` parts of a grid, from 1, which cost about the same: the same on every machine.
+    """Part `index` of `count` parts of a grid, from 1. Parts cost about the same, and are equal on every machine.
 
     Raises:
         BenchmarkError: there is no such part.
     """
     if not 1 <= index <= count:
         raise BenchmarkError(f"--shard must be I/N with I from 1 to N, such as 2/8. Got {index}/{count}.")
-    by_cost = sorted(grid.cells, key=lambda cell: -grid.relative_costs[cell.hash])  # equal ones stay in their order
+    by_cost = sorted(grid.cells, key=lambda cell: -grid.relative_costs[cell.hash])  # equal costs keep their order
     mine = {cell.hash for cell in by_cost[index - 1 :: count]}
     return replace(grid, cells=[cell for cell in grid.cells if cell.hash in mine])
 
@@ -297,7 +298,7 @@ def part_of(grid: Grid, index: int, count: int) -> Grid:
 def longest_first(planned: Plan) -> list[Cell]:
     """The cells to run, dataset by dataset; short ones last, so that no worker waits long for the others at the end.
 
-    The seeds of a method follow each other: two workers then seldom need one reusable stage at the same time.
+    The seeds of a method follow each other, so that two workers seldom need the same reusable stage at the same time.
     """
     datasets = list(dict.fromkeys(data_key(cell) for cell in planned.to_run))
     methods = list(dict.fromkeys(cell.method_title for cell in planned.to_run))
@@ -308,14 +309,14 @@ def longest_first(planned: Plan) -> list[Cell]:
     )
 
 
-WORKERS_A_CORE = 8  # more are a slip of the finger: each has its own torch in memory
+WORKERS_A_CORE = 8  # more must be a typing error: each worker has its own torch in memory
 
 
 def _check_machine(device: str, workers: int | None) -> None:
-    """Refuse kinds of devices that nothing is tested on, and more workers than a machine can mean.
+    """Refuse kinds of devices on which nothing is tested, and implausible numbers of workers.
 
     Raises:
-        BenchmarkError: what was given, and what is allowed.
+        BenchmarkError: the device or the number is refused; it says what was given and what is allowed.
     """
     if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", device):
         raise BenchmarkError(f"Unsupported device '{device}'. Allowed: auto, cpu, cuda, cuda:0, ...")
@@ -327,7 +328,7 @@ def _check_machine(device: str, workers: int | None) -> None:
 
 
 def _reference(given: str | None, cells: Sequence[Cell]) -> str | None:
-    """The title of the reference as asked for, by name or title; the first method where nothing was asked."""
+    """The title of the reference, which was given by name or title; by default the first method."""
     titles = list(dict.fromkeys(cell.method_title for cell in cells))
     if given is None:
         return titles[0] if titles else None

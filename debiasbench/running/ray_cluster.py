@@ -1,6 +1,6 @@
-"""Train cells on a Ray cluster: a cell is a Ray task, in which a worker process trains it.
+"""Train cells on a Ray cluster: each cell is a Ray task, in which a worker process trains it.
 
-Ray finds the machine, with a core or a share of a GPU. Plug-ins and the local modules that they import are sent along.
+Ray finds a machine with a free core or share of a GPU. Plug-ins and the local modules that they import are sent along.
 A cell whose machine is lost goes on elsewhere, from its checkpoint on shared storage.
 """
 
@@ -33,29 +33,29 @@ from debiasbench.running.nodes import other_versions, shared_folders, unreachabl
 from debiasbench.running.process import GRACE, WorkerProcess
 from debiasbench.running.supervision import Supervisor, for_worker
 
-ANSWER = 10.0  # seconds that a head node has to take a connection
-GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # to which gRPC's servers answer
-PROBE = 60.0  # seconds that a node has to answer whether it can take part
-SENT = ("DEBIASBENCH_CACHE",)  # variables that workers elsewhere have as well
-OVER = ("finished", "lost", "refused", "stopped", "died")  # after which a task says nothing more
+ANSWER = 10.0  # seconds for a head node to accept a connection
+GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # gRPC servers answer it
+PROBE = 60.0  # seconds for a node to answer whether it can take part
+SENT = ("DEBIASBENCH_CACHE",)  # environment variables that are passed on to workers elsewhere
+OVER = ("finished", "lost", "refused", "stopped", "died")  # the last message of a task is one of these
 
 
 class RayExecutor(Supervisor):
-    """Ray tasks. Without an address: of the cluster that this machine is in, or of one made for this run."""
+    """Trains cells as Ray tasks. Without an address: on this machine's cluster, or on one started for this run."""
 
     name = "ray"
 
     def __init__(self, address: str, device: str, workers: int | None, per_device: int = 1) -> None:
-        """Connect.
+        """Connect to the cluster.
 
         Args:
             address: HOST:PORT of the head node; "" for any cluster here.
-            device: "auto" (a GPU if the cluster has any), "cpu" or "cuda".
-            workers: cells at a time; None: as many as the cluster has cores or shares of GPUs now.
+            device: "auto" (GPUs if the cluster has any), "cpu" or "cuda".
+            workers: cells at a time; None: the present number of the cluster's cores or shares of GPUs.
             per_device: cells that share a GPU.
 
         Raises:
-            BenchmarkError: Ray is not installed; there is no cluster at the address; it has no such device.
+            BenchmarkError: Ray is not installed, there is no cluster at the address, or it has no such device.
         """
         if importlib.util.find_spec("ray") is None:
             raise BenchmarkError(
@@ -91,32 +91,32 @@ class RayExecutor(Supervisor):
             raise BenchmarkError("\n".join(dict.fromkeys(refusals)))
 
     def start(self, number: int) -> RayTask:
-        """A task, which trains one cell."""
+        """A task that trains one cell."""
         device = "cuda:0" if self.devices[number] == "cuda" else "cpu"
         settings = self.process_settings(device, share=self.per_device) | {"versions": versions()}
         variables = {name: os.environ[name] for name in SENT if name in os.environ}
         return RayTask(settings, self._sent, variables, gpus=1 / self.per_device if device != "cpu" else 0)
 
     def request(self, cell: Cell) -> dict[str, Any]:
-        """With the digests of its code, which must be those of the machine that it runs on."""
+        """The request with the digests of the cell's code, which must equal those on the machine that trains it."""
         return super().request(cell) | {"code": cell.code()}
 
 
 class RayTask:
-    """One cell as a Ray task, as a supervisor sees it: it begins when it is sent the cell."""
+    """One cell as a Ray task, in the form that a supervisor needs; the task is submitted with the cell."""
 
     def __init__(
         self, settings: Mapping[str, Any], files: Mapping[str, bytes], variables: Mapping[str, str], gpus: float
     ) -> None:
-        """`files`: sent along, see `plugin_files`."""
+        """`files`: source files to send along, see `plugin_files`."""
         self._given, self._gpus = (settings, files, variables), gpus
         self._messages: Any = None  # Ray's generator
-        self._coming: Any = None  # its next message: of a task that is cancelled, there when that has ended
+        self._coming: Any = None  # its next message; for a cancelled task, available once the task has ended
         self._cause = ""
         self.waits, self.is_over, self.is_lost, self.was_killed_by_others = True, False, False, False
 
     def send(self, request: Mapping[str, Any]) -> None:
-        """Submit it."""
+        """Submit the task."""
         import ray
 
         task = ray.remote(train).options(
@@ -158,15 +158,15 @@ class RayTask:
         return None if message["event"] in ("died", "silent") else message
 
     def ask_to_stop(self) -> None:
-        """Ray interrupts the task, and that ends its worker."""
+        """Make Ray interrupt the task, which ends its worker."""
         self._cancel(force=False)
 
     def kill(self) -> None:
-        """Ray ends the process of the task, and the worker leaves by itself."""
+        """Make Ray kill the process of the task; its worker then exits by itself."""
         self._cancel(force=True)
 
     def end(self) -> None:
-        """Interrupt it, and end it if it takes too long."""
+        """Interrupt the task, and kill it if it takes too long to end."""
         if self._messages is None or self.is_over:
             return
         self.ask_to_stop()
@@ -176,7 +176,7 @@ class RayTask:
         self.kill()
 
     def cause_of_death(self) -> str:
-        """As Ray tells it, or the worker's own."""
+        """The cause that Ray reports, or that of the worker."""
         return self._cause or "its task has ended"
 
     def _cancel(self, *, force: bool) -> None:
@@ -190,9 +190,9 @@ class RayTask:
 def train(
     settings: Mapping[str, Any], files: Mapping[str, bytes], variables: Mapping[str, str], request: Mapping[str, Any]
 ) -> Iterator[dict[str, Any]]:
-    """In a Ray task: train one cell in a worker process, and hand on what it says; "silent" where that is nothing.
+    """In a Ray task: train one cell in a worker process and yield its messages, or "silent" if there is none.
 
-    Ray interrupts a generator only where it hands something on.
+    Ray interrupts a generator only when it yields.
     """
     folder = Path(tempfile.mkdtemp(prefix="debiasbench-"))
     process = None
@@ -212,16 +212,16 @@ def train(
                 return
             else:
                 yield {"event": "silent"}
-    finally:  # also when Ray interrupts it
+    finally:  # also if Ray interrupts the task
         if process is not None:
             process.end()
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def plugin_files(cells: Sequence[Cell]) -> dict[str, bytes]:
-    """The source files of the cells' plug-ins that are not of the suite, and of the local modules that they import.
+    """The source files of the cells' plug-ins outside the suite, and of the local modules that they import.
 
-    Networks, metrics and rules among them.
+    Plug-ins include networks, metrics and rules.
 
     Returns:
         "methods/mine.py", "modules/helpers/__init__.py" -> content.
@@ -242,7 +242,7 @@ def plugin_files(cells: Sequence[Cell]) -> dict[str, bytes]:
 
 
 def unpacked(files: Mapping[str, bytes], folder: Path) -> dict[str, str]:
-    """Write the files that were sent along; returns the variables by which a worker finds them."""
+    """Write the files that were sent along; returns environment variables with which a worker finds them."""
     for name, content in files.items():
         place = folder / name
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -258,20 +258,20 @@ def unpacked(files: Mapping[str, bytes], folder: Path) -> dict[str, str]:
 
 
 def _environment() -> dict[str, Any]:
-    """By which tasks find the suite where this process does, if it is there: a clone need not be installed."""
+    """Lets tasks find the suite at the path that it has here, if it is there: a clone need not be installed."""
     return {"env_vars": {"PYTHONPATH": with_package("${PYTHONPATH}")}}
 
 
 def can_take_part(expected: Mapping[str, str], folders: Sequence[str], mark: str) -> str:
-    """On a node: why it cannot; "" if it can."""
+    """On a node: why it cannot take part; "" if it can."""
     return other_versions(expected) or unreachable(map(Path, folders), Path(mark))
 
 
 def _connect(address: str) -> None:
-    """Be a driver of a cluster.
+    """Connect to a cluster as its driver.
 
     Raises:
-        BenchmarkError: there is none.
+        BenchmarkError: there is no such cluster.
     """
     import ray
 
@@ -291,10 +291,10 @@ def _connect(address: str) -> None:
 
 
 def _check_address(address: str) -> None:
-    """Refuse what is no HOST:PORT that answers: Ray would try for minutes.
+    """Refuse an address that is not HOST:PORT or does not answer: Ray would try for minutes.
 
     Raises:
-        BenchmarkError: what is wrong with it.
+        BenchmarkError: the address is refused; it says why.
     """
     if "://" in address:
         raise BenchmarkError(
@@ -323,7 +323,7 @@ def _no_cluster(place: str, why: str) -> BenchmarkError:
 
 @contextlib.contextmanager
 def _own_signals() -> Iterator[None]:
-    """What this process does at signals stays, whatever a library sets meanwhile."""
+    """Restore the signal handlers of this process after a library may have changed them."""
     numbers = [number for name in ("SIGTERM", "SIGINT", "SIGHUP") if (number := getattr(signal, name, None))]
     before = {number: signal.getsignal(number) for number in numbers}
     try:
@@ -335,7 +335,7 @@ def _own_signals() -> Iterator[None]:
 
 
 def _probe(folders: Sequence[Path], mark: Path) -> list[str]:
-    """What keeps nodes of the cluster from taking part, a line each."""
+    """Why nodes of the cluster cannot take part, one line for each such node."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -362,6 +362,6 @@ def _probe(folders: Sequence[Path], mark: Path) -> list[str]:
 
 
 def _said(error: Exception) -> str:
-    """The last line of an error of Ray, which may be a whole traceback."""
+    """The last line of a Ray error, whose message may be a whole traceback."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""Run one cell, here: build the data, fit, evaluate, and make the record. Failures become records too."""
+"""Run one cell in this process: build the data, fit, evaluate, and write the record. Failures become records too."""
 
 from __future__ import annotations
 
@@ -65,20 +65,20 @@ from debiasbench.training.task import Task
 
 @dataclass
 class Runner:
-    """Runs cells one after another in this process; equal data are built once."""
+    """Runs cells one after another in this process; data that consecutive cells share are built once."""
 
     data_dir: Path
     results_dir: Path
     device: str = "cpu"
     save_weights: bool = False
     reuse: bool = True  # equal stages of several cells are trained once
-    resume: bool = True  # a cell that was interrupted goes on where it stood
-    checkpoint_every: float = 60.0  # seconds, within a stage
-    threads: int | None = None  # of torch; none: as they are
-    memory_fraction: float = 0.5  # of the device's free memory, which the data may take
-    executor: str = "local"  # by which it runs, for the record
+    resume: bool = True  # an interrupted cell goes on from its checkpoint
+    checkpoint_every: float = 60.0  # seconds between checkpoints within a stage
+    threads: int | None = None  # torch threads; None: unchanged
+    memory_fraction: float = 0.5  # part of the device's free memory that the data may take
+    executor: str = "local"  # executor that runs the cell, for the record
     changed: list[str] = field(default_factory=list)  # global state that the last cell had changed
-    stopping: bool = False  # the cell shall end at its next step, with a checkpoint
+    stopping: bool = False  # the cell has to end at its next step, with a checkpoint
     _journal: Journal = field(default_factory=Journal)
     _data: dict[str, Splits] = field(default_factory=dict)
 
@@ -86,7 +86,7 @@ class Runner:
         """Run a cell and write its record, done or failed; returns the record's path.
 
         Raises:
-            StoppedError: it was asked to stop, and goes on from its checkpoint when it is run again.
+            StoppedError: the cell was asked to stop; it goes on from its checkpoint when it is run again.
             OSError: the record could not be written.
         """
         with settled(self.threads, self.device), undetermined_operations() as undetermined:
@@ -103,7 +103,7 @@ class Runner:
             result, arrays = self._train_or_again(cell, spent, path, progress)
         except (KeyboardInterrupt, StoppedError):
             raise
-        except BaseException as error:  # whatever a method does wrong, sys.exit included: the other cells go on
+        except BaseException as error:  # other cells go on after any error of a method, even sys.exit
             failure = Failure(type(error).__name__, _cut(_said(error)), _cut(traceback.format_exc()))
             path = failed_path(path)
         finally:
@@ -124,20 +124,20 @@ class Runner:
 
     def splits(self, dataset: Dataset) -> Splits:
         """The dataset's splits on the device; the last ones built are kept."""
-        key = f"{dataset.name} {dataset!r}"  # two files may name their classes alike
+        key = f"{dataset.name} {dataset!r}"  # two files may use the same class name
         if key not in self._data:
             self._data.clear()
             if torch.device(self.device).type == "cuda":
-                torch.cuda.empty_cache()  # else what the last data took still counts as taken
+                torch.cuda.empty_cache()  # otherwise the memory of the last data still counts as used
             splits = check_splits(dataset, dataset.build(self.data_dir))
-            splits.fingerprint()  # of what was built, whatever a method does to it
+            splits.fingerprint()  # computed before a method can change the data
             self._data[key] = splits.to(torch.device(self.device), fraction=self.memory_fraction)
         return self._data[key]
 
     def _train_or_again(
         self, cell: Cell, spent: Spent, path: Path, progress: Progress | None
     ) -> tuple[Result, dict[str, Tensor]]:
-        """What fails after it has gone on from a checkpoint counts only if it fails from the start as well."""
+        """Train a cell; if it fails after resuming from a checkpoint, train it again from the start."""
         try:
             return self._train(cell, spent, path, progress, resume=self.resume)
         except (Exception, StaleJournalError):
@@ -148,7 +148,7 @@ class Runner:
     def _train(
         self, cell: Cell, spent: Spent, path: Path, progress: Progress | None, *, resume: bool
     ) -> tuple[Result, dict[str, Tensor]]:
-        """The way of one cell: data, task, fit, result."""
+        """The steps of one cell: data, task, fit, result."""
         self._journal = journal = Journal(progress)
         journal.stopping = self.stopping
         method, dataset, recipe = cell.build_method(), cell.build_dataset(), cell.build_recipe()
@@ -184,7 +184,7 @@ class Runner:
             raise
 
     def _checked_result(self, cell: Cell, task: Task, predictor: Any) -> tuple[Result, dict[str, Tensor]]:
-        """The result of a task that is fitted, if what `fit` returned is what was evaluated."""
+        """The result of a fitted task, after checking that `fit` returned the predictor that was evaluated."""
         if task.predictor is None:
             raise BenchmarkError(
                 f"{cell.method}: no stage was given predict=, so there is nothing to evaluate. Pass it to the "
@@ -198,7 +198,7 @@ class Runner:
         return result_of(task)
 
     def _checkpoints(self, cell: Cell, splits: Splits, *, resume: bool) -> Checkpoints:
-        """Where the cell is kept while it runs, under all that its numbers follow from."""
+        """The checkpoints of the running cell, labelled with everything that its results depend on."""
         header = {
             "cell": cell.hash, "code": cell.code(), "data": splits.fingerprint(),
             "pretrained": weights_sha256(cell.recipe["net"], cell.recipe["pretrained"]),
@@ -217,7 +217,7 @@ class Runner:
 
 
 def _said(error: BaseException) -> str:
-    """The message of an error; of one whose own code for it fails, that it does."""
+    """The message of an error, or a remark if the error's own code for its message fails."""
     try:
         return str(error)
     except BaseException as of_message:
@@ -225,7 +225,7 @@ def _said(error: BaseException) -> str:
 
 
 def _cut(text: str, most: int = 20_000) -> str:
-    """A text without its middle where it is longer: a message may hold all of the data, and would be shown whole."""
+    """A text, without its middle if it is too long: a message may contain all data, and would be shown completely."""
     half = most // 2
     return text if len(text) <= most else f"{text[:half]}... ({len(text) - most:,} characters) ...{text[-half:]}"
 
@@ -240,7 +240,7 @@ def result_of(task: Task) -> tuple[Result, dict[str, Tensor]]:
     arrays["test_prediction"] = logits.argmax(1).to(torch.int16).cpu()
     conflicts_known = dataset.has_bias_labels and dataset.defines_conflicts
     if arrays.keys() & {"score", "selected"} and conflicts_known:
-        arrays["train_conflict"] = splits.train.conflicting.cpu().contiguous()  # the truth, for the figures
+        arrays["train_conflict"] = splits.train.conflicting.cpu().contiguous()  # ground truth for figures
     tune = None
     if splits.tune is not None:
         tune = present(evaluation.metrics("tune", evaluation.logits(predict, nets, splits.tune, recipe)))
@@ -265,9 +265,10 @@ def result_of(task: Task) -> tuple[Result, dict[str, Tensor]]:
 
 
 def check_last_row(task: Task, correct: tuple[int, ...]) -> None:
-    """Refuse a result whose last logged epoch is not what the final predictions say.
+    """Refuse a result whose last logged epoch does not agree with the final predictions.
 
-    `correct`: how many of each class the final predictor gets right on test. On a GPU a few may differ by rounding.
+    `correct`: the final predictor's number of correct test predictions for each class. On a GPU a few may differ by
+    rounding.
 
     Raises:
         BenchmarkError: the predictor was changed after it had been evaluated.
@@ -282,7 +283,7 @@ def check_last_row(task: Task, correct: tuple[int, ...]) -> None:
 
 
 def data_facts(dataset: Dataset, splits: Splits) -> DataFacts:
-    """What a record says of the data."""
+    """The facts about the data that a record contains."""
     facts = {}
     for name, part in splits.named().items():
         conflicts: dict[str, int] = {}
@@ -306,12 +307,12 @@ def _epoch_facts(one: EvaluatedEpoch) -> EpochFacts:
 
 
 def present(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values without those that are nan: what has none has no key."""
+    """The values that are not nan: a metric without a value has no key."""
     return {name: value for name, value in values.items() if value == value}
 
 
 def failed_record(cell: Cell, results_dir: Path, kind: str, message: str, device: str, executor: str = "local") -> Path:
-    """Record a cell whose process was lost, or ended: `kind` is "LostWorker" or "TimedOut"."""
+    """Record the failure of a cell whose process was lost ("LostWorker") or ended ("TimedOut"), given by `kind`."""
     path = failed_path(record_path(results_dir, cell))
     before = failure_at(path)
     times = 1 + (before.times or 1) if before is not None and before.type == kind else 1
@@ -324,7 +325,7 @@ def failed_record(cell: Cell, results_dir: Path, kind: str, message: str, device
 
 @dataclass
 class Spent:
-    """Seconds of a cell that its journal does not know."""
+    """The seconds of a cell that its journal does not record."""
 
     total: float = 0.0
     data: float = 0.0
@@ -338,10 +339,10 @@ def provenance(
     undetermined: set[str] | None = None,
     **where: str,
 ) -> Provenance:
-    """Where, when, with what and how long.
+    """Where, when, with what, and for how long a cell ran.
 
     Args:
-        undetermined: operations that rounded otherwise than they may in another run; None: not known.
+        undetermined: operations whose results may be rounded differently in another run; None: unknown.
         where: the host and the executor, if they are known.
     """
     kind = "cuda" if device.startswith("cuda") and torch.cuda.is_available() else "cpu"
@@ -378,16 +379,16 @@ def provenance(
 
 
 def _told_of(resumed: list[str], *, exact: bool) -> list[str]:
-    """Where a cell was interrupted, and whether its result may differ by that."""
+    """Where a cell was interrupted, with a remark if its result may differ between runs."""
     return resumed if exact else [f"{one} (sums of this GPU may round otherwise in each run)" for one in resumed]
 
 
 def _peak_memory(device: str, kind: str) -> int:
-    """The most memory that was taken, on a GPU or by this process, in bytes; 0 where that cannot be told."""
+    """The highest memory use, on a GPU or of this process, in bytes; 0 if unknown."""
     if kind == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     try:
-        import resource  # of Unix alone
+        import resource  # on Unix only
     except ImportError:
         return 0
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -422,10 +423,10 @@ _DETERMINISTIC: Any = torch.utils.deterministic  # a module with a property
 
 
 def settle_torch(threads: int | None = None, device: str = "cpu") -> None:
-    """How torch computes in a process that runs cells: equal seeds, equal results.
+    """Make torch deterministic in a process that runs cells: equal seeds give equal results.
 
-    On a GPU, operations of which torch has a form that adds in a fixed order have that form; others are carried out all
-    the same (see `undetermined_operations`). TF32 is for a recipe to ask for.
+    On a GPU, torch uses the deterministic version of an operation where it has one; other operations run nevertheless
+    (see `undetermined_operations`). TF32 is off, unless a recipe asks for it.
     """
     if threads is not None:
         torch.set_num_threads(threads)
@@ -434,21 +435,21 @@ def settle_torch(threads: int | None = None, device: str = "cpu") -> None:
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.allow_tf32 = False
     if torch.device(device).type == "cuda":
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when a process first multiplies on a GPU
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at the first multiplication on a GPU
         torch.use_deterministic_algorithms(True, warn_only=True)
-        _DETERMINISTIC.fill_uninitialized_memory = False  # a kernel for each new tensor, for nothing
-        torch.set_warn_always(True)  # attention warns once a process else, and each record is to tell
+        _DETERMINISTIC.fill_uninitialized_memory = False  # saves a kernel for each new tensor
+        torch.set_warn_always(True)  # otherwise attention warns once per process, but each record needs it
 
 
 @contextlib.contextmanager
 def settled(threads: int | None, device: str) -> Iterator[None]:
-    """Torch computes as of `settle_torch` meanwhile; whatever the process had set is put back."""
+    """Apply `settle_torch` within this context; afterwards the settings of the process are restored."""
     before = GlobalState()
     filled, always = _DETERMINISTIC.fill_uninitialized_memory, torch.is_warn_always_enabled()
     settle_torch(threads, device)
     is_gpu = torch.device(device).type == "cuda"
     try:
-        with torch.cuda.device(device) if is_gpu else contextlib.nullcontext():  # else "cuda" is the first one
+        with torch.cuda.device(device) if is_gpu else contextlib.nullcontext():  # otherwise "cuda" means the first GPU
             yield
     finally:
         before.put_back()
@@ -461,7 +462,7 @@ UNDETERMINED = r"(.+?) (?:does not have a deterministic implementation|defaults 
 
 @contextlib.contextmanager
 def undetermined_operations() -> Iterator[set[str]]:
-    """Names of the operations carried out meanwhile that have no deterministic form, as torch warns of them."""
+    """The names of operations without a deterministic version that run in this context, from the warnings of torch."""
     found: set[str] = set()
     show = warnings.showwarning
 
@@ -479,10 +480,10 @@ def undetermined_operations() -> Iterator[set[str]]:
 
 
 def default_device() -> str:
-    """The GPU if there is one."""
+    """The GPU if there is one, else the CPU."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def n_cores() -> int:
-    """CPU cores that this process may use."""
+    """The number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

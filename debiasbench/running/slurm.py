@@ -1,9 +1,9 @@
 """Train cells on a SLURM cluster: an array of jobs shares the cells of a grid by claims on the results folder.
 
-Each job (`slurm_job`) trains cells on what it was given until nothing is left. Before its time is over, or when it is
-preempted, it writes checkpoints, gives its claims back and is queued again (submitit); a job that is lost loses nothing
-else, as its claims end: SLURM queues it again, or other jobs that still run go on from its checkpoints. This process
-only looks at claims and records: jobs go on without it.
+Each job (`slurm_job`) trains cells on its cores or GPUs until nothing is left. Before its time is over, or when it is
+preempted, it writes checkpoints, gives its claims back and is queued again (by submitit). If a job is lost, its claims
+end: SLURM queues it again, or other running jobs go on from its checkpoints. This process only looks at claims and
+records, so jobs go on without it.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ from debiasbench.running.nodes import shared_folders, versions
 from debiasbench.running.slurm_job import REFUSED, Job
 from debiasbench.running.slurm_queue import folder_of_jobs, tell_jobs, told_jobs
 
-CLUSTER = "slurm"  # of submitit; "local" has jobs that are processes of this machine: for tests
-LOOK = 5.0  # seconds between questions to SLURM, and between looks at records of cells that nobody holds
-CANCEL = 60.0  # seconds that cancelled jobs have to write checkpoints
-REQUEUED = 1000  # times that a job may run out of its time
+CLUSTER = "slurm"  # submitit's kind of cluster; for tests "local", where jobs are processes of this machine
+LOOK = 5.0  # seconds between queries to SLURM, and between looks at records of cells that no job holds
+CANCEL = 60.0  # seconds for cancelled jobs to write checkpoints
+REQUEUED = 1000  # number of times that a job may reach its time limit
 
 
 @dataclass(frozen=True)
 class SlurmOptions:
-    """What SLURM is asked for, for each job.
+    """The resources and options that SLURM is asked for, for each job.
 
     Attributes:
-        time: minutes. memory: such as "16G". gpus, cpus: of a job, which trains as many cells at a time as it has of
-            the first (or of the second, without GPUs).
-        setup: lines of shell that come first (`module load cuda`). more: other options of sbatch, without their dashes.
+        time: minutes. memory: such as "16G". gpus, cpus: of a job, which trains as many cells at a time as it has GPUs
+            (or cores, if it has no GPUs).
+        setup: shell commands that run first (`module load cuda`). more: other options of sbatch, without dashes.
     """
 
     partition: str | None = None
@@ -65,8 +65,8 @@ class SlurmOptions:
     more: tuple[tuple[str, str | bool], ...] = ()
 
     def for_submitit(self) -> dict[str, Any]:
-        """As submitit names them."""
-        package = f'export PYTHONPATH={shlex.quote(str(PACKAGE.parent))}"${{PYTHONPATH:+:$PYTHONPATH}}"'  # a clone, too
+        """The options under submitit's names."""
+        package = f'export PYTHONPATH={shlex.quote(str(PACKAGE.parent))}"${{PYTHONPATH:+:$PYTHONPATH}}"'  # for clones
         named = {
             "timeout_min": self.time, "cpus_per_task": self.cpus, "gpus_per_node": self.gpus or None,
             "name": "debiasbench", "slurm_partition": self.partition, "slurm_mem": self.memory,
@@ -84,7 +84,7 @@ def read_options(words: Sequence[str]) -> SlurmOptions:
     """Options from `key=value` and TOML files; later ones replace earlier ones.
 
     Raises:
-        BenchmarkError: unknown keys, values of another form, files that cannot be read.
+        BenchmarkError: a key is unknown, a value has the wrong form, or a file cannot be read.
     """
     given: dict[str, Any] = {}
     for word in words:
@@ -156,7 +156,7 @@ def _table(key: str, value: Any) -> tuple[tuple[str, str | bool], ...]:
 
 
 def _option(name: str, value: Any) -> str | bool:
-    if isinstance(value, bool):  # an option without a value, such as --exclusive, or that there shall be none
+    if isinstance(value, bool):  # true: an option without a value, such as --exclusive; false: no such option
         return value
     if not isinstance(value, str | int | float):
         raise _refused(name, value, "a word, as sbatch takes it, a number or true")
@@ -170,21 +170,21 @@ _FORMS: dict[str, Callable[[str, Any], Any]] = {
 
 
 class SlurmExecutor:
-    """An array of jobs."""
+    """Trains cells in an array of SLURM jobs."""
 
     threads = 1
 
     def __init__(self, options: SlurmOptions, device: str, workers: int | None, per_device: int = 1) -> None:
-        """What jobs there will be.
+        """Check and keep the kind and number of jobs.
 
         Args:
-            options: of each job.
+            options: SLURM options of each job.
             device: "auto" (GPUs if jobs have any), "cpu" or "cuda".
             workers: jobs at a time; None: 4.
             per_device: cells that share a GPU.
 
         Raises:
-            BenchmarkError: submitit or SLURM is not there; a device that jobs do not have.
+            BenchmarkError: submitit or SLURM is not installed, or jobs do not have the device.
         """
         if importlib.util.find_spec("submitit") is None:
             raise BenchmarkError(
@@ -203,8 +203,8 @@ class SlurmExecutor:
         if per_device < 1 or (self.device == "cpu" and per_device > 1):
             raise BenchmarkError(f"--per-device must be at least 1, and 1 without GPUs. Got {per_device}.")
         self.options, self.per_device = options, per_device
-        self._arrays: dict[Path, str] = {}  # folder -> number of the array
-        self._shared: set[str] = set()  # numbers of those that train cells of other commands as well
+        self._arrays: dict[Path, str] = {}  # folder -> number of its array
+        self._shared: set[str] = set()  # numbers of arrays that also train cells of other commands
         self._jobs: list[Any] = []
         self._is_done = False
         self.n_jobs = workers or 4
@@ -212,7 +212,7 @@ class SlurmExecutor:
         self.devices = (self.device,) * (self.n_jobs * self.at_a_time)
 
     def check(self, cells: Sequence[Cell], settings: Settings) -> None:
-        """Let SLURM say whether it would take the job."""
+        """Ask SLURM whether it would accept the job."""
         where = str(settings.results_dir)
         if "%" in where or not where.isprintable():
             raise BenchmarkError(
@@ -226,13 +226,13 @@ class SlurmExecutor:
             raise _not_taken(asked.stderr)
 
     def script(self, settings: Settings) -> str:
-        """What sbatch is given."""
+        """The script for sbatch."""
         made = self._submitit(folder_of_jobs(settings.results_dir))._executor
         made.parameters["map_count"] = self.n_jobs
         return str(made._make_submission_file_text(made._submitit_command_str, uuid.uuid4().hex))
 
     def submit(self, work: Work, settings: Settings) -> None:
-        """Queue the jobs; not those for cells that the jobs of an earlier command are still to train."""
+        """Queue jobs, except for cells that queued jobs of an earlier command will train."""
         self.work, self.settings = work, settings
         self._before = {cell.hash: states_of(self._record(cell)) for cell in work.cells}
         queued = self._queued_before()
@@ -251,7 +251,7 @@ class SlurmExecutor:
         n_jobs = min(self.n_jobs, -(-len(mine) // self.at_a_time))
         executor = self._submitit(folder)
         try:
-            with contextlib.redirect_stderr(io.StringIO()), executor.batch():  # where submitit prints what it raises
+            with contextlib.redirect_stderr(io.StringIO()), executor.batch():  # submitit prints its errors too
                 self._jobs = [executor.submit(job) for _ in range(n_jobs)]
         except RuntimeError as error:
             raise _not_taken(str(error)) from None
@@ -259,22 +259,22 @@ class SlurmExecutor:
         tell_jobs(folder, self._arrays[folder], {self._name(cell): self._before[cell.hash] for cell in mine})
 
     def leave(self, work: Work, settings: Settings) -> str:
-        """Queue the jobs."""
+        """Queue the jobs; returns the command that cancels them."""
         self.submit(work, settings)
         own = [number for number in self._arrays.values() if number not in self._shared]
         return f"scancel {' '.join(own)}" if own else "(its jobs are to train cells of other commands as well)"
 
     def events(self) -> Iterator[Event | None]:
-        """What claims and records tell."""
+        """Events from claims and records."""
         left = {cell.hash: cell for cell in self.work.cells}
         held: dict[str, Holder] = {}
-        rows: dict[str, int] = {}  # of the display: a cell's, until it is finished
+        rows: dict[str, int] = {}  # cell hash -> its row in the display, until it is finished
         for folder, number in self._arrays.items():
             yield Event("note", self.work.cells[0], 0, message=f"SLURM array {number}; what its jobs say: {folder}")
         looked = -LOOK
         while left:
             thorough = time.monotonic() - looked > LOOK
-            alive = not thorough or self._is_alive(self._arrays.values())  # before records are looked at
+            alive = not thorough or self._is_alive(self._arrays.values())  # before the records are read
             looked = time.monotonic() if thorough else looked
             now = {name: one for name, cell in left.items() if (one := holder_of(self._claim(cell)))}
             for name, holder in now.items():
@@ -293,7 +293,7 @@ class SlurmExecutor:
             self._check_refusals()
             if not alive:
                 message = "its jobs have ended without a record of it"
-                for name in [one for one in left if one not in now]:  # else another run trains it
+                for name in [one for one in left if one not in now]:  # otherwise another run trains it
                     yield Event("lost", left.pop(name), rows.get(name, 0), message=message)
             yield None
             if left:
@@ -301,10 +301,10 @@ class SlurmExecutor:
         self._is_done = True
 
     def stop(self) -> None:
-        """Cancel the jobs, which write checkpoints; not those that are still to train cells of other commands.
+        """Cancel the jobs, which write checkpoints; jobs that also train cells of other commands go on.
 
         Raises:
-            BenchmarkError: SLURM does not answer, and the jobs go on.
+            BenchmarkError: SLURM does not answer, so the jobs go on.
         """
         mine = [number for number in self._arrays.values() if number not in self._shared]
         deadline, refusal = time.monotonic() + CANCEL, "it was not asked yet"
@@ -318,7 +318,7 @@ class SlurmExecutor:
             )
 
     def _cancel(self, arrays: Sequence[str]) -> str:
-        """Why SLURM does not cancel them; "" if it does."""
+        """Cancel arrays; returns why SLURM does not, "" if it does."""
         if CLUSTER == "slurm":
             asked = slurm_queue.ask("scancel", *arrays)
             return _last_line(asked.stderr) if asked.returncode else ""
@@ -337,7 +337,7 @@ class SlurmExecutor:
         return made
 
     def _queued_before(self) -> set[str]:
-        """Names of the cells that queued arrays of earlier commands are to train; such arrays are followed as well."""
+        """Names of cells that queued arrays of earlier commands will train; this run follows such arrays as well."""
         mine = {self._name(cell) for cell in self.work.cells}
         queued: set[str] = set()
         results_dir = self.settings.results_dir
@@ -350,7 +350,7 @@ class SlurmExecutor:
         return queued
 
     def _is_alive(self, arrays: Iterable[str]) -> bool:
-        """Whether a job waits or runs."""
+        """Whether a job is pending or running."""
         if CLUSTER == "slurm":
             return any(map(slurm_queue.is_queued, arrays))
         return not all(job.done() for job in self._jobs)
@@ -362,7 +362,7 @@ class SlurmExecutor:
         return name_of(self.settings.results_dir, cell)
 
     def _new_failure(self, cell: Cell) -> Path | None:
-        """Where a failure was recorded meanwhile beside a finished record, which it does not replace."""
+        """The path of a failure that was recorded meanwhile beside a finished record, which it does not replace."""
         path = failure_beside(self._record(cell))
         return path if states_of(self._record(cell))[1] not in (None, self._before[cell.hash][1]) else None
 

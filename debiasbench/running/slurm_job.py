@@ -1,4 +1,4 @@
-"""One job on a SLURM cluster, which shares the cells of a grid with the others of its array."""
+"""One job on a SLURM cluster, which shares the cells of a grid with the other jobs of its array."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from debiasbench.running.local import LocalExecutor
 from debiasbench.running.nodes import other_code, other_versions, unreachable
 from debiasbench.running.process import GRACE
 
-REFUSED = "refused.txt"  # why jobs could not begin
+REFUSED = "refused.txt"  # file that says why jobs could not start
 
 
 @dataclass
 class Job:
-    """What submitit calls in a job, and asks for a checkpoint.
+    """The function that submitit calls in a job, and asks for a checkpoint.
 
     Attributes:
-        versions, folders: that the machine must have. mark: a file in the folder of the array.
-        content: the cells with the digests of their code, what was there of their records, which records count, and
-            the settings; pickled apart, as it is read only where versions are equal.
-        device: "cpu" or "cuda". cpus: cores of the job. at_a_time, per_device: cells, in all and for each GPU.
+        versions, folders: requirements for the machine. mark: a file in the folder of the array.
+        content: the cells with the digests of their code, the earlier states of their records, which records count, and
+            the settings; pickled separately, because it is only read if versions are equal.
+        device: "cpu" or "cuda". cpus: cores of the job. at_a_time, per_device: cells at a time, in total and per GPU.
     """
 
     versions: Mapping[str, str]
@@ -41,7 +41,7 @@ class Job:
     per_device: int
 
     def __call__(self) -> None:
-        """Train cells until all are finished, or held by other jobs."""
+        """Train cells until all are finished or held by other jobs."""
         refusal = other_versions(self.versions) or unreachable(self.folders, self.mark)
         if not refusal:
             cells, before, accepts, settings = pickle.loads(self.content)
@@ -58,7 +58,7 @@ class Job:
         _train(executor, work, settings)
 
     def checkpoint(self) -> Any:
-        """The time is nearly over, or the job is preempted: it is queued again, and its cells go on."""
+        """Stop with checkpoints, and queue the job again: its time is nearly over, or it is preempted."""
         from submitit.helpers import DelayedSubmission
 
         _stop()
@@ -66,7 +66,7 @@ class Job:
 
 
 class _OfJob(LocalExecutor):
-    """Worker processes of a job."""
+    """Worker processes in a job."""
 
     name = "slurm"
 
@@ -75,7 +75,7 @@ _running: tuple[LocalExecutor, threading.Thread] | None = None  # in the process
 
 
 def _train(executor: LocalExecutor, work: Work, settings: Settings) -> None:
-    """Train in a thread of its own, so that signals, which come to the main thread, interrupt nothing by halves."""
+    """Train in a separate thread: signals arrive in the main thread, and so do not interrupt the work midway."""
     global _running
     failed: list[BaseException] = []
 
@@ -87,7 +87,7 @@ def _train(executor: LocalExecutor, work: Work, settings: Settings) -> None:
 
     thread = threading.Thread(target=train)
     _running = executor, thread
-    signal.signal(signal.SIGTERM, lambda *_: _stop())  # cancelled, or preempted without a word to submitit
+    signal.signal(signal.SIGTERM, lambda *_: _stop())  # cancelled, or preempted without notice to submitit
     thread.start()
     while thread.is_alive():
         thread.join(timeout=1.0)
@@ -96,7 +96,7 @@ def _train(executor: LocalExecutor, work: Work, settings: Settings) -> None:
 
 
 def _stop() -> None:
-    """End what runs, with checkpoints, and give all claims back."""
+    """End the running cells, with checkpoints, and give all claims back."""
     if _running is not None:
         executor, thread = _running
         executor.stop()
@@ -104,6 +104,6 @@ def _stop() -> None:
 
 
 def _say(event: Event) -> None:
-    """A line for the log of the job."""
+    """Print a line to the log of the job."""
     if event.kind != "epoch":
         print(f"{event.kind}: {event.cell.title} {event.message}".rstrip(), flush=True)  # noqa: T201

@@ -1,4 +1,4 @@
-"""What SLURM says of the jobs that were queued for a results folder."""
+"""Ask SLURM about the jobs that were queued for a results folder."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from typing import Any
 
 from debiasbench.files import write_atomically
 
-JOBS = "jobs.json"  # in the folder of an array: its number, and which cells it trains
+JOBS = "jobs.json"  # in the folder of an array: the array's number and its cells
 OVER = ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT")
 
 
 def folder_of_jobs(results_dir: Path) -> Path:
-    """Where each array has a folder."""
+    """The folder that contains a folder for each array."""
     return results_dir / "logs" / "slurm"
 
 
 def tell_jobs(folder: Path, array: str, cells: dict[str, Any]) -> None:
-    """Write down an array; `cells`: where their records go -> what was there of them before."""
+    """Write down an array; `cells`: place of the record -> its state before."""
     write_atomically(folder / JOBS, json.dumps({"array": array, "cells": cells}).encode())
 
 
 def told_jobs(results_dir: Path) -> Iterator[tuple[Path, str, dict[str, Any]]]:
-    """Folder, number and cells of each array; what is damaged is as if it were not there, as claims are enough."""
+    """Folder, number and cells of each array; damaged files are ignored, as claims are enough."""
     for path in sorted(folder_of_jobs(results_dir).glob(f"*/{JOBS}")):
         try:
             told = json.loads(path.read_bytes())
@@ -37,7 +37,7 @@ def told_jobs(results_dir: Path) -> Iterator[tuple[Path, str, dict[str, Any]]]:
 
 
 def is_queued(array: str) -> bool:
-    """Whether SLURM has a job of an array that is not over; where it does not answer, it may have."""
+    """Whether SLURM has a job of an array that is not over; True if SLURM does not answer."""
     if shutil.which("squeue") is None:
         return True
     asked = ask("squeue", "-h", "-j", array, "-o", "%T")
@@ -47,7 +47,7 @@ def is_queued(array: str) -> bool:
 
 
 def ask(*command: str, given: str = "") -> subprocess.CompletedProcess[str]:
-    """Run a command of SLURM."""
+    """Run a SLURM command."""
     return subprocess.run(
         command, input=given, capture_output=True, encoding="utf-8", errors="replace", check=False
     )  # fmt: skip

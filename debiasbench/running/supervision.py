@@ -1,4 +1,4 @@
-"""Supervise processes that train cells, whatever they do: one cell at a time each, on this machine or elsewhere."""
+"""Supervise processes that train cells, one at a time each, on this machine or elsewhere, even if processes fail."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from debiasbench.running.claims import Holder, Work
 from debiasbench.running.executor import POLL, Event, Settings, elsewhere
 from debiasbench.running.process import GRACE
 
-SILENCE = 300.0  # seconds without a sign of life, after which it is told, and told again
-OF_PROCESS = ("ready", "refused")  # messages that are of no cell
-TIMES_AGAIN = 3  # that a cell goes on after its process was ended by others, as with its machine
+SILENCE = 300.0  # a note is shown each time that this many seconds pass without a sign of life
+OF_PROCESS = ("ready", "refused")  # messages that belong to no cell
+TIMES_AGAIN = 3  # times that a cell goes on after others ended its process, for example with its machine
 
 
 class Process(Protocol):
-    """What trains cells: a worker process here, or a stand-in for one elsewhere."""
+    """A process that trains cells: a worker process here, or a stand-in for one elsewhere."""
 
     @property
     def waits(self) -> bool:
-        """Whether it has not begun, for want of a machine that is free."""
+        """Whether it has not started, because no machine is free."""
 
     @property
     def is_over(self) -> bool:
@@ -39,38 +39,39 @@ class Process(Protocol):
 
     @property
     def is_lost(self) -> bool:
-        """Whether it has ended with the machine that it was on."""
+        """Whether it has ended because its machine was lost."""
 
     @property
     def was_killed_by_others(self) -> bool:
-        """Whether it was killed, and not by this process: as a rule for want of memory."""
+        """Whether it was killed, and not by this process: usually because memory ran out."""
 
     def send(self, request: Mapping[str, Any]) -> None:
-        """Ask for a cell."""
+        """Ask it to train a cell."""
 
     def next_message(self, timeout: float) -> dict[str, Any] | None:
-        """The next message; None if none came within `timeout` seconds, or none comes any more."""
+        """The next message; None if none came within `timeout` seconds, or no more can come."""
 
     def ask_to_stop(self) -> None:
         """Ask it to end at the next step, with a checkpoint."""
 
     def kill(self) -> None:
-        """End it now."""
+        """Kill it now."""
 
     def end(self) -> None:
-        """Ask it to end, and end it if it does not."""
+        """Ask it to end, and kill it if it does not."""
 
     def cause_of_death(self) -> str:
         """How it ended, in words."""
 
 
 class Supervisor(ABC):
-    """An executor whose cells are trained by processes that this one talks to.
+    """An executor whose cells are trained by other processes, with which this one exchanges messages.
 
-    A process that dies takes one cell with it ("lost"); a new one takes its place. A cell whose process was killed from
-    outside, as a rule for want of memory, is tried once more when all others are done, alone; one whose process was
-    lost with its machine, or asked to stop by others, goes on, three times. To stop, processes are asked to, write a
-    checkpoint, and are killed if they do not; on a second KeyboardInterrupt they are killed at once.
+    If a process dies, its cell is lost ("lost"), and a new process takes its place. A cell whose process was killed
+    from outside, usually because memory ran out, is tried once more, alone, when all others are done. A cell whose
+    process was lost with its machine, or was asked to stop by others, goes on, at most three times. To stop, processes
+    are asked to write a checkpoint and end, and are killed if they do not; on a second KeyboardInterrupt they are
+    killed at once.
     """
 
     devices: tuple[str, ...]
@@ -83,10 +84,10 @@ class Supervisor(ABC):
 
     @abstractmethod
     def start(self, number: int) -> Process:
-        """The process of a worker.
+        """Start the process of a worker.
 
         Raises:
-            OSError: none could be started.
+            OSError: the process could not be started.
         """
 
     def script(self, settings: Settings) -> str:  # noqa: ARG002
@@ -94,11 +95,11 @@ class Supervisor(ABC):
         return ""
 
     def leave(self, work: Work, settings: Settings) -> str:  # noqa: ARG002
-        """See `Executor`: its processes end with this one."""
+        """See `Executor`: nothing can go on, as its processes end with this one."""
         return ""
 
     def request(self, cell: Cell) -> dict[str, Any]:
-        """What a process is told of a cell."""
+        """The request that asks a process to train a cell."""
         return {
             "cell": cell.to_record(),
             "root": for_worker(to_path(cell.root)) if cell.root else cell.root,
@@ -106,7 +107,7 @@ class Supervisor(ABC):
         }
 
     def process_settings(self, device: str, share: int) -> dict[str, Any]:
-        """What a process is told at its start; `share`: by how many of them its device is shared."""
+        """The settings that a process gets at its start; `share`: number of processes that share its device."""
         settings = self.settings
         return {
             "data_dir": for_worker(settings.data_dir),
@@ -124,7 +125,7 @@ class Supervisor(ABC):
     def submit(self, work: Work, settings: Settings) -> None:
         """See `Executor`."""
         self.work, self.settings = work, settings
-        self.queue: queue.Queue[Event | Exception | None] = queue.Queue()  # None: a worker has nothing left to do
+        self.queue: queue.Queue[Event | Exception | None] = queue.Queue()  # None: one worker has nothing left to do
         self.ended: Counter[str] = Counter()  # cell hash -> how often others ended its process
         self._killed: list[tuple[Cell, str]] = []
         n_workers = min(len(self.devices), len(work.cells))
@@ -164,7 +165,7 @@ class Supervisor(ABC):
             worker.start()
 
     def _until_done(self) -> Iterator[Event | None]:
-        """The events of all workers, until each has nothing left to do."""
+        """The events of all workers, until none has anything left to do."""
         running = len(self._workers)
         while running:
             try:
@@ -181,10 +182,10 @@ class Supervisor(ABC):
 
 
 class Worker(threading.Thread):
-    """Feeds one process with cells and turns its messages into events."""
+    """Sends cells to one process, and turns its messages into events."""
 
     def __init__(self, number: int, supervisor: Supervisor, killed: list[tuple[Cell, str]] | None) -> None:
-        """`killed`: where cells go whose process was killed from outside; None: they are lost."""
+        """`killed`: list that collects cells whose process was killed from outside; None: these are lost."""
         super().__init__(daemon=True)
         self.number, self.supervisor, self.killed = number, supervisor, killed
         self.work, self.settings = supervisor.work, supervisor.settings
@@ -203,21 +204,21 @@ class Worker(threading.Thread):
                     self._run_cell(cell)
                 finally:
                     self.work.claims.release(cell)
-        except Exception as error:  # no cell's own: it ends the run
+        except Exception as error:  # not the error of a cell: it ends the run
             self.supervisor.queue.put(error)
         finally:
             self._close()
             self.supervisor.queue.put(None)
 
     def ask_to_stop(self) -> None:
-        """Take no more cells, and end the running one at its next step."""
+        """Take no more cells, and stop the running one at its next step."""
         self.stopped = True
         process = self.process
         if process is not None:
             process.ask_to_stop()
 
     def kill(self) -> None:
-        """End the process now."""
+        """Kill the process now."""
         process = self.process
         if process is not None:
             process.kill()
@@ -242,8 +243,8 @@ class Worker(threading.Thread):
         started = heard = told = time.monotonic()
         while True:
             if self.stopped:
-                process.ask_to_stop()  # one that was started meanwhile
-            is_over = process.is_over  # before its last message is asked for
+                process.ask_to_stop()  # it may have been started after the request to stop
+            is_over = process.is_over  # checked before reading what may be its last message
             message = process.next_message(POLL)
             now = time.monotonic()
             if message is None:
@@ -260,7 +261,7 @@ class Worker(threading.Thread):
             heard = now
             kind = message.pop("event", "")
             if kind not in OF_PROCESS and message.pop("cell", "") != cell.hash:
-                continue  # whatever the cell has written into the pipe
+                continue  # the cell itself wrote something into the pipe
             if kind == "epoch":
                 self.work.claims.tell(cell, message["stage"], message["epoch"], message["epochs"])
                 self._tell("epoch", cell, **message)
@@ -275,10 +276,10 @@ class Worker(threading.Thread):
                     self._lose(cell, "LostWorker", message["message"])
                 return
             elif kind == "ready":
-                started = now  # importing torch is not the cell's
+                started = now  # the time to import torch does not count
             elif kind == "refused":
                 raise BenchmarkError(message["message"])
-            elif kind == "stopped":  # if not by this run, by somebody who signals every process, or by the cell
+            elif kind == "stopped":  # by this run, by a signal to all processes, or by the cell itself
                 self._close()
                 if not self.stopped:
                     self._go_on(cell, "Its process was asked to stop, and not by this run")
@@ -287,12 +288,12 @@ class Worker(threading.Thread):
             self._died(cell, process)
 
     def _died(self, cell: Cell, process: Process) -> None:
-        """What becomes of a cell whose process has ended without a word."""
+        """Handle a cell whose process has ended without a message."""
         cause = f"The worker process died: {process.cause_of_death()}"
         was_killed, is_lost = process.was_killed_by_others, process.is_lost
         self._close()
         path = self.work.new_record(cell)
-        if path is not None:  # all but the word was done
+        if path is not None:  # the cell is finished, only the message is missing
             self._tell("finished", cell, path=path)
         elif is_lost:
             self._go_on(cell, cause)
@@ -302,7 +303,7 @@ class Worker(threading.Thread):
             self._lose(cell, "LostWorker", f"{cause}.")
 
     def _go_on(self, cell: Cell, cause: str) -> None:
-        """Put back a cell whose process others have ended; not for ever, as the cell itself may be what ends it."""
+        """Put back a cell whose process others have ended; not endlessly, as the cell itself may be the cause."""
         ended = self.supervisor.ended
         ended[cell.hash] += 1
         if ended[cell.hash] > TIMES_AGAIN:
@@ -312,16 +313,16 @@ class Worker(threading.Thread):
         self.work.put_back(cell)
 
     def _lose(self, cell: Cell, kind: str, message: str) -> None:
-        """Record a failure that no worker could, before the claim is given back."""
+        """Record a failure that no worker could record, before the claim is given back."""
         from debiasbench.running.runner import failed_record
 
-        with contextlib.suppress(OSError):  # a full disk, perhaps: the message is shown all the same
+        with contextlib.suppress(OSError):  # perhaps a full disk: the message is shown nevertheless
             device, executor = self.settings.devices[self.number], self.supervisor.name
             failed_record(cell, self.settings.results_dir, kind, message, device, executor)
         self._tell("lost", cell, message=message)
 
     def _is_late(self, cell: Cell, process: Process, seconds: float, silent: float) -> bool:
-        """End a cell that takes longer than it may; its checkpoint stays."""
+        """End a cell that exceeds a time limit; its checkpoint stays. Returns whether it was ended."""
         for limit, taken, option, what in (
             (self.settings.cell_timeout, seconds, "--cell-timeout", "It took"),
             (self.settings.silence_timeout, silent, "--silence-timeout", "It reported no progress for"),
@@ -337,23 +338,23 @@ class Worker(threading.Thread):
         return False
 
     def _close(self) -> None:
-        """End the process, which leaves by itself if it can."""
+        """End the process, which exits by itself if it can."""
         if self.process is not None:
             self.process.end()
             self.process = None
 
 
 def for_worker(path: Path) -> str:
-    """A path as a process has it whose file names are UTF-8, as a worker's are."""
+    """A path in the form of a process whose file names are UTF-8, as in workers."""
     return os.fsencode(path).decode("utf-8", "surrogateescape")
 
 
 def from_worker(path: str) -> Path:
-    """A path of a worker as this process has it."""
+    """A path from a worker, in the form of this process."""
     return Path(os.fsdecode(path.encode("utf-8", "surrogateescape")))
 
 
 def log_path(results_dir: Path, cell: Cell) -> Path:
-    """Where a cell's own output goes."""
+    """The file for a cell's own output."""
     record = record_path(results_dir, cell)
     return results_dir / "logs" / record.relative_to(results_dir / "records").with_suffix(".log")

@@ -15,18 +15,18 @@ from debiasbench.console import PlainConsole
 from debiasbench.running.following import Following, Seen
 from debiasbench.wording import duration
 
-EVERY = 1.0  # seconds between two looks at the folder
-MOST_SHOWN = 20  # running cells and failures, of each
+EVERY = 1.0  # seconds between looks at the folder
+MOST_SHOWN = 20  # running cells, and failures, that are shown
 
 
 def watch(console: PlainConsole, folder: Path) -> Following:
-    """Show how far the run is that was started last on a folder, until it has ended.
+    """Show the progress of the run that was started last on a folder, until it has ended.
 
-    On a terminal a view that is drawn again and again, elsewhere a line whenever a cell has ended.
+    On a terminal this is a live view, elsewhere a line whenever a cell has ended.
 
     Raises:
-        BenchmarkError: there is no run; it is no longer at work, and records are missing.
-        KeyboardInterrupt: by Ctrl-C, which leaves the run alone.
+        BenchmarkError: there is no run, or it is no longer at work and records are missing.
+        KeyboardInterrupt: after Ctrl-C, which does not affect the run.
     """
     following = Following.of(folder)
     n_told = -1
@@ -43,7 +43,7 @@ def watch(console: PlainConsole, folder: Path) -> Following:
 
 
 def summary(following: Following, n_running: int) -> str:
-    """`3 of 9 cells done, 1 failed, 2 running, about 4 min left`."""
+    """Progress in words: `3 of 9 cells done, 1 failed, 2 running, about 4 min left`."""
     n_done, n_failed, left = len(following.done), len(following.failed), following.seconds_left
     parts = [f"{n_done} of {n_done + n_failed + len(following.waiting)} cells done"]
     parts += [f"{n_failed} failed"] if n_failed else []

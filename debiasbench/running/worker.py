@@ -1,8 +1,8 @@
 """A worker process: `python -m debiasbench.running.worker` reads cells as JSON lines and answers with events.
 
-It receives plain values, never live objects, and the caller's main module is never imported again. Whatever a cell
-prints goes to its log, and its standard input is empty. Where the caller is gone, or somebody asks it to stop by a
-signal, the running cell ends at its next step, with a checkpoint.
+It receives plain values, never live objects, and never imports the caller's main module. The output of a cell goes to
+its log, and its standard input is empty. If the caller has ended, or a signal asks the worker to stop, the running cell
+ends at its next step, with a checkpoint.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    """Serve cells until the input ends. The first line holds the settings."""
+    """Run cells until the input ends. Its first line holds the settings."""
     out = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     requests = os.fdopen(os.dup(0), encoding="utf-8", errors="backslashreplace")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # a method that reads its input must not read our requests
-    os.dup2(2, 1)  # what a method prints must not get between the events
+    os.dup2(2, 1)  # output of a method must not mix with the events
     settle_streams()
 
     process = os.getpid()
 
     def send(**event: Any) -> None:
         if os.getpid() != process:
-            os._exit(0)  # a copy of it, which a cell has forked and let return: it speaks for no cell
+            os._exit(0)  # a copy of this process that a cell forked and let return: it must send nothing
         try:
             out.write(json.dumps(event) + "\n")
-        except OSError:  # whoever asked is gone (then the requests end as well, see _read), or a cell closed the pipe
-            if event["event"] != "epoch":  # during which a cell goes on, to a checkpoint or its record
+        except OSError:  # the caller has ended (then the requests end as well, see _read), or a cell closed the pipe
+            if event["event"] != "epoch":  # within training, a cell goes on to a checkpoint or its record
                 _alone.set()
                 _leave(1)
 
@@ -73,7 +73,7 @@ def main() -> None:
     )
     for ending in ("SIGTERM", "SIGINT", "SIGHUP"):
         number = getattr(signal, ending, None)  # Windows has no SIGHUP
-        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # ignored, as under nohup
             signal.signal(number, lambda *_: runner.stop())
     lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(requests, lines, runner.stop), daemon=True).start()
@@ -97,14 +97,14 @@ def main() -> None:
         except StoppedError:
             send(event="stopped", cell=cell.hash)
             break
-        except KeyboardInterrupt:  # raised by the cell itself: the signal has a handler here
+        except KeyboardInterrupt:  # raised by the cell itself, since the signal has a handler here
             end = {"event": "lost", "message": "The cell raised KeyboardInterrupt."}
         except OSError as error:  # the log or the record itself could not be written
             end = {"event": "lost", "message": str(not_written(error, "The record", "--results-dir"))}
         else:
             end = {"event": "finished", "path": str(path)}
         send(**end, cell=cell.hash, leaves=bool(runner.changed))
-        if runner.changed:  # it was put back; on any doubt the next cell gets a process of its own
+        if runner.changed:  # the state was put back, but to be safe the next cell gets a new process
             break
     sys.stdout.flush()
     sys.stderr.flush()
@@ -112,7 +112,7 @@ def main() -> None:
 
 
 def _read(requests: Any, lines: queue.SimpleQueue[str | None], stop: Callable[[], None]) -> None:
-    """Hand requests on. When they end, so does the worker: at once if idle, else with a checkpoint or after a while."""
+    """Pass requests on. When they end, the worker ends: at once if idle, else with a checkpoint or after `GRACE`."""
     with contextlib.suppress(OSError, ValueError):
         for line in requests:
             lines.put(line)
@@ -123,18 +123,18 @@ def _read(requests: Any, lines: queue.SimpleQueue[str | None], stop: Callable[[]
     _leave(1)
 
 
-_alone = threading.Event()  # the caller is gone or wants nothing more (its input has ended), or cannot be told any more
+_alone = threading.Event()  # the caller has ended, wants nothing more (the input has ended), or cannot be reached
 
 
 def _leave(code: int) -> None:
-    """End now: threads that a cell has left running are not waited for, and its processes do not outlive the run."""
+    """End now, without waiting for threads that a cell left running; its processes do not outlive the run."""
     if os.name == "posix" and _alone.is_set():
         os.killpg(0, signal.SIGKILL)
     os._exit(code)
 
 
 def settle_streams() -> None:
-    """Text is UTF-8, whatever the locale; what is no text (half a character, say) is printed as its code."""
+    """Use UTF-8 whatever the locale; what cannot be encoded (a lone surrogate, for example) is printed as its code."""
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         assert isinstance(stream, io.TextIOWrapper)
         stream.reconfigure(encoding="utf-8", errors="backslashreplace")
@@ -142,7 +142,7 @@ def settle_streams() -> None:
 
 @contextlib.contextmanager
 def _output_to(file: Any) -> Iterator[None]:
-    """Send file descriptors 1 and 2 to `file` for a while."""
+    """Redirect file descriptors 1 and 2 to `file` within this context."""
     kept = os.dup(1), os.dup(2)
     sys.stdout.flush()
     sys.stderr.flush()

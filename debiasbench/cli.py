@@ -1,4 +1,4 @@
-"""The command line: arguments to a grid, and what a person sees. torch is imported only when something runs."""
+"""The command line: parse arguments, run commands, and print their results. torch is imported only when needed."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ KINDS_TO_CLEAN = ("reuse", "checkpoints", "cache", "temporary")
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse that suggests the option that was meant, and refuses empty values and options given twice."""
+    """argparse that suggests the intended option, and refuses empty values and options given twice."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, **options)
@@ -53,13 +53,13 @@ class _Parser(argparse.ArgumentParser):
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         words = [word.partition("=")[0] for word in (sys.argv[1:] if args is None else args)]
         for word, n in Counter(word for word in words if word.startswith("--")).items():
-            if n > 1 and word in self._every_option():  # argparse would take the last
+            if n > 1 and word in self._every_option():  # argparse would use the last one
                 self.error(f"{word} is given {n} times: give it once, with all of its values")
         return super().parse_args(args, namespace)
 
     def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
         if not arg_string.strip() and not isinstance(action, argparse._SubParsersAction):
-            raise argparse.ArgumentError(action, "the value is empty")  # as a path it would be the current folder
+            raise argparse.ArgumentError(action, "the value is empty")  # an empty path would mean the current folder
         return super()._get_value(action, arg_string)
 
     def error(self, message: str) -> NoReturn:
@@ -89,7 +89,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _Version(argparse.Action):
-    """`--version`: git is asked for it when it is wanted."""
+    """`--version`: git is only called if the option is given."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
         print(f"debiasbench {about.version()}")
@@ -336,7 +336,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _training(parser: argparse.ArgumentParser) -> None:
-    """What `run` and `tune` have in common: where and how cells are trained, and which of them."""
+    """Options that `run` and `tune` share: where and how cells are trained, and which of them."""
     parser.add_argument("--epochs", type=_number, metavar="E", help="replace the number of epochs in all recipes")
     parser.add_argument(
         "--recipes",
@@ -448,7 +448,7 @@ def _number(text: str) -> int:
 
 
 def _path(text: str) -> Path:
-    """A path; argparse would put words of its own in place of our error's."""
+    """A path; argparse would replace the message of a BenchmarkError by its own."""
     try:
         return to_path(text)
     except BenchmarkError as error:
@@ -475,17 +475,17 @@ def _seconds(text: str) -> float:
 
 
 def _text(argument: str) -> str:
-    """An argument, also where the locale cannot say what its bytes mean: they are UTF-8 then."""
+    """An argument; bytes that the locale cannot decode are read as UTF-8."""
     try:
         argument.encode()
     except UnicodeEncodeError:
-        with contextlib.suppress(UnicodeDecodeError):  # no text at all: the name of a file, perhaps
+        with contextlib.suppress(UnicodeDecodeError):  # not text at all, perhaps a file name
             return os.fsencode(argument).decode("utf-8")
     return argument
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0, 1 if cells failed, 2 for a mistake in what was asked, 130 if stopped."""
+    """Run a command; returns the exit code: 0, 1 if cells failed, 2 for a user's mistake, 130 if stopped."""
     commands = {
         "run": run_command, "tune": tune_command, "report": report_command, "list": list_command,
         "inspect": inspect_command, "embed": embed_command, "prepare": prepare_command, "status": status_command,
@@ -502,14 +502,14 @@ def main(arguments: list[str] | None = None) -> int:
         return commands[options.command](options)
     except BenchmarkError as error:
         _tell(_shortened(f"error: {error}"))
-        atexit.register(gc.freeze)  # else the end of the process takes a third of a second to look through torch
+        atexit.register(gc.freeze)  # otherwise garbage collection at exit spends a third of a second on torch
         return USAGE
     except KeyboardInterrupt:
-        if arguments is None:  # the process is this command, and ends: a second Ctrl-C has nothing left to stop
+        if arguments is None:  # this process ends now, so a second Ctrl-C has nothing to stop
             signal.signal(signal.SIGINT, signal.SIG_IGN)
         print("\nStopped. Finished cells are kept; the same command goes on with the rest.", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:  # the reader of our output went away (| head)
+    except BrokenPipeError:  # the reader of our output has ended (| head)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED if options.command in ("run", "tune") else OK
     except OSError as error:
@@ -518,7 +518,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _refused(error: OSError) -> str:
-    """What the system refused, and of which file, as far as it tells."""
+    """What the system refused, and for which file, if it says so."""
     if disk_is_full(error):
         return (
             f"{error.filename or 'A file'} cannot be written: the disk is full. Make room, and run the same command "
@@ -528,12 +528,12 @@ def _refused(error: OSError) -> str:
 
 
 def _shortened(message: str) -> str:
-    """A message whose words are no longer than a path: numbers of thousands of digits are given, too."""
+    """A message with very long words shortened, such as numbers with thousands of digits; paths stay whole."""
     return re.sub(r"\S{300,}", lambda word: f"{word[0][:40]}...({len(word[0])} characters)...{word[0][-10:]}", message)
 
 
 def _check_names(**specs: Sequence[str]) -> None:
-    """Refuse names that nothing has, before torch is imported; `specs`: kind of plug-in -> names with parameters."""
+    """Refuse unknown names before torch is imported; `specs`: kind of plug-in -> names with parameters."""
     from debiasbench.plugins import check_names
 
     problems = []
@@ -552,7 +552,7 @@ def _check_names(**specs: Sequence[str]) -> None:
 
 
 def _nets_of(spec: str) -> list[str]:
-    """The networks that a dataset's inline parameters ask for; none where they do not read, which is told later."""
+    """The networks in a dataset's inline parameters; none if these cannot be parsed, which is reported later."""
     try:
         return split_spec(spec)[1].get("net", [])
     except BenchmarkError:
@@ -560,7 +560,7 @@ def _nets_of(spec: str) -> list[str]:
 
 
 def _check_there(folder: Path) -> None:
-    """Refuse a folder of results that is not there, before torch is imported."""
+    """Refuse a results folder that does not exist, before torch is imported."""
     if not folder.exists():
         raise BenchmarkError(absent(folder, "results folder"))
 
@@ -593,7 +593,7 @@ def _data_dir(options: argparse.Namespace) -> Path:
 
 
 def run_command(options: argparse.Namespace) -> int:
-    """Plan, run and report a grid."""
+    """Plan and run a grid, and make its report."""
     if options.list:
         return list_command(options)
     asked = _asked(options)
@@ -634,7 +634,7 @@ def run_command(options: argparse.Namespace) -> int:
 
 
 def tune_command(options: argparse.Namespace) -> int:
-    """Run the draws of methods, and choose one of each."""
+    """Run the draws of methods, and choose one for each."""
     from debiasbench.tuned import check_output, check_rule
 
     check_rule(options.rule)
@@ -647,7 +647,7 @@ def tune_command(options: argparse.Namespace) -> int:
         shared_recipes=options.recipes == "shared",
     )  # fmt: skip
     output = options.output or options.results_dir / "tuned.toml"
-    if options.output and not options.dry_run:  # the usual one is in the results folder, which every run tries
+    if options.output and not options.dry_run:  # the default is in the results folder, which every run checks
         check_output(output)
     tuning = plan_tuning(
         asked,
@@ -684,17 +684,17 @@ def tune_command(options: argparse.Namespace) -> int:
 
 
 def _end_as_ctrl_c() -> None:
-    """SIGTERM and SIGHUP do as Ctrl-C from now on: workers write a checkpoint, and no file is left half written."""
+    """Make SIGTERM and SIGHUP act like Ctrl-C: workers write a checkpoint, and no file is left half written."""
     for ending in ("SIGTERM", "SIGHUP"):
         number = getattr(signal, ending, None)  # Windows has no SIGHUP
         if number is None or threading.current_thread() is not threading.main_thread():
             continue
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+        if signal.getsignal(number) is not signal.SIG_IGN:  # ignored, as under nohup
             signal.signal(number, signal.default_int_handler)
 
 
 def _run_options(options: argparse.Namespace, **more: Any) -> RunOptions:
-    """The options of `_training` and `_places`, and more of them."""
+    """The options of `_training` and `_places`, and others."""
     from debiasbench.running.run import RunOptions
 
     return RunOptions(
@@ -708,7 +708,7 @@ def _run_options(options: argparse.Namespace, **more: Any) -> RunOptions:
 
 
 def _detach(console: PlainConsole, ready: GridRun, arguments: list[str], *, then: str = "") -> int:
-    """Let the grid go on without this process: by itself (`then` is what to do in the end), or in one of its own."""
+    """Run the grid without this process: as jobs (`then`: what to do when they have ended), or in a new process."""
     from debiasbench.about import with_package
     from debiasbench.running.run import leave_grid
 
@@ -733,7 +733,7 @@ def _detach(console: PlainConsole, ready: GridRun, arguments: list[str], *, then
 
 
 def _asked(options: argparse.Namespace) -> Experiment:
-    """The grid, from the options, or from an experiment file and what the options replace in it."""
+    """The grid, from the options, or from an experiment file with values that the options replace."""
     from debiasbench.experiments import Experiment, read_experiment
 
     if options.experiment or not (options.methods or options.datasets):
@@ -751,7 +751,7 @@ def _asked(options: argparse.Namespace) -> Experiment:
         "shared_recipes": options.recipes == "shared",
     }  # fmt: skip
     replaced = {key: value for key, value in given.items() if value is not None and value is not False}
-    if options.methods or options.datasets:  # then it is another grid than its words tell of
+    if options.methods or options.datasets:  # the texts of the file describe another grid
         asked = replace(asked, about="", then="")
     return replace(asked, **replaced)
 
@@ -794,7 +794,7 @@ def _show_plan(console: PlainConsole, ready: GridRun, *, every_cell: bool) -> No
 
 
 def _cost(ready: GridRun) -> str:
-    """What the cells to run will cost: in vanilla runs, and in hours where records tell how long one takes here."""
+    """The cost of the cells to run: in vanilla runs, and in hours if records show how long one takes here."""
     from debiasbench.estimates import seconds_for
     from debiasbench.records import read_records, sources
     from debiasbench.running.executor import kind_of
@@ -816,7 +816,7 @@ def _cost(ready: GridRun) -> str:
 
 
 def _order(ready: GridRun) -> str:
-    """Which cells start first, where they differ."""
+    """Which cells start first, if costs differ."""
     costs, to_run = ready.plan.grid.relative_costs, ready.plan.to_run
     if len({costs[cell.hash] for cell in to_run}) < 2:
         return ""
@@ -837,7 +837,7 @@ def _report_grid(console: PlainConsole, ready: GridRun, *, n_failed: int) -> int
         experiment=asked if asked.paper or asked.show != "accuracy" else None, data_dir=ready.options.data_dir,
     )  # fmt: skip
     _show_report(console, report)
-    if ready.left_out:  # again, below the tables that lack it
+    if ready.left_out:  # repeated below the tables, which lack these datasets
         console.print(f"left out, because data are missing: {', '.join(ready.left_out)}.", soft_wrap=True)
     if ready.options.shard is not None:
         index, count = ready.options.shard
@@ -898,7 +898,7 @@ def _show_table(console: PlainConsole, table: Table) -> None:
 
 
 def report_command(options: argparse.Namespace) -> int:
-    """Tables and figures again, from records."""
+    """Make tables and figures again, from records."""
     if options.verify:
         return _verify(options)
     folder = options.folder or Path("results")
@@ -924,7 +924,7 @@ def report_command(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    """Whether records are still those that a sealed table rests on."""
+    """Check that records are still those that a sealed table was made from."""
     named = ("methods", "datasets", "metrics", "reference", "order", "by", "export")
     flags = ("beside", "profile", "strict", "bibtex")
     beside = [f"--{name}" for name in (*named, *flags) if getattr(options, name)]
@@ -940,7 +940,7 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def list_command(options: argparse.Namespace) -> int:
-    """Every method and dataset with its parameters; networks, and metrics and rules outside the suite."""
+    """List methods and datasets with their parameters, networks, and metrics and rules outside the suite."""
     from debiasbench.datasets import registry as datasets
     from debiasbench.evaluation.own import own_functions
     from debiasbench.methods import registry as methods
@@ -984,7 +984,7 @@ def list_command(options: argparse.Namespace) -> int:
 
 
 def _show_hanging(console: PlainConsole, text: str, indent: int) -> None:
-    """A line that begins after `indent` blanks; what does not fit goes on after two more."""
+    """Print text indented by `indent` spaces, and its continuation lines by two more."""
     from rich.padding import Padding
     from rich.text import Text
 
@@ -996,7 +996,7 @@ def _show_hanging(console: PlainConsole, text: str, indent: int) -> None:
 
 
 def _summary(cls: type[Any]) -> str:
-    """The first line of the documentation of a plug-in's file, or else of its class, without its name."""
+    """The first line of the docstring of a plug-in's file, or else of its class, without the plug-in's name."""
     summary = (sys.modules[cls.__module__].__doc__ or cls.__doc__ or "").strip().partition("\n")[0]
     return summary.partition(": ")[2] or summary
 
@@ -1012,7 +1012,7 @@ def _show_problems(console: PlainConsole, registry: Registry, *, tracebacks: boo
 
 
 def inspect_command(options: argparse.Namespace) -> int:
-    """Counts, ratios and a picture of one dataset."""
+    """Show counts, ratios and a picture of one dataset."""
     _check_names(dataset=[options.dataset])
     from debiasbench.files import check_writable
     from debiasbench.grid import dataset_from_spec
@@ -1049,7 +1049,7 @@ def embed_command(options: argparse.Namespace) -> int:
 
 
 def prepare_command(options: argparse.Namespace) -> int:
-    """Download what can be downloaded; say what is there and what is missing."""
+    """Download data where possible; say what is present and what is missing."""
     _check_names(dataset=options.datasets)
     from debiasbench.running import preparation
 
@@ -1058,7 +1058,7 @@ def prepare_command(options: argparse.Namespace) -> int:
         table, lines = preparation.state(options.datasets, data_dir)
         console = _console()
         console.print(table)
-        for line in lines:  # which scripts can search for
+        for line in lines:  # lines that scripts can search for
             console.print(line, soft_wrap=True)
         return OK
     if not options.datasets:
@@ -1067,7 +1067,7 @@ def prepare_command(options: argparse.Namespace) -> int:
     for dataset, label in preparation.named_datasets(options.datasets):
         try:
             needed, problem = preparation.prepare(dataset, data_dir)
-        except Exception as error:  # the other datasets are prepared all the same
+        except Exception as error:  # go on with the other datasets
             incomplete += 1
             _tell(f"error: {label}: {preparation.in_words(error)}")
             continue
@@ -1082,7 +1082,7 @@ def prepare_command(options: argparse.Namespace) -> int:
 
 
 def test_command(options: argparse.Namespace) -> int:
-    """Every check of the contract suite on one plug-in."""
+    """Run every check of the contract suite on one plug-in."""
     from debiasbench import testing
     from debiasbench.datasets import registry as datasets
     from debiasbench.grid import dataset_from_spec
@@ -1125,11 +1125,11 @@ def test_command(options: argparse.Namespace) -> int:
 
 
 def archive_command(options: argparse.Namespace) -> int:
-    """One .zip of the records below a folder."""
+    """Pack the records below a folder into one .zip."""
     from debiasbench.files import check_writable
     from debiasbench.records import pack
 
-    folder = options.folder.resolve()  # `.` and `..` have a name
+    folder = options.folder.resolve()  # so that `.` and `..` have a name
     output = options.output or folder.with_name(f"{folder.name}.zip")
     if output.suffix != ".zip":
         raise BenchmarkError(f"--output must end in .zip, so that it is read as an archive. Got {output}.")
@@ -1145,7 +1145,7 @@ def archive_command(options: argparse.Namespace) -> int:
 
 
 def status_command(options: argparse.Namespace) -> int:
-    """Count what a results folder holds."""
+    """Count what a results folder holds, and list its running cells."""
     _check_there(options.folder)
     from debiasbench.report.make import status
     from debiasbench.running.claims import running_cells
@@ -1162,7 +1162,7 @@ def status_command(options: argparse.Namespace) -> int:
 
 
 def _follow(console: PlainConsole, folder: Path) -> int:
-    """Show how far the run is that was started last, until it has ended; Ctrl-C leaves it alone."""
+    """Show the progress of the run started last, until it has ended; Ctrl-C does not affect the run."""
     from debiasbench.running.watch import summary, watch
 
     try:
@@ -1177,11 +1177,11 @@ def _follow(console: PlainConsole, folder: Path) -> int:
 
 
 def doctor_command(options: argparse.Namespace) -> int:
-    """What this machine has and lacks. Printed without rich, which may be what it lacks."""
+    """Show what this machine has and lacks. Printed without rich, which may be missing."""
     from debiasbench.running.doctor import anonymous, can_run, examine
 
     findings, output = [], sys.stdout
-    with contextlib.redirect_stdout(sys.stderr):  # what plug-ins print when they are imported
+    with contextlib.redirect_stdout(sys.stderr):  # output of plug-ins at import
         for finding in examine(_data_dir(options), options.results_dir):
             findings.append(finding)
             if not options.json:
@@ -1196,7 +1196,7 @@ def doctor_command(options: argparse.Namespace) -> int:
 
 
 def clean_command(options: argparse.Namespace) -> int:
-    """Show what may be deleted, and delete it if that is wanted."""
+    """Show what may be deleted, and delete it if the user agrees."""
     from debiasbench.data.cache import cache_dir
     from debiasbench.files import readable_size
     from debiasbench.running.cleaning import Folders, find, remove
@@ -1225,7 +1225,7 @@ def clean_command(options: argparse.Namespace) -> int:
 
 
 def _table_of(removable: list[Removable]) -> RichTable:
-    """A row for all that is in one place for one reason."""
+    """A table with one row for all items with the same place and reason."""
     from rich.table import Table as RichTable
 
     from debiasbench.files import readable_size
@@ -1243,7 +1243,7 @@ def _table_of(removable: list[Removable]) -> RichTable:
 
 
 def _agrees(question: str) -> bool:
-    """Whether somebody at a terminal says yes; elsewhere nobody is asked."""
+    """Ask a question; whether somebody at a terminal says yes. Without a terminal nobody is asked."""
     if not (sys.stdin and sys.stdin.isatty() and sys.stdout.isatty()):
         return False
     try:

@@ -1,7 +1,7 @@
-"""What this machine has, what it lacks and what to do about it: `debiasbench doctor`.
+"""Check what this machine has and lacks, and say what to do about it: `debiasbench doctor`.
 
-A problem keeps the demo from running; a note limits something else. Nothing is imported at the top that needs a package
-of others, and whatever one part raises hides no other part: on a machine that is ill, anything may raise.
+A problem keeps the demo from running; a note limits something else. Nothing at the top imports a third-party package,
+and an error in one part does not hide the other parts, because on a broken machine anything may raise an error.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from debiasbench.plugins import Registry
     from debiasbench.running.preparation import DataState
 
-Given = Callable[[str], str | None]  # name of a package -> its version, None where it is not installed
+Given = Callable[[str], str | None]  # name of a package -> its version, None if it is not installed
 
-# name -> what needs it; a test compares with pyproject.toml
+# package -> what it is needed for; a test compares the names with pyproject.toml
 NEEDED_FOR = {
     "torch": "all training",
     "torchvision": "the network resnet18, pretrained weights and datasets of photographs",
@@ -70,18 +70,18 @@ NOT_FOR_THE_DEMO = frozenset(
     {"torchvision", "matplotlib", "transformers", "huggingface-hub", "wilds", "pooch", "requests"}
 )
 
-WORKER = 500_000_000  # bytes of memory that a process with torch takes, with some data
-LEAST = 100_000_000  # bytes of free disk: the demo writes less than a tenth of it
-TRIED = 1_000_000  # bytes that are written on trial: of a full quota a free disk says nothing
+WORKER = 500_000_000  # bytes of memory of a process with torch and some data
+LEAST = 100_000_000  # bytes of free disk that are required; the demo writes less than a tenth of this
+TRIED = 1_000_000  # bytes written as a trial, because free disk does not show that a quota is used up
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A line of the answer.
+    """One line of the answer.
 
     Attributes:
-        what: it is about. text: what was found. state: "problem" where the demo cannot run, "note" where something else
-            cannot. advice: what to do; empty where nothing needs to be done.
+        what: the subject. text: what was found. state: "problem" if the demo cannot run, "note" if something else
+            cannot. advice: what to do; empty if nothing needs to be done.
     """
 
     what: str
@@ -92,11 +92,11 @@ class Finding:
 
 @dataclass(frozen=True)
 class Requirement:
-    """A package that the suite needs, or may use.
+    """A package that the suite needs or can use.
 
     Attributes:
-        name: of the package. allowed: its versions, as in ">=2.0". extra: the optional group it is in; "" if it is
-            needed.
+        name: of the package. allowed: its versions, as in ">=2.0". extra: the optional group that contains it; "" if it
+            is required.
     """
 
     name: str
@@ -105,11 +105,11 @@ class Requirement:
 
 
 def examine(data_dir: Path, results_dir: Path) -> Iterator[Finding]:
-    """Every finding about this machine and these folders, as they are found. Nothing is changed or fetched.
+    """All findings about this machine and these folders, one after another. Nothing is changed or downloaded.
 
     Args:
-        data_dir: where data are looked for.
-        results_dir: of runs; it need not be there.
+        data_dir: folder of the datasets.
+        results_dir: folder for results of runs; it need not exist.
     """
     parts: dict[str, Callable[[], Iterable[Finding]]] = {
         "debiasbench": lambda: [of_suite()],
@@ -137,12 +137,12 @@ def examine(data_dir: Path, results_dir: Path) -> Iterator[Finding]:
 
 
 def can_run(findings: Iterable[Finding]) -> bool:
-    """Whether nothing that was found keeps the demo from running."""
+    """Whether no finding keeps the demo from running."""
     return all(finding.state != "problem" for finding in findings)
 
 
 def anonymous(finding: Finding) -> dict[str, str]:
-    """A finding as plain values that may be shown to anybody: the home is `~`, a folder of the user's name `$USER`."""
+    """A finding as plain values for the public: the home folder is `~`, and a folder with the user's name `$USER`."""
     return {key: _without_names(value) for key, value in asdict(finding).items()}
 
 
@@ -150,9 +150,9 @@ def _without_names(text: str) -> str:
     with contextlib.suppress(RuntimeError, OSError):
         home = Path.home()
         for path in {home, home.resolve()}:
-            if len(path.parts) > 1:  # users of containers may have the home /
+            if len(path.parts) > 1:  # in containers the home folder may be /
                 text = re.sub(rf"{re.escape(str(path))}(?![\w.-])", "~", text)
-    with contextlib.suppress(OSError, KeyError, ImportError):  # users of containers may have no name
+    with contextlib.suppress(OSError, KeyError, ImportError):  # in containers the user may have no name
         text = re.sub(rf"(?<=[/\\]){re.escape(getpass.getuser())}(?![\w.-])", "$USER", text)
     return text
 
@@ -161,9 +161,9 @@ def _without_names(text: str) -> str:
 
 
 def of_suite() -> Finding:
-    """Version, commit and place of the suite."""
+    """The version, commit and place of the suite."""
     commit = ""
-    with contextlib.suppress(Exception):  # it stands in a module that needs torch
+    with contextlib.suppress(Exception):  # the module needs torch
         from debiasbench.running.runner import git_commit
 
         commit = git_commit()
@@ -171,7 +171,7 @@ def of_suite() -> Finding:
 
 
 def of_python(version: str, allowed: str) -> Finding:
-    """The version of Python against those that were tried."""
+    """The version of Python, compared with the tested ones."""
     if is_allowed(version, allowed):
         return Finding("python", version)
     advice = "Make an environment with another Python."
@@ -184,7 +184,7 @@ def of_system() -> Finding:
 
 
 def of_package(needed: Requirement, version: str | None) -> Finding:
-    """One package: the version that is installed (None: it is not) against those that are allowed."""
+    """One package: the installed version (None: not installed), compared with the allowed ones."""
     purpose = f"needed for {NEEDED_FOR.get(needed.name, 'the suite')}"
     optional = needed.extra or needed.name in NOT_FOR_THE_DEMO
     state: Literal["note", "problem"] = "note" if optional else "problem"
@@ -199,7 +199,7 @@ def of_package(needed: Requirement, version: str | None) -> Finding:
 
 
 def of_imports(names: Iterable[str]) -> Iterator[Finding]:
-    """Packages that are installed and cannot be imported: made for another torch, another system, or damaged."""
+    """Installed packages that cannot be imported: built for another torch or another system, or damaged."""
     for name in names:
         if version_of(name) is None:
             continue
@@ -213,7 +213,7 @@ def of_imports(names: Iterable[str]) -> Iterator[Finding]:
 
 
 def requirements() -> list[Requirement]:
-    """What the suite needs and may use: of the clone's pyproject.toml, or of what is installed."""
+    """The packages that the suite needs or can use, from the clone's pyproject.toml or the installed metadata."""
     project = _project()
     if project:
         texts = [(text, "") for text in project["dependencies"]]
@@ -232,13 +232,13 @@ def requirements() -> list[Requirement]:
 
 
 def python_range() -> str:
-    """The versions of Python that are allowed, as in ">=3.11,<3.14"."""
+    """The allowed versions of Python, as in ">=3.11,<3.14"."""
     project = _project()
     return str(project["requires-python"] if project else importlib.metadata.metadata("debiasbench")["Requires-Python"])
 
 
 def _project() -> dict[str, Any]:
-    """What a clone's pyproject.toml says of the suite; nothing in a wheel."""
+    """The table `project` of a clone's pyproject.toml; empty for an installed wheel."""
     with contextlib.suppress(OSError, tomllib.TOMLDecodeError, KeyError):
         project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text("utf-8"))["project"]
         if project["name"] == "debiasbench":
@@ -247,7 +247,7 @@ def _project() -> dict[str, Any]:
 
 
 def version_of(name: str) -> str | None:
-    """The version of a package that is installed, as it says itself."""
+    """The version of an installed package, from its metadata; None if it is not installed."""
     try:
         return str(importlib.metadata.version(name))
     except importlib.metadata.PackageNotFoundError:
@@ -255,7 +255,7 @@ def version_of(name: str) -> str | None:
 
 
 def is_allowed(version: str, allowed: str) -> bool:
-    """Whether a version is one of those allowed: `>=` and `<`, as the suite's own requirements are written."""
+    """Whether a version is allowed. Only `>=` and `<` are known, which is all that the suite's requirements use."""
     number = _number(version)
     for part in filter(None, allowed.split(",")):
         sign, limit = re.fullmatch(r"\s*(>=|<)\s*([\d.]+)\s*", part).groups()  # type: ignore[union-attr]
@@ -265,7 +265,7 @@ def is_allowed(version: str, allowed: str) -> bool:
 
 
 def _number(version: str) -> tuple[int, ...]:
-    """The release of a version: (2, 11) of 2.11.0+cu128."""
+    """The release of a version: (2, 11) for 2.11.0+cu128."""
     found = re.match(r"\d+(\.\d+)*", version)
     numbers = [int(part) for part in found[0].split(".")] if found else []
     while numbers and numbers[-1] == 0:
@@ -277,14 +277,14 @@ def _number(version: str) -> tuple[int, ...]:
 
 
 def of_this_processor() -> Finding:
-    """Cores and threads of this process."""
+    """The cores and threads of this process."""
     import torch
 
     return of_processor(_n_cores(), cores_of_group(), torch.get_num_threads())
 
 
 def of_processor(n_cores: int, allowed: float | None, n_threads: int) -> Finding:
-    """Cores, against what a container or a job of a queue is allowed (in cores; None: all)."""
+    """The cores, compared with the number that a container or a cluster job may use (None: all)."""
     text = f"{n_cores} cores to be used; torch takes {n_threads} thread{'s' * (n_threads > 1)} here, in workers one"
     if allowed is not None and allowed < n_cores:
         advice = f"--workers {max(1, int(allowed))}, as more of them only wait for each other."
@@ -293,7 +293,7 @@ def of_processor(n_cores: int, allowed: float | None, n_threads: int) -> Finding
 
 
 def of_memory(free: int | None, total: int | None, *, n_workers: int) -> Finding:
-    """Memory in bytes, against what a worker a core would take."""
+    """The memory in bytes, compared with the need of one worker per core."""
     if free is None or total is None:
         return Finding("memory", "cannot be told on this system")
     text = f"{readable_size(free)} of {readable_size(total)} are free"
@@ -305,7 +305,7 @@ def of_memory(free: int | None, total: int | None, *, n_workers: int) -> Finding
 
 
 def memory(info: Path = Path("/proc/meminfo")) -> tuple[int | None, int | None]:
-    """Bytes that are free and in all, of this machine or of the container or job; None where it cannot be told."""
+    """Free and total bytes of memory of this machine, or of the container or job; None if unknown."""
     try:
         known = {line.partition(":")[0]: int(line.split()[1]) * 1024 for line in info.read_text("utf-8").splitlines()}
         free, total = known["MemAvailable"], known["MemTotal"]
@@ -318,14 +318,14 @@ def memory(info: Path = Path("/proc/meminfo")) -> tuple[int | None, int | None]:
 
 
 def cores_of_group() -> float | None:
-    """The cores that the container or job may use at a time; None where all."""
+    """The number of cores that the container or job may use at a time; None: all."""
     limits = [text.split() for text in of_group("cpu.max")]
     cores = [int(limit[0]) / int(limit[1]) for limit in limits if len(limit) == 2 and limit[0] != "max"]
     return min(cores, default=None)
 
 
 def of_group(name: str, *, groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> list[str]:
-    """What Linux (control groups, version 2) limits for this process and for what it is part of, nearest first."""
+    """Limits from Linux (control groups, version 2) for this process's group and those above it, nearest first."""
     with contextlib.suppress(OSError, StopIteration):
         place = next(line[3:] for line in own.read_text("utf-8").splitlines() if line.startswith("0::"))
         folder = groups / place.strip("/")
@@ -345,15 +345,15 @@ def _n_cores() -> int:
 
 @dataclass(frozen=True)
 class Gpus:
-    """What torch and the driver say of GPUs.
+    """What torch and the driver report about GPUs.
 
     Attributes:
-        built_for: what torch was built for, as in "CUDA 12.8"; "" for the processor alone.
-        seen: device -> its name and memory, of those that torch sees.
+        built_for: what torch was built for, as in "CUDA 12.8"; "" for CPU only.
+        seen: device -> its name and memory, for devices that torch sees.
         failing: device -> why torch cannot compute on it.
-        refusal: why torch sees none, in its own words.
-        of_driver: a line for each GPU that nvidia-smi lists; None where there is no such command.
-        driver_refusal: what nvidia-smi says where it lists nothing.
+        refusal: why torch sees none, in torch's words.
+        of_driver: a line for each GPU that nvidia-smi lists; None if there is no such command.
+        driver_refusal: the message of nvidia-smi if it fails.
         variable: $CUDA_VISIBLE_DEVICES, if it is set.
     """
 
@@ -367,7 +367,7 @@ class Gpus:
 
 
 def of_gpus(known: Gpus) -> Iterator[Finding]:
-    """Each GPU that torch sees; else why it sees none, although the driver lists some."""
+    """Each GPU that the driver lists and that torch sees; if torch sees none, why not."""
     for line in known.of_driver or ():
         yield Finding("driver", line)
     for device, text in known.seen.items():
@@ -398,13 +398,13 @@ def of_gpus(known: Gpus) -> Iterator[Finding]:
 
 
 def _hides_all(variable: str, n_gpus: int) -> bool:
-    """Whether a value of CUDA_VISIBLE_DEVICES names no GPU: what follows a number that is none does not count."""
+    """Whether a value of CUDA_VISIBLE_DEVICES hides all GPUs: entries after an invalid number do not count."""
     first = variable.partition(",")[0].strip()
     return not (first.isdecimal() and int(first) < n_gpus) and not first.startswith(("GPU-", "MIG-"))
 
 
 def gpus() -> Gpus:
-    """What torch and the driver say of GPUs, here."""
+    """What torch and the driver report about GPUs on this machine."""
     import torch
 
     built_for = f"CUDA {torch.version.cuda}" if torch.version.cuda else ""
@@ -435,7 +435,7 @@ def gpus() -> Gpus:
 
 
 def nvidia_smi() -> tuple[list[str] | None, str]:
-    """The GPUs that the driver lists, a line each (None: there is no such command), and what it says if it fails."""
+    """A line for each GPU that the driver lists (None: there is no such command), and its message if it fails."""
     command = shutil.which("nvidia-smi")
     if command is None:
         return None, ""
@@ -464,7 +464,7 @@ def _of_plugins() -> Iterator[Finding]:
 
 
 def of_registry(registry: Registry, of_demo: Iterable[str]) -> Iterator[Finding]:
-    """The plug-ins of one kind, where they are, and what is wrong with them; `of_demo`: those that the demo runs."""
+    """The plug-ins of one kind, their folders, and what is wrong with them; `of_demo`: those that the demo runs."""
     kind = registry.kind
     for folder in (places := importlib.import_module(registry.package).__path__):
         if not Path(folder).is_dir():
@@ -489,7 +489,7 @@ def of_registry(registry: Registry, of_demo: Iterable[str]) -> Iterator[Finding]
 
 
 def of_nets() -> Iterator[Finding]:
-    """Networks, and metrics and selection rules outside the suite; what keeps every run from starting is a problem."""
+    """Networks, and metrics and rules outside the suite; an error that keeps every run from starting is a problem."""
     from debiasbench.evaluation.own import own_functions
     from debiasbench.nets.build import NETS, check_net
     from debiasbench.nets.own import registry
@@ -505,7 +505,7 @@ def of_nets() -> Iterator[Finding]:
     except BenchmarkError as error:
         for line in str(error).splitlines():
             yield Finding("nets", line, "problem", "No run starts until then.")
-    # of packages that are installed: nobody may have asked for them
+    # broken networks of installed packages are only a note, as perhaps no run uses them
     for name in sorted(registry.broken.keys() - set(registry.files)):
         said = registry.broken[name].strip().splitlines()[-1]
         advice = "The traceback: debiasbench list --tracebacks"
@@ -523,7 +523,7 @@ def _of_data(data_dir: Path) -> Iterator[Finding]:
 
 
 def of_data_folder(data_dir: Path) -> Finding:
-    """The folder below which data are looked for."""
+    """The folder of the datasets."""
     place = data_dir.absolute()
     option = "Name the folder of your data: --data-dir DIR, or $DEBIASBENCH_DATA."
     try:
@@ -536,7 +536,7 @@ def of_data_folder(data_dir: Path) -> Finding:
 
 
 def of_data(state: DataState, *, needed: bool) -> Finding:
-    """What is there of one dataset; `needed`: the demo runs on it."""
+    """The state of one dataset's files; `needed`: whether the demo runs on it."""
     what = f"data of {state.label}"
     if state.word in ("complete", "subset"):
         rest = f", but a part: {state.missing.splitlines()[0]}" if state.word == "subset" else ""
@@ -563,13 +563,13 @@ def _of_folders(results_dir: Path) -> Iterator[Finding]:
     if results.state == "ok":
         yield of_locks(results_dir)
     cache = of_folder("cache folder", cache_dir(), "--cache-dir or $DEBIASBENCH_CACHE")
-    yield replace(cache, state="note") if cache.state == "problem" else cache  # the demo runs without
+    yield replace(cache, state="note") if cache.state == "problem" else cache  # the demo runs without a cache
 
 
 def of_folder(what: str, folder: Path, option: str, parts: Iterable[str] = ()) -> Finding:
-    """Whether a folder (or the one it would be made in) and its `parts` can be written, and how much is free there.
+    """Whether a folder (or the one in which it would be created) and its `parts` can be written, and its free disk.
 
-    What is written on trial is gone afterwards.
+    Files written as a trial are removed afterwards.
     """
     place = folder.absolute()
     advice = f"Another folder with {option}, or the right to write there."
@@ -593,10 +593,10 @@ def _room(option: str) -> str:
 
 
 def write_on_trial(folder: Path) -> None:
-    """Write a file into a folder, to the disk, and remove it.
+    """Write a file into a folder, sync it to disk, and remove it.
 
     Raises:
-        OSError: that cannot be done.
+        OSError: the file cannot be written.
     """
     with tempfile.TemporaryFile(dir=folder) as file:
         file.write(bytes(TRIED))
@@ -605,7 +605,7 @@ def write_on_trial(folder: Path) -> None:
 
 
 def of_locks(folder: Path) -> Finding:
-    """Whether the file system of a folder has locks, by which several runs share its cells."""
+    """Whether the file system of a folder has locks, which several runs need to share its cells."""
     from filelock import FileLock
 
     path = nearest_there(folder) / f".lock-{os.getpid()}"
@@ -626,7 +626,7 @@ def of_locks(folder: Path) -> Finding:
 
 
 def of_executors(version: Given, which: Given) -> Iterator[Finding]:
-    """What cells can be run with, and what each lacks; `which`: where a command is."""
+    """The executors, and what each of them lacks; `which`: a function that finds a command."""
     yield Finding("executor local", "worker processes on this machine")
     for name, package, command in (("ray", "ray", ""), ("slurm", "submitit", "sbatch")):
         found = version(package)

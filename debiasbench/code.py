@@ -47,8 +47,8 @@ def _digest_of(modules: tuple[str, ...], within: str) -> str | None:
 def digest_of_module(module: str) -> str | None:
     """Digest of a module and of all local modules that it imports; None if it has no source file.
 
-    A module is local if it belongs neither to Python, nor to an installed package (other than that of the importing
-    module), nor to the suite.
+    A module is local if it belongs neither to Python, nor to an installed package (other than that of `module` itself),
+    nor to the suite.
     """
     try:
         found = {

@@ -294,7 +294,7 @@ class Embedded:
     Attributes:
         folder: the folder that the dataset `features` reads.
         embedding: how the features were made.
-        there: whether the folder existed already, so that nothing was computed.
+        there: whether the folder held these features already, so that nothing was computed.
     """
 
     folder: Path

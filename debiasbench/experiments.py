@@ -139,7 +139,7 @@ def _unknown(name: str) -> BenchmarkError:
 
 
 def _checked(path: Path, where: str, values: dict[str, Any], kinds: dict[str, tuple[Any, str]]) -> dict[str, Any]:
-    """The values of a file, with lists as tuples.
+    """The checked values of a file, with lists where `from_plain` gives tuples.
 
     Raises:
         BenchmarkError: a key is unknown, or a value has another type.

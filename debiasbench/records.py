@@ -307,7 +307,8 @@ def in_brief(record: Record, *, valid: str, test: str) -> Record:
     """A finished record reduced to what tables and the report page show.
 
     It keeps the last epoch and those that a rule selects. From the other epochs it keeps only the metrics `valid` (on
-    validation) and `test`. Losses of stages, the method's calls, and groups of a split with many of them are left out.
+    validation) and `test`. Losses of stages, the method's calls, and the groups of a split that has more than
+    `MOST_GROUPS` of them are left out.
     """
     result = record.result
     if result is None:
@@ -568,7 +569,7 @@ def read_arrays(record: Path) -> dict[str, np.ndarray]:
 
 
 def read_scores(record: Path) -> tuple[np.ndarray, np.ndarray] | None:
-    """(scores (N,), conflicting bool (N,)) of a record; None if its method logged no scores, or some below 0.
+    """(scores (N,), conflicting bool (N,)) of a record; None if it has none, or if scores below 0 show another meaning.
 
     Scores are shown as fractions of the largest, so they must be at least 0.
 

@@ -1,9 +1,9 @@
-"""Find and delete files of a results folder and of the cache that are no longer needed: `debiasbench clean`.
+"""Find and delete files of a results folder and of the cache that can be made again: `debiasbench clean`.
 
-All of them can be made again, which takes time. Only files with names that the suite gives are considered, and never
-records, weights, logs, tables, figures or data. Files in use by another process stay: those of a claimed cell, or of an
-entry whose lock is held. This is checked again for each item when it is deleted, under the lock that its users take. No
-link is followed.
+Making them again takes time. Only files with names that the suite gives are considered, and never records, weights,
+logs, tables, figures or data. Files in use by another process stay: those of a claimed cell, or of an entry whose lock
+is held. This is checked again for each item when it is deleted, under the lock that its users take. Links are not
+followed.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ class LocalExecutor(Supervisor):
         from debiasbench.running.runner import n_cores
 
         self.devices = worker_devices(device, workers, per_device)
-        if self.devices[0] != "cpu":  # CPU results need one thread; GPU results do not depend on it
+        if self.devices[0] != "cpu":  # CPU results depend on the number of threads, GPU results do not
             self.threads = max(1, n_cores() // len(self.devices))
 
     def check(self, cells: Sequence[Cell], settings: Settings) -> None:

@@ -25,7 +25,7 @@ class WorkerProcess:
     waits = is_lost = False  # see `supervision.Process`: it starts at once, on this machine
 
     def __init__(self, settings: Mapping[str, Any], variables: Mapping[str, str] | None = None) -> None:
-        """Start the process. `variables`: environment variables, which are added to or replace those of this process.
+        """Start the process. `variables`: environment variables that are added to, or replace, those of this process.
 
         Raises:
             OSError: the process could not be started.

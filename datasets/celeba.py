@@ -261,8 +261,8 @@ def read_attributes(folder: Path, *wanted: str) -> tuple[list[str], np.ndarray]:
     missing = [name for name in ("image_id", *wanted) if name not in header]
     if missing:
         raise BenchmarkError(
-            f"{path} is no attribute list of CelebA: the first line must be the number of images and the second the "
-            f"names of the attributes, or, in a .csv, image_id and these names; {' and '.join(missing)} is missing."
+            f"{path} is not an attribute list of CelebA: the first line must be the number of images and the second "
+            f"the names of the attributes, or, in a .csv, image_id and these names; {' and '.join(missing)} is missing."
         )
     if n is not None and len(rows) != int(n[0]):
         raise BenchmarkError(

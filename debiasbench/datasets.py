@@ -38,7 +38,7 @@ class NeededFile:
     def __post_init__(self) -> None:
         """Report a broken link first: the file may exist, on a disk that is not mounted."""
         if broken_link(self.path) is not None:
-            object.__setattr__(self, "source", f"{absent(self.path)} Mend the link; or {self.source}")
+            object.__setattr__(self, "source", f"{absent(self.path)} Repair the link; or {self.source}")
 
 
 class Dataset(Parameters, ABC):

@@ -112,7 +112,9 @@ def read_experiment(name: str, *, smoke: bool = False) -> Experiment:
         instead = short.get("instead", {})
         strange = [dataset for dataset in instead if dataset not in values["datasets"]]
         if strange:
-            raise BenchmarkError(f"{path}: [smoke.instead] names {', '.join(strange)}, which is none of its datasets.")
+            raise BenchmarkError(
+                f"{path}: [smoke.instead] names {', '.join(strange)}, which is not one of its datasets."
+            )
         stand_ins = [instead[dataset] for dataset in values["datasets"] if dataset in instead]
         values = {**values, "datasets": stand_ins or values["datasets"], **short, "smoke": True}
     return Experiment(name=path.stem, **values)

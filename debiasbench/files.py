@@ -101,7 +101,7 @@ def to_path(given: str | Path) -> Path:
     """
     path = expanded(given)
     if broken_link(path) is not None:  # e.g. to a disk that is not mounted: nothing exists there, nor can be made
-        raise BenchmarkError(f"{absent(path)} Mend the link, or give another path.")
+        raise BenchmarkError(f"{absent(path)} Repair the link, or give another path.")
     return path
 
 
@@ -160,11 +160,11 @@ def read_toml(path: Path, what: str) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise BenchmarkError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8.") from None
     except RecursionError:
-        raise BenchmarkError(f"{path} is no valid TOML: it is nested too deeply.") from None
+        raise BenchmarkError(f"{path} is not valid TOML: it is nested too deeply.") from None
     except tomllib.TOMLDecodeError as error:
-        raise BenchmarkError(f"{path} is no valid TOML: {error}") from None
+        raise BenchmarkError(f"{path} is not valid TOML: {error}") from None
     except ValueError:  # Python reads no number with thousands of digits
-        raise BenchmarkError(f"{path} is no valid TOML: it has a number of thousands of digits.") from None
+        raise BenchmarkError(f"{path} is not valid TOML: it has a number of thousands of digits.") from None
 
 
 # ---- folders that cannot be written ---------------------------------------------------------------------------------

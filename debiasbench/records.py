@@ -342,7 +342,7 @@ def record_from_json(values: Any) -> Record:
         ValueError: the values are not a record; the message says which part is wrong.
     """
     if not isinstance(values, dict):
-        raise ValueError(f"it is no record but {shown(values)}")
+        raise ValueError(f"it is not a record but {shown(values)}")
     schema = from_plain(int, values.get("schema"), "record.schema")
     if schema > SCHEMA:
         raise LaterSchemaError(f"it has schema {schema}, and this version of debiasbench reads up to {SCHEMA}")
@@ -650,7 +650,7 @@ def _parsed(content: bytes) -> Any:
     try:
         text = content.decode("utf-8-sig")  # some editors write a byte-order mark first
     except UnicodeDecodeError as error:
-        raise ValueError(f"it is no text in UTF-8 (byte {error.start})") from None
+        raise ValueError(f"it is not text in UTF-8 (byte {error.start})") from None
     if not text.strip():
         raise ValueError("it is empty")
     try:

@@ -219,7 +219,7 @@ def check_search(cls: type[Method]) -> None:
     own = cls().values()
     for key, one in cls.search_space().items():
         assert key in own or key in Tiny.recipe.values(), (
-            f"{cls.name}: search names '{key}', which is no parameter of it and no field of the recipe."
+            f"{cls.name}: search names '{key}', which is neither a parameter of it nor a field of the recipe."
         )
         for number in range(20):
             try:
@@ -563,7 +563,7 @@ def lint_loss(loss: Loss, nets: dict[str, nn.Module], batch: dict[str, Tensor], 
                     f"{name} cannot run under torch.vmap, as two copies of it at once: {advice}. ({said})"
                 ) from error
         raise AssertionError(
-            f"{name} is no pure function of tensors. Two copies of it were run at once, under torch.vmap: {error}"
+            f"{name} is not a pure function of tensors. Two copies of it were run at once, under torch.vmap: {error}"
         ) from error
     same = torch.allclose(values, first.expand(2), rtol=1e-4, atol=1e-5)
     assert same, f"{name}: two copies at once give {values.tolist()}, one gives {float(first):g}."
@@ -741,7 +741,7 @@ def check_dataset_declaration(dataset: Dataset, splits: Splits) -> None:
     assert len(named) in (0, len(dataset.bias_names)), f"{cls.name}: bias_values must be empty, or have one per bias."
     assert all(len(one) <= dataset.n_bias_values for one in named), f"{cls.name}: more bias_values than n_bias_values."
     strange = [name for name in dataset.ratio_parameters if name not in dataset.values()]
-    assert not strange, f"{cls.name}: ratio_parameters names {', '.join(strange)}, which is no parameter of it."
+    assert not strange, f"{cls.name}: ratio_parameters names {', '.join(strange)}, which is not a parameter of it."
     check_net(cls.recipe.net)
     for preset in cls.presets.values():
         cls(**{key: value for key, value in preset.items() if key != "recipe"})

@@ -187,7 +187,8 @@ def _space(method: _Single, dataset: _Single) -> dict[str, Range]:
     strange = [key for key in space if key not in own and key not in defaults(Recipe)]
     if strange:
         raise BenchmarkError(
-            f"The search of {cls.name} names '{strange[0]}', which is no parameter of it and no field of the recipe."
+            f"The search of {cls.name} names '{strange[0]}', which is neither a parameter of it nor a field of the "
+            "recipe."
         )
     fixed = method.given | {key for key in dataset.given if key not in own}
     left = {key: one for key, one in space.items() if key not in fixed}

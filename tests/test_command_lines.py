@@ -244,11 +244,11 @@ FILES = [
     (b"", "lacks methods, datasets"),
     ((LEAST + "title = 'caf\xe9'").encode("latin-1"), "is not UTF-8 text (byte"),
     (LEAST.encode("utf-16"), "is not UTF-8 text (byte 0): save it as UTF-8."),
-    (b"\0\0", "is no valid TOML"),
-    (b"methods = [", "is no valid TOML"),
-    (LEAST + "methods = []", "is no valid TOML"),
-    ("methods = " + "[" * 5000 + "]" * 5000, "is no valid TOML: it is nested too deeply"),
-    (LEAST + f"seeds = {LONGER}", "is no valid TOML: it has a number of thousands of digits."),
+    (b"\0\0", "is not valid TOML"),
+    (b"methods = [", "is not valid TOML"),
+    (LEAST + "methods = []", "is not valid TOML"),
+    ("methods = " + "[" * 5000 + "]" * 5000, "is not valid TOML: it is nested too deeply"),
+    (LEAST + f"seeds = {LONGER}", "is not valid TOML: it has a number of thousands of digits."),
     (LEAST + f"seeds = {LONG}", "'seeds' must be a whole number or a list of them. Got 9999"),
     (LEAST + "paper = 'tabel1'", "there are no numbers of the paper called 'tabel1'. Did you mean 'table1'?"),
     (LEAST + "paper = '../table1'", "there are no numbers of the paper called '../table1'"),
@@ -410,7 +410,7 @@ LINKED = [
 def test_a_path_through_a_link_that_leads_nowhere_names_the_link(words, capsys):
     """As where a disk is not mounted: without, the data would only be missing, and the way there be right."""
     Path("link").symlink_to("nowhere/at/all")
-    assert "link is a link to nowhere/at/all, which is not there. Mend" in answer_to(words, capsys)
+    assert "link is a link to nowhere/at/all, which is not there. Repair" in answer_to(words, capsys)
 
 
 @pytest.mark.parametrize("words", [GRID, ["status"], ["report"], ["inspect", "cmnist5k"]], ids=" ".join)
@@ -435,7 +435,7 @@ def test_data_behind_a_link_that_leads_nowhere_are_missing_and_it_is_named(given
         Path(link).symlink_to("nowhere/at/all")
     monkeypatch.setenv("DEBIASBENCH_DATA", given)
     assert cli.main(grid(datasets=dataset)) == 2
-    told = f"from: {named} is a link to nowhere/at/all, which is not there. Mend the link; or the repository"
+    told = f"from: {named} is a link to nowhere/at/all, which is not there. Repair the link; or the repository"
     assert capsys.readouterr().err.count(told) == 2
     rest, left_out = with_data(
         expand(["vanilla"], ["cmnist5k", dataset], seeds=1), default_data_dir(), skip_missing=True

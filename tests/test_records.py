@@ -729,7 +729,7 @@ def test_bytes_that_are_no_text_are_refused_even_where_no_field_is(tmp_path, pla
     assert decoded(place % b"known" + content[1:]) == decoded(content)
     assert decoded(place % odd + content[1:]) is None
     (tmp_path / "s0-odd.json").write_bytes(place % odd + content[1:])
-    with pytest.raises(BenchmarkError, match="it is no text in UTF-8"):
+    with pytest.raises(BenchmarkError, match="it is not text in UTF-8"):
         read_record(tmp_path / "s0-odd.json")
 
 
@@ -750,10 +750,10 @@ FILES = {  # what is in the file, and what the complaint says
     "spaces": (" \n\t ", "it is empty"),
     "no JSON": ("not JSON at all", "it is no JSON (Expecting value: line 1 column 1"),
     "two records": (lambda text: text + text, "it is no JSON (Extra data"),
-    "null": ("null", "it is no record but null"),
-    "number": ("3", "it is no record but 3"),
-    "text": ('"a text"', "it is no record but 'a text'"),
-    "list": ("[1, 2]", "it is no record but [1, 2]"),
+    "null": ("null", "it is not a record but null"),
+    "number": ("3", "it is not a record but 3"),
+    "text": ('"a text"', "it is not a record but 'a text'"),
+    "list": ("[1, 2]", "it is not a record but [1, 2]"),
     "no keys": ("{}", "record.schema must be a whole number, and is null"),
     "nothing but a schema": ('{"schema": 2, "status": "done"}', "record.result is missing"),
     "schema 0": (in_text('"schema": 2', '"schema": 0'), "record.schema must be at least 1, and is 0"),
@@ -781,8 +781,8 @@ FILES = {  # what is in the file, and what the complaint says
         in_text('"method_parameters": {', f'"method_parameters": {{"deep": {"[" * 900}{"]" * 900}, '),
         "it is nested too deeply",
     ),
-    "no UTF-8": (lambda text: text.encode()[:-1] + b"\xff}", "it is no text in UTF-8 (byte "),
-    "UTF-16": (lambda text: text.encode("utf-16"), "it is no text in UTF-8 (byte 0)"),
+    "no UTF-8": (lambda text: text.encode()[:-1] + b"\xff}", "it is not text in UTF-8 (byte "),
+    "UTF-16": (lambda text: text.encode("utf-16"), "it is not text in UTF-8 (byte 0)"),
     "UTF-16 without a mark": (lambda text: text.encode("utf-16-le"), "it is no JSON"),
     "noughts": (b"\0" * 1000, "it is no JSON"),
 }

@@ -423,7 +423,7 @@ class DeclinesARecipeWithoutReason(Honest):
         return recipe.accumulate > 1 or None
 
 
-@breaks(check_search, "search names 'gama', which is no parameter of it and no field of the recipe")
+@breaks(check_search, "search names 'gama', which is neither a parameter of it nor a field of the recipe")
 class SearchesWhatItLacks(Honest):
     search: ClassVar = {"gama": uniform(0, 1, source="a test")}
 
@@ -448,21 +448,21 @@ class SearchesWithoutRanges(Honest):
 # ---- losses ----------------------------------------------------------------------------------------------------------
 
 
-@breaks(check_losses_are_pure, "no pure function of tensors")
+@breaks(check_losses_are_pure, "not a pure function of tensors")
 class ReadsANumber(Honest):
     def loss(self, nets, batch, state):
         losses = cross_entropy(nets.net(batch.x), batch.y)
         return losses.mean() * (1.0 + 0.0 * losses.max().item())
 
 
-@breaks(check_losses_are_pure, "no pure function of tensors")
+@breaks(check_losses_are_pure, "not a pure function of tensors")
 class PicksByMask(Honest):
     def loss(self, nets, batch, state):
         losses = cross_entropy(nets.net(batch.x), batch.y)
         return losses[losses >= losses.mean()].mean()
 
 
-@breaks(check_losses_are_pure, "no pure function of tensors")
+@breaks(check_losses_are_pure, "not a pure function of tensors")
 class BranchesOnATensor(Honest):
     def loss(self, nets, batch, state):
         value = cross_entropy(nets.net(batch.x), batch.y).mean()

@@ -364,7 +364,10 @@ def test_values_that_a_method_refuses_are_drawn_again(name):
     ("specs", "words"),
     [
         (["never"], "never takes none of 100 draws from its search: alpha above 0.6 is refused"),
-        (["strange"], "The search of strange names 'beta', which is no parameter of it and no field of the recipe"),
+        (
+            ["strange"],
+            "The search of strange names 'beta', which is neither a parameter of it nor a field of the recipe",
+        ),
         (["vanilla:learning_rate=0.1,weight_decay=0"], "leaves nothing to search: all of learning_rate, weight_decay"),
         (["wrong"], "The search of wrong must be a dictionary of ranges from debiasbench.search"),
         (["aroundnone"], "around(0.1, 10) needs a default above 0. Got 'a'."),
@@ -590,7 +593,7 @@ def test_the_digest_does_not_cover_comments(tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda text: text.replace("[[chosen]]", "[[chosen", 1), "is no valid TOML"),
+        (lambda text: text.replace("[[chosen]]", "[[chosen", 1), "is not valid TOML"),
         (lambda _: "", "version is missing"),
         (lambda _: 'methods = ["pgd"]\ndatasets = ["cmnist5k"]\n', "version is missing"),  # an experiment
         (lambda text: text.replace('rule = "worst_class"', 'rule = "test_oracle"'), "rule must be one of"),

@@ -172,7 +172,7 @@ def _read_batch(path: Path) -> tuple[np.ndarray, Tensor]:
         batch = _ArraysOnly(io.BytesIO(path.read_bytes()), encoding="latin1").load()  # Python 2 wrote them
         data, labels = batch["data"], batch["labels"]
     except Exception as error:  # a damaged pickle can raise anything
-        raise BenchmarkError(f"{path} is no batch of CIFAR-10, or is cut off ({error}). {mend}") from None
+        raise BenchmarkError(f"{path} is not a batch of CIFAR-10, or is cut off ({error}). {mend}") from None
     n_values = 3 * SIZE * SIZE
     good = isinstance(data, np.ndarray) and data.dtype == np.uint8 and data.ndim == 2 and data.shape[1] == n_values
     if not good:

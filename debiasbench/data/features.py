@@ -137,8 +137,8 @@ def _of_safetensors(path: Path) -> Opened:
         names = list(file.keys())
         if len(names) != 1:
             raise BenchmarkError(
-                f"{path} holds {len(names)} tensors ({', '.join(names[:5]) or 'none'}), and which has the features "
-                "cannot be told. Save that one alone."
+                f"{path} holds {len(names)} tensors ({', '.join(names[:5]) or 'none'}), and it is unclear which one "
+                "has the features. Save that one alone."
             )
         tensor = file.get_tensor(names[0])
     wide = torch.float64 if tensor.dtype == torch.float64 else torch.float32

@@ -72,7 +72,7 @@ def contents(folder: Path) -> Contents:
         raise BenchmarkError(f"{folder} cannot be read ({error}).") from None
     if broken:
         more = f" So do {len(broken) - 1:,} more in {folder}." if len(broken) > 1 else ""
-        raise BenchmarkError(f"{absent(broken[0])}{more} Mend the link, or take it out.")
+        raise BenchmarkError(f"{absent(broken[0])}{more} Repair the link, or take it out.")
     return found
 
 
@@ -178,7 +178,7 @@ def _problem(path: Path, error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return absent(path)
     if isinstance(error, UnidentifiedImageError):
-        return f"{path} is no image, or of a kind that Pillow does not read."
+        return f"{path} is not an image, or not of a kind that Pillow reads."
     return f"{path} cannot be read ({str(error).strip() or type(error).__name__})."
 
 

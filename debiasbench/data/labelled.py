@@ -127,8 +127,9 @@ def from_folders(root: Path) -> Labelled:
             below, beside, _ = contents(folder)
             if below and beside:
                 raise BenchmarkError(
-                    f"{folder} holds images ({beside[0].name}, ...) and folders ({below[0].name}, ...): which is meant "
-                    "cannot be told. Folders below a class are values of the bias: put all its images there, or none."
+                    f"{folder} holds images ({beside[0].name}, ...) and folders ({below[0].name}, ...): it is unclear "
+                    "which of them count. Folders below a class are values of the bias: put all its images there, or "
+                    "none."
                 )
             for leaf, bias in [(path, path.name) for path in below] or [(folder, "")]:
                 inner = contents(leaf)
@@ -348,7 +349,7 @@ def refuse_twice(table: Path, columns: Sequence[str], used: Iterable[str]) -> No
     """
     twice = [name for name in used if columns.count(name) > 1]
     if twice:
-        raise BenchmarkError(f"{table} has several columns {twice[0]}: which is meant cannot be told. Keep one.")
+        raise BenchmarkError(f"{table} has several columns {twice[0]}: it is unclear which one is meant. Keep one.")
 
 
 def refuse_lines(table: Path, problems: Sequence[str]) -> None:

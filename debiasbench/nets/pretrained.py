@@ -145,7 +145,7 @@ def _network_in(contents: Any, expected: dict[str, Tensor], head: str) -> dict[s
     if len(whole) > 1:
         shown = ", ".join(repr(place.rstrip(".")) for place in sorted(whole))
         raise ValueError(
-            f"several networks are in it ({shown}), and which is meant cannot be told: save that one alone"
+            f"several networks are in it ({shown}), and it is unclear which one is meant: save that one alone"
         )
     if not whole:
         place = min(problems, key=lambda place: len(problems[place]))
@@ -176,7 +176,7 @@ def _problems(state: dict[str, Any], expected: dict[str, Tensor], head: str) -> 
             if not key.startswith(head) and not key.endswith("num_batches_tracked"):  # older files lack the latter
                 problems.append(f"{key} is missing")
         elif not isinstance(value, Tensor) or value.is_floating_point() != wanted.is_floating_point():
-            problems.append(f"{key} is no tensor of {'decimals' if wanted.is_floating_point() else 'whole numbers'}")
+            problems.append(f"{key} is not a tensor of {'decimals' if wanted.is_floating_point() else 'whole numbers'}")
         elif value.shape != wanted.shape and not key.startswith(head):
             problems.append(f"{key} has the shape {tuple(value.shape)} instead of {tuple(wanted.shape)}")
     return problems + [f"{key} is not its own" for key in sorted(set(state) - set(expected))]

@@ -305,12 +305,12 @@ def check_table(table: object) -> None:
     _refuse_lacking(table)
     twice = sorted({str(name) for name in table.columns[table.columns.duplicated()]})
     if twice:
-        raise BenchmarkError(f"This is no table of results, {WANTED}: it has several columns {', '.join(twice)}.")
+        raise BenchmarkError(f"This is not a table of results, {WANTED}: it has several columns {', '.join(twice)}.")
     for name in ("method", "dataset", "method.name", "dataset.name"):
         strange = [value for value in table[name].unique().tolist() if not isinstance(value, str)]
         if strange:
             raise BenchmarkError(
-                f"This is no table of results, {WANTED}: its column {name} has {strange[0]!r} in place of a name."
+                f"This is not a table of results, {WANTED}: its column {name} has {strange[0]!r} in place of a name."
             )
 
 
@@ -360,7 +360,7 @@ def runs(table: pd.DataFrame, dataset: str, metric: str, *, split: str = "test",
 def _refuse_lacking(table: pd.DataFrame) -> None:
     missing = [name for name in REQUIRED if name not in table]
     if missing:
-        raise BenchmarkError(f"This is no table of results, {WANTED}: it lacks the columns {', '.join(missing)}.")
+        raise BenchmarkError(f"This is not a table of results, {WANTED}: it lacks the columns {', '.join(missing)}.")
 
 
 def without_settings(table: pd.DataFrame) -> pd.DataFrame:

@@ -132,7 +132,7 @@ def examine(data_dir: Path, results_dir: Path) -> Iterator[Finding]:
             said = str(error).strip() or "without a message"
             yield Finding(
                 name, f"cannot be looked at ({type(error).__name__}: {said.splitlines()[0]})", "problem",
-                "Mend what is told above, and look again.",
+                "Fix what is listed above, and run this again.",
             )  # fmt: skip
 
 
@@ -295,7 +295,7 @@ def of_processor(n_cores: int, allowed: float | None, n_threads: int) -> Finding
 def of_memory(free: int | None, total: int | None, *, n_workers: int) -> Finding:
     """The memory in bytes, compared with the need of one worker per core."""
     if free is None or total is None:
-        return Finding("memory", "cannot be told on this system")
+        return Finding("memory", "unknown on this system")
     text = f"{readable_size(free)} of {readable_size(total)} are free"
     if free < n_workers * WORKER:
         fit = max(1, free // WORKER)
@@ -381,7 +381,7 @@ def of_gpus(known: Gpus) -> Iterator[Finding]:
     if known.seen:
         return
     if known.driver_refusal:
-        advice = "Mend the driver; in a container, start it with its GPUs (docker run --gpus all). Until then: the CPU."
+        advice = "Repair the driver; start a container with its GPUs (docker run --gpus all). Until then: the CPU."
         yield Finding("GPU", f"none: nvidia-smi fails ({known.driver_refusal})", "note", advice)
     elif not known.of_driver:
         yield Finding("GPU", f"none: cells run on the CPU (torch is built for {known.built_for or 'the CPU alone'})")

@@ -63,9 +63,9 @@ class Watch:
         changed = [name for name, state in self._before.items() if after[name] != state]
         if changed:
             raise BenchmarkError(
-                f"{method} writes into what it was handed ({', '.join(changed)}): its numbers would be of other data "
-                "than the record says, and so would those of the cells after it. Work on a copy (task.y.clone()), or "
-                "give per-sample values to the stage as columns=."
+                f"{method} writes into what it was handed ({', '.join(changed)}): its results would no longer "
+                "belong to the data that the record names, and neither would those of later cells. Work on a copy "
+                "(task.y.clone()), or give per-sample values to the stage as columns=."
             )
 
     def _state(self) -> dict[str, tuple[int, int]]:

@@ -110,7 +110,7 @@ def _read(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise BenchmarkError(f"--slurm: {path} cannot be read: {error.strerror}.") from None
     except ValueError as error:
-        raise BenchmarkError(f"--slurm: {path} is no valid TOML: {error}") from None
+        raise BenchmarkError(f"--slurm: {path} is not valid TOML: {error}") from None
 
 
 def _refused(key: str, value: Any, allowed: str) -> BenchmarkError:
@@ -217,7 +217,7 @@ class SlurmExecutor:
         if "%" in where or not where.isprintable():
             raise BenchmarkError(
                 f"--results-dir {where!a}: --executor slurm takes no folder with a % (which SLURM replaces), a line "
-                "break, or a character that is no text in its path. Give another."
+                "break, or a character that cannot be printed in its path. Give another."
             )
         if not cells or CLUSTER != "slurm":
             return

@@ -353,13 +353,15 @@ def test_an_image_of_too_many_pixels_is_named(tmp_path, monkeypatch):
 def test_postscript_is_never_run(tmp_path):
     """It is a program, which Pillow would hand to another program, whatever the file is called."""
     picture().save(tmp_path / "a.png", "EPS")
-    with pytest.raises(BenchmarkError, match=r"a\.png is no image"):
+    with pytest.raises(BenchmarkError, match=r"a\.png is not an image"):
         read_image(tmp_path / "a.png")
     picture().save(tmp_path / "b.eps")
     assert other_files(tmp_path) == [tmp_path / "b.eps"]
 
 
-@pytest.mark.parametrize(("contents", "what"), [(b"", "is no image"), (b"hello", "is no image"), (None, "cannot be")])
+@pytest.mark.parametrize(
+    ("contents", "what"), [(b"", "is not an image"), (b"hello", "is not an image"), (None, "cannot be")]
+)
 def test_damaged_images_are_named(tmp_path, contents, what):
     """Empty, no image, cut off."""
     path = tmp_path / "bad.jpg"
@@ -376,7 +378,7 @@ def test_all_damaged_images_are_named_at_once_and_nothing_is_kept(tmp_path):
         (folder / f"{number}.png").write_bytes(b"no")
     with pytest.raises(BenchmarkError) as error:
         decode("some", image_files(folder))
-    assert str(error.value).count("is no image") == 10
+    assert str(error.value).count("is not an image") == 10
     assert "... and 2 more." in str(error.value)
     assert not list((tmp_path / "cache").glob("*.uint8"))
     assert not list((tmp_path / "cache").glob("*.partial"))
@@ -475,7 +477,7 @@ def test_a_link_that_leads_nowhere_names_itself(tmp_path, link, name, target):
     """An image, a folder, another file: what it was cannot be told."""
     folder = folder_of(tmp_path)
     link(folder / name, target)
-    with pytest.raises(BenchmarkError, match=rf"{name} is a link to {target}, which is not there\. Mend the link"):
+    with pytest.raises(BenchmarkError, match=rf"{name} is a link to {target}, which is not there\. Repair the link"):
         image_files(folder)
     link(folder / "z.png", "none")
     with pytest.raises(BenchmarkError, match=r"So do 1 more"):

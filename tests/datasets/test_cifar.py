@@ -517,8 +517,8 @@ def _damaged(kind, path):
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        ("empty", "is no batch of CIFAR-10, or is cut off"), ("cut off", "or is cut off"),
-        ("no pickle", "is no batch"), ("no dictionary", "is no batch"), ("no data", "is no batch.*data"),
+        ("empty", "is not a batch of CIFAR-10, or is cut off"), ("cut off", "or is cut off"),
+        ("no pickle", "is not a batch"), ("no dictionary", "is not a batch"), ("no data", "is not a batch.*data"),
         ("short rows", r"uint8 of shape \(N, 3072\). Got uint8 \(4, 3000\)"), ("float", "Got float32"),
         ("list", "Got list"), ("fewer labels", "one label an image, 4. Got 3"), ("no labels", "Got NoneType"),
         ("label 10", "labels must be 0 to 9. Got 10"), ("code", "where only arrays belong"),
@@ -570,7 +570,7 @@ def test_damaged_mosaics_are_told(tmp_path):
     with pytest.raises(BenchmarkError, match="do not belong together: 3168 x 96"):
         read_cifar10(tmp_path)
     picture.write_bytes(b"no")
-    with pytest.raises(BenchmarkError, match=r"data_batch_1\.webp is no image"):
+    with pytest.raises(BenchmarkError, match=r"data_batch_1\.webp is not an image"):
         read_cifar10(tmp_path)
 
 

@@ -329,7 +329,7 @@ CELEBA_DAMAGES = {
         "line 3: a name and 4",
     ),
     "empty list": (
-        lambda f: (f / "list_attr_celeba.txt").write_text("", encoding="utf-8"), "is no attribute list of CelebA",
+        lambda f: (f / "list_attr_celeba.txt").write_text("", encoding="utf-8"), "is not an attribute list of CelebA",
     ),
     "a part that does not exist": (
         lambda f: (f / "list_eval_partition.txt").write_text("000001.jpg 3\n", encoding="utf-8"),
@@ -986,7 +986,7 @@ def test_images_beside_folders_are_not_left_out_silently(tmp_path):
     """Are they images of the class, or is the folder a value of the bias?"""
     write_folders(tmp_path / "photos", with_bias=False)
     save_picture(tmp_path / "photos" / "train" / "land" / "old" / "9.png")
-    with pytest.raises(BenchmarkError, match=r"holds images .* and folders .*which is meant cannot be told"):
+    with pytest.raises(BenchmarkError, match=r"holds images .* and folders .*it is unclear which of them count"):
         new("imagefolder", root=str(tmp_path / "photos"), title="x").build(tmp_path)
 
 

@@ -500,7 +500,7 @@ def test_every_experiment_can_be_read(name):
         ("methods = ['vanilla']\ndatasets = ['cmnist5k']\nseed = 3", "unknown key 'seed'. Did you mean 'seeds'"),
         ("methods = 'vanilla'\ndatasets = ['cmnist5k']", "'methods' must be a list of names. Got 'vanilla'."),
         ("methods = ['vanilla']\ndatasets = ['cmnist5k']\nshow = 'cake'", "'show' must be one of accuracy"),
-        ("methods = [", "is no valid TOML"),
+        ("methods = [", "is not valid TOML"),
     ],
 )
 def test_a_wrong_file_is_told(tmp_path, text, message):
@@ -516,7 +516,7 @@ def test_a_wrong_file_is_told(tmp_path, text, message):
     [
         ("", "has no [smoke] variant"),
         ("[smoke]\nepoch = 2", "unknown key 'smoke.epoch'. Did you mean 'epochs'"),
-        ("[smoke.instead]\ncmnist = 'cmnist5k'", "names cmnist, which is none of its datasets"),
+        ("[smoke.instead]\ncmnist = 'cmnist5k'", "names cmnist, which is not one of its datasets"),
     ],
 )
 def test_a_wrong_smoke_variant_is_told(tmp_path, smoke, message):

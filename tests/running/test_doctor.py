@@ -347,7 +347,7 @@ OLD = "The NVIDIA driver on your system is too old (found version 11040)."
         (Gpus("CUDA 12.8", of_driver=H100, variable="GPU-1f", refusal=OLD), "note", OLD, "Update the driver"),
         (Gpus("CUDA 12.8", of_driver=H100, refusal=OLD), "note", OLD, "Update the driver"),
         (Gpus("CUDA 12.8", of_driver=H100), "note", "does not say why", "Update the driver"),
-        (Gpus("CUDA 12.8", of_driver=[], driver_refusal="no driver"), "note", "fails (no driver)", "Mend the driver"),
+        (Gpus("CUDA 12.8", of_driver=[], driver_refusal="no driver"), "note", "fails (no driver)", "Repair the driver"),
         (
             Gpus("CUDA 12.8", {"cuda:0": "B200, 180 GB"}, {"cuda:0": "no kernel image is available"}, of_driver=H100),
             "problem",

@@ -352,8 +352,8 @@ def test_what_jobs_have_is_read_from_words_and_files(tmp_path):
         ("gpu", r"--slurm takes key=value and files that end in \.toml\. Got 'gpu'"),
         ("lists.toml", r"nice must be a word, .*, a number or true\. Got \[1\]"),
         ("nowhere.toml", "nowhere.toml cannot be read: No such file"),
-        ("broken.toml", "is no valid TOML"),
-        ("latin.toml", "is no valid TOML"),
+        ("broken.toml", "is not valid TOML"),
+        ("latin.toml", "is not valid TOML"),
     ],
 )
 def test_what_jobs_cannot_have_is_told(word, said, tmp_path, monkeypatch):

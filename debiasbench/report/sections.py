@@ -91,7 +91,7 @@ def comparison_table(
     rules = "; ".join(dict.fromkeys("last epoch" if one.select == "last" else text_of(one.select) for one in measures))
     counts = {int(n) for one in found.values() for n in one["count"]}
     notes = [
-        f"Test split, {rules}. Mean ± sample standard deviation (n - 1) over {_n_runs(counts)}; best in bold. "
+        f"Test split, {rules}. Mean ± sample standard deviation (n - 1) over {n_runs(counts)}; best in bold. "
         f"{TIE}: statistically indistinguishable from the best (one-sided Welch tests of the best, chosen after the "
         "fact, against each method; p at least .05 after Holm's correction over this table)."
         + _lower(measure.metric for measure in measures)
@@ -102,7 +102,7 @@ def comparison_table(
     return Table("comparison", "Comparison", heads, rows, notes, in_caption=1)
 
 
-def _n_runs(counts: set[int]) -> str:
+def n_runs(counts: set[int]) -> str:
     """`n = 5 runs`; without the number if it differs between entries."""
     return "n runs" if len(counts) != 1 else f"n = {min(counts)} run{'' if counts == {1} else 's'}"
 
@@ -313,7 +313,7 @@ def selection_table(table: pd.DataFrame, dataset: str) -> Table:
     counts = {len(runs_of) for of_method in found for runs_of in of_method.values()}
     notes = [
         f"Test {metric} (%) at the epoch that each rule selects, mean ± sample standard deviation (n - 1) over "
-        f"{_n_runs(counts)}. " + " ".join(f"{rule}: {text_of(rule)}." for rule in rules)
+        f"{n_runs(counts)}. " + " ".join(f"{rule}: {text_of(rule)}." for rule in rules)
     ]
     if any(marks.values()):
         notes.append(f"{ORACLE} selects the epoch with bias labels or on the test split: never a headline.")

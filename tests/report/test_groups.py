@@ -54,6 +54,70 @@ def test_numbers_stand_where_a_record_does_not_tell_names():
     assert [column.key for column in table.columns][1:] == ["0 / 0", "0 / 1", "1 / 0", "1 / 1"]
 
 
+@pytest.mark.parametrize(
+    ("data", "headings"),
+    [
+        (NAMES, ["dark / female", "dark / male", "blond / female", "blond / male"]),
+        ({"class_names": ("dark", "blond")}, ["dark / 0", "dark / 1", "blond / 0", "blond / 1"]),
+        ({"bias_values": (("female", "male"),)}, ["0 / female", "0 / male", "1 / female", "1 / male"]),
+    ],
+)
+def test_names_of_one_record_hold_for_those_that_do_not_tell(data, headings):
+    told, untold = made(four((1, 1, 0, 0)), data=data), made(four((1, 1, 0, 0)), method="pgd")
+    for records in ([told, untold], [untold, told]):
+        (table,) = groups_tables(records)
+        assert [column.key for column in table.columns][1:] == headings
+
+
+@pytest.mark.parametrize(
+    ("class_names", "values"),
+    [
+        (("dark", "dark"), ("female", "male")),
+        (("dark / female", "dark"), ("male", "female / male")),
+        (("dark blond", "dark\nblond"), ("female", "male")),
+        (("1",), ("female", "male")),
+        (("", ""), ("", "")),
+    ],
+)
+def test_groups_that_would_be_called_alike_have_their_numbers_as_well(class_names, values):
+    (table,) = groups_tables([made(four((1, 1, 0, 0)), data={"class_names": class_names, "bias_values": (values,)})])
+    keys = [column.key for column in table.columns]
+    assert len(set(keys)) == 5
+    assert keys[1].endswith(" [0 / 0]")
+    assert keys[4].endswith(" [1 / 1]")
+    assert not any("\n" in key for key in keys)
+
+
+def test_overlapping_groups_that_would_be_called_alike_are_told_apart():
+    (table,) = groups_tables([made([GroupFacts(7, 0.5, group=name) for name in ("a b", "c", "a\tb")])])
+    assert [column.key for column in table.columns][1:] == ["a b [0]", "c", "a b [2]"]
+
+
+@pytest.mark.parametrize("empty", [0, 1, 2])
+def test_columns_are_in_the_order_of_the_groups_whichever_a_method_lacks(empty):
+    lacking = [GroupFacts(5, 0.5, 0, value) if value != empty else GroupFacts(0, None, 0, value) for value in range(3)]
+    full = [GroupFacts(5, 0.5, 0, value) for value in range(3)]
+    (table,) = groups_tables([made(lacking), made(full, method="pgd")])
+    assert [column.key for column in table.columns][1:] == ["0 / 0", "0 / 1", "0 / 2"]
+
+
+@pytest.mark.parametrize("groups", [[], [GroupFacts(5, 0.5, 0, value) for value in range(MOST_GROUPS + 1)]])
+def test_a_method_whose_records_tell_of_no_groups_has_dashes(groups):
+    records = [made(groups), made(four((1, 1, 0, 0)), method="pgd")]
+    (table,) = groups_tables(records)
+    assert [[entry.text for entry in row] for row in table.rows] == [
+        ["vanilla", "-", "-", "-", "-"], ["pgd", "100.00", "100.00", "0.00", "0.00"],
+    ]  # fmt: skip
+    assert groups_tables([shortened(record) for record in records]) == [table]
+
+
+@pytest.mark.parametrize(("n_pgd", "told"), [(1, "over n = 1 run;"), (2, "over n runs;")], ids=["equal", "different"])
+def test_the_number_of_runs_is_told_where_it_is_the_same_everywhere(n_pgd, told):
+    runs = [made(four((1, 1, 0, 0))), *(made(four((1, 1, 0, 0)), "pgd", seed) for seed in range(n_pgd))]
+    (table,) = groups_tables(runs)
+    assert told in table.notes[0]
+
+
 def test_an_empty_group_has_no_column_and_one_that_a_run_lacks_has_a_dash():
     records = [
         made(four((1, None, 0, None), sizes=(5, 0, 5, 0))),

@@ -76,8 +76,9 @@ class _Column:
 
 
 def _pieces(text: str) -> list[str]:
-    """The parts of a text between which it can wrap: words, and the options of a title."""
-    return re.findall(r"[^\s,:]*(?:[,:](?=\S)|\s+|[,:]+\s*|$)", text) if text else []
+    """The parts of a text between which it can wrap: words, numbers, and the options of a title."""
+    number = r"(?<=\d),(?=\d{3}(?!\d))"  # the comma within 1,050
+    return re.findall(rf"(?:[^\s,:]|{number})*(?:[,:](?=\S)|\s+|[,:]+\s*|$)", text) if text else []
 
 
 def _wrapped(text: str, width: int) -> str:

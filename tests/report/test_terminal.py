@@ -140,6 +140,15 @@ def test_titles_wrap_between_options(width, lines):
     assert [row[0] for row in rows] == lines
 
 
+@pytest.mark.parametrize("n", ["1,050", "12,345", "1,234,567", "1,050 to 12,345"])
+@pytest.mark.parametrize("name", ["ab / cd", "landbird / water", "a name, in:two parts"])
+def test_numbers_in_headings_stay_whole(name, n):
+    columns = [Column("method", "method", numeric=False), Column("v", f"{name} (n {n})")]
+    for width in range(28, 60):
+        _, text = drawn(Table("x", "x", columns, [[*words("pgd"), percent(0.5, 0.1, 3)]], []), width)
+        assert all(part in text for part in n.split())
+
+
 @pytest.mark.parametrize("text", ["x" * 100, "漢字" * 40, "a,b" * 60, "a: , ,:b", "::,,", "pgd:root=/" + "long/" * 30])
 @pytest.mark.parametrize("width", [20, 33, 80])
 def test_no_text_is_too_long_or_too_odd(text, width):

@@ -25,7 +25,7 @@ from debiasbench.errors import BenchmarkError
 from debiasbench.evaluation.selection import select, uses_bias_labels
 from debiasbench.grid import expand
 from debiasbench.plain import encodable, from_plain, to_plain
-from debiasbench.records import MOST_BYTES, Brief, Record, read_record
+from debiasbench.records import MOST_BYTES, Brief, Record, Result, read_record
 from debiasbench.report.budgets import Budget, as_asked, budget_of, declared, untuned
 from debiasbench.report.results import Measure, data_seed, dataset_title, headlines, runs
 from debiasbench.report.statistics import LEVEL, smallest_p
@@ -408,6 +408,26 @@ def contradiction(record: Record) -> str:
         chosen = result.selection.get(rule)
         if rule != TEST_ORACLE and chosen is not None and index is not None and chosen != index:
             return f"by its logged metrics, {rule} selects epoch {result.epochs[index].epoch} and not another"
+    return _contradiction_of_groups(result)
+
+
+def _contradiction_of_groups(result: Result) -> str:
+    """The first contradiction of the accuracies by group, which are those of the last epoch; "" if none is found."""
+    groups = [(group, group.acc) for group in result.groups.get("test", ()) if group.acc is not None]
+    if not groups:
+        return ""
+    for group, accuracy in groups:
+        if not 0 <= accuracy <= 1:
+            name = f"{group.y} / {group.bias}" if group.group is None else group.group
+            return f"the accuracy of group {name} on test is {accuracy:g}"
+    by_group = {"acc_worst": min(accuracy for _, accuracy in groups)}
+    n, facts = sum(group.n for group, _ in groups), result.data.splits.get("test")
+    if facts and facts.n == n and all(group.group is None for group, _ in groups):  # every sample is in one group
+        by_group["acc_avg"] = sum(group.n * accuracy for group, accuracy in groups) / n
+    last = result.epochs[-1]
+    for name, value in by_group.items():
+        if name in last.test and abs(last.test[name] - value) > ROUNDING:
+            return f"{name} on test is {last.test[name]:g} in epoch {last.epoch}, but {value:g} by its groups"
     return ""
 
 

@@ -264,6 +264,31 @@ def better_than_counted(folder):
     edited(folder, change)
 
 
+def with_groups(folder, *groups):
+    """In 100 test samples; acc_avg is 0.82 and acc_worst 0.41."""
+    edited(folder, lambda content: content["result"].update(groups={"test": list(groups)}))
+
+
+def group_above_one(folder):
+    with_groups(folder, {"n": 50, "y": 0, "bias": 0, "acc": 0.41}, {"n": 50, "y": 0, "bias": 1, "acc": 1.23})
+
+
+def named_group_below_none(folder):
+    with_groups(folder, {"n": 50, "group": "male", "acc": -0.41})
+
+
+def group_below_the_worst(folder):
+    with_groups(folder, {"n": 50, "y": 0, "bias": 0, "acc": 0.31}, {"n": 20, "y": 0, "bias": 1, "acc": 0.5})
+
+
+def named_groups_above_the_worst(folder):
+    with_groups(folder, {"n": 50, "group": "male", "acc": 0.5}, {"n": 80, "group": "female", "acc": 0.6})
+
+
+def groups_above_the_average(folder):
+    with_groups(folder, {"n": 20, "y": 0, "bias": 0, "acc": 0.41}, {"n": 80, "y": 0, "bias": 1, "acc": 1})
+
+
 def chosen_otherwise(folder):
     edited(folder, lambda content: content["result"]["selection"].update(last=0))
 
@@ -323,6 +348,12 @@ SPOILT = {
     less_than_none: ("pgd on cmnist5k, seed 2 (acc_avg on valid is -0.5 in epoch 2).", PGD, {"rerun": "all"}),
     better_than_counted: ("(acc_avg on test is 0.82 in epoch 1, but 0.5 of the predictions were correct).", PGD,
                           {"rerun": "all"}),
+    group_above_one: ("pgd on cmnist5k, seed 2 (the accuracy of group 0 / 1 on test is 1.23)", PGD, {"rerun": "all"}),
+    named_group_below_none: ("(the accuracy of group male on test is -0.41)", PGD, {"rerun": "all"}),
+    group_below_the_worst: ("(acc_worst on test is 0.41 in epoch 2, but 0.31 by its groups)", PGD, {"rerun": "all"}),
+    named_groups_above_the_worst: ("(acc_worst on test is 0.41 in epoch 2, but 0.5 by its groups)", PGD,
+                                   {"rerun": "all"}),
+    groups_above_the_average: ("(acc_avg on test is 0.82 in epoch 2, but 0.882 by its groups)", PGD, {"rerun": "all"}),
     chosen_otherwise: ("seed 2 (by its logged metrics, last selects epoch 2 and not another)", PGD, {"rerun": "all"}),
     epochs_reversed: ("seed 2 (by its logged metrics, val_loss selects epoch 1", PGD, {"rerun": "all"}),
     untold_code: ("The row of pgd has different digests of its code, or lacks some", PGD, {"rerun": "all"}),
@@ -339,6 +370,24 @@ SPOILT = {
         "cmnist5k, seeds 0 to 5: tuned with bias labels, number of draws unknown.", UNTUNED, {},
     ),
 }  # fmt: skip
+
+
+GOOD_GROUPS = [
+    [("y", 0, 20, 0.41), ("y", 1, 80, 0.9225)],  # all of the 100 samples: 0.82 on average
+    [("y", 0, 20, 0.41), ("y", 1, 50, 1), ("y", 2, 0, None)],  # the bias of 30 is not known
+    [("group", "male", 60, 0.41), ("group", "female", 40, 0.9)],  # they may overlap: no average
+]
+
+
+@pytest.mark.parametrize("groups", GOOD_GROUPS)
+def test_groups_that_contradict_nothing_pass_and_count_for_the_seal(copied, groups):
+    made = [{kind: name, "n": n, "acc": accuracy} for kind, name, n, accuracy in groups]
+    with_groups(copied, *({"bias": 0} | one if "y" in one else one for one in made))
+    found = report.make(copied, figures=False, strict=True)
+    assert found.passed
+    assert report.verify(copied / "tables" / "strict.json", copied)[0]
+    with_groups(copied)
+    assert not report.verify(copied / "tables" / "strict.json", copied)[0]
 
 
 @pytest.mark.parametrize("spoiling", SPOILT, ids=lambda one: one.__name__)

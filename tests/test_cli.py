@@ -463,12 +463,13 @@ def test_list_inspect_prepare_and_status(results, plugins, tmp_path, capsys):
 
 def test_addresses_of_missing_data_are_on_one_line_to_be_copied(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "60")
-    assert main(["prepare", "--check", "bffhq", "cmnist", "--data-dir", str(tmp_path)]) == 0
+    names = ("bffhq", "cmnist", "features", "imagefolder")  # of the last two a sentence, not an address
+    assert main(["prepare", "--check", *names, "--data-dir", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
-    for name in ("bffhq", "cmnist"):
+    for name in names:
         dataset, _ = datasets.get(name)
         for file in dataset().needed_files(tmp_path):
-            assert f"\n  from {file.source}\n" in shown
+            assert f"\n  from: {file.source}\n" in shown
 
 
 def test_records_in_an_archive_count_as_those_of_the_folder(results, plugins, tmp_path, capsys):

@@ -164,7 +164,7 @@ def state(specs: list[str], data_dir: Path) -> tuple[Table, list[str]]:
     for one in found:
         table.add_row(one.label, Styled(one.word, styles[one.word]), one.missing, one.does)
         lines.append(f"{one.label}: {'complete' if one.word == 'complete' else f'not complete ({one.word})'}")
-        lines += [f"  from {source}" for source in one.sources.splitlines()]
+        lines += [f"  from: {source}" for source in one.sources.splitlines()]
     return table, lines
 
 

@@ -168,7 +168,7 @@ def test_the_command_tells_what_it_found(capsys, monkeypatch):
     assert main(["test", "vanilla"]) == 0
     shown = capsys.readouterr().out
     assert f"{len(METHOD_CHECKS)} checks: {len(METHOD_CHECKS)} passed." in shown
-    assert "Two runs of one seed are equal bit for bit" in shown
+    assert "Two runs with the same seed are equal bit for bit" in shown
     cls = methods.get("vanilla")[0]
     monkeypatch.setattr(cls, "fit", lambda *_: None)
     assert main(["test", "vanilla"]) == 1

@@ -845,7 +845,7 @@ def test_prepare_refuses_a_folder_that_cannot_be_written(prepare, server, tmp_pa
 
 
 def check(prepare, capsys, *names):
-    """The rows of the table by dataset, and the lines below it by dataset."""
+    """The rows of the table by dataset; and the lines below it: of each its state, and where to get what is missing."""
     assert prepare("--check", *names) == 0
     shown = capsys.readouterr().out
     rows, cells = {}, []
@@ -855,23 +855,29 @@ def check(prepare, capsys, *names):
             cells = [f"{old}\n{new}".strip() for old, new in zip(cells, texts, strict=True)] if cells else texts
         elif cells:
             rows[cells[0]], cells = cells[1:], []
-    return rows, dict(line.split(": ", 1) for line in shown[shown.rindex("┘") + 1 :].split("\n") if line)
+    lines = {}
+    for line in shown[shown.rindex("┘") + 1 :].split("\n"):
+        key, _, text = line.partition(": ")
+        if key == "  from":
+            lines[list(lines)[-1]].append(text)
+        elif line:
+            lines[key] = [text]
+    return rows, lines
 
 
 def test_check_shows_every_dataset_and_survives_those_that_fail(prepare, tmp_path, capsys):
     rows, lines = check(prepare, capsys)
     assert rows["fetched"][:2] == ["absent", "fetched/train (256 kB)"]
-    assert rows["fetched"][2].startswith("http://127.0.0.1")
-    assert rows["fetched"][3] == "downloads them"
-    assert rows["byhand"] == [
-        "absent", "byhand/images (3 MB)\nbyhand/labels.csv (3 MB)", "the authors, on request", "nothing: by hand",
-    ]  # fmt: skip
+    assert rows["fetched"][2] == "downloads them"
+    assert lines["fetched"][1].startswith("http://127.0.0.1")
+    assert rows["byhand"] == ["absent", "byhand/images (3 MB)\nbyhand/labels.csv (3 MB)", "nothing: by hand"]
+    assert lines["byhand"] == ["not complete (absent)", "the authors, on request"]
     assert rows["raising-data"][:2] == ["error", "KeyError: 'no such thing'"]
     assert rows["unimportable_data"][0] == "error"
     assert "No module named 'no_such_module'" in rows["unimportable_data"][1].replace("\n", " ")
-    assert rows["cmnist5k"] == ["complete", "", "", ""]
-    assert lines["cmnist5k"] == "complete"
-    assert lines["raising-data"] == "not complete (error)"
+    assert rows["cmnist5k"] == ["complete", "", ""]
+    assert lines["cmnist5k"] == ["complete"]
+    assert lines["raising-data"] == ["not complete (error)"]
     assert not (tmp_path / "data").exists()
 
 
@@ -883,7 +889,7 @@ def test_check_tells_a_part_from_nothing(prepare, server, tmp_path, capsys):
     rows, lines = check(prepare, capsys, "byhand", "fetched", "cmnist5k")
     assert rows["byhand"][:2] == ["incomplete", "byhand/labels.csv (3 MB)"]
     assert rows["fetched"][0] == "absent"  # a download that broke off leaves nothing
-    assert lines == {
+    assert {name: found[0] for name, found in lines.items()} == {
         "byhand": "not complete (incomplete)", "fetched": "not complete (absent)", "cmnist5k": "complete",
     }  # fmt: skip
 

@@ -118,7 +118,7 @@ def encoder_from_spec(spec: str, weights: Path | None = None) -> Encoder:
         ways = "\n".join(f"  {way}" for way in KINDS.values())
         raise BenchmarkError(f"--encoder must be one of\n{ways}\nGot '{spec}'.")
     if weights is not None and kind != "torchvision":
-        raise BenchmarkError(f"--weights is of torchvision's networks; {kind}:... brings its own. Leave it out.")
+        raise BenchmarkError(f"--weights is for torchvision's networks; {kind}:... has its own. Leave it out.")
     if kind == "torchvision":
         return _of_torchvision(what, weights)
     return {"transformers": _of_transformers, "file": _of_file, "record": _of_record}[kind](what)
@@ -175,7 +175,8 @@ def _of_transformers(given: str) -> Encoder:
     if new or report["mismatched_keys"]:
         wrong = [*new, *map(str, report["mismatched_keys"])]
         raise BenchmarkError(
-            f"The weights of {given} are not whole: {len(wrong)} are missing or of another shape, such as {wrong[0]}."
+            f"The weights of {given} are not complete: {len(wrong)} are missing or have another shape, such as "
+            f"{wrong[0]}."
         )
     name = f"transformers:{to_path(given).name if to_path(given).is_dir() else given}"
     has_pooler = not report["missing_keys"]
@@ -519,8 +520,8 @@ def _features_of(encoder: Encoder, recipe: Recipe, x: Tensor, where: str) -> Ten
     if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != len(x) or not found.is_floating_point():
         got = f"{tuple(found.shape)}, {found.dtype}" if isinstance(found, Tensor) else type(found).__name__
         raise BenchmarkError(
-            f"The encoder {encoder.name} must give features, decimals (B, D), a row a sample: of {len(x)} samples it "
-            f"gave {got}. Pool what it gives, such as x.mean((2, 3))."
+            f"The encoder {encoder.name} must give features, decimals (B, D), one row per sample: of {len(x)} samples "
+            f"it gave {got}. Pool what it gives, such as x.mean((2, 3))."
         )
     n_bad = int((~torch.isfinite(found)).any(1).sum())
     if n_bad:

@@ -145,7 +145,7 @@ def ranks(table: pd.DataFrame, *, metric: str | None = None, select: str = "last
     figure = pictures.rank_picture(table, _measures(table, datasets, metric, select), _displays(table))
     if figure is None:
         raise BenchmarkError(
-            f"Ranks take at least {FEWEST_METHODS} methods with runs on each of at least {FEWEST_DATASETS} datasets. "
+            f"Ranks need at least {FEWEST_METHODS} methods with runs on each of at least {FEWEST_DATASETS} datasets. "
             f"Here there are {table.method.nunique()} methods and {len(datasets)} datasets."
         )
     return _shown(figure)

@@ -164,7 +164,7 @@ def read_toml(path: Path, what: str) -> dict[str, Any]:
     except tomllib.TOMLDecodeError as error:
         raise BenchmarkError(f"{path} is not valid TOML: {error}") from None
     except ValueError:  # Python reads no number with thousands of digits
-        raise BenchmarkError(f"{path} is not valid TOML: it has a number of thousands of digits.") from None
+        raise BenchmarkError(f"{path} is not valid TOML: it has a number with thousands of digits.") from None
 
 
 # ---- folders that cannot be written ---------------------------------------------------------------------------------
@@ -183,8 +183,8 @@ def check_writable(folder: Path, option: str, *, what: str = "") -> None:
     """
     if broken_link(folder) is not None:
         raise BenchmarkError(
-            f"{what or folder} cannot be written ({absent(folder).rstrip('.')}): mend the link, or give another folder "
-            f"with {option}."
+            f"{what or folder} cannot be written ({absent(folder).rstrip('.')}): repair the link, or give another "
+            f"folder with {option}."
         )
     with explained_errors(what or str(folder), option):
         place = nearest_there(folder)
@@ -231,7 +231,7 @@ def not_written(error: OSError, what: str, option: str, *, needed: int | None = 
             "run the same command again."
         )
     return BenchmarkError(
-        f"{what} cannot be written ({error}): give another folder with {option}, or the right to write there."
+        f"{what} cannot be written ({error}): give another folder with {option}, or make this one writable."
     )
 
 
@@ -273,7 +273,7 @@ def check_space(folder: Path, needed: int, what: str) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise BenchmarkError(
-            f"There is too little room in {folder} for {what}: {readable_size(needed)} are needed, "
+            f"There is too little space in {folder} for {what}: {readable_size(needed)} are needed, "
             f"{readable_size(free)} are free. Make room, or give another folder with --data-dir."
         )
 

@@ -112,7 +112,7 @@ def _reader(kind: Any) -> Read:
 
 
 def _not(what: str, value: Any) -> _MisfitError:
-    return _MisfitError(f" must be {what}, and is {shown(value)}")
+    return _MisfitError(f" must be {what}, but is {shown(value)}")
 
 
 def _read_text(value: Any) -> str:

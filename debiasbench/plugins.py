@@ -335,7 +335,7 @@ class Registry:
 
     def _register(self, cls: type[Any], base: type[Any], where: str) -> None:
         if not isinstance(cls, type) or base not in cls.__mro__:
-            raise BenchmarkError(f"{where} is no {self.contract}: it must be a subclass of {base.__qualname__}.")
+            raise BenchmarkError(f"{where} is not a {self.contract}: it must be a subclass of {base.__qualname__}.")
         aliases = cls.__dict__.get("aliases", {})  # not inherited: a parent's aliases mean the parent
         problem = self._problem_of(cls, aliases)
         if problem:

@@ -76,7 +76,7 @@ class Recipe(Parameters):
         for key in ("crop_scale", "crop_ratio"):
             value = getattr(self, key)
             if value is not None and (len(value) != 2 or not 0 < value[0] <= value[1]):
-                raise BenchmarkError(f"The '{key}' of a recipe must be two rising numbers above 0. Got {value!r}.")
+                raise BenchmarkError(f"The '{key}' of a recipe must be two increasing numbers above 0. Got {value!r}.")
         if self.std is not None and min(self.std, default=1.0) <= 0:
             raise BenchmarkError(f"The 'std' of a recipe must be numbers above 0. Got {self.std!r}.")
         if any(not 0 <= at <= 1 for at in self.milestones):

@@ -254,7 +254,7 @@ class Record:
 
     def __post_init__(self) -> None:
         if (self.result is None) == (self.failure is None):
-            raise ValueError("result or failure must be there, and not both")
+            raise ValueError("exactly one of result and failure must be there")
 
     @property
     def done(self) -> bool:
@@ -347,17 +347,17 @@ def record_from_json(values: Any) -> Record:
     if schema > SCHEMA:
         raise LaterSchemaError(f"it has schema {schema}, and this version of debiasbench reads up to {SCHEMA}")
     if schema < 1:
-        raise ValueError(f"record.schema must be at least 1, and is {schema}")
+        raise ValueError(f"record.schema must be at least 1, but is {schema}")
     if schema == 1:
         values = _from_schema_1(values)
     status = values.get("status")
     if status not in ("done", "failed"):
-        raise ValueError(f"record.status must be 'done' or 'failed', and is {shown(status)}")
+        raise ValueError(f"record.status must be 'done' or 'failed', but is {shown(status)}")
     wanted, other = ("result", "failure") if status == "done" else ("failure", "result")
     if values.get(wanted) is None:
         raise ValueError(f"record.{wanted} is missing")
     if values.get(other) is not None:
-        raise ValueError(f"record.{other} must not be there, as record.status is '{status}'")
+        raise ValueError(f"record.{other} must not be there, because record.status is '{status}'")
     record: Record = from_plain(Record, values, "record")
     _check(record)
     return record
@@ -367,9 +367,9 @@ def _check(record: Record) -> None:
     """Refuse values of the right type that no run writes: records with them could not be compared."""
     cell, result = record.cell, record.result
     if not re.fullmatch("[0-9a-f]{64}", record.hash):
-        raise ValueError(f"record.hash must be a SHA-256 in hexadecimal, and is {shown(record.hash)}")
+        raise ValueError(f"record.hash must be a SHA-256 in hexadecimal, but is {shown(record.hash)}")
     if cell.seed < 0:
-        raise ValueError(f"record.cell.seed must be at least 0, and is {cell.seed}")
+        raise ValueError(f"record.cell.seed must be at least 0, but is {cell.seed}")
     for name in ("method", "dataset", "method_title", "dataset_title"):
         if not getattr(cell, name):
             raise ValueError(f"record.cell.{name} must not be empty")
@@ -377,7 +377,7 @@ def _check(record: Record) -> None:
     if result is not None and not result.data.fingerprint:
         raise ValueError("record.result.data.fingerprint must not be empty")
     if result is not None and result.selection.get("last") is None:
-        raise ValueError("record.result.selection.last must be a whole number, and is null or missing")
+        raise ValueError("record.result.selection.last must be a whole number, but is null or missing")
 
 
 def _from_schema_1(values: dict[str, Any]) -> dict[str, Any]:
@@ -584,7 +584,7 @@ def read_scores(record: Path) -> tuple[np.ndarray, np.ndarray] | None:
     score, conflict = arrays["score"].astype(float), arrays["train_conflict"]
     path = encodable(str(arrays_path(record)))
     if score.ndim != 1 or conflict.ndim != 2 or len(score) != len(conflict):
-        raise BenchmarkError(f"{path}: its columns are not of one length.")
+        raise BenchmarkError(f"{path}: its columns differ in length.")
     if not (len(score) and np.isfinite(score).all()):
         raise BenchmarkError(f"{path}: its scores are not finite, or there are none.")
     return (score, np.any(conflict != 0, axis=1)) if (score >= 0).all() else None
@@ -656,7 +656,7 @@ def _parsed(content: bytes) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"it is no JSON ({error})") from None
+        raise ValueError(f"it is not JSON ({error})") from None
 
 
 def _first_line(error: BaseException) -> str:

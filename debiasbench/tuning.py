@@ -170,7 +170,7 @@ def _draws(
             refusal = grid.skips[0].reason
         else:
             raise BenchmarkError(
-                f"{cell.method_title} takes none of {MOST_TRIES} draws from its search: {refusal} "
+                f"{cell.method_title} accepts none of {MOST_TRIES} draws from its search: {refusal} "
                 "Give what cannot be drawn inline, or change its search."
             )
 

@@ -497,7 +497,7 @@ def test_an_encoder_that_is_not_there_is_told(encoder, photos):
 
 def test_weights_are_of_torchvisions_networks(photos, small, tmp_path):
     (tmp_path / "w.pth").write_bytes(b"abc")
-    assert "--weights is of torchvision's networks; file:... brings its own" in refusal(
+    assert "--weights is for torchvision's networks; file:... brings its own" in refusal(
         photos, small, weights=tmp_path / "w.pth"
     )
     said = refusal(photos, "torchvision:resnet18", weights=tmp_path / "w.pth")
@@ -570,7 +570,7 @@ def test_a_model_with_missing_weights_is_refused(photos, tmp_path):
     tensors = load_file(path)
     del tensors[next(name for name in tensors if "attention" in name)]
     save_file(tensors, path, metadata={"format": "pt"})
-    assert "are not whole: 1 are missing" in refusal(photos, f"transformers:{tmp_path / 'model'}")
+    assert "are not complete: 1 are missing" in refusal(photos, f"transformers:{tmp_path / 'model'}")
 
 
 def test_data_that_are_not_there_and_options_are_told(small, photos, capsys):

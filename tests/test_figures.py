@@ -219,7 +219,7 @@ BAD = [
     (lambda table: table.method, "A table of results is needed, .* Got: Series"),
     (lambda table: table.iloc[:0], "nothing to draw: the table has no rows"),
     (lambda table: table.assign(status="failed"), "nothing to draw: the table has failed runs alone"),
-    (lambda table: table.assign(draw=1), "nothing to draw: the table has draws of a tuning alone"),
+    (lambda table: table.assign(draw=1), "nothing to draw: the table has only draws of a tuning"),
     (lambda table: table.drop(columns=["status", "split"]), "not a table of results.* lacks the columns status, split"),
     (lambda table: table.set_index("method"), "lacks the columns method"),
     (lambda table: pd.concat([table, table.seed], axis=1), "has several columns seed"),

@@ -744,30 +744,30 @@ def in_text(before, after):
 
 
 FILES = {  # what is in the file, and what the complaint says
-    "cut off in a name": (lambda text: text[: text.index("n_by_class") + 5], "it is no JSON (Unterminated string"),
-    "cut off before a value": (lambda text: text[: text.index("n_by_class") + 12], "it is no JSON (Expecting value"),
+    "cut off in a name": (lambda text: text[: text.index("n_by_class") + 5], "it is not JSON (Unterminated string"),
+    "cut off before a value": (lambda text: text[: text.index("n_by_class") + 12], "it is not JSON (Expecting value"),
     "empty": ("", "it is empty"),
     "spaces": (" \n\t ", "it is empty"),
-    "no JSON": ("not JSON at all", "it is no JSON (Expecting value: line 1 column 1"),
-    "two records": (lambda text: text + text, "it is no JSON (Extra data"),
+    "no JSON": ("not JSON at all", "it is not JSON (Expecting value: line 1 column 1"),
+    "two records": (lambda text: text + text, "it is not JSON (Extra data"),
     "null": ("null", "it is not a record but null"),
     "number": ("3", "it is not a record but 3"),
     "text": ('"a text"', "it is not a record but 'a text'"),
     "list": ("[1, 2]", "it is not a record but [1, 2]"),
-    "no keys": ("{}", "record.schema must be a whole number, and is null"),
+    "no keys": ("{}", "record.schema must be a whole number, but is null"),
     "nothing but a schema": ('{"schema": 2, "status": "done"}', "record.result is missing"),
-    "schema 0": (in_text('"schema": 2', '"schema": 0'), "record.schema must be at least 1, and is 0"),
-    "running": (in_text('"done"', '"running"'), "record.status must be 'done' or 'failed', and is 'running'"),
+    "schema 0": (in_text('"schema": 2', '"schema": 0'), "record.schema must be at least 1, but is 0"),
+    "running": (in_text('"done"', '"running"'), "record.status must be 'done' or 'failed', but is 'running'"),
     "failed with a result": (
         in_text('"status": "done"', '"status": "failed", "failure": {"type": "A", "message": "b"}'),
-        "record.result must not be there, as record.status is 'failed'",
+        "record.result must not be there, because record.status is 'failed'",
     ),
     "seconds as text": (
         in_text('"total": 1.5', '"total": "x"'),
-        "record.provenance.seconds.total must be a finite number, and is 'x'. Run its grid again, or delete it.",
+        "record.provenance.seconds.total must be a finite number, but is 'x'. Run its grid again, or delete it.",
     ),
-    "1e999": (in_text('"acc_avg": 0.75', '"acc_avg": 1e999'), "valid.acc_avg must be a finite number, and is inf"),
-    "accuracy as text": (in_text('"acc_avg": 0.75', '"acc_avg": "0.5"'), "must be a finite number, and is '0.5'"),
+    "1e999": (in_text('"acc_avg": 0.75', '"acc_avg": 1e999'), "valid.acc_avg must be a finite number, but is inf"),
+    "accuracy as text": (in_text('"acc_avg": 0.75', '"acc_avg": "0.5"'), "must be a finite number, but is '0.5'"),
     "selection outside": (
         in_text('"val_loss": 0', '"val_loss": 3'),
         "record.result.selection.val_loss points outside of the 3 evaluated epochs",
@@ -783,8 +783,8 @@ FILES = {  # what is in the file, and what the complaint says
     ),
     "no UTF-8": (lambda text: text.encode()[:-1] + b"\xff}", "it is not text in UTF-8 (byte "),
     "UTF-16": (lambda text: text.encode("utf-16"), "it is not text in UTF-8 (byte 0)"),
-    "UTF-16 without a mark": (lambda text: text.encode("utf-16-le"), "it is no JSON"),
-    "noughts": (b"\0" * 1000, "it is no JSON"),
+    "UTF-16 without a mark": (lambda text: text.encode("utf-16-le"), "it is not JSON"),
+    "noughts": (b"\0" * 1000, "it is not JSON"),
 }
 
 
@@ -1205,7 +1205,7 @@ def test_what_cannot_be_packed_is_refused_and_leaves_no_archive(tmp_path):
     with pytest.raises(BenchmarkError, match="cannot be packed again"):
         pack(tmp_path / "results" / "records", archive)
     path.write_text("{", encoding="utf-8")
-    with pytest.raises(BenchmarkError, match=r"it is no JSON"):
+    with pytest.raises(BenchmarkError, match=r"it is not JSON"):
         pack(tmp_path / "results" / "records", archive)
     assert not archive.exists()
 
@@ -1485,7 +1485,7 @@ BAD_ARCHIVES = {
     ),
     "absolute": (lambda path: zip_of(path, {f"/etc/{RECORD}": "{}"}), "", f"'/etc/{RECORD}' leads out of the archive"),
     "no records": (lambda path: zip_of(path, {"notes.txt": "x"}), "", "it holds no records"),
-    "a damaged record": (lambda path: zip_of(path, {RECORD: "{"}), RECORD, "it is no JSON"),
+    "a damaged record": (lambda path: zip_of(path, {RECORD: "{"}), RECORD, "it is not JSON"),
     "a folder": (Path.mkdir, "", "it is a folder without records"),
     "a pipe": (os.mkfifo, "", "it is not a regular file"),
     "a link to nothing": (lambda path: path.symlink_to("nothing"), "", "No such file or directory"),

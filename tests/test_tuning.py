@@ -363,7 +363,7 @@ def test_values_that_a_method_refuses_are_drawn_again(name):
 @pytest.mark.parametrize(
     ("specs", "words"),
     [
-        (["never"], "never takes none of 100 draws from its search: alpha above 0.6 is refused"),
+        (["never"], "never accepts none of 100 draws from its search: alpha above 0.6 is refused"),
         (
             ["strange"],
             "The search of strange names 'beta', which is neither a parameter of it nor a field of the recipe",

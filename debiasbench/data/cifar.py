@@ -161,7 +161,7 @@ class _ArraysOnly(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self.ALLOWED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, where only arrays belong")
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, where only arrays are allowed")
         return super().find_class(module, name)
 
 

@@ -61,7 +61,7 @@ def _http_sources(urls: Sequence[str], path: Path, sha256: str | None, size: int
             )(url, file, None)  # fmt: skip
         found = Path(file).stat().st_size
         if found != (expected := size or bar.total or found):
-            raise ValueError(f"it broke off after {found} of {expected} bytes")
+            raise ValueError(f"the download stopped after {found} of {expected} bytes")
 
     return dict.fromkeys([_address(url, sha256 is not None) for url in urls], over_http)
 
@@ -122,7 +122,7 @@ def fetch_from_drive(
                 )  # fmt: skip
         except gdown.DownloadError as error:
             reason = " ".join(str(error).split()).rstrip(".")
-            raise _RefusedError(f"{reason} (if too many have fetched it: try again after a day)") from None
+            raise _RefusedError(f"{reason} (too many may have downloaded it: try again after a day)") from None
         whole.replace(file)
 
     sources = _http_sources(mirrors, path, sha256, size)

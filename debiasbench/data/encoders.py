@@ -209,8 +209,8 @@ def _blocks(name: str, texts: Sequence[str], tokenizer: Any, max_length: int) ->
         for place, row in enumerate(rows):
             if not row:  # the tokenizer adds no token for the beginning or end
                 raise BenchmarkError(
-                    f"The tokenizer makes no token of text {start + place + 1:,} of {name} ({some[place][:40]!r}). "
-                    "Take it out, or name another encoder: encoder=FOLDER."
+                    f"The tokenizer gives no token for text {start + place + 1:,} of {name} ({some[place][:40]!r}). "
+                    "Remove it, or name another encoder: encoder=FOLDER."
                 )
             block[place, : len(row)] = row
         yield block.view(np.uint8)

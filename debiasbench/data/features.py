@@ -91,7 +91,7 @@ def read_array(path: Path) -> Array:
         )
     if len(shape) != 2:
         raise BenchmarkError(
-            f"{path} must hold an array (N, D), a row a sample. Got {shape}: pool or flatten it first."
+            f"{path} must hold an array (N, D), one row per sample. Got {shape}: pool or flatten it first."
         )
     if min(shape) < 1:
         raise BenchmarkError(f"{path} is empty: it holds an array {shape}.")
@@ -171,8 +171,8 @@ class Rows:
                 row, column = bad[0]
                 raise BenchmarkError(
                     f"{self.array.path}: {len(bad):,} values are NaN, infinite or too large for float32, the first in "
-                    f"row {rows[row] + 1:,}, column {column + 1:,} ({block[row, column]:g}). Make them anew, or take "
-                    "the samples out (there and in the table)."
+                    f"row {rows[row] + 1:,}, column {column + 1:,} ({block[row, column]:g}). Compute them again, or "
+                    "remove the samples (there and in the table)."
                 )
             yield block
 
@@ -231,14 +231,14 @@ def files_of_splits(root: Path) -> tuple[dict[str, Path], list[Path]]:
         words = re.split(r"[^a-z0-9]+", path.stem.lower())
         splits = {split for word in words if (split := SHORT.get(word) or split_named(word)) is not None}
         if len(splits) > 1:
-            raise BenchmarkError(f"{path}: its name tells several splits ({', '.join(sorted(splits))}). Rename it.")
+            raise BenchmarkError(f"{path}: its name contains several splits ({', '.join(sorted(splits))}). Rename it.")
         if not splits:
             others.append(path)
             continue
         (split,) = splits
         if split in found:
             raise BenchmarkError(
-                f"{root} holds {found[split].name} and {path.name}, which both mean {split}. Take one out."
+                f"{root} holds {found[split].name} and {path.name}, which both mean {split}. Remove one."
             )
         found[split] = path
     return found, others
@@ -268,8 +268,8 @@ def read_arrays(root: Path, n_lines: Mapping[str, int], table: str) -> tuple[dic
         array = arrays[split] = read_array(paths[split])
         if array.shape[0] != n:
             raise BenchmarkError(
-                f"{array.path} has {array.shape[0]:,} rows, and {table} {n:,} lines of {split}: they do not belong "
-                "together, as each row needs its line."
+                f"{array.path} has {array.shape[0]:,} rows, and {table} {n:,} lines of {split}: they do not match, "
+                "because each row needs one line."
             )
     if len({array.shape[1] for array in arrays.values()}) > 1:
         told = ", ".join(f"{array.path.name} {array.shape[1]:,}" for array in arrays.values())
@@ -279,7 +279,7 @@ def read_arrays(root: Path, n_lines: Mapping[str, int], table: str) -> tuple[dic
     if converted:
         notes.append(f"Converted to float32: {', '.join(converted)}.")
     if others:
-        notes.append(f"Files left out, as their names tell no split: {_names(others)}.")
+        notes.append(f"Files left out, because their names contain no split: {_names(others)}.")
     return arrays, notes
 
 
@@ -335,7 +335,7 @@ def read_metadata(path: Path, named: Sequence[str] = (), *, y: str = "y", split:
     problems = []
     for number, line in enumerate(lines, start=2):
         if None in line or None in line.values():
-            problems.append(f"line {number}: it has another number of values than there are columns.")
+            problems.append(f"line {number}: its number of values differs from the number of columns.")
             continue
         label, part = line[of["y"]], split_in_table(line[of["split"]])
         odd = [line[column] for column in said_in.values() if tidied(line[column]) not in ("0", "1")]
@@ -343,7 +343,7 @@ def read_metadata(path: Path, named: Sequence[str] = (), *, y: str = "y", split:
             told = f"line {number}: split must be {', '.join(SPLITS)}, or 0, 1, 2. Got {line[of['split']]!r}."
             problems.append(told)
         elif is_missing(label):
-            problems.append(f"line {number}: {no_label(label, 'row')} Take it out, here and in the file.")
+            problems.append(f"line {number}: {no_label(label, 'row')} Remove it, here and in the file.")
         elif odd:
             problems.append(f"line {number}: {CONFLICT} must be 0 or 1. Got {odd[0]!r}.")
         else:
@@ -464,8 +464,8 @@ class Embedding:
         for array in arrays:
             if self.files.get(array.path.name) != array.sha256:
                 raise BenchmarkError(
-                    f"{array.path} is not the file that {EMBEDDING} beside it tells of. Embed again, or take "
-                    f"{EMBEDDING} out."
+                    f"{array.path} is not the file that {EMBEDDING} beside it describes. Embed again, or "
+                    f"remove {EMBEDDING}."
                 )
 
 
@@ -481,5 +481,5 @@ def read_embedding(folder: Path) -> Embedding | None:
     try:
         embedding: Embedding = from_plain(Embedding, json.loads(path.read_text(encoding="utf-8")), "embedding")
     except (OSError, ValueError) as error:
-        raise BenchmarkError(f"{path} cannot be read ({error}). Make the features anew, or take it out.") from None
+        raise BenchmarkError(f"{path} cannot be read ({error}). Compute the features again, or remove it.") from None
     return embedding

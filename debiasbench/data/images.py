@@ -71,8 +71,8 @@ def contents(folder: Path) -> Contents:
     except OSError as error:
         raise BenchmarkError(f"{folder} cannot be read ({error}).") from None
     if broken:
-        more = f" So do {len(broken) - 1:,} more in {folder}." if len(broken) > 1 else ""
-        raise BenchmarkError(f"{absent(broken[0])}{more} Repair the link, or take it out.")
+        more = f" The same holds for {len(broken) - 1:,} more in {folder}." if len(broken) > 1 else ""
+        raise BenchmarkError(f"{absent(broken[0])}{more} Repair the link, or remove it.")
     return found
 
 
@@ -100,7 +100,7 @@ def left_out(others: Iterable[Path]) -> str:
     """A sentence for a note on the files that are not read, by their extensions; empty if there are none."""
     kinds = Counter(path.suffix.lower() or "without an ending" for path in others)
     shown_kinds = ", ".join(f"{n:,} {kind}" for kind, n in sorted(kinds.items(), key=lambda one: (-one[1], one[0])))
-    return f"Files left out, as they are no images that can be read: {shown_kinds}." if kinds else ""
+    return f"Files left out, because they cannot be read as images: {shown_kinds}." if kinds else ""
 
 
 def _files(folder: Path, *, below: bool) -> Contents:
@@ -161,7 +161,7 @@ def read_image(
     except BenchmarkError as error:
         raise BenchmarkError(f"{path} {error}") from None
     except Exception as error:  # a damaged file can raise anything
-        raise BenchmarkError(f"{_problem(path, error)} Fetch or unpack it again, or take it out.") from None
+        raise BenchmarkError(f"{_problem(path, error)} Fetch or unpack it again, or remove it.") from None
     if done is not None:
         done += conversions
     if square:
@@ -230,7 +230,7 @@ def _refuse_without_white(file: Image.Image) -> None:
         values = np.asarray(file)
         reach = f" ({values.min():g} to {values.max():g})" if file.mode in ("I", "F") else ""  # the others are misread
         raise BenchmarkError(
-            f"holds {kind}{reach}, and nothing says which is white. Save it with 8 or 16 bits, or take it out."
+            f"holds {kind}{reach}, and nothing says which is white. Save it with 8 or 16 bits, or remove it."
         )
 
 

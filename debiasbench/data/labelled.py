@@ -117,13 +117,13 @@ def from_folders(root: Path) -> Labelled:
         inside = contents(place)
         if inside.images:
             raise BenchmarkError(
-                f"{place} holds {len(inside.images):,} images that are in no folder of a class "
-                f"({inside.images[0].name}, ...). Put them into {place.name}/<class>/, or take them out."
+                f"{place} holds {len(inside.images):,} images that are not in the folder of a class "
+                f"({inside.images[0].name}, ...). Put them into {place.name}/<class>/, or remove them."
             )
         others += inside.others
         for folder in inside.folders:
             if is_missing(folder.name):
-                raise BenchmarkError(f"{folder}: {no_label(folder.name)} Take the folder out, or name it otherwise.")
+                raise BenchmarkError(f"{folder}: {no_label(folder.name)} Remove the folder, or name it otherwise.")
             below, beside, _ = contents(folder)
             if below and beside:
                 raise BenchmarkError(
@@ -145,7 +145,7 @@ def from_folders(root: Path) -> Labelled:
     unread = [folder.name for folder in rest if _looks_like_split(folder, classes)]
     if unread:
         raise BenchmarkError(
-            f"{root} has images in folders that look like splits and are none: {', '.join(unread)}. Splits are "
+            f"{root} has images in folders that look like splits but are not: {', '.join(unread)}. Splits are "
             f"{_allowed()}, each with a folder for each class. Rename or move the folders, or list the images that are "
             "meant in a table (images.csv)."
         )
@@ -167,7 +167,7 @@ def _splits(root: Path) -> tuple[dict[str, Path], list[Path]]:
         elif split in splits:
             raise BenchmarkError(
                 f"{root} holds {splits[split].name} and {folder.name}, which both mean {split}. Put all its images "
-                "into one, or take one out."
+                "into one, or remove one."
             )
         else:
             splits[split] = folder
@@ -257,7 +257,7 @@ def from_table(root: Path, table: Path, named: Mapping[str, str]) -> Labelled:
         if part is None:
             problems.append(f"line {number}: split must be {', '.join(SPLITS)}, or 0, 1, 2. Got {split!r}.")
         elif is_missing(label):
-            problems.append(f"line {number}: {no_label(label)} Take the line out, or name the class otherwise.")
+            problems.append(f"line {number}: {no_label(label)} Remove the line, or name the class otherwise.")
         elif not path.is_file():
             problems.append(f"line {number}: {absent(path)}")
         elif path in seen:
@@ -397,7 +397,9 @@ def remarks_on(written: Mapping[str, set[str]], unknown: Mapping[str, int]) -> l
     """
     told = []
     if unknown:
-        told.append(f"Bias taken for unknown: {', '.join(f'{n:,} {name!r}' for name, n in sorted(unknown.items()))}.")
+        told.append(
+            f"Bias values counted as unknown: {', '.join(f'{n:,} {name!r}' for name, n in sorted(unknown.items()))}."
+        )
     told += [
         f"{_quoted(sorted(one))} are one name: blanks around a name do not count."
         for one in written.values()

@@ -206,7 +206,7 @@ def read_idx(path: Path, *, sha256: str | None = None) -> np.ndarray:
     except (OSError, EOFError, gzip.zlib.error) as error:  # type: ignore[attr-defined]
         raise BenchmarkError(f"Cannot read {path}: {error}. {mend}") from None
     if len(data) < 4 or data[:2] != b"\0\0" or data[2] not in _IDX_TYPES:
-        raise BenchmarkError(f"{path} is no IDX file ({len(data)} bytes once unpacked). {mend}")
+        raise BenchmarkError(f"{path} is not an IDX file ({len(data)} bytes once unpacked). {mend}")
     start = 4 + 4 * data[3]
     kind = np.dtype(_IDX_TYPES[data[2]])
     shape = struct.unpack(f">{data[3]}I", data[4:start]) if len(data) >= start else (-1,)

@@ -117,7 +117,9 @@ def _explained_archive(archive: Path) -> Iterator[None]:
 
 def _damaged(archive: Path, reason: str) -> BenchmarkError:
     first_line = reason.partition("\n")[0].rstrip(":.") or "it ends too early"
-    return BenchmarkError(f"{archive} is damaged, or no zip or tar ({first_line}). Delete it and fetch it again.")
+    return BenchmarkError(
+        f"{archive} is damaged, or not a zip or tar file ({first_line}). Delete it and fetch it again."
+    )
 
 
 def _entry(archive: Path, member: Any, strip: int) -> _Entry | None:

@@ -68,7 +68,7 @@ class Evaluation:
             )
         if logits.shape != (len(samples), self.dataset.n_classes):
             raise BenchmarkError(
-                f"{LOGITS}, a row an image and a column a class: here "
+                f"{LOGITS}, one row per image and one column per class: here "
                 f"{(len(samples), self.dataset.n_classes)}. Got {tuple(logits.shape)}."
             )
         if not bool(torch.isfinite(logits).all()):

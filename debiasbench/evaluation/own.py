@@ -95,8 +95,8 @@ def _marked(function: Function, kind: str, taken: Sequence[str], beginnings: tup
     name = function.__name__
     if not re.fullmatch(r"[A-Za-z]\w{0,39}", name, re.ASCII) or name in taken or name.startswith(beginnings):
         raise BenchmarkError(
-            f"A {kind} is called by the name of its function: at most 40 letters, digits or '_', and no name of the "
-            f"suite's ({', '.join([*taken, *(f'{one}...' for one in beginnings)])}). Got {name!r}."
+            f"A {kind} is called by the name of its function: at most 40 letters, digits or '_', and not a name that "
+            f"the suite uses ({', '.join([*taken, *(f'{one}...' for one in beginnings)])}). Got {name!r}."
         )
     setattr(function, MARK, kind)
     return function

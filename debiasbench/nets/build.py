@@ -148,18 +148,18 @@ def _problem(net: Net, x: Tensor, n_classes: int) -> str:
     """What is wrong with a network and its output for two samples; "" if nothing is."""
     features = net.features(x)
     if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != 2:
-        return f"features(x) must be of shape (B, D), here (2, D), and is {_shape(features)}"
+        return f"features(x) must be of shape (B, D), here (2, D), but is {_shape(features)}"
     width, head = getattr(net, "n_features", None), net.head
     if width != features.shape[1]:
-        return f"n_features must be the width of its features, {features.shape[1]}, and is {width}"
+        return f"n_features must be the width of its features, {features.shape[1]}, but is {width}"
     if not isinstance(head, nn.Linear) or head.bias is None:
         has = "has no bias" if isinstance(head, nn.Linear) else f"is a {type(head).__name__}"
         return f"head must be torch.nn.Linear with a bias, which methods read, and {has}"
     if head.in_features != width or head.out_features != n_classes:
-        return f"head must be torch.nn.Linear({width}, {n_classes}), and is {head}"
+        return f"head must be torch.nn.Linear({width}, {n_classes}), but is {head}"
     logits = net(x)
     if not isinstance(logits, Tensor) or logits.shape != (2, n_classes):
-        return f"its output must be of shape (2, {n_classes}) for two samples, and is {_shape(logits)}"
+        return f"its output must be of shape (2, {n_classes}) for two samples, but is {_shape(logits)}"
     for other in (head(features), *([net.as_whole(x)] if isinstance(net, Split) else [])):
         if not torch.allclose(logits, other, rtol=ROUNDING, atol=ROUNDING):
             return "its output is not head(features(x)), by which methods compute their scores"

@@ -13,7 +13,7 @@ from debiasbench.errors import BenchmarkError
 from debiasbench.parameters import suggestion
 from debiasbench.plugins import LIBRARIES
 
-ENDING = "A network of your own can be made of it: see docs/adding-a-network.md."
+ENDING = "A network of your own can be built from it: see docs/adding-a-network.md."
 
 
 def parts_of(name: str) -> tuple[str, str] | None:

@@ -72,7 +72,11 @@ def pretrained_weights(name: str, pretrained: str) -> dict[str, Tensor]:
     try:
         state = _network_in(contents, expected, head)
     except (ValueError, RecursionError) as error:
-        reason = "a dictionary in it is in itself, or too deep" if isinstance(error, RecursionError) else str(error)
+        reason = (
+            "a dictionary in it contains itself, or is nested too deeply"
+            if isinstance(error, RecursionError)
+            else str(error)
+        )
         raise BenchmarkError(f"pretrained={pretrained} does not hold {library}'s {model}: {reason}.") from None
     try:
         refuse_not_finite(state)
@@ -108,7 +112,7 @@ def _imagenet(library: str, model: str) -> Any:
         with contextlib.suppress(KeyError):
             return torchvision.models.get_model_weights(model)["IMAGENET1K_V1"]
     raise BenchmarkError(
-        f"pretrained=imagenet is of torchvision's IMAGENET1K_V1 weights, and {library}'s {model} has none: give "
+        f"pretrained=imagenet means torchvision's IMAGENET1K_V1 weights, and {library}'s {model} has none: give "
         "pretrained=FILE, or pretrained=none for a random start."
     )
 
@@ -153,7 +157,7 @@ def _network_in(contents: Any, expected: dict[str, Tensor], head: str) -> dict[s
         where = f" (below {place.rstrip('.')!r})" if place else ""
         shown = "; ".join(complaints[:SHOWN]) + ("; ..." if len(complaints) > SHOWN else "")
         n = f"{len(complaints)} entr{'ies are' if len(complaints) > 1 else 'y is'}"
-        raise ValueError(f"{n} missing, of another shape or not its own{where}: {shown}")
+        raise ValueError(f"{n} missing, of another shape or not part of it{where}: {shown}")
     return {key: value.to(expected[key].dtype) for key, value in places[whole[0]].items()}
 
 
@@ -179,7 +183,7 @@ def _problems(state: dict[str, Any], expected: dict[str, Tensor], head: str) -> 
             problems.append(f"{key} is not a tensor of {'decimals' if wanted.is_floating_point() else 'whole numbers'}")
         elif value.shape != wanted.shape and not key.startswith(head):
             problems.append(f"{key} has the shape {tuple(value.shape)} instead of {tuple(wanted.shape)}")
-    return problems + [f"{key} is not its own" for key in sorted(set(state) - set(expected))]
+    return problems + [f"{key} is not part of it" for key in sorted(set(state) - set(expected))]
 
 
 def hub_file(url: str) -> Path:

@@ -72,7 +72,7 @@ def load_encoder(encoder: str, n_classes: int) -> tuple[Any, set[str]]:
     if inside or report["mismatched_keys"]:
         wrong = [*inside, *map(str, report["mismatched_keys"])]
         raise BenchmarkError(
-            f"The weights of {encoder} are not whole: {len(wrong)} are missing or of another shape, such as "
+            f"The weights of {encoder} are not complete: {len(wrong)} are missing or have another shape, such as "
             f"{wrong[0]}. They would start at random."
         )
     return model, new
@@ -154,7 +154,7 @@ def _check_padding(model: Any) -> None:
         raise ValueError(f"its network does not run on texts of different lengths ({first_line(error)})") from None
     if (alone - padded).norm() > PADDING_TOLERANCE * alone.norm():
         raise ValueError(
-            "its network reads padding as text: it gives something else for a text that is padded at its end, as short "
+            "its network reads padding as text: its output changes when a text is padded at its end, as short "
             "ones in a batch are here"
         )
 

@@ -29,8 +29,8 @@ def check_export(path: Path) -> None:
     """
     if path.suffix.lower() not in ENDINGS:
         raise BenchmarkError(
-            f"--export writes what the file's ending says: {', '.join(ENDINGS)}. Got '{path}': name it, for example, "
-            f"{path.name or 'results'}.parquet."
+            f"--export chooses the format by the file's ending: {', '.join(ENDINGS)}. Got '{path}': name it, for "
+            f"example, {path.name or 'results'}.parquet."
         )
     if path.is_dir():
         raise BenchmarkError(f"--export: '{path}' is a folder. Name a file in it: {path / f'results{path.suffix}'}.")

@@ -129,7 +129,7 @@ def _rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, s
     except UnicodeDecodeError as error:
         raise BenchmarkError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8.") from None
     except csv.Error as error:
-        raise BenchmarkError(f"{path}, line {reader.line_num}: it is no CSV ({error}).") from None
+        raise BenchmarkError(f"{path}, line {reader.line_num}: it is not CSV ({error}).") from None
 
 
 def _number(name: str, text: str, *, of_accuracy: bool) -> tuple[float, str]:
@@ -142,12 +142,12 @@ def _number(name: str, text: str, *, of_accuracy: bool) -> tuple[float, str]:
         value = math.nan
     most = 100 if of_accuracy and name != "n" else math.inf
     if not math.isfinite(value):
-        return math.nan, f"{name} must be a number, and is {shown(text)}"
+        return math.nan, f"{name} must be a number, but is {shown(text)}"
     if name == "n" and not (value >= 1 and value == int(value)):
-        return math.nan, f"n must be a whole number of at least 1, and is {shown(text)}"
+        return math.nan, f"n must be a whole number of at least 1, but is {shown(text)}"
     if name != "n" and not 0 <= value <= most:
         limits = "per cent, from 0 to 100" if of_accuracy else "at least 0"
-        return math.nan, f"{name} must be {limits}, and is {shown(text)}"
+        return math.nan, f"{name} must be {limits}, but is {shown(text)}"
     return value, ""
 
 

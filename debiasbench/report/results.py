@@ -238,7 +238,7 @@ def results_in(table: pd.DataFrame, to: str) -> pd.DataFrame:
     results = table[table.draw.isna()] if "draw" in table else table
     done = results[results.status == "done"]
     if not len(done):
-        told = "failed runs alone" if len(results) else "draws of a tuning alone" if len(table) else "no rows"
+        told = "failed runs alone" if len(results) else "only draws of a tuning" if len(table) else "no rows"
         raise BenchmarkError(f"There is nothing to {to}: the table has {told}.")
     return done
 
@@ -381,7 +381,7 @@ def _refuse_twice(chosen: pd.DataFrame, dataset: str) -> None:
     if not len(twice):
         return
     groups = [rows for _, rows in twice.groupby(run, sort=False)]
-    several, more = groups[0], f" So it is with {len(groups) - 1:,} more." if len(groups) > 1 else ""
+    several, more = groups[0], f" The same holds for {len(groups) - 1:,} more." if len(groups) > 1 else ""
     paths = [path for path in several.get("path", ()) if path]
     raise BenchmarkError(
         f"There are several runs of {several.method.iloc[0]} on {dataset} with seed {several.seed.iloc[0]}, "

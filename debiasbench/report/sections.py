@@ -147,7 +147,7 @@ def ranks_table(table: pd.DataFrame, measures: list[Measure]) -> Table | None:
     notes = [
         "Rank by mean, and in brackets 1 + the number of methods that are significantly better (one-sided Welch tests, "
         "Holm over both directions of all pairs of this table). Methods that do not differ significantly share this "
-        "rank, also if no test was possible. A method with a large spread differs significantly from few others."
+        "rank, even if no test was possible. A method with a large spread differs significantly from few others."
         + _lower(measure.metric for measure in measures)
     ]
     if several:
@@ -158,7 +158,7 @@ def ranks_table(table: pd.DataFrame, measures: list[Measure]) -> Table | None:
                 f"Friedman's test in Iman and Davenport's form: p {p_value(test.p)}; averages that differ by at least "
                 f"{test.difference:.2f} differ significantly (Nemenyi, level .05)."
                 if test.tested
-                else f"Not tested: a test takes at least {FEWEST_METHODS} methods and {FEWEST_DATASETS} datasets."
+                else f"Not tested: a test needs at least {FEWEST_METHODS} methods and {FEWEST_DATASETS} datasets."
             )
         )
     heads = [METHOD, *(Column(_key(measure), _head(table, measure)) for measure in measures)]

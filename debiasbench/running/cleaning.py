@@ -114,7 +114,7 @@ def _checkpoints(folders: Folders) -> Iterator[Removable]:
         if not files or len(folder.relative_to(running).parts) != 3:  # dataset, method, cell
             continue
         files.sort(key=lambda path: path.name != JOURNAL)  # first, so that it never names a file that is gone
-        why = "nobody runs its cell, which would go on from here and then starts anew"
+        why = "no run has its cell, which could go on from here and will start again without it"
         if _is_finished(folders.results, folder):
             why = "its cell is finished"
         stays = _use_of_claim(_claim_of(folder))
@@ -129,7 +129,7 @@ def _cache(folders: Folders) -> Iterator[Removable]:
         entry, lock = folders.cache / f"{name}.uint8", folders.cache / f"{name}.uint8.lock"
         files = sorted((path for path in files if path != lock), key=lambda path: path.suffix != ".json")
         files = [*files, lock]  # the JSON file first: without it an entry does not count
-        why = "made again when it is needed" if entry in files else "left of an entry that was not finished"
+        why = "made again when it is needed" if entry in files else "part of an entry that was not finished"
         stays = _use_of_lock(lock) or _use_of_entry(entry, folders)
         yield Removable("cache", entry, tuple(files), _size(files), folders.cache, why, stays)
     yield from _refused("cache", (link for link in links if _CACHED.fullmatch(link.name)), folders.cache)
@@ -191,7 +191,7 @@ def _locked(lock: Path) -> Iterator[str]:
         except Timeout:
             stays = "a process is using it"
         except (OSError, NotImplementedError) as error:
-            stays = f"its lock cannot be had ({error})"
+            stays = f"its lock cannot be taken ({error})"
         yield stays
 
 
@@ -318,7 +318,7 @@ def _leads_away(path: Path, root: Path) -> bool:
 
 def _refused(kind: str, links: Iterable[Path], root: Path) -> Iterator[Removable]:
     for link in links:
-        stays = "it is a link, and not followed: delete by hand what it leads to"
+        stays = "it is a link, and not followed: delete by hand what it points to"
         yield Removable(kind, link, (), 0, root, stays=stays)
 
 

@@ -131,7 +131,7 @@ def examine(data_dir: Path, results_dir: Path) -> Iterator[Finding]:
         except (Exception, SystemExit) as error:
             said = str(error).strip() or "without a message"
             yield Finding(
-                name, f"cannot be looked at ({type(error).__name__}: {said.splitlines()[0]})", "problem",
+                name, f"cannot be checked ({type(error).__name__}: {said.splitlines()[0]})", "problem",
                 "Fix what is listed above, and run this again.",
             )  # fmt: skip
 
@@ -287,7 +287,7 @@ def of_processor(n_cores: int, allowed: float | None, n_threads: int) -> Finding
     """The cores, compared with the number that a container or a cluster job may use (None: all)."""
     text = f"{n_cores} cores to be used; torch takes {n_threads} thread{'s' * (n_threads > 1)} here, in workers one"
     if allowed is not None and allowed < n_cores:
-        advice = f"--workers {max(1, int(allowed))}, as more of them only wait for each other."
+        advice = f"--workers {max(1, int(allowed))}, because more of them only wait for each other."
         return Finding("processor", f"{text}; but this container or job is allowed {allowed:g} of them", "note", advice)
     return Finding("processor", text)
 
@@ -572,7 +572,7 @@ def of_folder(what: str, folder: Path, option: str, parts: Iterable[str] = ()) -
     Files written as a trial are removed afterwards.
     """
     place = folder.absolute()
-    advice = f"Another folder with {option}, or the right to write there."
+    advice = f"Another folder with {option}, or make this one writable."
     for one in dict.fromkeys(nearest_there(folder / part) for part in ("", *parts)):
         try:
             write_on_trial(one)

@@ -88,7 +88,7 @@ def worker_devices(device: str, workers: int | None, per_device: int = 1) -> tup
             return tuple(f"cuda:{number % n_gpus}" for number in range(workers or n_gpus * per_device))
         return (device,) * (workers or per_device)
     if per_device > 1:
-        raise BenchmarkError(f"--per-device {per_device} is of GPUs, and the device is {device}. Use --workers.")
+        raise BenchmarkError(f"--per-device {per_device} is for GPUs, but the device is {device}. Use --workers.")
     return (device,) * (workers or n_cores())
 
 

@@ -47,7 +47,7 @@ def other_code(cell: Cell, expected: Mapping[str, str | None] | None) -> str:
     for kind in {**expected, **here}:
         if here.get(kind) != expected.get(kind):
             what = cell.name_of_part(kind)
-            return f"The {what} on {socket.gethostname()} is other code than that of the run: make them equal."
+            return f"The {what} on {socket.gethostname()} differs from that of the run: make them equal."
     return ""
 
 

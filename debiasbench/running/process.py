@@ -103,7 +103,7 @@ class WorkerProcess:
         """How it ended, in words."""
         code = self._process.wait()
         cause = signal.Signals(-code).name if -code in set(signal.Signals) else f"exit code {code}"
-        return cause + (" (killed from outside, perhaps for want of memory)" if self.was_killed_by_others else "")
+        return cause + (" (killed from outside, perhaps because memory ran out)" if self.was_killed_by_others else "")
 
     def _listen(self) -> None:
         assert self._process.stdout is not None

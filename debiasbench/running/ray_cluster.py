@@ -299,7 +299,7 @@ def _check_address(address: str) -> None:
     if "://" in address:
         raise BenchmarkError(
             f"--executor ray:{address} is a client's address. Run this on a machine of the cluster, with the HOST:PORT "
-            "of its head node (as `ray start` told), or without an address."
+            "of its head node (as `ray start` printed), or without an address."
         )
     host, _, port = address.rpartition(":")
     if not (host and port.isascii() and port.isdigit() and 0 < int(port) < 65536):

@@ -323,7 +323,7 @@ def _check_machine(device: str, workers: int | None) -> None:
     if workers is not None and workers > (most := WORKERS_A_CORE * n_cores()):
         raise BenchmarkError(
             f"--workers must be at most {most}, as this machine has {n_cores()} cores. Got {workers}. Leave it out for "
-            "one a core, or one a GPU."
+            "one per core, or one per GPU."
         )
 
 

@@ -221,7 +221,7 @@ def _said(error: BaseException) -> str:
     try:
         return str(error)
     except BaseException as of_message:
-        return f"(its message cannot be made: {type(of_message).__name__})"
+        return f"(its message cannot be shown: {type(of_message).__name__})"
 
 
 def _cut(text: str, most: int = 20_000) -> str:
@@ -380,7 +380,7 @@ def provenance(
 
 def _told_of(resumed: list[str], *, exact: bool) -> list[str]:
     """Where a cell was interrupted, with a remark if its result may differ between runs."""
-    return resumed if exact else [f"{one} (sums of this GPU may round otherwise in each run)" for one in resumed]
+    return resumed if exact else [f"{one} (sums of this GPU may round differently in each run)" for one in resumed]
 
 
 def _peak_memory(device: str, kind: str) -> int:

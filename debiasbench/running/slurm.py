@@ -119,7 +119,7 @@ def _refused(key: str, value: Any, allowed: str) -> BenchmarkError:
 
 def _word(key: str, value: Any) -> str:
     if not isinstance(value, str) or not re.fullmatch(r"[\w.,:+@%&|*()\[\]/=-]+", value):
-        raise _refused(key, value, "a word, as sbatch takes it")
+        raise _refused(key, value, "a word that sbatch accepts")
     return value
 
 
@@ -159,7 +159,7 @@ def _option(name: str, value: Any) -> str | bool:
     if isinstance(value, bool):  # true: an option without a value, such as --exclusive; false: no such option
         return value
     if not isinstance(value, str | int | float):
-        raise _refused(name, value, "a word, as sbatch takes it, a number or true")
+        raise _refused(name, value, "a word that sbatch accepts, a number or true")
     return _word(name, str(value))
 
 
@@ -270,7 +270,7 @@ class SlurmExecutor:
         held: dict[str, Holder] = {}
         rows: dict[str, int] = {}  # cell hash -> its row in the display, until it is finished
         for folder, number in self._arrays.items():
-            yield Event("note", self.work.cells[0], 0, message=f"SLURM array {number}; what its jobs say: {folder}")
+            yield Event("note", self.work.cells[0], 0, message=f"SLURM array {number}; output of its jobs: {folder}")
         looked = -LOOK
         while left:
             thorough = time.monotonic() - looked > LOOK

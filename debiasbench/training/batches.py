@@ -299,7 +299,7 @@ def plan_epoch(
         laid_out = [batch.cpu() for batch in sample(generator)]
         if not laid_out or min(map(len, laid_out)) == 0:
             raise ValueError(
-                "The function that is given as sample= must lay out at least one batch, and none is empty."
+                "The function that is given as sample= must lay out at least one batch, and no batch may be empty."
             )
         return laid_out
     if sample is None:
@@ -354,7 +354,7 @@ def check_sample(sample: Any, n_samples: int, state: Mapping[str, Tensor]) -> No
     if not bool(torch.isfinite(values).all()):
         raise DivergedError("The sampling probabilities hold values that are not finite: look at the scores.")
     if bool((values < 0).any()) or not bool((values > 0).any()):
-        raise ValueError("sample must not be negative anywhere, and above 0 somewhere.")
+        raise ValueError("sample must be at least 0 everywhere, and above 0 somewhere.")
     tables = tables_in(state, n_samples)
     if tables:
         raise ValueError(

@@ -128,7 +128,7 @@ def facts_of_loss(loss: Any, what: str = "loss") -> list[Any]:
     values = {one.name: one.default for one in parameters if one.default is not one.empty} | values
     odd = [name for name, value in values.items() if type(value) not in PLAIN]
     if odd:
-        raise DeclinedReuse(f"the values {', '.join(odd)} of its {what} are no numbers, words, true, false or none")
+        raise DeclinedReuse(f"the values {', '.join(odd)} of its {what} are not numbers, words, true, false or none")
     source = digest_of_module(function.__module__) if is_local(function.__module__) else None
     if source is None:
         raise DeclinedReuse(f"the source of its {what}, {name_of(loss)}, cannot be read")

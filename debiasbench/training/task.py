@@ -299,7 +299,7 @@ class Task:
             self.journal.fill_nets(call, nets, self.device)
             return
         if snapshot.weights is None:
-            raise StaleJournalError("a snapshot is restored that was not kept")
+            raise StaleJournalError("a snapshot is restored that was never taken")
         snapshot.net.load_state_dict(snapshot.weights)
         self.journal.end(call, self.journal.files_of_nets(nets))
 
@@ -460,8 +460,8 @@ class Task:
                 )
         elif not (inspect.ismethod(predict) and hasattr(type(predict.__self__), predict.__name__)):
             raise BenchmarkError(
-                f"{self.access.name}: a predictor is a network or a method of the class, so that it can be saved and "
-                f"loaded; {name_of(predict)} is neither. Write def predict(self, nets, x): ... and give "
+                f"{self.access.name}: a predictor must be a network or a method of the class, so that it can be saved "
+                f"and loaded; {name_of(predict)} is neither. Write def predict(self, nets, x): ... and give "
                 "predict=self.predict; networks that it needs are among the stage's, or in frozen=."
             )
         self.predictor, self._predicting, self.predicting_recipe = predict, nets, recipe

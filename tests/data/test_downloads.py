@@ -135,8 +135,12 @@ def test_what_may_succeed_later_is_tried_again(fault, server, tmp_path, capsys):
 
 FAULTS = {  # what the server does -> what is told of it, and how often it was asked
     "unavailable": ({"status": 503}, "HTTP 503 (Service Unavailable)", 3),
-    "broken off": ({"drop_after": 1000}, "it broke off", 3),
-    "broken off, of unknown length": ({"untold": True, "drop_after": 1000}, "it broke off after 1000 of 256000", 3),
+    "broken off": ({"drop_after": 1000}, "the download stopped", 3),
+    "broken off, of unknown length": (
+        {"untold": True, "drop_after": 1000},
+        "the download stopped after 1000 of 256000",
+        3,
+    ),
     "too many requests": ({"status": 429}, "HTTP 429 (Too Many Requests)", 3),
     "absent": ({"status": 404}, "HTTP 404 (Not Found)", 1),
     "forbidden": ({"status": 403}, "HTTP 403 (Forbidden)", 1),
@@ -199,7 +203,7 @@ def test_a_length_that_the_server_tells_is_held_against_the_file_without_a_check
             part.write(DATA[:1000])
 
     monkeypatch.setattr("pooch.HTTPDownloader.__call__", receive)
-    with pytest.raises(BenchmarkError, match="it broke off after 1000 of 256000 bytes"):
+    with pytest.raises(BenchmarkError, match="the download stopped after 1000 of 256000 bytes"):
         fetch("https://127.0.0.1/data.bin", tmp_path / "data.bin", sha256=None)
 
 

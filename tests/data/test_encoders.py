@@ -94,7 +94,7 @@ def test_a_text_without_any_token_is_named(text, save):
     """A batch of such texts would have no width."""
     tokenizer = tokenizer_of(save("gpt2"), 20)
     texts = ["the day", text, "fool"]
-    with pytest.raises(BenchmarkError, match=r"makes no token of text 2 of some texts \('"):
+    with pytest.raises(BenchmarkError, match=r"gives no token for text 2 of some texts \('"):
         tokenised("some texts", f"of {text}", lambda: texts, 3, tokenizer, 20)
 
 

@@ -427,7 +427,7 @@ def test_images_of_every_kind_are_found_and_the_rest_is_told(tmp_path):
     assert [path.name for path in image_files(tmp_path)] == READ
     (told,) = remarks([], other_files(tmp_path))
     assert told == (
-        "Files left out, as they are no images that can be read: 2 .heic, 1 .npy, 1 .pdf, 1 .svg, 1 .txt, "
+        "Files left out, because they cannot be read as images: 2 .heic, 1 .npy, 1 .pdf, 1 .svg, 1 .txt, "
         "1 without an ending."
     )
 
@@ -480,7 +480,7 @@ def test_a_link_that_leads_nowhere_names_itself(tmp_path, link, name, target):
     with pytest.raises(BenchmarkError, match=rf"{name} is a link to {target}, which is not there\. Repair the link"):
         image_files(folder)
     link(folder / "z.png", "none")
-    with pytest.raises(BenchmarkError, match=r"So do 1 more"):
+    with pytest.raises(BenchmarkError, match=r"The same holds for 1 more"):
         image_files(folder)
 
 

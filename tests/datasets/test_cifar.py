@@ -521,7 +521,7 @@ def _damaged(kind, path):
         ("no pickle", "is not a batch"), ("no dictionary", "is not a batch"), ("no data", "is not a batch.*data"),
         ("short rows", r"uint8 of shape \(N, 3072\). Got uint8 \(4, 3000\)"), ("float", "Got float32"),
         ("list", "Got list"), ("fewer labels", "one label an image, 4. Got 3"), ("no labels", "Got NoneType"),
-        ("label 10", "labels must be 0 to 9. Got 10"), ("code", "where only arrays belong"),
+        ("label 10", "labels must be 0 to 9. Got 10"), ("code", "where only arrays are allowed"),
     ],
 )  # fmt: skip
 def test_damaged_batches_are_told(tmp_path, kind, words):
@@ -542,7 +542,7 @@ def test_a_pickle_that_would_run_code_is_not_run(tmp_path):
 
     write_batches(tmp_path)
     (tmp_path / "cifar-10-batches-py" / "test_batch").write_bytes(pickle.dumps({"data": Attack()}))
-    with pytest.raises(BenchmarkError, match="where only arrays belong"):
+    with pytest.raises(BenchmarkError, match="where only arrays are allowed"):
         read_cifar10(tmp_path)
     assert not (tmp_path / "was_here").exists()
 

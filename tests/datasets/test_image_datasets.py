@@ -748,7 +748,7 @@ def test_a_bias_that_is_missing_is_unknown_however_it_is_written(tmp_path, writt
     assert dataset.n_bias_values == 2
     assert splits.train.bias[:, 0].tolist() == [0, 1, -1, -1]
     assert splits.train.conflicting.sum() == 0
-    assert f"Bias taken for unknown: 3 {written!r}." in splits.note
+    assert f"Bias values counted as unknown: 3 {written!r}." in splits.note
 
 
 @pytest.mark.parametrize("written", ["", *MISSING])
@@ -774,7 +774,7 @@ def test_folders_of_what_is_missing(tmp_path, written):
     splits = dataset.build(tmp_path)
     assert dataset.n_bias_values == 2
     assert int((splits.train.bias == -1).sum()) == 1
-    assert f"Bias taken for unknown: 1 {written!r}." in splits.note
+    assert f"Bias values counted as unknown: 1 {written!r}." in splits.note
     save_picture(root / "train" / written / "land" / "9.png")
     with pytest.raises(BenchmarkError, match=f"{written}: '{written}' as a label says that it is missing"):
         new("imagefolder", root=str(root), title="x", size=16).build(tmp_path)
@@ -846,7 +846,7 @@ def test_folders_that_look_like_splits_and_are_not_read_are_refused(tmp_path, pl
     new("imagefolder", root=str(root), title="x", size=16).build(tmp_path)
     save_picture(root / place / "0.png")
     name = place.partition("/")[0]
-    with pytest.raises(BenchmarkError, match=rf"look like splits and are none: {name}\. Splits are train \(or"):
+    with pytest.raises(BenchmarkError, match=rf"look like splits but are not: {name}\. Splits are train \(or"):
         new("imagefolder", root=str(root), title="x", size=16).build(tmp_path)
 
 
@@ -874,9 +874,9 @@ def test_folders_of_classes_without_splits_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("place", "said"),
     [
-        ("train/9.png", r"train holds 1 images that are in no folder of a class \(9\.png"),
+        ("train/9.png", r"train holds 1 images that are not in the folder of a class \(9\.png"),
         ("train/land/water/deep/9.png", "deep holds images below <class>/<bias>"),
-        ("test/9.tif", "test holds 1 images that are in no folder of a class"),
+        ("test/9.tif", "test holds 1 images that are not in the folder of a class"),
     ],
 )
 def test_images_outside_of_their_folders_are_refused(tmp_path, place, said):
@@ -949,7 +949,7 @@ def test_what_is_left_out_and_converted_is_told_before_anything_trains(tmp_path,
     grid = expand(["vanilla"], [f"imagefolder:root={root},title=birds,size=16,pretrained=none"], seeds=2)
     (notice,) = plan(grid, data_dir=tmp_path, results_dir=tmp_path / "results").grid.notices
     assert notice.startswith("imagefolder:")
-    assert "Files left out, as they are no images that can be read: 3 .heic, 1 .txt." in notice
+    assert "Files left out, because they cannot be read as images: 3 .heic, 1 .txt." in notice
     assert "Images converted: 3 transparent in places, put on white." in notice
 
 

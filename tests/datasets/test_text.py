@@ -808,7 +808,7 @@ def test_encoders_that_are_not_whole(tmp_path, comments, encoder):
     save_file(
         {key: value for key, value in weights.items() if key != name}, broken / "model.safetensors", {"format": "pt"}
     )
-    with pytest.raises(BenchmarkError, match=r"weights of .* are not whole: 1 are missing"):
+    with pytest.raises(BenchmarkError, match=r"weights of .* are not complete: 1 are missing"):
         build_net("transformer", (40,), 2, pretrained=str(broken))
     (broken / "model.safetensors").write_bytes(b"no weights")
     with pytest.raises(BenchmarkError, match="cannot be loaded"):

@@ -237,7 +237,7 @@ def test_weights_for_timm_are_a_file_of_three_channels(fake_timm, tmp_path):
     assert not (net.head.weight == 0.5).any()
     with pytest.raises(BenchmarkError, match="does not take samples of 1 x 8 x 8"):
         check_fits("timm:plain", (1, 8, 8), 2, str(tmp_path / "weights.pth"))
-    with pytest.raises(BenchmarkError, match=r"pretrained=imagenet is of torchvision's .* timm's plain has none"):
+    with pytest.raises(BenchmarkError, match=r"pretrained=imagenet means torchvision's .* timm's plain has none"):
         check_net("timm:plain", "imagenet")
 
 

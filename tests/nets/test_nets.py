@@ -458,10 +458,10 @@ def test_of_two_networks_none_is_taken(wrap, places, tmp_path):
          r"\(below 'state_dict\.module'\): bn1\.bias has the shape \(2,\) instead of \(64,\)\."),
         (lambda state: {key: value for key, value in state.items() if key != "layer1.0.conv1.weight"},
          r": 1 entry is .*: layer1\.0\.conv1\.weight is missing\."),
-        (lambda state: {**state, "layer5.weight": torch.zeros(2)}, r": layer5\.weight is not its own\."),
+        (lambda state: {**state, "layer5.weight": torch.zeros(2)}, r": layer5\.weight is not part of it\."),
         (lambda state: {**state, "bn1.weight": "a word"}, r": bn1\.weight is not a tensor of decimals\."),
         (lambda state: {**state, "bn1.weight": torch.ones(64, dtype=torch.int8)}, r"bn1\.weight is not a tensor of"),
-        (lambda _: resnet18_state(torchvision.models.resnet34), r": .* entries are .* is not its own; "),
+        (lambda _: resnet18_state(torchvision.models.resnet34), r": .* entries are .* is not part of it; "),
     ],
     ids=["a shape", "a wrapped shape", "one missing", "one too many", "a word", "whole numbers", "another network"],
 )  # fmt: skip

@@ -114,13 +114,13 @@ def test_a_file_that_cannot_be_used_stops_every_run(own_files, kind):
 UNFIT = {
     "a size": ("nn.Linear(n, 6)", "nn.Linear(5, 6)", r"does not take samples of 3 x 8 x 8 \(RuntimeError: .*size=224"),
     "a layout": ("self.body(x)", "self.body(x.view(len(x), -1))", r"\(RuntimeError: view size is not compatible"),
-    "a width": ("n_features = 6", "n_features = 7", "n_features must be the width of its features, 6, and is 7"),
-    "no width": ("self.n_features = 6", "pass", "n_features must be the width of its features, 6, and is None"),
+    "a width": ("n_features = 6", "n_features = 7", "n_features must be the width of its features, 6, but is 7"),
+    "no width": ("self.n_features = 6", "pass", "n_features must be the width of its features, 6, but is None"),
     "a map": ("return self.body(x)", "return x", r"features\(x\) must be of shape \(B, D\), .* is \(2, 3, 8, 8\)"),
     "a tuple": ("return self.body(x)", "return x, x", r"features\(x\) must be of shape \(B, D\), .* is a tuple"),
     "no bias": ("nn.Linear(6, n_classes)", "nn.Linear(6, n_classes, bias=False)", "head must be .* and has no bias"),
     "a deep head": ("nn.Linear(6, n_classes)", "nn.Sequential(nn.Linear(6, 4))", "head must be .* and is a Sequential"),
-    "the classes": ("nn.Linear(6, n_classes)", "nn.Linear(6, 10)", r"head must be torch.nn.Linear\(6, 4\), and is"),
+    "the classes": ("nn.Linear(6, n_classes)", "nn.Linear(6, 10)", r"head must be torch.nn.Linear\(6, 4\), but is"),
     "no head": ("self.head =", "self.last =", r"AttributeError: .*has no attribute 'head'"),
     "its arguments": ("shape, n_classes)", "n_classes)", "TypeError: .*takes 2 positional arguments but 3 were given"),
     "another output": (

@@ -338,7 +338,7 @@ def test_a_single_run_and_no_run_leave_fields_of_a_csv_empty(tmp_path):
             {"score": torch.zeros(0), "train_conflict": torch.zeros(0, 1)},
             "its scores are not finite",
         ),
-        ({"score": torch.ones(3), "train_conflict": torch.zeros(2, 1)}, "its columns are not of one length"),
+        ({"score": torch.ones(3), "train_conflict": torch.zeros(2, 1)}, "its columns differ in length"),
     ],
 )
 def test_damaged_arrays_are_one_complaint(tmp_path, capsys, monkeypatch, content, message):

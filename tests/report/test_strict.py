@@ -447,7 +447,7 @@ def test_all_that_is_wrong_is_one_message(copied, capsys):
     told = capsys.readouterr()
     assert told.out == ""
     for part in ("Failed: pgd", "No record, although other methods have one: disen on cmnist5k, seed 2.", "ran on cuda",
-                 f"A file could not be read: {path}: it is no JSON"):  # fmt: skip
+                 f"A file could not be read: {path}: it is not JSON"):  # fmt: skip
         assert part in told.err
 
 

@@ -311,7 +311,7 @@ def test_of_a_cache_what_was_not_finished_goes(folders):
         (found,) = find(folders, ["cache"])
         assert found.stays == "a process is using it"
     (found,) = find(folders, ["cache"])
-    assert (found.why, found.size) == ("left of an entry that was not finished", 100)
+    assert (found.why, found.size) == ("part of an entry that was not finished", 100)
     assert clean(folders, "--yes") == 0
     assert list(folders.cache.iterdir()) == []
 
@@ -352,7 +352,7 @@ def test_without_locks_nothing_can_be_told(error, folders, monkeypatch):
     stage = reused(folders)
     monkeypatch.setattr(filelock, "FileLock", NoLock)
     (found,) = find(folders, ["reuse"])
-    assert found.stays == f"its lock cannot be had ({error})"
+    assert found.stays == f"its lock cannot be taken ({error})"
     assert stage.exists()
 
 

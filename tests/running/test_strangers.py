@@ -101,7 +101,7 @@ def test_writing_into_data_fails_by_name_and_the_next_cell_has_its_own(strange, 
             {line}
     """)
     bad, plain = run(tmp_path / "after", "bad", "plain")
-    assert "bad writes into what it was handed" in bad.failure.message
+    assert "bad writes into what it was given" in bad.failure.message
     (alone,) = run(tmp_path / "alone", "plain")
     assert plain.result == alone.result
 
@@ -141,11 +141,11 @@ ENDS = {
     "an exception of its own kind": ("raise BaseException('odd')", "odd"),
     "a message that cannot be made": (
         "raise type('Odd', (Exception,), {'__str__': lambda self: 1 / 0})()",
-        "(its message cannot be made: ZeroDivisionError)",
+        "(its message cannot be shown: ZeroDivisionError)",
     ),
     "a message that ends": (
         "raise type('Odd', (Exception,), {'__str__': lambda self: (_ for _ in ()).throw(KeyboardInterrupt())})()",
-        "(its message cannot be made: KeyboardInterrupt)",
+        "(its message cannot be shown: KeyboardInterrupt)",
     ),
     "a message with all of the data": (
         "raise ValueError('x' * 10**6)",

@@ -176,7 +176,7 @@ def test_what_a_cell_does_to_its_process_is_recorded_and_hangs_nothing(tmp_path,
     } | ({"interrupts": ("LostWorker", "The cell raised KeyboardInterrupt.")} if others else {})
     (note,) = [event.message for event in events if event.kind == "note"]
     assert "killed-once" in note
-    assert "SIGKILL (killed from outside, perhaps for want of memory). It is tried once more, alone." in note
+    assert "SIGKILL (killed from outside, perhaps because memory ran out). It is tried once more, alone." in note
     left = {path.name for path in (tmp_path / "running").rglob("*")}
     assert left <= {".lock"}  # neither claims nor checkpoints
 

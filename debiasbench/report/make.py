@@ -307,7 +307,11 @@ def make(  # noqa: PLR0913 - the report's options
         if ran.lines is not None:
             path = folder / f"{file_name(experiment.name)}.csv"
             paths["beside the paper"] = [_write_csv(path, frame_csv(ran.lines))]
-    tables += [marked(one, bias_knowing(table)) for one in groups_tables(done)]
+    by_group = [marked(one, bias_knowing(table)) for one in groups_tables(done)]
+    if by_group:
+        tables += by_group
+        names = file_names(one.key for one in by_group)
+        paths["groups"] = [_write_csv(folder / f"{names[one.key]}.csv", [csv(one)]) for one in by_group]
     if sweeps:
         shown_by_ratio, curves = profile.profile(table, sweeps, reference)
         tables.append(shown_by_ratio)

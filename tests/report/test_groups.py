@@ -11,7 +11,7 @@ from debiasbench.report import make as report
 from debiasbench.report import results
 from debiasbench.report.groups import groups_tables
 from debiasbench.report.results import shortened
-from debiasbench.report.tables import csv, markdown
+from debiasbench.report.tables import markdown
 
 METRICS = {"acc_unbiased": 0.5, "acc_avg": 0.5, "loss": 1.0}
 NAMES = {"class_names": ("dark", "blond"), "bias_values": (("female", "male"),)}
@@ -177,4 +177,7 @@ def test_a_report_has_the_table_in_all_formats_with_marks(tmp_path):
     assert markdown(table) in (tmp_path / "tables" / "comparison.md").read_text(encoding="utf-8")
     assert r"blond / male (n 11)" in (tmp_path / "tables" / "comparison.tex").read_text(encoding="utf-8")
     assert "blond / male (n 11)" in (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert csv(table).splitlines()[0].endswith("blond / male mean,blond / male std")
+    assert found.paths["groups"] == [tmp_path / "tables" / f"groups-{name}.csv" for name in ("cmnist2", "cmnist5k")]
+    lines = found.paths["groups"][0].read_text(encoding="utf-8-sig").splitlines()
+    assert lines[0].endswith("blond / male mean,blond / male std")
+    assert lines[1].startswith("groupdro,0.9,,")

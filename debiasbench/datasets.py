@@ -6,6 +6,7 @@ Like `debiasbench/methods.py`, this file is a one-file package. Its modules are 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,6 +23,11 @@ from debiasbench.samples import INPUTS, Samples, Splits
 __all__ = ["Dataset", "NeededFile", "Recipe", "above", "at_least", "between", "one_of", "registry"]
 
 __path__ = folders(__file__, "DEBIASBENCH_DATASETS_PATH")
+SHAPES = {  # kind of input -> dimensions of x, and their names
+    "images": (4, "(N, C, H, W)"),
+    "text": (2, "(N, L), token numbers"),
+    "features": (2, "(N, D), one row per sample"),
+}
 registry = Registry("debiasbench.datasets", "Dataset", "DEBIASBENCH_DATASETS_PATH")
 
 
@@ -177,55 +183,26 @@ class Dataset(Parameters, ABC):
         return {key: value for key, value in self.values().items() if key != "root"}
 
 
-def _check_types(dataset: Dataset, name: str, samples: Samples) -> None:
-    """Refuse columns whose types are not those of `Samples`: converting them could hide a mistake."""
-    if dataset.input not in INPUTS:
-        raise BenchmarkError(f"{dataset.name}: input must be one of {', '.join(INPUTS)}. Got {dataset.input!r}.")
-    of_x = INPUTS[dataset.input]
-    for column, wanted in (("x", of_x), ("y", torch.int64), ("bias", torch.int64), ("conflict", torch.bool)):
-        values = getattr(samples, column)
-        if values is not None and values.dtype != wanted:
-            said = ", pixels in 0..255; the recipe scales and normalises them" if wanted == torch.uint8 else ""
-            raise BenchmarkError(
-                f"{dataset.name}: {column} of {name} must be {str(wanted).removeprefix('torch.')}{said}. "
-                f"Got {str(values.dtype).removeprefix('torch.')}."
-            )
-
-
-def _check_features(dataset: Dataset, name: str, x: torch.Tensor, width: int | None) -> None:
-    """Refuse features that no network can take. They must be float32 (N, D), finite, with the same D as in training."""
-    if x.ndim != 2 or not x.shape[1]:
-        raise BenchmarkError(f"{dataset.name}: x of {name} must be (N, D), a row a sample. Got {tuple(x.shape)}.")
-    if x.shape[1] != width:
-        raise BenchmarkError(f"{dataset.name}: {name} has {x.shape[1]:,} features a sample, and train has {width:,}.")
-    if not all(bool(torch.isfinite(end)) for end in torch.aminmax(x)):  # aminmax returns nan if any value is nan
-        raise BenchmarkError(f"{dataset.name}: x of {name} holds NaN or infinite values.")
-
-
 def check_splits(dataset: Dataset, splits: Splits) -> Splits:
-    """Refuse data that cannot be trained on."""
+    """Refuse data that cannot be trained on, and columns that are not as `Samples` and the dataset describe them.
+
+    Raises:
+        BenchmarkError: names the dataset, the split and the column, with what is allowed and what was given.
+    """
     if not isinstance(splits, Splits):
         raise BenchmarkError(f"{dataset.name}: build must return Splits. Got {type(splits).__name__}.")
+    if dataset.input not in INPUTS:
+        raise BenchmarkError(f"{dataset.name}: input must be one of {', '.join(INPUTS)}. Got {dataset.input!r}.")
     if dataset.n_classes < 1:
         raise BenchmarkError(
             f"{dataset.name}: class_names is missing, the names of its labels: class_names = ('0', ...)."
         )
+    _check_names(dataset)
     for name, samples in splits.named().items():
-        _check_types(dataset, name, samples)
         if len(samples) == 0:
             raise BenchmarkError(f"{dataset.name}: the {name} split is empty.")
-        if dataset.input == "features":
-            _check_features(dataset, name, samples.x, splits.train.x.shape[-1])
-        if int(samples.y.min()) < 0 or int(samples.y.max()) >= dataset.n_classes:
-            raise BenchmarkError(
-                f"{dataset.name}: labels of {name} must be in 0..{dataset.n_classes - 1}. "
-                f"Got {int(samples.y.min())}..{int(samples.y.max())}."
-            )
-        if int(samples.bias.max()) >= dataset.n_bias_values:
-            raise BenchmarkError(
-                f"{dataset.name}: the bias of {name} must be below n_bias_values, which is {dataset.n_bias_values}. "
-                f"Got {int(samples.bias.max())}."
-            )
+        _check_columns(dataset, name, samples)
+        _check_x(dataset, name, samples, splits.train.x)
     present = splits.train.y.unique()
     if len(present) < 2:
         raise BenchmarkError(
@@ -237,6 +214,107 @@ def check_splits(dataset: Dataset, splits: Splits) -> Splits:
         if new:
             raise BenchmarkError(
                 f"{dataset.name}: {', '.join(dataset.class_names[label] for label in new)} occurs in {name}, but not "
-                "in train, so it cannot be learnt: add training samples, or take it out."
+                "in train, so it cannot be learnt: add training samples, or remove it."
             )
     return splits
+
+
+def _check_names(dataset: Dataset) -> None:
+    """Refuse names that are used twice, because tables would show two classes or groups as one; and names for nothing.
+
+    The values of a bias may have names, or only numbers.
+    """
+    columns = {f"the values of {name}": of for name, of in zip(dataset.bias_names, dataset.bias_values, strict=False)}
+    named = {"class_names": dataset.class_names, "bias_names": dataset.bias_names, "group_names": dataset.group_names}
+    for what, names in {**named, **columns}.items():
+        twice = [name for name, n in Counter(names).items() if n > 1]
+        if twice:
+            raise BenchmarkError(f"{dataset.name}: {what} must be different. '{twice[0]}' is there twice.")
+    if not dataset.bias_names:
+        raise BenchmarkError(
+            f"{dataset.name}: bias_names is empty. Without a known bias, leave it out and give bias a column of -1."
+        )
+    if len(dataset.bias_values) not in (0, len(dataset.bias_names)):
+        raise BenchmarkError(
+            f"{dataset.name}: bias_values must be empty, or name the values of each of the {len(dataset.bias_names)} "
+            f"biases. Got {len(dataset.bias_values)}."
+        )
+    for name, values in zip(dataset.bias_names, dataset.bias_values, strict=False):
+        if len(values) > dataset.n_bias_values:
+            raise BenchmarkError(
+                f"{dataset.name}: bias_values names {len(values)} values of {name}, and n_bias_values is "
+                f"{dataset.n_bias_values}."
+            )
+
+
+def _check_columns(dataset: Dataset, name: str, samples: Samples) -> None:
+    """Refuse columns whose types, shapes or ranges are not those of `Samples`: converting them could hide a mistake."""
+    n, n_biases, n_groups = len(samples), len(dataset.bias_names), len(dataset.group_names)
+    for column, wanted, shape in (
+        ("y", torch.int64, (n,)),
+        ("bias", torch.int64, (n, n_biases)),
+        ("conflict", torch.bool, (n, n_biases)),
+        ("groups", torch.bool, (n, n_groups)),
+        ("length", torch.int64, (n,)),
+    ):
+        values = getattr(samples, column)
+        if values is None:
+            continue
+        _check_type(dataset, name, column, values, wanted)
+        if values.shape != shape:
+            of = {"bias": "a column for each of bias_names", "groups": "a column for each of group_names"}.get(column)
+            raise BenchmarkError(
+                f"{dataset.name}: {column} of {name} must be of shape {shape}{f', {of}' * bool(of)}. "
+                f"Got {tuple(values.shape)}."
+            )
+    if int(samples.y.min()) < 0 or int(samples.y.max()) >= dataset.n_classes:
+        raise BenchmarkError(
+            f"{dataset.name}: labels of {name} must be in 0..{dataset.n_classes - 1}. "
+            f"Got {int(samples.y.min())}..{int(samples.y.max())}."
+        )
+    if int(samples.bias.max()) >= dataset.n_bias_values:
+        raise BenchmarkError(
+            f"{dataset.name}: the bias of {name} must be below n_bias_values, which is {dataset.n_bias_values}. "
+            f"Got {int(samples.bias.max())}."
+        )
+    if int(samples.bias.min()) < -1:
+        raise BenchmarkError(
+            f"{dataset.name}: the bias of {name} must be at least 0, or -1 if unknown. Got {int(samples.bias.min())}."
+        )
+
+
+def _check_x(dataset: Dataset, name: str, samples: Samples, of_train: torch.Tensor) -> None:
+    """Refuse x that no network can take, and x of another shape than in training. Images and texts are not read."""
+    x = samples.x
+    _check_type(dataset, name, "x", x, INPUTS[dataset.input])
+    n_dims, shape = SHAPES[dataset.input]
+    if x.ndim != n_dims or 0 in x.shape:
+        raise BenchmarkError(f"{dataset.name}: x of {name} must be {shape}. Got {tuple(x.shape)}.")
+    if dataset.input == "features" and x.shape[1:] != of_train.shape[1:]:
+        raise BenchmarkError(
+            f"{dataset.name}: {name} has {x.shape[1]:,} features per sample, and train has {of_train.shape[-1]:,}."
+        )
+    if x.shape[1:] != of_train.shape[1:]:
+        raise BenchmarkError(
+            f"{dataset.name}: x of {name} must have the shape of train, {tuple(of_train.shape[1:])} per sample. "
+            f"Got {tuple(x.shape[1:])}."
+        )
+    if dataset.input == "features" and not all(bool(torch.isfinite(end)) for end in torch.aminmax(x)):
+        raise BenchmarkError(f"{dataset.name}: x of {name} holds NaN or infinite values.")  # aminmax keeps nan
+    if dataset.input == "text":
+        if samples.length is None:
+            raise BenchmarkError(f"{dataset.name}: length of {name} is missing, the number of tokens of each text.")
+        shortest, longest = int(samples.length.min()), int(samples.length.max())
+        if shortest < 1 or longest > x.shape[1]:
+            raise BenchmarkError(
+                f"{dataset.name}: length of {name} must be in 1..{x.shape[1]}. Got {shortest}..{longest}."
+            )
+
+
+def _check_type(dataset: Dataset, name: str, column: str, values: torch.Tensor, wanted: torch.dtype) -> None:
+    if values.dtype != wanted:
+        said = ", pixels in 0..255; the recipe scales and normalises them" if wanted == torch.uint8 else ""
+        raise BenchmarkError(
+            f"{dataset.name}: {column} of {name} must be {str(wanted).removeprefix('torch.')}{said}. "
+            f"Got {str(values.dtype).removeprefix('torch.')}."
+        )

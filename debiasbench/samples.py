@@ -44,6 +44,10 @@ class Samples:
     groups: Tensor | None = None
 
     def __post_init__(self) -> None:
+        for name in ("x", "y", "bias", "conflict", "length", "groups"):
+            column = getattr(self, name)
+            if not isinstance(column, Tensor) and not (column is None and name in ("conflict", "length", "groups")):
+                raise BenchmarkError(f"Samples: {name} must be a torch.Tensor. Got {type(column).__name__}.")
         if not len(self.x) == len(self.y) == len(self.bias) or self.bias.ndim != 2:
             raise BenchmarkError(
                 f"Samples need columns of equal length and bias as (N, A): x {tuple(self.x.shape)}, "

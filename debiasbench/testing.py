@@ -226,7 +226,7 @@ def check_search(cls: type[Method]) -> None:
                 value = one.draw(random.Random(number), {**Tiny.recipe.values(), **own}[key])
                 _ = cls(**{key: value}) if key in own else Tiny.recipe.replace(**{key: value})
             except BenchmarkError as error:
-                raise AssertionError(f"{cls.name}: search draws a '{key}' that cannot be: {error}") from None
+                raise AssertionError(f"{cls.name}: search draws a '{key}' that is not allowed: {error}") from None
 
 
 def check_fit_returns_logits(cls: type[Method]) -> None:
@@ -736,10 +736,6 @@ def check_dataset_declaration(dataset: Dataset, splits: Splits) -> None:
     assert module is not None
     assert module.__doc__, f"{cls.name} needs documentation: input, label, bias, splits, source, licence."
     assert dataset.n_classes > 1
-    assert dataset.bias_names, f"{cls.name} needs the names of its biases."
-    named = dataset.bias_values
-    assert len(named) in (0, len(dataset.bias_names)), f"{cls.name}: bias_values must be empty, or have one per bias."
-    assert all(len(one) <= dataset.n_bias_values for one in named), f"{cls.name}: more bias_values than n_bias_values."
     strange = [name for name in dataset.ratio_parameters if name not in dataset.values()]
     assert not strange, f"{cls.name}: ratio_parameters names {', '.join(strange)}, which is not a parameter of it."
     check_net(cls.recipe.net)
@@ -750,32 +746,14 @@ def check_dataset_declaration(dataset: Dataset, splits: Splits) -> None:
 
 
 def check_columns(dataset: Dataset, splits: Splits) -> None:
-    """All splits have valid shapes, types and ranges."""
+    """All splits have valid shapes, types and ranges, and texts are padded with -1."""
+    check_splits(dataset, splits)
     for split, samples in splits.named().items():
-        where = f"{dataset.name}, {split}"
-        assert len(samples) > 0, f"{where}: empty."
-        if dataset.input == "text":
-            assert samples.x.dtype == torch.int32, f"{where}: x must be int32."
-            assert samples.x.ndim == 2, f"{where}: x must be (N, L)."
-            assert samples.length is not None, f"{where}: texts need their length."
+        if samples.length is not None:
             padded = torch.arange(samples.x.shape[1]) >= samples.length[:, None]
-            assert torch.equal(samples.x == -1, padded), f"{where}: texts are padded with -1 after their length."
-        elif dataset.input == "features":
-            assert samples.x.dtype == torch.float32, f"{where}: x must be float32."
-            assert samples.x.ndim == 2, f"{where}: x must be (N, D)."
-            assert bool(torch.isfinite(samples.x).all()), f"{where}: x must be finite."
-        else:
-            assert samples.x.dtype == torch.uint8, f"{where}: x must be uint8."
-            assert samples.x.ndim == 4, f"{where}: x must be (N, C, H, W)."
-        assert samples.x.shape[1:] == splits.train.x.shape[1:], f"{where}: x of another shape than train's."
-        if samples.groups is not None:
-            shape = (len(samples), len(dataset.group_names))
-            assert samples.groups.shape == shape, f"{where}: groups must be {shape}."
-        assert samples.y.dtype == torch.int64, f"{where}: y must be int64."
-        assert 0 <= int(samples.y.min()) <= int(samples.y.max()) < dataset.n_classes, f"{where}: labels out of range."
-        assert samples.bias.shape == (len(samples), len(dataset.bias_names)), f"{where}: bias must be (N, A)."
-        assert int(samples.bias.min()) >= -1, f"{where}: a bias below -1."
-        assert int(samples.bias.max()) < dataset.n_bias_values, f"{where}: a bias out of range."
+            assert torch.equal(samples.x == -1, padded), (
+                f"{dataset.name}: x of {split} must be -1 exactly after the length of each text."
+            )
 
 
 def check_headline(dataset: Dataset, splits: Splits) -> None:

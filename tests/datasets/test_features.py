@@ -142,7 +142,7 @@ def test_files_of_any_usual_name_are_read(root, names):
     np.save(root / "centres.npy", values("test"))
     splits = built(root)
     assert splits.fingerprint() == expected
-    assert "Files left out, as their names tell no split: centres.npy." in splits.note
+    assert "Files left out, because their names contain no split: centres.npy." in splits.note
 
 
 @pytest.mark.parametrize(
@@ -279,7 +279,7 @@ def test_a_bias_that_is_missing_is_unknown(root, written):
     splits = built(root)
     assert [part.bias[0, 0].item() for part in splits.named().values()] == [-1, -1, -1]
     assert not splits.train.conflicting[0, 0]
-    assert (f"Bias taken for unknown: 3 {written!r}." in splits.note) == bool(written)
+    assert (f"Bias values counted as unknown: 3 {written!r}." in splits.note) == bool(written)
 
 
 @pytest.mark.parametrize("known", [True, False])
@@ -302,8 +302,8 @@ TABLES = {
     "unknown split": ("y,split,a\n0,train2,1\n", "line 2: split must be train, valid, test, or 0, 1, 2. Got 'train2'"),
     "no split of that number": ("y,split,a\n0,3,1\n", "line 2: split must be"),
     "no label": ("y,split,a\n0,0,1\nnan,0,1\n", "line 3: 'nan' as a label says that it is missing, and every row"),
-    "short line": ("y,split,a\n0,0\n", "line 2: it has another number of values than there are columns"),
-    "long line": ("y,split,a\n0,0,1,2\n", "line 2: it has another number of values than there are columns"),
+    "short line": ("y,split,a\n0,0\n", "line 2: its number of values differs from the number of columns"),
+    "long line": ("y,split,a\n0,0,1,2\n", "line 2: its number of values differs from the number of columns"),
     "two columns": ("y,split,a, A\n0,0,1,2\n", "has several columns a"),
     "two labels": ("y,split,a,y\n0,0,1,2\n", "has several columns y"),
     "no train": ("y,split,a\n0,2,1\n", "has no line whose split is train"),
@@ -506,8 +506,8 @@ def _with_infinity(x):
     [
         (torch.Tensor.double, "x of test must be float32. Got float64"),
         (torch.Tensor.int, "x of test must be float32. Got int32"),
-        (lambda x: x[:, :, None], r"x of test must be \(N, D\), a row a sample"),
-        (lambda x: x[:, :-1], "test has 4 features a sample, and train has 5"),
+        (lambda x: x[:, :, None], r"x of test must be \(N, D\), one row per sample"),
+        (lambda x: x[:, :-1], "test has 4 features per sample, and train has 5"),
         (_with_nan, "x of test holds NaN or infinite values"),
         (_with_infinity, "x of test holds NaN or infinite values"),
     ],

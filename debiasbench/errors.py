@@ -27,7 +27,7 @@ def raised_by(whose: str) -> Iterator[None]:
         yield
     except BenchmarkError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         at = traceback.extract_tb(error.__traceback__)[-1]
         what = "".join(traceback.format_exception_only(error)).strip()
         raise BenchmarkError(f"{whose}: {what} ({Path(at.filename).name}, line {at.lineno})") from error

@@ -15,7 +15,7 @@ from dataclasses import MISSING, dataclass, field, replace
 from typing import Any
 
 from debiasbench.cell import Cell
-from debiasbench.datasets import Dataset
+from debiasbench.datasets import Dataset, check_input
 from debiasbench.datasets import registry as dataset_registry
 from debiasbench.errors import BenchmarkError, raised_by
 from debiasbench.methods import Method
@@ -230,6 +230,7 @@ def _dataset_choices(spec: str, data_seeds: int | None) -> list[_Choice]:
         values = {**cls.presets.get(preset, {}), **implied, **given}
         values.pop("recipe", None)
         data = cls(**values)  # to report errors now and only once, not for every method
+        check_input(data)
         _refuse_following(data, recipe)
         Recipe(**{**cls.recipe.values(), **recipe})
         choices.append(_Choice(cls, preset, {**implied, **given}, recipe))

@@ -86,6 +86,7 @@ class Parameters:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         _refuse_unannotated(cls)
+        _refuse_mistyped(cls)
         dataclass(frozen=True, kw_only=True)(cls)
         _refuse_without_default(cls)
         # the two methods below freeze it instead, so that a subclass with a decorator is accepted, too
@@ -141,6 +142,49 @@ def _refuse_unannotated(cls: type[Any]) -> None:
             f"{name}: {hint} = {'...' if isinstance(value, Field) else repr(value)}. (A constant is written in "
             "capitals, or begins with _.)"
         )
+
+
+def _refuse_mistyped(cls: type[Any]) -> None:
+    """Refuse declarations of another type than in the base class (`headline = "acc_worst"`). No property is read."""
+    bases = [base for base in reversed(cls.__mro__[1:]) if issubclass(base, Parameters)]
+    hints = {name: hint for base in bases for name, hint in field_types(base).items()}
+    own = inspect.get_annotations(cls)
+    for name, value in vars(cls).items():
+        hint = hints.get(name)
+        is_parameter = name in own and "ClassVar" not in str(own[name])
+        if typing.get_origin(hint) is not ClassVar or is_parameter or name in _CHECKED_LATER:
+            continue
+        (kind,) = typing.get_args(hint)
+        if not isinstance(value, property | functools.cached_property) and not _fits(value, kind):
+            raise BenchmarkError(f"'{name}' of {cls.__qualname__} must be {_in_words(kind)}. Got {value!r}.")
+
+
+# by `Registry` and `Method.search_space`, which know more about them
+_CHECKED_LATER = ("name", "display", "alias_display", "alias_citation", "search")
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value has the type of a declaration. A list may stand for a tuple, and a whole number for a decimal."""
+    origin, parts = typing.get_origin(kind) or kind, typing.get_args(kind)
+    if origin is Any:
+        return True
+    if origin is tuple:
+        return isinstance(value, tuple | list) and all(_fits(one, parts[0]) for one in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(_fits(one, parts[1]) for one in value.values())
+    if isinstance(value, bool):
+        return origin is bool
+    return isinstance(value, int | float if origin is float else origin)
+
+
+def _in_words(kind: Any) -> str:
+    """The type of a declaration, in words."""
+    words = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
+    if kind in words:
+        return words[kind]
+    if typing.get_origin(kind) is tuple:
+        return "a tuple of texts, such as ('a', 'b')"
+    return str(kind).replace("typing.", "") if typing.get_origin(kind) is dict else f"a {kind.__name__}"
 
 
 def _refuse_without_default(cls: type[Any]) -> None:

@@ -267,6 +267,7 @@ class Registry:
             raise BenchmarkError(f"The {self.kind} '{name}' cannot be used: {self.unusable[name]}")
         broken = [f"{module} ({_last_line(text)})" for module, text in self.broken.items()]
         perhaps = f" It may be in a file that could not be imported: {', '.join(broken)}." if broken else ""
+        perhaps += "".join(f" '{one_line(other)}' cannot be used: {why}" for other, why in self.unusable.items())
         raise unknown(name, self.kind, [*classes, *self._aliases], perhaps)
 
     def _forget(self) -> None:

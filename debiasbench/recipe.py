@@ -11,6 +11,8 @@ from debiasbench.parameters import Parameters, above, at_least, between, one_of
 if TYPE_CHECKING:
     import torch
 
+OF_CHANNELS = ("augment", "saturation", "hue", "rand_augment", "mean")  # fields that not all images take
+
 
 class Recipe(Parameters):
     """Network, optimiser, schedule and augmentation of one training stage.
@@ -62,6 +64,27 @@ class Recipe(Parameters):
 
     eval_every: int = at_least(1, default=1)  # epochs between evaluations of a stage with a predictor
 
+    def check_channels(self, n_channels: int) -> None:
+        """Refuse images with a number of channels that the augmentation or the normalisation does not take.
+
+        Raises:
+            BenchmarkError: names the fields that do not take it.
+        """
+        from debiasbench.errors import BenchmarkError
+
+        allowed = {"saturation": (3,), "hue": (3,), "rand_augment": (1, 3)} if self.augment else {}
+        unfit = [name for name, counts in allowed.items() if getattr(self, name) and n_channels not in counts]
+        if unfit:
+            raise BenchmarkError(
+                f"The recipe's {' and '.join(unfit)} need images with 3 channels. These have {n_channels}: set "
+                f"{', '.join(f'{name}=0' for name in unfit)}."
+            )
+        if self.mean is not None and len(self.mean) not in (1, n_channels):
+            raise BenchmarkError(
+                f"The recipe's mean and std must have a number for each of the {n_channels} channels. "
+                f"Got {len(self.mean)}."
+            )
+
     def check(self) -> None:
         """Refuse combinations of values that do not go together."""
         from debiasbench.errors import BenchmarkError
@@ -73,6 +96,10 @@ class Recipe(Parameters):
             )
         if (self.mean is None) != (self.std is None):
             raise BenchmarkError("The recipe needs both 'mean' and 'std', or neither.")
+        if self.mean is not None and self.std is not None and len(self.mean) != len(self.std):
+            raise BenchmarkError(
+                f"The 'mean' and 'std' of a recipe must be of one length. Got {self.mean!r} and {self.std!r}."
+            )
         for key in ("crop_scale", "crop_ratio"):
             value = getattr(self, key)
             if value is not None and (len(value) != 2 or not 0 < value[0] <= value[1]):

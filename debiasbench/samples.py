@@ -48,6 +48,10 @@ class Samples:
             column = getattr(self, name)
             if not isinstance(column, Tensor) and not (column is None and name in ("conflict", "length", "groups")):
                 raise BenchmarkError(f"Samples: {name} must be a torch.Tensor. Got {type(column).__name__}.")
+            if column is not None and (problem := _problem_of(column)):
+                raise BenchmarkError(f"Samples: {name} must be a plain tensor with one row per sample. {problem}")
+        if not isinstance(self.x_sha256, str):
+            raise BenchmarkError(f"Samples: x_sha256 must be text. Got {self.x_sha256!r}.")
         if not len(self.x) == len(self.y) == len(self.bias) or self.bias.ndim != 2:
             raise BenchmarkError(
                 f"Samples need columns of equal length and bias as (N, A): x {tuple(self.x.shape)}, "
@@ -165,6 +169,17 @@ class Samples:
         return digest.hexdigest()
 
 
+def _problem_of(column: Tensor) -> str:
+    """Why a tensor cannot be a column, and what to do; "" if it can."""
+    if column.is_nested or column.layout is not torch.strided:
+        return "This one is sparse or nested: make it dense (.to_dense(), .to_padded_tensor(...))."
+    if column.requires_grad:
+        return "This one requires grad: column.detach()."
+    if column.device.type == "meta":
+        return "This one is on the device meta, and has no values."
+    return "" if column.ndim else "This one has no dimension."
+
+
 @dataclass(frozen=True)
 class Splits:
     """The splits of a dataset.
@@ -181,6 +196,16 @@ class Splits:
     official: bool = True
     note: str = ""
     _fingerprint: list[str] = field(default_factory=list, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for name in ("train", "valid", "test", "tune"):
+            part = getattr(self, name)
+            if not isinstance(part, Samples) and not (part is None and name == "tune"):
+                raise BenchmarkError(f"Splits: {name} must be Samples. Got {type(part).__name__}.")
+        if not isinstance(self.official, bool):
+            raise BenchmarkError(f"Splits: official must be True or False. Got {self.official!r}.")
+        if not isinstance(self.note, str):
+            raise BenchmarkError(f"Splits: note must be text. Got {self.note!r}.")
 
     @classmethod
     def of(cls, named: Mapping[str, Samples], *, official: bool = True, note: str = "") -> Splits:

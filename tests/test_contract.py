@@ -102,8 +102,8 @@ class Misspelt(Tiny):
 
 def test_the_parameters_of_the_ratio_are_parameters():
     splits = Tiny().build(NO_DATA)
-    with pytest.raises(AssertionError, match="ratio_parameters names ratio, which is not a parameter of it"):
-        testing.check_dataset_declaration(Misspelt(), splits)
+    with pytest.raises(BenchmarkError, match="ratio_parameters names ratio"):
+        testing.check_columns(Misspelt(), splits)
 
 
 class Still(Tiny):

@@ -134,6 +134,10 @@ class Made(Dataset):
         return self.GIVEN["bias_names"]
 
     @property
+    def group_names(self):
+        return ("all", "these") if self.GIVEN.get("groups") else ()
+
+    @property
     def conflict_ratio(self):
         return self.GIVEN.get("ratio")
 
@@ -497,7 +501,7 @@ def test_an_encoder_that_is_not_there_is_told(encoder, photos):
 
 def test_weights_are_of_torchvisions_networks(photos, small, tmp_path):
     (tmp_path / "w.pth").write_bytes(b"abc")
-    assert "--weights is for torchvision's networks; file:... brings its own" in refusal(
+    assert "--weights is for torchvision's networks; file:... has its own" in refusal(
         photos, small, weights=tmp_path / "w.pth"
     )
     said = refusal(photos, "torchvision:resnet18", weights=tmp_path / "w.pth")
@@ -515,7 +519,7 @@ FILES = {
     "no module": ((BODY, "    return len\n    return nn.Sequential"), "must return a torch.nn.Module. Got builtin_fun"),
     "size": (("SIZE = 16", "SIZE = 0"), "SIZE, MEAN or STD of"),
     "mean alone": (("STD =", "OTHER ="), "The recipe needs both 'mean' and 'std'"),
-    "two channels": (("MEAN = (0.5, 0.4, 0.3)", "MEAN = (0.5, 0.4)"), "does not take the samples, (3, 16, 16) each"),
+    "two channels": (("MEAN = (0.5, 0.4, 0.3)", "MEAN = (0.5, 0.4)"), "SIZE, MEAN or STD of"),
     "not pooled": ((", nn.AdaptiveAvgPool2d(1), nn.Flatten()", ""), "Pool what it gives, such as x.mean((2, 3))"),
     "one channel": (("Conv2d(3", "Conv2d(1"), "does not take the samples, (3, 16, 16) each (RuntimeError"),
     "NaN weights": ((BODY, f"    n = nn.Conv2d(3, 6, 3); nn.init.constant_(n.weight, torch.nan); return n\n{BODY}"),

@@ -950,9 +950,9 @@ def test_weights_that_do_not_fit_their_record_are_an_error(tmp_path, form):
 @pytest.mark.parametrize(
     ("arrays", "says"),
     [
-        ({**ARRAYS, "score": torch.ones(4)}, "not of one length"),
-        ({**ARRAYS, "score": torch.ones(3, 1)}, "not of one length"),
-        ({**ARRAYS, "train_conflict": torch.ones(3)}, "not of one length"),
+        ({**ARRAYS, "score": torch.ones(4)}, "its columns differ in length"),
+        ({**ARRAYS, "score": torch.ones(3, 1)}, "its columns differ in length"),
+        ({**ARRAYS, "train_conflict": torch.ones(3)}, "its columns differ in length"),
         ({"score": torch.ones(0), "train_conflict": torch.ones(0, 1)}, "not finite, or there are none"),
         ({**ARRAYS, "score": torch.tensor([math.nan, 1.0, 1.0])}, "not finite"),
         ({**ARRAYS, "score": torch.tensor([math.inf, 1.0, 1.0])}, "not finite"),

@@ -136,7 +136,7 @@ class NeverRuns(Honest):
         return net
 
 
-@breaks(check_fit_returns_logits, r"a column a class: here \(64, 4\)\. Got \(64, 5\)", BenchmarkError)
+@breaks(check_fit_returns_logits, r"one column per class: here \(64, 4\)\. Got \(64, 5\)", BenchmarkError)
 class OneClassTooMany(Honest):
     def fit(self, task):
         net = task.new_net()
@@ -428,7 +428,7 @@ class SearchesWhatItLacks(Honest):
     search: ClassVar = {"gama": uniform(0, 1, source="a test")}
 
 
-@breaks(check_search, "search draws a 'weight_decay' that cannot be: .* at least 0")
+@breaks(check_search, "search draws a 'weight_decay' that is not allowed: .* at least 0")
 class SearchesBeyondTheLimits(Honest):
     search: ClassVar = {"weight_decay": uniform(-2, -1, source="a test")}
 

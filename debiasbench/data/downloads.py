@@ -253,7 +253,7 @@ def _reason(error: BaseException) -> str:
     if isinstance(cause, TimeoutError):
         return "the server does not answer"
     if isinstance(error, requests.exceptions.ChunkedEncodingError):
-        return "it broke off"
+        return "the download stopped"
     return str(cause or error).rstrip(".")
 
 

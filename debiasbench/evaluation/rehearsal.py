@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from debiasbench.datasets import Dataset
+from debiasbench.errors import BenchmarkError
 from debiasbench.evaluation.evaluation import Evaluation
 from debiasbench.evaluation.own import own_functions, own_selection
 from debiasbench.evaluation.selection import CHOOSING, criterion
+from debiasbench.parameters import suggestion
 from debiasbench.samples import Samples, Splits
 
 
@@ -34,6 +36,21 @@ def rehearse(dataset: Dataset, splits: Splits) -> None:
         rows[split] = [evaluation.metrics(split, logits) for logits in (drawn, drawn + first)]
     for epochs in (rows["valid"][:1], rows["valid"], 2 * rows["valid"]):
         own_selection(epochs, validation=not splits.valid_is_test)
+
+
+def check_headline(dataset: Dataset, splits: Splits) -> None:
+    """Refuse headline metrics that the test split does not have: their columns would be empty.
+
+    Raises:
+        BenchmarkError: names them, and the metrics that there are.
+    """
+    known = Evaluation(dataset, splits).metrics("test", _logits(dataset, splits.test))
+    unknown = [name for name in dataset.headline if name not in known]
+    if unknown:
+        raise BenchmarkError(
+            f"{dataset.name}: headline names {', '.join(unknown)}, which the test split does not have."
+            f"{suggestion(unknown[0], known)} Known: {', '.join(known)}."
+        )
 
 
 def without_value(dataset: Dataset, splits: Splits) -> frozenset[str]:

@@ -154,7 +154,7 @@ def _problem(net: Net, x: Tensor, n_classes: int) -> str:
         return f"n_features must be the width of its features, {features.shape[1]}, but is {width}"
     if not isinstance(head, nn.Linear) or head.bias is None:
         has = "has no bias" if isinstance(head, nn.Linear) else f"is a {type(head).__name__}"
-        return f"head must be torch.nn.Linear with a bias, which methods read, and {has}"
+        return f"head must be torch.nn.Linear with a bias, which methods read, but {has}"
     if head.in_features != width or head.out_features != n_classes:
         return f"head must be torch.nn.Linear({width}, {n_classes}), but is {head}"
     logits = net(x)

@@ -6,22 +6,22 @@ import shlex
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from debiasbench.cell import Cell
+from debiasbench.datasets import Dataset, NeededFile, check_splits, files_needed
 from debiasbench.errors import BenchmarkError, raised_by
-from debiasbench.evaluation.rehearsal import rehearse, without_value
+from debiasbench.evaluation.rehearsal import check_headline, rehearse, without_value
 from debiasbench.grid import Grid
 from debiasbench.nets.build import check_fits, check_net
 from debiasbench.nets.pretrained import needed_weights, weights_sha256
 from debiasbench.parameters import write_value
 from debiasbench.plugins import is_shipped
+from debiasbench.recipe import OF_CHANNELS
 from debiasbench.records import Failure, Record, Result, found_record, record_path, running_path
 from debiasbench.running.claims import RecordState, state_of
 from debiasbench.training.checkpoints import JOURNAL
 
-if TYPE_CHECKING:
-    from debiasbench.datasets import Dataset, NeededFile
 TIMES_LOST = 3  # times in a row; after these a lost cell only runs again with rerun="failed"
 RERUN = ("missing", "failed", "changed", "all")
 
@@ -177,13 +177,16 @@ def _refuse_unfit(
     Raises:
         BenchmarkError: some do not; it says which, and why.
     """
-    cells = {(data_key(one), *(one.recipe[key] for key in ("net", "size", "pretrained"))): one for one in grid.cells}
+    fields = ("net", "size", "pretrained", *OF_CHANNELS)
+    cells = {(data_key(one), str([one.recipe[key] for key in fields])): one for one in grid.cells}
     problems = []
     for cell in cells.values():
         dataset, recipe, shape = datasets[data_key(cell)], cell.build_recipe(), built[data_key(cell)].shape
         if dataset.input == "text" or not shape:
             continue  # text encoders were tried before
         try:
+            if dataset.input == "images":
+                recipe.check_channels(shape[0])
             start = "none" if _start_of(cell) in without else recipe.pretrained
             check_fits(recipe.net, recipe.input_shape(shape), dataset.n_classes, start)
         except BenchmarkError as error:
@@ -294,8 +297,7 @@ def check_data(datasets: Sequence[Dataset], data_dir: Path, *, with_x: bool = Tr
     """Refuse to start while files are missing, naming all; without `with_x`, only those that `build_labels` needs."""
     problems = []
     for dataset in {(dataset.name, repr(dataset)): dataset for dataset in datasets}.values():
-        with raised_by(f"needed_files of {dataset.name} failed"):
-            needed = [file for file in dataset.needed_files(data_dir) if with_x or not file.for_x_alone]
+        needed = [file for file in files_needed(dataset, data_dir) if with_x or not file.for_x_alone]
         if needed:
             problems.append(missing(dataset, needed, data_dir))
     if problems:
@@ -344,8 +346,6 @@ class Built(NamedTuple):
 
 def build_all(datasets: dict[str, Dataset], data_dir: Path) -> dict[str, Built]:
     """Build each dataset once, so that damaged files are reported before anything trains."""
-    from debiasbench.datasets import check_splits
-
     built, problems = {}, []
     for key, dataset in datasets.items():
         try:
@@ -353,6 +353,7 @@ def build_all(datasets: dict[str, Dataset], data_dir: Path) -> dict[str, Built]:
                 splits = check_splits(dataset, dataset.build(data_dir))
                 shape = tuple(splits.train.x.shape[1:])
                 rehearse(dataset, splits)
+                check_headline(dataset, splits)
                 rules = without_value(dataset, splits)
                 built[key] = Built(splits.fingerprint(), splits.note, splits.valid_is_test, shape, rules)
         except BenchmarkError as error:

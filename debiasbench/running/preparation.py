@@ -7,13 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from debiasbench.datasets import Dataset, NeededFile, files_needed
 from debiasbench.errors import BenchmarkError, raised_by
 from debiasbench.running.plan import data_key, missing
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from debiasbench.datasets import Dataset, NeededFile
     from debiasbench.grid import Grid
 
 
@@ -36,7 +36,7 @@ def prepare(dataset: Dataset, data_dir: Path) -> tuple[list[NeededFile], str]:
     """Let a dataset download missing files -> files still missing (to be fetched by hand), and what went wrong."""
     from debiasbench.files import check_writable
 
-    needed = dataset.needed_files(data_dir)
+    needed = files_needed(dataset, data_dir)
     if not needed:
         return [], ""
     for folder in dict.fromkeys(file.path.parent for file in needed if file.downloads):
@@ -46,7 +46,7 @@ def prepare(dataset: Dataset, data_dir: Path) -> tuple[list[NeededFile], str]:
         dataset.prepare(data_dir)
     except BenchmarkError as error:
         problem = str(error)
-    return dataset.needed_files(data_dir), problem
+    return files_needed(dataset, data_dir), problem
 
 
 def with_data(
@@ -69,8 +69,7 @@ def with_data(
     n_downloads = 0
     for key, cell in cells.items():
         dataset = cell.build_dataset()
-        with raised_by(f"needed_files of {dataset.name} failed"):
-            needed = dataset.needed_files(data_dir)
+        needed = files_needed(dataset, data_dir)
         problem = ""
         if needed and download and not dry_run:
             paths = tuple(file.path for file in needed)
@@ -169,7 +168,7 @@ def state(specs: list[str], data_dir: Path) -> tuple[Table, list[str]]:
 
 
 def _state_of(dataset: Dataset, label: str, data_dir: Path) -> DataState:
-    needed = dataset.needed_files(data_dir)
+    needed = files_needed(dataset, data_dir)
     if not needed:
         shortfalls = dataset.shortfalls(data_dir)
         return DataState(label, "subset" if shortfalls else "complete", "\n".join(shortfalls))

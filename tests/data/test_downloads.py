@@ -662,7 +662,7 @@ def test_truncated_archives_leave_nothing(share, kind, tmp_path):
     data = archive.read_bytes()
     end = 1024 * 10 + 512 if kind == "tar" else 3  # a tar's padding may be missing, its end may not
     archive.write_bytes(data[: len(data) - end] if share == "end" else data[: int(len(data) * share)])
-    with pytest.raises(BenchmarkError, match=r"damaged, or no zip or tar .*Delete it and fetch it again"):
+    with pytest.raises(BenchmarkError, match=r"damaged, or not a zip or tar file .*Delete it and fetch it again"):
         unpack(archive, tmp_path / "folder")
     assert not (tmp_path / "folder").exists()
     assert not list(tmp_path.glob(".*unpacking"))
@@ -688,7 +688,7 @@ def test_a_tar_that_ends_with_a_zip_is_a_tar(tmp_path):
 def test_no_archive_an_empty_one_and_none_at_all_are_told(tmp_path):
     (tmp_path / "page.zip").write_text("<html>Please log in</html>", encoding="utf-8")
     for archive in (tmp_path / "page.zip", make_archive(tmp_path / "x.zip", {}), make_archive(tmp_path / "x.tar", {})):
-        with pytest.raises(BenchmarkError, match="damaged, or no zip or tar"):
+        with pytest.raises(BenchmarkError, match="damaged, or not a zip or tar file"):
             unpack(archive, tmp_path / "folder")
     with pytest.raises(BenchmarkError, match=r"gone\.zip cannot be read"):
         unpack(tmp_path / "gone.zip", tmp_path / "folder")

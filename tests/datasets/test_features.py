@@ -417,7 +417,7 @@ FILES = {
     "another width": (lambda path: np.save(path, values("test", width=D + 1)),
                       "different numbers of features a row: train.npy 5, valid.npy 5, test.npy 6"),
     "two of one split": (lambda path: np.save(path.with_name("eval.npy"), values("test")), "which both mean test"),
-    "two splits in a name": (lambda path: path.rename(path.with_name("train_test.npy")), "tells several splits"),
+    "two splits in a name": (lambda path: path.rename(path.with_name("train_test.npy")), "contains several splits"),
 }  # fmt: skip
 
 
@@ -592,7 +592,7 @@ def test_what_made_the_features_is_in_their_note(root):
 def test_files_that_were_exchanged_are_refused(root):
     embedding_of(root)
     np.save(root / "test.npy", values("test") + 1)
-    assert "test.npy is not the file that embedding.json beside it tells of" in refusal(root)
+    assert "test.npy is not the file that embedding.json beside it describes" in refusal(root)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"encoder": 3}', "\udc80"])

@@ -181,7 +181,7 @@ def wild(rows):
         ),
         ("@metric\ndef brier():\n    return 1", "The metric brier asks for nothing"),
         ("@metric\ndef brier(*values):\n    return 1", "The metric brier asks for values"),
-        ("@metric\ndef loss(y):\n    return 1", "no name of the suite's .* Got 'loss'"),
+        ("@metric\ndef loss(y):\n    return 1", "not a name that the suite uses .* Got 'loss'"),
         ("@metric\ndef acc_mine(y):\n    return 1", "Got 'acc_mine'"),
         ("@metric\ndef n_mine(y):\n    return 1", "Got 'n_mine'"),
         ("@metric\ndef seed(y):\n    return 1", "Got 'seed'"),

@@ -231,7 +231,7 @@ def test_ranks_over_enough_datasets_are_tested_and_drawn(tmp_path, monkeypatch):
 
 def test_ranks_over_few_datasets_are_not_tested(folder):
     table = report.make(folder, figures=False).table("ranks")
-    assert "Not tested: a test takes" in " ".join(table.notes)
+    assert "Not tested: a test needs" in " ".join(table.notes)
 
 
 def test_methods_that_know_the_bias_are_marked_and_never_the_best(tmp_path):

@@ -116,7 +116,7 @@ def test_what_one_part_raises_hides_no_other(part, error, tmp_path, monkeypatch)
 
     monkeypatch.setattr(doctor, part, fail)
     findings = list(doctor.examine(tmp_path, tmp_path))
-    (told,) = [one for one in findings if "cannot be looked at" in one.text]
+    (told,) = [one for one in findings if "cannot be checked" in one.text]
     assert type(error).__name__ in told.text
     assert "\n" not in told.text
     assert {"debiasbench", "data folder", "executor slurm"} <= {one.what for one in findings}

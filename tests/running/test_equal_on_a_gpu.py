@@ -218,7 +218,7 @@ def test_a_record_says_what_is_undetermined(run):
 def test_a_cell_that_was_interrupted_is_exact_where_all_is_determined():
     places = ["after 3 calls"]
     assert runner_module._told_of(places, exact=True) == places
-    assert "may round otherwise" in runner_module._told_of(places, exact=False)[0]
+    assert "may round differently" in runner_module._told_of(places, exact=False)[0]
 
 
 MESSAGES = {

@@ -81,7 +81,7 @@ def test_workers_are_started_with_what_they_may_see(four_gpus, monkeypatch, tmp_
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"device": "cpu", "per_device": 2}, "--per-device 2 is of GPUs, and the device is cpu. Use --workers."),
+        ({"device": "cpu", "per_device": 2}, "--per-device 2 is for GPUs, but the device is cpu. Use --workers."),
         ({"device": "cpu", "per_device": 0}, "--per-device must be at least 1"),
         ({"device": "cpu", "workers": -1}, "--workers must be at least 0"),
         ({"device": "cuda:9"}, "--device cuda:9: 4 GPUs are visible to torch here"),

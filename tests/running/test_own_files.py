@@ -320,4 +320,4 @@ def test_a_machine_with_other_files_is_refused(own_files):
         ({"functions": FUNCTIONS, "more": FUNCTIONS.replace("first", "second").replace("sureness", "x")}, "metric x"),
     ):
         own_files(**texts)
-        assert re.match(rf"The {what} on \S+ is other code than that of the run", nodes.other_code(cell, expected))
+        assert re.match(rf"The {what} on \S+ differs from that of the run", nodes.other_code(cell, expected))

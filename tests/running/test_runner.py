@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 
@@ -98,83 +97,6 @@ def test_datasets_whose_classes_are_named_alike_are_built_each(tmp_path):
     assert repr(one) == repr(other)
     runner = Runner(data_dir=tmp_path, results_dir=tmp_path, device="cpu")
     assert not torch.equal(runner.splits(one).train.y, runner.splits(other).train.y)
-
-
-@pytest.mark.parametrize(
-    ("column", "change", "said"),
-    [
-        ("x", lambda x: x.float() / 255, r"x of train must be uint8, pixels in 0..255.* Got float32"),
-        ("y", lambda y: y.int(), "y of train must be int64. Got int32"),
-        ("y", lambda y: y.float(), "y of train must be int64. Got float32"),
-        ("bias", lambda bias: bias.short(), "bias of train must be int64. Got int16"),
-        ("conflict", lambda _: torch.zeros(256, 1), "conflict of train must be bool. Got float32"),
-        ("groups", lambda _: torch.zeros(256, 0), "groups of train must be bool. Got float32"),
-        ("y", lambda y: y[:, None], r"y of train must be of shape \(256,\)\. Got \(256, 1\)"),
-        ("bias", lambda bias: bias[:, [0, 0]], r"bias of train must be of shape \(256, 1\), .* Got \(256, 2\)"),
-        ("bias", lambda bias: bias - 2, "the bias of train must be at least 0, or -1 if unknown. Got -2"),
-        ("conflict", lambda _: torch.zeros(256, dtype=torch.bool), r"conflict of train .* \(256, 1\)\. Got \(256,\)"),
-        ("groups", lambda _: torch.zeros(256, 2, dtype=torch.bool), r"groups of train .* \(256, 0\), .* Got \(256, 2"),
-        ("x", lambda x: x[:, 0], r"x of train must be \(N, C, H, W\)\. Got \(256, 28, 28\)"),
-        ("x", lambda x: x[:, :, :0], r"x of train must be \(N, C, H, W\)\. Got \(256, 3, 0, 28\)"),
-        ("x", lambda x: x[..., 1:], r"x of valid must have the shape of train, \(3, 28, 27\) .* Got \(3, 28, 28\)"),
-    ],
-)
-def test_columns_of_another_type_shape_or_range_are_refused_before_anything_trains(tmp_path, column, change, said):
-    splits = Tiny().build(tmp_path)
-    bad = replace(splits, train=replace(splits.train, **{column: change(getattr(splits.train, column))}))
-    with pytest.raises(BenchmarkError, match=f"tiny: {said}"):
-        check_splits(Tiny(), bad)
-
-
-@pytest.mark.parametrize(
-    ("names", "said"),
-    [
-        ({"class_names": ("0", "1", "2", "1")}, "class_names must be different. '1' is there twice"),
-        ({"bias_names": ("colour", "colour")}, "bias_names must be different. 'colour' is there twice"),
-        ({"group_names": ("all", "some", "all")}, "group_names must be different. 'all' is there twice"),
-        ({"bias_values": (("red", "red"),)}, "the values of colour must be different. 'red' is there twice"),
-        ({"bias_names": ()}, "bias_names is empty"),
-        ({"bias_values": (("red",), ("red",))}, "bias_values must be empty, or name the values of each .* Got 2"),
-        ({"bias_values": (tuple("abcdefghijk"),)}, "bias_values names 11 values of colour, and n_bias_values is 10"),
-    ],
-)
-def test_names_that_tables_could_not_tell_apart_are_refused_before_anything_trains(tmp_path, names, said):
-    named = type("Named", (Tiny,), {"name": "named", **names})()
-    with pytest.raises(BenchmarkError, match=f"named: {said}"):
-        check_splits(named, named.build(tmp_path))
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"length": None}, "length of test is missing"),
-        ({"length": torch.tensor([0, 3])}, r"length of test must be in 1\.\.3\. Got 0\.\.3"),
-        ({"length": torch.tensor([1, 4])}, r"length of test must be in 1\.\.3\. Got 1\.\.4"),
-        ({"length": torch.tensor([1.0, 3.0])}, "length of test must be int64. Got float32"),
-        (
-            {"x": torch.zeros(2, 3, 1, dtype=torch.int32)},
-            r"x of test must be \(N, L\), token .* Got \(2, 3, 1\)",
-        ),
-        ({"x": torch.zeros(2, 4, dtype=torch.int32)}, r"x of test must have the shape of train, \(3,\) .* Got \(4,\)"),
-    ],
-)
-def test_texts_that_cannot_be_read_are_refused_before_anything_trains(change, said):
-    texts = type("Texts", (Tiny,), {"name": "texts", "input": "text", "class_names": ("0", "1")})()
-    x, y = torch.tensor([[5, -1, -1], [5, 6, 7]], dtype=torch.int32), torch.tensor([0, 1])
-    part = Samples(x, y, y[:, None], length=torch.tensor([1, 3]))
-    assert check_splits(texts, Splits(part, part, part))
-    with pytest.raises(BenchmarkError, match=f"texts: {said}"):
-        check_splits(texts, Splits(part, part, replace(part, **change)))
-
-
-@pytest.mark.parametrize("column", ["x", "y", "bias", "conflict", "length", "groups"])
-@pytest.mark.parametrize("given", [np.zeros((2, 1)), [[0], [1]], "text"])
-def test_a_column_that_is_no_tensor_is_refused(column, given):
-    columns = {"x": torch.zeros(2, 1), "y": torch.zeros(2), "bias": torch.zeros(2, 1), column: given}
-    with pytest.raises(
-        BenchmarkError, match=rf"Samples: {column} must be a torch\.Tensor\. Got {type(given).__name__}"
-    ):
-        Samples(**columns)
 
 
 @pytest.mark.parametrize("split", ["valid", "test", "tune"])

@@ -350,7 +350,7 @@ def test_what_jobs_have_is_read_from_words_and_files(tmp_path):
         ("account=$(reboot)", "account must be a word|Got"),
         ("more=x", r"more must be a table of a TOML file"),
         ("gpu", r"--slurm takes key=value and files that end in \.toml\. Got 'gpu'"),
-        ("lists.toml", r"nice must be a word, .*, a number or true\. Got \[1\]"),
+        ("lists.toml", r"nice must be a word that sbatch accepts, a number or true\. Got \[1\]"),
         ("nowhere.toml", "nowhere.toml cannot be read: No such file"),
         ("broken.toml", "is not valid TOML"),
         ("latin.toml", "is not valid TOML"),

@@ -419,8 +419,8 @@ class LayoutOfLength:
     ("layout", "said"),
     [
         (lambda _: [], "must lay out at least one batch"),
-        (lambda _: [torch.arange(0)], "none is empty"),
-        (lambda _: [torch.arange(8), torch.arange(0)], "none is empty"),
+        (lambda _: [torch.arange(0)], "no batch may be empty"),
+        (lambda _: [torch.arange(8), torch.arange(0)], "no batch may be empty"),
         (LayoutOfLength(0), r"its len\(\) is 0"),
     ],
 )

@@ -225,6 +225,8 @@ def check_splits(dataset: Dataset, splits: Splits) -> Splits:
         _check_columns(dataset, name, samples)
         _check_x(dataset, name, samples, splits.train.x)
     _check_conflicts(dataset, splits)
+    if splits.test is splits.train:
+        raise BenchmarkError(f"{dataset.name}: train and test are the same samples, so nothing could be tested.")
     present = splits.train.y.unique()
     if len(present) < 2:
         raise BenchmarkError(
@@ -292,6 +294,16 @@ def _check_facts(dataset: Dataset) -> None:
     for what in ("defines_conflicts", "has_bias_labels", "unbiased_test"):
         if not isinstance(getattr(dataset, what), bool):
             raise BenchmarkError(f"{dataset.name}: {what} must be True or False. Got {getattr(dataset, what)!r}.")
+    if not isinstance(dataset.display, str) or dataset.display != one_line(dataset.display).strip():
+        raise BenchmarkError(f"{dataset.name}: display must be text on one line. Got {dataset.display!r}.")
+    words = dataset.in_words()
+    if not isinstance(words, dict) or not all(isinstance(one, str) for one in (*words, *words.values())):
+        raise BenchmarkError(
+            f'{dataset.name}: in_words must return texts by parameter, {{"rho": "5 %"}}. Got {words!r}.'
+        )
+    strange = [split for split in dataset.official_counts if split not in ("train", "valid", "test", "tune")]
+    if strange:
+        raise BenchmarkError(f"{dataset.name}: official_counts are of train, valid and test. Got {strange[0]!r}.")
     _check_texts(dataset, "headline", dataset.headline)
     if not dataset.headline:
         raise BenchmarkError(f"{dataset.name}: headline is empty. It names the metrics of tables, such as acc_avg.")
@@ -310,6 +322,9 @@ def _check_conflicts(dataset: Dataset, splits: Splits) -> None:
         raise BenchmarkError(
             f"{dataset.name}: conflict of {' and '.join(missing)} is missing: give it in every split, or in none."
         )
+    for name, samples in splits.named().items():
+        if samples.conflict is not None and bool((samples.conflict & (samples.bias < 0)).any()):
+            raise BenchmarkError(f"{dataset.name}: conflict of {name} must be False where the bias is unknown (-1).")
     known = any(bool((samples.bias >= 0).any()) for samples in splits.named().values())
     if (
         splits.train.conflict is None

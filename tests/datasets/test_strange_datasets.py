@@ -75,6 +75,10 @@ DECLARED = {  # what a class declares, here in properties -> what is told of it
     "a ratio as text": ({"conflict_ratio": "5%"}, r"conflict_ratio must be in \[0, 1\], or None .* Got '5%'"),
     "a yes": ({"has_bias_labels": "yes"}, "has_bias_labels must be True or False. Got 'yes'"),
     "no conflicts": ({"defines_conflicts": None}, "defines_conflicts must be True or False. Got None"),
+    "a title as a number": ({"display": 3}, "display must be text on one line. Got 3"),
+    "a title of two lines": ({"display": "a\nb"}, "display must be text on one line"),
+    "words as a list": ({"in_words": lambda: ["a"]}, r"in_words must return texts by parameter, .* Got \['a'\]"),
+    "counts of nothing": ({"official_counts": {"training": 4}}, "official_counts are of train, .* Got 'training'"),
     "no headline": ({"headline": ()}, "headline is empty"),
     "a headline as text": ({"headline": "acc_avg"}, "headline must be a tuple of texts, .* Got 'acc_avg'"),
     "a ratio of nothing": ({"ratio_parameters": ("ratio",)}, "ratio_parameters names ratio. Its parameters are data"),
@@ -149,7 +153,7 @@ def test_texts_that_cannot_be_read_are_refused_before_anything_trains(change, sa
     texts = type("Texts", (Tiny,), {"name": "texts", "input": "text", "class_names": ("0", "1")})()
     x, y = torch.tensor([[5, -1, -1], [5, 6, 7]], dtype=torch.int32), torch.tensor([0, 1])
     part = Samples(x, y, y[:, None], length=torch.tensor([1, 3]))
-    assert check_splits(texts, Splits(part, part, part))
+    assert check_splits(texts, Splits(part, part, replace(part)))
     with pytest.raises(BenchmarkError, match=f"texts: {said}"):
         check_splits(texts, Splits(part, part, replace(part, **change)))
 
@@ -209,6 +213,22 @@ def test_a_column_of_one_split_alone_is_refused(tmp_path, column, group_names, s
     odd = type("Odd", (Tiny,), {"name": "odd", "group_names": group_names})()
     with pytest.raises(BenchmarkError, match=f"odd: {column} of .* {said}"):
         check_splits(odd, alone)
+
+
+def test_a_conflict_with_an_unknown_bias_is_refused(tmp_path):
+    splits = Tiny().build(tmp_path)
+    parts = {name: replace(part, conflict=part.conflicting) for name, part in splits.named().items()}
+    assert check_splits(Tiny(), Splits.of(parts))
+    bias = parts["test"].bias.clone()
+    bias[parts["test"].conflict.any(1).nonzero()[0]] = -1
+    with pytest.raises(BenchmarkError, match="tiny: conflict of test must be False where the bias is unknown"):
+        check_splits(Tiny(), Splits.of({**parts, "test": replace(parts["test"], bias=bias)}))
+
+
+def test_a_test_on_the_training_samples_is_refused(tmp_path):
+    splits = Tiny().build(tmp_path)
+    with pytest.raises(BenchmarkError, match="tiny: train and test are the same samples"):
+        check_splits(Tiny(), replace(splits, test=splits.train))
 
 
 @pytest.mark.parametrize("n_values", [1, 3])

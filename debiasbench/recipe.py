@@ -76,8 +76,8 @@ class Recipe(Parameters):
         unfit = [name for name, counts in allowed.items() if getattr(self, name) and n_channels not in counts]
         if unfit:
             raise BenchmarkError(
-                f"The recipe's {' and '.join(unfit)} need images with 3 channels. These have {n_channels}: set "
-                f"{', '.join(f'{name}=0' for name in unfit)}."
+                f"The recipe's {' and '.join(unfit)} need{'s' * (len(unfit) == 1)} images with 3 channels. These have "
+                f"{n_channels}: set {', '.join(f'{name}=0' for name in unfit)}."
             )
         if self.mean is not None and len(self.mean) not in (1, n_channels):
             raise BenchmarkError(

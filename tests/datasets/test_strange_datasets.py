@@ -296,9 +296,9 @@ def test_needed_files_are_a_list_of_them(tmp_path, returned):
 @pytest.mark.parametrize(
     ("recipe", "n_channels", "said"),
     [
-        ({"saturation": 0.5}, 1, "saturation need images with 3 channels. These have 1: set saturation=0"),
+        ({"saturation": 0.5}, 1, "saturation needs images with 3 channels. These have 1: set saturation=0"),
         ({"saturation": 0.5, "hue": 0.1}, 4, "saturation and hue need images .* have 4: set saturation=0, hue=0"),
-        ({"rand_augment": 2}, 2, "rand_augment need images with 3 channels. These have 2"),
+        ({"rand_augment": 2}, 2, "rand_augment needs images with 3 channels. These have 2"),
         ({"mean": (0.5, 0.5, 0.5), "std": (1.0, 1.0, 1.0)}, 1, "mean and std must have a number for each of the 1 ch"),
     ],
 )
@@ -339,5 +339,5 @@ class Two(Tiny):
     finally:
         sys.modules.pop("debiasbench.datasets.two", None)
     told = " ".join(capsys.readouterr().err.split())
-    assert "two: The recipe's saturation need images with 3 channels. These have 2: set saturation=0." in told
+    assert "two: The recipe's saturation needs images with 3 channels. These have 2: set saturation=0." in told
     assert not list(tmp_path.rglob("*.json"))

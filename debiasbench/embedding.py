@@ -28,10 +28,11 @@ from torch import Tensor, nn
 from debiasbench import about
 from debiasbench.data.augment import to_input
 from debiasbench.data.cache import with_progress
+from debiasbench.data.checks import check_splits
 from debiasbench.data.encoders import PADDING, first_line, model_folder
 from debiasbench.data.features import CONFLICT, EMBEDDING, Embedding, conflict_column, read_embedding
 from debiasbench.data.labelled import tidied
-from debiasbench.datasets import Dataset, check_splits
+from debiasbench.datasets import Dataset
 from debiasbench.errors import BenchmarkError, raised_by
 from debiasbench.files import check_writable, explained_errors, file_name, open_for_writing, to_path
 from debiasbench.grid import dataset_from_spec

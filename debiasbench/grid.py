@@ -15,7 +15,8 @@ from dataclasses import MISSING, dataclass, field, replace
 from typing import Any
 
 from debiasbench.cell import Cell
-from debiasbench.datasets import Dataset, check_input
+from debiasbench.data.checks import check_input
+from debiasbench.datasets import Dataset
 from debiasbench.datasets import registry as dataset_registry
 from debiasbench.errors import BenchmarkError, raised_by
 from debiasbench.methods import Method

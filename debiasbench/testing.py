@@ -30,8 +30,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from debiasbench.data.checks import check_splits
 from debiasbench.data.colouring import PGD_PALETTE, bernoulli_conflicts, colour
-from debiasbench.datasets import Dataset, between, check_splits
+from debiasbench.datasets import Dataset, between
 from debiasbench.errors import BenchmarkError, DivergedError
 from debiasbench.evaluation import rehearsal
 from debiasbench.losses import cross_entropy

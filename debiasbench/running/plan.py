@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from debiasbench.cell import Cell
-from debiasbench.datasets import Dataset, NeededFile, check_splits, files_needed
+from debiasbench.data.checks import check_splits, files_needed
+from debiasbench.datasets import Dataset, NeededFile
 from debiasbench.errors import BenchmarkError, raised_by
 from debiasbench.evaluation.rehearsal import check_headline, rehearse, without_value
 from debiasbench.grid import Grid

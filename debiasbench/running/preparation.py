@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from debiasbench.datasets import Dataset, NeededFile, files_needed
+from debiasbench.data.checks import files_needed
+from debiasbench.datasets import Dataset, NeededFile
 from debiasbench.errors import BenchmarkError, raised_by
 from debiasbench.running.plan import data_key, missing
 

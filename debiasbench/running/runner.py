@@ -24,7 +24,8 @@ from torch import Tensor
 from debiasbench import about, weights
 from debiasbench.about import PROTOCOL_VERSION
 from debiasbench.cell import Cell
-from debiasbench.datasets import Dataset, check_splits
+from debiasbench.data.checks import check_splits
+from debiasbench.datasets import Dataset
 from debiasbench.errors import BenchmarkError
 from debiasbench.evaluation.metrics import identification
 from debiasbench.evaluation.own import own_selection

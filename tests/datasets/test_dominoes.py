@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
+from debiasbench.data.checks import check_splits
 from debiasbench.data.mnist_files import FASHION_MNIST, MNIST
-from debiasbench.datasets import check_splits
 from debiasbench.datasets import registry as datasets
 from debiasbench.errors import BenchmarkError
 from debiasbench.randomness import derived_generator

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from debiasbench.cli import main
 from debiasbench.data import features as of_features
-from debiasbench.datasets import check_splits
+from debiasbench.data.checks import check_splits
 from debiasbench.datasets import registry as datasets
 from debiasbench.errors import BenchmarkError
 from debiasbench.grid import expand

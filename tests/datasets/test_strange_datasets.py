@@ -11,7 +11,7 @@ import torch
 
 from debiasbench.cli import main
 from debiasbench.data.augment import augmented
-from debiasbench.datasets import check_splits
+from debiasbench.data.checks import check_splits
 from debiasbench.errors import BenchmarkError
 from debiasbench.methods import Method
 from debiasbench.recipe import Recipe

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from debiasbench.cli import main
-from debiasbench.datasets import check_splits
+from debiasbench.data.checks import check_splits
 from debiasbench.datasets import registry as datasets
 from debiasbench.errors import BenchmarkError
 from debiasbench.evaluation.evaluation import Evaluation

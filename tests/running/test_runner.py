@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from debiasbench.datasets import check_splits
+from debiasbench.data.checks import check_splits
 from debiasbench.errors import BenchmarkError
 from debiasbench.running.runner import Runner, data_facts
 from debiasbench.samples import Samples, Splits

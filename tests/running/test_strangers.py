@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from debiasbench.cli import main
-from debiasbench.datasets import check_splits
+from debiasbench.data.checks import check_splits
 from debiasbench.errors import BenchmarkError
 from debiasbench.experiments import Experiment
 from debiasbench.grid import expand

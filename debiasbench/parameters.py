@@ -19,6 +19,7 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, Field, FrozenInstanceError, dataclass, field
+from numbers import Integral, Real
 from typing import Any, ClassVar, Self, dataclass_transform
 
 from debiasbench.errors import BenchmarkError
@@ -144,23 +145,27 @@ def _refuse_unannotated(cls: type[Any]) -> None:
         )
 
 
+_CONTRACTS = ("debiasbench.parameters", "debiasbench.methods", "debiasbench.datasets")
+# checked by `Registry` and `Method.search_space`, which know more about them
+_CHECKED_LATER = ("name", "display", "alias_display", "alias_citation", "search")
+
+
 def _refuse_mistyped(cls: type[Any]) -> None:
-    """Refuse declarations of another type than in the base class (`headline = "acc_worst"`). No property is read."""
-    bases = [base for base in reversed(cls.__mro__[1:]) if issubclass(base, Parameters)]
-    hints = {name: hint for base in bases for name, hint in field_types(base).items()}
+    """Refuse declarations whose type differs from that in the contract (`headline = "acc_worst"`).
+
+    What a property computes is not known here, and declarations of other base classes are their own affair.
+    """
     own = inspect.get_annotations(cls)
     for name, value in vars(cls).items():
-        hint = hints.get(name)
         is_parameter = name in own and "ClassVar" not in str(own[name])
-        if typing.get_origin(hint) is not ClassVar or is_parameter or name in _CHECKED_LATER:
+        computed = hasattr(type(value), "__get__") and not inspect.isfunction(value)
+        if is_parameter or computed or name in _CHECKED_LATER:
             continue
-        (kind,) = typing.get_args(hint)
-        if not isinstance(value, property | functools.cached_property) and not _fits(value, kind):
-            raise BenchmarkError(f"'{name}' of {cls.__qualname__} must be {_in_words(kind)}. Got {value!r}.")
-
-
-# by `Registry` and `Method.search_space`, which know more about them
-_CHECKED_LATER = ("name", "display", "alias_display", "alias_citation", "search")
+        base = next((base for base in cls.__mro__[1:] if name in inspect.get_annotations(base)), object)
+        hint = field_types(base)[name] if base.__module__ in _CONTRACTS else Any
+        if typing.get_origin(hint) is ClassVar and not _fits(value, kind := typing.get_args(hint)[0]):
+            hint = " Write @property above it." if inspect.isfunction(value) else ""
+            raise BenchmarkError(f"'{name}' of {cls.__qualname__} must be {_in_words(kind)}. Got {value!r}.{hint}")
 
 
 def _fits(value: Any, kind: Any) -> bool:
@@ -174,17 +179,18 @@ def _fits(value: Any, kind: Any) -> bool:
         return isinstance(value, dict) and all(_fits(one, parts[1]) for one in value.values())
     if isinstance(value, bool):
         return origin is bool
-    return isinstance(value, int | float if origin is float else origin)
+    return isinstance(value, {float: Real, int: Integral}.get(origin, origin))
 
 
 def _in_words(kind: Any) -> str:
     """The type of a declaration, in words."""
     words = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
-    if kind in words:
-        return words[kind]
     if typing.get_origin(kind) is tuple:
         return "a tuple of texts, such as ('a', 'b')"
-    return str(kind).replace("typing.", "") if typing.get_origin(kind) is dict else f"a {kind.__name__}"
+    if typing.get_origin(kind) is dict:
+        of_dicts = typing.get_origin(typing.get_args(kind)[1]) is dict
+        return "a dictionary of dictionaries, such as {'name': {'key': 1}}" if of_dicts else "a dictionary"
+    return words.get(kind, f"a {kind.__name__}")
 
 
 def _refuse_without_default(cls: type[Any]) -> None:

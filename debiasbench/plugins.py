@@ -267,7 +267,8 @@ class Registry:
             raise BenchmarkError(f"The {self.kind} '{name}' cannot be used: {self.unusable[name]}")
         broken = [f"{module} ({_last_line(text)})" for module, text in self.broken.items()]
         perhaps = f" It may be in a file that could not be imported: {', '.join(broken)}." if broken else ""
-        perhaps += "".join(f" '{one_line(other)}' cannot be used: {why}" for other, why in self.unusable.items())
+        near = [one for one in self.unusable if suggestion(name, [one])]
+        perhaps += "".join(f" '{one_line(one)}' cannot be used: {self.unusable[one]}" for one in near)
         raise unknown(name, self.kind, [*classes, *self._aliases], perhaps)
 
     def _forget(self) -> None:

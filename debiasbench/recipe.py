@@ -11,8 +11,6 @@ from debiasbench.parameters import Parameters, above, at_least, between, one_of
 if TYPE_CHECKING:
     import torch
 
-OF_CHANNELS = ("augment", "saturation", "hue", "rand_augment", "mean")  # fields that not all images take
-
 
 class Recipe(Parameters):
     """Network, optimiser, schedule and augmentation of one training stage.
@@ -73,17 +71,19 @@ class Recipe(Parameters):
         from debiasbench.errors import BenchmarkError
 
         allowed = {"saturation": (3,), "hue": (3,), "rand_augment": (1, 3)} if self.augment else {}
-        unfit = [name for name, counts in allowed.items() if getattr(self, name) and n_channels not in counts]
-        if unfit:
-            raise BenchmarkError(
-                f"The recipe's {' and '.join(unfit)} need{'s' * (len(unfit) == 1)} images with 3 channels. These have "
-                f"{n_channels}: set {', '.join(f'{name}=0' for name in unfit)}."
-            )
-        if self.mean is not None and len(self.mean) not in (1, n_channels):
-            raise BenchmarkError(
-                f"The recipe's mean and std must have a number for each of the {n_channels} channels. "
-                f"Got {len(self.mean)}."
-            )
+        for name, counts in allowed.items():
+            if getattr(self, name) and n_channels not in counts:
+                raise BenchmarkError(
+                    f"The recipe's '{name}' needs images with {' or '.join(map(str, counts))} channels. These have "
+                    f"{n_channels}: set {name}=0."
+                )
+        for name in ("mean", "std"):
+            numbers = getattr(self, name)
+            if numbers is not None and len(numbers) not in (1, n_channels):
+                raise BenchmarkError(
+                    f"The recipe's '{name}' has {len(numbers)} numbers, but the images have {n_channels} channels: "
+                    f"give 1 number, or {n_channels}."
+                )
 
     def check(self) -> None:
         """Refuse combinations of values that do not go together."""
@@ -96,10 +96,6 @@ class Recipe(Parameters):
             )
         if (self.mean is None) != (self.std is None):
             raise BenchmarkError("The recipe needs both 'mean' and 'std', or neither.")
-        if self.mean is not None and self.std is not None and len(self.mean) != len(self.std):
-            raise BenchmarkError(
-                f"The 'mean' and 'std' of a recipe must be of one length. Got {self.mean!r} and {self.std!r}."
-            )
         for key in ("crop_scale", "crop_ratio"):
             value = getattr(self, key)
             if value is not None and (len(value) != 2 or not 0 < value[0] <= value[1]):

@@ -28,7 +28,7 @@ class Samples:
         y: int64 (N,), the label, starting at 0.
         bias: int64 (N, A), one column per bias; -1 if unknown.
         conflict: bool (N, A), for biases whose values are not those of the label. If None, a sample conflicts if its
-            bias is known and differs from its label.
+            bias is known and differs from its label. It does not count where the bias is unknown.
         x_sha256: digest of the bytes of x, if already known (large data are not read to be fingerprinted).
         length: int64 (N,), on the host: the number of tokens of each text. None for images and features.
         groups: bool (N, G), on the host, for datasets whose evaluation groups overlap: which samples are in each of
@@ -48,10 +48,14 @@ class Samples:
             column = getattr(self, name)
             if not isinstance(column, Tensor) and not (column is None and name in ("conflict", "length", "groups")):
                 raise BenchmarkError(f"Samples: {name} must be a torch.Tensor. Got {type(column).__name__}.")
-            if column is not None and (problem := _problem_of(column)):
+            if column is not None and (problem := _unfit(column)):
                 raise BenchmarkError(f"Samples: {name} must be a plain tensor with one row per sample. {problem}")
         if not isinstance(self.x_sha256, str):
             raise BenchmarkError(f"Samples: x_sha256 must be text. Got {self.x_sha256!r}.")
+        if self.bias.ndim == 1:
+            raise BenchmarkError(
+                f"Samples: bias must be (N, A), one column for each bias. Got {tuple(self.bias.shape)}: bias[:, None]."
+            )
         if not len(self.x) == len(self.y) == len(self.bias) or self.bias.ndim != 2:
             raise BenchmarkError(
                 f"Samples need columns of equal length and bias as (N, A): x {tuple(self.x.shape)}, "
@@ -65,7 +69,7 @@ class Samples:
     def conflicting(self) -> Tensor:
         """Bool (N, A): whether each bias is known and disagrees with the label."""
         if self.conflict is not None:
-            return self.conflict
+            return self.conflict & (self.bias >= 0)
         return (self.bias != self.y[:, None]) & (self.bias >= 0)
 
     def to(self, device: torch.device, *, with_x: bool = True) -> Samples:
@@ -169,15 +173,15 @@ class Samples:
         return digest.hexdigest()
 
 
-def _problem_of(column: Tensor) -> str:
+def _unfit(column: Tensor) -> str:
     """Why a tensor cannot be a column, and what to do; "" if it can."""
     if column.is_nested or column.layout is not torch.strided:
-        return "This one is sparse or nested: make it dense (.to_dense(), .to_padded_tensor(...))."
+        return "It is sparse or nested: make it dense (.to_dense(), .to_padded_tensor(...))."
     if column.requires_grad:
-        return "This one requires grad: column.detach()."
+        return "It requires gradients: .detach() takes them off."
     if column.device.type == "meta":
-        return "This one is on the device meta, and has no values."
-    return "" if column.ndim else "This one has no dimension."
+        return "It is on the device meta, and has no values."
+    return "" if column.ndim else "It is a single number."
 
 
 @dataclass(frozen=True)
@@ -210,6 +214,10 @@ class Splits:
     @classmethod
     def of(cls, named: Mapping[str, Samples], *, official: bool = True, note: str = "") -> Splits:
         """Make splits from a mapping of split name -> samples; `tune` may be missing. The inverse of `named`."""
+        if not {"train", "valid", "test"} <= set(named) <= {"train", "valid", "test", "tune"}:
+            raise BenchmarkError(
+                f"Splits: train, valid and test are needed, and tune is optional. Got {', '.join(named) or 'none'}."
+            )
         values: dict[str, Any] = {**named, "official": official, "note": note}
         return cls(**values)
 

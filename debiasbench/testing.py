@@ -847,6 +847,8 @@ def check_net_runs(dataset: Dataset, splits: Splits) -> None:
     from debiasbench.data.augment import augmented
 
     recipe = dataset.own_recipe
+    if dataset.input == "images":
+        recipe.check_channels(splits.train.x.shape[1])
     shape = recipe.input_shape(tuple(splits.train.x.shape[1:]))
     pretrained = recipe.pretrained if dataset.input == "text" else "none"  # an encoder comes only with its weights
     net = build_net(recipe.net, shape, dataset.n_classes, pretrained=pretrained)

@@ -519,7 +519,7 @@ FILES = {
     "no module": ((BODY, "    return len\n    return nn.Sequential"), "must return a torch.nn.Module. Got builtin_fun"),
     "size": (("SIZE = 16", "SIZE = 0"), "SIZE, MEAN or STD of"),
     "mean alone": (("STD =", "OTHER ="), "The recipe needs both 'mean' and 'std'"),
-    "two channels": (("MEAN = (0.5, 0.4, 0.3)", "MEAN = (0.5, 0.4)"), "SIZE, MEAN or STD of"),
+    "two channels": (("MEAN = (0.5, 0.4, 0.3)", "MEAN = (0.5, 0.4)"), "does not take the samples, (3, 16, 16) each"),
     "not pooled": ((", nn.AdaptiveAvgPool2d(1), nn.Flatten()", ""), "Pool what it gives, such as x.mean((2, 3))"),
     "one channel": (("Conv2d(3", "Conv2d(1"), "does not take the samples, (3, 16, 16) each (RuntimeError"),
     "NaN weights": ((BODY, f"    n = nn.Conv2d(3, 6, 3); nn.init.constant_(n.weight, torch.nan); return n\n{BODY}"),

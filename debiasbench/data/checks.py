@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
 from pathlib import Path
 
@@ -28,13 +28,14 @@ def files_needed(dataset: Dataset, data_dir: Path) -> list[NeededFile]:
         BenchmarkError: it raises an error, or returns something else than a list of `NeededFile`.
     """
     with raised_by(f"needed_files of {dataset.name} failed"):
-        needed = dataset.needed_files(data_dir)
-    if not isinstance(needed, tuple | list) or not all(isinstance(file, NeededFile) for file in needed):
+        returned = dataset.needed_files(data_dir)
+        needed = list(returned) if isinstance(returned, Iterable) else [returned]
+    if not all(isinstance(file, NeededFile) for file in needed):
         raise BenchmarkError(
             f"{dataset.name}: needed_files must return a list of NeededFile, empty if nothing is missing. "
-            f"Got {needed!r}."
+            f"Got {returned!r}."
         )
-    return list(needed)
+    return needed
 
 
 def check_input(dataset: Dataset) -> None:
@@ -52,16 +53,16 @@ def check_splits(dataset: Dataset, splits: Splits) -> Splits:
     if not isinstance(splits, Splits):
         raise BenchmarkError(f"{dataset.name}: build must return Splits. Got {type(splits).__name__}.")
     check_input(dataset)
-    _check_names(dataset)
-    _check_facts(dataset)
+    _check_declarations(dataset)
     for name, samples in splits.named().items():
         if len(samples) == 0:
             raise BenchmarkError(f"{dataset.name}: the {name} split is empty.")
         _check_columns(dataset, name, samples)
         _check_x(dataset, name, samples, splits.train.x)
     _check_conflicts(dataset, splits)
-    if splits.test is splits.train:
-        raise BenchmarkError(f"{dataset.name}: train and test are the same samples, so nothing could be tested.")
+    train, test = splits.train, splits.test
+    if test.x.data_ptr() == train.x.data_ptr() and test.x.shape == train.x.shape and torch.equal(test.y, train.y):
+        raise BenchmarkError(f"{dataset.name}: train and test are the same samples. Hold out some of them for test.")
     present = splits.train.y.unique()
     if len(present) < 2:
         raise BenchmarkError(
@@ -78,70 +79,44 @@ def check_splits(dataset: Dataset, splits: Splits) -> Splits:
     return splits
 
 
-def _check_names(dataset: Dataset) -> None:
-    """Refuse names that are not text, or used twice: tables would show two classes or groups as one."""
+def _check_declarations(dataset: Dataset) -> None:
+    """Refuse what the class declares if it is of a wrong type or contradicts itself.
+
+    Which metrics there are is known after an evaluation: see `rehearsal.check_headline`.
+    """
+    for what in ("class_names", "bias_names", "group_names", "headline", "ratio_parameters"):
+        _check_texts(dataset, what, getattr(dataset, what))
     if not dataset.class_names:
         raise BenchmarkError(
-            f"{dataset.name}: class_names is missing, the names of its labels: class_names = ('0', ...)."
-        )
-    if not dataset.bias_names:
-        raise BenchmarkError(
-            f"{dataset.name}: bias_names is empty. Without a known bias, leave it out and give bias a column of -1."
-        )
-    for what in ("class_names", "bias_names", "group_names"):
-        _check_texts(dataset, what, getattr(dataset, what))
-    values = dataset.bias_values
-    if not isinstance(values, tuple | list) or len(values) not in (0, len(dataset.bias_names)):
-        raise BenchmarkError(
-            f"{dataset.name}: bias_values must be (), or have a tuple of names for each of the "
-            f"{len(dataset.bias_names)} biases. Got {values!r}."
-        )
-    for name, names in zip(dataset.bias_names, values, strict=False):
-        _check_texts(dataset, f"bias_values of {name}", names)
-
-
-def _check_texts(dataset: Dataset, what: str, names: Sequence[str]) -> None:
-    listed = isinstance(names, tuple | list)
-    if not listed or not all(isinstance(name, str) and one_line(name).strip() for name in names):
-        raise BenchmarkError(f"{dataset.name}: {what} must be a tuple of texts, such as ('a', 'b'). Got {names!r}.")
-    twice = [name for name, n in Counter(one_line(name).strip() for name in names).items() if n > 1]
-    if twice:
-        raise BenchmarkError(f"{dataset.name}: {what} must be different. '{twice[0]}' is there twice.")
-
-
-def _check_facts(dataset: Dataset) -> None:
-    """Refuse other declarations that are of a wrong type, or contradict each other."""
-    n_values, ratio = dataset.n_bias_values, dataset.conflict_ratio
-    if not isinstance(n_values, Integral) or isinstance(n_values, bool) or n_values < 0:
-        raise BenchmarkError(f"{dataset.name}: n_bias_values must be a whole number of at least 0. Got {n_values!r}.")
-    named = max(map(len, dataset.bias_values), default=0)
-    if named > n_values:
-        raise BenchmarkError(
-            f"{dataset.name}: bias_values names {named} values of a bias, but n_bias_values is {n_values}."
+            f"{dataset.name}: class_names is missing, the names of its labels: class_names = ('cat', 'dog')."
         )
     if dataset.n_classes != len(dataset.class_names):
         raise BenchmarkError(
             f"{dataset.name}: n_classes must be the number of class_names, {len(dataset.class_names)}. "
             f"Got {dataset.n_classes!r}. Leave n_classes out: it follows from the names."
         )
-    if ratio is not None and not (isinstance(ratio, Real) and not isinstance(ratio, bool) and 0 <= ratio <= 1):
-        raise BenchmarkError(f"{dataset.name}: conflict_ratio must be in [0, 1], or None if unknown. Got {ratio!r}.")
+    if not dataset.headline:
+        raise BenchmarkError(f"{dataset.name}: headline is empty. It names the metrics of tables, such as acc_avg.")
+    _check_bias(dataset)
     for what in ("defines_conflicts", "has_bias_labels", "unbiased_test"):
         if not isinstance(getattr(dataset, what), bool):
             raise BenchmarkError(f"{dataset.name}: {what} must be True or False. Got {getattr(dataset, what)!r}.")
     if not isinstance(dataset.display, str) or dataset.display != one_line(dataset.display).strip():
-        raise BenchmarkError(f"{dataset.name}: display must be text on one line. Got {dataset.display!r}.")
+        raise BenchmarkError(
+            f"{dataset.name}: display must be text on one line, without blanks at its ends. Got {dataset.display!r}."
+        )
     words = dataset.in_words()
     if not isinstance(words, dict) or not all(isinstance(one, str) for one in (*words, *words.values())):
         raise BenchmarkError(
             f'{dataset.name}: in_words must return texts by parameter, {{"rho": "5 %"}}. Got {words!r}.'
         )
-    strange = [split for split in dataset.official_counts if split not in ("train", "valid", "test", "tune")]
-    if strange:
-        raise BenchmarkError(f"{dataset.name}: official_counts are of train, valid and test. Got {strange[0]!r}.")
-    _check_texts(dataset, "headline", dataset.headline)
-    if not dataset.headline:
-        raise BenchmarkError(f"{dataset.name}: headline is empty. It names the metrics of tables, such as acc_avg.")
+    counts = dataset.official_counts
+    strange = [one for one in counts if one not in ("train", "valid", "test", "tune")] if counts else []
+    if not isinstance(counts, dict) or strange:
+        raise BenchmarkError(
+            f"{dataset.name}: official_counts must be a dictionary with the keys train, valid, test, tune. "
+            f"Got {counts!r}."
+        )
     unknown = [name for name in dataset.ratio_parameters if name not in dataset.values()]
     if unknown:
         raise BenchmarkError(
@@ -150,16 +125,55 @@ def _check_facts(dataset: Dataset) -> None:
         )
 
 
+def _check_bias(dataset: Dataset) -> None:
+    """The part of `_check_declarations` on biases."""
+    n_values, names, ratio = dataset.n_bias_values, dataset.bias_values, dataset.conflict_ratio
+    if not dataset.bias_names:
+        raise BenchmarkError(
+            f"{dataset.name}: bias_names is empty. Without a known bias, leave it out, give bias a column of -1, and "
+            "set has_bias_labels = False."
+        )
+    if not isinstance(n_values, Integral) or isinstance(n_values, bool) or n_values < 0:
+        raise BenchmarkError(f"{dataset.name}: n_bias_values must be a whole number of at least 0. Got {n_values!r}.")
+    if not isinstance(names, tuple | list) or len(names) not in (0, len(dataset.bias_names)):
+        raise BenchmarkError(
+            f"{dataset.name}: bias_values must be (), or have one tuple of names for each of bias_names "
+            f"({len(dataset.bias_names)}). Got {names!r}."
+        )
+    for name, values in zip(dataset.bias_names, names, strict=False):
+        _check_texts(dataset, f"bias_values of {name}", values)
+        if len(values) > n_values:
+            raise BenchmarkError(
+                f"{dataset.name}: bias_values names {len(values)} values of {name}, but n_bias_values is {n_values}. "
+                f"Set n_bias_values = {len(values)}."
+            )
+    if ratio is not None and not (isinstance(ratio, Real) and not isinstance(ratio, bool) and 0 <= ratio <= 1):
+        raise BenchmarkError(f"{dataset.name}: conflict_ratio must be in [0, 1], or None if unknown. Got {ratio!r}.")
+
+
+def _check_texts(dataset: Dataset, what: str, names: Sequence[str]) -> None:
+    if not isinstance(names, tuple | list) or not all(isinstance(name, str) for name in names):
+        raise BenchmarkError(f"{dataset.name}: {what} must be a tuple of texts, such as ('a', 'b'). Got {names!r}.")
+    shown = [one_line(name).strip() for name in names]  # as in tables
+    if "" in shown:
+        raise BenchmarkError(f"{dataset.name}: {what} has an empty name. Got {names!r}.")
+    twice = [name for name, n in Counter(shown).items() if n > 1]
+    if twice:
+        raise BenchmarkError(f"{dataset.name}: {what} must differ from each other. '{twice[0]}' is there twice.")
+
+
 def _check_conflicts(dataset: Dataset, splits: Splits) -> None:
-    """Refuse conflicts that only some splits define, and those that nothing defines."""
+    """Refuse conflicts that only some splits define, or nothing; and known biases that are all unknown."""
     missing = [name for name, samples in splits.named().items() if samples.conflict is None]
     if missing and len(missing) < len(splits.named()):
         raise BenchmarkError(
             f"{dataset.name}: conflict of {' and '.join(missing)} is missing: give it in every split, or in none."
         )
-    for name, samples in splits.named().items():
-        if samples.conflict is not None and bool((samples.conflict & (samples.bias < 0)).any()):
-            raise BenchmarkError(f"{dataset.name}: conflict of {name} must be False where the bias is unknown (-1).")
+    if dataset.has_bias_labels and not bool((splits.train.bias >= 0).any()):
+        raise BenchmarkError(
+            f"{dataset.name}: has_bias_labels is True, but the bias of all training samples is unknown (-1). "
+            "Set has_bias_labels = False."
+        )
     known = any(bool((samples.bias >= 0).any()) for samples in splits.named().values())
     if (
         splits.train.conflict is None
@@ -219,10 +233,10 @@ def _check_x(dataset: Dataset, name: str, samples: Samples, of_train: torch.Tens
     n_dims, shape = SHAPES[dataset.input]
     if x.ndim != n_dims or 0 in x.shape:
         raise BenchmarkError(f"{dataset.name}: x of {name} must be {shape}. Got {tuple(x.shape)}.")
-    if dataset.input == "images" and x.shape[1] > 4 >= x.shape[3]:
+    if dataset.input == "images" and x.shape[1] > 4 >= x.shape[3] and x.shape[2] > 4:
         raise BenchmarkError(
             f"{dataset.name}: x of {name} must be {shape}. Got {tuple(x.shape)}, whose last dimension looks like the "
-            "channels: x.permute(0, 3, 1, 2) moves them."
+            "channels. If so: x.permute(0, 3, 1, 2)."
         )
     if dataset.input == "features" and x.shape[1:] != of_train.shape[1:]:
         raise BenchmarkError(
@@ -231,10 +245,10 @@ def _check_x(dataset: Dataset, name: str, samples: Samples, of_train: torch.Tens
     if x.shape[1:] != of_train.shape[1:]:
         raise BenchmarkError(
             f"{dataset.name}: x of {name} must have the shape of train, {tuple(of_train.shape[1:])} per sample. "
-            f"Got {tuple(x.shape[1:])}."
+            f"Got {tuple(x.shape[1:])}. {'Pad texts to one length with -1.' * (dataset.input == 'text')}".rstrip()
         )
-    if dataset.input == "features" and not all(bool(torch.isfinite(end)) for end in torch.aminmax(x)):
-        raise BenchmarkError(f"{dataset.name}: x of {name} holds NaN or infinite values.")  # aminmax keeps nan
+    if dataset.input == "features" and not all(bool(torch.isfinite(end)) for end in torch.aminmax(x)):  # keeps nan
+        raise BenchmarkError(f"{dataset.name}: x of {name} holds NaN or infinite values. Remove those samples.")
     if dataset.input != "text":
         if samples.length is not None:
             raise BenchmarkError(f"{dataset.name}: length of {name} is for texts, but input is {dataset.input}.")

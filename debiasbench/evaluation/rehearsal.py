@@ -49,7 +49,8 @@ def check_headline(dataset: Dataset, splits: Splits) -> None:
     if unknown:
         raise BenchmarkError(
             f"{dataset.name}: headline names {', '.join(unknown)}, which the test split does not have."
-            f"{suggestion(unknown[0], known)} Known: {', '.join(known)}."
+            f"{suggestion(unknown[0], known)} Known: {', '.join(known)}. Correct headline, or declare what the metric "
+            "needs (acc_unbiased: unbiased_test = True)."
         )
 
 

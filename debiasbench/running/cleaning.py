@@ -114,7 +114,7 @@ def _checkpoints(folders: Folders) -> Iterator[Removable]:
         if not files or len(folder.relative_to(running).parts) != 3:  # dataset, method, cell
             continue
         files.sort(key=lambda path: path.name != JOURNAL)  # first, so that it never names a file that is gone
-        why = "no run has its cell, which could go on from here and will start again without it"
+        why = "no run is working on its cell, which starts from the beginning without it"
         if _is_finished(folders.results, folder):
             why = "its cell is finished"
         stays = _use_of_claim(_claim_of(folder))

@@ -63,7 +63,7 @@ class Watch:
         changed = [name for name, state in self._before.items() if after[name] != state]
         if changed:
             raise BenchmarkError(
-                f"{method} writes into what it was given ({', '.join(changed)}): its results would no longer "
+                f"{method} changes what it was given ({', '.join(changed)}): its results would no longer "
                 "belong to the data that the record names, and neither would those of later cells. Work on a copy "
                 "(task.y.clone()), or give per-sample values to the stage as columns=."
             )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +19,6 @@ from debiasbench.nets.build import check_fits, check_net
 from debiasbench.nets.pretrained import needed_weights, weights_sha256
 from debiasbench.parameters import write_value
 from debiasbench.plugins import is_shipped
-from debiasbench.recipe import OF_CHANNELS
 from debiasbench.records import Failure, Record, Result, found_record, record_path, running_path
 from debiasbench.running.claims import RecordState, state_of
 from debiasbench.training.checkpoints import JOURNAL
@@ -173,27 +173,38 @@ def _of_data(grid: Grid, built: dict[str, Built]) -> list[str]:
 def _refuse_unfit(
     grid: Grid, datasets: dict[str, Dataset], built: dict[str, Built], without: Collection[tuple[str, str]]
 ) -> None:
-    """Refuse networks that do not accept the data; those in `without` are tried without their pretrained weights.
+    """Refuse networks and recipes that do not accept the data.
+
+    Networks in `without` are tried without their pretrained weights.
 
     Raises:
         BenchmarkError: some do not; it says which, and why.
     """
-    fields = ("net", "size", "pretrained", *OF_CHANNELS)
-    cells = {(data_key(one), str([one.recipe[key] for key in fields])): one for one in grid.cells}
-    problems = []
-    for cell in cells.values():
+    recipes = {(data_key(one), str(one.recipe)): one for one in grid.cells}
+    nets = {(data_key(one), *(one.recipe[key] for key in ("net", "size", "pretrained"))): one for one in grid.cells}
+    problems: list[str] = []
+    for cell in recipes.values():
+        if datasets[data_key(cell)].input == "images":
+            with _collected(problems, cell):
+                cell.build_recipe().check_channels(built[data_key(cell)].shape[0])
+    for cell in nets.values():
         dataset, recipe, shape = datasets[data_key(cell)], cell.build_recipe(), built[data_key(cell)].shape
         if dataset.input == "text" or not shape:
             continue  # text encoders were tried before
-        try:
-            if dataset.input == "images":
-                recipe.check_channels(shape[0])
+        with _collected(problems, cell):
             start = "none" if _start_of(cell) in without else recipe.pretrained
             check_fits(recipe.net, recipe.input_shape(shape), dataset.n_classes, start)
-        except BenchmarkError as error:
-            problems.append(f"{cell.dataset_title}: {error}")
     if problems:
         raise BenchmarkError("\n".join(dict.fromkeys(problems)))
+
+
+@contextmanager
+def _collected(problems: list[str], cell: Cell) -> Iterator[None]:
+    """Append an error to `problems`, with the dataset of the cell, instead of raising it."""
+    try:
+        yield
+    except BenchmarkError as error:
+        problems.append(f"{cell.dataset_title}: {error}")
 
 
 def _refuse_equal_draws(grid: Grid, fingerprints: dict[str, str]) -> None:

@@ -144,7 +144,7 @@ def test_nothing_is_deleted_unless_somebody_says_so(folders, cells, gone, capsys
     assert clean(folders) == 0
     told = capsys.readouterr().out
     assert files_of(folders.results, folders.cache) == before
-    for word in (*KINDS, "1 kB", "a void claim", "no run has its cell"):
+    for word in (*KINDS, "1 kB", "a void claim", "no run is working on its cell"):
         assert word in told
     assert "Nothing was deleted: --yes deletes it, --what chooses." in told
 
@@ -199,7 +199,7 @@ def test_a_checkpoint_of_a_finished_cell_is_told_apart(place, folders, cells):
                 path.unlink()
     whys = {one.place: one.why for one in find(folders, ["checkpoints"])}
     assert whys[running_path(record_path(folders.results, cells[0]))] == "its cell is finished"
-    assert whys[running_path(record_path(folders.results, cells[1]))].startswith("no run has its cell")
+    assert whys[running_path(record_path(folders.results, cells[1]))].startswith("no run is working on its cell")
 
 
 # ---- what is in use -------------------------------------------------------------------------------------------------

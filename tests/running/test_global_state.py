@@ -59,7 +59,7 @@ def test_writing_into_handed_tensors_is_told_by_name(built, write):
     watch = Watch(built)
     watch.check("mine")
     write(built)
-    with pytest.raises(BenchmarkError, match=r"mine writes into what it was given \(.* of (train|valid|test)\)"):
+    with pytest.raises(BenchmarkError, match=r"mine changes what it was given \(.* of (train|valid|test)\)"):
         watch.check("mine")
 
 

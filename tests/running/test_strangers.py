@@ -101,7 +101,7 @@ def test_writing_into_data_fails_by_name_and_the_next_cell_has_its_own(strange, 
             {line}
     """)
     bad, plain = run(tmp_path / "after", "bad", "plain")
-    assert "bad writes into what it was given" in bad.failure.message
+    assert "bad changes what it was given" in bad.failure.message
     (alone,) = run(tmp_path / "alone", "plain")
     assert plain.result == alone.result
 

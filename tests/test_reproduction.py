@@ -155,7 +155,8 @@ def test_a_plain_loop_and_the_suite_after_four_epochs_follow_from_their_files():
 
 
 def test_what_a_short_first_stage_changes_follows_from_the_records():
-    (whole,) = [one for one in records_below("cmnist+rho=0.05") if one.cell.method_title == "pgd"]
+    of_pgd = [one for one in records_below("cmnist+rho=0.05") if one.cell.method_title == "pgd"]
+    (whole,) = [one for one in of_pgd if one.cell.seed == 0]  # as the others
     rows = section("What a short first stage changes at 5 per cent")
     records = [whole, *(one for name in ("short-pgd", "early-scores") for one in BIASED if one.cell.method == name)]
     for row, record in zip(rows[:3], records, strict=True):

@@ -184,9 +184,10 @@ def _refuse_unfit(
     nets = {(data_key(one), *(one.recipe[key] for key in ("net", "size", "pretrained"))): one for one in grid.cells}
     problems: list[str] = []
     for cell in recipes.values():
-        if datasets[data_key(cell)].input == "images":
+        shape = built[data_key(cell)].shape
+        if datasets[data_key(cell)].input == "images" and shape:
             with _collected(problems, cell):
-                cell.build_recipe().check_channels(built[data_key(cell)].shape[0])
+                cell.build_recipe().check_channels(shape[0])
     for cell in nets.values():
         dataset, recipe, shape = datasets[data_key(cell)], cell.build_recipe(), built[data_key(cell)].shape
         if dataset.input == "text" or not shape:

@@ -164,8 +164,8 @@ def _refuse_mistyped(cls: type[Any]) -> None:
         base = next((base for base in cls.__mro__[1:] if name in inspect.get_annotations(base)), object)
         hint = field_types(base)[name] if base.__module__ in _CONTRACTS else Any
         if typing.get_origin(hint) is ClassVar and not _fits(value, kind := typing.get_args(hint)[0]):
-            hint = " Write @property above it." if inspect.isfunction(value) else ""
-            raise BenchmarkError(f"'{name}' of {cls.__qualname__} must be {_in_words(kind)}. Got {value!r}.{hint}")
+            advice = " Write @property above it." if inspect.isfunction(value) else ""
+            raise BenchmarkError(f"'{name}' of {cls.__qualname__} must be {_in_words(kind)}. Got {value!r}.{advice}")
 
 
 def _fits(value: Any, kind: Any) -> bool:

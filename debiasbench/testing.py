@@ -9,8 +9,9 @@ In a test file of your own:
     def test_my_method(check):
         check(MyMethod)
 
-Each check takes the class and raises an `AssertionError` with a sentence that says what is wrong. Checks that need a
-fit with the class defaults share one fit, which the first of them makes.
+Each check takes the class and raises an `AssertionError` with a sentence that says what is wrong, or a `BenchmarkError`
+if a run would refuse it as well. Checks that need a fit with the class defaults share one fit, which the first of them
+makes.
 """
 
 from __future__ import annotations

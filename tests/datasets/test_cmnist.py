@@ -476,8 +476,12 @@ def test_splits_of_their_names_are_what_they_were(make_splits):
     with_tune = Splits.of(splits.named() | {"tune": splits.test})
     assert with_tune.tune is splits.test
     assert with_tune.official
-    with pytest.raises(TypeError, match="unexpected keyword argument 'val'"):
+    with pytest.raises(BenchmarkError, match="Got train, valid, test, val"):
         Splits.of(splits.named() | {"val": splits.test})
+    with pytest.raises(BenchmarkError, match="train must be Samples"):
+        Splits.of(splits.named() | {"train": None})
+    with pytest.raises(BenchmarkError, match="train, valid and test are needed"):
+        Splits.of({"train": splits.train})
 
 
 def test_fingerprint_sees_every_column():

@@ -44,8 +44,13 @@ def check_input(dataset: Dataset) -> None:
         raise BenchmarkError(f"{dataset.name}: input must be one of {', '.join(INPUTS)}. Got {dataset.input!r}.")
 
 
-def check_splits(dataset: Dataset, splits: Splits) -> Splits:
+def check_splits(dataset: Dataset, splits: Splits, *, with_x: bool = True) -> Splits:
     """Refuse data that cannot be trained on, and columns that are not as `Samples` and the dataset describe them.
+
+    Args:
+        dataset: the one that built the splits.
+        splits: what `build` returned.
+        with_x: False: x is not looked at, for what `build_labels` returns.
 
     Raises:
         BenchmarkError: names the dataset, the split and the column, with what is allowed and what was given.
@@ -58,10 +63,11 @@ def check_splits(dataset: Dataset, splits: Splits) -> Splits:
         if len(samples) == 0:
             raise BenchmarkError(f"{dataset.name}: the {name} split is empty.")
         _check_columns(dataset, name, samples)
-        _check_x(dataset, name, samples, splits.train.x)
+        if with_x:
+            _check_x(dataset, name, samples, splits.train.x)
     _check_conflicts(dataset, splits)
-    train, test = splits.train, splits.test
-    if test.x.data_ptr() == train.x.data_ptr() and test.x.shape == train.x.shape and torch.equal(test.y, train.y):
+    x, of_test, same_y = splits.train.x, splits.test.x, torch.equal(splits.test.y, splits.train.y)
+    if with_x and same_y and of_test.data_ptr() == x.data_ptr() and of_test.shape == x.shape:
         raise BenchmarkError(f"{dataset.name}: train and test are the same samples. Hold out some of them for test.")
     present = splits.train.y.unique()
     if len(present) < 2:

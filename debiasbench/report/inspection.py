@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from debiasbench.data.checks import check_splits
 from debiasbench.datasets import Dataset
 from debiasbench.drawing import lacking
 from debiasbench.errors import BenchmarkError, raised_by
@@ -23,7 +24,8 @@ def inspect(dataset: Dataset, title: str, *, data_dir: Path, results_dir: Path) 
     """Tables of each split, and contact sheets that show the bias."""
     with raised_by(f"The data of {dataset.name} cannot be built"):
         splits = dataset.build_labels(data_dir)
-    with_x = splits.train.x.numel() > 0
+    with_x = not isinstance(splits, Splits) or splits.train.x.shape[1:] != (0,)  # see `Dataset.build_labels`
+    check_splits(dataset, splits, with_x=with_x)
     rows = [
         _row(dataset, split, samples, index, bias_name)
         for split, samples in splits.named().items()

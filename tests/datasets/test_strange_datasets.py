@@ -16,6 +16,7 @@ from debiasbench.datasets import NeededFile
 from debiasbench.errors import BenchmarkError
 from debiasbench.methods import Method
 from debiasbench.recipe import Recipe
+from debiasbench.report.inspection import inspect
 from debiasbench.running.plan import build_all, check_data
 from debiasbench.samples import Samples, Splits
 from debiasbench.testing import Tiny
@@ -311,6 +312,49 @@ def test_a_test_on_the_training_samples_is_refused(tmp_path):
     for test in (splits.train, replace(splits.train)):
         with pytest.raises(BenchmarkError, match=r"tiny: train and test are the same samples\. Hold out"):
             check_splits(Tiny(), replace(splits, test=test))
+
+
+INSPECTED = {  # what is wrong -> how build makes it of good splits, and what `inspect` says
+    "no splits": (lambda splits: splits.train, "build must return Splits. Got Samples"),
+    "channels last": (lambda splits: _in_all(splits, x=lambda x: x.permute(0, 2, 3, 1)), "looks like the channels"),
+    "no pixels": (lambda splits: _in_all(splits, x=lambda x: x[:, :, :0]), r"x of train must be \(N, C, H, W\)"),
+    "labels from 1": (lambda splits: _in_all(splits, y=lambda y: y + 1), r"labels of train must be in 0\.\.3\. Got 1"),
+    "a negative bias": (lambda splits: _in_all(splits, bias=lambda bias: bias - 2), "at least 0, or -1 if unknown"),
+    "test is train": (lambda splits: replace(splits, test=splits.train), "train and test are the same samples"),
+    "labels alone": (
+        lambda splits: _in_all(splits, x=lambda x: x[:, 0, 0, :0], y=lambda y: y - 1),
+        r"labels of train must be in 0\.\.3\. Got -1",
+    ),
+}
+
+
+def _in_all(splits, **changes):
+    """The splits with columns changed in each part."""
+    parts = {
+        name: replace(part, **{column: change(getattr(part, column)) for column, change in changes.items()})
+        for name, part in splits.named().items()
+    }
+    return Splits.of(parts)
+
+
+@pytest.mark.parametrize(("made", "said"), INSPECTED.values(), ids=INSPECTED)
+def test_inspect_tells_what_a_run_would(tmp_path, made, said):
+    """It is what one tries first with a new dataset."""
+    wrong = type("Wrong", (Tiny,), {"name": "wrong", "build": lambda _, data_dir: made(Tiny().build(data_dir))})
+    with pytest.raises(BenchmarkError, match=f"wrong: .*{said}"):
+        inspect(wrong(), "wrong", data_dir=tmp_path, results_dir=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_inspect_needs_no_x(tmp_path):
+    labels = type("Labels", (Tiny,), {"name": "labels", "build_labels": lambda _, data_dir: _labels(data_dir)})
+    (sizes, *_), pictures = inspect(labels(), "labels", data_dir=tmp_path, results_dir=tmp_path)
+    assert [row[1].value for row in sizes.rows] == [len(part) for part in Tiny().build(tmp_path).named().values()]
+    assert not pictures
+
+
+def _labels(data_dir):
+    return _in_all(Tiny().build(data_dir), x=lambda x: x[:, 0, 0, :0])
 
 
 @pytest.mark.parametrize("n_values", [1, 3])

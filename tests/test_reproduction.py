@@ -143,6 +143,8 @@ def test_how_well_conflicting_samples_are_found_follows_from_the_records():
             biased = f"{sum(100 * end['acc_unbiased'] for end in ends) / len(ends):.1f}" if ends else "-"
             expected.append([conflicts, method, *scores, *selected, biased])
     assert section("How well the methods find the conflicting samples") == expected
+    low, middle, high = (row[-1] for row in expected if row[1] == "pgd")
+    assert f"its means over seeds are {low}, {middle} and {high}" in TEXT
 
 
 def test_the_choice_of_the_epoch_follows_from_the_records():

@@ -167,6 +167,15 @@ def test_the_choice_of_the_epoch_follows_from_the_records():
             published = f"{paper.loc[method]['mean']:.2f} ± {paper.loc[method]['std']:.2f}"
             expected.append([conflicts, method, last, by_loss, epochs, highest, published])
     assert section("Does the choice of the epoch explain the differences?") == expected
+    epochs = {
+        dataset_and_method: [[100 * epoch.test["acc_unbiased"] for epoch in one.result.epochs] for one in found]
+        for dataset_and_method in (("cmnist", "jtt"), ("cmnist", "lff"), ("cmnist:rho=0.05", "pgd"))
+        for found in [full_runs(*dataset_and_method)]
+    }
+    assert min(map(min, epochs["cmnist", "jtt"])) > 90.4
+    assert min(min(run[40:]) for run in epochs["cmnist", "lff"]) > 92.4
+    assert all(min(run[:40]) < 91.35 for run in epochs["cmnist", "lff"])
+    assert max(map(max, epochs["cmnist:rho=0.05", "pgd"])) < 97.4
 
 
 def test_the_biased_network_and_the_conflict_mass_follow_from_the_records():

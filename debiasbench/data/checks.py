@@ -66,8 +66,9 @@ def check_splits(dataset: Dataset, splits: Splits, *, with_x: bool = True) -> Sp
         if with_x:
             _check_x(dataset, name, samples, splits.train.x)
     _check_conflicts(dataset, splits)
-    x, of_test, same_y = splits.train.x, splits.test.x, torch.equal(splits.test.y, splits.train.y)
-    if with_x and same_y and of_test.data_ptr() == x.data_ptr() and of_test.shape == x.shape:
+    train, test = splits.train, splits.test
+    same_x = with_x and test.x.data_ptr() == train.x.data_ptr() and test.x.shape == train.x.shape
+    if same_x and torch.equal(test.y, train.y):
         raise BenchmarkError(f"{dataset.name}: train and test are the same samples. Hold out some of them for test.")
     present = splits.train.y.unique()
     if len(present) < 2:
